@@ -1,0 +1,9 @@
+//! Exact scaled-dot-product attention on CPUs.
+#![warn(missing_docs)]
+
+mod element;
+mod simd;
+pub mod softmax;
+
+pub use element::{DType, Element, bf16, f16};
+pub use simd::Level;

@@ -1,0 +1,264 @@
+//! Instructions: vectors of f32, one token type per instruction set, and the vector mathematics written over them.
+//!
+//! Three ideas hold this floor together.
+//!
+//! * **A token is a proof.** [`Avx2`] can only be made by [`Isa::detect`], after the processor said that it has the
+//!   instructions. Whoever holds one may use them, so vector arithmetic is safe to call.
+//! * **Code is written once**, generic over [`Simd`], and compiled once for every level: a [`Kernel`] is a piece of work
+//!   that runs at whatever level it is handed, and [`Isa::run`] enters it through the one function per level that
+//!   enables the level's instructions. Everything below a kernel is `#[inline(always)]`, so that it is compiled inside
+//!   that function.
+//! * **Lanes are independent.** No operation here mixes lanes but `sum`, `max_lane` and `transpose`, which say so.
+//!
+//! Nothing here knows what the numbers mean.
+
+mod avx2;
+pub(crate) mod exp;
+mod portable;
+
+use crate::element::{bf16, f16};
+#[cfg(target_arch = "x86_64")]
+use avx2::Avx2;
+use portable::Portable;
+
+/// An instruction set that the kernels are compiled for.
+///
+/// The best one that the processor has is picked at run time; [`Attention::level`](crate::Attention::level) forces
+/// another, in tests and benches. Levels agree within the error bound of `docs/numerics.md`, not bit for bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Level {
+    /// Plain Rust that runs everywhere; the compiler vectorises it for the target's baseline.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C: Intel Haswell (2013), AMD Zen (2017) and later.
+    Avx2,
+}
+
+impl Level {
+    /// Every level, whether this processor has it or not, from the plainest to the fastest.
+    pub const ALL: &'static [Level] = &[Level::Portable, Level::Avx2];
+
+    /// The levels that this processor has, from the plainest to the fastest.
+    pub fn available() -> impl DoubleEndedIterator<Item = Level> {
+        Self::ALL.iter().copied().filter(|level| Isa::detect(*level).is_some())
+    }
+
+    /// The fastest level that this processor has.
+    pub fn best() -> Level {
+        Self::available().next_back().unwrap_or(Level::Portable)
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+        })
+    }
+}
+
+/// A level together with the proof that this processor has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isa {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+}
+
+impl Isa {
+    /// The proof for `level`, if this processor has it.
+    pub(crate) fn detect(level: Level) -> Option<Isa> {
+        match level {
+            Level::Portable => Some(Isa::Portable(Portable)),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => Avx2::detect().map(Isa::Avx2),
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx2 => None,
+        }
+    }
+
+    /// The fastest level of this processor. (Detection is cached by the standard library: this costs a few loads.)
+    pub(crate) fn best() -> Isa {
+        Level::ALL.iter().rev().find_map(|level| Self::detect(*level)).unwrap_or(Isa::Portable(Portable))
+    }
+
+    pub(crate) fn level(self) -> Level {
+        match self {
+            Isa::Portable(_) => Level::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => Level::Avx2,
+        }
+    }
+
+    /// Runs `kernel` compiled for this level.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Isa::Portable(simd) => kernel.run(simd),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(simd) => simd.enter(kernel),
+        }
+    }
+}
+
+/// A piece of work that can be compiled for every level. Implementations mark `run` as `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// The vector operations of one level: `LANES` f32 side by side.
+///
+/// Arithmetic is IEEE 754 single precision, rounded to nearest, ties to even.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Elements in one vector.
+    const LANES: usize;
+    /// Vectors that the register file holds at once: how many accumulators a loop can afford.
+    const REGISTERS: usize;
+    /// `LANES` values of f32.
+    type F32: Copy;
+    /// `LANES` values of i32; what it adds and shifts wraps.
+    type I32: Copy;
+    /// `LANES` yes-or-no answers.
+    type Mask: Copy;
+
+    fn splat(self, x: f32) -> Self::F32;
+    fn splat_i32(self, x: i32) -> Self::I32;
+    /// `[0.0, 1.0, 2.0, …]`: the number of each lane.
+    fn lane_numbers(self) -> Self::F32;
+
+    /// Reads `LANES` f32 from `p`.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `LANES` f32; it needs no alignment beyond that of f32.
+    unsafe fn load(self, p: *const f32) -> Self::F32;
+    /// Writes `LANES` f32 to `p`.
+    ///
+    /// # Safety
+    /// * `p` is valid for writes of `LANES` f32; it needs no alignment beyond that of f32.
+    unsafe fn store(self, p: *mut f32, x: Self::F32);
+    /// Reads `LANES` f16 from `p` and widens them, exactly.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `LANES` f16.
+    unsafe fn load_f16(self, p: *const f16) -> Self::F32;
+    /// Reads `LANES` bf16 from `p` and widens them, exactly.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `LANES` bf16.
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::F32;
+    /// Rounds to f16, to nearest with ties to even, and writes `LANES` of them to `p`.
+    ///
+    /// # Safety
+    /// * `p` is valid for writes of `LANES` f16.
+    unsafe fn store_f16(self, p: *mut f16, x: Self::F32);
+    /// Rounds to bf16, to nearest with ties to even, and writes `LANES` of them to `p`.
+    ///
+    /// # Safety
+    /// * `p` is valid for writes of `LANES` bf16.
+    unsafe fn store_bf16(self, p: *mut bf16, x: Self::F32);
+
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b + c`, with one rounding where the level has fused multiply-add and two where it has not.
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The larger one; **`b` where either is NaN** (what x86 does, so that it is one instruction there).
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The smaller one; **`b` where either is NaN**.
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn abs(self, a: Self::F32) -> Self::F32;
+    /// The smallest integer not below `a`.
+    fn ceil(self, a: Self::F32) -> Self::F32;
+
+    /// `a < b`; false where either is NaN.
+    fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `a <= b`; false where either is NaN.
+    fn le(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `a == b`; false where either is NaN.
+    fn eq(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    fn and(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    /// `a` where the mask says yes, `b` elsewhere. The other operand's bits never matter.
+    fn select(self, mask: Self::Mask, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// Whether any lane says yes.
+    fn any(self, mask: Self::Mask) -> bool;
+
+    fn bits(self, a: Self::F32) -> Self::I32;
+    fn from_bits(self, a: Self::I32) -> Self::F32;
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn sub_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// The larger of two signed integers.
+    fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// The smaller of two signed integers.
+    fn min_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn and_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn shl_i32<const N: i32>(self, a: Self::I32) -> Self::I32;
+    /// Shifts right and repeats the sign.
+    fn shr_i32<const N: i32>(self, a: Self::I32) -> Self::I32;
+
+    /// The sum of all lanes, in a fixed order (halves folded onto each other).
+    fn sum(self, a: Self::F32) -> f32;
+    /// The largest lane; NaN lanes may be ignored.
+    fn max_lane(self, a: Self::F32) -> f32;
+    /// Turns a block of `LANES` rows of `LANES` into its transpose.
+    ///
+    /// # Safety
+    /// * `from.offset(r * from_stride)` is valid for reads of `LANES` f32 for every r < `LANES`
+    /// * `to.offset(r * to_stride)` is valid for writes of `LANES` f32 for every r < `LANES`
+    /// * what is written does not overlap what is read
+    unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize);
+
+    /// Asks for the cache line of `p`, which need not be readable.
+    fn prefetch<T>(self, p: *const T);
+
+    #[inline(always)]
+    fn zero(self) -> Self::F32 {
+        self.splat(0.0)
+    }
+
+    /// The first `LANES` elements of `x`.
+    ///
+    /// # Panics
+    /// Where `x` is shorter than that (our own mistake, never a user's).
+    #[inline(always)]
+    fn load_slice(self, x: &[f32]) -> Self::F32 {
+        assert!(x.len() >= Self::LANES);
+        // SAFETY: the assertion above.
+        unsafe { self.load(x.as_ptr()) }
+    }
+
+    /// Writes the first `LANES` elements of `to`.
+    ///
+    /// # Panics
+    /// Where `to` is shorter than that.
+    #[inline(always)]
+    fn store_slice(self, to: &mut [f32], x: Self::F32) {
+        assert!(to.len() >= Self::LANES);
+        // SAFETY: the assertion above.
+        unsafe { self.store(to.as_mut_ptr(), x) }
+    }
+
+    /// The elements of `x`, which is at most `LANES` long, then `fill` in the lanes past its end.
+    #[inline(always)]
+    fn load_part(self, x: &[f32], fill: f32) -> Self::F32 {
+        let mut whole = [fill; MAX_LANES];
+        whole[..x.len()].copy_from_slice(x);
+        self.load_slice(&whole[..Self::LANES])
+    }
+
+    /// Writes all of `to`, which is at most `LANES` long, from the first lanes of `x`.
+    #[inline(always)]
+    fn store_part(self, to: &mut [f32], x: Self::F32) {
+        let mut whole = [0.0; MAX_LANES];
+        self.store_slice(&mut whole[..Self::LANES], x);
+        to.copy_from_slice(&whole[..to.len()]);
+    }
+}
+
+/// No level has more lanes than this.
+pub(crate) const MAX_LANES: usize = 8;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! The level that runs everywhere: plain arrays and loops that the compiler turns into the target's baseline vectors.
+//!
+//! A multiply-add is fused only where the target always has the instruction; elsewhere the fused form would be a library
+//! call, some fifty times slower, and two roundings are the better bargain.
+
+use super::Simd;
+use crate::element::{bf16, f16};
+
+const LANES: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn map2<A: Copy, B: Copy, C: Copy + Default>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> C) -> [C; LANES] {
+    let mut out = [C::default(); LANES];
+    for i in 0..LANES {
+        out[i] = f(a[i], b[i]);
+    }
+    out
+}
+
+impl Simd for Portable {
+    const LANES: usize = LANES;
+    // Sixteen 128-bit registers (x86-64 without extensions) hold eight of these vectors.
+    const REGISTERS: usize = 8;
+    type F32 = [f32; LANES];
+    type I32 = [i32; LANES];
+    type Mask = [bool; LANES];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F32 {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::I32 {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn lane_numbers(self) -> Self::F32 {
+        std::array::from_fn(|i| i as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::F32 {
+        // SAFETY: the caller's promise is exactly this read.
+        unsafe { p.cast::<Self::F32>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, x: Self::F32) {
+        // SAFETY: the caller's promise is exactly this write.
+        unsafe { p.cast::<Self::F32>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const f16) -> Self::F32 {
+        // SAFETY: the caller's promise is exactly this read.
+        unsafe { p.cast::<[f16; LANES]>().read_unaligned() }.map(f16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::F32 {
+        // SAFETY: the caller's promise is exactly this read.
+        unsafe { p.cast::<[bf16; LANES]>().read_unaligned() }.map(bf16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut f16, x: Self::F32) {
+        // SAFETY: the caller's promise is exactly this write.
+        unsafe { p.cast::<[f16; LANES]>().write_unaligned(x.map(f16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16, x: Self::F32) {
+        // SAFETY: the caller's promise is exactly this write.
+        unsafe { p.cast::<[bf16; LANES]>().write_unaligned(x.map(bf16::from_f32)) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        let mut out = c;
+        for i in 0..LANES {
+            out[i] = if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+                a[i].mul_add(b[i], c[i])
+            } else {
+                a[i] * b[i] + c[i]
+            };
+        }
+        out
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn abs(self, a: Self::F32) -> Self::F32 {
+        a.map(f32::abs)
+    }
+    #[inline(always)]
+    fn ceil(self, a: Self::F32) -> Self::F32 {
+        a.map(f32::ceil)
+    }
+
+    #[inline(always)]
+    fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask {
+        map2(a, b, |a, b| a < b)
+    }
+    #[inline(always)]
+    fn le(self, a: Self::F32, b: Self::F32) -> Self::Mask {
+        map2(a, b, |a, b| a <= b)
+    }
+    #[inline(always)]
+    fn eq(self, a: Self::F32, b: Self::F32) -> Self::Mask {
+        map2(a, b, |a, b| a == b)
+    }
+    #[inline(always)]
+    fn and(self, a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        map2(a, b, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::Mask, a: Self::F32, b: Self::F32) -> Self::F32 {
+        let mut out = b;
+        for i in 0..LANES {
+            out[i] = if mask[i] { a[i] } else { b[i] };
+        }
+        out
+    }
+    #[inline(always)]
+    fn any(self, mask: Self::Mask) -> bool {
+        mask.into_iter().any(|yes| yes)
+    }
+
+    #[inline(always)]
+    fn bits(self, a: Self::F32) -> Self::I32 {
+        a.map(|a| a.to_bits() as i32)
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Self::I32) -> Self::F32 {
+        a.map(|a| f32::from_bits(a as u32))
+    }
+    #[inline(always)]
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        map2(a, b, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn sub_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        map2(a, b, i32::wrapping_sub)
+    }
+    #[inline(always)]
+    fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        map2(a, b, i32::max)
+    }
+    #[inline(always)]
+    fn min_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        map2(a, b, i32::min)
+    }
+    #[inline(always)]
+    fn and_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        map2(a, b, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn shl_i32<const N: i32>(self, a: Self::I32) -> Self::I32 {
+        a.map(|a| a << N)
+    }
+    #[inline(always)]
+    fn shr_i32<const N: i32>(self, a: Self::I32) -> Self::I32 {
+        a.map(|a| a >> N)
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F32) -> f32 {
+        let four: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
+        (four[0] + four[2]) + (four[1] + four[3])
+    }
+    #[inline(always)]
+    fn max_lane(self, a: Self::F32) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
+        for r in 0..LANES as isize {
+            for c in 0..LANES as isize {
+                // SAFETY: r and c are below LANES: inside the blocks that the caller vouches for.
+                unsafe { *to.offset(c * to_stride + r) = *from.offset(r * from_stride + c) };
+            }
+        }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
+}
