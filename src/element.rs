@@ -1,10 +1,19 @@
 //! The element types of tensors: f32, f16 and bf16.
 
+use crate::strided::Strided;
+use crate::tensor::AnyTensor;
 pub use half::{bf16, f16};
 use std::fmt;
 
 mod sealed {
-    pub trait Sealed {}
+    use crate::strided::Strided;
+    use crate::tensor::AnyTensor;
+
+    #[allow(unreachable_pub, private_interfaces, reason = "unnameable outside the crate: that is what seals the trait")]
+    pub trait Sealed: Sized {
+        /// The tensor with its element type made a value.
+        fn erase(tensor: Strided<'_, Self, 4>) -> AnyTensor<'_>;
+    }
 }
 
 /// An element type of queries, keys, values and outputs: [`f32`], [`f16`] or [`bf16`].
@@ -53,8 +62,13 @@ impl fmt::Display for DType {
 }
 
 macro_rules! element {
-    ($t:ty, $dtype:expr, $to:expr, $from:expr) => {
-        impl sealed::Sealed for $t {}
+    ($t:ty, $dtype:expr, $any:expr, $to:expr, $from:expr) => {
+        impl sealed::Sealed for $t {
+            #[allow(private_interfaces, reason = "as in the trait")]
+            fn erase(tensor: Strided<'_, Self, 4>) -> AnyTensor<'_> {
+                $any(tensor)
+            }
+        }
         impl Element for $t {
             const DTYPE: DType = $dtype;
             #[inline(always)]
@@ -69,6 +83,6 @@ macro_rules! element {
     };
 }
 
-element!(f32, DType::F32, |x| x, |x| x);
-element!(f16, DType::F16, f16::to_f32, f16::from_f32);
-element!(bf16, DType::Bf16, bf16::to_f32, bf16::from_f32);
+element!(f32, DType::F32, AnyTensor::F32, |x| x, |x| x);
+element!(f16, DType::F16, AnyTensor::F16, f16::to_f32, f16::from_f32);
+element!(bf16, DType::Bf16, AnyTensor::Bf16, bf16::to_f32, bf16::from_f32);

@@ -8,7 +8,7 @@
 //!   that runs at whatever level it is handed, and [`Isa::run`] enters it through the one function per level that
 //!   enables the level's instructions. Everything below a kernel is `#[inline(always)]`, so that it is compiled inside
 //!   that function.
-//! * **Lanes are independent.** No operation here mixes lanes but `sum`, `max_lane` and `transpose`, which say so.
+//! * **Lanes are independent.** No operation here mixes lanes but `sum`, `sums`, `max_lane` and `transpose`, which say so.
 //!
 //! Nothing here knows what the numbers mean.
 
@@ -200,6 +200,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// The sum of all lanes, in a fixed order (halves folded onto each other).
     fn sum(self, a: Self::F32) -> f32;
+    /// The sum of all lanes of each of `LANES` vectors (`x[..LANES]`), each in the same fixed order (neighbours first).
+    fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32;
     /// The largest lane; NaN lanes may be ignored.
     fn max_lane(self, a: Self::F32) -> f32;
     /// Turns a block of `LANES` rows of `LANES` into its transpose.

@@ -216,6 +216,18 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn sums(self, x: [__m256; 8]) -> __m256 {
+        op!({
+            let [a, b, c, d, e, f, g, h] = x;
+            let low = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let high = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
+            // Each holds, in either half, the sums of four lanes of four vectors.
+            let first = _mm256_permute2f128_ps::<0x20>(low, high);
+            let second = _mm256_permute2f128_ps::<0x31>(low, high);
+            _mm256_add_ps(first, second)
+        })
+    }
+    #[inline(always)]
     fn max_lane(self, a: __m256) -> f32 {
         op!({
             let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));

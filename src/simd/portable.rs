@@ -189,6 +189,10 @@ impl Simd for Portable {
         (four[0] + four[2]) + (four[1] + four[3])
     }
     #[inline(always)]
+    fn sums(self, x: [Self::F32; 8]) -> Self::F32 {
+        x.map(|a| ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7])))
+    }
+    #[inline(always)]
     fn max_lane(self, a: Self::F32) -> f32 {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }

@@ -1,0 +1,135 @@
+//! The output, shared between workers: each row is handed to the one task that writes it.
+//!
+//! All writing of several threads into one piece of memory is here. What makes it sound: a [`Schedule`] in which each row
+//! appears once, and a counter that draws each task once.
+
+use super::schedule::{Schedule, Task};
+use crate::element::Element;
+use crate::kernel::load::{Store, store_row};
+use crate::simd::{Isa, Kernel, Simd};
+use crate::strided::{RowMut, Strided};
+use crate::tensor::{AnyTensor, TensorMut, with_elements};
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Where the results go: a tensor of any type, and the log-sum-exps if they are asked for.
+pub(crate) struct Output<'a> {
+    values: AnyTensor<'a>,
+    lse: Option<Strided<'a, f32, 3>>,
+    /// Made from `TensorMut`s: nobody else has these elements, and no two indices share one.
+    exclusive: PhantomData<&'a mut f32>,
+}
+
+impl<'a> Output<'a> {
+    pub(crate) fn new<O: Element>(values: TensorMut<'a, O>, lse: Option<TensorMut<'a, f32, 3>>) -> Self {
+        let values = AnyTensor::new(values.strided);
+        Output { values, lse: lse.map(|lse| lse.strided), exclusive: PhantomData }
+    }
+
+    /// Gets ready to hand out the rows of `schedule`, which must be for this output's problem.
+    pub(super) fn share(self, schedule: &'a Schedule) -> Shared<'a> {
+        Shared { output: self, schedule, next: AtomicUsize::new(0) }
+    }
+}
+
+/// An output that several workers write.
+pub(super) struct Shared<'a> {
+    output: Output<'a>,
+    schedule: &'a Schedule,
+    next: AtomicUsize,
+}
+
+impl Shared<'_> {
+    /// The next task, and the right to write its rows.
+    pub(super) fn draw(&self) -> Option<Rows<'_>> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        let task = self.schedule.tasks().get(index)?;
+        Some(Rows { output: &self.output, task, group: self.schedule.group(), index })
+    }
+}
+
+/// The rows of one task; there is one of these for each task drawn.
+pub(super) struct Rows<'a> {
+    output: &'a Output<'a>,
+    task: &'a Task,
+    group: usize,
+    index: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn task(&self) -> &'a Task {
+        self.task
+    }
+
+    /// The task's place in the schedule.
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Writes row `r` of the task: the output, rounded to its type, and the log-sum-exp.
+    ///
+    /// # Panics
+    /// If the row is not one of the task's, or `values` is not `value_dim` long.
+    pub(super) fn write(&mut self, isa: Isa, r: usize, values: &[f32], lse: f32) {
+        assert!(self.task.rows.contains(&r), "row {r} of a task for {:?}", self.task.rows);
+        let (h, i) = self.task.head_and_query(r, self.group);
+        let b = self.task.batch;
+        with_elements!(&self.output.values, tensor => {
+            // SAFETY: made from a TensorMut, so nobody outside holds it and its strides are disjoint. Inside, row (b, h, i)
+            // belongs to row r of this task alone (a schedule lists each row once), and of this task there is one `Rows`
+            // (the counter has drawn it once), which is borrowed mutably for as long as `row` lives.
+            let row = unsafe { tensor.row_mut([b, h, i]) };
+            isa.run(WriteRow { row, values });
+        });
+        if let Some(tensor) = &self.output.lse {
+            // SAFETY: as above; one element is a row of its own.
+            unsafe { tensor.write([b, h, i], lse) };
+        }
+    }
+}
+
+struct WriteRow<'a, 'r, T> {
+    row: RowMut<'r, T>,
+    values: &'a [f32],
+}
+
+impl<T: Store> Kernel for WriteRow<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        match self.row.as_mut_slice() {
+            Some(row) => store_row(simd, row, self.values),
+            None => self.row.fill_from(self.values.iter().map(|&value| T::from_f32(value))),
+        }
+    }
+}
+
+/// A buffer that several workers fill: equal slots, each handed out once, in order.
+pub(super) struct Slots<'a> {
+    origin: *mut f32,
+    slot: usize,
+    count: usize,
+    next: AtomicUsize,
+    buffer: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: threads that share it can only draw from it, and no two draws give the same slot.
+unsafe impl Sync for Slots<'_> {}
+
+impl<'a> Slots<'a> {
+    /// As many slots of `slot` elements as fit in `buffer`.
+    pub(super) fn new(buffer: &'a mut [f32], slot: usize) -> Self {
+        let count = buffer.len() / slot.max(1);
+        Slots { origin: buffer.as_mut_ptr(), slot, count, next: AtomicUsize::new(0), buffer: PhantomData }
+    }
+
+    /// The next slot and its number.
+    pub(super) fn draw(&self) -> Option<(usize, &'a mut [f32])> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: slot `index` lies inside the buffer, which is borrowed mutably for 'a, and the counter has given this
+        // index once: nobody else has the slot.
+        (index < self.count)
+            .then(|| unsafe { (index, std::slice::from_raw_parts_mut(self.origin.add(index * self.slot), self.slot)) })
+    }
+}

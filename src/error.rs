@@ -1,0 +1,165 @@
+//! What can be wrong with a call.
+
+use crate::simd::Level;
+use std::fmt;
+
+/// Why a call was refused. Every refusal comes before any work is done and names the numbers that disagree.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A slice does not have as many elements as the shape says.
+    SliceLength {
+        /// Elements that the shape asks for.
+        expected: usize,
+        /// Elements that the slice has.
+        got: usize,
+    },
+    /// Some element that shape and strides can reach lies outside the slice.
+    OutOfBounds {
+        /// The lowest element reached, counted from the start of the slice.
+        first: i128,
+        /// The highest element reached.
+        last: i128,
+        /// Elements that the slice has.
+        len: usize,
+    },
+    /// Two indices of an output lead to the same element (or may: strides must nest, as those of a permuted or sliced
+    /// array do).
+    OverlappingOutput {
+        /// The axis whose stride is too short for what lies within one of its steps.
+        axis: usize,
+        /// The stride of that axis, in elements.
+        stride: isize,
+        /// The least stride that keeps the axes apart.
+        needed: usize,
+    },
+    /// A shape whose elements no memory could hold, or more than this machine's allocator would give.
+    TooLarge {
+        /// What was to be held.
+        what: &'static str,
+    },
+    /// A tensor's dimension differs from the one that it must match.
+    ShapeMismatch {
+        /// The tensor: "keys", "values", "output", …
+        tensor: &'static str,
+        /// The dimension: "batch", "head_dim", …
+        dimension: &'static str,
+        /// The size that it should have.
+        expected: usize,
+        /// The size that it has.
+        got: usize,
+    },
+    /// The number of query heads is not a multiple of the number of key/value heads.
+    HeadsNotDivisible {
+        /// Heads of the queries.
+        heads_q: usize,
+        /// Heads of the keys and values.
+        heads_kv: usize,
+    },
+    /// A dimension of a mask or bias is neither 1 nor that of the scores.
+    NotBroadcastable {
+        /// "mask" or "bias".
+        tensor: &'static str,
+        /// The dimension: "batch", "heads_q", "seq_q" or "seq_kv".
+        dimension: &'static str,
+        /// The size that it has.
+        got: usize,
+        /// The size of the scores there.
+        expected: usize,
+    },
+    /// A list has not one entry for each batch or head.
+    WrongCount {
+        /// "key lengths", "query offsets" or "ALiBi slopes".
+        what: &'static str,
+        /// Entries that it should have.
+        expected: usize,
+        /// Entries that it has.
+        got: usize,
+    },
+    /// A key length is larger than the number of keys.
+    KeyLengthPastEnd {
+        /// The batch it stands for.
+        batch: usize,
+        /// The length given.
+        length: usize,
+        /// The number of keys there are.
+        seq_kv: usize,
+    },
+    /// A number that an option cannot take.
+    InvalidOption {
+        /// The option: "scale", "softcap", …
+        option: &'static str,
+        /// What was given.
+        got: f32,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// The level asked for is not one that this processor has.
+    LevelUnavailable {
+        /// The level asked for.
+        level: Level,
+    },
+    /// An axis that the array does not have.
+    AxisOutOfRange {
+        /// The axis asked for.
+        axis: usize,
+        /// The number of axes there are.
+        rank: usize,
+    },
+    /// A class number that is not below the number of classes.
+    ClassOutOfRange {
+        /// The row whose class it is.
+        row: usize,
+        /// The class given.
+        class: usize,
+        /// The number of classes.
+        classes: usize,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::SliceLength { expected, got } => {
+                write!(f, "the shape asks for {expected} elements but the slice has {got}")
+            }
+            Error::OutOfBounds { first, last, len } => {
+                write!(f, "shape and strides reach elements {first} to {last} of a slice of {len}")
+            }
+            Error::OverlappingOutput { axis, stride, needed } => write!(
+                f,
+                "elements of the output overlap: axis {axis} has stride {stride} but needs at least {needed} either way"
+            ),
+            Error::TooLarge { what } => write!(f, "{what} would not fit in memory"),
+            Error::ShapeMismatch { tensor, dimension, expected, got } => {
+                write!(f, "{dimension} of the {tensor} is {got} but must be {expected}")
+            }
+            Error::HeadsNotDivisible { heads_q, heads_kv } => {
+                write!(f, "{heads_q} query heads can't be shared out evenly over {heads_kv} key/value heads")
+            }
+            Error::NotBroadcastable { tensor, dimension, got, expected } => {
+                write!(f, "{dimension} of the {tensor} is {got} but must be {expected}, or 1 to repeat")
+            }
+            Error::WrongCount { what, expected, got } => {
+                write!(f, "{got} {what} were given but there must be {expected}")
+            }
+            Error::KeyLengthPastEnd { batch, length, seq_kv } => {
+                write!(f, "the key length of batch {batch} is {length} but there are only {seq_kv} keys")
+            }
+            Error::InvalidOption { option, got, expected } => {
+                write!(f, "{option} is {got} but must be {expected}")
+            }
+            Error::LevelUnavailable { level } => {
+                write!(f, "this processor does not have the level {level}; Level::available() lists those that it has")
+            }
+            Error::AxisOutOfRange { axis, rank } => {
+                write!(f, "axis {axis} was asked for but the array has {rank}, counted from 0")
+            }
+            Error::ClassOutOfRange { row, class, classes } => {
+                write!(f, "row {row} has class {class} but there are only {classes}, counted from 0")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}

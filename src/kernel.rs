@@ -1,0 +1,63 @@
+//! One tile of queries and keys: no tensors' shapes to check, no threads, and nothing but f32 past the load.
+//!
+//! **Queries stand in the lanes.** A *panel* is a handful of query rows (16 with eight lanes: [`PANEL_VECTORS`] vectors)
+//! held transposed, so that one vector holds the same element of eight queries. For a panel and a tile of keys:
+//!
+//! ```text
+//! scores   S[j][lane]  = sum_e K[j][e] * Q[e][lane]          scores.rs    Q carries scale * log2(e)
+//! adjust   S[j][lane]  = softcap, bias, ALiBi; -inf if hidden adjust.rs    only where there is something to adjust
+//! weights  P[j][lane]  = 2^(S[j][lane] - m[lane])            weights.rs   m: running maximum, an integer
+//!          l[lane]    += sum_j P[j][lane]
+//! values   O[d][lane] += sum_j V[j][d] * P[j][lane]          values.rs    the same product as the scores
+//! finish   out[lane][d] = O[d][lane] / l[lane]               finish.rs
+//! ```
+//!
+//! Both products broadcast an element of the left operand and multiply it into vectors of queries ([`product`]), so
+//! maximum and sum are vertical, no horizontal operation remains, and what one product writes is what the next one reads.
+//! Every element of S and O is one chain of multiply-adds in a fixed order in its own lane: its bits don't depend on the
+//! lanes beside it. `O` and `l` take one finished sum per tile of keys, in the order of the keys.
+//!
+//! For few queries the lanes would stay empty; [`few`] lays keys and values along the lanes instead.
+
+pub(crate) mod adjust;
+pub(crate) mod few;
+pub(crate) mod finish;
+pub(crate) mod load;
+pub(crate) mod pack;
+mod product;
+pub(crate) mod scores;
+mod transpose;
+pub(crate) mod values;
+pub(crate) mod weights;
+
+use crate::simd::{MAX_LANES, Simd};
+
+/// Vectors side by side in a panel. With 16 registers, two leave room for six rows of accumulators beside the operands,
+/// which is the most work per load.
+pub(crate) const PANEL_VECTORS: usize = 2;
+
+/// No panel has more lanes than this.
+pub(crate) const MAX_PANEL_LANES: usize = PANEL_VECTORS * MAX_LANES;
+
+/// Rows of accumulators that a product over `vectors` vectors keeps in registers: what is left of the register file
+/// after the right operand, one broadcast and one to spare.
+pub(crate) const fn product_rows<S: Simd>(vectors: usize) -> usize {
+    let rows = (S::REGISTERS - 4) / vectors;
+    if rows < MAX_PRODUCT_ROWS { rows } else { MAX_PRODUCT_ROWS }
+}
+
+/// No product has more rows than this.
+const MAX_PRODUCT_ROWS: usize = 12;
+
+/// Divides `n` into the fewest blocks of at most `most`, as even as they can be: block `b` starts at the result for `b`.
+///
+/// Even blocks, because a short last one would leave the multipliers waiting for each other's results.
+#[inline(always)]
+pub(crate) fn even_block_start(n: usize, blocks: usize, b: usize) -> usize {
+    b * n / blocks
+}
+
+/// `n` rounded up to whole vectors of any level.
+pub(crate) const fn round_up_lanes(n: usize) -> usize {
+    n.next_multiple_of(MAX_LANES)
+}

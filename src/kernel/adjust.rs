@@ -1,0 +1,158 @@
+//! From raw scores to those that the softmax sees: softcap, bias, ALiBi, and -inf for hidden keys.
+
+use crate::simd::exp::tanh;
+use crate::simd::{Isa, Kernel, Simd};
+use std::f32::consts::LOG2_E;
+
+/// The unit that scores are counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Powers of e, as the user's scores are.
+    Natural,
+    /// Powers of 2, as the softmax wants them.
+    Log2,
+}
+
+impl Unit {
+    /// One natural unit in this unit.
+    pub(crate) fn factor(self) -> f32 {
+        match self {
+            Unit::Natural => 1.0,
+            Unit::Log2 => LOG2_E,
+        }
+    }
+}
+
+/// What queries are multiplied with before the scores are formed: `scale` in `unit`s, or, with a softcap, in units of the
+/// cap, so that the product is the argument of tanh.
+pub(crate) fn query_factor(scale: f32, softcap: Option<f32>, unit: Unit) -> f32 {
+    match softcap {
+        Some(cap) => (scale as f64 / cap as f64) as f32,
+        None => (scale as f64 * unit.factor() as f64) as f32,
+    }
+}
+
+/// What happens to the scores of one tile; for a panel each entry has one value a lane, for a row only one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Adjust<'a> {
+    pub(crate) unit: Unit,
+    pub(crate) softcap: Option<f32>,
+    /// Added to the scores, in natural units, and laid out as they are; -inf hides.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// ALiBi's slopes, and the positions of the queries counted from the tile's first key.
+    pub(crate) alibi: Option<(&'a [f32], &'a [f32])>,
+    /// First visible key and the one after the last, counted from the tile's first key.
+    pub(crate) visible: Option<(&'a [f32], &'a [f32])>,
+}
+
+impl Adjust<'_> {
+    /// Whether there is anything to do.
+    pub(crate) fn is_none(&self) -> bool {
+        self.softcap.is_none() && self.bias.is_none() && self.alibi.is_none() && self.visible.is_none()
+    }
+}
+
+/// Adjusts the scores of a panel, `[keys][lanes]`, and sets `max[lane]` to the largest of each lane.
+pub(crate) fn adjust_panel(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32], max: &mut [f32]) {
+    isa.run(AdjustPanel { adjust, scores, max });
+}
+
+/// Adjusts the scores of one query, one for each key, and returns the largest.
+pub(crate) fn adjust_row(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32]) -> f32 {
+    isa.run(AdjustRow { adjust, scores })
+}
+
+/// [`Adjust`] with its numbers in vectors, whichever way queries and keys lie.
+struct Terms<S: Simd> {
+    simd: S,
+    unit: S::F32,
+    cap: Option<S::F32>,
+    alibi: Option<(S::F32, S::F32)>,
+    visible: Option<(S::F32, S::F32)>,
+}
+
+impl<S: Simd> Terms<S> {
+    #[inline(always)]
+    fn new(simd: S, adjust: &Adjust<'_>, vector: impl Fn(&[f32]) -> S::F32) -> Self {
+        let unit = adjust.unit.factor();
+        Self {
+            simd,
+            unit: simd.splat(unit),
+            cap: adjust.softcap.map(|cap| simd.splat(cap * unit)),
+            alibi: adjust.alibi.map(|(slope, at)| (simd.mul(simd.splat(unit), vector(slope)), vector(at))),
+            visible: adjust.visible.map(|(start, end)| (vector(start), vector(end))),
+        }
+    }
+
+    /// The order of things, as `bias.rs` has it.
+    #[inline(always)]
+    fn apply(&self, mut score: S::F32, bias: Option<S::F32>, key: S::F32) -> S::F32 {
+        let simd = self.simd;
+        let hidden = simd.splat(f32::NEG_INFINITY);
+        if let Some(cap) = self.cap {
+            score = simd.mul(cap, tanh(simd, score));
+        }
+        if let Some(bias) = bias {
+            // Selected, not added: a NaN score plus -inf would show.
+            score = simd.select(simd.eq(bias, hidden), hidden, simd.mul_add(bias, self.unit, score));
+        }
+        if let Some((slope, position)) = self.alibi {
+            score = simd.sub(score, simd.mul(slope, simd.abs(simd.sub(position, key))));
+        }
+        if let Some((start, end)) = self.visible {
+            let sees = simd.and(simd.le(start, key), simd.lt(key, end));
+            score = simd.select(sees, score, hidden);
+        }
+        score
+    }
+}
+
+struct AdjustPanel<'a> {
+    adjust: Adjust<'a>,
+    scores: &'a mut [f32],
+    max: &'a mut [f32],
+}
+
+impl Kernel for AdjustPanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let lanes = self.max.len();
+        for at in (0..lanes).step_by(S::LANES) {
+            let terms = Terms::new(simd, &self.adjust, |x| simd.load_slice(&x[at..]));
+            let mut max = simd.splat(f32::NEG_INFINITY);
+            for (j, scores) in self.scores.chunks_exact_mut(lanes).enumerate() {
+                let bias = self.adjust.bias.map(|bias| simd.load_slice(&bias[j * lanes + at..]));
+                let score = terms.apply(simd.load_slice(&scores[at..]), bias, simd.splat(j as f32));
+                max = simd.max(max, score);
+                simd.store_slice(&mut scores[at..], score);
+            }
+            simd.store_slice(&mut self.max[at..], max);
+        }
+    }
+}
+
+struct AdjustRow<'a> {
+    adjust: Adjust<'a>,
+    scores: &'a mut [f32],
+}
+
+impl Kernel for AdjustRow<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let terms = Terms::new(simd, &self.adjust, |x| simd.splat(x[0]));
+        let mut max = simd.splat(f32::NEG_INFINITY);
+        for (c, scores) in self.scores.chunks_mut(S::LANES).enumerate() {
+            let first = c * S::LANES;
+            let key = simd.add(simd.splat(first as f32), simd.lane_numbers());
+            let bias = self.adjust.bias.map(|bias| simd.load_part(&bias[first..first + scores.len()], 0.0));
+            let score = terms.apply(simd.load_part(scores, f32::NEG_INFINITY), bias, key);
+            simd.store_part(scores, score);
+            max = simd.max(max, simd.load_part(scores, f32::NEG_INFINITY));
+        }
+        simd.max_lane(max)
+    }
+}

@@ -1,0 +1,421 @@
+//! The form for few queries: keys and values along the lanes.
+//!
+//! With a query or two the lanes of a panel would be empty, and the work is to stream K and V through the processor once:
+//! four bytes of f32 for each multiply-add of a lone query. So a vector holds eight elements of one key (or value), in
+//! whatever type the cache has, and each is multiplied with every query of the group while it is in a register.
+//!
+//! ```text
+//! scores   S[r][j] = sum_e Q[r][e] * K[j][e]      eight partial sums a pair, folded at the end
+//! weights  P[r][j] = 2^(S[r][j] - m[r])           as in weights.rs, with keys in the lanes
+//! values   O[r][d] += P[r][j] * V[j][d]           one chain over the keys for each element of O
+//! ```
+//!
+//! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
+
+use super::load::{AnyMatrix, Load, load_from, with_matrix};
+use super::round_up_lanes;
+use super::weights::{base, near, power_of_two, raised, weight};
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::strided::Matrix;
+
+/// Rows that share a load of keys or values. Four rows and two keys (or vectors of values) make eight chains, which keep
+/// the multipliers busy and leave registers for the operands.
+const ROWS: usize = 4;
+
+/// Chains of multiply-adds side by side.
+const CHAINS: usize = 8;
+
+/// Bytes ahead of the loads at which a line is asked for: far enough to hide memory, near enough to stay in the first
+/// cache.
+const AHEAD: usize = 2048;
+
+/// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
+///
+/// * `keys`: `[keys, head_dim]`, rows without gaps, any type
+/// * `queries`: `[rows][head_dim rounded up]`, zeros behind `head_dim`
+/// * `scores`: `[rows][stride]`, `stride >= keys`
+pub(crate) fn scores(isa: Isa, keys: AnyMatrix<'_>, queries: &[f32], scores: &mut [f32], stride: usize) {
+    let width = round_up_lanes(keys.cols());
+    let rows = scores.len() / stride;
+    assert!(keys.has_contiguous_rows() && keys.rows() <= stride && queries.len() >= rows * width);
+    isa.run(Scores { keys, queries, scores, stride });
+}
+
+struct Scores<'a> {
+    keys: AnyMatrix<'a>,
+    queries: &'a [f32],
+    scores: &'a mut [f32],
+    stride: usize,
+}
+
+impl Kernel for Scores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        const { assert!(ROWS == 4 && CHAINS == 8 && CHAINS == MAX_LANES) };
+        let width = round_up_lanes(self.keys.cols());
+        if width == 0 {
+            return self.scores.fill(0.0);
+        }
+        let queries = self.queries.chunks(ROWS * width);
+        for (queries, scores) in queries.zip(self.scores.chunks_mut(ROWS * self.stride)) {
+            with_matrix!(self.keys, keys => match scores.len() / self.stride {
+                1 => dots::<S, _, 1, 8>(simd, keys, queries, scores, self.stride),
+                2 => dots::<S, _, 2, 4>(simd, keys, queries, scores, self.stride),
+                3 => dots::<S, _, 3, 2>(simd, keys, queries, scores, self.stride),
+                _ => dots::<S, _, 4, 2>(simd, keys, queries, scores, self.stride),
+            });
+        }
+    }
+}
+
+/// The dot products of R queries with all keys, N keys at a time.
+#[inline(always)]
+fn dots<S: Simd, T: Load, const R: usize, const N: usize>(
+    simd: S,
+    keys: Matrix<'_, T>,
+    queries: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+) {
+    let head_dim = keys.cols();
+    let width = round_up_lanes(head_dim);
+    let whole = head_dim / S::LANES * S::LANES;
+    assert!(queries.len() >= R * width);
+    for first in (0..keys.rows()).step_by(N) {
+        let mut sums = [simd.zero(); CHAINS];
+        // Behind the last key, the last one again: its scores are not written.
+        let rows: [&[T]; N] =
+            std::array::from_fn(|n| keys.row((first + n).min(keys.rows() - 1)).as_slice().expect("rows without gaps"));
+        for e in (0..whole).step_by(S::LANES) {
+            for (n, row) in rows.iter().enumerate() {
+                simd.prefetch(row.as_ptr().wrapping_add(e).cast::<u8>().wrapping_add(AHEAD));
+                // SAFETY: e + LANES <= whole <= head_dim, the length of the row.
+                let key = unsafe { T::load(simd, row.as_ptr().add(e)) };
+                for r in 0..R {
+                    // SAFETY: e + LANES <= width, and the queries are R rows of it (asserted).
+                    let query = unsafe { simd.load(queries.as_ptr().add(r * width + e)) };
+                    sums[r * N + n] = simd.mul_add(query, key, sums[r * N + n]);
+                }
+            }
+        }
+        if whole < head_dim {
+            for (n, row) in rows.iter().enumerate() {
+                let key = load_from(simd, row, whole);
+                for r in 0..R {
+                    let query = simd.load_slice(&queries[r * width + whole..]);
+                    sums[r * N + n] = simd.mul_add(query, key, sums[r * N + n]);
+                }
+            }
+        }
+        let mut folded = [0.0; MAX_LANES];
+        simd.store_slice(&mut folded, simd.sums(sums));
+        for r in 0..R {
+            for n in 0..N.min(keys.rows() - first) {
+                scores[r * stride + first + n] = folded[r * N + n];
+            }
+        }
+    }
+}
+
+/// The state of one row, in units of log2; `max` is an integer. See [`super::weights`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowMax {
+    pub(crate) max: f32,
+    pub(crate) sum: f32,
+}
+
+impl RowMax {
+    /// The state of a row that has seen nothing.
+    pub(crate) const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
+/// Turns the scores of one query into weights and folds them into its state; where the maximum moves, rescales `out`.
+///
+/// * `scores`: one for each key, -inf where hidden; `peak`: the largest of them
+/// * `out`: `[value_dim rounded up]`, the values summed so far
+pub(crate) fn weights(isa: Isa, scores: &mut [f32], peak: f32, state: &mut RowMax, out: &mut [f32]) {
+    isa.run(Weights { scores, peak, state, out });
+}
+
+struct Weights<'a> {
+    scores: &'a mut [f32],
+    peak: f32,
+    state: &'a mut RowMax,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Weights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let state = self.state;
+        if state.max < self.peak {
+            let old = simd.splat(state.max);
+            let new = raised(simd, simd.splat(self.peak));
+            let factor = power_of_two(simd, simd.sub(old, new));
+            state.max = first_lane(simd, new);
+            state.sum *= first_lane(simd, factor);
+            scale(simd, self.out, factor);
+        }
+        let mut max = first_lane(simd, near(simd, simd.splat(state.max)));
+        if max.abs() > super::weights::FAR {
+            self.scores.iter_mut().for_each(|score| *score -= max);
+            max = 0.0;
+        }
+        let base = base(simd, simd.splat(max));
+        let mut sum = simd.zero();
+        for scores in self.scores.chunks_mut(S::LANES) {
+            let weight = weight(simd, simd.load_part(scores, f32::NEG_INFINITY), base);
+            sum = simd.add(sum, weight);
+            simd.store_part(scores, weight);
+        }
+        state.sum += simd.sum(sum);
+    }
+}
+
+#[inline(always)]
+fn first_lane<S: Simd>(simd: S, x: S::F32) -> f32 {
+    let mut lanes = [0.0; MAX_LANES];
+    simd.store_slice(&mut lanes, x);
+    lanes[0]
+}
+
+#[inline(always)]
+fn scale<S: Simd>(simd: S, x: &mut [f32], factor: S::F32) {
+    for x in x.chunks_exact_mut(S::LANES) {
+        simd.store_slice(x, simd.mul(simd.load_slice(x), factor));
+    }
+}
+
+/// Adds `sum over j of weights[r * stride + j] * values[j][d]` to `out[r][d]`.
+///
+/// * `values`: `[keys, value_dim]`, rows without gaps, any type
+/// * `weights`: `[rows][stride]`, `stride >= keys`
+/// * `out`: `[rows][value_dim rounded up]`
+pub(crate) fn add_values(isa: Isa, values: AnyMatrix<'_>, weights: &[f32], out: &mut [f32], stride: usize) {
+    let width = round_up_lanes(values.cols());
+    let rows = weights.len() / stride;
+    assert!(values.has_contiguous_rows() && values.rows() <= stride && out.len() >= rows * width);
+    isa.run(AddValues { values, weights, out, stride });
+}
+
+struct AddValues<'a> {
+    values: AnyMatrix<'a>,
+    weights: &'a [f32],
+    out: &'a mut [f32],
+    stride: usize,
+}
+
+/// Keys whose values are added before the next strip of dimensions: their lines stay in the first cache.
+const KEYS: usize = 16;
+
+impl Kernel for AddValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = round_up_lanes(self.values.cols());
+        if width == 0 {
+            return;
+        }
+        let weights = self.weights.chunks(ROWS * self.stride);
+        for (weights, out) in weights.zip(self.out.chunks_mut(ROWS * width)) {
+            with_matrix!(self.values, values => for first in (0..values.rows()).step_by(KEYS) {
+                let values = values.slice_rows(first..(first + KEYS).min(values.rows()));
+                let weights = &weights[first..];
+                match out.len() / width {
+                    1 => strips::<S, _, 1, 8>(simd, values, weights, out, self.stride),
+                    2 => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride),
+                    3 => strips::<S, _, 3, 2>(simd, values, weights, out, self.stride),
+                    _ => strips::<S, _, 4, 2>(simd, values, weights, out, self.stride),
+                }
+            });
+        }
+    }
+}
+
+/// Weighted values for R rows, strip after strip of N vectors.
+#[inline(always)]
+fn strips<S: Simd, T: Load, const R: usize, const N: usize>(
+    simd: S,
+    values: Matrix<'_, T>,
+    weights: &[f32],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let whole = values.cols() / (N * S::LANES) * (N * S::LANES);
+    for d in (0..whole).step_by(N * S::LANES) {
+        strip::<S, T, R, N>(simd, values, d, weights, out, stride);
+    }
+    for d in (whole..values.cols()).step_by(S::LANES) {
+        strip::<S, T, R, 1>(simd, values, d, weights, out, stride);
+    }
+}
+
+#[inline(always)]
+fn strip<S: Simd, T: Load, const R: usize, const N: usize>(
+    simd: S,
+    values: Matrix<'_, T>,
+    d: usize,
+    weights: &[f32],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let width = round_up_lanes(values.cols());
+    let mut sums = [[simd.zero(); N]; R];
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (n, sum) in sums.iter_mut().enumerate() {
+            *sum = simd.load_slice(&out[r * width + d + n * S::LANES..]);
+        }
+    }
+    let ahead = values.row_stride().wrapping_mul(KEYS as isize);
+    for j in 0..values.rows() {
+        let row = values.row(j).as_slice().expect("rows without gaps");
+        simd.prefetch(row.as_ptr().wrapping_add(d).wrapping_offset(ahead));
+        let vectors: [S::F32; N] = std::array::from_fn(|n| load_from(simd, row, d + n * S::LANES));
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let weight = simd.splat(weights[r * stride + j]);
+            for (n, sum) in sums.iter_mut().enumerate() {
+                *sum = simd.mul_add(weight, vectors[n], *sum);
+            }
+        }
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (n, sum) in sums.into_iter().enumerate() {
+            simd.store_slice(&mut out[r * width + d + n * S::LANES..], sum);
+        }
+    }
+}
+
+/// As [`add_values`], leaving out values whose score is -inf instead of multiplying them by 0: for tiles that hold NaN or
+/// infinite values and hidden keys. Plain and slow; the chains are the same.
+pub(crate) fn add_visible_values(
+    isa: Isa,
+    values: AnyMatrix<'_>,
+    (weights, scores): (&[f32], &[f32]),
+    out: &mut [f32],
+    stride: usize,
+) {
+    isa.run(AddVisibleValues { values, weights, scores, out, stride });
+}
+
+struct AddVisibleValues<'a> {
+    values: AnyMatrix<'a>,
+    weights: &'a [f32],
+    scores: &'a [f32],
+    out: &'a mut [f32],
+    stride: usize,
+}
+
+impl Kernel for AddVisibleValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = round_up_lanes(self.values.cols());
+        with_matrix!(self.values, values => for j in 0..values.rows() {
+            let row = values.row(j).as_slice().expect("rows without gaps");
+            for (r, out) in self.out.chunks_exact_mut(width.max(1)).enumerate() {
+                let at = r * self.stride + j;
+                if at < self.scores.len() && self.scores[at] != f32::NEG_INFINITY {
+                    for (out, d) in out.chunks_exact_mut(S::LANES).zip((0..row.len()).step_by(S::LANES)) {
+                        let weight = simd.splat(self.weights[at]);
+                        let sum = simd.mul_add(weight, load_from(simd, row, d), simd.load_slice(out));
+                        simd.store_slice(out, sum);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Whether every element is finite.
+pub(crate) fn all_finite(isa: Isa, rows: AnyMatrix<'_>) -> bool {
+    isa.run(AllFinite(rows))
+}
+
+struct AllFinite<'a>(AnyMatrix<'a>);
+
+impl Kernel for AllFinite<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        let mut infinite_or_nan = false;
+        with_matrix!(self.0, matrix => for j in 0..matrix.rows() {
+            let row = matrix.row(j).as_slice().expect("rows without gaps");
+            let mut zero = simd.zero();
+            for d in (0..row.len()).step_by(S::LANES) {
+                // x * 0 is NaN for NaN and infinity, and NaN stays.
+                zero = simd.mul_add(load_from(simd, row, d), simd.zero(), zero);
+            }
+            infinite_or_nan |= !(simd.sum(zero) == 0.0);
+        });
+        !infinite_or_nan
+    }
+}
+
+/// Folds the state of later keys into that of earlier ones: rescales both to the larger maximum, exactly, and adds.
+///
+/// * `out`, `other_out`: the values summed so far, whole vectors
+pub(crate) fn merge(isa: Isa, state: &mut RowMax, out: &mut [f32], other: RowMax, other_out: &[f32]) {
+    isa.run(Merge { state, out, other, other_out });
+}
+
+struct Merge<'a> {
+    state: &'a mut RowMax,
+    out: &'a mut [f32],
+    other: RowMax,
+    other_out: &'a [f32],
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // A row that saw nothing there has nothing to add (and no maximum to subtract).
+        if self.other.max == f32::NEG_INFINITY && self.other.sum == 0.0 {
+            return;
+        }
+        let max = if self.state.max < self.other.max { self.other.max } else { self.state.max };
+        let factor = |own: f32| power_of_two(simd, simd.sub(simd.splat(own), simd.splat(max)));
+        let (mine, theirs) = (factor(self.state.max), factor(self.other.max));
+        self.state.sum = self.state.sum * first_lane(simd, mine) + self.other.sum * first_lane(simd, theirs);
+        self.state.max = max;
+        for (out, other) in self.out.chunks_exact_mut(S::LANES).zip(self.other_out.chunks_exact(S::LANES)) {
+            let other = simd.mul(simd.load_slice(other), theirs);
+            simd.store_slice(out, simd.add(simd.mul(simd.load_slice(out), mine), other));
+        }
+    }
+}
+
+/// Divides a row by its sum; zeros where nothing was seen.
+pub(crate) fn finish(isa: Isa, state: RowMax, out: &mut [f32]) {
+    isa.run(Finish { sum: state.sum, out });
+}
+
+struct Finish<'a> {
+    sum: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        if self.sum == 0.0 {
+            return self.out.fill(0.0);
+        }
+        let inverse = simd.splat(1.0 / self.sum);
+        for out in self.out.chunks_exact_mut(S::LANES) {
+            // Adding +0 turns a -0, which leaves no trace in a sum that goes on, into +0.
+            let value = simd.add(simd.load_slice(out), simd.zero());
+            simd.store_slice(out, simd.mul(value, inverse));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `P = 2^(S - m)`, `l += sum P`: the online softmax of a panel, in units of log2.
+//!
+//! **The running maximum m is an integer**, so that a rescale is by an exact power of two, and the fraction that the
+//! polynomial sees, `s - round(s)`, depends on the score alone. With `magic = 1.5 * 2^23` and `base = magic + 127 - m`,
+//! all exact:
+//!
+//! ```text
+//! t = s + base            rounds s to an integer n; the low bits of t hold n - m + 127, which is the exponent of 2^(n-m)
+//! r = s - (t - base)      s - n, in [-1/2, 1/2]
+//! P = 2^r * 2^(n - m)     the exponent held at 0 or above as an integer: below 2^-126, P is exactly 0
+//! ```
+//!
+//! m is set [`SLACK`] above the maximum that moved it, so it moves rarely, and P never exceeds 1.
+
+use super::MAX_PANEL_LANES;
+use crate::simd::exp::{ROUND, exp2_fraction};
+use crate::simd::{Isa, Kernel, Simd};
+
+/// How far above the largest score the running maximum is put when it moves, in powers of two. Scores then have to grow
+/// by this much before O and l are rescaled again, while P still has 118 of its 126 binary orders of magnitude.
+pub(crate) const SLACK: f32 = 8.0;
+
+/// Beyond this, `magic - m` is no longer exact: such a lane's scores are brought near 0 by subtracting m first.
+pub(super) const FAR: f32 = 2_097_152.0; // 2^21
+
+/// Scores are raised to this: far enough below any m within `FAR` that the weight is 0, near enough that every step of
+/// the formula stays finite for it. -inf, which marks hidden keys, becomes this.
+const LOWEST: f32 = -8_388_608.0; // -2^23
+
+/// The state of the online softmax for each lane of a panel; see [`crate::softmax::RowState`] for the one of a single row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PanelState {
+    /// m: an integer, in units of log2; -inf before the first visible key.
+    pub(crate) max: [f32; MAX_PANEL_LANES],
+    /// l: the sum of 2^(s - m).
+    pub(crate) sum: [f32; MAX_PANEL_LANES],
+}
+
+impl PanelState {
+    /// The state of rows that have seen nothing.
+    pub(crate) const EMPTY: Self = Self { max: [f32::NEG_INFINITY; MAX_PANEL_LANES], sum: [0.0; MAX_PANEL_LANES] };
+}
+
+/// Turns scores into weights, and folds them into the state; where the maximum moves, rescales what was summed before.
+///
+/// * `scores`: `[keys][lanes]`, in units of log2, -inf where hidden; holds weights afterwards
+/// * `tile_max`: the largest score of each lane; its length is the number of lanes
+/// * `out`: `[value_dim][lanes]`, the values summed so far
+pub(crate) fn weights(isa: Isa, scores: &mut [f32], tile_max: &[f32], state: &mut PanelState, out: &mut [f32]) {
+    isa.run(Weights { scores, tile_max, state, out });
+}
+
+struct Weights<'a> {
+    scores: &'a mut [f32],
+    tile_max: &'a [f32],
+    state: &'a mut PanelState,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Weights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let lanes = self.tile_max.len();
+        for at in (0..lanes).step_by(S::LANES) {
+            let (max, sum) = (&mut self.state.max[at..], &mut self.state.sum[at..]);
+            // 1. Move the maximum where it was passed, and rescale.
+            let old = simd.load_slice(max);
+            let peak = simd.load_slice(&self.tile_max[at..]);
+            let passed = simd.lt(old, peak);
+            if simd.any(passed) {
+                let new = simd.select(passed, raised(simd, peak), old);
+                let factor = simd.select(passed, power_of_two(simd, simd.sub(old, new)), simd.splat(1.0));
+                simd.store_slice(max, new);
+                simd.store_slice(sum, simd.mul(simd.load_slice(sum), factor));
+                for out in self.out.chunks_exact_mut(lanes) {
+                    let out = &mut out[at..];
+                    simd.store_slice(out, simd.mul(simd.load_slice(out), factor));
+                }
+            }
+            // 2. Bring lanes of giant scores near 0.
+            let mut max = near(simd, simd.load_slice(max));
+            let far = simd.lt(simd.splat(FAR), simd.abs(max));
+            if simd.any(far) {
+                let shift = simd.select(far, max, simd.zero());
+                for scores in self.scores.chunks_exact_mut(lanes) {
+                    let scores = &mut scores[at..];
+                    simd.store_slice(scores, simd.sub(simd.load_slice(scores), shift));
+                }
+                max = simd.select(far, simd.zero(), max);
+            }
+            // 3. Weights, and their sum: from zero, then added, so that long rows don't swallow small weights.
+            let base = base(simd, max);
+            let mut tile_sum = simd.zero();
+            for scores in self.scores.chunks_exact_mut(lanes) {
+                let weight = weight(simd, simd.load_slice(&scores[at..]), base);
+                tile_sum = simd.add(tile_sum, weight);
+                simd.store_slice(&mut scores[at..], weight);
+            }
+            simd.store_slice(sum, simd.add(simd.load_slice(sum), tile_sum));
+        }
+    }
+}
+
+/// The running maximum that a largest score of `peak` sets.
+#[inline(always)]
+pub(super) fn raised<S: Simd>(simd: S, peak: S::F32) -> S::F32 {
+    simd.add(simd.ceil(peak), simd.splat(SLACK))
+}
+
+/// 2^d for integers d <= 0; exactly 0 below -126. (-inf gives 0; NaN, which a maximum of +inf leads to, anything.)
+#[inline(always)]
+pub(super) fn power_of_two<S: Simd>(simd: S, d: S::F32) -> S::F32 {
+    let d = simd.max(simd.splat(-127.0), d);
+    simd.from_bits(simd.shl_i32::<23>(simd.bits(simd.add(d, simd.splat(ROUND + 127.0)))))
+}
+
+/// The running maximum, with 0 for -inf: rows that have seen nothing yet have only hidden scores, for which any will do.
+#[inline(always)]
+pub(super) fn near<S: Simd>(simd: S, max: S::F32) -> S::F32 {
+    simd.select(simd.eq(max, simd.splat(f32::NEG_INFINITY)), simd.zero(), max)
+}
+
+/// `magic + 127 - m`.
+#[inline(always)]
+pub(super) fn base<S: Simd>(simd: S, max: S::F32) -> S::F32 {
+    simd.sub(simd.splat(ROUND + 127.0), max)
+}
+
+/// 2^(s - m) for s <= m, at most 2 ulp off; exactly 0 below 2^-126 and for -inf; NaN for NaN.
+#[inline(always)]
+pub(super) fn weight<S: Simd>(simd: S, s: S::F32, base: S::F32) -> S::F32 {
+    let s = simd.max(simd.splat(LOWEST), s);
+    let t = simd.add(s, base);
+    let r = simd.sub(s, simd.sub(t, base));
+    let exponent = simd.max_i32(simd.bits(t), simd.splat_i32(ROUND.to_bits() as i32));
+    simd.mul(exp2_fraction(simd, r), simd.from_bits(simd.shl_i32::<23>(exponent)))
+}

@@ -1,0 +1,149 @@
+//! Which keys a query may see.
+//!
+//! **One idea for all that depends on position.** Query `i` stands at key position `p = query_offset + i`, and causal
+//! order, windows and key lengths each allow one run of keys around or up to `p`. Their intersection is one interval of
+//! keys per query; everything that skips work is derived from that interval. An explicit boolean tensor is looked at only
+//! inside it.
+//!
+//! A mask answers three questions, and a test holds the answers together:
+//! * is the pair (i, j) visible? [`Mask::sees`], straight from the definition;
+//! * which keys can query i see by its position? [`Mask::interval`];
+//! * what is a tile of queries and keys: hidden, full or partial? [`Verdict`], from the intervals.
+
+#![forbid(unsafe_code)]
+
+use crate::strided::Strided;
+use std::ops::Range;
+
+/// Where the queries stand among the keys: query `i` is at key position `query_offset + i`.
+///
+/// With 2 queries and 4 keys, a causal mask shows (rows are queries, columns keys, 1 is visible):
+///
+/// ```text
+/// FromEnd     FromStart    At(1)
+/// 1 1 1 0     1 0 0 0      1 1 0 0
+/// 1 1 1 1     1 1 0 0      1 1 1 0
+/// ```
+///
+/// and with 4 queries and 2 keys:
+///
+/// ```text
+/// FromEnd   FromStart   At(-1)
+/// 0 0       1 0         0 0
+/// 0 0       1 1         1 0
+/// 1 0       1 1         1 1
+/// 1 1       1 1         1 1
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QueryOffset<'a> {
+    /// The last query stands at the last key: the offset is `seq_kv - seq_q`, or `key_lengths[b] - seq_q` where lengths
+    /// are given. What a decoder with a cache wants, and the default.
+    #[default]
+    FromEnd,
+    /// The first query stands at the first key: the offset is 0. What PyTorch's `is_causal` means.
+    FromStart,
+    /// The first query stands at this position, which may be negative.
+    At(isize),
+    /// As [`QueryOffset::At`], one for each batch.
+    PerBatch(&'a [isize]),
+}
+
+/// The checked mask of a problem.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mask<'a> {
+    pub(crate) seq_q: usize,
+    pub(crate) seq_kv: usize,
+    pub(crate) query_offset: QueryOffset<'a>,
+    pub(crate) causal: bool,
+    /// Keys visible before and after the query's own position; `None` for all.
+    pub(crate) window: (Option<usize>, Option<usize>),
+    /// How many keys each batch has; `None` for `seq_kv`.
+    pub(crate) key_lengths: Option<&'a [usize]>,
+    /// True where the query may attend, broadcast to the shape of the scores.
+    pub(crate) tensor: Option<Strided<'a, bool, 4>>,
+}
+
+/// What a tile of queries and keys needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// No query sees any key of it.
+    Hidden,
+    /// Every query sees every key of it.
+    Full,
+    /// Look at each pair.
+    Partial,
+}
+
+impl Mask<'_> {
+    /// How many keys batch `b` has.
+    pub(crate) fn key_length(&self, b: usize) -> usize {
+        self.key_lengths.map_or(self.seq_kv, |lengths| lengths[b])
+    }
+
+    /// The key position of query `i` of batch `b`. In i128, in which no sum of offsets and windows can overflow.
+    pub(crate) fn position(&self, b: usize, i: usize) -> i128 {
+        let offset = match self.query_offset {
+            QueryOffset::FromEnd => self.key_length(b) as i128 - self.seq_q as i128,
+            QueryOffset::FromStart => 0,
+            QueryOffset::At(offset) => offset as i128,
+            QueryOffset::PerBatch(offsets) => offsets[b] as i128,
+        };
+        offset + i as i128
+    }
+
+    /// Whether query `i` of head `h` may see key `j`: the definition.
+    pub(crate) fn sees(&self, b: usize, h: usize, i: usize, j: usize) -> bool {
+        let (p, key) = (self.position(b, i), j as i128);
+        let (left, right) = self.window;
+        j < self.key_length(b)
+            && (!self.causal || key <= p)
+            && left.is_none_or(|left| p - left as i128 <= key)
+            && right.is_none_or(|right| key <= p + right as i128)
+            && self.tensor.is_none_or(|tensor| tensor.get([b, h, i, j]) == Some(true))
+    }
+
+    /// The keys that query `i` of batch `b` may see by its position: all that [`Mask::sees`] allows but for the tensor.
+    pub(crate) fn interval(&self, b: usize, i: usize) -> Range<usize> {
+        let p = self.position(b, i);
+        let length = self.key_length(b) as i128;
+        let (left, right) = self.window;
+        let start = left.map_or(0, |left| p - left as i128);
+        let mut end = right.map_or(length, |right| p + right as i128 + 1);
+        if self.causal {
+            end = end.min(p + 1);
+        }
+        // Clamped into 0..=length, so that the conversion is exact; an empty interval is 0..0.
+        let (start, end) = (start.clamp(0, length) as usize, end.clamp(0, length) as usize);
+        if start < end { start..end } else { 0..0 }
+    }
+
+    /// Whether position decides everything: no tensor to look at.
+    pub(crate) fn is_positional(&self) -> bool {
+        self.tensor.is_none()
+    }
+}
+
+/// The smallest interval that holds all of `intervals`, empty ones aside: the span of keys that a tile of queries needs.
+pub(crate) fn hull(intervals: impl Iterator<Item = Range<usize>>) -> Range<usize> {
+    intervals
+        .filter(|interval| !interval.is_empty())
+        .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+        .unwrap_or(0..0)
+}
+
+impl Verdict {
+    /// The verdict on `keys` for queries with these `intervals`, by position alone.
+    pub(crate) fn by_position(keys: Range<usize>, intervals: impl Iterator<Item = Range<usize>>) -> Verdict {
+        let (mut all, mut any) = (true, false);
+        for interval in intervals {
+            all &= interval.start <= keys.start && keys.end <= interval.end;
+            any |= interval.start < keys.end && keys.start < interval.end;
+        }
+        match (all, any) {
+            (_, false) => Verdict::Hidden,
+            (true, true) => Verdict::Full,
+            (false, true) => Verdict::Partial,
+        }
+    }
+}

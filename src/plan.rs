@@ -1,0 +1,189 @@
+//! The decision: which form, which tiles, how many tasks. A pure function of the problem and the machine.
+//!
+//! Every number here carries its reason. Those that decide in which order numbers are added (tile and split sizes) come
+//! from the head sizes alone, so that a row's bits depend on nothing around it.
+
+#![forbid(unsafe_code)]
+
+use crate::kernel::{PANEL_VECTORS, even_block_start, round_up_lanes};
+use crate::machine::Machine;
+use crate::problem::{Dims, Problem};
+use crate::simd::{Isa, Kernel, Level, Simd};
+use std::fmt;
+use std::ops::Range;
+
+/// How queries and keys are laid on the processor. The two forms agree within the error bound, not bit for bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Form {
+    /// For decoding: one pass over keys and values at the speed of memory; keys split at a fixed length, so that few rows
+    /// keep many threads busy.
+    FewQueries,
+    /// For prefill and encoders: tiles of queries in the lanes, at the speed of the multipliers.
+    ManyQueries,
+}
+
+/// Whether a call may use the threads around it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Threads {
+    /// The current rayon pool, unless the work is too small to be worth waking it. (Without the feature `rayon`: serial.)
+    #[default]
+    Pool,
+    /// The calling thread alone.
+    Serial,
+}
+
+/// Up to so many rows per key/value head, the few-queries form is used: one vector of lanes. A panel of eight lanes or
+/// fewer costs as much as a full vector, and its products wait for broadcasts.
+const FEW_ROWS: usize = 8;
+
+/// Rows of one task of the few-queries form: K and V tiles are read from the first cache for all of them.
+const FEW_TASK_ROWS: usize = 16;
+
+/// Keys of one split of the few-queries form. At head_dim 128 and 16 bits, 256 KiB of keys and values: some 15 µs of
+/// memory time, long beside the cost of handing out a task, and the partial result is 1/128 of it.
+const SPLIT_KEYS: usize = 512;
+
+/// Keys whose scores the few-queries form holds at once. Divides [`SPLIT_KEYS`].
+const FEW_TILE_KEYS: usize = 64;
+
+/// With so many tasks there is no need to split keys between tasks.
+const PLENTY_TASKS: usize = 64;
+
+/// Elements of a K tile and a V tile together: 128 KiB as f32, a quarter of a second-level cache of 512 KiB, whose other
+/// half the packed queries and outputs of a block take.
+const TILE_ELEMENTS: usize = 32 * 1024;
+
+/// Panels that share a packed tile of keys and values: 192 rows with eight lanes. Packing a value costs about as much as
+/// using it for one panel of 16, so shared by twelve it is below a hundredth of the work.
+const BLOCK_PANELS: usize = 12;
+
+/// Below so many multiply-adds the calling thread works alone: about 20 µs, what waking a pool costs.
+const PARALLEL_WORK: usize = 1 << 20;
+
+/// The decision for one problem on one machine, as it is carried out. Printing it tells which form, tiles and tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub(crate) isa: Isa,
+    pub(crate) form: Form,
+    pub(crate) dims: Dims,
+    /// Queries in the lanes of a full panel.
+    pub(crate) panel_lanes: usize,
+    /// Keys of one tile; tiles start at multiples of it.
+    pub(crate) tile_keys: usize,
+    /// Keys of one split (few queries).
+    pub(crate) split_keys: usize,
+    /// Whether each split is a task of its own (few queries).
+    pub(crate) split_tasks: bool,
+    /// Blocks of rows that each key/value head is divided into.
+    pub(crate) blocks: usize,
+    /// Whether the work is worth more than one thread.
+    pub(crate) parallel: bool,
+}
+
+impl Plan {
+    pub(crate) fn new(problem: &Problem<'_>, machine: Machine, form: Option<Form>, threads: Threads) -> Self {
+        let dims = problem.dims;
+        let rows = dims.rows();
+        let form = form.unwrap_or(if rows <= FEW_ROWS { Form::FewQueries } else { Form::ManyQueries });
+        let panel_lanes = PANEL_VECTORS * lanes(machine.isa);
+        let heads = dims.batch * dims.heads_kv;
+        let (tile_keys, blocks) = match form {
+            Form::FewQueries => (FEW_TILE_KEYS, rows.div_ceil(FEW_TASK_ROWS)),
+            Form::ManyQueries => (tile_keys(&dims), rows.div_ceil(panel_lanes).div_ceil(BLOCK_PANELS)),
+        };
+        Plan {
+            isa: machine.isa,
+            form,
+            dims,
+            panel_lanes,
+            tile_keys,
+            split_keys: SPLIT_KEYS,
+            split_tasks: form == Form::FewQueries
+                && dims.seq_kv > SPLIT_KEYS
+                && heads.saturating_mul(blocks) < PLENTY_TASKS,
+            blocks,
+            parallel: threads == Threads::Pool && multiply_adds(&dims) >= PARALLEL_WORK,
+        }
+    }
+
+    /// The form that the problem is computed in.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// The instruction set that it is computed with.
+    pub fn level(&self) -> Level {
+        self.isa.level()
+    }
+
+    /// The rows of block `block`: whole panels, shared out evenly.
+    pub(crate) fn block_rows(&self, block: usize) -> Range<usize> {
+        let rows = self.dims.rows();
+        let unit = match self.form {
+            Form::FewQueries => 1,
+            Form::ManyQueries => self.panel_lanes,
+        };
+        let units = rows.div_ceil(unit);
+        let start = |block| (even_block_start(units, self.blocks, block) * unit).min(rows);
+        start(block)..start(block + 1)
+    }
+
+    /// Splits of the keys.
+    pub(crate) fn splits(&self) -> usize {
+        self.dims.seq_kv.div_ceil(self.split_keys)
+    }
+
+    /// Tasks that can be worked on side by side, if no mask rules any out.
+    pub(crate) fn tasks(&self) -> usize {
+        let splits = if self.split_tasks { self.splits() } else { 1 };
+        self.dims.batch * self.dims.heads_kv * self.blocks * splits
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = self.dims;
+        write!(f, "b{batch} h{heads_q}/{heads_kv} q{seq_q} kv{seq_kv} d{head_dim}/{value_dim}: ")?;
+        match self.form {
+            Form::FewQueries => {
+                write!(f, "few queries, {} rows a head, splits of {} keys", self.dims.rows(), self.split_keys)?;
+            }
+            Form::ManyQueries => write!(
+                f,
+                "many queries, tiles of {} queries x {} keys, blocks of {} rows",
+                self.panel_lanes,
+                self.tile_keys,
+                if self.blocks == 0 { 0 } else { self.block_rows(0).len() },
+            )?,
+        }
+        let threads = if self.parallel { "in the pool" } else { "serial" };
+        write!(f, ", {} tasks, {threads}, {}", self.tasks(), self.level())
+    }
+}
+
+fn lanes(isa: Isa) -> usize {
+    struct Lanes;
+    impl Kernel for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> usize {
+            S::LANES
+        }
+    }
+    isa.run(Lanes)
+}
+
+/// Keys of a tile of the many-queries form: as [`TILE_ELEMENTS`] allows, but enough that the ends of a tile don't count,
+/// and not so many that its scores leave the first cache (256 keys of 16 queries are 16 KiB).
+fn tile_keys(dims: &Dims) -> usize {
+    let elements = round_up_lanes(dims.head_dim + dims.value_dim).max(1);
+    (TILE_ELEMENTS / elements / 48 * 48).clamp(48, 240)
+}
+
+fn multiply_adds(dims: &Dims) -> usize {
+    let pairs = [dims.batch, dims.heads_q, dims.seq_q, dims.seq_kv];
+    let each = dims.head_dim.saturating_add(dims.value_dim);
+    pairs.into_iter().fold(each, usize::saturating_mul)
+}

@@ -1,0 +1,209 @@
+//! The checked question: the only place that refuses a call.
+//!
+//! What passes here is sound: every index within the dimensions leads to an element, every list is long enough, every
+//! number is one that the kernels take. Nothing below checks again.
+
+#![forbid(unsafe_code)]
+
+use crate::attention::Attention;
+use crate::bias::Bias;
+use crate::element::Element;
+use crate::error::Error;
+use crate::mask::{Mask, QueryOffset};
+use crate::tensor::{AnyTensor, TensorMut, TensorRef};
+
+/// The sizes of a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Dims {
+    pub(crate) batch: usize,
+    pub(crate) heads_q: usize,
+    pub(crate) heads_kv: usize,
+    pub(crate) seq_q: usize,
+    pub(crate) seq_kv: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) value_dim: usize,
+}
+
+impl Dims {
+    /// Query heads that share one key/value head.
+    pub(crate) fn group(&self) -> usize {
+        if self.heads_kv == 0 { 0 } else { self.heads_q / self.heads_kv }
+    }
+
+    /// Query rows that share one key/value head: what a K/V tile can be reused for.
+    ///
+    /// Row `r` is query `r / group` of the group's head `r % group`: rows that stand near each other in position stay
+    /// together, so that a tile of rows sees nearly the same keys.
+    pub(crate) fn rows(&self) -> usize {
+        self.seq_q.saturating_mul(self.group())
+    }
+
+    pub(crate) fn output_shape(&self) -> [usize; 4] {
+        [self.batch, self.heads_q, self.seq_q, self.value_dim]
+    }
+
+    pub(crate) fn lse_shape(&self) -> [usize; 3] {
+        [self.batch, self.heads_q, self.seq_q]
+    }
+
+    pub(crate) fn scores_shape(&self) -> [usize; 4] {
+        [self.batch, self.heads_q, self.seq_q, self.seq_kv]
+    }
+}
+
+/// A checked call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Problem<'a> {
+    pub(crate) dims: Dims,
+    pub(crate) q: AnyTensor<'a>,
+    pub(crate) k: AnyTensor<'a>,
+    pub(crate) v: AnyTensor<'a>,
+    pub(crate) scale: f32,
+    pub(crate) mask: Mask<'a>,
+    pub(crate) bias: Bias<'a>,
+}
+
+impl<'a> Problem<'a> {
+    pub(crate) fn new<Q: Element, K: Element, V: Element>(
+        options: &Attention<'a>,
+        q: TensorRef<'a, Q>,
+        k: TensorRef<'a, K>,
+        v: TensorRef<'a, V>,
+    ) -> Result<Self, Error> {
+        let dims = check_shapes(q.shape(), k.shape(), v.shape())?;
+        let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
+        check_number("scale", scale, scale.is_finite(), "finite")?;
+        Ok(Problem {
+            dims,
+            q: AnyTensor::new(q.strided),
+            k: AnyTensor::new(k.strided),
+            v: AnyTensor::new(v.strided),
+            scale,
+            mask: check_mask(options, &dims)?,
+            bias: check_bias(options, &dims)?,
+        })
+    }
+
+    /// The problem of scores alone: values of dimension 0.
+    pub(crate) fn of_scores<Q: Element, K: Element>(
+        options: &Attention<'a>,
+        q: TensorRef<'a, Q>,
+        k: TensorRef<'a, K>,
+    ) -> Result<Self, Error> {
+        let [batch, heads_kv, seq_kv, _] = k.shape();
+        let no_values = TensorRef::<f32>::from_slice(&[], [batch, heads_kv, seq_kv, 0])?;
+        let problem = Self::new(options, q, k, no_values)?;
+        check_size("the scores", problem.dims.scores_shape())?;
+        Ok(problem)
+    }
+
+    /// Refuses an output of another shape, or whose elements overlap.
+    pub(crate) fn check_output<O: Element>(&self, out: &TensorMut<'_, O>) -> Result<(), Error> {
+        const NAMES: [&str; 4] = ["batch", "heads_q", "seq_q", "value_dim"];
+        check_shape("output", NAMES, out.shape(), self.dims.output_shape())
+    }
+
+    /// Refuses log-sum-exps of another shape.
+    pub(crate) fn check_lse(&self, lse: &TensorMut<'_, f32, 3>) -> Result<(), Error> {
+        check_shape("lse", ["batch", "heads_q", "seq_q"], lse.shape(), self.dims.lse_shape())
+    }
+}
+
+/// Refuses a tensor whose shape is not the one expected.
+pub(crate) fn check_shape<const N: usize>(
+    tensor: &'static str,
+    names: [&'static str; N],
+    got: [usize; N],
+    expected: [usize; N],
+) -> Result<(), Error> {
+    for axis in 0..N {
+        if got[axis] != expected[axis] {
+            let (expected, got) = (expected[axis], got[axis]);
+            return Err(Error::ShapeMismatch { tensor, dimension: names[axis], expected, got });
+        }
+    }
+    Ok(())
+}
+
+fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Error> {
+    let [batch, heads_q, seq_q, head_dim] = q;
+    let [_, heads_kv, seq_kv, _] = k;
+    let [.., value_dim] = v;
+    const NAMES: [&str; 4] = ["batch", "heads_kv", "seq_kv", "head_dim"];
+    check_shape("keys", NAMES, k, [batch, heads_kv, seq_kv, head_dim])?;
+    check_shape("values", NAMES, v, [batch, heads_kv, seq_kv, value_dim])?;
+    let divisible = if heads_kv == 0 { heads_q == 0 } else { heads_q.is_multiple_of(heads_kv) };
+    if !divisible {
+        return Err(Error::HeadsNotDivisible { heads_q, heads_kv });
+    }
+    let dims = Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
+    // Broadcast dimensions can be larger than memory: counts of rows and elements must still be numbers.
+    for shape in [dims.output_shape(), [batch, heads_q, seq_q, head_dim], [batch, heads_kv, seq_kv, head_dim]] {
+        check_size("the problem", shape)?;
+    }
+    Ok(dims)
+}
+
+/// Refuses shapes whose elements could not be counted in bytes. (Zero counts as one: products of some of the dimensions
+/// must be numbers, too.)
+fn check_size(what: &'static str, shape: [usize; 4]) -> Result<(), Error> {
+    let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size.max(1)));
+    if elements.is_some_and(|n| n <= isize::MAX as usize / 8) { Ok(()) } else { Err(Error::TooLarge { what }) }
+}
+
+fn check_mask<'a>(options: &Attention<'a>, dims: &Dims) -> Result<Mask<'a>, Error> {
+    if let Some(lengths) = options.key_lengths {
+        check_count("key lengths", lengths.len(), dims.batch)?;
+        if let Some(batch) = lengths.iter().position(|&length| length > dims.seq_kv) {
+            return Err(Error::KeyLengthPastEnd { batch, length: lengths[batch], seq_kv: dims.seq_kv });
+        }
+    }
+    if let QueryOffset::PerBatch(offsets) = options.query_offset {
+        check_count("query offsets", offsets.len(), dims.batch)?;
+    }
+    let tensor = options.mask.map(|mask| {
+        let fits = mask.strided.broadcast(dims.scores_shape());
+        fits.ok_or_else(|| not_broadcastable("mask", mask.shape(), dims))
+    });
+    Ok(Mask {
+        seq_q: dims.seq_q,
+        seq_kv: dims.seq_kv,
+        query_offset: options.query_offset,
+        causal: options.causal,
+        window: options.window,
+        key_lengths: options.key_lengths,
+        tensor: tensor.transpose()?,
+    })
+}
+
+fn check_bias<'a>(options: &Attention<'a>, dims: &Dims) -> Result<Bias<'a>, Error> {
+    if let Some(cap) = options.softcap {
+        check_number("softcap", cap, cap.is_finite() && cap > 0.0, "finite and above 0")?;
+    }
+    if let Some(crate::AlibiSlopes::PerHead(slopes)) = options.alibi {
+        check_count("ALiBi slopes", slopes.len(), dims.heads_q)?;
+        for &slope in slopes {
+            check_number("an ALiBi slope", slope, slope.is_finite(), "finite")?;
+        }
+    }
+    let tensor = options.bias.map(|bias| {
+        let fits = bias.broadcast(dims.scores_shape());
+        fits.ok_or_else(|| not_broadcastable("bias", bias.shape(), dims))
+    });
+    Ok(Bias { heads: dims.heads_q, softcap: options.softcap, tensor: tensor.transpose()?, alibi: options.alibi })
+}
+
+fn check_count(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {
+    if got == expected { Ok(()) } else { Err(Error::WrongCount { what, expected, got }) }
+}
+
+fn check_number(option: &'static str, got: f32, valid: bool, expected: &'static str) -> Result<(), Error> {
+    if valid { Ok(()) } else { Err(Error::InvalidOption { option, got, expected }) }
+}
+
+fn not_broadcastable(tensor: &'static str, got: [usize; 4], dims: &Dims) -> Error {
+    let expected = dims.scores_shape();
+    let axis = (0..4).find(|&axis| got[axis] != 1 && got[axis] != expected[axis]).unwrap_or(0);
+    let dimension = ["batch", "heads_q", "seq_q", "seq_kv"][axis];
+    Error::NotBroadcastable { tensor, dimension, got: got[axis], expected: expected[axis] }
+}

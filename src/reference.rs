@@ -1,0 +1,149 @@
+//! The definition: attention as the formula says it, in f64, one pair of query and key after the other.
+//!
+//! ```text
+//! score[i,j] = softcap( scale * dot(q[i], k[j]) ) + bias[i,j] - slope * |p - j|      for every key j that query i may see
+//! out[i]     = sum_j softmax(score[i,:])[j] * v[j]
+//! lse[i]     = log sum_j exp(score[i,j])
+//! ```
+//!
+//! It takes the same options as the fast path and is what the fast path is tested against: slow, short, and public, so that
+//! you can test against it too. It allocates two rows of `seq_kv` numbers beside its results.
+
+#![forbid(unsafe_code)]
+
+use crate::attention::Attention;
+use crate::bias::ScoreStage;
+use crate::element::Element;
+use crate::error::Error;
+use crate::problem::Problem;
+use crate::tensor::TensorRef;
+
+/// What [`attention`] returns: f64, row by row without gaps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    /// The output, `[batch, heads_q, seq_q, value_dim]`.
+    pub out: Vec<f64>,
+    /// The log-sum-exps, natural logarithm, `[batch, heads_q, seq_q]`; -inf for a query that sees no key.
+    pub lse: Vec<f64>,
+    /// The shape of `out`.
+    pub shape: [usize; 4],
+}
+
+/// Attention by the definition.
+///
+/// Shapes and edge rules are those of [`Attention::run_into`]; level, form and threads are ignored.
+///
+/// ```
+/// use flashtile::{Attention, TensorRef, reference};
+///
+/// // One query that sees the first of two keys: it gets that key's value, whatever the scores.
+/// let q = TensorRef::from_slice(&[1.0f32, 0.0], [1, 1, 1, 2])?;
+/// let k = TensorRef::from_slice(&[1.0f32, 0.0, 5.0, 5.0], [1, 1, 2, 2])?;
+/// let v = TensorRef::from_slice(&[10.0f32, 20.0], [1, 1, 2, 1])?;
+/// let options = Attention::new().causal().query_offset(flashtile::QueryOffset::FromStart);
+/// assert_eq!(reference::attention(&options, q, k, v)?.out, [10.0]);
+/// # Ok::<(), flashtile::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`Attention::run_into`].
+pub fn attention<'t, Q: Element, K: Element, V: Element>(
+    options: &Attention<'t>,
+    q: impl Into<TensorRef<'t, Q>>,
+    k: impl Into<TensorRef<'t, K>>,
+    v: impl Into<TensorRef<'t, V>>,
+) -> Result<Reference, Error> {
+    let problem = Problem::new(options, q.into(), k.into(), v.into())?;
+    let shape = problem.dims.output_shape();
+    let [.., value_dim] = shape;
+    let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
+    let mut weights = vec![0.0; problem.dims.seq_kv];
+    for row in rows(&problem) {
+        row_scores(&problem, row, ScoreStage::Biased, &mut weights);
+        result.lse.push(softmax(&mut weights));
+        let [b, h, _] = row;
+        for d in 0..value_dim {
+            // A hidden key is left out, not multiplied by its weight of 0: its value may be NaN.
+            let visible = (0..weights.len()).filter(|&j| sees(&problem, row, j));
+            let value = |j| problem.v.at([b, h / problem.dims.group(), j, d]) as f64;
+            result.out.push(visible.map(|j| weights[j] * value(j)).sum());
+        }
+    }
+    Ok(result)
+}
+
+/// The scores at a stage by the definition, `[batch, heads_q, seq_q, seq_kv]`.
+///
+/// # Errors
+/// Those of [`Attention::run_into`].
+pub fn scores<'t, Q: Element, K: Element>(
+    options: &Attention<'t>,
+    stage: ScoreStage,
+    q: impl Into<TensorRef<'t, Q>>,
+    k: impl Into<TensorRef<'t, K>>,
+) -> Result<Vec<f64>, Error> {
+    let problem = Problem::of_scores(options, q.into(), k.into())?;
+    let mut result = Vec::new();
+    let mut row_of_scores = vec![0.0; problem.dims.seq_kv];
+    for row in rows(&problem) {
+        row_scores(&problem, row, stage, &mut row_of_scores);
+        if stage == ScoreStage::Probabilities {
+            softmax(&mut row_of_scores);
+        }
+        result.extend_from_slice(&row_of_scores);
+    }
+    Ok(result)
+}
+
+/// Every (batch, query head, query).
+fn rows(problem: &Problem<'_>) -> impl Iterator<Item = [usize; 3]> {
+    let [batch, heads, queries] = problem.dims.lse_shape();
+    (0..batch).flat_map(move |b| (0..heads).flat_map(move |h| (0..queries).map(move |i| [b, h, i])))
+}
+
+/// Whether the key is visible: to the mask, and not hidden by a bias of -inf.
+fn sees(problem: &Problem<'_>, [b, h, i]: [usize; 3], j: usize) -> bool {
+    problem.mask.sees(b, h, i, j) && problem.bias.tensor.is_none_or(|bias| bias.at([b, h, i, j]) != f32::NEG_INFINITY)
+}
+
+/// The scores of one query at a stage (those of [`ScoreStage::Biased`] if the softmax is still to come).
+fn row_scores(problem: &Problem<'_>, row: [usize; 3], stage: ScoreStage, scores: &mut [f64]) {
+    let [b, h, i] = row;
+    let bias = &problem.bias;
+    for (j, score) in scores.iter_mut().enumerate() {
+        let products = (0..problem.dims.head_dim)
+            .map(|e| problem.q.at([b, h, i, e]) as f64 * problem.k.at([b, h / problem.dims.group(), j, e]) as f64);
+        *score = problem.scale as f64 * products.sum::<f64>();
+        if stage == ScoreStage::Raw {
+            continue;
+        }
+        if let Some(cap) = bias.softcap {
+            *score = cap as f64 * (*score / cap as f64).tanh();
+        }
+        if stage == ScoreStage::Capped {
+            continue;
+        }
+        if let Some(tensor) = &bias.tensor {
+            *score += tensor.at([b, h, i, j]) as f64;
+        }
+        if let Some(slope) = bias.slope(h) {
+            *score -= slope as f64 * (problem.mask.position(b, i) - j as i128).unsigned_abs() as f64;
+        }
+        if !sees(problem, row, j) {
+            *score = f64::NEG_INFINITY;
+        }
+    }
+}
+
+/// Turns scores into probabilities, zeros if all are -inf, and returns the log-sum-exp.
+fn softmax(scores: &mut [f64]) -> f64 {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    // With nothing visible there is nothing to subtract; with a NaN, `max` passes it over and the sum finds it.
+    let shift = if max == f64::NEG_INFINITY { 0.0 } else { max };
+    scores.iter_mut().for_each(|score| *score = (*score - shift).exp());
+    let sum = scores.iter().sum::<f64>();
+    if sum != 0.0 {
+        scores.iter_mut().for_each(|score| *score /= sum);
+    }
+    shift + sum.ln()
+}

@@ -1,0 +1,404 @@
+//! Memory with a shape and strides: the one place where an index becomes an address.
+//!
+//! [`Strided`] is a pointer that has been checked once, when it was made: every index inside its shape leads to a live
+//! element. All that is read or written further down goes through a [`Matrix`] or [`Row`] cut from it, by index checks
+//! that are cheap because there is one for each row and not for each element.
+
+use crate::error::Error;
+use std::marker::PhantomData;
+
+/// A pointer to the element at index 0 of every axis, with the size and the stride (in elements) of each axis.
+///
+/// Invariant: every index within `shape` leads to an element that stays readable (and, if made from a mutable borrow,
+/// writable by nobody else) for `'a`.
+#[derive(Debug)]
+pub(crate) struct Strided<'a, T, const N: usize> {
+    origin: *const T,
+    shape: [usize; N],
+    strides: [isize; N],
+    borrow: PhantomData<&'a T>,
+}
+
+impl<T, const N: usize> Clone for Strided<'_, T, N> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T, const N: usize> Copy for Strided<'_, T, N> {}
+
+// SAFETY: it gives out nothing but what `&'a T` would.
+unsafe impl<T: Sync, const N: usize> Send for Strided<'_, T, N> {}
+// SAFETY: as above.
+unsafe impl<T: Sync, const N: usize> Sync for Strided<'_, T, N> {}
+
+/// The lowest and highest element that shape and strides reach, counted from index 0; `None` if there are no elements.
+///
+/// In i128, where N products of a usize and an isize can't overflow.
+fn reach<const N: usize>(shape: &[usize; N], strides: &[isize; N]) -> Option<(i128, i128)> {
+    let (mut first, mut last) = (0i128, 0i128);
+    for (&size, &stride) in shape.iter().zip(strides) {
+        let end = (size as i128 - 1) * stride as i128;
+        if size == 0 {
+            return None;
+        }
+        first += end.min(0);
+        last += end.max(0);
+    }
+    Some((first, last))
+}
+
+/// Strides of an array without gaps, last axis innermost, and its number of elements.
+pub(crate) fn contiguous<const N: usize>(shape: &[usize; N]) -> Result<([isize; N], usize), Error> {
+    // A dimension of 0 makes the array empty, however large the others are.
+    if shape.contains(&0) {
+        return Ok(([0; N], 0));
+    }
+    let mut strides = [0; N];
+    let mut len = 1usize;
+    for axis in (0..N).rev() {
+        strides[axis] = isize::try_from(len).map_err(|_| Error::TooLarge { what: "the tensor" })?;
+        len = len.checked_mul(shape[axis]).ok_or(Error::TooLarge { what: "the tensor" })?;
+    }
+    Ok((strides, len))
+}
+
+impl<'a, T, const N: usize> Strided<'a, T, N> {
+    /// The elements of `data` from `offset` on, as shape and strides say.
+    pub(crate) fn new(data: &'a [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
+        Self::check(data.len(), offset, &shape, &strides)?;
+        Ok(Self::from_checked(data.as_ptr().wrapping_add(offset), shape, strides))
+    }
+
+    /// As [`Strided::new`], over memory that is borrowed for writing: keeps the right to write in the pointer.
+    pub(crate) fn new_mut(
+        data: &'a mut [T],
+        offset: usize,
+        shape: [usize; N],
+        strides: [isize; N],
+    ) -> Result<Self, Error> {
+        Self::check(data.len(), offset, &shape, &strides)?;
+        Ok(Self::from_checked(data.as_mut_ptr().wrapping_add(offset), shape, strides))
+    }
+
+    fn check(len: usize, offset: usize, shape: &[usize; N], strides: &[isize; N]) -> Result<(), Error> {
+        let Some((first, last)) = reach(shape, strides) else { return Ok(()) };
+        let (first, last) = (first + offset as i128, last + offset as i128);
+        if first < 0 || last >= len as i128 {
+            return Err(Error::OutOfBounds { first, last, len });
+        }
+        Ok(())
+    }
+
+    fn from_checked(origin: *const T, shape: [usize; N], strides: [isize; N]) -> Self {
+        Self { origin, shape, strides, borrow: PhantomData }
+    }
+
+    /// The same elements as an ndarray view, whose own invariant is ours.
+    #[cfg(feature = "ndarray")]
+    pub(crate) fn from_ndarray<D: ndarray::Dimension>(view: ndarray::ArrayView<'a, T, D>) -> Self {
+        let shape = std::array::from_fn(|axis| view.shape()[axis]);
+        let strides = std::array::from_fn(|axis| view.strides()[axis]);
+        Self::from_checked(view.as_ptr(), shape, strides)
+    }
+
+    /// The same elements as a mutable ndarray view, which vouches that no two indices share one.
+    #[cfg(feature = "ndarray")]
+    pub(crate) fn from_ndarray_mut<D: ndarray::Dimension>(mut view: ndarray::ArrayViewMut<'a, T, D>) -> Self {
+        let shape = std::array::from_fn(|axis| view.shape()[axis]);
+        let strides = std::array::from_fn(|axis| view.strides()[axis]);
+        Self::from_checked(view.as_mut_ptr(), shape, strides)
+    }
+
+    pub(crate) fn shape(&self) -> &[usize; N] {
+        &self.shape
+    }
+
+    pub(crate) fn strides(&self) -> &[isize; N] {
+        &self.strides
+    }
+
+    /// Refuses strides that let two indices reach one element.
+    ///
+    /// Sorted by stride, each axis must step over all that the shorter ones reach. That is more than needed in contrived
+    /// cases, and what every sliced, permuted or padded array fulfils.
+    pub(crate) fn check_disjoint(&self) -> Result<(), Error> {
+        if self.shape.contains(&0) {
+            return Ok(());
+        }
+        let mut axes: [usize; N] = std::array::from_fn(|axis| axis);
+        axes.sort_unstable_by_key(|&axis| self.strides[axis].unsigned_abs());
+        let mut needed = 1usize;
+        for axis in axes.into_iter().filter(|&axis| self.shape[axis] > 1) {
+            let stride = self.strides[axis];
+            if stride.unsigned_abs() < needed {
+                return Err(Error::OverlappingOutput { axis, stride, needed });
+            }
+            // No overflow: the whole reach lies inside one allocation.
+            needed += (self.shape[axis] - 1) * stride.unsigned_abs();
+        }
+        Ok(())
+    }
+
+    /// The same elements with the axes in another order.
+    pub(crate) fn permuted(self, axes: [usize; N]) -> Self {
+        let shape = axes.map(|axis| self.shape[axis]);
+        let strides = axes.map(|axis| self.strides[axis]);
+        let mut seen = [false; N];
+        axes.into_iter().for_each(|axis| seen[axis] = true);
+        assert!(seen.iter().all(|&seen| seen), "an axis twice");
+        Self::from_checked(self.origin, shape, strides)
+    }
+
+    /// Repeats axes of size 1 up to `shape`; `None` if another axis differs.
+    pub(crate) fn broadcast(self, shape: [usize; N]) -> Option<Self> {
+        let mut strides = self.strides;
+        for axis in 0..N {
+            match self.shape[axis] {
+                size if size == shape[axis] => {}
+                1 => strides[axis] = 0,
+                _ => return None,
+            }
+        }
+        // Safe without a look at the memory: the same elements, or none.
+        Some(Self::from_checked(self.origin, shape, strides))
+    }
+
+    /// The same elements with axes of size 1 in front.
+    pub(crate) fn with_rank<const M: usize>(self) -> Strided<'a, T, M> {
+        const { assert!(N <= M) };
+        let shape = std::array::from_fn(|axis| if axis < M - N { 1 } else { self.shape[axis + N - M] });
+        let strides = std::array::from_fn(|axis| if axis < M - N { 0 } else { self.strides[axis + N - M] });
+        Strided::from_checked(self.origin, shape, strides)
+    }
+
+    /// The address of an element.
+    ///
+    /// # Panics
+    /// If the index is not within the shape.
+    #[inline]
+    fn at(&self, index: [usize; N]) -> *const T {
+        let mut offset = 0isize;
+        for axis in 0..N {
+            assert!(index[axis] < self.shape[axis], "index {index:?} of shape {:?}", self.shape);
+            // No overflow: the element lies inside the allocation.
+            offset = offset.wrapping_add((index[axis] as isize).wrapping_mul(self.strides[axis]));
+        }
+        self.origin.wrapping_offset(offset)
+    }
+
+    /// The element at `index`, if there is one.
+    pub(crate) fn get(&self, index: [usize; N]) -> Option<T>
+    where
+        T: Copy,
+    {
+        let inside = index.iter().zip(&self.shape).all(|(index, size)| index < size);
+        // SAFETY: the index is within the shape, so the invariant says that the element may be read.
+        inside.then(|| unsafe { *self.at(index) })
+    }
+}
+
+impl<'a, T> Strided<'a, T, 4> {
+    /// The last two axes at `[i0, i1]`.
+    ///
+    /// # Panics
+    /// If there are no such indices.
+    #[inline]
+    pub(crate) fn matrix(&self, i0: usize, i1: usize) -> Matrix<'a, T> {
+        let [_, _, rows, cols] = self.shape;
+        let [_, _, row_stride, col_stride] = self.strides;
+        let origin = if rows == 0 || cols == 0 { self.origin } else { self.at([i0, i1, 0, 0]) };
+        Matrix { origin, rows, cols, row_stride, col_stride, borrow: PhantomData }
+    }
+}
+
+/// Two axes of a [`Strided`], under the same invariant.
+#[derive(Debug)]
+pub(crate) struct Matrix<'a, T> {
+    origin: *const T,
+    rows: usize,
+    cols: usize,
+    row_stride: isize,
+    col_stride: isize,
+    borrow: PhantomData<&'a T>,
+}
+
+impl<T> Clone for Matrix<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Matrix<'_, T> {}
+
+impl<'a, T> Matrix<'a, T> {
+    /// A matrix without gaps.
+    ///
+    /// # Panics
+    /// If `data` is not `rows * cols` long.
+    #[inline]
+    pub(crate) fn from_slice(data: &'a [T], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        Matrix { origin: data.as_ptr(), rows, cols, row_stride: cols as isize, col_stride: 1, borrow: PhantomData }
+    }
+
+    #[inline]
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    #[inline]
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    #[inline]
+    pub(crate) fn row_stride(&self) -> isize {
+        self.row_stride
+    }
+
+    /// Whether the elements of a row stand side by side.
+    #[inline]
+    pub(crate) fn has_contiguous_rows(&self) -> bool {
+        self.col_stride == 1 || self.cols <= 1
+    }
+
+    /// The address of the first element.
+    #[inline]
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.origin
+    }
+
+    /// Rows `range.start` to `range.end`.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    #[inline]
+    pub(crate) fn slice_rows(&self, range: std::ops::Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.row_stride));
+        Matrix { origin, rows: range.len(), ..*self }
+    }
+
+    /// # Panics
+    /// If there is no such row.
+    #[inline]
+    pub(crate) fn row(&self, r: usize) -> Row<'a, T> {
+        assert!(r < self.rows, "row {r} of {}", self.rows);
+        let origin = self.origin.wrapping_offset((r as isize).wrapping_mul(self.row_stride));
+        Row { origin, len: self.cols, stride: self.col_stride, borrow: PhantomData }
+    }
+}
+
+/// One row of a [`Matrix`], under the same invariant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row<'a, T> {
+    origin: *const T,
+    len: usize,
+    stride: isize,
+    borrow: PhantomData<&'a T>,
+}
+
+impl<'a, T: Copy> Row<'a, T> {
+    /// Elements `range.start` to `range.end`.
+    ///
+    /// # Panics
+    /// If there are no such elements.
+    #[inline]
+    pub(crate) fn slice(&self, range: std::ops::Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
+        let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.stride));
+        Row { origin, len: range.len(), ..*self }
+    }
+
+    /// The row as a slice, if its elements stand side by side.
+    #[inline]
+    pub(crate) fn as_slice(&self) -> Option<&'a [T]> {
+        match self.len {
+            0 => Some(&[]),
+            // SAFETY: the invariant: `len` elements from `origin` on, one after the other, readable for 'a.
+            1 => Some(unsafe { std::slice::from_raw_parts(self.origin, 1) }),
+            // SAFETY: as above.
+            _ if self.stride == 1 => Some(unsafe { std::slice::from_raw_parts(self.origin, self.len) }),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = T> + 'a {
+        let row = *self;
+        // SAFETY: k is below `len`: an element that the invariant vouches for.
+        (0..row.len).map(move |k| unsafe { *row.origin.wrapping_offset((k as isize).wrapping_mul(row.stride)) })
+    }
+}
+
+/// A row that is written.
+#[derive(Debug)]
+pub(crate) struct RowMut<'a, T> {
+    origin: *mut T,
+    len: usize,
+    stride: isize,
+    borrow: PhantomData<&'a mut T>,
+}
+
+impl<'a, T> Strided<'a, T, 4> {
+    /// The innermost row at `index`, for writing.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    ///
+    /// # Safety
+    /// * this was made from a mutable borrow and passed [`Strided::check_disjoint`]
+    /// * while the result lives, nobody else reads or writes this row
+    #[inline]
+    pub(crate) unsafe fn row_mut<'r>(&self, [i0, i1, i2]: [usize; 3]) -> RowMut<'r, T>
+    where
+        'a: 'r,
+    {
+        let [_, _, _, len] = self.shape;
+        let origin = if len == 0 { self.origin } else { self.at([i0, i1, i2, 0]) };
+        RowMut { origin: origin.cast_mut(), len, stride: self.strides[3], borrow: PhantomData }
+    }
+}
+
+impl<T> Strided<'_, T, 3> {
+    /// Writes the element at `index`.
+    ///
+    /// # Panics
+    /// If there is no such element.
+    ///
+    /// # Safety
+    /// * this was made from a mutable borrow and passed [`Strided::check_disjoint`]
+    /// * nobody else reads or writes this element at the same time
+    #[inline]
+    pub(crate) unsafe fn write(&self, index: [usize; 3], value: T) {
+        // SAFETY: `at` has checked the index; the rest is the caller's promise.
+        unsafe { self.at(index).cast_mut().write(value) };
+    }
+}
+
+impl<T> RowMut<'_, T> {
+    /// The row as a slice, if its elements stand side by side.
+    #[inline]
+    pub(crate) fn as_mut_slice(&mut self) -> Option<&mut [T]> {
+        match self.len {
+            0 => Some(&mut []),
+            // SAFETY: `row_mut`: `len` elements from `origin` on, one after the other, for us alone.
+            1 => Some(unsafe { std::slice::from_raw_parts_mut(self.origin, 1) }),
+            // SAFETY: as above.
+            _ if self.stride == 1 => Some(unsafe { std::slice::from_raw_parts_mut(self.origin, self.len) }),
+            _ => None,
+        }
+    }
+
+    /// Writes every element from `values`.
+    ///
+    /// # Panics
+    /// If there are not as many values.
+    #[inline]
+    pub(crate) fn fill_from(&mut self, values: impl ExactSizeIterator<Item = T>) {
+        assert_eq!(values.len(), self.len);
+        for (k, value) in values.enumerate() {
+            // SAFETY: k is below `len`: an element that `row_mut` vouches for.
+            unsafe { *self.origin.wrapping_offset((k as isize).wrapping_mul(self.stride)) = value };
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What the user hands in: tensors as a borrow, a shape and signed strides.
+//!
+//! [`TensorRef`] is read, [`TensorMut`] is written. Both are made from slices, or from ndarray views, and refuse strides
+//! that leave the slice. The innermost stride is best 1; every stride may be anything, negative and zero included, so
+//! `[batch, heads, seq, dim]`, `[batch, seq, heads, dim]` and slices of a packed QKV buffer are all the same thing to the
+//! crate.
+
+#![forbid(unsafe_code)]
+
+use crate::element::{DType, Element, bf16, f16};
+use crate::error::Error;
+use crate::strided::{Strided, contiguous};
+use std::marker::PhantomData;
+
+/// A borrowed tensor of rank `N`, read only.
+///
+/// ```
+/// use flashtile::TensorRef;
+///
+/// // Two sequences of three rows, stored as [batch, seq, heads, dim] = [2, 3, 4, 8], seen as [batch, heads, seq, dim].
+/// let data = vec![0.0f32; 2 * 3 * 4 * 8];
+/// let q = TensorRef::from_slice(&data, [2, 3, 4, 8])?.permuted([0, 2, 1, 3])?;
+/// assert_eq!(q.shape(), [2, 4, 3, 8]);
+/// assert_eq!(q.strides(), [96, 8, 32, 1]);
+/// # Ok::<(), flashtile::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct TensorRef<'a, T, const N: usize = 4> {
+    pub(crate) strided: Strided<'a, T, N>,
+}
+
+/// A borrowed tensor of rank `N` that is written: no two indices share an element.
+#[derive(Debug)]
+pub struct TensorMut<'a, T, const N: usize = 4> {
+    pub(crate) strided: Strided<'a, T, N>,
+    exclusive: PhantomData<&'a mut T>,
+}
+
+impl<'a, T: Copy, const N: usize> TensorRef<'a, T, N> {
+    /// All of `data`, row by row without gaps, last axis innermost.
+    ///
+    /// # Errors
+    /// [`Error::SliceLength`] if the shape has more or fewer elements than `data`; [`Error::TooLarge`].
+    pub fn from_slice(data: &'a [T], shape: [usize; N]) -> Result<Self, Error> {
+        let (strides, expected) = contiguous(&shape)?;
+        if expected != data.len() {
+            return Err(Error::SliceLength { expected, got: data.len() });
+        }
+        Self::with_strides(data, 0, shape, strides)
+    }
+
+    /// The element at index `i` is `data[offset + sum of i[axis] * strides[axis]]`; strides count elements.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] if an index within the shape leads outside `data`. A shape with a zero has no elements, and
+    /// its strides don't matter.
+    pub fn with_strides(data: &'a [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
+        Ok(Self { strided: Strided::new(data, offset, shape, strides)? })
+    }
+
+    /// The size of each axis.
+    pub fn shape(&self) -> [usize; N] {
+        *self.strided.shape()
+    }
+
+    /// The stride of each axis, in elements.
+    pub fn strides(&self) -> [isize; N] {
+        *self.strided.strides()
+    }
+
+    /// The element at `index`, or `None` outside the shape.
+    pub fn get(&self, index: [usize; N]) -> Option<T> {
+        self.strided.get(index)
+    }
+
+    /// The same tensor with its axes in another order: axis `n` of the result is axis `axes[n]` of this one.
+    ///
+    /// # Errors
+    /// [`Error::AxisOutOfRange`] if `axes` does not name every axis once.
+    pub fn permuted(self, axes: [usize; N]) -> Result<Self, Error> {
+        check_permutation(axes)?;
+        Ok(Self { strided: self.strided.permuted(axes) })
+    }
+}
+
+impl<'a, T: Copy, const N: usize> TensorMut<'a, T, N> {
+    /// All of `data`, row by row without gaps, last axis innermost.
+    ///
+    /// # Errors
+    /// [`Error::SliceLength`] if the shape has more or fewer elements than `data`; [`Error::TooLarge`].
+    pub fn from_slice(data: &'a mut [T], shape: [usize; N]) -> Result<Self, Error> {
+        let (strides, expected) = contiguous(&shape)?;
+        if expected != data.len() {
+            return Err(Error::SliceLength { expected, got: data.len() });
+        }
+        Self::with_strides(data, 0, shape, strides)
+    }
+
+    /// The element at index `i` is `data[offset + sum of i[axis] * strides[axis]]`; strides count elements. Elements that
+    /// no index reaches are left as they are.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] if an index within the shape leads outside `data`; [`Error::OverlappingOutput`] if two may
+    /// lead to one element.
+    pub fn with_strides(
+        data: &'a mut [T],
+        offset: usize,
+        shape: [usize; N],
+        strides: [isize; N],
+    ) -> Result<Self, Error> {
+        let strided = Strided::new_mut(data, offset, shape, strides)?;
+        strided.check_disjoint()?;
+        Ok(Self { strided, exclusive: PhantomData })
+    }
+
+    /// The size of each axis.
+    pub fn shape(&self) -> [usize; N] {
+        *self.strided.shape()
+    }
+
+    /// The stride of each axis, in elements.
+    pub fn strides(&self) -> [isize; N] {
+        *self.strided.strides()
+    }
+
+    /// The same tensor with its axes in another order: axis `n` of the result is axis `axes[n]` of this one.
+    ///
+    /// # Errors
+    /// [`Error::AxisOutOfRange`] if `axes` does not name every axis once.
+    pub fn permuted(self, axes: [usize; N]) -> Result<Self, Error> {
+        check_permutation(axes)?;
+        Ok(Self { strided: self.strided.permuted(axes), exclusive: PhantomData })
+    }
+
+    /// The same tensor, borrowed for as long as the result lives.
+    pub fn reborrow(&mut self) -> TensorMut<'_, T, N> {
+        TensorMut { strided: self.strided, exclusive: PhantomData }
+    }
+}
+
+fn check_permutation<const N: usize>(axes: [usize; N]) -> Result<(), Error> {
+    // The first axis that is too large, or that an earlier place already named.
+    let wrong = (0..N).find(|&n| axes[n] >= N || axes[..n].contains(&axes[n]));
+    wrong.map_or(Ok(()), |n| Err(Error::AxisOutOfRange { axis: axes[n], rank: N }))
+}
+
+/// Lower ranks stand for the last axes, as in NumPy: a `[seq_q, seq_kv]` mask holds for every batch and head.
+macro_rules! from_lower_rank {
+    ($($n:literal),+) => {$(
+        impl<'a, T> From<TensorRef<'a, T, $n>> for TensorRef<'a, T, 4> {
+            fn from(tensor: TensorRef<'a, T, $n>) -> Self {
+                TensorRef { strided: tensor.strided.with_rank() }
+            }
+        }
+    )+};
+}
+from_lower_rank!(1, 2, 3);
+
+#[cfg(feature = "ndarray")]
+mod from_ndarray {
+    use super::*;
+    use ndarray::{ArrayBase, ArrayView, ArrayViewMut, Data, DataMut, Ix1, Ix2, Ix3, Ix4};
+
+    macro_rules! from_ndarray {
+        ($($dim:ty, $n:literal);+) => {$(
+            impl<'a, T> From<ArrayView<'a, T, $dim>> for TensorRef<'a, T, $n> {
+                fn from(view: ArrayView<'a, T, $dim>) -> Self {
+                    TensorRef { strided: Strided::from_ndarray(view) }
+                }
+            }
+            impl<'a, S: Data> From<&'a ArrayBase<S, $dim>> for TensorRef<'a, S::Elem, $n> {
+                fn from(array: &'a ArrayBase<S, $dim>) -> Self {
+                    array.view().into()
+                }
+            }
+            impl<'a, T> From<ArrayViewMut<'a, T, $dim>> for TensorMut<'a, T, $n> {
+                fn from(view: ArrayViewMut<'a, T, $dim>) -> Self {
+                    TensorMut { strided: Strided::from_ndarray_mut(view), exclusive: PhantomData }
+                }
+            }
+            impl<'a, S: DataMut> From<&'a mut ArrayBase<S, $dim>> for TensorMut<'a, S::Elem, $n> {
+                fn from(array: &'a mut ArrayBase<S, $dim>) -> Self {
+                    array.view_mut().into()
+                }
+            }
+        )+};
+    }
+    from_ndarray!(Ix1, 1; Ix2, 2; Ix3, 3; Ix4, 4);
+
+    macro_rules! from_lower_rank_ndarray {
+        ($($dim:ty, $n:literal);+) => {$(
+            impl<'a, T> From<ArrayView<'a, T, $dim>> for TensorRef<'a, T, 4> {
+                fn from(view: ArrayView<'a, T, $dim>) -> Self {
+                    TensorRef::<'a, T, $n>::from(view).into()
+                }
+            }
+            impl<'a, S: Data> From<&'a ArrayBase<S, $dim>> for TensorRef<'a, S::Elem, 4> {
+                fn from(array: &'a ArrayBase<S, $dim>) -> Self {
+                    array.view().into()
+                }
+            }
+        )+};
+    }
+    from_lower_rank_ndarray!(Ix1, 1; Ix2, 2; Ix3, 3);
+}
+
+/// A tensor that is read, whatever its element type: so that the floors below need not be compiled once for each
+/// combination of types.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AnyTensor<'a> {
+    F32(Strided<'a, f32, 4>),
+    F16(Strided<'a, f16, 4>),
+    Bf16(Strided<'a, bf16, 4>),
+}
+
+/// Evaluates an expression with a name bound to what an [`AnyTensor`] holds, whichever type that is.
+macro_rules! with_elements {
+    ($any:expr, $tensor:ident => $value:expr) => {
+        match $any {
+            $crate::tensor::AnyTensor::F32($tensor) => $value,
+            $crate::tensor::AnyTensor::F16($tensor) => $value,
+            $crate::tensor::AnyTensor::Bf16($tensor) => $value,
+        }
+    };
+}
+pub(crate) use with_elements;
+
+impl<'a> AnyTensor<'a> {
+    pub(crate) fn new<T: Element>(strided: Strided<'a, T, 4>) -> Self {
+        T::erase(strided)
+    }
+
+    pub(crate) fn shape(&self) -> [usize; 4] {
+        with_elements!(self, tensor => *tensor.shape())
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            AnyTensor::F32(_) => DType::F32,
+            AnyTensor::F16(_) => DType::F16,
+            AnyTensor::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    pub(crate) fn broadcast(self, shape: [usize; 4]) -> Option<Self> {
+        Some(match self {
+            AnyTensor::F32(tensor) => AnyTensor::F32(tensor.broadcast(shape)?),
+            AnyTensor::F16(tensor) => AnyTensor::F16(tensor.broadcast(shape)?),
+            AnyTensor::Bf16(tensor) => AnyTensor::Bf16(tensor.broadcast(shape)?),
+        })
+    }
+
+    /// One element as f32, exactly.
+    ///
+    /// # Panics
+    /// If the index is outside the shape.
+    pub(crate) fn at(&self, index: [usize; 4]) -> f32 {
+        with_elements!(self, tensor => tensor.get(index).expect("inside the shape").to_f32())
+    }
+}
