@@ -3,13 +3,13 @@
 #![forbid(unsafe_code)]
 
 use crate::bias::{AlibiSlopes, ScoreStage};
-use crate::driver::{self, Output, Workspace};
+use crate::driver::{self, Output, Schedule, Workspace};
 use crate::element::Element;
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::mask::QueryOffset;
 use crate::plan::{Form, Plan, Threads};
-use crate::problem::Problem;
+use crate::problem::{Problem, check_shape};
 use crate::simd::Level;
 use crate::tensor::{AnyTensor, TensorMut, TensorRef};
 
@@ -18,6 +18,41 @@ use crate::tensor::{AnyTensor, TensorMut, TensorRef};
 /// ```text
 /// score[i,j] = softcap( scale * dot(q[i], k[j]) ) + bias[i,j]        for every key j that query i may see
 /// out[i]     = sum_j softmax(score[i,:])[j] * v[j]                   lse[i] = log sum_j exp(score[i,j])
+/// ```
+///
+/// | tensor | shape | |
+/// |---|---|---|
+/// | q | `[batch, heads_q, seq_q, head_dim]` | |
+/// | k | `[batch, heads_kv, seq_kv, head_dim]` | `heads_q` is a multiple of `heads_kv`: query head h uses `h / (heads_q / heads_kv)` |
+/// | v | `[batch, heads_kv, seq_kv, value_dim]` | |
+/// | out | `[batch, heads_q, seq_q, value_dim]` | |
+/// | lse | `[batch, heads_q, seq_q]` | f32, natural logarithm |
+///
+/// q, k, v and out may each be f32, f16 or bf16, with any strides. Every dimension may be any number, 0 included. All masks
+/// compose by intersection, and biases add up in the order of the formula: softcap, additive tensor, ALiBi.
+///
+/// The edge rules, for every option and type:
+/// * a query that sees no key gets an output of exactly 0 and an lse of -inf;
+/// * a hidden key never reaches the output, whatever bits it holds (NaN, infinity, uninitialised padding);
+/// * a visible NaN comes out as NaN in the rows that see it, and in no others; so does a score of +inf;
+/// * the bits of a row depend on that row's own inputs, the [`Level`] and the [`Form`] alone: not on threads, on the batch
+///   around it, or on how queries are cut into calls.
+///
+/// The description is cheap to make, clone and keep. It borrows the tensors and lists that it was given.
+///
+/// ```
+/// use flashtile::Attention;
+/// use ndarray::Array4;
+///
+/// let q = Array4::from_elem((1, 8, 10, 64), 0.1f32); // 8 query heads
+/// let k = Array4::from_elem((1, 2, 30, 64), 0.2f32); // share 2 key/value heads
+/// let v = Array4::from_elem((1, 2, 30, 64), 0.3f32);
+///
+/// let attention = Attention::new().causal().window(Some(1023), None).softcap(30.0);
+/// println!("{}", attention.plan(&q, &k, &v)?);
+/// let out = attention.run(&q, &k, &v)?;
+/// assert_eq!(out.shape(), [1, 8, 10, 64]);
+/// # Ok::<(), flashtile::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Attention<'a> {
@@ -30,44 +65,49 @@ pub struct Attention<'a> {
     pub(crate) softcap: Option<f32>,
     pub(crate) bias: Option<AnyTensor<'a>>,
     pub(crate) alibi: Option<AlibiSlopes<'a>>,
-    pub(crate) level: Option<Level>,
-    pub(crate) form: Option<Form>,
-    pub(crate) threads: Threads,
+    level: Option<Level>,
+    form: Option<Form>,
+    threads: Threads,
 }
 
+/// What to compute.
 impl<'a> Attention<'a> {
     /// Plain attention: every query sees every key, scores are scaled by `1 / sqrt(head_dim)`.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Multiplies scores with `scale` instead of `1 / sqrt(head_dim)`; any finite number.
+    /// Multiplies scores with `scale` instead of `1 / sqrt(head_dim)`. Any finite number will do.
     pub fn scale(mut self, scale: f32) -> Self {
         self.scale = Some(scale);
         self
     }
 
-    /// A query sees the keys at its own position and before it: `j <= p`. Which position that is, [`QueryOffset`] says.
+    /// A query sees the key at its own position and those before it: `j <= p`. Which position that is,
+    /// [`query_offset`](Attention::query_offset) says.
     pub fn causal(mut self) -> Self {
         self.causal = true;
         self
     }
 
-    /// A query at position p sees the keys from `p - left` to `p + right`; `None` is no bound on that side.
+    /// A query at position p sees the keys from `p - left` to `p + right`; `None` sets no bound on that side.
     ///
-    /// `window(Some(511), Some(0))` shows a query itself and the 511 keys before it.
+    /// `window(Some(511), Some(0))` shows a query its own key and the 511 before it.
     pub fn window(mut self, left: Option<usize>, right: Option<usize>) -> Self {
         self.window = (left, right);
         self
     }
 
-    /// Where the queries stand among the keys; the default is [`QueryOffset::FromEnd`].
+    /// Where the queries stand among the keys: query i is at position `query_offset + i`. The default,
+    /// [`QueryOffset::FromEnd`], puts the last query at the last key.
+    ///
+    /// Causal order, windows and ALiBi go by it; other options don't.
     pub fn query_offset(mut self, offset: QueryOffset<'a>) -> Self {
         self.query_offset = offset;
         self
     }
 
-    /// How many keys each batch has, `[batch]`: keys from there on are padding and never read into the result.
+    /// How many keys each batch has, `[batch]`, none above `seq_kv`: the keys from there on are padding.
     pub fn key_lengths(mut self, lengths: &'a [usize]) -> Self {
         self.key_lengths = Some(lengths);
         self
@@ -75,21 +115,23 @@ impl<'a> Attention<'a> {
 
     /// An explicit mask: **true where the query may attend**, as in PyTorch and ONNX.
     ///
-    /// `[batch, heads_q, seq_q, seq_kv]`, where any dimension may be 1 to hold for all, and missing ones stand in front.
+    /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
+    /// first ones.
     pub fn mask(mut self, attend: impl Into<TensorRef<'a, bool>>) -> Self {
         self.mask = Some(attend.into());
         self
     }
 
-    /// Caps scores smoothly to `-cap..cap`: `cap * tanh(score / cap)`, before any bias; finite and above 0.
+    /// Caps scores smoothly to `-cap..cap`: `cap * tanh(score / cap)`, before any bias. `cap` is a normal number above 0.
     pub fn softcap(mut self, cap: f32) -> Self {
         self.softcap = Some(cap);
         self
     }
 
-    /// Adds a tensor to the scores; -inf hides a key.
+    /// Adds a tensor of f32, f16 or bf16 to the scores; -inf hides a key.
     ///
-    /// `[batch, heads_q, seq_q, seq_kv]`, where any dimension may be 1 to hold for all, and missing ones stand in front.
+    /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
+    /// first ones.
     pub fn bias<T: Element>(mut self, bias: impl Into<TensorRef<'a, T>>) -> Self {
         self.bias = Some(AnyTensor::new(bias.into().strided));
         self
@@ -100,14 +142,17 @@ impl<'a> Attention<'a> {
         self.alibi = Some(slopes);
         self
     }
+}
 
-    /// Uses this instruction set instead of the processor's best.
+/// How to compute it.
+impl<'a> Attention<'a> {
+    /// Uses this instruction set instead of the processor's best; refused where the processor lacks it.
     pub fn level(mut self, level: Level) -> Self {
         self.level = Some(level);
         self
     }
 
-    /// Uses this form instead of the one that the shape suggests.
+    /// Uses this form instead of the one that the shape suggests; any shape can be computed in either.
     pub fn form(mut self, form: Form) -> Self {
         self.form = Some(form);
         self
@@ -119,56 +164,248 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// How a call with such tensors would be carried out.
+    /// How a call with such tensors would be carried out; print it to see.
     ///
     /// # Errors
-    /// As [`Attention::run_into`].
+    /// As [`Attention::compute`].
     pub fn plan<'t, Q: Element, K: Element, V: Element>(
         &self,
         q: impl Into<TensorRef<'t, Q>>,
         k: impl Into<TensorRef<'t, K>>,
         v: impl Into<TensorRef<'t, V>>,
-    ) -> Result<Plan, Error>
-    where
-        'a: 't,
-    {
-        let problem = Problem::new(self, q.into(), k.into(), v.into())?;
-        Ok(Plan::new(&problem, Machine::new(self.level)?, self.form, self.threads))
+    ) -> Result<Plan, Error> {
+        self.plan_for(&self.problem(q.into(), k.into(), v.into())?)
     }
 
-    /// Computes attention into `out`.
+    fn plan_for(&self, problem: &Problem<'_>) -> Result<Plan, Error> {
+        Ok(Plan::new(problem, Machine::new(self.level)?, self.form, self.threads))
+    }
+
+    fn problem<'t, Q: Element, K: Element, V: Element>(
+        &'t self,
+        q: TensorRef<'t, Q>,
+        k: TensorRef<'t, K>,
+        v: TensorRef<'t, V>,
+    ) -> Result<Problem<'t>, Error> {
+        Problem::new(self, q, k, v)
+    }
+}
+
+/// Calls.
+impl<'a> Attention<'a> {
+    /// Computes attention into an array of its own, of the queries' type.
+    ///
+    /// # Errors
+    /// As [`Attention::compute`], and [`Error::TooLarge`] if there is no memory for the result.
+    #[cfg(feature = "ndarray")]
+    pub fn run<'t, Q: Element, K: Element, V: Element>(
+        &self,
+        q: impl Into<TensorRef<'t, Q>>,
+        k: impl Into<TensorRef<'t, K>>,
+        v: impl Into<TensorRef<'t, V>>,
+    ) -> Result<ndarray::Array4<Q>, Error> {
+        let (q, k, v) = (q.into(), k.into(), v.into());
+        let mut out = array(self.problem(q, k, v)?.dims.output_shape())?;
+        self.compute(q, k, v, &mut out, None, &mut Workspace::new())?;
+        Ok(out)
+    }
+
+    /// Computes attention and the log-sum-exp of every query's scores, natural logarithm, `[batch, heads_q, seq_q]`.
+    ///
+    /// # Errors
+    /// As [`Attention::run`].
+    #[cfg(feature = "ndarray")]
+    pub fn run_with_lse<'t, Q: Element, K: Element, V: Element>(
+        &self,
+        q: impl Into<TensorRef<'t, Q>>,
+        k: impl Into<TensorRef<'t, K>>,
+        v: impl Into<TensorRef<'t, V>>,
+    ) -> Result<(ndarray::Array4<Q>, ndarray::Array3<f32>), Error> {
+        let (q, k, v) = (q.into(), k.into(), v.into());
+        let dims = self.problem(q, k, v)?.dims;
+        let (mut out, mut lse) = (array(dims.output_shape())?, array(dims.lse_shape())?);
+        self.compute(q, k, v, &mut out, Some((&mut lse).into()), &mut Workspace::new())?;
+        Ok((out, lse))
+    }
+
+    /// Computes attention into `out`, rounding once to its type.
+    ///
+    /// # Errors
+    /// As [`Attention::compute`].
     pub fn run_into<'t, Q: Element, K: Element, V: Element, O: Element>(
         &self,
         q: impl Into<TensorRef<'t, Q>>,
         k: impl Into<TensorRef<'t, K>>,
         v: impl Into<TensorRef<'t, V>>,
         out: impl Into<TensorMut<'t, O>>,
-    ) -> Result<(), Error>
-    where
-        'a: 't,
-    {
-        self.call(q.into(), k.into(), v.into(), out.into(), None, &mut Workspace::new())
+    ) -> Result<(), Error> {
+        self.compute(q, k, v, out, None, &mut Workspace::new())
     }
 
-    /// The one way down.
-    fn call<'t, Q: Element, K: Element, V: Element, O: Element>(
+    /// The full form of every call: into `out`, with the log-sum-exps if there is an `lse` to take them, and with memory
+    /// that is kept from call to call.
+    ///
+    /// With a workspace that has seen a problem as large, serial calls and calls from within a rayon pool don't allocate.
+    ///
+    /// # Errors
+    /// Before anything is written:
+    /// * [`Error::ShapeMismatch`], [`Error::HeadsNotDivisible`]: tensors that don't fit together
+    /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthPastEnd`]: a mask, bias or list that does
+    ///   not fit the tensors
+    /// * [`Error::InvalidOption`]: a scale, softcap or slope that is no usable number
+    /// * [`Error::LevelUnavailable`]
+    /// * [`Error::TooLarge`]: dimensions (of broadcast tensors) beyond any memory
+    pub fn compute<'t, Q: Element, K: Element, V: Element, O: Element>(
         &self,
-        q: TensorRef<'t, Q>,
-        k: TensorRef<'t, K>,
-        v: TensorRef<'t, V>,
-        out: TensorMut<'t, O>,
+        q: impl Into<TensorRef<'t, Q>>,
+        k: impl Into<TensorRef<'t, K>>,
+        v: impl Into<TensorRef<'t, V>>,
+        out: impl Into<TensorMut<'t, O>>,
         lse: Option<TensorMut<'t, f32, 3>>,
         workspace: &mut Workspace,
-    ) -> Result<(), Error>
-    where
-        'a: 't,
-    {
-        let problem = Problem::new(self, q, k, v)?;
-        let machine = Machine::new(self.level)?;
-        problem.check_output(&out)?;
-        lse.as_ref().map_or(Ok(()), |lse| problem.check_lse(lse))?;
-        let plan = Plan::new(&problem, machine, self.form, self.threads);
-        driver::run(&problem, &plan, Output::new(out, lse), workspace);
+    ) -> Result<(), Error> {
+        let problem = self.problem(q.into(), k.into(), v.into())?;
+        let plan = self.plan_for(&problem)?;
+        let output = checked_output(&problem, out.into(), lse)?;
+        driver::run(&problem, &plan, output, workspace);
         Ok(())
     }
+
+    /// Plans once for a fixed problem, to be computed many times: the same shapes with other data.
+    ///
+    /// # Errors
+    /// As [`Attention::compute`].
+    pub fn prepare<'t, Q: Element, K: Element, V: Element>(
+        &self,
+        q: impl Into<TensorRef<'t, Q>>,
+        k: impl Into<TensorRef<'t, K>>,
+        v: impl Into<TensorRef<'t, V>>,
+    ) -> Result<Prepared<'a>, Error> {
+        let problem = self.problem(q.into(), k.into(), v.into())?;
+        let plan = self.plan_for(&problem)?;
+        let schedule = Schedule::new(&problem, &plan);
+        let shapes = [problem.q.shape(), problem.k.shape(), problem.v.shape()];
+        Ok(Prepared { attention: self.clone(), plan, schedule, shapes })
+    }
+
+    /// The scores at a named stage, `[batch, heads_q, seq_q, seq_kv]`: for looking at attention, not for computing with.
+    ///
+    /// This holds every score in memory, which attention itself never does.
+    ///
+    /// # Errors
+    /// As [`Attention::run`].
+    #[cfg(feature = "ndarray")]
+    pub fn scores<'t, Q: Element, K: Element>(
+        &self,
+        stage: ScoreStage,
+        q: impl Into<TensorRef<'t, Q>>,
+        k: impl Into<TensorRef<'t, K>>,
+    ) -> Result<ndarray::Array4<f32>, Error> {
+        let (q, k) = (q.into(), k.into());
+        let mut out = array(Problem::of_scores(self, q, k)?.dims.scores_shape())?;
+        self.scores_into(stage, q, k, &mut out)?;
+        Ok(out)
+    }
+
+    /// As `scores` (of the feature `ndarray`), into a tensor of the caller's: `[batch, heads_q, seq_q, seq_kv]`.
+    ///
+    /// # Errors
+    /// As [`Attention::compute`].
+    pub fn scores_into<'t, Q: Element, K: Element>(
+        &self,
+        stage: ScoreStage,
+        q: impl Into<TensorRef<'t, Q>>,
+        k: impl Into<TensorRef<'t, K>>,
+        out: impl Into<TensorMut<'t, f32>>,
+    ) -> Result<(), Error> {
+        let (q, k, out) = (q.into(), k.into(), out.into());
+        let problem = Problem::of_scores(self, q, k)?;
+        let plan = Plan::new(&problem, Machine::new(self.level)?, Some(Form::ManyQueries), self.threads);
+        let names = ["batch", "heads_q", "seq_q", "seq_kv"];
+        check_shape("output", names, out.shape(), problem.dims.scores_shape())?;
+        driver::inspect::run(&problem, &plan, stage, Output::new(out, None), &mut Workspace::new());
+        Ok(())
+    }
+}
+
+/// An [`Attention`] with everything decided for a fixed problem; made by [`Attention::prepare`].
+///
+/// It saves the planning and listing of tasks, a microsecond or a few: worth it for small problems called often.
+///
+/// ```
+/// use flashtile::{Attention, Workspace};
+/// use ndarray::Array4;
+///
+/// let x = Array4::from_elem((1, 4, 16, 32), 0.5f32);
+/// let prepared = Attention::new().causal().prepare(&x, &x, &x)?;
+/// let (mut out, mut workspace) = (Array4::<f32>::zeros((1, 4, 16, 32)), Workspace::new());
+/// for _layer in 0..3 {
+///     prepared.compute(&x, &x, &x, &mut out, None, &mut workspace)?;
+/// }
+/// # Ok::<(), flashtile::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    attention: Attention<'a>,
+    plan: Plan,
+    schedule: Schedule,
+    /// Of queries, keys and values.
+    shapes: [[usize; 4]; 3],
+}
+
+impl Prepared<'_> {
+    /// The plan that every call follows.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// As [`Attention::compute`], for tensors of the shapes that this was prepared for; types and strides may differ.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] for other shapes.
+    pub fn compute<'t, Q: Element, K: Element, V: Element, O: Element>(
+        &self,
+        q: impl Into<TensorRef<'t, Q>>,
+        k: impl Into<TensorRef<'t, K>>,
+        v: impl Into<TensorRef<'t, V>>,
+        out: impl Into<TensorMut<'t, O>>,
+        lse: Option<TensorMut<'t, f32, 3>>,
+        workspace: &mut Workspace,
+    ) -> Result<(), Error> {
+        let (q, k, v) = (q.into(), k.into(), v.into());
+        let [q_shape, k_shape, v_shape] = self.shapes;
+        check_shape("queries", ["batch", "heads_q", "seq_q", "head_dim"], q.shape(), q_shape)?;
+        check_shape("keys", ["batch", "heads_kv", "seq_kv", "head_dim"], k.shape(), k_shape)?;
+        check_shape("values", ["batch", "heads_kv", "seq_kv", "value_dim"], v.shape(), v_shape)?;
+        let problem = self.attention.problem(q, k, v)?;
+        let output = checked_output(&problem, out.into(), lse)?;
+        driver::run_scheduled(&problem, &self.plan, &self.schedule, output, workspace);
+        Ok(())
+    }
+}
+
+fn checked_output<'t, O: Element>(
+    problem: &Problem<'_>,
+    out: TensorMut<'t, O>,
+    lse: Option<TensorMut<'t, f32, 3>>,
+) -> Result<Output<'t>, Error> {
+    problem.check_output(&out)?;
+    lse.as_ref().map_or(Ok(()), |lse| problem.check_lse(lse))?;
+    Ok(Output::new(out, lse))
+}
+
+/// An array of zeros, or an error where there is no memory for it.
+#[cfg(feature = "ndarray")]
+fn array<T: Clone + Default, D: ndarray::Dimension, const N: usize>(
+    shape: [usize; N],
+) -> Result<ndarray::Array<T, D>, Error>
+where
+    [usize; N]: ndarray::IntoDimension<Dim = D>,
+{
+    let too_large = Error::TooLarge { what: "the result" };
+    let (_, len) = crate::strided::contiguous(&shape)?;
+    let mut elements = Vec::new();
+    elements.try_reserve_exact(len).map_err(|_| too_large.clone())?;
+    elements.resize(len, T::default());
+    ndarray::Array::from_shape_vec(shape, elements).map_err(|_| too_large)
 }

@@ -79,9 +79,4 @@ impl Bias<'_> {
             AlibiSlopes::PerHead(slopes) => slopes[h],
         })
     }
-
-    /// Whether raw scores go into the softmax as they are.
-    pub(crate) fn is_none(&self) -> bool {
-        self.softcap.is_none() && self.tensor.is_none() && self.alibi.is_none()
-    }
 }

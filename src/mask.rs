@@ -117,11 +117,6 @@ impl Mask<'_> {
         let (start, end) = (start.clamp(0, length) as usize, end.clamp(0, length) as usize);
         if start < end { start..end } else { 0..0 }
     }
-
-    /// Whether position decides everything: no tensor to look at.
-    pub(crate) fn is_positional(&self) -> bool {
-        self.tensor.is_none()
-    }
 }
 
 /// The smallest interval that holds all of `intervals`, empty ones aside: the span of keys that a tile of queries needs.

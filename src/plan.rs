@@ -88,7 +88,7 @@ impl Plan {
         let rows = dims.rows();
         let form = form.unwrap_or(if rows <= FEW_ROWS { Form::FewQueries } else { Form::ManyQueries });
         let panel_lanes = PANEL_VECTORS * lanes(machine.isa);
-        let heads = dims.batch * dims.heads_kv;
+        let heads = dims.batch.saturating_mul(dims.heads_kv);
         let (tile_keys, blocks) = match form {
             Form::FewQueries => (FEW_TILE_KEYS, rows.div_ceil(FEW_TASK_ROWS)),
             Form::ManyQueries => (tile_keys(&dims), rows.div_ceil(panel_lanes).div_ceil(BLOCK_PANELS)),
@@ -138,7 +138,8 @@ impl Plan {
     /// Tasks that can be worked on side by side, if no mask rules any out.
     pub(crate) fn tasks(&self) -> usize {
         let splits = if self.split_tasks { self.splits() } else { 1 };
-        self.dims.batch * self.dims.heads_kv * self.blocks * splits
+        // Saturating: a problem without an output may have any dimensions.
+        [self.dims.batch, self.dims.heads_kv, self.blocks].into_iter().fold(splits, usize::saturating_mul)
     }
 }
 

@@ -125,6 +125,9 @@ pub(crate) fn check_shape<const N: usize>(
     Ok(())
 }
 
+/// The most query rows of one call: 4 G, in all batches and heads together.
+const MAX_ROWS: usize = u32::MAX as usize;
+
 fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Error> {
     let [batch, heads_q, seq_q, head_dim] = q;
     let [_, heads_kv, seq_kv, _] = k;
@@ -140,6 +143,10 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
     // Broadcast dimensions can be larger than memory: counts of rows and elements must still be numbers.
     for shape in [dims.output_shape(), [batch, heads_q, seq_q, head_dim], [batch, heads_kv, seq_kv, head_dim]] {
         check_size("the problem", shape)?;
+    }
+    // Tasks are listed, about one for 192 rows: what no memory could hold the log-sum-exps of is refused before.
+    if [heads_q, seq_q].into_iter().fold(batch, usize::saturating_mul) > MAX_ROWS {
+        return Err(Error::TooLarge { what: "the number of queries" });
     }
     Ok(dims)
 }
@@ -178,7 +185,7 @@ fn check_mask<'a>(options: &Attention<'a>, dims: &Dims) -> Result<Mask<'a>, Erro
 
 fn check_bias<'a>(options: &Attention<'a>, dims: &Dims) -> Result<Bias<'a>, Error> {
     if let Some(cap) = options.softcap {
-        check_number("softcap", cap, cap.is_finite() && cap > 0.0, "finite and above 0")?;
+        check_number("softcap", cap, cap.is_normal() && cap > 0.0, "a normal number above 0")?;
     }
     if let Some(crate::AlibiSlopes::PerHead(slopes)) = options.alibi {
         check_count("ALiBi slopes", slopes.len(), dims.heads_q)?;

@@ -9,8 +9,7 @@ use std::marker::PhantomData;
 
 /// A pointer to the element at index 0 of every axis, with the size and the stride (in elements) of each axis.
 ///
-/// Invariant: every index within `shape` leads to an element that stays readable (and, if made from a mutable borrow,
-/// writable by nobody else) for `'a`.
+/// Invariant: every index within `shape` leads to an element that stays readable for `'a`.
 #[derive(Debug)]
 pub(crate) struct Strided<'a, T, const N: usize> {
     origin: *const T,
@@ -69,17 +68,6 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         Ok(Self::from_checked(data.as_ptr().wrapping_add(offset), shape, strides))
     }
 
-    /// As [`Strided::new`], over memory that is borrowed for writing: keeps the right to write in the pointer.
-    pub(crate) fn new_mut(
-        data: &'a mut [T],
-        offset: usize,
-        shape: [usize; N],
-        strides: [isize; N],
-    ) -> Result<Self, Error> {
-        Self::check(data.len(), offset, &shape, &strides)?;
-        Ok(Self::from_checked(data.as_mut_ptr().wrapping_add(offset), shape, strides))
-    }
-
     fn check(len: usize, offset: usize, shape: &[usize; N], strides: &[isize; N]) -> Result<(), Error> {
         let Some((first, last)) = reach(shape, strides) else { return Ok(()) };
         let (first, last) = (first + offset as i128, last + offset as i128);
@@ -101,14 +89,6 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         Self::from_checked(view.as_ptr(), shape, strides)
     }
 
-    /// The same elements as a mutable ndarray view, which vouches that no two indices share one.
-    #[cfg(feature = "ndarray")]
-    pub(crate) fn from_ndarray_mut<D: ndarray::Dimension>(mut view: ndarray::ArrayViewMut<'a, T, D>) -> Self {
-        let shape = std::array::from_fn(|axis| view.shape()[axis]);
-        let strides = std::array::from_fn(|axis| view.strides()[axis]);
-        Self::from_checked(view.as_mut_ptr(), shape, strides)
-    }
-
     pub(crate) fn shape(&self) -> &[usize; N] {
         &self.shape
     }
@@ -121,7 +101,7 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
     ///
     /// Sorted by stride, each axis must step over all that the shorter ones reach. That is more than needed in contrived
     /// cases, and what every sliced, permuted or padded array fulfils.
-    pub(crate) fn check_disjoint(&self) -> Result<(), Error> {
+    fn check_disjoint(&self) -> Result<(), Error> {
         if self.shape.contains(&0) {
             return Ok(());
         }
@@ -330,34 +310,88 @@ impl<'a, T: Copy> Row<'a, T> {
     }
 }
 
-/// A row that is written.
+/// A [`Strided`] that nobody else reads or writes for `'a`, and whose indices lead to an element each.
 #[derive(Debug)]
-pub(crate) struct RowMut<'a, T> {
-    origin: *mut T,
-    len: usize,
-    stride: isize,
-    borrow: PhantomData<&'a mut T>,
+pub(crate) struct StridedMut<'a, T, const N: usize> {
+    strided: Strided<'a, T, N>,
+    exclusive: PhantomData<&'a mut T>,
 }
 
-impl<'a, T> Strided<'a, T, 4> {
-    /// The innermost row at `index`, for writing.
-    ///
-    /// # Panics
-    /// If there is no such row.
-    ///
-    /// # Safety
-    /// * this was made from a mutable borrow and passed [`Strided::check_disjoint`]
-    /// * while the result lives, nobody else reads or writes this row
-    #[inline]
-    pub(crate) unsafe fn row_mut<'r>(&self, [i0, i1, i2]: [usize; 3]) -> RowMut<'r, T>
-    where
-        'a: 'r,
-    {
-        let [_, _, _, len] = self.shape;
-        let origin = if len == 0 { self.origin } else { self.at([i0, i1, i2, 0]) };
-        RowMut { origin: origin.cast_mut(), len, stride: self.strides[3], borrow: PhantomData }
+impl<'a, T, const N: usize> StridedMut<'a, T, N> {
+    /// As [`Strided::new`]; refuses strides that may let two indices reach one element.
+    pub(crate) fn new(data: &'a mut [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
+        Strided::<T, N>::check(data.len(), offset, &shape, &strides)?;
+        // The pointer is taken from a mutable borrow, so it may write.
+        let strided = Strided::from_checked(data.as_mut_ptr().wrapping_add(offset), shape, strides);
+        strided.check_disjoint()?;
+        Ok(Self { strided, exclusive: PhantomData })
+    }
+
+    /// The same elements as an ndarray view, which vouches for both.
+    #[cfg(feature = "ndarray")]
+    pub(crate) fn from_ndarray<D: ndarray::Dimension>(mut view: ndarray::ArrayViewMut<'a, T, D>) -> Self {
+        let shape = std::array::from_fn(|axis| view.shape()[axis]);
+        let strides = std::array::from_fn(|axis| view.strides()[axis]);
+        let strided = Strided::from_checked(view.as_mut_ptr(), shape, strides);
+        Self { strided, exclusive: PhantomData }
+    }
+
+    pub(crate) fn as_ref(&self) -> &Strided<'a, T, N> {
+        &self.strided
+    }
+
+    pub(crate) fn permuted(self, axes: [usize; N]) -> Self {
+        Self { strided: self.strided.permuted(axes), exclusive: PhantomData }
+    }
+
+    pub(crate) fn reborrow(&mut self) -> StridedMut<'_, T, N> {
+        StridedMut { strided: self.strided, exclusive: PhantomData }
+    }
+
+    /// Gives up the claim to be alone, to share the rows out between threads; see [`Strided::row_mut`].
+    pub(crate) fn into_shared(self) -> Strided<'a, T, N> {
+        self.strided
     }
 }
+
+macro_rules! rows_of_rank {
+    ($($n:literal $outer:literal),+) => {$(
+        impl<'a, T> Strided<'a, T, $n> {
+            /// The innermost row at `index`, for writing.
+            ///
+            /// # Panics
+            /// If there is no such row.
+            ///
+            /// # Safety
+            /// * this was a [`StridedMut`], and nobody else holds it but those who share it out by rows
+            /// * while the result lives, nobody else reads or writes this row
+            #[inline]
+            pub(crate) unsafe fn row_mut<'r>(&self, index: [usize; $outer]) -> RowMut<'r, T>
+            where
+                'a: 'r,
+            {
+                let len = self.shape[$outer];
+                let mut first = [0; $n];
+                first[..$outer].copy_from_slice(&index);
+                let origin = if len == 0 { self.origin } else { self.at(first) };
+                RowMut { origin: origin.cast_mut(), len, stride: self.strides[$outer], borrow: PhantomData }
+            }
+        }
+
+        impl<T> StridedMut<'_, T, $n> {
+            /// The innermost row at `index`, for writing.
+            ///
+            /// # Panics
+            /// If there is no such row.
+            #[inline]
+            pub(crate) fn row_mut(&mut self, index: [usize; $outer]) -> RowMut<'_, T> {
+                // SAFETY: the invariant of this type, and `self` is borrowed mutably for as long as the row lives.
+                unsafe { self.strided.row_mut(index) }
+            }
+        }
+    )+};
+}
+rows_of_rank!(3 2, 4 3);
 
 impl<T> Strided<'_, T, 3> {
     /// Writes the element at `index`.
@@ -366,13 +400,22 @@ impl<T> Strided<'_, T, 3> {
     /// If there is no such element.
     ///
     /// # Safety
-    /// * this was made from a mutable borrow and passed [`Strided::check_disjoint`]
+    /// * this was a [`StridedMut`], and nobody else holds it but those who share it out by elements
     /// * nobody else reads or writes this element at the same time
     #[inline]
     pub(crate) unsafe fn write(&self, index: [usize; 3], value: T) {
         // SAFETY: `at` has checked the index; the rest is the caller's promise.
         unsafe { self.at(index).cast_mut().write(value) };
     }
+}
+
+/// A row that is written.
+#[derive(Debug)]
+pub(crate) struct RowMut<'a, T> {
+    origin: *mut T,
+    len: usize,
+    stride: isize,
+    borrow: PhantomData<&'a mut T>,
 }
 
 impl<T> RowMut<'_, T> {
@@ -389,6 +432,13 @@ impl<T> RowMut<'_, T> {
         }
     }
 
+    #[inline]
+    pub(crate) fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut T> {
+        let (origin, stride) = (self.origin, self.stride);
+        // SAFETY: k is below `len`: an element that `row_mut` vouches for, and each k comes once.
+        (0..self.len).map(move |k| unsafe { &mut *origin.wrapping_offset((k as isize).wrapping_mul(stride)) })
+    }
+
     /// Writes every element from `values`.
     ///
     /// # Panics
@@ -396,9 +446,6 @@ impl<T> RowMut<'_, T> {
     #[inline]
     pub(crate) fn fill_from(&mut self, values: impl ExactSizeIterator<Item = T>) {
         assert_eq!(values.len(), self.len);
-        for (k, value) in values.enumerate() {
-            // SAFETY: k is below `len`: an element that `row_mut` vouches for.
-            unsafe { *self.origin.wrapping_offset((k as isize).wrapping_mul(self.stride)) = value };
-        }
+        self.iter_mut().zip(values).for_each(|(to, value)| *to = value);
     }
 }

@@ -9,8 +9,7 @@
 
 use crate::element::{DType, Element, bf16, f16};
 use crate::error::Error;
-use crate::strided::{Strided, contiguous};
-use std::marker::PhantomData;
+use crate::strided::{Strided, StridedMut, contiguous};
 
 /// A borrowed tensor of rank `N`, read only.
 ///
@@ -32,8 +31,7 @@ pub struct TensorRef<'a, T, const N: usize = 4> {
 /// A borrowed tensor of rank `N` that is written: no two indices share an element.
 #[derive(Debug)]
 pub struct TensorMut<'a, T, const N: usize = 4> {
-    pub(crate) strided: Strided<'a, T, N>,
-    exclusive: PhantomData<&'a mut T>,
+    pub(crate) strided: StridedMut<'a, T, N>,
 }
 
 impl<'a, T: Copy, const N: usize> TensorRef<'a, T, N> {
@@ -108,19 +106,17 @@ impl<'a, T: Copy, const N: usize> TensorMut<'a, T, N> {
         shape: [usize; N],
         strides: [isize; N],
     ) -> Result<Self, Error> {
-        let strided = Strided::new_mut(data, offset, shape, strides)?;
-        strided.check_disjoint()?;
-        Ok(Self { strided, exclusive: PhantomData })
+        Ok(Self { strided: StridedMut::new(data, offset, shape, strides)? })
     }
 
     /// The size of each axis.
     pub fn shape(&self) -> [usize; N] {
-        *self.strided.shape()
+        *self.strided.as_ref().shape()
     }
 
     /// The stride of each axis, in elements.
     pub fn strides(&self) -> [isize; N] {
-        *self.strided.strides()
+        *self.strided.as_ref().strides()
     }
 
     /// The same tensor with its axes in another order: axis `n` of the result is axis `axes[n]` of this one.
@@ -129,12 +125,12 @@ impl<'a, T: Copy, const N: usize> TensorMut<'a, T, N> {
     /// [`Error::AxisOutOfRange`] if `axes` does not name every axis once.
     pub fn permuted(self, axes: [usize; N]) -> Result<Self, Error> {
         check_permutation(axes)?;
-        Ok(Self { strided: self.strided.permuted(axes), exclusive: PhantomData })
+        Ok(Self { strided: self.strided.permuted(axes) })
     }
 
     /// The same tensor, borrowed for as long as the result lives.
     pub fn reborrow(&mut self) -> TensorMut<'_, T, N> {
-        TensorMut { strided: self.strided, exclusive: PhantomData }
+        TensorMut { strided: self.strided.reborrow() }
     }
 }
 
@@ -175,7 +171,7 @@ mod from_ndarray {
             }
             impl<'a, T> From<ArrayViewMut<'a, T, $dim>> for TensorMut<'a, T, $n> {
                 fn from(view: ArrayViewMut<'a, T, $dim>) -> Self {
-                    TensorMut { strided: Strided::from_ndarray_mut(view), exclusive: PhantomData }
+                    TensorMut { strided: StridedMut::from_ndarray(view) }
                 }
             }
             impl<'a, S: DataMut> From<&'a mut ArrayBase<S, $dim>> for TensorMut<'a, S::Elem, $n> {
@@ -232,14 +228,6 @@ impl<'a> AnyTensor<'a> {
 
     pub(crate) fn shape(&self) -> [usize; 4] {
         with_elements!(self, tensor => *tensor.shape())
-    }
-
-    pub(crate) fn dtype(&self) -> DType {
-        match self {
-            AnyTensor::F32(_) => DType::F32,
-            AnyTensor::F16(_) => DType::F16,
-            AnyTensor::Bf16(_) => DType::Bf16,
-        }
     }
 
     pub(crate) fn broadcast(self, shape: [usize; 4]) -> Option<Self> {

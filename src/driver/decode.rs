@@ -29,32 +29,37 @@ use crate::problem::Problem;
 use crate::strided::Matrix;
 use std::ops::Range;
 
-pub(super) fn run(problem: &Problem<'_>, plan: &Plan, output: Output<'_>, workspace: &mut Workspace) {
-    workspace.schedule.fill(problem, plan);
-    let tasks = workspace.schedule.tasks().len();
+pub(super) fn run(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    schedule: &Schedule,
+    output: Output<'_>,
+    workspace: &mut Workspace,
+) {
+    let (tasks, splits) = (schedule.tasks().len(), plan.splits());
     let scratch = for_workers(&mut workspace.scratch, workers(plan.parallel, plan.tasks()));
-    let slot = Slot::of(problem, &workspace.schedule);
-    let splits = plan.splits();
+    let slot = Slot::of(problem, schedule);
+    let mut partials = None;
     if plan.split_tasks {
         let needed = tasks * splits * slot.len();
         if workspace.partials.len() < needed {
             workspace.partials.resize(needed, 0.0);
         }
-        let slots = Slots::new(&mut workspace.partials[..needed], slot.len());
-        let schedule = &workspace.schedule;
+        let memory = &mut workspace.partials[..needed];
+        let slots = Slots::new(memory, slot.len());
         fan_out(scratch, &|scratch| {
             while let Some((index, memory)) = slots.draw() {
                 let task = &schedule.tasks()[index / splits];
                 run_split(problem, plan, task, index % splits, slot, memory, &mut scratch.floats);
             }
         });
+        partials = Some(&workspace.partials[..needed]);
     }
-    let partials = &workspace.partials;
-    let shared = output.share(&workspace.schedule);
+    let shared = output.share(schedule);
     let workers = workers(plan.parallel, tasks).min(scratch.len());
     fan_out(&mut scratch[..workers], &|scratch| {
         while let Some(rows) = shared.draw() {
-            let done = plan.split_tasks.then(|| &partials[rows.index() * splits * slot.len()..]);
+            let done = partials.map(|partials| &partials[rows.index() * splits * slot.len()..]);
             merge_splits(problem, plan, rows, done, slot, scratch);
         }
     });

@@ -22,8 +22,13 @@ pub(crate) struct Output<'a> {
 
 impl<'a> Output<'a> {
     pub(crate) fn new<O: Element>(values: TensorMut<'a, O>, lse: Option<TensorMut<'a, f32, 3>>) -> Self {
-        let values = AnyTensor::new(values.strided);
-        Output { values, lse: lse.map(|lse| lse.strided), exclusive: PhantomData }
+        let values = AnyTensor::new(values.strided.into_shared());
+        Output { values, lse: lse.map(|lse| lse.strided.into_shared()), exclusive: PhantomData }
+    }
+
+    /// Whether there is nothing to write.
+    pub(super) fn is_empty(&self) -> bool {
+        self.values.shape().contains(&0) && self.lse.is_none_or(|lse| lse.shape().contains(&0))
     }
 
     /// Gets ready to hand out the rows of `schedule`, which must be for this output's problem.
@@ -75,14 +80,15 @@ impl<'a> Rows<'a> {
         let (h, i) = self.task.head_and_query(r, self.group);
         let b = self.task.batch;
         with_elements!(&self.output.values, tensor => {
-            // SAFETY: made from a TensorMut, so nobody outside holds it and its strides are disjoint. Inside, row (b, h, i)
-            // belongs to row r of this task alone (a schedule lists each row once), and of this task there is one `Rows`
-            // (the counter has drawn it once), which is borrowed mutably for as long as `row` lives.
+            // SAFETY: made from a TensorMut, so nobody outside holds it. Inside, row (b, h, i) belongs to row r of this
+            // task alone (a schedule lists each row once), and of this task there is one `Rows` (the counter has drawn it
+            // once), which is borrowed mutably for as long as `row` lives.
             let row = unsafe { tensor.row_mut([b, h, i]) };
             isa.run(WriteRow { row, values });
         });
         if let Some(tensor) = &self.output.lse {
-            // SAFETY: as above; one element is a row of its own.
+            // SAFETY: as above. Queries of a head are one row of this tensor, but the row is only pointed into: this writes
+            // the element of (b, h, i) and no other.
             unsafe { tensor.write([b, h, i], lse) };
         }
     }

@@ -11,7 +11,7 @@
 
 use super::marks::{Lanes, Marks, has_score_tensor};
 use super::output::{Output, Rows};
-use super::schedule::Task;
+use super::schedule::{Schedule, Task};
 use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, for_workers};
 use crate::kernel::adjust::{Unit, adjust_panel, query_factor};
@@ -28,10 +28,15 @@ use crate::problem::Problem;
 use crate::strided::Matrix;
 use std::ops::Range;
 
-pub(super) fn run(problem: &Problem<'_>, plan: &Plan, output: Output<'_>, workspace: &mut Workspace) {
-    workspace.schedule.fill(problem, plan);
-    let workers = workers(plan.parallel, workspace.schedule.tasks().len());
-    let shared = output.share(&workspace.schedule);
+pub(super) fn run(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    schedule: &Schedule,
+    output: Output<'_>,
+    workspace: &mut Workspace,
+) {
+    let workers = workers(plan.parallel, schedule.tasks().len());
+    let shared = output.share(schedule);
     fan_out(for_workers(&mut workspace.scratch, workers), &|scratch| {
         while let Some(rows) = shared.draw() {
             run_task(problem, plan, rows, scratch);

@@ -30,12 +30,19 @@ impl Task {
 /// The tasks of a call, heaviest first; **each row is in exactly one of them**, which is what makes it sound to write
 /// their rows from several threads. Only [`Schedule::fill`] changes it.
 #[derive(Debug, Default)]
-pub(super) struct Schedule {
+pub(crate) struct Schedule {
     tasks: Vec<Task>,
     group: usize,
 }
 
 impl Schedule {
+    /// A list of its own.
+    pub(crate) fn new(problem: &Problem<'_>, plan: &Plan) -> Self {
+        let mut schedule = Self::default();
+        schedule.fill(problem, plan);
+        schedule
+    }
+
     /// Lists the tasks of `plan`: every batch, head and block of rows once, and the blocks divide the rows.
     pub(super) fn fill(&mut self, problem: &Problem<'_>, plan: &Plan) {
         self.tasks.clear();

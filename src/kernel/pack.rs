@@ -2,7 +2,7 @@
 
 use super::load::{AnyMatrix, Load, load_from, with_matrix};
 use super::transpose::transpose;
-use super::{PANEL_VECTORS, even_block_start, product_rows, round_up_lanes};
+use super::{PANEL_VECTORS, even_block_start, product_rows};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::strided::Row;
 use std::ops::Range;

@@ -1,0 +1,89 @@
+//! Attention over disjoint sets of keys, put together.
+
+#![forbid(unsafe_code)]
+
+use crate::error::Error;
+use crate::problem::check_shape;
+use crate::tensor::{TensorMut, TensorRef};
+
+/// Folds the attention over other keys, `(out_b, lse_b)`, into `(out_a, lse_a)`.
+///
+/// For each query, with `w = exp(lse_a) + exp(lse_b)` (computed without leaving the range of numbers):
+///
+/// ```text
+/// out_a = (exp(lse_a) * out_a + exp(lse_b) * out_b) / w          lse_a = log w
+/// ```
+///
+/// The result is the attention over both sets of keys. Merging is associative and commutative within rounding; the state of
+/// no keys, `(0, -inf)`, changes nothing, bit for bit, on either side. With it, a shared prefix is attended to once for
+/// many sequences, or keys are spread over machines.
+///
+/// * `out_a`, `out_b`: `[batch, heads, seq_q, value_dim]`, f32
+/// * `lse_a`, `lse_b`: `[batch, heads, seq_q]`, natural logarithms, as [`Attention::compute`](crate::Attention::compute)
+///   gives them
+///
+/// ```
+/// use flashtile::{TensorMut, TensorRef, merge};
+///
+/// // The same query over one key each, with scores ln 3 and ln 1: weights 3/4 and 1/4.
+/// let (mut out, mut lse) = ([8.0f32], [3.0f32.ln()]);
+/// merge(
+///     TensorMut::from_slice(&mut out, [1, 1, 1, 1])?,
+///     TensorMut::from_slice(&mut lse, [1, 1, 1])?,
+///     TensorRef::from_slice(&[4.0], [1, 1, 1, 1])?,
+///     TensorRef::from_slice(&[0.0], [1, 1, 1])?,
+/// )?;
+/// assert_eq!((out[0], lse[0]), (7.0, 4.0f32.ln()));
+/// # Ok::<(), flashtile::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::ShapeMismatch`].
+pub fn merge<'t>(
+    out_a: impl Into<TensorMut<'t, f32>>,
+    lse_a: impl Into<TensorMut<'t, f32, 3>>,
+    out_b: impl Into<TensorRef<'t, f32>>,
+    lse_b: impl Into<TensorRef<'t, f32, 3>>,
+) -> Result<(), Error> {
+    let (mut out_a, mut lse_a, out_b, lse_b) = (out_a.into(), lse_a.into(), out_b.into(), lse_b.into());
+    let shape = out_a.shape();
+    let [batch, heads, queries, _] = shape;
+    const NAMES: [&str; 4] = ["batch", "heads", "seq_q", "value_dim"];
+    check_shape("output to merge", NAMES, out_b.shape(), shape)?;
+    for lse in [lse_a.shape(), lse_b.shape()] {
+        check_shape("lse", ["batch", "heads", "seq_q"], lse, [batch, heads, queries])?;
+    }
+    for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+        let from = out_b.strided.matrix(b, h);
+        for (i, lse) in lse_a.strided.row_mut([b, h]).iter_mut().enumerate() {
+            let other = lse_b.get([b, h, i]).unwrap_or(f32::NEG_INFINITY);
+            let (keep, take, merged) = weights(*lse, other);
+            *lse = merged;
+            if take == 0.0 {
+                continue;
+            }
+            let mut to = out_a.strided.row_mut([b, h, i]);
+            for (a, b) in to.iter_mut().zip(from.row(i).iter()) {
+                *a = if keep == 0.0 { b } else { (keep * *a as f64 + take * b as f64) as f32 };
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The weights of both sides, and the log-sum-exp of both together. A weight is exactly 0 only for -inf: then that side is
+/// left out, whatever its output holds.
+fn weights(a: f32, b: f32) -> (f64, f64, f32) {
+    if b == f32::NEG_INFINITY {
+        return (1.0, 0.0, a);
+    }
+    if a == f32::NEG_INFINITY {
+        return (0.0, 1.0, b);
+    }
+    let (a, b) = (a as f64, b as f64);
+    let max = a.max(b);
+    let (keep, take) = ((a - max).exp(), (b - max).exp());
+    let sum = keep + take;
+    let at_least = f64::MIN_POSITIVE;
+    ((keep / sum).max(at_least), (take / sum).max(at_least), (max + sum.ln()) as f32)
+}
