@@ -54,8 +54,7 @@ const MAX_PRODUCT_ROWS: usize = 12;
 /// Even blocks, because a short last one would leave the multipliers waiting for each other's results.
 #[inline(always)]
 pub(crate) fn even_block_start(n: usize, blocks: usize, b: usize) -> usize {
-    // In u128: rows of a problem without an output may be any number.
-    (b as u128 * n as u128 / blocks as u128) as usize
+    b * n / blocks
 }
 
 /// `n` rounded up to whole vectors of any level.

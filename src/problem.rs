@@ -145,7 +145,7 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
         check_size("the problem", shape)?;
     }
     // Tasks are listed, about one for 192 rows: what no memory could hold the log-sum-exps of is refused before.
-    if [heads_q, seq_q].into_iter().fold(batch, usize::saturating_mul) > MAX_ROWS {
+    if [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul) > MAX_ROWS {
         return Err(Error::TooLarge { what: "the number of queries" });
     }
     Ok(dims)

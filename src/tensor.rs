@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::element::{DType, Element, bf16, f16};
+use crate::element::{Element, bf16, f16};
 use crate::error::Error;
 use crate::strided::{Strided, StridedMut, contiguous};
 
