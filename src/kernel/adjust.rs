@@ -93,8 +93,10 @@ impl<S: Simd> Terms<S> {
             score = simd.mul(cap, tanh(simd, score));
         }
         if let Some(bias) = bias {
+            // Held in range: f32::MIN, which models use as a bias, has no finite counterpart in units of log2.
+            let sum = simd.max(simd.splat(f32::MIN), simd.mul_add(bias, self.unit, score));
             // Selected, not added: a NaN score plus -inf would show.
-            score = simd.select(simd.eq(bias, hidden), hidden, simd.mul_add(bias, self.unit, score));
+            score = simd.select(simd.eq(bias, hidden), hidden, sum);
         }
         if let Some((slope, position)) = self.alibi {
             score = simd.sub(score, simd.mul(slope, simd.abs(simd.sub(position, key))));
