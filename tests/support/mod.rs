@@ -1,5 +1,9 @@
 //! Seeded numbers for tests.
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
+
+pub mod bound;
+pub mod check;
+pub mod problem;
 
 /// SplitMix64: small, seeded, the same everywhere.
 #[derive(Clone, Debug)]
