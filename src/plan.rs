@@ -46,7 +46,7 @@ const FEW_TASK_ROWS: usize = 16;
 const SPLIT_KEYS: usize = 512;
 
 /// Keys whose scores the few-queries form holds at once. Divides [`SPLIT_KEYS`].
-const FEW_TILE_KEYS: usize = 64;
+const FEW_TILE_KEYS: usize = 256;
 
 /// With so many tasks there is no need to split keys between tasks.
 const PLENTY_TASKS: usize = 64;
