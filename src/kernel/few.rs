@@ -85,34 +85,66 @@ fn dots<S: Simd, T: Load, const R: usize, const N: usize>(
     let head_dim = keys.cols();
     let width = round_up_lanes(head_dim);
     let whole = head_dim / S::LANES * S::LANES;
-    assert!(queries.len() >= R * width);
-    for first in (0..keys.rows()).step_by(N) {
-        let mut sums = [simd.zero(); CHAINS];
+    assert!(keys.has_contiguous_rows() && queries.len() >= R * width);
+    assert!(scores.len() == R * stride && keys.rows() <= stride);
+    let mut first = 0;
+    while first < keys.rows() {
         // Behind the last key, the last one again: its scores are not written.
-        let rows: [&[T]; N] =
-            std::array::from_fn(|n| keys.row((first + n).min(keys.rows() - 1)).as_slice().expect("rows without gaps"));
+        let rows: [*const T; N] = std::array::from_fn(|n| {
+            let row = (first + n).min(keys.rows() - 1) as isize;
+            keys.as_ptr().wrapping_offset(keys.row_stride().wrapping_mul(row))
+        });
+        let mut sums = [simd.zero(); CHAINS];
         prefetch_rows(simd, keys, first + AHEAD, N);
         let mut e = 0;
         while e < whole {
-            // SAFETY: e + LANES <= whole <= head_dim; the queries are R rows of `width` (asserted).
-            unsafe { add_products::<S, T, R, N>(simd, &rows, queries, width, e, &mut sums) };
+            // SAFETY: e + LANES <= whole <= head_dim, so within the row.
+            let key = |n: usize| unsafe { T::load(simd, rows[n].wrapping_add(e)) };
+            // SAFETY: as above, and the queries are R rows of `width` (asserted).
+            unsafe { add_products::<S, R, N>(simd, std::array::from_fn(key), queries, width, e, &mut sums) };
             e += S::LANES;
         }
         if whole < head_dim {
-            for (n, row) in rows.iter().enumerate() {
-                let key = load_from(simd, row, whole);
-                for r in 0..R {
-                    let query = simd.load_slice(&queries[r * width + whole..]);
-                    sums[r * N + n] = simd.mul_add(query, key, sums[r * N + n]);
-                }
-            }
+            let key = |n: usize| {
+                let row = keys.row((first + n).min(keys.rows() - 1));
+                load_from(simd, row.as_slice().expect("rows without gaps"), whole)
+            };
+            // SAFETY: `width` is `whole` and another vector, and the queries are R rows of it (asserted).
+            unsafe { add_products::<S, R, N>(simd, std::array::from_fn(key), queries, width, whole, &mut sums) };
         }
         let mut folded = [0.0; MAX_LANES];
         simd.store_slice(&mut folded, simd.sums(sums));
-        for r in 0..R {
-            for n in 0..N.min(keys.rows() - first) {
-                scores[r * stride + first + n] = folded[r * N + n];
+        for (r, scores) in scores.chunks_exact_mut(stride).enumerate() {
+            let folded = &folded[r * N..(r + 1) * N];
+            match scores[first..keys.rows()].first_chunk_mut::<N>() {
+                Some(scores) => scores.copy_from_slice(folded),
+                None => scores[first..keys.rows()].copy_from_slice(&folded[..keys.rows() - first]),
             }
+        }
+        first += N;
+    }
+}
+
+/// Adds the products of one vector of N keys and R queries to their sums.
+///
+/// (A function, not a closure: a closure that is not inlined is compiled without the level's instructions.)
+///
+/// # Safety
+/// * `e + LANES <= width`, and `queries` has R rows of `width`
+#[inline(always)]
+unsafe fn add_products<S: Simd, const R: usize, const N: usize>(
+    simd: S,
+    keys: [S::F32; N],
+    queries: &[f32],
+    width: usize,
+    e: usize,
+    sums: &mut [S::F32; CHAINS],
+) {
+    for r in 0..R {
+        // SAFETY: the caller's promise.
+        let query = unsafe { simd.load(queries.as_ptr().wrapping_add(r * width + e)) };
+        for n in 0..N {
+            sums[r * N + n] = simd.mul_add(query, keys[n], sums[r * N + n]);
         }
     }
 }
@@ -126,32 +158,6 @@ fn prefetch_rows<S: Simd, T: Load>(simd: S, rows: Matrix<'_, T>, first: usize, c
         while at < rows.cols() {
             simd.prefetch(row.wrapping_add(at));
             at += LINE / size_of::<T>();
-        }
-    }
-}
-
-/// Adds the products of one vector of N keys and R queries to their sums.
-///
-/// (A function and not a closure: a closure that is not inlined is compiled without the level's instructions.)
-///
-/// # Safety
-/// * every row has `e + LANES` elements, and so has each of the R queries, which are `width` apart
-#[inline(always)]
-unsafe fn add_products<S: Simd, T: Load, const R: usize, const N: usize>(
-    simd: S,
-    rows: &[&[T]; N],
-    queries: &[f32],
-    width: usize,
-    e: usize,
-    sums: &mut [S::F32; CHAINS],
-) {
-    for (n, row) in rows.iter().enumerate() {
-        // SAFETY: the caller's promise.
-        let key = unsafe { T::load(simd, row.as_ptr().add(e)) };
-        for r in 0..R {
-            // SAFETY: the caller's promise.
-            let query = unsafe { simd.load(queries.as_ptr().add(r * width + e)) };
-            sums[r * N + n] = simd.mul_add(query, key, sums[r * N + n]);
         }
     }
 }
