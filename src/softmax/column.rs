@@ -189,17 +189,17 @@ fn weigh<S: Simd, const V: usize, const LOG: bool>(
     }
     let mut sum = [simd.zero(); V];
     for run in tile.chunks_mut(RUN * V * S::LANES) {
-        let mut part = [simd.zero(); V];
-        for tile in run.chunks_exact_mut(V * S::LANES) {
-            for v in 0..V {
-                let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[v * S::LANES..]), max[v]));
-                let e = exp_weight(simd, t);
-                simd.store_slice(&mut tile[v * S::LANES..], if LOG { t } else { e });
-                part[v] = simd.add(part[v], e);
-            }
-        }
+        // One vector of lines at a time, down a run that stays in the first-level cache: see `row`.
         for v in 0..V {
-            sum[v] = simd.add(sum[v], part[v]);
+            let mut part = simd.zero();
+            for tile in run.chunks_exact_mut(V * S::LANES) {
+                let tile = &mut tile[v * S::LANES..];
+                let t = simd.mul(scale, simd.sub(simd.load_slice(tile), max[v]));
+                let e = exp_weight(simd, t);
+                simd.store_slice(tile, if LOG { t } else { e });
+                part = simd.add(part, e);
+            }
+            sum[v] = simd.add(sum[v], part);
         }
     }
     for sum in &mut sum {
