@@ -3,4 +3,6 @@
 use super::exp::{exp, exp_weight};
 use super::*;
 
+mod conversions;
 mod exponentials;
+mod operations;

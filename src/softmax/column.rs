@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::buffers::Buffers;
-use super::row::RUN;
+use super::row::{PAIR, RUN};
 use super::scale::Scale;
 use super::state::RowState;
 use crate::element::Element;
@@ -189,17 +189,22 @@ fn weigh<S: Simd, const V: usize, const LOG: bool>(
     }
     let mut sum = [simd.zero(); V];
     for run in tile.chunks_mut(RUN * V * S::LANES) {
-        // One vector of lines at a time, down a run that stays in the first-level cache: see `row`.
-        for v in 0..V {
-            let mut part = simd.zero();
+        // A pair of vectors at a time, down a run that stays in the first-level cache: see `row`.
+        for first in (0..V).step_by(PAIR) {
+            let mut part = [simd.zero(); PAIR];
+            let pair = PAIR.min(V);
             for tile in run.chunks_exact_mut(V * S::LANES) {
-                let tile = &mut tile[v * S::LANES..];
-                let t = simd.mul(scale, simd.sub(simd.load_slice(tile), max[v]));
-                let e = exp_weight(simd, t);
-                simd.store_slice(tile, if LOG { t } else { e });
-                part = simd.add(part, e);
+                let tile = &mut tile[first * S::LANES..][..pair * S::LANES];
+                for i in 0..pair {
+                    let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[i * S::LANES..]), max[first + i]));
+                    let e = exp_weight(simd, t);
+                    simd.store_slice(&mut tile[i * S::LANES..], if LOG { t } else { e });
+                    part[i] = simd.add(part[i], e);
+                }
             }
-            sum[v] = simd.add(sum[v], part);
+            for i in 0..pair {
+                sum[first + i] = simd.add(sum[first + i], part[i]);
+            }
         }
     }
     for sum in &mut sum {

@@ -9,8 +9,8 @@ use crate::Error;
 ///
 /// `losses[r] = log(sum_c exp(logits[r, c])) - logits[r, targets[r]]`
 ///
-/// Computed from the logits, never from rounded probabilities: a loss of 1000 or of 1e-7 is as exact as one of 1. A
-/// class of -inf is hidden and costs nothing; a row whose target is hidden has the loss +inf.
+/// Computed from the logits, never from rounded probabilities: a loss of 1000 is as exact as one of 1, and one near 0 is
+/// off by what rounds 1. A class of -inf is hidden and costs nothing; a row whose target is hidden has the loss +inf.
 ///
 /// # Errors
 /// [`Error::SliceLength`], [`Error::TooLarge`], [`Error::WrongCount`] of losses, [`Error::ClassOutOfRange`].
@@ -53,7 +53,7 @@ pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], classes: usize)
 ///
 /// `gradient[r, c] = upstream[r] * (softmax(logits[r, :])[c] - (c == targets[r]))`
 ///
-/// For the mean of the losses every upstream is 1 / rows. At the target, 1 - softmax is computed without cancellation.
+/// For the mean of the losses every upstream is 1 / rows. A half type is rounded once.
 ///
 /// # Errors
 /// As [`cross_entropy_into`], and [`Error::WrongCount`] of upstream gradients.

@@ -9,8 +9,8 @@
 //! 1. The weights e wait in a tile of f32 in the cache, so that each is computed once, for the half types too.
 //! 2. A row longer than the tile is folded block by block into a [`RowState`]; then each block is filled and weighed
 //!    again, now with the row's maximum, and written: x is read twice and no tile is ever larger.
-//! 3. `fill` and `write` take four vectors at a time, with four maxima that don't wait for each other. `weigh` takes one:
-//!    its constants fill the registers, and the processor overlaps a dozen of its rounds anyway.
+//! 3. `fill` and `write` take four vectors at a time, `weigh` two: an exp is a chain of some fifty cycles, of which the
+//!    processor alone overlaps too few; four would no longer fit the registers.
 //! 4. Division by the sum is multiplication with its inverse.
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,9 @@ use std::ops::Range;
 
 /// Vectors side by side in `fill` and `write`.
 const WIDE: usize = 4;
+
+/// Vectors side by side in `weigh`.
+pub(super) const PAIR: usize = 2;
 
 /// Additions in a chain before the partial sum joins the others: the error grows with the longest chain.
 pub(super) const RUN: usize = 64;
@@ -103,26 +106,29 @@ pub(super) fn weigh<S: Simd, const LOG: bool>(simd: S, tile: &mut [f32], max: f3
     // Where nothing is visible any number will do but -inf itself: -inf - -inf is NaN.
     let max = simd.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
     let scale = simd.splat(scale);
-    let mut sum = simd.zero();
-    for run in tile.chunks_mut(RUN * S::LANES) {
-        let mut part = simd.zero();
-        let mut vectors = run.chunks_exact_mut(S::LANES);
-        for tile in vectors.by_ref() {
-            let t = simd.mul(scale, simd.sub(simd.load_slice(tile), max));
-            let e = exp_weight(simd, t);
-            simd.store_slice(tile, if LOG { t } else { e });
-            part = simd.add(part, e);
+    let mut sum = [simd.zero(); PAIR];
+    for run in tile.chunks_mut(RUN * PAIR * S::LANES) {
+        let mut part = [simd.zero(); PAIR];
+        let mut pairs = run.chunks_exact_mut(PAIR * S::LANES);
+        for tile in pairs.by_ref() {
+            for i in 0..PAIR {
+                let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[i * S::LANES..]), max));
+                let e = exp_weight(simd, t);
+                simd.store_slice(&mut tile[i * S::LANES..], if LOG { t } else { e });
+                part[i] = simd.add(part[i], e);
+            }
         }
-        let tile = vectors.into_remainder();
-        if !tile.is_empty() {
+        for tile in pairs.into_remainder().chunks_mut(S::LANES) {
             let t = simd.mul(scale, simd.sub(simd.load_part(tile, f32::NEG_INFINITY), max));
             let e = exp_weight(simd, t);
             simd.store_part(tile, if LOG { t } else { e });
-            part = simd.add(part, e);
+            part[0] = simd.add(part[0], e);
         }
-        sum = simd.add(sum, part);
+        for i in 0..PAIR {
+            sum[i] = simd.add(sum[i], part[i]);
+        }
     }
-    simd.sum(sum) / WEIGHT_ONE
+    simd.sum(simd.add(sum[0], sum[1])) / WEIGHT_ONE
 }
 
 /// out = e * norm, or t - norm where `LOG`.

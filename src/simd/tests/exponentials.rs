@@ -89,27 +89,37 @@ fn exp_is_within_two_ulp_everywhere() {
 #[test]
 fn exp_never_falls() {
     for level in Level::available() {
-        let mut falls = 0;
-        let mut last = (0.0, 1.0);
-        each(level, Exp, patterns(0, f32::INFINITY.to_bits()), |x, y| {
-            if y < last.1 {
-                falls += 1;
-                if falls < 10 {
-                    println!("{level}: exp({x}) = {y} < exp({}) = {}", last.0, last.1);
-                }
+        for (from, to, order) in
+            [(0, f32::INFINITY.to_bits(), [0, 1]), (0x8000_0000, f32::NEG_INFINITY.to_bits(), [1, 0])]
+        {
+            let mut last = (0.0, 1.0);
+            each(level, Exp, patterns(from, to), |x, y| {
+                let pair = [last, (x, y)];
+                let (low, high) = (pair[order[0]], pair[order[1]]);
+                assert!(low.1 <= high.1, "{level}: exp{low:?} is above exp{high:?}");
+                last = (x, y);
+            });
+        }
+    }
+}
+
+/// The weight is exp in units of 2^-24: as far off while exp is normal, and exactly 0 where exp rounds to 0.
+#[test]
+fn weights_are_exp_in_other_units() {
+    for level in Level::available() {
+        each(level, Weight, patterns(0x8000_0000, u32::MAX), |x, y| {
+            let exact = f64::from(x).exp() * 16_777_216.0;
+            if x.is_nan() {
+                assert!(y.is_nan(), "{level}: the NaN {:08x} gives {y}", x.to_bits());
+            } else if x < -104.4 {
+                assert_eq!(y, 0.0, "{level}: {x}"); // below 2^-150.5
+            } else if x >= -104.3 || y != 0.0 {
+                let off = (place(y) - place(exact as f32)).abs();
+                assert!(off <= 2, "{level}: {x} gives {y}, {off} places off {exact}");
             }
-            last = (x, y);
         });
-        last = (0.0, 1.0);
-        each(level, Exp, patterns(0x8000_0000, f32::NEG_INFINITY.to_bits()), |x, y| {
-            if y > last.1 {
-                falls += 1;
-                if falls < 10 {
-                    println!("{level}: exp({x}) = {y} > exp({}) = {}", last.0, last.1);
-                }
-            }
-            last = (x, y);
+        each(level, Weight, [0.0f32, -0.0, f32::NEG_INFINITY].map(f32::to_bits).into_iter(), |x, y| {
+            assert_eq!(y, if x == 0.0 { 16_777_216.0 } else { 0.0 });
         });
-        println!("{level}: {falls}");
     }
 }
