@@ -1,6 +1,8 @@
 //! Where a softmax reads and writes.
 #![forbid(unsafe_code)]
 
+use crate::element::{Element, bf16, f16};
+
 /// One array that is overwritten, or two of the same length.
 pub enum Buffers<'a, T> {
     InPlace(&'a mut [T]),
@@ -22,5 +24,23 @@ impl<T> Buffers<'_, T> {
             Buffers::InPlace(x) => x,
             Buffers::Into { to, .. } => to,
         }
+    }
+}
+
+/// How an element type lies in memory.
+pub(super) trait Stored: Element {
+    /// The elements themselves, where they are f32.
+    #[inline(always)]
+    fn as_f32(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
+}
+
+impl Stored for f16 {}
+impl Stored for bf16 {}
+impl Stored for f32 {
+    #[inline(always)]
+    fn as_f32(x: &mut [f32]) -> Option<&mut [f32]> {
+        Some(x)
     }
 }

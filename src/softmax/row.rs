@@ -14,7 +14,7 @@
 //! 4. Division by the sum is multiplication with its inverse.
 #![forbid(unsafe_code)]
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Stored};
 use super::scale::Scale;
 use super::state::RowState;
 use crate::element::Element;
@@ -33,7 +33,7 @@ pub(super) const RUN: usize = 64;
 
 /// Softmax of one row times `gain`, or its logarithm where `LOG` (which knows no gain). The tile is as long as the row, or a block of it.
 #[inline(always)]
-pub(super) fn softmax<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
+pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
     simd: S,
     buffers: &mut Buffers<'_, T>,
     row: Range<usize>,
@@ -41,6 +41,11 @@ pub(super) fn softmax<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
     scale: Scale,
     gain: f32,
 ) -> RowState {
+    if row.len() <= tile.len()
+        && let Some(state) = softmax_f32::<S, T, LOG, PLAIN>(simd, buffers, row.clone(), scale, gain)
+    {
+        return state;
+    }
     let block_len = tile.len();
     let blocks = row.clone().step_by(block_len).map(|at| at..row.end.min(at + block_len));
     let mut state = RowState::default();
@@ -59,6 +64,34 @@ pub(super) fn softmax<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
         write::<S, T, LOG>(simd, tile, &mut buffers.output()[block], norm);
     }
     state
+}
+
+/// A row of f32 that fits the tile needs none: its output serves. `None` for other types.
+#[inline(always)]
+fn softmax_f32<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
+    simd: S,
+    buffers: &mut Buffers<'_, T>,
+    row: Range<usize>,
+    scale: Scale,
+    gain: f32,
+) -> Option<RowState> {
+    let (max, out) = match buffers {
+        Buffers::InPlace(x) => {
+            let x = T::as_f32(&mut x[row])?;
+            (fill_in_place::<S, PLAIN>(simd, x, scale), x)
+        }
+        Buffers::Into { from, to } => {
+            let out = T::as_f32(&mut to[row.clone()])?;
+            (fill::<S, T, PLAIN>(simd, &from[row], out, scale), out)
+        }
+    };
+    let state = RowState { max, sum: weigh::<S, LOG>(simd, out, max, scale.scale) };
+    if LOG {
+        finish_in_place::<S, true>(simd, out, state.log_sum());
+    } else {
+        finish_in_place::<S, false>(simd, out, weight_norm(state) * gain);
+    }
+    Some(state)
 }
 
 /// The state of `x`. The tile, just as long, then holds the weights e, or their logarithms where `LOG`.
@@ -94,6 +127,28 @@ fn fill<S: Simd, T: Element, const PLAIN: bool>(simd: S, x: &[T], tile: &mut [f3
     for (x, tile) in from.remainder().chunks(S::LANES).zip(to.into_remainder().chunks_mut(S::LANES)) {
         let y = scale.adjust::<S, PLAIN>(simd, simd.load_elements_part(x, f32::NEG_INFINITY));
         simd.store_part(tile, y);
+        max[0] = simd.max(y, max[0]);
+    }
+    simd.max_lane(simd.max(simd.max(max[0], max[1]), simd.max(max[2], max[3])))
+}
+
+/// As [`fill`], where x is the tile.
+#[inline(always)]
+fn fill_in_place<S: Simd, const PLAIN: bool>(simd: S, x: &mut [f32], scale: Scale) -> f32 {
+    let mut max = [simd.splat(f32::NEG_INFINITY); WIDE];
+    let mut chunks = x.chunks_exact_mut(WIDE * S::LANES);
+    for x in chunks.by_ref() {
+        for i in 0..WIDE {
+            let y = scale.adjust::<S, PLAIN>(simd, simd.load_slice(&x[i * S::LANES..]));
+            if !PLAIN {
+                simd.store_slice(&mut x[i * S::LANES..], y);
+            }
+            max[i] = simd.max(y, max[i]);
+        }
+    }
+    for x in chunks.into_remainder().chunks_mut(S::LANES) {
+        let y = scale.adjust::<S, PLAIN>(simd, simd.load_part(x, f32::NEG_INFINITY));
+        simd.store_part(x, y);
         max[0] = simd.max(y, max[0]);
     }
     simd.max_lane(simd.max(simd.max(max[0], max[1]), simd.max(max[2], max[3])))
@@ -153,14 +208,14 @@ fn finish<S: Simd, const LOG: bool>(simd: S, e: S::F32, norm: S::F32) -> S::F32 
     if LOG { simd.sub(e, norm) } else { simd.mul(e, norm) }
 }
 
-/// x * factor, in place.
+/// As [`write`], where out is the tile.
 #[inline(always)]
-pub(super) fn scale_in_place<S: Simd>(simd: S, x: &mut [f32], factor: f32) {
-    for x in x.chunks_mut(S::LANES) {
-        if x.len() == S::LANES {
-            simd.store_slice(x, simd.mul(simd.load_slice(x), simd.splat(factor)));
-        } else {
-            simd.store_part(x, simd.mul(simd.load_part(x, 0.0), simd.splat(factor)));
-        }
+pub(super) fn finish_in_place<S: Simd, const LOG: bool>(simd: S, tile: &mut [f32], norm: f32) {
+    let norm = simd.splat(norm);
+    let mut vectors = tile.chunks_exact_mut(S::LANES);
+    for tile in vectors.by_ref() {
+        simd.store_slice(tile, finish::<S, LOG>(simd, simd.load_slice(tile), norm));
     }
+    let tile = vectors.into_remainder();
+    simd.store_part(tile, finish::<S, LOG>(simd, simd.load_part(tile, 0.0), norm));
 }

@@ -126,6 +126,6 @@ impl Kernel for Finish<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         row::weigh::<S, false>(simd, self.1, self.0.max, 1.0);
-        row::scale_in_place(simd, self.1, row::weight_norm(self.0));
+        row::finish_in_place::<S, false>(simd, self.1, row::weight_norm(self.0));
     }
 }

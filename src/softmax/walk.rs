@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Stored};
 use super::column::{self, Strip};
 use super::row;
 use super::scale::Scale;
@@ -28,7 +28,7 @@ pub(super) struct Softmax<'a, T> {
     pub(super) gains: Option<&'a [f32]>,
 }
 
-impl<T: Element> Softmax<'_, T> {
+impl<T: Stored> Softmax<'_, T> {
     /// Runs on this processor. Of the last axis, `visit` gets the state of every row.
     pub(super) fn run(self, visit: impl FnMut(usize, RowState)) {
         let (isa, plain) = (Isa::best(), self.scale.is_plain());
@@ -46,7 +46,7 @@ struct Typed<'a, T, F, const LOG: bool, const PLAIN: bool>(Softmax<'a, T>, F);
 
 // The vector code of a kernel must not stand in a closure: one that is not inlined is compiled without the level's
 // instructions. Hence loops here, and iterators that only count.
-impl<T: Element, F: FnMut(usize, RowState), const LOG: bool, const PLAIN: bool> Kernel for Typed<'_, T, F, LOG, PLAIN> {
+impl<T: Stored, F: FnMut(usize, RowState), const LOG: bool, const PLAIN: bool> Kernel for Typed<'_, T, F, LOG, PLAIN> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
