@@ -29,6 +29,9 @@ impl<T> Buffers<'_, T> {
 
 /// How an element type lies in memory.
 pub(super) trait Stored: Element {
+    /// Whether [`as_f32`](Self::as_f32) gives anything.
+    const IS_F32: bool = false;
+
     /// The elements themselves, where they are f32.
     #[inline(always)]
     fn as_f32(_: &mut [Self]) -> Option<&mut [f32]> {
@@ -39,6 +42,8 @@ pub(super) trait Stored: Element {
 impl Stored for f16 {}
 impl Stored for bf16 {}
 impl Stored for f32 {
+    const IS_F32: bool = true;
+
     #[inline(always)]
     fn as_f32(x: &mut [f32]) -> Option<&mut [f32]> {
         Some(x)

@@ -22,6 +22,9 @@ use crate::simd::Simd;
 use crate::simd::exp::{WEIGHT_ONE, exp_weight};
 use std::ops::Range;
 
+/// Longest block of a row, in elements: 64 KiB of tile, in the second-level cache beside what is read and written.
+pub(super) const ROW_TILE: usize = 16 * 1024;
+
 /// Vectors side by side in `fill` and `write`.
 const WIDE: usize = 4;
 
@@ -41,7 +44,7 @@ pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
     scale: Scale,
     gain: f32,
 ) -> RowState {
-    if row.len() <= tile.len()
+    if row.len() <= ROW_TILE
         && let Some(state) = softmax_f32::<S, T, LOG, PLAIN>(simd, buffers, row.clone(), scale, gain)
     {
         return state;

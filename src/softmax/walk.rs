@@ -4,14 +4,11 @@
 use super::axis::Axis;
 use super::buffers::{Buffers, Stored};
 use super::column::{self, Strip};
-use super::row;
+use super::row::{self, ROW_TILE};
 use super::scale::Scale;
 use super::state::RowState;
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, Simd};
-
-/// Longest block of a row, in elements: 64 KiB of tile, in the second-level cache beside what is read and written.
-const ROW_TILE: usize = 16 * 1024;
 
 /// Longest block of a strip: 512 KiB of tile, half of a common second-level cache.
 const COLUMN_TILE: usize = 4096;
@@ -51,7 +48,8 @@ impl<T: Stored, F: FnMut(usize, RowState), const LOG: bool, const PLAIN: bool> K
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self(Softmax { mut buffers, axis, scale, gains, .. }, mut visit) = self;
-        let mut tile = Tile::new::<S>(axis);
+        let own_tile = T::IS_F32 && axis.after() == 1 && axis.line_len() <= ROW_TILE;
+        let mut tile = if own_tile { Tile::none() } else { Tile::new::<S>(axis) };
         let tile = tile.as_mut_slice();
         if axis.after() == 1 {
             for (line, row) in rows(axis).enumerate() {
@@ -162,6 +160,11 @@ impl Tile {
             axis.line_len().clamp(1, COLUMN_TILE) * column::WIDE * S::LANES
         };
         Self { small: [0.0; STACK_TILE], large: if len > STACK_TILE { vec![0.0; len] } else { Vec::new() }, len }
+    }
+
+    /// For rows that need none.
+    fn none() -> Self {
+        Self { small: [0.0; STACK_TILE], large: Vec::new(), len: 1 }
     }
 
     fn as_mut_slice(&mut self) -> &mut [f32] {
