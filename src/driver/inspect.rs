@@ -111,7 +111,7 @@ fn run_panel(
     for (n, r) in panel_rows.enumerate() {
         let row = &mut whole_rows[n * dims.seq_kv..][..dims.seq_kv];
         if stage == ScoreStage::Probabilities {
-            crate::softmax::softmax_in_place(row);
+            crate::softmax::softmax(row, 1.0);
         }
         rows.write(isa, r, row, 0.0);
     }
