@@ -227,7 +227,7 @@ fn adjust_rows(
     for (n, r) in task.rows.clone().enumerate() {
         let scores = &mut scores[n * tile..][..keys.len()];
         let bias = &mut bias[n * tile..][..keys.len()];
-        let lane = Lanes::new(problem, task, r..r + 1, 1);
+        let lane = Lanes::new(problem, plan, task, r..r + 1, 1);
         let marks = Marks::read(problem, task, &lane, &keys, Unit::Log2, (&mut *bias, keys.len()));
         let peak = match marks.verdict {
             Verdict::Hidden => {
@@ -237,7 +237,8 @@ fn adjust_rows(
             _ => adjust_row(plan.isa, marks.adjust(has_score_tensor(problem).then_some(&*bias)), scores),
         };
         all_hidden &= marks.verdict == Verdict::Hidden;
-        all_full &= marks.verdict == Verdict::Full;
+        // A score that overflowed to -inf hides its key, too.
+        all_full &= marks.verdict == Verdict::Full && !scores.contains(&f32::NEG_INFINITY);
         kept_scores[n * tile..][..keys.len()].copy_from_slice(scores);
         let mut state = RowMax { max: max[n], sum: sum[n] };
         few::weights(plan.isa, scores, peak, &mut state, &mut out[n * slot.width..][..slot.width]);
