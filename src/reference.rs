@@ -58,15 +58,17 @@ pub fn attention<'t, Q: Element, K: Element, V: Element>(
     let [.., value_dim] = shape;
     let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
     let mut weights = vec![0.0; problem.dims.seq_kv];
+    let mut visible = Vec::new();
     for row in rows(&problem) {
         row_scores(&problem, row, ScoreStage::Biased, &mut weights);
+        // A hidden key is left out, not multiplied by its weight of 0: its value may be NaN.
+        visible.clear();
+        visible.extend((0..weights.len()).filter(|&j| weights[j] != f64::NEG_INFINITY));
         result.lse.push(softmax(&mut weights));
         let [b, h, _] = row;
         for d in 0..value_dim {
-            // A hidden key is left out, not multiplied by its weight of 0: its value may be NaN.
-            let visible = (0..weights.len()).filter(|&j| sees(&problem, row, j));
             let value = |j| problem.v.at([b, h / problem.dims.group(), j, d]) as f64;
-            result.out.push(visible.map(|j| weights[j] * value(j)).sum());
+            result.out.push(visible.iter().map(|&j| weights[j] * value(j)).sum());
         }
     }
     Ok(result)
@@ -98,6 +100,8 @@ pub fn scores<'t, Q: Element, K: Element>(
 /// Every (batch, query head, query).
 fn rows(problem: &Problem<'_>) -> impl Iterator<Item = [usize; 3]> {
     let [batch, heads, queries] = problem.dims.lse_shape();
+    // Without queries, there may be any number of batches to walk through for nothing.
+    let batch = if queries == 0 || heads == 0 { 0 } else { batch };
     (0..batch).flat_map(move |b| (0..heads).flat_map(move |h| (0..queries).map(move |i| [b, h, i])))
 }
 

@@ -171,7 +171,7 @@ fn run_split(
         floats.buffers([rows * width, rows * tile, rows * tile, rows * tile, copy(all_keys), copy(all_values)]);
     pack_rows(problem, plan, task, queries, width);
     lanes.clear();
-    lanes.extend(task.rows.clone().map(|r| Lanes::new(problem, task, r..r + 1, 1)));
+    lanes.extend(task.rows.clone().map(|r| Lanes::new(problem, plan, task, r..r + 1, 1)));
     let mut tile_start = keys.start / tile * tile;
     while tile_start < keys.end {
         let seen = tile_start.max(keys.start)..(tile_start + tile).min(keys.end);
@@ -238,7 +238,8 @@ fn adjust_rows(
             _ => adjust_row(plan.isa, marks.adjust(has_score_tensor(problem).then_some(&*bias)), scores),
         };
         all_hidden &= marks.verdict == Verdict::Hidden;
-        all_full &= marks.verdict == Verdict::Full;
+        // A score that overflowed to -inf hides its key, too.
+        all_full &= marks.verdict == Verdict::Full && !scores.contains(&f32::NEG_INFINITY);
         kept_scores[n * tile..][..keys.len()].copy_from_slice(scores);
         let mut state = RowMax { max: max[n], sum: sum[n] };
         few::weights(plan.isa, scores, peak, &mut state, &mut out[n * slot.width..][..slot.width]);

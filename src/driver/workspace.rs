@@ -19,11 +19,12 @@ use super::schedule::Schedule;
 /// let mut out = vec![0.0f32; 4 * 8];
 /// let mut workspace = Workspace::new();
 /// for _layer in 0..3 {
-///     Attention::new().run_into_with(
+///     Attention::new().compute(
 ///         TensorRef::from_slice(&q, [1, 1, 4, 8])?,
 ///         TensorRef::from_slice(&kv, [1, 1, 6, 8])?,
 ///         TensorRef::from_slice(&kv, [1, 1, 6, 8])?,
 ///         TensorMut::from_slice(&mut out, [1, 1, 4, 8])?,
+///         None,
 ///         &mut workspace,
 ///     )?;
 /// }
