@@ -53,6 +53,9 @@ pub fn merge<'t>(
     for lse in [lse_a.shape(), lse_b.shape()] {
         check_shape("lse", ["batch", "heads", "seq_q"], lse, [batch, heads, queries])?;
     }
+    if lse_a.shape().contains(&0) {
+        return Ok(()); // no rows; the other dimensions may be anything
+    }
     for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
         let from = out_b.strided.matrix(b, h);
         for (i, lse) in lse_a.strided.row_mut([b, h]).iter_mut().enumerate() {

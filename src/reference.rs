@@ -63,14 +63,13 @@ pub fn attention<'t, Q: Element, K: Element, V: Element>(
         let values = widen(&problem.v, b, h / problem.dims.group());
         for i in 0..problem.dims.seq_q {
             row_scores(&problem, [b, h, i], &keys, ScoreStage::Biased, &mut weights);
+            // A hidden key is left out, not multiplied by its weight of 0: its value may be NaN.
+            let visible: Vec<bool> = weights.iter().map(|&score| score != f64::NEG_INFINITY).collect();
             result.lse.push(softmax(&mut weights));
             let mut out = vec![0.0; value_dim];
-            for (j, weight) in weights.iter().enumerate() {
-                // A hidden key is left out, not multiplied by its weight of 0: its value may be NaN.
-                if sees(&problem, [b, h, i], j) {
-                    let value = &values[j * value_dim..][..value_dim];
-                    out.iter_mut().zip(value).for_each(|(out, value)| *out += weight * value);
-                }
+            for j in (0..weights.len()).filter(|&j| visible[j]) {
+                let value = &values[j * value_dim..][..value_dim];
+                out.iter_mut().zip(value).for_each(|(out, value)| *out += weights[j] * value);
             }
             result.out.extend(out);
         }

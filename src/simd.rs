@@ -16,7 +16,7 @@ mod avx2;
 pub(crate) mod exp;
 mod portable;
 
-use crate::element::{bf16, f16};
+use crate::element::{DType, Element, bf16, f16};
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
 use portable::Portable;
@@ -261,6 +261,58 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
         let mut whole = [0.0; MAX_LANES];
         self.store_slice(&mut whole[..Self::LANES], x);
+        to.copy_from_slice(&whole[..to.len()]);
+    }
+
+    /// The first `LANES` elements of `x`, widened.
+    ///
+    /// # Panics
+    /// Where `x` is shorter than that.
+    #[inline(always)]
+    fn load_elements<T: Element>(self, x: &[T]) -> Self::F32 {
+        assert!(x.len() >= Self::LANES);
+        let p = x.as_ptr();
+        // SAFETY: the assertion above; `DTYPE` names T, and only the three types that it can name implement `Element`.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => self.load(p.cast()),
+                DType::F16 => self.load_f16(p.cast()),
+                DType::Bf16 => self.load_bf16(p.cast()),
+            }
+        }
+    }
+
+    /// Rounds to `T` and writes the first `LANES` elements of `to`.
+    ///
+    /// # Panics
+    /// Where `to` is shorter than that.
+    #[inline(always)]
+    fn store_elements<T: Element>(self, to: &mut [T], x: Self::F32) {
+        assert!(to.len() >= Self::LANES);
+        let p = to.as_mut_ptr();
+        // SAFETY: the assertion above; `DTYPE` names T, and only the three types that it can name implement `Element`.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => self.store(p.cast(), x),
+                DType::F16 => self.store_f16(p.cast(), x),
+                DType::Bf16 => self.store_bf16(p.cast(), x),
+            }
+        }
+    }
+
+    /// The elements of `x`, which is at most `LANES` long, widened, then `fill` in the lanes past its end.
+    #[inline(always)]
+    fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> Self::F32 {
+        let mut whole = [T::from_f32(fill); MAX_LANES];
+        whole[..x.len()].copy_from_slice(x);
+        self.load_elements(&whole[..Self::LANES])
+    }
+
+    /// Rounds to `T` and writes all of `to`, which is at most `LANES` long, from the first lanes of `x`.
+    #[inline(always)]
+    fn store_elements_part<T: Element>(self, to: &mut [T], x: Self::F32) {
+        let mut whole = [T::default(); MAX_LANES];
+        self.store_elements(&mut whole[..Self::LANES], x);
         to.copy_from_slice(&whole[..to.len()]);
     }
 }

@@ -5,9 +5,9 @@ mod support;
 
 use flashtile::{DType, Form, Level};
 use support::Rng;
+use support::any_problem::{Dims, Layout, Problem, Tensor};
 use support::bound::tile_keys;
 use support::check::{Found, check};
-use support::problem::{Dims, Layout, Problem, Tensor};
 
 /// A size at which something changes, and what.
 struct Boundary {
@@ -104,11 +104,11 @@ fn diagonals() {
             let dims = Dims { seq_q: 17, seq_kv: 530, ..SMALL };
             check_all(dims, "a diagonal that crosses the edge of a tile", |problem| {
                 problem.causal = true;
-                problem.offset = support::problem::Offset::At(offset);
+                problem.offset = support::any_problem::Offset::At(offset);
             });
             check_all(dims, "a window that starts and ends in a tile", |problem| {
                 problem.window = (Some(20), Some(3));
-                problem.offset = support::problem::Offset::At(offset);
+                problem.offset = support::any_problem::Offset::At(offset);
             });
         }
     }

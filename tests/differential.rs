@@ -11,9 +11,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::Rng;
+use support::any_problem::{Alibi, Broadcast, Dims, Layout, Offset, Problem, Tensor};
 use support::bound::{Chains, exact, round_to, sees};
 use support::check::{Found, check};
-use support::problem::{Alibi, Broadcast, Dims, Layout, Offset, Problem, Tensor};
 
 #[test]
 fn small_problems() {

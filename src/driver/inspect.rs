@@ -52,7 +52,7 @@ fn run_panel(
 ) {
     let (isa, dims, task) = (plan.isa, &problem.dims, rows.task());
     let count = round_up_lanes(panel_rows.len());
-    let lanes = Lanes::new(problem, task, panel_rows.clone(), count);
+    let lanes = Lanes::new(problem, plan, task, panel_rows.clone(), count);
     let (width, tile) = (round_up_lanes(dims.head_dim), round_up_lanes(plan.tile_keys));
     let [queries, keys, tile_scores, bias, stage_rows, whole_rows] = scratch.floats.buffers([
         width * count,
@@ -85,7 +85,7 @@ fn run_panel(
         let scores = &mut tile_scores[..seen.len() * count];
         match stage {
             ScoreStage::Raw | ScoreStage::Capped => {
-                let adjust = Adjust { unit: Unit::Natural, softcap: cap, bias: None, alibi: None, visible: None };
+                let adjust = Adjust { unit: Unit::Natural, softcap: cap, bias: None, first: 0, alibi: None, visible: None };
                 if !adjust.is_none() {
                     adjust_panel(isa, adjust, scores, max);
                 }
@@ -111,7 +111,7 @@ fn run_panel(
     for (n, r) in panel_rows.enumerate() {
         let row = &mut whole_rows[n * dims.seq_kv..][..dims.seq_kv];
         if stage == ScoreStage::Probabilities {
-            crate::softmax::softmax_in_place(row);
+            crate::softmax::softmax(row, 1.0);
         }
         rows.write(isa, r, row, 0.0);
     }

@@ -7,6 +7,7 @@ use crate::kernel::MAX_PANEL_LANES;
 use crate::kernel::adjust::{Adjust, Unit};
 use crate::kernel::load::AnyMatrix;
 use crate::mask::Verdict;
+use crate::plan::Plan;
 use crate::problem::Problem;
 use std::ops::Range;
 
@@ -16,19 +17,26 @@ pub(super) struct Lanes {
     pub(super) rows: Range<usize>,
     /// Lanes computed; those without a row repeat the last one.
     pub(super) count: usize,
+    /// Keys of a tile; tiles start at multiples of it.
+    tile_keys: usize,
     /// The keys that each lane sees by its position.
     intervals: [(usize, usize); MAX_PANEL_LANES],
 }
 
 impl Lanes {
-    pub(super) fn new(problem: &Problem<'_>, task: &Task, rows: Range<usize>, count: usize) -> Self {
-        let group = problem.dims.group();
-        let intervals = std::array::from_fn(|lane| {
-            let (_, i) = task.head_and_query((rows.start + lane).min(rows.end - 1), group);
-            let interval = problem.mask.interval(task.batch, i);
-            (interval.start, interval.end)
-        });
-        Lanes { rows, count, intervals }
+    pub(super) fn new(problem: &Problem<'_>, plan: &Plan, task: &Task, rows: Range<usize>, count: usize) -> Self {
+        let mut intervals = [(0, 0); MAX_PANEL_LANES];
+        for lane in 0..count {
+            let r = rows.start + lane;
+            intervals[lane] = if r < rows.end {
+                let (_, i) = task.head_and_query(r, problem.dims.group());
+                let interval = problem.mask.interval(task.batch, i);
+                (interval.start, interval.end)
+            } else {
+                intervals[lane - 1]
+            };
+        }
+        Lanes { rows, count, tile_keys: plan.tile_keys, intervals }
     }
 
     /// The keys that each row sees by its position.
@@ -53,7 +61,9 @@ pub(super) struct Marks {
     unit: Unit,
     softcap: Option<f32>,
     lanes: usize,
-    /// First visible key of each lane and the one after its last, counted from the first key.
+    /// The number of the first key in its tile.
+    first: usize,
+    /// First visible key of each lane and the one after its last, counted from the tile's first key.
     visible: [[f32; MAX_PANEL_LANES]; 2],
     /// Slope and position of each lane.
     alibi: Option<[[f32; MAX_PANEL_LANES]; 2]>,
@@ -84,18 +94,24 @@ impl Marks {
                 (true, false) => Verdict::Partial,
             };
         }
-        // Counted from the first key, numbers are small and so exact as f32; a bound outside may stand at the edge.
-        let within = |key: usize| (key.clamp(keys.start, keys.end) - keys.start) as f32;
-        let visible = [lanes.intervals.map(|(start, _)| within(start)), lanes.intervals.map(|(_, end)| within(end))];
+        // Counted from the tile's first key, numbers are small and so exact as f32; a bound outside may stand at the edge.
+        // (A position may be far away, and rounded: but the same way for a key of the tile whichever rows are beside it.)
+        let tile_start = keys.start / lanes.tile_keys * lanes.tile_keys;
+        let within = |key: usize| (key.clamp(keys.start, keys.end) - tile_start) as f32;
+        let mut visible = [[0.0; MAX_PANEL_LANES]; 2];
+        for (lane, &(start, end)) in lanes.intervals[..lanes.count].iter().enumerate() {
+            (visible[0][lane], visible[1][lane]) = (within(start), within(end));
+        }
         let alibi = problem.bias.alibi.map(|_| {
             let of = |lane| lanes.head_and_query(problem, task, lane);
-            let position = |lane| problem.mask.position(task.batch, of(lane).1) - keys.start as i128;
+            let position = |lane| problem.mask.position(task.batch, of(lane).1) - tile_start as i128;
             [
                 std::array::from_fn(|lane| problem.bias.slope(of(lane).0).unwrap_or(0.0)),
                 std::array::from_fn(|lane| position(lane) as f32),
             ]
         });
-        Marks { verdict, unit, softcap: problem.bias.softcap, lanes: lanes.count, visible, alibi }
+        let first = keys.start - tile_start;
+        Marks { verdict, unit, softcap: problem.bias.softcap, lanes: lanes.count, first, visible, alibi }
     }
 
     /// What the kernel is to do; `bias` as read, laid out as the scores are.
@@ -106,6 +122,7 @@ impl Marks {
             unit: self.unit,
             softcap: self.softcap,
             bias,
+            first: self.first,
             alibi: self.alibi.as_ref().map(|[slope, position]| (lanes(slope), lanes(position))),
             visible: partial.then(|| (lanes(&self.visible[0]), lanes(&self.visible[1]))),
         }

@@ -138,7 +138,7 @@ fn list_panels(problem: &Problem<'_>, plan: &Plan, task: &Task, panels: &mut Vec
     for start in task.rows.clone().step_by(plan.panel_lanes) {
         let rows = start..(start + plan.panel_lanes).min(task.rows.end);
         let count = round_up_lanes(rows.len());
-        let lanes = Lanes::new(problem, task, rows, count);
+        let lanes = Lanes::new(problem, plan, task, rows, count);
         panels.push(Panel { span: hull(lanes.intervals()), lanes, state: PanelState::EMPTY });
     }
 }
@@ -198,9 +198,10 @@ fn run_tile(
             adjust_panel(isa, adjust, scores, max);
         }
 
-        // 3. Weights and values. A hidden key's weight is 0, which is enough unless its value is not finite.
+        // 3. Weights and values. A hidden key's weight is 0, which is enough unless its value is not finite. (Even in a full
+        // tile: a score that overflowed to -inf hides its key, too.)
         let packed = (&*buffers.tile.values, blocks, first);
-        if finite || marks.verdict == Verdict::Full {
+        if finite {
             weights(isa, scores, max, &mut panel.state, out);
             add_values(isa, packed, scores, out, lanes);
         } else {

@@ -48,6 +48,9 @@ impl Schedule {
         self.tasks.clear();
         let dims = &problem.dims;
         self.group = dims.group();
+        if dims.rows() == 0 {
+            return; // without rows there is nothing to list, and there may be any number of batches
+        }
         for batch in 0..dims.batch {
             for block in 0..plan.blocks.count {
                 let rows = plan.block_rows(block);

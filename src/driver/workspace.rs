@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::marks::Lanes;
 use super::prefill::Panel;
 use super::schedule::Schedule;
 
@@ -18,11 +19,12 @@ use super::schedule::Schedule;
 /// let mut out = vec![0.0f32; 4 * 8];
 /// let mut workspace = Workspace::new();
 /// for _layer in 0..3 {
-///     Attention::new().run_into_with(
+///     Attention::new().compute(
 ///         TensorRef::from_slice(&q, [1, 1, 4, 8])?,
 ///         TensorRef::from_slice(&kv, [1, 1, 6, 8])?,
 ///         TensorRef::from_slice(&kv, [1, 1, 6, 8])?,
 ///         TensorMut::from_slice(&mut out, [1, 1, 4, 8])?,
+///         None,
 ///         &mut workspace,
 ///     )?;
 /// }
@@ -56,12 +58,14 @@ pub(super) struct Scratch {
     /// Results that are merged while `floats` is in use for the next.
     pub(super) merged: Floats,
     pub(super) panels: Vec<Panel>,
+    pub(super) lanes: Vec<Lanes>,
 }
 
 impl Scratch {
     fn bytes(&self) -> usize {
         (self.floats.memory.capacity() + self.merged.memory.capacity()) * size_of::<f32>()
             + self.panels.capacity() * size_of::<Panel>()
+            + self.lanes.capacity() * size_of::<Lanes>()
     }
 }
 

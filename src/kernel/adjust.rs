@@ -39,6 +39,8 @@ pub(crate) struct Adjust<'a> {
     pub(crate) softcap: Option<f32>,
     /// Added to the scores, in natural units, and laid out as they are; -inf hides.
     pub(crate) bias: Option<&'a [f32]>,
+    /// The number of the first of these keys in its tile.
+    pub(crate) first: usize,
     /// ALiBi's slopes, and the positions of the queries counted from the tile's first key.
     pub(crate) alibi: Option<(&'a [f32], &'a [f32])>,
     /// First visible key and the one after the last, counted from the tile's first key.
@@ -66,6 +68,8 @@ pub(crate) fn adjust_row(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32]) -> f3
 struct Terms<S: Simd> {
     simd: S,
     unit: S::F32,
+    /// The lowest bias that is finite in that unit.
+    lowest: S::F32,
     cap: Option<S::F32>,
     alibi: Option<(S::F32, S::F32)>,
     visible: Option<(S::F32, S::F32)>,
@@ -78,8 +82,13 @@ impl<S: Simd> Terms<S> {
         Self {
             simd,
             unit: simd.splat(unit),
+            lowest: simd.splat(f32::MIN / unit),
             cap: adjust.softcap.map(|cap| simd.splat(cap * unit)),
-            alibi: adjust.alibi.map(|(slope, at)| (simd.mul(simd.splat(unit), vector(slope)), vector(at))),
+            alibi: adjust.alibi.map(|(slope, at)| {
+                // Kept finite: infinity times the distance 0 would be NaN.
+                let slope = simd.min(simd.splat(f32::MAX), simd.mul(simd.splat(unit), vector(slope)));
+                (simd.max(simd.splat(f32::MIN), slope), vector(at))
+            }),
             visible: adjust.visible.map(|(start, end)| (vector(start), vector(end))),
         }
     }
@@ -93,13 +102,16 @@ impl<S: Simd> Terms<S> {
             score = simd.mul(cap, tanh(simd, score));
         }
         if let Some(bias) = bias {
-            // Held in range: f32::MIN, which models use as a bias, has no finite counterpart in units of log2.
-            let sum = simd.max(simd.splat(f32::MIN), simd.mul_add(bias, self.unit, score));
-            // Selected, not added: a NaN score plus -inf would show.
-            score = simd.select(simd.eq(bias, hidden), hidden, sum);
+            // f32::MIN is a common bias of keys that are to count for nothing. It does not hide them: in a row where all
+            // have it they count alike, so it must not become -inf.
+            score = simd.mul_add(simd.max(self.lowest, bias), self.unit, score);
         }
         if let Some((slope, position)) = self.alibi {
             score = simd.sub(score, simd.mul(slope, simd.abs(simd.sub(position, key))));
+        }
+        // What hides comes last, and is selected, not added: a NaN score plus -inf would show.
+        if let Some(bias) = bias {
+            score = simd.select(simd.eq(bias, hidden), hidden, score);
         }
         if let Some((start, end)) = self.visible {
             let sees = simd.and(simd.le(start, key), simd.lt(key, end));
@@ -126,7 +138,7 @@ impl Kernel for AdjustPanel<'_> {
             let mut max = simd.splat(f32::NEG_INFINITY);
             for (j, scores) in self.scores.chunks_exact_mut(lanes).enumerate() {
                 let bias = self.adjust.bias.map(|bias| simd.load_slice(&bias[j * lanes + at..]));
-                let score = terms.apply(simd.load_slice(&scores[at..]), bias, simd.splat(j as f32));
+                let score = terms.apply(simd.load_slice(&scores[at..]), bias, simd.splat((self.adjust.first + j) as f32));
                 max = simd.max(max, score);
                 simd.store_slice(&mut scores[at..], score);
             }
@@ -149,7 +161,7 @@ impl Kernel for AdjustRow<'_> {
         let mut max = simd.splat(f32::NEG_INFINITY);
         for (c, scores) in self.scores.chunks_mut(S::LANES).enumerate() {
             let first = c * S::LANES;
-            let key = simd.add(simd.splat(first as f32), simd.lane_numbers());
+            let key = simd.add(simd.splat((self.adjust.first + first) as f32), simd.lane_numbers());
             let bias = self.adjust.bias.map(|bias| simd.load_part(&bias[first..first + scores.len()], 0.0));
             let score = terms.apply(simd.load_part(scores, f32::NEG_INFINITY), bias, key);
             simd.store_part(scores, score);

@@ -27,7 +27,7 @@ const CHAINS: usize = 8;
 
 /// Rows ahead of the loads at which a line of keys or values is asked for: far enough to hide memory, near enough that it
 /// is still in the first cache when its turn comes. By rows and not by bytes, for a cache may interleave heads.
-const AHEAD: isize = 16;
+const AHEAD: usize = 16;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -85,71 +85,79 @@ fn dots<S: Simd, T: Load, const R: usize, const N: usize>(
     let head_dim = keys.cols();
     let width = round_up_lanes(head_dim);
     let whole = head_dim / S::LANES * S::LANES;
-    // Elements of a cache line, and as much of a row as fills whole ones.
-    let line = LINE / size_of::<T>();
-    let lines = head_dim / line * line;
-    assert!(queries.len() >= R * width);
-    let ahead = keys.row_stride().wrapping_mul(AHEAD);
-    for first in (0..keys.rows()).step_by(N) {
-        let mut sums = [simd.zero(); CHAINS];
+    assert!(keys.has_contiguous_rows() && queries.len() >= R * width);
+    assert!(scores.len() == R * stride && keys.rows() <= stride);
+    let mut first = 0;
+    while first < keys.rows() {
         // Behind the last key, the last one again: its scores are not written.
-        let rows: [&[T]; N] = std::array::from_fn(|n| {
-            keys.row((first + n).min(keys.rows() - 1)).as_slice().expect("rows without gaps")
+        let rows: [*const T; N] = std::array::from_fn(|n| {
+            let row = (first + n).min(keys.rows() - 1) as isize;
+            keys.as_ptr().wrapping_offset(keys.row_stride().wrapping_mul(row))
         });
-        for at in (0..lines).step_by(line) {
-            for row in rows {
-                simd.prefetch(row.as_ptr().wrapping_add(at).wrapping_offset(ahead));
-            }
-            for e in (0..line).step_by(S::LANES) {
-                // SAFETY: at + e + LANES <= lines <= head_dim; the queries are R rows of `width` (asserted).
-                unsafe { add_products::<S, T, R, N>(simd, &rows, queries, width, at + e, &mut sums) };
-            }
-        }
-        for e in (lines..whole).step_by(S::LANES) {
-            // SAFETY: e + LANES <= whole <= head_dim; the queries are R rows of `width` (asserted).
-            unsafe { add_products::<S, T, R, N>(simd, &rows, queries, width, e, &mut sums) };
+        let mut sums = [simd.zero(); CHAINS];
+        prefetch_rows(simd, keys, first + AHEAD, N);
+        let mut e = 0;
+        while e < whole {
+            // SAFETY: e + LANES <= whole <= head_dim, so within the row.
+            let key = |n: usize| unsafe { T::load(simd, rows[n].wrapping_add(e)) };
+            // SAFETY: as above, and the queries are R rows of `width` (asserted).
+            unsafe { add_products::<S, R, N>(simd, std::array::from_fn(key), queries, width, e, &mut sums) };
+            e += S::LANES;
         }
         if whole < head_dim {
-            for (n, row) in rows.iter().enumerate() {
-                let key = load_from(simd, row, whole);
-                for r in 0..R {
-                    let query = simd.load_slice(&queries[r * width + whole..]);
-                    sums[r * N + n] = simd.mul_add(query, key, sums[r * N + n]);
-                }
-            }
+            let key = |n: usize| {
+                let row = keys.row((first + n).min(keys.rows() - 1));
+                load_from(simd, row.as_slice().expect("rows without gaps"), whole)
+            };
+            // SAFETY: `width` is `whole` and another vector, and the queries are R rows of it (asserted).
+            unsafe { add_products::<S, R, N>(simd, std::array::from_fn(key), queries, width, whole, &mut sums) };
         }
         let mut folded = [0.0; MAX_LANES];
         simd.store_slice(&mut folded, simd.sums(sums));
-        for r in 0..R {
-            for n in 0..N.min(keys.rows() - first) {
-                scores[r * stride + first + n] = folded[r * N + n];
+        for (r, scores) in scores.chunks_exact_mut(stride).enumerate() {
+            let folded = &folded[r * N..(r + 1) * N];
+            match scores[first..keys.rows()].first_chunk_mut::<N>() {
+                Some(scores) => scores.copy_from_slice(folded),
+                None => scores[first..keys.rows()].copy_from_slice(&folded[..keys.rows() - first]),
             }
         }
+        first += N;
     }
 }
 
 /// Adds the products of one vector of N keys and R queries to their sums.
 ///
-/// (A function and not a closure: a closure that is not inlined is compiled without the level's instructions.)
+/// (A function, not a closure: a closure that is not inlined is compiled without the level's instructions.)
 ///
 /// # Safety
-/// * every row has `e + LANES` elements, and so has each of the R queries, which are `width` apart
+/// * `e + LANES <= width`, and `queries` has R rows of `width`
 #[inline(always)]
-unsafe fn add_products<S: Simd, T: Load, const R: usize, const N: usize>(
+unsafe fn add_products<S: Simd, const R: usize, const N: usize>(
     simd: S,
-    rows: &[&[T]; N],
+    keys: [S::F32; N],
     queries: &[f32],
     width: usize,
     e: usize,
     sums: &mut [S::F32; CHAINS],
 ) {
-    for (n, row) in rows.iter().enumerate() {
+    for r in 0..R {
         // SAFETY: the caller's promise.
-        let key = unsafe { T::load(simd, row.as_ptr().add(e)) };
-        for r in 0..R {
-            // SAFETY: the caller's promise.
-            let query = unsafe { simd.load(queries.as_ptr().add(r * width + e)) };
-            sums[r * N + n] = simd.mul_add(query, key, sums[r * N + n]);
+        let query = unsafe { simd.load(queries.as_ptr().wrapping_add(r * width + e)) };
+        for n in 0..N {
+            sums[r * N + n] = simd.mul_add(query, keys[n], sums[r * N + n]);
+        }
+    }
+}
+
+/// Asks for `count` rows from row `first` on, which may lie behind the last, line after line: memory is fastest in order.
+#[inline(always)]
+fn prefetch_rows<S: Simd, T: Load>(simd: S, rows: Matrix<'_, T>, first: usize, count: usize) {
+    for r in first..first + count {
+        let row = rows.as_ptr().wrapping_offset(rows.row_stride().wrapping_mul(r as isize));
+        let mut at = 0;
+        while at < rows.cols() {
+            simd.prefetch(row.wrapping_add(at));
+            at += LINE / size_of::<T>();
         }
     }
 }
@@ -287,13 +295,19 @@ fn strips<S: Simd, T: Load, const R: usize, const N: usize>(
     assert!(weights.len() >= (R - 1) * stride + values.rows());
     let wide = value_dim / (N * S::LANES) * (N * S::LANES);
     let whole = value_dim / S::LANES * S::LANES;
-    for d in (0..wide).step_by(N * S::LANES) {
+    // Each strip asks for its share of the rows of the next block of keys.
+    let share = (KEYS * N * S::LANES).div_ceil(value_dim);
+    let (mut d, mut ahead) = (0, AHEAD);
+    while d < wide {
+        prefetch_rows(simd, values, ahead, share);
         // SAFETY: d + N * LANES <= value_dim; the assertions.
         unsafe { strip::<S, T, R, N>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width) };
+        (d, ahead) = (d + N * S::LANES, ahead + share);
     }
-    for d in (wide..whole).step_by(S::LANES) {
+    while d < whole {
         // SAFETY: d + LANES <= value_dim; the assertions.
         unsafe { strip::<S, T, R, 1>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width) };
+        d += S::LANES;
     }
     if whole < value_dim {
         for (r, out) in out.chunks_exact_mut(width).enumerate() {
@@ -331,10 +345,8 @@ unsafe fn strip<S: Simd, T: Load, const R: usize, const N: usize>(
         }
     }
     let row_stride = values.row_stride();
-    let ahead = row_stride.wrapping_mul(AHEAD);
     let mut row = values.as_ptr().wrapping_add(d);
     for j in 0..values.rows() {
-        simd.prefetch(row.wrapping_offset(ahead));
         // SAFETY: N vectors from d on of row j: the caller's promise.
         let vectors: [S::F32; N] = std::array::from_fn(|n| unsafe { T::load(simd, row.wrapping_add(n * S::LANES)) });
         for (r, sums) in sums.iter_mut().enumerate() {

@@ -2,7 +2,7 @@
 //!
 //! Written from the formula and apart from `flashtile::reference`, so that the two check each other.
 
-use super::problem::{Alibi, Dims, Offset, Problem};
+use super::any_problem::{Alibi, Dims, Offset, Problem};
 use flashtile::{DType, Form, Plan, alibi_slope, bf16, f16};
 
 /// The unit roundoff of f32.
@@ -87,7 +87,7 @@ pub fn exact(problem: &Problem, chains: Chains) -> Exact {
     let mut exact = Exact::default();
     for (b, h) in (0..dims.batch).flat_map(|b| (0..dims.heads_q).map(move |h| (b, h))) {
         let head_kv = h / (dims.heads_q / dims.heads_kv);
-        let rows = |tensor: &super::problem::Tensor, cols| -> Vec<f64> {
+        let rows = |tensor: &super::any_problem::Tensor, cols| -> Vec<f64> {
             let row = |j| (0..cols).map(move |e| tensor.get([b, head_kv, j, e]) as f64);
             (0..dims.seq_kv).flat_map(row).collect()
         };

@@ -1,7 +1,7 @@
 //! One problem against the exact answer: every element, at every level.
 
+use super::any_problem::{Problem, Results};
 use super::bound::{Chains, Exact, exact, round_to};
-use super::problem::{Problem, Results};
 use flashtile::{DType, Level, Plan};
 
 /// What the checks of some problems found.

@@ -1,9 +1,15 @@
 //! Seeded numbers for tests.
-#![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part, and is a crate of its own")]
 
+pub mod any_problem;
 pub mod bound;
 pub mod check;
-pub mod problem;
+pub mod counting;
+#[cfg(unix)]
+pub mod guarded;
+pub mod layouts;
+pub mod problems;
+pub mod watchdog;
 
 /// SplitMix64: small, seeded, the same everywhere.
 #[derive(Clone, Debug)]

@@ -1,0 +1,344 @@
+//! Promise: the bits of a row depend on its own inputs, the level and the form: not on the number of threads, on what is
+//! computed beside it, on the place where it falls, or on what the memory was used for before.
+
+mod support;
+
+use flashtile::{AlibiSlopes, Attention, Element, Form, Level, QueryOffset, TensorMut, TensorRef, Threads, Workspace};
+use support::Rng;
+use support::problems::{Bits, Inputs, Sizes, bits, forms_and_levels, len};
+
+/// Options whose effect depends on the position, given by window sizes, or that are read from tensors.
+#[derive(Clone, Debug)]
+struct Options {
+    causal: bool,
+    window: (Option<usize>, Option<usize>),
+    offset: isize,
+    slopes: Option<Vec<f32>>,
+    softcap: Option<f32>,
+    /// A bias for each head, query and key.
+    bias: Option<Vec<f32>>,
+}
+
+impl Options {
+    fn random(sizes: &Sizes, rng: &mut Rng) -> Self {
+        let bound = |rng: &mut Rng| rng.one_in(2).then(|| rng.below(sizes.seq_kv + 1));
+        let (heads, pairs) = (sizes.heads_q, sizes.heads_q * sizes.seq_q * sizes.seq_kv);
+        Options {
+            causal: rng.one_in(2),
+            window: (bound(rng), bound(rng)),
+            offset: rng.below(sizes.seq_kv + 1) as isize - 3,
+            slopes: rng.one_in(3).then(|| (0..heads).map(|_| rng.uniform()).collect()),
+            softcap: rng.one_in(4).then_some(2.0),
+            bias: rng.one_in(3).then(|| {
+                (0..pairs).map(|_| if rng.one_in(8) { f32::NEG_INFINITY } else { rng.normal() }).collect()
+            }),
+        }
+    }
+
+    /// For query heads `heads` and queries `queries` alone.
+    fn attention<'a>(
+        &'a self,
+        sizes: &Sizes,
+        heads: std::ops::Range<usize>,
+        queries: std::ops::Range<usize>,
+    ) -> Attention<'a> {
+        let offset = QueryOffset::At(self.offset + queries.start as isize);
+        let mut attention = Attention::new().window(self.window.0, self.window.1).query_offset(offset);
+        if self.causal {
+            attention = attention.causal();
+        }
+        if let Some(slopes) = &self.slopes {
+            attention = attention.alibi(AlibiSlopes::PerHead(&slopes[heads.clone()]));
+        }
+        if let Some(cap) = self.softcap {
+            attention = attention.softcap(cap);
+        }
+        if let Some(bias) = &self.bias {
+            let strides = [0, sizes.seq_q * sizes.seq_kv, sizes.seq_kv, 1].map(|stride| stride as isize);
+            let first = (heads.start * sizes.seq_q + queries.start) * sizes.seq_kv;
+            let shape = [1, heads.len(), queries.len(), sizes.seq_kv];
+            attention = attention.bias(TensorRef::<f32>::with_strides(bias, first, shape, strides).unwrap());
+        }
+        attention
+    }
+}
+
+/// Some batches, heads and queries of larger inputs.
+#[derive(Clone, Debug)]
+struct Part {
+    batches: std::ops::Range<usize>,
+    heads_kv: std::ops::Range<usize>,
+    /// Among the query heads of each key/value head.
+    group: std::ops::Range<usize>,
+    queries: std::ops::Range<usize>,
+}
+
+/// Computes a part on its own and compares each of its rows with the same row of `whole`.
+fn check_part<T: Bits>(
+    inputs: &Inputs<T>,
+    options: &Options,
+    (form, level): (Form, Level),
+    part: &Part,
+    whole: &(Vec<u32>, Vec<u32>),
+) {
+    let sizes = inputs.sizes;
+    let group = sizes.heads_q / sizes.heads_kv;
+    // A part of a group, or several groups as they are.
+    assert!(part.group == (0..group) || part.heads_kv.len() == 1);
+    let heads = part.heads_kv.start * group + part.group.start..(part.heads_kv.end - 1) * group + part.group.end;
+    let own = Sizes {
+        batch: part.batches.len(),
+        heads_q: heads.len(),
+        heads_kv: part.heads_kv.len(),
+        seq_q: part.queries.len(),
+        ..sizes
+    };
+    let cut = |data: &[T], [_, heads, rows, cols]: [usize; 4], shape: [usize; 4], [b, h, r]: [usize; 3]| {
+        let strides = [heads * rows * cols, rows * cols, cols, 1].map(|stride| stride as isize);
+        let at = if len(shape) == 0 { 0 } else { ((b * heads + h) * rows + r) * cols };
+        let tensor = TensorRef::with_strides(data, at, shape, strides).unwrap();
+        let [b, h, r, c] = shape;
+        let rows = (0..b).flat_map(|b| (0..h).flat_map(move |h| (0..r).map(move |r| [b, h, r])));
+        rows.flat_map(|[b, h, r]| (0..c).map(move |c| [b, h, r, c])).map(|i| tensor.get(i).unwrap()).collect::<Vec<T>>()
+    };
+    let first_batch = part.batches.start;
+    let own_inputs = Inputs {
+        sizes: own,
+        q: cut(&inputs.q, sizes.q(), own.q(), [first_batch, heads.start, part.queries.start]),
+        k: cut(&inputs.k, sizes.k(), own.k(), [first_batch, part.heads_kv.start, 0]),
+        v: cut(&inputs.v, sizes.v(), own.v(), [first_batch, part.heads_kv.start, 0]),
+    };
+    let attention = options.attention(&sizes, heads.clone(), part.queries.clone()).form(form).level(level);
+    let (out, lse) = own_inputs.bits(&attention);
+    for (n, [b, h, i]) in own.rows().enumerate() {
+        let row = ((part.batches.start + b) * sizes.heads_q + heads.start + h) * sizes.seq_q + part.queries.start + i;
+        let case = || format!("row {b} {h} {i} of {part:?}, {sizes:?} {form:?} {level} {options:?}");
+        let d = sizes.value_dim;
+        assert_eq!(out[n * d..][..d], whole.0[row * d..][..d], "{}", case());
+        assert_eq!(lse[n], whole.1[row], "lse of {}", case());
+    }
+}
+
+/// A range inside `0..n`, not empty.
+fn some_of(n: usize, rng: &mut Rng) -> std::ops::Range<usize> {
+    let start = rng.below(n);
+    start..start + 1 + rng.below(n - start)
+}
+
+fn parts<T: Bits>(seed: u64, rounds: usize) {
+    let mut rng = Rng(seed);
+    for _ in 0..rounds {
+        let (heads_kv, group) = (1 + rng.below(3), 1 + rng.below(4));
+        let seq_kv = [1 + rng.below(30), 60 + rng.below(100), 230 + rng.below(30), 500 + rng.below(600)][rng.below(4)];
+        let sizes = Sizes {
+            batch: 1 + rng.below(3),
+            heads_q: heads_kv * group,
+            heads_kv,
+            seq_q: [1 + rng.below(4), 1 + rng.below(40), 180 + rng.below(30)][rng.below(3)],
+            seq_kv,
+            head_dim: 1 + rng.below(20),
+            value_dim: 1 + rng.below(20),
+        };
+        let (inputs, options) = (Inputs::<T>::random(sizes, &mut rng), Options::random(&sizes, &mut rng));
+        for (form, level) in forms_and_levels() {
+            let all = options.attention(&sizes, 0..sizes.heads_q, 0..sizes.seq_q).form(form).level(level);
+            let whole = inputs.bits(&all);
+            for _ in 0..3 {
+                let one_group = rng.one_in(2);
+                let heads_kv = if one_group { Some(rng.below(sizes.heads_kv)).map(|h| h..h + 1).unwrap() } else { some_of(sizes.heads_kv, &mut rng) };
+                let part = Part {
+                    batches: some_of(sizes.batch, &mut rng),
+                    group: if one_group { some_of(group, &mut rng) } else { 0..group },
+                    heads_kv,
+                    queries: some_of(sizes.seq_q, &mut rng),
+                };
+                check_part(&inputs, &options, (form, level), &part, &whole);
+            }
+        }
+    }
+}
+
+#[test]
+fn any_part_f32() {
+    parts::<f32>(1, 250);
+}
+#[test]
+fn any_part_f16() {
+    parts::<flashtile::f16>(2, 150);
+}
+#[test]
+fn any_part_bf16() {
+    parts::<flashtile::bf16>(3, 150);
+}
+
+/// Queries one by one, as decoding has them, against all at once.
+#[test]
+fn one_query_after_the_other() {
+    let mut rng = Rng(4);
+    let sizes = Sizes { heads_q: 4, heads_kv: 2, ..Sizes::single(37, 700, 16) };
+    for _ in 0..6 {
+        let (inputs, options) = (Inputs::<f32>::random(sizes, &mut rng), Options::random(&sizes, &mut rng));
+        for (form, level) in forms_and_levels() {
+            let all = options.attention(&sizes, 0..sizes.heads_q, 0..sizes.seq_q).form(form).level(level);
+            let whole = inputs.bits(&all);
+            for i in 0..sizes.seq_q {
+                let part = Part { batches: 0..1, heads_kv: 0..2, group: 0..2, queries: i..i + 1 };
+                check_part(&inputs, &options, (form, level), &part, &whole);
+            }
+        }
+    }
+}
+
+/// Positions far beyond the numbers that f32 counts exactly.
+#[test]
+fn far_positions() {
+    let mut rng = Rng(5);
+    let sizes = Sizes::single(40, 300, 8);
+    let inputs = Inputs::<f32>::random(sizes, &mut rng);
+    for offset in [1isize << 25, (1 << 26) + 77, -(1 << 25) - 1, 1 << 40] {
+        let options = Options {
+            causal: false,
+            window: if offset < 0 {
+                (None, Some(offset.unsigned_abs() + 100))
+            } else {
+                (Some(offset as usize - 100), None)
+            },
+            offset,
+            slopes: Some(vec![1e-6]),
+            softcap: None,
+            bias: None,
+        };
+        for (form, level) in forms_and_levels() {
+            let whole = inputs.bits(&options.attention(&sizes, 0..1, 0..40).form(form).level(level));
+            for queries in [0..1, 1..2, 17..18, 3..40, 39..40] {
+                let part = Part { batches: 0..1, heads_kv: 0..1, group: 0..1, queries };
+                check_part(&inputs, &options, (form, level), &part, &whole);
+            }
+        }
+    }
+}
+
+/// Problems on either side of every threshold of the plan: work worth a pool, keys worth a split, tasks enough without
+/// splitting, rows of a block, rows of a few-queries task.
+fn thresholds() -> Vec<Sizes> {
+    let decode = |batch, heads_kv, group, seq_kv| Sizes {
+        batch,
+        heads_q: heads_kv * group,
+        heads_kv,
+        ..Sizes::single(1, seq_kv, 64)
+    };
+    vec![
+        decode(1, 1, 1, 511),
+        decode(1, 1, 1, 512),
+        decode(1, 2, 4, 513),
+        decode(1, 1, 1, 1025),
+        decode(1, 2, 8, 8200),
+        decode(1, 63, 1, 1100),
+        decode(1, 64, 1, 1100),
+        decode(5, 13, 2, 1100),
+        Sizes::single(7, 1030, 17),
+        Sizes::single(15, 1030, 17),
+        Sizes::single(17, 1030, 17),
+        Sizes::single(33, 520, 64),
+        Sizes::single(191, 300, 32),
+        Sizes::single(192, 300, 32),
+        Sizes::single(193, 300, 32),
+        Sizes::single(580, 500, 40),
+        Sizes { heads_q: 6, heads_kv: 2, batch: 2, ..Sizes::single(130, 260, 48) },
+        Sizes { heads_q: 4, heads_kv: 1, ..Sizes::single(90, 90, 16) },
+    ]
+}
+
+/// Serial, in pools of any size, in a pool inside a pool, prepared or not, and in memory used before: all the same.
+#[cfg(feature = "rayon")]
+#[test]
+fn threads_and_memory() {
+    let pools: Vec<_> = [1, 2, 3, 4, 7, 16].into_iter().map(pool).collect();
+    let mut rng = Rng(6);
+    let mut used = Workspace::new();
+    for sizes in thresholds() {
+        let inputs = Inputs::<f32>::random(sizes, &mut rng);
+        for (form, level) in forms_and_levels() {
+            let base = Attention::new().form(form).level(level);
+            for attention in [base.clone(), base.causal().window(Some(sizes.seq_kv / 3), None)] {
+                let case = format!("{sizes:?} {form:?} {level}");
+                let serial = inputs.bits(&attention.clone().threads(Threads::Serial));
+                for pool in &pools {
+                    let threads = pool.current_num_threads();
+                    assert_eq!(pool.install(|| inputs.bits(&attention)), serial, "{threads} threads, {case}");
+                    let (out, lse) = pool.install(|| inputs.compute_with(&attention, &mut used));
+                    assert_eq!((bits(&out), bits(&lse)), serial, "{threads} threads and used memory, {case}");
+                }
+                let nested = pools[2].install(|| pools[1].install(|| inputs.bits(&attention)));
+                assert_eq!(nested, serial, "a pool in a pool, {case}");
+                assert_eq!(prepared(&inputs, &attention, &mut used), serial, "prepared, {case}");
+                let in_pool = pools[3].install(|| prepared(&inputs, &attention, &mut used));
+                assert_eq!(in_pool, serial, "prepared in a pool, {case}");
+            }
+        }
+    }
+}
+
+#[cfg(feature = "rayon")]
+fn pool(threads: usize) -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+}
+
+/// As [`Inputs::bits`], planned ahead.
+fn prepared<T: Bits + Element>(
+    inputs: &Inputs<T>,
+    attention: &Attention<'_>,
+    workspace: &mut Workspace,
+) -> (Vec<u32>, Vec<u32>) {
+    let sizes = inputs.sizes;
+    let prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v()).unwrap();
+    let (mut out, mut lse) = (vec![T::default(); len(sizes.out())], vec![0.0; len(sizes.lse())]);
+    let out_tensor = TensorMut::from_slice(&mut out, sizes.out()).unwrap();
+    let lse_tensor = TensorMut::from_slice(&mut lse, sizes.lse()).unwrap();
+    prepared.compute(inputs.q(), inputs.k(), inputs.v(), out_tensor, Some(lse_tensor), workspace).unwrap();
+    (bits(&out), bits(&lse))
+}
+
+/// The same call again and again, into memory that other problems have used.
+#[test]
+fn run_to_run() {
+    let mut rng = Rng(7);
+    let mut workspace = Workspace::new();
+    let problems: Vec<_> = (0..12)
+        .map(|n| Inputs::<f32>::random(Sizes::single(1 + n * 5, 40 + n * 120, 3 + n), &mut rng))
+        .collect();
+    for (form, level) in forms_and_levels() {
+        let attention = Attention::new().form(form).level(level).causal();
+        let expected: Vec<_> = problems.iter().map(|inputs| inputs.bits(&attention)).collect();
+        for n in 0..240 {
+            let n = n * 7 % problems.len();
+            let (out, lse) = problems[n].compute_with(&attention, &mut workspace);
+            assert_eq!((bits(&out), bits(&lse)), expected[n], "problem {n} {form:?} {level}");
+            let planned = prepared(&problems[n], &attention, &mut workspace);
+            assert_eq!(planned, expected[n], "problem {n} {form:?} {level}, prepared");
+        }
+    }
+}
+
+/// A row of a decode step alone, whose keys are split between tasks, and in a batch so large that they are not.
+#[test]
+fn split_and_unsplit() {
+    let mut rng = Rng(8);
+    let sizes = Sizes { batch: 70, heads_q: 2, heads_kv: 1, ..Sizes::single(1, 1300, 16) };
+    let (inputs, none) = (
+        Inputs::<f32>::random(sizes, &mut rng),
+        Options { causal: false, window: (None, None), offset: 0, slopes: None, softcap: None, bias: None },
+    );
+    for level in Level::available() {
+        let attention = none.attention(&sizes, 0..2, 0..1).level(level);
+        assert_eq!(attention.plan(inputs.q(), inputs.k(), inputs.v()).unwrap().form(), Form::FewQueries);
+        let whole = inputs.bits(&attention);
+        for batches in [0..1, 69..70, 3..50, 7..71 - 1] {
+            let part = Part { batches, heads_kv: 0..1, group: 0..2, queries: 0..1 };
+            check_part(&inputs, &none, (Form::FewQueries, level), &part, &whole);
+        }
+        // Of which a single head takes the same form.
+        let part = Part { batches: 5..6, heads_kv: 0..1, group: 1..2, queries: 0..1 };
+        check_part(&inputs, &none, (Form::FewQueries, level), &part, &whole);
+    }
+}

@@ -1,0 +1,395 @@
+//! Promise: a hidden key never reaches the output, whatever bits it holds; a visible NaN reaches the rows that see it, and
+//! no others.
+//!
+//! What is visible is said here once more, pair by pair, and not taken from the crate.
+
+mod support;
+
+use flashtile::{AlibiSlopes, Attention, Form, Level, QueryOffset, TensorRef, Threads, bf16, f16};
+use support::Rng;
+use support::layouts::Layout;
+use support::problems::{Bits, Inputs, Sizes, bits, forms_and_levels, len};
+
+/// The options of a random problem, as plain numbers.
+#[derive(Clone, Debug)]
+struct Options<T> {
+    causal: bool,
+    window: (Option<usize>, Option<usize>),
+    /// `None` for the default.
+    offset: Option<isize>,
+    lengths: Option<Vec<usize>>,
+    attend: Option<Vec<bool>>,
+    bias: Option<Vec<T>>,
+    softcap: bool,
+    slopes: Option<Vec<f32>>,
+}
+
+impl<T: Bits> Options<T> {
+    /// Any of them, often several.
+    fn random(sizes: &Sizes, rng: &mut Rng) -> Self {
+        let scores = len(sizes.scores());
+        let bound = |rng: &mut Rng| rng.one_in(3).then(|| rng.below(sizes.seq_kv + 1));
+        Options {
+            causal: rng.one_in(2),
+            window: (bound(rng), bound(rng)),
+            offset: rng.one_in(3).then(|| rng.below(2 * sizes.seq_kv + 1) as isize - sizes.seq_kv as isize),
+            lengths: rng.one_in(3).then(|| (0..sizes.batch).map(|_| rng.below(sizes.seq_kv + 1)).collect()),
+            attend: rng.one_in(3).then(|| (0..scores).map(|_| !rng.one_in(3)).collect()),
+            bias: rng.one_in(3).then(|| {
+                let hides = |rng: &mut Rng| if rng.one_in(3) { f32::NEG_INFINITY } else { rng.normal() };
+                (0..scores).map(|_| T::from_f32(hides(rng))).collect()
+            }),
+            softcap: rng.one_in(3),
+            slopes: rng.one_in(3).then(|| vec![0.5; sizes.heads_q]),
+        }
+    }
+
+    fn attention(&self, sizes: &Sizes, form: Form, level: Level) -> Attention<'_> {
+        let mut attention = Attention::new().form(form).level(level).threads(Threads::Serial);
+        attention = attention.window(self.window.0, self.window.1);
+        if self.causal {
+            attention = attention.causal();
+        }
+        if let Some(offset) = self.offset {
+            attention = attention.query_offset(QueryOffset::At(offset));
+        }
+        if let Some(lengths) = &self.lengths {
+            attention = attention.key_lengths(lengths);
+        }
+        if let Some(attend) = &self.attend {
+            attention = attention.mask(TensorRef::from_slice(attend, sizes.scores()).unwrap());
+        }
+        if let Some(bias) = &self.bias {
+            attention = attention.bias(TensorRef::<T>::from_slice(bias, sizes.scores()).unwrap());
+        }
+        if self.softcap {
+            attention = attention.softcap(5.0);
+        }
+        if let Some(slopes) = &self.slopes {
+            attention = attention.alibi(AlibiSlopes::PerHead(slopes));
+        }
+        attention
+    }
+
+    /// Whether the query sees the key, by all but a bias of -inf.
+    fn unmasked(&self, sizes: &Sizes, [b, h, i]: [usize; 3], j: usize) -> bool {
+        let length = self.lengths.as_ref().map_or(sizes.seq_kv, |lengths| lengths[b]);
+        let offset = self.offset.unwrap_or(length as isize - sizes.seq_q as isize);
+        let (p, key) = (offset + i as isize, j as isize);
+        j < length
+            && (!self.causal || key <= p)
+            && self.window.0.is_none_or(|left| key >= p - left as isize)
+            && self.window.1.is_none_or(|right| key <= p + right as isize)
+            && self.attend.as_ref().is_none_or(|attend| attend[pair(sizes, [b, h, i], j)])
+    }
+
+    fn sees(&self, sizes: &Sizes, row: [usize; 3], j: usize) -> bool {
+        let bias = self.bias.as_ref().map_or(0.0, |bias| bias[pair(sizes, row, j)].to_f32());
+        bias != f32::NEG_INFINITY && self.unmasked(sizes, row, j)
+    }
+}
+
+/// The place of a pair among the scores.
+fn pair(sizes: &Sizes, [b, h, i]: [usize; 3], j: usize) -> usize {
+    ((b * sizes.heads_q + h) * sizes.seq_q + i) * sizes.seq_kv + j
+}
+
+/// Sizes around those of tiles and panels.
+fn random_sizes(rng: &mut Rng) -> Sizes {
+    let group = 1 + rng.below(3);
+    let heads_kv = 1 + rng.below(2);
+    let seq_kv = match rng.below(4) {
+        0 => 1 + rng.below(12),
+        1 => 60 + rng.below(12),
+        2 => 120 + rng.below(140),
+        _ => if rng.one_in(4) { 500 + rng.below(100) } else { 1 + rng.below(40) },
+    };
+    let most_queries = if rng.one_in(2) { 5 } else { 40 };
+    Sizes {
+        batch: 1 + rng.below(2),
+        heads_q: heads_kv * group,
+        heads_kv,
+        seq_q: 1 + rng.below(most_queries),
+        seq_kv,
+        head_dim: 1 + rng.below(20),
+        value_dim: 1 + rng.below(20),
+    }
+}
+
+/// What a poisoned element is part of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Key,
+    Value,
+}
+
+/// Zeros in some keys or values, and then poison: rows that see none of them keep their bits, and rows that see a NaN
+/// show it.
+fn poisoned_keys<T: Bits>(seed: u64, rounds: usize) {
+    let mut rng = Rng(seed);
+    for round in 0..rounds {
+        let sizes = random_sizes(&mut rng);
+        let options = Options::<T>::random(&sizes, &mut rng);
+        let mut clean = Inputs::<T>::random(sizes, &mut rng);
+        // Rows of keys that are poisoned, often with a few elements spared; biased towards those that few rows see.
+        let place = if rng.one_in(2) { Place::Key } else { Place::Value };
+        let poison = T::POISON[rng.below(T::POISON.len())];
+        let cols = if place == Place::Key { sizes.head_dim } else { sizes.value_dim };
+        let whole = rng.one_in(2);
+        let some = 1 + rng.below(8);
+        let mut poisoned = clean.clone();
+        let mut columns = vec![Vec::new(); sizes.batch * sizes.heads_kv * sizes.seq_kv];
+        for (row, columns) in columns.iter_mut().enumerate() {
+            let (b, hkv, j) =
+                (row / sizes.seq_kv / sizes.heads_kv, row / sizes.seq_kv % sizes.heads_kv, row % sizes.seq_kv);
+            let seen = sizes.rows().any(|[rb, h, i]| rb == b && sizes.head_kv(h) == hkv && options.sees(&sizes, [b, h, i], j));
+            if !seen || rng.one_in(10 * some) {
+                let column = rng.below(cols);
+                *columns = if whole { (0..cols).collect() } else { vec![column] };
+            }
+            let ([clean, poisoned], at) = match place {
+                Place::Key => ([&mut clean.k, &mut poisoned.k], row * cols),
+                Place::Value => ([&mut clean.v, &mut poisoned.v], row * cols),
+            };
+            for &column in &*columns {
+                clean[at + column] = T::default();
+                poisoned[at + column] = poison;
+            }
+        }
+        for (form, level) in forms_and_levels() {
+            let attention = options.attention(&sizes, form, level);
+            let (clean_out, clean_lse) = clean.bits(&attention);
+            let (out, lse) = poisoned.bits(&attention);
+            let case = || format!("round {round}: {poison:?} in {place:?}, {sizes:?} {form:?} {level} {options:?}");
+            for (n, row) in sizes.rows().enumerate() {
+                let first = (row[0] * sizes.heads_kv + sizes.head_kv(row[1])) * sizes.seq_kv;
+                let seen = (0..sizes.seq_kv).filter(|&j| options.sees(&sizes, row, j));
+                let seen: Vec<usize> = seen.flat_map(|j| columns[first + j].iter().copied()).collect();
+                let nan = poison.to_f32().is_nan();
+                for d in 0..sizes.value_dim {
+                    let at = n * sizes.value_dim + d;
+                    let reached = if place == Place::Key { !seen.is_empty() } else { seen.contains(&d) };
+                    if !reached {
+                        assert_eq!(out[at], clean_out[at], "row {row:?} column {d}, {}", case());
+                    } else if nan {
+                        assert_eq!(out[at], f32::NAN.to_bits(), "row {row:?} column {d}, {}", case());
+                    }
+                }
+                if place == Place::Value || seen.is_empty() {
+                    assert_eq!(lse[n], clean_lse[n], "lse of row {row:?}, {}", case());
+                } else if nan {
+                    assert_eq!(lse[n], f32::NAN.to_bits(), "lse of row {row:?}, {}", case());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn poisoned_keys_f32() {
+    poisoned_keys::<f32>(1, 1500);
+}
+#[test]
+fn poisoned_keys_f16() {
+    poisoned_keys::<f16>(2, 800);
+}
+#[test]
+fn poisoned_keys_bf16() {
+    poisoned_keys::<bf16>(3, 800);
+}
+
+/// What a bias tensor holds for keys that something else hides does not matter.
+#[test]
+fn hidden_bias_entries() {
+    let mut rng = Rng(4);
+    for round in 0..1000 {
+        let sizes = random_sizes(&mut rng);
+        let mut options = Options::<f32>::random(&sizes, &mut rng);
+        let mut bias = vec![0.0; len(sizes.scores())];
+        let mut poisoned = bias.clone();
+        for row in sizes.rows() {
+            for j in 0..sizes.seq_kv {
+                let at = pair(&sizes, row, j);
+                if options.unmasked(&sizes, row, j) {
+                    bias[at] = if rng.one_in(5) { f32::NEG_INFINITY } else { rng.normal() };
+                    poisoned[at] = bias[at];
+                } else {
+                    poisoned[at] = f32::POISON[rng.below(f32::POISON.len())];
+                }
+            }
+        }
+        let inputs = Inputs::<f32>::random(sizes, &mut rng);
+        for (form, level) in forms_and_levels() {
+            options.bias = Some(bias.clone());
+            let expected = inputs.bits(&options.attention(&sizes, form, level));
+            options.bias = Some(poisoned.clone());
+            let got = inputs.bits(&options.attention(&sizes, form, level));
+            assert_eq!(got, expected, "round {round}: {sizes:?} {form:?} {level}");
+        }
+    }
+}
+
+/// A NaN in a query, or in a visible entry of the bias, stays in its row.
+#[test]
+fn nan_stays_in_its_row() {
+    let mut rng = Rng(5);
+    for round in 0..600 {
+        let sizes = random_sizes(&mut rng);
+        let mut options = Options::<f32>::random(&sizes, &mut rng);
+        let inputs = Inputs::<f32>::random(sizes, &mut rng);
+        let mut poisoned = inputs.clone();
+        let in_bias = rng.one_in(2);
+        let clean_bias = options.bias.get_or_insert_with(|| vec![0.0; len(sizes.scores())]).clone();
+        let mut bias = clean_bias.clone();
+        let mut hit = vec![false; len(sizes.lse())];
+        for (n, row) in sizes.rows().enumerate() {
+            if !rng.one_in(6) {
+                continue;
+            }
+            if in_bias {
+                let j = rng.below(sizes.seq_kv);
+                if options.unmasked(&sizes, row, j) {
+                    bias[pair(&sizes, row, j)] = f32::POISON[rng.below(4)];
+                    hit[n] = true;
+                }
+            } else {
+                poisoned.q[n * sizes.head_dim + rng.below(sizes.head_dim)] = f32::POISON[rng.below(4)];
+                hit[n] = (0..sizes.seq_kv).any(|j| options.sees(&sizes, row, j));
+            }
+        }
+        for (form, level) in forms_and_levels() {
+            options.bias = Some(clean_bias.clone());
+            let (clean_out, clean_lse) = inputs.bits(&options.attention(&sizes, form, level));
+            options.bias = Some(bias.clone());
+            let (out, lse) = poisoned.bits(&options.attention(&sizes, form, level));
+            for (n, hit) in hit.iter().enumerate() {
+                let row = n * sizes.value_dim..(n + 1) * sizes.value_dim;
+                let case = || format!("round {round}: row {n} in bias {in_bias}, {sizes:?} {form:?} {level} {options:?}");
+                if *hit {
+                    assert!(out[row].iter().chain([&lse[n]]).all(|x| *x == f32::NAN.to_bits()), "{}", case());
+                } else {
+                    assert_eq!((&out[row.clone()], lse[n]), (&clean_out[row], clean_lse[n]), "{}", case());
+                }
+            }
+        }
+    }
+}
+
+/// Neither padding behind the key lengths nor what lies between rows is part of anything.
+#[test]
+fn padding_and_gaps() {
+    let mut rng = Rng(6);
+    for _ in 0..200 {
+        let sizes = random_sizes(&mut rng);
+        let inputs = Inputs::<f16>::random(sizes, &mut rng);
+        let lengths: Vec<usize> = (0..sizes.batch).map(|_| rng.below(sizes.seq_kv + 1)).collect();
+        for layout in [Layout::RowGaps(1 + rng.below(9)), Layout::Spread] {
+            let [q, k, v] = [sizes.q(), sizes.k(), sizes.v()].map(|shape| layout.of(shape));
+            for (form, level) in forms_and_levels() {
+                let attention = Attention::new().causal().key_lengths(&lengths).form(form).level(level);
+                let run = |gap: f16, padding: f16| {
+                    let mut x = inputs.clone();
+                    for (cols, data) in [(sizes.head_dim, &mut x.k), (sizes.value_dim, &mut x.v)] {
+                        for (row, data) in data.chunks_exact_mut(cols).enumerate() {
+                            let (b, j) = (row / sizes.seq_kv / sizes.heads_kv, row % sizes.seq_kv);
+                            if j >= lengths[b] {
+                                data.fill(padding);
+                            }
+                        }
+                    }
+                    let mut out = vec![f16::ONE; len(sizes.out())];
+                    let (q_data, k_data, v_data) = (q.scatter(&x.q, gap), k.scatter(&x.k, gap), v.scatter(&x.v, gap));
+                    let to = Layout::Dense.of(sizes.out());
+                    let tensors = (q.tensor(&q_data), k.tensor(&k_data), v.tensor(&v_data));
+                    attention.run_into(tensors.0, tensors.1, tensors.2, to.tensor_mut(&mut out)).unwrap();
+                    bits(&out)
+                };
+                let expected = run(f16::ZERO, f16::ZERO);
+                for poison in f16::POISON {
+                    assert_eq!(run(poison, poison), expected, "{poison:?} {sizes:?} {layout:?} {form:?} {level}");
+                }
+            }
+        }
+    }
+}
+
+/// Rows that see nothing are exactly +0 and -inf though all that they don't see is NaN.
+#[test]
+fn nothing_seen_among_nan() {
+    let sizes = Sizes { batch: 2, heads_q: 2, ..Sizes::single(20, 70, 9) };
+    let nan = Inputs::<f32> {
+        sizes,
+        q: vec![f32::NAN; len(sizes.q())],
+        k: vec![f32::NAN; len(sizes.k())],
+        v: vec![f32::NAN; len(sizes.v())],
+    };
+    let (no, hides) = ([false], [f32::NEG_INFINITY]);
+    for (form, level) in forms_and_levels() {
+        let plain = Attention::new().form(form).level(level);
+        for attention in [
+            plain.clone().key_lengths(&[0, 0]),
+            plain.clone().mask(TensorRef::from_slice(&no, [1, 1, 1, 1]).unwrap()),
+            plain.clone().bias(TensorRef::<f32>::from_slice(&hides, [1, 1, 1, 1]).unwrap()),
+            plain.clone().causal().query_offset(QueryOffset::At(-20)),
+            plain.clone().window(Some(0), None).query_offset(QueryOffset::At(70)),
+            plain.clone().softcap(3.0).bias(TensorRef::<f32>::from_slice(&hides, [1, 1, 1, 1]).unwrap()),
+        ] {
+            let (out, lse) = nan.bits(&attention);
+            assert!(out.iter().all(|x| *x == 0) && lse.iter().all(|x| *x == f32::NEG_INFINITY.to_bits()));
+        }
+    }
+}
+
+/// A bias of -inf hides a key whatever ALiBi makes of its distance, and a slope of any size says nothing about the key at
+/// the query's own position.
+#[test]
+fn giant_slopes() {
+    let sizes = Sizes::single(1, 3, 2);
+    let inputs = Inputs::<f32> { sizes, q: vec![1.0; 2], k: vec![1.0; 6], v: vec![9.0, 9.0, 8.0, 8.0, 1.0, 1.0] };
+    let bias = [f32::NEG_INFINITY, f32::NEG_INFINITY, 0.0];
+    for (form, level) in forms_and_levels() {
+        for slope in [f32::MAX, f32::MIN] {
+            let slopes = [slope];
+            let attention = Attention::new().form(form).level(level).alibi(AlibiSlopes::PerHead(&slopes));
+            let attention = attention.bias(TensorRef::<f32, 1>::from_slice(&bias, [3]).unwrap());
+            let (out, lse) = inputs.compute(&attention);
+            assert_eq!(out, [1.0, 1.0], "slope {slope} {form:?} {level}");
+            assert!((lse[0] - 2f32.sqrt()).abs() < 1e-5, "lse {} slope {slope} {form:?} {level}", lse[0]);
+        }
+    }
+}
+
+/// The lowest number is not -inf: keys that all have it as their bias are seen, all alike.
+#[test]
+fn the_lowest_bias_hides_nothing() {
+    let sizes = Sizes::single(3, 20, 4);
+    let mut inputs = Inputs::<f32>::random(sizes, &mut Rng(7));
+    inputs.v.fill(2.5);
+    for (form, level) in forms_and_levels() {
+        for lowest in [f32::MIN, -3e38] {
+            let bias = [lowest];
+            let bias = TensorRef::<f32, 1>::from_slice(&bias, [1]).unwrap();
+            let (out, lse) = inputs.compute(&Attention::new().form(form).level(level).bias(bias));
+            assert!(out.iter().all(|x| *x == 2.5), "{out:?} {form:?} {level}");
+            assert!(lse.iter().all(|x| x.is_finite()), "{lse:?} {form:?} {level}");
+        }
+    }
+}
+
+/// A score of -inf, too, hides its key, in every tile alike: whether the tile is one that every row sees or not.
+#[test]
+fn a_score_of_minus_infinity_hides() {
+    for (form, level) in forms_and_levels() {
+        for seq_q in 1..20 {
+            // Scores overflow to -inf for key 0, whose value is NaN; key 2 is seen by the last query alone.
+            let sizes = Sizes::single(seq_q, 3, 1);
+            let mut inputs = Inputs::<f32> { sizes, q: vec![1e30; seq_q], k: vec![0.0; 3], v: vec![f32::NAN, 5.0, 5.0] };
+            inputs.k[0] = -1e30;
+            let attention = Attention::new().form(form).level(level);
+            for attention in [attention.clone(), attention.causal().query_offset(QueryOffset::At(1))] {
+                let (out, _) = inputs.compute(&attention);
+                assert!(out.iter().all(|x| *x == 5.0), "{out:?} {form:?} {level} {attention:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Promise: no element outside a tensor is read or written, whatever its sizes, strides and types.
+//!
+//! Every tensor lies flush with a page that may not be touched, at its end or at its start. One element too far ends the
+//! process, and the last words name the case. What lies between the rows of an output keeps its bytes.
+#![cfg(unix)]
+
+mod support;
+
+use flashtile::{
+    AlibiSlopes, Attention, Form, Level, ScoreStage, TensorMut, TensorRef, Threads, Workspace, bf16, f16, merge,
+};
+use support::Rng;
+use support::guarded::{Guarded, Side, note};
+use support::layouts::{LAYOUTS, Layout};
+use support::problems::{Bits, Inputs, Sizes, bits, forms_and_levels, len};
+
+/// The pages of one call.
+struct Pages {
+    q: Guarded,
+    k: Guarded,
+    v: Guarded,
+    mask: Guarded,
+    bias: Guarded,
+    out: Guarded,
+    lse: Guarded,
+}
+
+impl Pages {
+    fn new() -> Self {
+        let pages = || Guarded::new(1 << 20);
+        Pages { q: pages(), k: pages(), v: pages(), mask: pages(), bias: pages(), out: pages(), lse: pages() }
+    }
+}
+
+/// What is tried.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    sizes: Sizes,
+    form: Form,
+    level: Level,
+    layout: Layout,
+    side: Side,
+    /// Mask, bias, causal order and the rest, or none of them.
+    options: bool,
+}
+
+impl Case {
+    fn attention<'a, T: Bits>(
+        &self,
+        slopes: &'a [f32],
+        mask: TensorRef<'a, bool>,
+        bias: TensorRef<'a, T>,
+    ) -> Attention<'a> {
+        let attention = Attention::new().form(self.form).level(self.level).threads(Threads::Serial);
+        if !self.options {
+            return attention;
+        }
+        let attention = attention.causal().window(Some(self.sizes.seq_kv / 2 + 3), None).softcap(20.0);
+        attention.mask(mask).bias(bias).alibi(AlibiSlopes::PerHead(slopes))
+    }
+}
+
+/// A number that no output is likely to be.
+const CANARY: f32 = -1234.5;
+
+/// Computes the case between guard pages, and compares with the same on ordinary memory without gaps.
+fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng: &mut Rng) {
+    let Case { sizes, layout, side, .. } = case;
+    note(format_args!("{} {case:?}", T::DTYPE));
+    let inputs = Inputs::<T>::random(sizes, rng);
+    let attend: Vec<bool> = (0..len(sizes.scores())).map(|_| !rng.one_in(4)).collect();
+    let bias: Vec<T> = (0..len(sizes.scores())).map(|_| T::from_f32(rng.normal())).collect();
+    let slopes = vec![0.25; sizes.heads_q];
+    let plain = case.attention::<T>(
+        &slopes,
+        TensorRef::from_slice(&attend, sizes.scores()).unwrap(),
+        TensorRef::from_slice(&bias, sizes.scores()).unwrap(),
+    );
+    let (expected, expected_lse) = inputs.bits(&plain);
+
+    let gap = T::POISON[0];
+    let [q, k, v] = [sizes.q(), sizes.k(), sizes.v()].map(|shape| layout.of(shape));
+    let (scores, out, lse) = (layout.of(sizes.scores()), layout.of(sizes.out()), layout.of(sizes.lse()));
+    let guarded = case.attention::<T>(
+        &slopes,
+        scores.tensor(pages.mask.place(&scores.scatter(&attend, false), side)),
+        scores.tensor(pages.bias.place(&scores.scatter(&bias, gap), side)),
+    );
+    let out_memory = pages.out.place(&vec![T::from_f32(CANARY); out.len], side);
+    let lse_memory = pages.lse.place(&vec![CANARY; lse.len], side);
+    guarded
+        .compute(
+            q.tensor(pages.q.place(&q.scatter(&inputs.q, gap), side)),
+            k.tensor(pages.k.place(&k.scatter(&inputs.k, gap), side)),
+            v.tensor(pages.v.place(&v.scatter(&inputs.v, gap), side)),
+            out.tensor_mut(out_memory),
+            Some(lse.tensor_mut(lse_memory)),
+            workspace,
+        )
+        .unwrap();
+
+    let (values, gaps) = out.gather(out_memory);
+    assert_eq!(bits(&values), expected, "{} {case:?}", T::DTYPE);
+    assert!(gaps.iter().all(|x| *x == T::from_f32(CANARY)), "written between the rows: {} {case:?}", T::DTYPE);
+    let (values, gaps) = lse.gather(lse_memory);
+    assert_eq!(bits(&values), expected_lse, "{} {case:?}", T::DTYPE);
+    assert!(gaps.iter().all(|x| *x == CANARY), "written between the log-sum-exps: {} {case:?}", T::DTYPE);
+}
+
+/// Tails of every length for vectors of up to 16, and the sizes around those that models have.
+fn dims() -> impl Iterator<Item = usize> + Clone {
+    (1..=40).chain([64, 65, 127])
+}
+
+fn every_head_size<T: Bits>() {
+    let (mut pages, mut workspace, mut rng) = (Pages::new(), Workspace::new(), Rng(1));
+    for (form, level) in forms_and_levels() {
+        for head_dim in dims() {
+            for value_dim in dims() {
+                let near = head_dim.abs_diff(value_dim) <= 1;
+                if !near && !rng.one_in(6) {
+                    continue;
+                }
+                let case = Case {
+                    // Every number of queries up to a block's panels, and of keys past a tile of the few-queries form.
+                    sizes: Sizes {
+                        batch: 1,
+                        heads_q: 2,
+                        heads_kv: 1 + rng.below(2),
+                        seq_q: 1 + rng.below(20),
+                        seq_kv: 1 + rng.below(70),
+                        head_dim,
+                        value_dim,
+                    },
+                    form,
+                    level,
+                    layout: LAYOUTS[rng.below(LAYOUTS.len())],
+                    side: Side::End,
+                    options: rng.one_in(2),
+                };
+                for side in [Side::End, Side::Start] {
+                    check::<T>(Case { side, ..case }, &mut pages, &mut workspace, &mut rng);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_head_size_f32() {
+    every_head_size::<f32>();
+}
+#[test]
+fn every_head_size_f16() {
+    every_head_size::<f16>();
+}
+#[test]
+fn every_head_size_bf16() {
+    every_head_size::<bf16>();
+}
+
+/// Every number of queries over two panels and every number of keys over a tile, in every layout.
+#[test]
+fn every_sequence_length() {
+    let (mut pages, mut workspace, mut rng) = (Pages::new(), Workspace::new(), Rng(2));
+    for (form, level) in forms_and_levels() {
+        let queries = (1..=34).map(|seq_q| (seq_q, 1 + seq_q * 7 % 70));
+        let keys = (1..=130).map(|seq_kv| (1 + seq_kv % 7, seq_kv));
+        for (seq_q, seq_kv) in queries.chain(keys).chain([(3, 239), (3, 240), (3, 241), (1, 511), (2, 512), (1, 1030)]) {
+            for layout in LAYOUTS {
+                let sizes = Sizes { batch: 2, value_dim: 5, ..Sizes::single(seq_q, seq_kv, 3 + seq_q % 3) };
+                let side = if rng.one_in(2) { Side::End } else { Side::Start };
+                let case = Case { sizes, form, level, layout, side, options: rng.one_in(2) };
+                check::<f32>(case, &mut pages, &mut workspace, &mut rng);
+                check::<f16>(case, &mut pages, &mut workspace, &mut rng);
+                check::<bf16>(case, &mut pages, &mut workspace, &mut rng);
+            }
+        }
+    }
+}
+
+/// Tensors that repeat by strides of 0 own a single row, or a single element.
+#[test]
+fn broadcast_inputs() {
+    let (mut pages, mut workspace) = (Pages::new(), Workspace::new());
+    for (form, level) in forms_and_levels() {
+        for head_dim in dims() {
+            for side in [Side::End, Side::Start] {
+                note(format_args!("broadcast {form:?} {level} {head_dim} {side:?}"));
+                let attention = Attention::new().form(form).level(level);
+                let row = pages.k.place(&vec![f16::ONE; head_dim], side);
+                let keys = TensorRef::with_strides(row, 0, [2, 3, 50, head_dim], [0, 0, 0, 1]).unwrap();
+                let element = pages.q.place(&[1.0f32], side);
+                let queries = TensorRef::with_strides(element, 0, [2, 3, 9, head_dim], [0; 4]).unwrap();
+                let shape = [2, 3, 9, head_dim];
+                let out = pages.out.place(&vec![0.0f32; len(shape)], side);
+                let out_tensor = TensorMut::from_slice(out, shape).unwrap();
+                attention.compute(queries, keys, keys, out_tensor, None, &mut workspace).unwrap();
+                assert!(out.iter().all(|x| (x - 1.0).abs() < 1e-6), "{form:?} {level} {head_dim}");
+            }
+        }
+    }
+}
+
+/// Scores and merged outputs, too, stay inside what they were given.
+#[test]
+fn scores_and_merge() {
+    let (mut pages, mut rng) = (Pages::new(), Rng(3));
+    for level in Level::available() {
+        for head_dim in dims() {
+            let sizes = Sizes { heads_q: 2, ..Sizes::single(1 + rng.below(20), 1 + rng.below(70), head_dim) };
+            let layout = LAYOUTS[rng.below(LAYOUTS.len())];
+            for side in [Side::End, Side::Start] {
+                note(format_args!("scores {sizes:?} {level} {layout:?} {side:?}"));
+                let inputs = Inputs::<f32>::random(sizes, &mut rng);
+                let [q, k, to] = [sizes.q(), sizes.k(), sizes.scores()].map(|shape| layout.of(shape));
+                let memory = pages.out.place(&vec![CANARY; to.len], side);
+                Attention::new()
+                    .level(level)
+                    .causal()
+                    .scores_into(
+                        ScoreStage::Biased,
+                        q.tensor(pages.q.place(&q.scatter(&inputs.q, f32::NAN), side)),
+                        k.tensor(pages.k.place(&k.scatter(&inputs.k, f32::NAN), side)),
+                        to.tensor_mut(memory),
+                    )
+                    .unwrap();
+                let (scores, gaps) = to.gather(memory);
+                assert!(scores.iter().all(|x| !x.is_nan() && *x != CANARY) && gaps.iter().all(|x| *x == CANARY));
+
+                note(format_args!("merge {sizes:?} {layout:?} {side:?}"));
+                let (out, lse) = (layout.of(sizes.out()), layout.of(sizes.lse()));
+                let ones = |n| vec![1.0f32; n];
+                let out_a = pages.out.place(&out.scatter(&ones(len(sizes.out())), CANARY), side);
+                let lse_a = pages.lse.place(&lse.scatter(&ones(len(sizes.lse())), CANARY), side);
+                merge(
+                    out.tensor_mut(out_a),
+                    lse.tensor_mut(lse_a),
+                    out.tensor(pages.v.place(&out.scatter(&ones(len(sizes.out())), CANARY), side)),
+                    lse.tensor(pages.k.place(&lse.scatter(&ones(len(sizes.lse())), CANARY), side)),
+                )
+                .unwrap();
+                let ((merged, gaps), (_, lse_gaps)) = (out.gather(out_a), lse.gather(lse_a));
+                assert!(merged.iter().all(|x| *x == 1.0) && gaps.iter().chain(&lse_gaps).all(|x| *x == CANARY));
+            }
+        }
+    }
+}
