@@ -212,6 +212,18 @@ fn size(rng: &mut Rng, edges: &[usize], most: usize) -> usize {
 
 fn small_dims(rng: &mut Rng) -> Dims {
     let few = |rng: &mut Rng, most| if rng.one_in(60) { 0 } else { 1 + rng.below(rng.clone().below(most) + 1) };
+    if rng.one_in(20) {
+        // Narrow, and longer than a tile (240 keys) or a split (512): the running maximum moves, states are merged.
+        return Dims {
+            batch: 1,
+            heads_q: 2,
+            heads_kv: 1,
+            seq_q: 1 + rng.below(9),
+            seq_kv: [239, 240, 241, 300, 481, 511, 512, 513, 700][rng.below(9)],
+            head_dim: 1 + rng.below(9),
+            value_dim: 1 + rng.below(9),
+        };
+    }
     let heads_kv = few(rng, 3);
     Dims {
         batch: few(rng, 3),
