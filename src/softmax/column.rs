@@ -78,8 +78,8 @@ impl<S: Simd, const V: usize> States<S, V> {
         if LOG {
             let mut logs = [[0.0; MAX_LANES]; V];
             self.each(simd, |line, state| logs[line / S::LANES][line % S::LANES] = state.log_sum());
-            for v in 0..V {
-                norms[v] = simd.load_slice(&logs[v]);
+            for (norm, logs) in norms.iter_mut().zip(&logs) {
+                *norm = simd.load_slice(logs);
             }
             return norms;
         }
