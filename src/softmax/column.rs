@@ -83,9 +83,9 @@ impl<S: Simd, const V: usize> States<S, V> {
             }
             return norms;
         }
-        for v in 0..V {
-            let none = simd.eq(self.max[v], simd.splat(f32::NEG_INFINITY));
-            norms[v] = simd.select(none, self.sum[v], simd.div(simd.splat(1.0 / WEIGHT_ONE), self.sum[v]));
+        for (norm, (max, sum)) in norms.iter_mut().zip(self.max.into_iter().zip(self.sum)) {
+            let none = simd.eq(max, simd.splat(f32::NEG_INFINITY));
+            *norm = simd.select(none, sum, simd.div(simd.splat(1.0 / WEIGHT_ONE), sum));
         }
         norms
     }
