@@ -219,7 +219,7 @@ impl Kernel for PackValues<'_> {
         });
         // The bits of |x|, read as an integer, are in the order of |x|, with NaN above infinity.
         let mut bits = [0.0; MAX_LANES];
-        simd.store_slice(&mut bits, simd.from_bits(largest));
+        simd.store_slice(&mut bits, simd.float_of_bits(largest));
         bits[..S::LANES].iter().all(|x| x.is_finite())
     }
 }
