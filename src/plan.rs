@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::kernel::{PANEL_VECTORS, even_block_start, round_up_lanes};
+use crate::kernel::{EvenBlocks, PANEL_VECTORS, round_up_lanes};
 use crate::machine::Machine;
 use crate::problem::{Dims, Problem};
 use crate::simd::{Isa, Kernel, Level, Simd};
@@ -46,7 +46,7 @@ const FEW_TASK_ROWS: usize = 16;
 const SPLIT_KEYS: usize = 512;
 
 /// Keys whose scores the few-queries form holds at once. Divides [`SPLIT_KEYS`].
-const FEW_TILE_KEYS: usize = 64;
+const FEW_TILE_KEYS: usize = 256;
 
 /// With so many tasks there is no need to split keys between tasks.
 const PLENTY_TASKS: usize = 64;
@@ -76,8 +76,8 @@ pub struct Plan {
     pub(crate) split_keys: usize,
     /// Whether each split is a task of its own (few queries).
     pub(crate) split_tasks: bool,
-    /// Blocks of rows that each key/value head is divided into.
-    pub(crate) blocks: usize,
+    /// The blocks that the rows of each key/value head are divided into: of rows (few queries) or panels (many).
+    pub(crate) blocks: EvenBlocks,
     /// Whether the work is worth more than one thread.
     pub(crate) parallel: bool,
 }
@@ -90,8 +90,8 @@ impl Plan {
         let panel_lanes = PANEL_VECTORS * lanes(machine.isa);
         let heads = dims.batch.saturating_mul(dims.heads_kv);
         let (tile_keys, blocks) = match form {
-            Form::FewQueries => (FEW_TILE_KEYS, rows.div_ceil(FEW_TASK_ROWS)),
-            Form::ManyQueries => (tile_keys(&dims), rows.div_ceil(panel_lanes).div_ceil(BLOCK_PANELS)),
+            Form::FewQueries => (FEW_TILE_KEYS, EvenBlocks::new(rows, FEW_TASK_ROWS)),
+            Form::ManyQueries => (tile_keys(&dims), EvenBlocks::new(rows.div_ceil(panel_lanes), BLOCK_PANELS)),
         };
         Plan {
             isa: machine.isa,
@@ -102,7 +102,7 @@ impl Plan {
             split_keys: SPLIT_KEYS,
             split_tasks: form == Form::FewQueries
                 && dims.seq_kv > SPLIT_KEYS
-                && heads.saturating_mul(blocks) < PLENTY_TASKS,
+                && heads.saturating_mul(blocks.count) < PLENTY_TASKS,
             blocks,
             parallel: threads == Threads::Pool && multiply_adds(&dims) >= PARALLEL_WORK,
         }
@@ -125,9 +125,8 @@ impl Plan {
             Form::FewQueries => 1,
             Form::ManyQueries => self.panel_lanes,
         };
-        let units = rows.div_ceil(unit);
-        let start = |block| (even_block_start(units, self.blocks, block) * unit).min(rows);
-        start(block)..start(block + 1)
+        let units = self.blocks.range(block);
+        (units.start * unit).min(rows)..(units.end * unit).min(rows)
     }
 
     /// Splits of the keys.
@@ -139,7 +138,7 @@ impl Plan {
     pub(crate) fn tasks(&self) -> usize {
         let splits = if self.split_tasks { self.splits() } else { 1 };
         // Saturating: a problem without an output may have any dimensions.
-        [self.dims.batch, self.dims.heads_kv, self.blocks].into_iter().fold(splits, usize::saturating_mul)
+        [self.dims.batch, self.dims.heads_kv, self.blocks.count].into_iter().fold(splits, usize::saturating_mul)
     }
 }
 
@@ -156,7 +155,7 @@ impl fmt::Display for Plan {
                 "many queries, tiles of {} queries x {} keys, blocks of {} rows",
                 self.panel_lanes,
                 self.tile_keys,
-                if self.blocks == 0 { 0 } else { self.block_rows(0).len() },
+                if self.blocks.count == 0 { 0 } else { self.block_rows(0).len() },
             )?,
         }
         let threads = if self.parallel { "in the pool" } else { "serial" };

@@ -245,6 +245,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The elements of `x`, which is at most `LANES` long, then `fill` in the lanes past its end.
     #[inline(always)]
     fn load_part(self, x: &[f32], fill: f32) -> Self::F32 {
+        if x.len() == Self::LANES {
+            return self.load_slice(x);
+        }
         let mut whole = [fill; MAX_LANES];
         whole[..x.len()].copy_from_slice(x);
         self.load_slice(&whole[..Self::LANES])
@@ -253,6 +256,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Writes all of `to`, which is at most `LANES` long, from the first lanes of `x`.
     #[inline(always)]
     fn store_part(self, to: &mut [f32], x: Self::F32) {
+        if to.len() == Self::LANES {
+            return self.store_slice(to, x);
+        }
         let mut whole = [0.0; MAX_LANES];
         self.store_slice(&mut whole[..Self::LANES], x);
         to.copy_from_slice(&whole[..to.len()]);

@@ -50,7 +50,7 @@ pub(super) fn run(
         fan_out(scratch, &|scratch| {
             while let Some((index, memory)) = slots.draw() {
                 let task = &schedule.tasks()[index / splits];
-                run_split(problem, plan, task, index % splits, slot, memory, &mut scratch.floats);
+                run_split(problem, plan, task, index % splits, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
             }
         });
         partials = Some(&workspace.partials[..needed]);
@@ -113,7 +113,7 @@ fn merge_splits(
     scratch: &mut Scratch,
 ) {
     let (isa, task) = (plan.isa, rows.task());
-    let Scratch { floats, merged, .. } = scratch;
+    let Scratch { floats, merged, lanes, .. } = scratch;
     let [total, own] = merged.buffers([slot.len(), slot.len()]);
     slot.clear(total);
     let (max, sum, out) = slot.parts(total);
@@ -124,7 +124,7 @@ fn merge_splits(
         let part = match done {
             Some(done) => &done[split * slot.len()..][..slot.len()],
             None => {
-                run_split(problem, plan, task, split, slot, own, floats);
+                run_split(problem, plan, task, split, slot, own, (&mut *floats, &mut *lanes));
                 &*own
             }
         };
@@ -154,7 +154,7 @@ fn run_split(
     split: usize,
     slot: Slot,
     memory: &mut [f32],
-    floats: &mut Floats,
+    (floats, lanes): (&mut Floats, &mut Vec<Lanes>),
 ) {
     slot.clear(memory);
     let keys = split_keys(plan, task, split);
@@ -170,13 +170,15 @@ fn run_split(
     let [queries, scores, kept_scores, bias, wide_keys, wide_values] =
         floats.buffers([rows * width, rows * tile, rows * tile, rows * tile, copy(all_keys), copy(all_values)]);
     pack_rows(problem, plan, task, queries, width);
+    lanes.clear();
+    lanes.extend(task.rows.clone().map(|r| Lanes::new(problem, task, r..r + 1, 1)));
     let mut tile_start = keys.start / tile * tile;
     while tile_start < keys.end {
         let seen = tile_start.max(keys.start)..(tile_start + tile).min(keys.end);
         let tile_keys = without_gaps(plan, all_keys.slice_rows(seen.clone()), wide_keys);
         let tile_values = without_gaps(plan, all_values.slice_rows(seen.clone()), wide_values);
         few::scores(plan.isa, tile_keys, queries, scores, tile);
-        let verdict = adjust_rows(problem, plan, task, seen.clone(), slot, memory, (scores, kept_scores, bias));
+        let verdict = adjust_rows(problem, plan, task, (&*lanes, seen), slot, memory, (scores, kept_scores, bias));
         let (_, _, out) = slot.parts(memory);
         let out = &mut out[..rows * slot.width];
         match verdict {
@@ -216,7 +218,7 @@ fn adjust_rows(
     problem: &Problem<'_>,
     plan: &Plan,
     task: &Task,
-    keys: Range<usize>,
+    (lanes, keys): (&[Lanes], Range<usize>),
     slot: Slot,
     memory: &mut [f32],
     (scores, kept_scores, bias): (&mut [f32], &mut [f32], &mut [f32]),
@@ -224,11 +226,10 @@ fn adjust_rows(
     let tile = plan.tile_keys;
     let (max, sum, out) = slot.parts(memory);
     let (mut all_hidden, mut all_full) = (true, true);
-    for (n, r) in task.rows.clone().enumerate() {
+    for (n, lane) in lanes.iter().enumerate() {
         let scores = &mut scores[n * tile..][..keys.len()];
         let bias = &mut bias[n * tile..][..keys.len()];
-        let lane = Lanes::new(problem, task, r..r + 1, 1);
-        let marks = Marks::read(problem, task, &lane, &keys, Unit::Log2, (&mut *bias, keys.len()));
+        let marks = Marks::read(problem, task, lane, &keys, Unit::Log2, (&mut *bias, keys.len()));
         let peak = match marks.verdict {
             Verdict::Hidden => {
                 scores.fill(f32::NEG_INFINITY);

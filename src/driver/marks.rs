@@ -22,12 +22,17 @@ pub(super) struct Lanes {
 
 impl Lanes {
     pub(super) fn new(problem: &Problem<'_>, task: &Task, rows: Range<usize>, count: usize) -> Self {
-        let group = problem.dims.group();
-        let intervals = std::array::from_fn(|lane| {
-            let (_, i) = task.head_and_query((rows.start + lane).min(rows.end - 1), group);
-            let interval = problem.mask.interval(task.batch, i);
-            (interval.start, interval.end)
-        });
+        let mut intervals = [(0, 0); MAX_PANEL_LANES];
+        for lane in 0..count {
+            let r = rows.start + lane;
+            intervals[lane] = if r < rows.end {
+                let (_, i) = task.head_and_query(r, problem.dims.group());
+                let interval = problem.mask.interval(task.batch, i);
+                (interval.start, interval.end)
+            } else {
+                intervals[lane - 1]
+            };
+        }
         Lanes { rows, count, intervals }
     }
 
@@ -86,7 +91,10 @@ impl Marks {
         }
         // Counted from the first key, numbers are small and so exact as f32; a bound outside may stand at the edge.
         let within = |key: usize| (key.clamp(keys.start, keys.end) - keys.start) as f32;
-        let visible = [lanes.intervals.map(|(start, _)| within(start)), lanes.intervals.map(|(_, end)| within(end))];
+        let mut visible = [[0.0; MAX_PANEL_LANES]; 2];
+        for (lane, &(start, end)) in lanes.intervals[..lanes.count].iter().enumerate() {
+            (visible[0][lane], visible[1][lane]) = (within(start), within(end));
+        }
         let alibi = problem.bias.alibi.map(|_| {
             let of = |lane| lanes.head_and_query(problem, task, lane);
             let position = |lane| problem.mask.position(task.batch, of(lane).1) - keys.start as i128;

@@ -49,7 +49,7 @@ impl Schedule {
         let dims = &problem.dims;
         self.group = dims.group();
         for batch in 0..dims.batch {
-            for block in 0..plan.blocks {
+            for block in 0..plan.blocks.count {
                 let rows = plan.block_rows(block);
                 // The heads of a group stand at the same positions.
                 let queries = rows.start / self.group..rows.end.div_ceil(self.group);

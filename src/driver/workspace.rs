@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::marks::Lanes;
 use super::prefill::Panel;
 use super::schedule::Schedule;
 
@@ -56,12 +57,14 @@ pub(super) struct Scratch {
     /// Results that are merged while `floats` is in use for the next.
     pub(super) merged: Floats,
     pub(super) panels: Vec<Panel>,
+    pub(super) lanes: Vec<Lanes>,
 }
 
 impl Scratch {
     fn bytes(&self) -> usize {
         (self.floats.memory.capacity() + self.merged.memory.capacity()) * size_of::<f32>()
             + self.panels.capacity() * size_of::<Panel>()
+            + self.lanes.capacity() * size_of::<Lanes>()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::load::{AnyMatrix, Load, load_from, with_matrix};
 use super::transpose::transpose;
-use super::{PANEL_VECTORS, even_block_start, product_rows};
+use super::{EvenBlocks, PANEL_VECTORS, product_rows};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::strided::Row;
 use std::ops::Range;
@@ -133,7 +133,7 @@ impl Kernel for WidenRows<'_> {
 pub(crate) struct ValueBlocks {
     pub(crate) keys: usize,
     pub(crate) value_dim: usize,
-    rows: usize,
+    blocks: EvenBlocks,
 }
 
 impl ValueBlocks {
@@ -147,24 +147,24 @@ impl ValueBlocks {
                 product_rows::<S>(PANEL_VECTORS)
             }
         }
-        Self { keys, value_dim, rows: isa.run(Rows) }
+        Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, isa.run(Rows)) }
     }
 
     #[inline(always)]
     pub(crate) fn count(&self) -> usize {
-        self.value_dim.div_ceil(self.rows)
+        self.blocks.count
     }
 
     /// The dimensions of block `b`.
     #[inline(always)]
     pub(crate) fn dims(&self, b: usize) -> Range<usize> {
-        even_block_start(self.value_dim, self.count(), b)..even_block_start(self.value_dim, self.count(), b + 1)
+        self.blocks.range(b)
     }
 
     /// Where block `b` starts. Behind each block there is room for one vector, because packing writes whole ones.
     #[inline(always)]
     pub(crate) fn offset(&self, b: usize) -> usize {
-        even_block_start(self.value_dim, self.count(), b) * self.keys + b * MAX_LANES
+        self.blocks.start(b) * self.keys + b * MAX_LANES
     }
 
     /// Elements in all.

@@ -262,6 +262,6 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
-        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+        op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }
 }
