@@ -71,9 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ],
     )?;
 
-    println!(
-        "\nHidden tiles are skipped, though a tensor must be read to know them (one head of 64, one thread, best of several):\n"
-    );
+    println!("\nHidden tiles are skipped, though a tensor must be read to know them (head_dim 64, one thread):\n");
     println!("{:<46} {:>9} {:>10} {:>10}", "", "time", "of full's", "pairs");
     race(4096, &[("causal", causal.clone()), ("causal, window of 512", causal.clone().window(Some(511), None))])?;
     race(8192, &[("causal, window of 512", causal.clone().window(Some(511), None))])?;

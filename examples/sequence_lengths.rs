@@ -153,6 +153,9 @@ fn best(mut call: impl FnMut() -> Result<(), flashtile::Error>) -> Result<f64, f
 
 /// Two pictures side by side, both axes logarithmic: operations a second and memory.
 fn plot(path: &str, rows: &[Row], peak: f64) -> Result<(), Box<dyn Error>> {
+    if let Some(folder) = std::path::Path::new(path).parent() {
+        std::fs::create_dir_all(folder)?;
+    }
     let root = SVGBackend::new(path, (1000, 420)).into_drawing_area();
     root.fill(&WHITE)?;
     let (left, right) = root.split_horizontally(500);
