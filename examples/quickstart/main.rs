@@ -147,10 +147,10 @@ fn draw(tokens: &[String], probabilities: ArrayView2<'_, f32>, queries: std::ops
             right += usize::from(best == last + 1);
         }
     }
-    println!("\nAn induction head: a token that stood before looks at what came after it then, so each repetition of");
+    println!("\nAn induction head: a token that stood before looks at what came after it then, so each");
+    println!("repetition of \"it was the\" is a diagonal, one step right of the words it repeats. A new word finds");
     println!(
-        "\"it was the\" is a diagonal, one step right of the words it repeats. A new word finds nothing and rests"
+        "nothing and rests on the first token. {right} of {repeated} repeated tokens look just past their last occurrence."
     );
-    println!("on the first token. Here {right} of {repeated} repeated tokens look just past their last occurrence.");
     right as f64 / repeated as f64
 }
