@@ -57,9 +57,9 @@ pub fn attention<'t, Q: Element, K: Element, V: Element>(
     let shape = problem.dims.output_shape();
     let [.., value_dim] = shape;
     let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
-    let mut weights = vec![0.0; problem.dims.seq_kv];
-    let mut visible = Vec::new();
+    let (mut weights, mut visible) = (Vec::new(), Vec::new());
     for row in rows(&problem) {
+        weights.resize(problem.dims.seq_kv, 0.0);
         row_scores(&problem, row, ScoreStage::Biased, &mut weights);
         // A hidden key is left out, not multiplied by its weight of 0: its value may be NaN.
         visible.clear();
@@ -86,8 +86,9 @@ pub fn scores<'t, Q: Element, K: Element>(
 ) -> Result<Vec<f64>, Error> {
     let problem = Problem::of_scores(options, q.into(), k.into())?;
     let mut result = Vec::new();
-    let mut row_of_scores = vec![0.0; problem.dims.seq_kv];
+    let mut row_of_scores = Vec::new();
     for row in rows(&problem) {
+        row_of_scores.resize(problem.dims.seq_kv, 0.0);
         row_scores(&problem, row, stage, &mut row_of_scores);
         if stage == ScoreStage::Probabilities {
             softmax(&mut row_of_scores);
