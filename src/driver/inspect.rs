@@ -85,7 +85,8 @@ fn run_panel(
         let scores = &mut tile_scores[..seen.len() * count];
         match stage {
             ScoreStage::Raw | ScoreStage::Capped => {
-                let adjust = Adjust { unit: Unit::Natural, softcap: cap, bias: None, first: 0, alibi: None, visible: None };
+                let adjust =
+                    Adjust { unit: Unit::Natural, softcap: cap, bias: None, first: 0, alibi: None, visible: None };
                 if !adjust.is_none() {
                     adjust_panel(isa, adjust, scores, max);
                 }

@@ -13,7 +13,7 @@ use super::marks::{Lanes, Marks, has_score_tensor};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Task};
 use super::threads::{fan_out, workers};
-use super::workspace::{Scratch, Workspace, for_workers};
+use super::workspace::{Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_panel, query_factor};
 use crate::kernel::finish::{finish, log_sum_exp};
 use crate::kernel::load::AnyMatrix;
@@ -37,11 +37,13 @@ pub(super) fn run(
 ) {
     let workers = workers(plan.parallel, schedule.tasks().len());
     let shared = output.share(schedule);
-    fan_out(for_workers(&mut workspace.scratch, workers), &|scratch| {
+    let scratch = for_workers(&mut workspace.scratch, workers);
+    fan_out(scratch, &|scratch| {
         while let Some(rows) = shared.draw() {
             run_task(problem, plan, rows, scratch);
         }
     });
+    even_out(scratch);
 }
 
 /// Some query rows side by side in the lanes.
