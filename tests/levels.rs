@@ -61,7 +61,7 @@ fn expected_levels_run() {
 /// is off by at most A * u * (2 * (D + 8) * S + N + 32), half an ulp of its type aside. (Here A is bounded by max |v|.)
 fn agree<T: Bits>(seed: u64) {
     let mut rng = Rng(seed);
-    for round in 0..80 {
+    for round in 0..40 {
         let sizes = Sizes {
             batch: 2,
             heads_q: 4,
