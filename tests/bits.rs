@@ -164,15 +164,15 @@ fn parts<T: Bits>(seed: u64, rounds: usize) {
 
 #[test]
 fn any_part_f32() {
-    parts::<f32>(1, 250);
+    parts::<f32>(1, 150);
 }
 #[test]
 fn any_part_f16() {
-    parts::<flashtile::f16>(2, 150);
+    parts::<flashtile::f16>(2, 80);
 }
 #[test]
 fn any_part_bf16() {
-    parts::<flashtile::bf16>(3, 150);
+    parts::<flashtile::bf16>(3, 80);
 }
 
 /// Queries one by one, as decoding has them, against all at once.

@@ -16,7 +16,7 @@ use super::marks::{Lanes, Marks};
 use super::output::{Output, Rows, Slots};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
-use super::workspace::{Floats, Scratch, Workspace, for_workers};
+use super::workspace::{Floats, Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_row, query_factor};
 use crate::kernel::few::{self, RowMax};
 use crate::kernel::finish::log_sum_exp;
@@ -64,6 +64,7 @@ pub(super) fn run(
             merge_splits(rows, done, slot, scratch);
         }
     });
+    even_out(scratch);
 }
 
 /// The layout of a partial result: maxima, sums, then the values summed so far, `[rows][value_dim rounded up]`.

@@ -13,7 +13,7 @@ use super::marks::{Lanes, Marks};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
-use super::workspace::{Scratch, Workspace, for_workers};
+use super::workspace::{Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_panel, query_factor};
 use crate::kernel::finish::{finish, log_sum_exp};
 use crate::kernel::pack::{ValueBlocks, into_lanes, pack_queries, pack_values, widen_rows};
@@ -36,11 +36,13 @@ pub(super) fn run(
 ) {
     let workers = workers(plan.parallel, schedule.tasks().len());
     let shared = output.share(problem, plan, schedule);
-    fan_out(for_workers(&mut workspace.scratch, workers), &|scratch| {
+    let scratch = for_workers(&mut workspace.scratch, workers);
+    fan_out(scratch, &|scratch| {
         while let Some(rows) = shared.draw() {
             run_task(rows, scratch);
         }
     });
+    even_out(scratch);
 }
 
 /// Some query rows side by side in the lanes.
