@@ -102,7 +102,8 @@ impl Plan {
         // Split tasks and unsplit ones give the same bits, so this may depend on anything.
         let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < PLENTY_TASKS;
         let partial = rows.min(FEW_TASK_ROWS).saturating_mul(dims.value_dim.saturating_add(2));
-        let partials = [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
+        let partials =
+            [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
         Plan {
             isa: machine.isa,
             form,

@@ -21,13 +21,11 @@ use crate::kernel::adjust::{Unit, adjust_row, query_factor};
 use crate::kernel::few::{self, RowMax};
 use crate::kernel::finish::log_sum_exp;
 use crate::kernel::load::AnyMatrix;
-use crate::kernel::pack::{widen_rows, widen_scaled};
+use crate::kernel::pack::{widen_scaled, without_gaps};
 use crate::kernel::round_up_lanes;
 use crate::mask::Verdict;
 use crate::plan::Plan;
 use crate::problem::Problem;
-use crate::simd::Isa;
-use crate::strided::Matrix;
 use std::ops::Range;
 
 pub(super) fn run(
@@ -208,16 +206,6 @@ fn pack_rows(work: Work<'_>, queries: &mut [f32], width: usize) {
         let (matrix, i) = work.query(r);
         widen_scaled(work.plan.isa, matrix.slice_rows(i..i + 1), factor, &mut to[..matrix.cols()]);
     }
-}
-
-/// The rows themselves, or their copy in `wide` if there are gaps between their elements.
-fn without_gaps<'a>(isa: Isa, rows: AnyMatrix<'a>, wide: &'a mut [f32]) -> AnyMatrix<'a> {
-    if rows.has_contiguous_rows() {
-        return rows;
-    }
-    let wide = &mut wide[..rows.rows() * rows.cols()];
-    widen_rows(isa, rows, wide);
-    AnyMatrix::F32(Matrix::from_slice(wide, rows.rows(), rows.cols()))
 }
 
 /// Turns the raw scores of all rows into weights, folded into their states; the verdict is on all of them together.

@@ -9,12 +9,11 @@ use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, for_workers};
 use crate::bias::ScoreStage;
 use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
-use crate::kernel::pack::{from_lanes, into_lanes, pack_queries, widen_rows};
+use crate::kernel::pack::{as_f32, from_lanes, into_lanes, pack_queries};
 use crate::kernel::{MAX_PANEL_LANES, round_up_lanes, scores};
 use crate::mask::Verdict;
 use crate::plan::Plan;
 use crate::problem::Problem;
-use crate::strided::Matrix;
 use std::ops::Range;
 
 /// Writes the scores at `stage` of every query, a row of `seq_kv` each. `plan` is for many queries.
@@ -64,12 +63,7 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
 
     for start in (0..dims.seq_kv).step_by(plan.tile_keys) {
         let seen = start..(start + plan.tile_keys).min(dims.seq_kv);
-        let keys = work.keys().slice_rows(seen.clone());
-        let keys = keys.in_place().unwrap_or_else(|| {
-            let wide_keys = &mut wide_keys[..seen.len() * dims.head_dim];
-            widen_rows(isa, keys, wide_keys);
-            Matrix::from_slice(wide_keys, seen.len(), dims.head_dim)
-        });
+        let keys = as_f32(isa, work.keys().slice_rows(seen.clone()), wide_keys);
         let scores = &mut tile_scores[..seen.len() * count];
         let mut max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
         scores::scores(isa, keys, queries, scores, &mut max[..count]);

@@ -16,7 +16,7 @@ use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_panel, query_factor};
 use crate::kernel::finish::{finish, log_sum_exp};
-use crate::kernel::pack::{ValueBlocks, into_lanes, pack_queries, pack_values, widen_rows};
+use crate::kernel::pack::{ValueBlocks, as_f32, into_lanes, pack_queries, pack_values, without_gaps};
 use crate::kernel::scores;
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
@@ -109,16 +109,18 @@ fn run_task(mut rows: Rows<'_>, scratch: &mut Scratch) {
 
     let layout = Layout { width: round_up_lanes(dims.head_dim), value_width: round_up_lanes(dims.value_dim), lanes };
     let tile_rows = round_up_lanes(plan.tile_keys);
-    let [queries, out, wide_keys, packed_values, scores, kept_scores, bias, stage] = scratch.floats.buffers([
-        panels.len() * layout.width * lanes,
-        panels.len() * layout.value_width * lanes,
-        if work.keys().in_place().is_some() { 0 } else { plan.tile_keys * dims.head_dim },
-        ValueBlocks::new(isa, plan.tile_keys, dims.value_dim).len(),
-        tile_rows * lanes,
-        tile_rows * lanes,
-        if work.has_score_tensor() { tile_rows * lanes } else { 0 },
-        lanes * layout.width.max(layout.value_width).max(tile_rows),
-    ]);
+    let [queries, out, wide_keys, wide_values, packed_values, scores, kept_scores, bias, stage] =
+        scratch.floats.buffers([
+            panels.len() * layout.width * lanes,
+            panels.len() * layout.value_width * lanes,
+            if work.keys().in_place().is_some() { 0 } else { plan.tile_keys * dims.head_dim },
+            if work.values().has_contiguous_rows() { 0 } else { plan.tile_keys * dims.value_dim },
+            ValueBlocks::new(isa, plan.tile_keys, dims.value_dim).len(),
+            tile_rows * lanes,
+            tile_rows * lanes,
+            if work.has_score_tensor() { tile_rows * lanes } else { 0 },
+            lanes * layout.width.max(layout.value_width).max(tile_rows),
+        ]);
     let mut spare = Spare { scores, kept_scores, bias, stage };
 
     // 1. Queries into lanes.
@@ -134,7 +136,7 @@ fn run_task(mut rows: Rows<'_>, scratch: &mut Scratch) {
     let mut start = task.keys.start / plan.tile_keys * plan.tile_keys;
     while start < task.keys.end {
         let range = start.max(task.keys.start)..(start + plan.tile_keys).min(task.keys.end);
-        let tile = pack_tile(work, range, (wide_keys, packed_values), &mut spare);
+        let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
@@ -170,19 +172,13 @@ fn list_panels(work: Work<'_>, panels: &mut Vec<Panel>) {
 fn pack_tile<'a>(
     work: Work<'a>,
     range: Range<usize>,
-    (wide_keys, packed_values): (&'a mut [f32], &'a mut [f32]),
-    spare: &mut Spare<'_>,
+    (wide_keys, wide_values, packed_values): (&'a mut [f32], &mut [f32], &'a mut [f32]),
 ) -> Tile<'a> {
     let (isa, dims) = (work.plan.isa, &work.problem.dims);
     let blocks = ValueBlocks::new(isa, range.len(), dims.value_dim);
-    let values = work.values().slice_rows(range.clone());
-    let finite = pack_values(isa, values, blocks, packed_values, &mut spare.stage[..dims.value_dim]);
-    let keys = work.keys().slice_rows(range.clone());
-    let keys = keys.in_place().unwrap_or_else(|| {
-        let wide_keys = &mut wide_keys[..range.len() * dims.head_dim];
-        widen_rows(isa, keys, wide_keys);
-        Matrix::from_slice(wide_keys, range.len(), dims.head_dim)
-    });
+    let values = without_gaps(isa, work.values().slice_rows(range.clone()), wide_values);
+    let finite = pack_values(isa, values, blocks, packed_values);
+    let keys = as_f32(isa, work.keys().slice_rows(range.clone()), wide_keys);
     Tile { range, keys, values: packed_values, blocks, finite }
 }
 
