@@ -65,8 +65,9 @@ impl EvenBlocks {
     #[inline(always)]
     pub(crate) fn new(n: usize, most: usize) -> Self {
         let count = n.div_ceil(most);
-        let (size, larger) = if count == 0 { (0, 0) } else { (n / count, n % count) };
-        EvenBlocks { count, size, larger }
+        // (Without blocks, nobody asks for their sizes.)
+        let size = n.checked_div(count).unwrap_or(0);
+        EvenBlocks { count, size, larger: n - size * count }
     }
 
     #[inline(always)]

@@ -87,6 +87,7 @@ fn weights(a: f32, b: f32) -> (f64, f64, f32) {
     let max = a.max(b);
     let (keep, take) = ((a - max).exp(), (b - max).exp());
     let sum = keep + take;
-    let at_least = f64::MIN_POSITIVE;
-    ((keep / sum).max(at_least), (take / sum).max(at_least), (max + sum.ln()) as f32)
+    // (Not `f64::max`, which would pass over a NaN.)
+    let above_zero = |x: f64| if x < f64::MIN_POSITIVE { f64::MIN_POSITIVE } else { x };
+    (above_zero(keep / sum), above_zero(take / sum), (max + sum.ln()) as f32)
 }

@@ -53,6 +53,10 @@ const FEW_TILE_KEYS: usize = 256;
 /// With so many tasks there is no need to split keys between tasks.
 const PLENTY_TASKS: usize = 64;
 
+/// Partial results of split keys are kept if there are no more elements of them than this: 1 GiB. One query of 128 values
+/// gets there with a billion keys.
+const MAX_PARTIALS: usize = 1 << 28;
+
 /// Elements of a K tile and a V tile together: 128 KiB as f32, a quarter of a second-level cache of 512 KiB, of which the
 /// packed queries and outputs of a block take another half.
 const TILE_ELEMENTS: usize = 32 * 1024;
@@ -95,6 +99,11 @@ impl Plan {
             Form::FewQueries => (FEW_TILE_KEYS, EvenBlocks::new(rows, FEW_TASK_ROWS)),
             Form::ManyQueries => (tile_keys(&dims), EvenBlocks::new(rows.div_ceil(panel_lanes), BLOCK_PANELS)),
         };
+        // Split tasks and unsplit ones give the same bits, so this may depend on anything.
+        let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < PLENTY_TASKS;
+        let partial = rows.min(FEW_TASK_ROWS).saturating_mul(dims.value_dim.saturating_add(2));
+        let partials =
+            [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
         Plan {
             isa: machine.isa,
             form,
@@ -102,9 +111,7 @@ impl Plan {
             panel_lanes,
             tile_keys,
             split_keys: SPLIT_KEYS,
-            split_tasks: form == Form::FewQueries
-                && dims.seq_kv > SPLIT_KEYS
-                && heads.saturating_mul(blocks.count) < PLENTY_TASKS,
+            split_tasks: form == Form::FewQueries && worth_splitting && partials <= MAX_PARTIALS,
             blocks,
             parallel: threads == Threads::Pool && multiply_adds(&dims) >= PARALLEL_WORK,
         }

@@ -25,9 +25,9 @@ pub(crate) struct Dims {
 }
 
 impl Dims {
-    /// Query heads that share one key/value head.
+    /// Query heads that share one key/value head; 0 if there are none.
     pub(crate) fn group(&self) -> usize {
-        if self.heads_kv == 0 { 0 } else { self.heads_q / self.heads_kv }
+        self.heads_q.checked_div(self.heads_kv).unwrap_or(0)
     }
 
     /// Query rows that share one key/value head: what a K/V tile can be reused for.
@@ -128,6 +128,12 @@ pub(crate) fn check_shape<const N: usize>(
 /// The most query rows of one call: 4 G, in all batches and heads together.
 const MAX_ROWS: usize = u32::MAX as usize;
 
+/// The most key/value heads of one call, in all batches together: 16 M. Each is a task at least, and tasks are listed.
+const MAX_HEADS: usize = 1 << 24;
+
+/// The longest row of queries or values: a million elements. Tiles and blocks of up to 240 rows are copied.
+const MAX_ROW_LEN: usize = 1 << 20;
+
 fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Error> {
     let [batch, heads_q, seq_q, head_dim] = q;
     let [_, heads_kv, seq_kv, _] = k;
@@ -143,6 +149,15 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
     // Broadcast dimensions can be larger than memory: counts of rows and elements must still be numbers.
     for shape in [dims.output_shape(), [batch, heads_q, seq_q, head_dim], [batch, heads_kv, seq_kv, head_dim]] {
         check_size("the problem", shape)?;
+    }
+    // A broadcast tensor may be larger than any memory, but what a call makes of it has to fit.
+    if dims.batch > 0 && dims.rows() > 0 {
+        if dims.batch.saturating_mul(dims.heads_kv) > MAX_HEADS {
+            return Err(Error::TooLarge { what: "the list of heads" });
+        }
+        if dims.head_dim.max(dims.value_dim) > MAX_ROW_LEN {
+            return Err(Error::TooLarge { what: "a tile of such long rows" });
+        }
     }
     // Tasks are listed, about one for 192 rows: what no memory could hold the log-sum-exps of is refused before.
     if [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul) > MAX_ROWS {

@@ -57,8 +57,9 @@ pub fn attention<'t, Q: Element, K: Element, V: Element>(
     let shape = problem.dims.output_shape();
     let [.., value_dim] = shape;
     let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
-    let mut weights = vec![0.0; problem.dims.seq_kv];
+    let mut weights = Vec::new();
     for [b, h] in heads(&problem) {
+        weights.resize(problem.dims.seq_kv, 0.0);
         let keys = widen(&problem.k, b, h / problem.dims.group());
         let values = widen(&problem.v, b, h / problem.dims.group());
         for i in 0..problem.dims.seq_q {
@@ -89,8 +90,9 @@ pub fn scores<'t, Q: Element, K: Element>(
 ) -> Result<Vec<f64>, Error> {
     let problem = Problem::of_scores(options, q.into(), k.into())?;
     let mut result = Vec::new();
-    let mut row_of_scores = vec![0.0; problem.dims.seq_kv];
+    let mut row_of_scores = Vec::new();
     for [b, h] in heads(&problem) {
+        row_of_scores.resize(problem.dims.seq_kv, 0.0);
         let keys = widen(&problem.k, b, h / problem.dims.group());
         for i in 0..problem.dims.seq_q {
             row_scores(&problem, [b, h, i], &keys, stage, &mut row_of_scores);

@@ -186,14 +186,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn any(self, mask: Self::Mask) -> bool;
 
     fn bits(self, a: Self::F32) -> Self::I32;
-    fn from_bits(self, a: Self::I32) -> Self::F32;
+    fn float_of_bits(self, a: Self::I32) -> Self::F32;
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn sub_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// The larger of two signed integers.
     fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
-    /// The smaller of two signed integers.
-    fn min_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
-    fn and_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn shl_i32<const N: i32>(self, a: Self::I32) -> Self::I32;
     /// Shifts right and repeats the sign.
     fn shr_i32<const N: i32>(self, a: Self::I32) -> Self::I32;

@@ -32,7 +32,8 @@ unsafe impl<T: Sync, const N: usize> Sync for Strided<'_, T, N> {}
 
 /// The lowest and highest element that shape and strides reach, counted from index 0; `None` if there are no elements.
 ///
-/// In i128, where N products of a usize and an isize can't overflow.
+/// In i128, where the product of a usize and an isize can't overflow, and with sums that stay at the end of its range, far
+/// outside any slice: a sum that wrapped around could look as if it were inside.
 fn reach<const N: usize>(shape: &[usize; N], strides: &[isize; N]) -> Option<(i128, i128)> {
     let (mut first, mut last) = (0i128, 0i128);
     for (&size, &stride) in shape.iter().zip(strides) {
@@ -40,8 +41,8 @@ fn reach<const N: usize>(shape: &[usize; N], strides: &[isize; N]) -> Option<(i1
         if size == 0 {
             return None;
         }
-        first += end.min(0);
-        last += end.max(0);
+        first = first.saturating_add(end.min(0));
+        last = last.saturating_add(end.max(0));
     }
     Some((first, last))
 }
@@ -70,7 +71,7 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
 
     fn check(len: usize, offset: usize, shape: &[usize; N], strides: &[isize; N]) -> Result<(), Error> {
         let Some((first, last)) = reach(shape, strides) else { return Ok(()) };
-        let (first, last) = (first + offset as i128, last + offset as i128);
+        let (first, last) = (first.saturating_add(offset as i128), last.saturating_add(offset as i128));
         if first < 0 || last >= len as i128 {
             return Err(Error::OutOfBounds { first, last, len });
         }

@@ -102,7 +102,13 @@ fn random_sizes(rng: &mut Rng) -> Sizes {
         0 => 1 + rng.below(12),
         1 => 60 + rng.below(12),
         2 => 120 + rng.below(140),
-        _ => if rng.one_in(4) { 500 + rng.below(100) } else { 1 + rng.below(40) },
+        _ => {
+            if rng.one_in(4) {
+                500 + rng.below(100)
+            } else {
+                1 + rng.below(40)
+            }
+        }
     };
     let most_queries = if rng.one_in(2) { 5 } else { 40 };
     Sizes {
@@ -142,7 +148,8 @@ fn poisoned_keys<T: Bits>(seed: u64, rounds: usize) {
         for (row, columns) in columns.iter_mut().enumerate() {
             let (b, hkv, j) =
                 (row / sizes.seq_kv / sizes.heads_kv, row / sizes.seq_kv % sizes.heads_kv, row % sizes.seq_kv);
-            let seen = sizes.rows().any(|[rb, h, i]| rb == b && sizes.head_kv(h) == hkv && options.sees(&sizes, [b, h, i], j));
+            let seen =
+                sizes.rows().any(|[rb, h, i]| rb == b && sizes.head_kv(h) == hkv && options.sees(&sizes, [b, h, i], j));
             if !seen || rng.one_in(10 * some) {
                 let column = rng.below(cols);
                 *columns = if whole { (0..cols).collect() } else { vec![column] };
@@ -264,7 +271,8 @@ fn nan_stays_in_its_row() {
             let (out, lse) = poisoned.bits(&options.attention(&sizes, form, level));
             for (n, hit) in hit.iter().enumerate() {
                 let row = n * sizes.value_dim..(n + 1) * sizes.value_dim;
-                let case = || format!("round {round}: row {n} in bias {in_bias}, {sizes:?} {form:?} {level} {options:?}");
+                let case =
+                    || format!("round {round}: row {n} in bias {in_bias}, {sizes:?} {form:?} {level} {options:?}");
                 if *hit {
                     assert!(out[row].iter().chain([&lse[n]]).all(|x| *x == f32::NAN.to_bits()), "{}", case());
                 } else {
@@ -383,7 +391,8 @@ fn a_score_of_minus_infinity_hides() {
         for seq_q in 1..20 {
             // Scores overflow to -inf for key 0, whose value is NaN; key 2 is seen by the last query alone.
             let sizes = Sizes::single(seq_q, 3, 1);
-            let mut inputs = Inputs::<f32> { sizes, q: vec![1e30; seq_q], k: vec![0.0; 3], v: vec![f32::NAN, 5.0, 5.0] };
+            let mut inputs =
+                Inputs::<f32> { sizes, q: vec![1e30; seq_q], k: vec![0.0; 3], v: vec![f32::NAN, 5.0, 5.0] };
             inputs.k[0] = -1e30;
             let attention = Attention::new().form(form).level(level);
             for attention in [attention.clone(), attention.causal().query_offset(QueryOffset::At(1))] {

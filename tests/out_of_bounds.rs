@@ -166,7 +166,8 @@ fn every_sequence_length() {
     for (form, level) in forms_and_levels() {
         let queries = (1..=34).map(|seq_q| (seq_q, 1 + seq_q * 7 % 70));
         let keys = (1..=130).map(|seq_kv| (1 + seq_kv % 7, seq_kv));
-        for (seq_q, seq_kv) in queries.chain(keys).chain([(3, 239), (3, 240), (3, 241), (1, 511), (2, 512), (1, 1030)]) {
+        for (seq_q, seq_kv) in queries.chain(keys).chain([(3, 239), (3, 240), (3, 241), (1, 511), (2, 512), (1, 1030)])
+        {
             for layout in LAYOUTS {
                 let sizes = Sizes { batch: 2, value_dim: 5, ..Sizes::single(seq_q, seq_kv, 3 + seq_q % 3) };
                 let side = if rng.one_in(2) { Side::End } else { Side::Start };

@@ -77,6 +77,22 @@ pub(super) fn for_workers(scratch: &mut Vec<Scratch>, workers: usize) -> &mut [S
     &mut scratch[..workers]
 }
 
+/// Gives every worker as much memory as the one with the most has: tasks are drawn as workers get to them, so whoever drew
+/// only small ones this time, or none, may draw the largest the next time, and shall not allocate then.
+pub(super) fn even_out(scratch: &mut [Scratch]) {
+    let most = |len: fn(&Scratch) -> usize| scratch.iter().map(len).max().unwrap_or(0);
+    let floats = most(|scratch| scratch.floats.memory.len());
+    let merged = most(|scratch| scratch.merged.memory.len());
+    let panels = most(|scratch| scratch.panels.capacity());
+    let lanes = most(|scratch| scratch.lanes.capacity());
+    for scratch in scratch {
+        scratch.floats.grow(floats);
+        scratch.merged.grow(merged);
+        scratch.panels.reserve_exact(panels - scratch.panels.len());
+        scratch.lanes.reserve_exact(lanes - scratch.lanes.len());
+    }
+}
+
 /// Floats that are cut into named buffers.
 #[derive(Debug, Default)]
 pub(super) struct Floats {
@@ -87,13 +103,17 @@ pub(super) struct Floats {
 const LINE: usize = 16;
 
 impl Floats {
+    fn grow(&mut self, len: usize) {
+        if self.memory.len() < len {
+            self.memory.resize(len, 0.0);
+        }
+    }
+
     /// Buffers of the given lengths, each at the start of a cache line. What they hold is left from before.
     pub(super) fn buffers<const N: usize>(&mut self, lengths: [usize; N]) -> [&mut [f32]; N] {
         let padded = lengths.map(|length| length.next_multiple_of(LINE));
         let needed = padded.iter().sum::<usize>() + LINE;
-        if self.memory.len() < needed {
-            self.memory.resize(needed, 0.0);
-        }
+        self.grow(needed);
         let skip = self.memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         let mut rest = &mut self.memory[skip..];
         std::array::from_fn(|n| {

@@ -138,7 +138,8 @@ impl Kernel for AdjustPanel<'_> {
             let mut max = simd.splat(f32::NEG_INFINITY);
             for (j, scores) in self.scores.chunks_exact_mut(lanes).enumerate() {
                 let bias = self.adjust.bias.map(|bias| simd.load_slice(&bias[j * lanes + at..]));
-                let score = terms.apply(simd.load_slice(&scores[at..]), bias, simd.splat((self.adjust.first + j) as f32));
+                let score =
+                    terms.apply(simd.load_slice(&scores[at..]), bias, simd.splat((self.adjust.first + j) as f32));
                 max = simd.max(max, score);
                 simd.store_slice(&mut scores[at..], score);
             }

@@ -144,7 +144,7 @@ pub(super) fn raised<S: Simd>(simd: S, peak: S::F32) -> S::F32 {
 #[inline(always)]
 pub(super) fn power_of_two<S: Simd>(simd: S, d: S::F32) -> S::F32 {
     let d = simd.max(simd.splat(-127.0), d);
-    simd.from_bits(simd.shl_i32::<23>(simd.bits(simd.add(d, simd.splat(ROUND + 127.0)))))
+    simd.float_of_bits(simd.shl_i32::<23>(simd.bits(simd.add(d, simd.splat(ROUND + 127.0)))))
 }
 
 /// The running maximum, with 0 for -inf: rows that have seen nothing yet have only hidden scores, for which any will do.
@@ -166,5 +166,5 @@ pub(super) fn weight<S: Simd>(simd: S, s: S::F32, base: S::F32) -> S::F32 {
     let t = simd.add(s, base);
     let r = simd.sub(s, simd.sub(t, base));
     let exponent = simd.max_i32(simd.bits(t), simd.splat_i32(ROUND.to_bits() as i32));
-    simd.mul(exp2_fraction(simd, r), simd.from_bits(simd.shl_i32::<23>(exponent)))
+    simd.mul(exp2_fraction(simd, r), simd.float_of_bits(simd.shl_i32::<23>(exponent)))
 }

@@ -93,7 +93,7 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     // n runs from -150 to 128: 2^n has two factors that are both normal numbers. Only the second product can round.
     let n = simd.shr_i32::<10>(simd.shl_i32::<10>(n)); // the low 22 bits, with their sign
     let half = simd.shr_i32::<1>(n);
-    let power = |n| simd.from_bits(simd.shl_i32::<23>(simd.add_i32(n, simd.splat_i32(127))));
+    let power = |n| simd.float_of_bits(simd.shl_i32::<23>(simd.add_i32(n, simd.splat_i32(127))));
     simd.mul(simd.mul(p, power(half)), power(simd.sub_i32(n, half)))
 }
 
@@ -111,5 +111,5 @@ pub(crate) fn exp_weight<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let x = simd.max(simd.splat(-104.8), x);
     let (p, exponent) = exp_parts(simd, x, 127.0 + 24.0);
     // A product, not an integer added to the exponent of p: that could turn a NaN with a payload into a number.
-    simd.mul(p, simd.from_bits(simd.shl_i32::<23>(exponent)))
+    simd.mul(p, simd.float_of_bits(simd.shl_i32::<23>(exponent)))
 }

@@ -78,14 +78,14 @@ impl<S: Simd, const V: usize> States<S, V> {
         if LOG {
             let mut logs = [[0.0; MAX_LANES]; V];
             self.each(simd, |line, state| logs[line / S::LANES][line % S::LANES] = state.log_sum());
-            for v in 0..V {
-                norms[v] = simd.load_slice(&logs[v]);
+            for (norm, logs) in norms.iter_mut().zip(&logs) {
+                *norm = simd.load_slice(logs);
             }
             return norms;
         }
-        for v in 0..V {
-            let none = simd.eq(self.max[v], simd.splat(f32::NEG_INFINITY));
-            norms[v] = simd.select(none, self.sum[v], simd.div(simd.splat(1.0 / WEIGHT_ONE), self.sum[v]));
+        for (norm, (max, sum)) in norms.iter_mut().zip(self.max.into_iter().zip(self.sum)) {
+            let none = simd.eq(max, simd.splat(f32::NEG_INFINITY));
+            *norm = simd.select(none, sum, simd.div(simd.splat(1.0 / WEIGHT_ONE), sum));
         }
         norms
     }

@@ -6,7 +6,8 @@
 //! for x in row { out = e / sum }                        write   tile -> out   (to memory)
 //! ```
 //!
-//! 1. The weights e wait in a tile of f32 in the cache, so that each is computed once, for the half types too.
+//! 1. The weights e wait in a tile of f32 in the cache, so that each is computed once, for the half types too. A row of
+//!    f32 that fits it needs no tile: its output serves.
 //! 2. A row longer than the tile is folded block by block into a [`RowState`]; then each block is filled and weighed
 //!    again, now with the row's maximum, and written: x is read twice and no tile is ever larger.
 //! 3. `fill` and `write` take four vectors at a time, `weigh` two: an exp is a chain of some fifty cycles, of which the

@@ -35,6 +35,13 @@ impl Counting {
         (result, usage)
     }
 
+    /// Does `work` and says how many bytes fewer are held after it.
+    pub fn freed<T>(&self, work: impl FnOnce() -> T) -> (T, usize) {
+        let held = self.held.load(Relaxed);
+        let result = work();
+        (result, held.saturating_sub(self.held.load(Relaxed)))
+    }
+
     fn took(&self, bytes: usize) {
         self.calls.fetch_add(1, Relaxed);
         let held = self.held.fetch_add(bytes, Relaxed) + bytes;

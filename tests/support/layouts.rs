@@ -17,8 +17,7 @@ pub enum Layout {
     Swapped,
 }
 
-pub const LAYOUTS: [Layout; 5] =
-    [Layout::Dense, Layout::RowGaps(3), Layout::Reversed, Layout::Spread, Layout::Swapped];
+pub const LAYOUTS: [Layout; 5] = [Layout::Dense, Layout::RowGaps(3), Layout::Reversed, Layout::Spread, Layout::Swapped];
 
 /// A layout of a shape: offset of the first element, strides, and how many elements lie from the first to the last.
 #[derive(Clone, Copy, Debug)]

@@ -173,4 +173,3 @@ impl<T: Bits> Inputs<T> {
         (bits(&out), bits(&lse))
     }
 }
-

@@ -33,7 +33,7 @@ fn read_mask<S: Simd>(simd: S, mask: S::Mask) -> Vec<bool> {
 }
 
 fn read_i32<S: Simd>(simd: S, x: S::I32) -> Vec<i32> {
-    read(simd, simd.from_bits(x)).into_iter().map(|x| x.to_bits() as i32).collect()
+    read(simd, simd.float_of_bits(x)).into_iter().map(|x| x.to_bits() as i32).collect()
 }
 
 #[track_caller]
@@ -117,11 +117,9 @@ impl Kernel for Integers {
                 assert_eq!(read_i32(simd, simd.add_i32(x, y)), all(a.wrapping_add(b)));
                 assert_eq!(read_i32(simd, simd.sub_i32(x, y)), all(a.wrapping_sub(b)));
                 assert_eq!(read_i32(simd, simd.max_i32(x, y)), all(a.max(b)));
-                assert_eq!(read_i32(simd, simd.min_i32(x, y)), all(a.min(b)));
-                assert_eq!(read_i32(simd, simd.and_i32(x, y)), all(a & b));
                 assert_eq!(read_i32(simd, simd.shl_i32::<23>(x)), all(a << 23));
                 assert_eq!(read_i32(simd, simd.shr_i32::<9>(x)), all(a >> 9));
-                assert_eq!(read_i32(simd, simd.bits(simd.from_bits(x))), all(a));
+                assert_eq!(read_i32(simd, simd.bits(simd.float_of_bits(x))), all(a));
             }
         }
     }

@@ -1,0 +1,152 @@
+//! Promise: a call with a kept workspace does not allocate, and what a call takes beside its output does not grow with the
+//! sequences.
+//!
+//! The counters are of the whole process, so this is a single test.
+
+mod support;
+
+use flashtile::{Attention, Form, Level, Prepared, TensorMut, Threads, Workspace};
+use support::Rng;
+use support::counting::{Counting, Usage};
+use support::problems::{Inputs, Sizes, forms_and_levels, len};
+
+#[global_allocator]
+static COUNTING: Counting = Counting::new();
+
+/// Inputs with outputs to write to.
+struct Call {
+    inputs: Inputs<f32>,
+    out: Vec<f32>,
+    lse: Vec<f32>,
+}
+
+impl Call {
+    fn new(sizes: Sizes) -> Self {
+        let (out, lse) = (vec![0.0; len(sizes.out())], vec![0.0; len(sizes.lse())]);
+        Call { inputs: Inputs::random(sizes, &mut Rng(1)), out, lse }
+    }
+
+    /// What a call takes.
+    fn usage(
+        &mut self,
+        attention: &Attention<'_>,
+        prepared: Option<&Prepared<'_>>,
+        workspace: &mut Workspace,
+    ) -> Usage {
+        let Call { inputs, out, lse } = self;
+        let sizes = inputs.sizes;
+        let (out, lse) =
+            (TensorMut::from_slice(out, sizes.out()).unwrap(), Some(TensorMut::from_slice(lse, sizes.lse()).unwrap()));
+        let (q, k, v) = (inputs.q(), inputs.k(), inputs.v());
+        let (done, usage) = COUNTING.usage(|| match prepared {
+            Some(prepared) => prepared.compute(q, k, v, out, lse, workspace),
+            None => attention.compute(q, k, v, out, lse, workspace),
+        });
+        done.unwrap();
+        usage
+    }
+}
+
+#[test]
+fn allocation() {
+    nothing_on_later_calls();
+    #[cfg(feature = "rayon")]
+    nothing_within_a_pool();
+    flat_in_the_keys();
+    bytes_are_what_is_held();
+}
+
+/// Problems whose later calls are no larger than the first.
+fn problems() -> [Sizes; 4] {
+    [
+        Sizes { batch: 2, heads_q: 4, heads_kv: 2, ..Sizes::single(300, 500, 40) },
+        Sizes { heads_q: 8, heads_kv: 2, ..Sizes::single(1, 3000, 64) },
+        Sizes { value_dim: 9, ..Sizes::single(20, 40, 3) },
+        Sizes::single(1, 1, 1),
+    ]
+}
+
+fn nothing_on_later_calls() {
+    for (form, level) in forms_and_levels() {
+        let attention = Attention::new().causal().softcap(9.0).form(form).level(level).threads(Threads::Serial);
+        let mut workspace = Workspace::new();
+        for sizes in problems() {
+            let mut call = Call::new(sizes);
+            let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
+            for prepared in [None, Some(&prepared)] {
+                call.usage(&attention, prepared, &mut workspace);
+                let later = call.usage(&attention, prepared, &mut workspace);
+                assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level}");
+            }
+        }
+        // Large ones have been seen: smaller ones find all they need.
+        for sizes in problems() {
+            let later = Call::new(sizes).usage(&attention, None, &mut workspace);
+            assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level}, after larger ones");
+        }
+    }
+}
+
+/// Also where other workers draw the tasks than the last time.
+#[cfg(feature = "rayon")]
+fn nothing_within_a_pool() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+    for (form, level) in forms_and_levels() {
+        let attention = Attention::new().causal().form(form).level(level);
+        let mut workspace = Workspace::new();
+        for sizes in problems() {
+            let mut call = Call::new(sizes);
+            let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
+            pool.install(|| {
+                // Twice: the first time, the pool may get something ready for itself as well.
+                call.usage(&attention, None, &mut workspace);
+                call.usage(&attention, None, &mut workspace);
+                for n in 0..40 {
+                    let later = call.usage(&attention, (n % 2 == 0).then_some(&prepared), &mut workspace);
+                    assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level} in a pool, call {n}");
+                }
+            });
+        }
+    }
+}
+
+/// Eight times the keys, the same memory.
+fn flat_in_the_keys() {
+    for level in Level::available() {
+        for softcap in [false, true] {
+            let peak = |seq_kv| {
+                let mut attention =
+                    Attention::new().form(Form::ManyQueries).level(level).threads(Threads::Serial).causal();
+                if softcap {
+                    attention = attention.softcap(20.0);
+                }
+                let mut call = Call::new(Sizes::single(200, seq_kv, 64));
+                call.usage(&attention, None, &mut Workspace::new()).peak
+            };
+            let (short, long) = (peak(1024), peak(8192));
+            // (A kilobyte or so may be the test harness's.)
+            assert!(short > 0 && long <= short + 4096, "{short} bytes for 1024 keys, {long} for 8192: {level}");
+            assert!(long < 2 << 20, "{long} bytes for 200 queries of 64: {level}");
+        }
+    }
+}
+
+/// [`Workspace::bytes`] is what the workspace holds.
+fn bytes_are_what_is_held() {
+    for (form, level) in forms_and_levels() {
+        for sizes in problems() {
+            let attention = Attention::new().form(form).level(level).threads(Threads::Serial);
+            let mut call = Call::new(sizes);
+            let mut workspace = Workspace::new();
+            assert_eq!(workspace.bytes(), 0);
+            call.usage(&attention, None, &mut workspace);
+            let bytes = workspace.bytes();
+            let ((), freed) = COUNTING.freed(|| drop(workspace));
+            // The list of workers' memories is a few words more.
+            assert!(
+                bytes <= freed && freed <= bytes + 2048,
+                "{bytes} bytes, {freed} freed: {sizes:?} {form:?} {level}"
+            );
+        }
+    }
+}

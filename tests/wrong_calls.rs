@@ -1,0 +1,533 @@
+//! Promise: a wrong call is refused before anything is written, with the numbers that disagree; no shape, stride, offset or
+//! option makes a call panic, overflow, run away or take memory out of proportion.
+//!
+//! The counters of the allocator are of the whole process, so this is a single test.
+
+mod support;
+
+use flashtile::{
+    AlibiSlopes, Attention, Error, QueryOffset, ScoreStage, TensorMut, TensorRef, Workspace, merge, reference,
+};
+use support::Rng;
+use support::counting::Counting;
+use support::problems::{FORMS, len};
+use support::watchdog::within;
+
+#[global_allocator]
+static COUNTING: Counting = Counting::new();
+
+#[test]
+fn wrong_calls() {
+    within(60, "wrong calls", || {
+        tensors();
+        problems();
+        options();
+        outputs();
+        prepared();
+        too_large();
+        extreme_options();
+        extreme_tensors();
+        extreme_problems();
+    });
+}
+
+/// Checks that a call was refused with this error and this sentence.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, Error>, error: Error, sentence: &str) {
+    let got = result.expect_err(sentence);
+    assert_eq!(got, error);
+    assert_eq!(got.to_string(), sentence);
+}
+
+/// Tensors that don't fit their slice, or overlap.
+fn tensors() {
+    let data = [0.0f32; 24];
+    refused(
+        TensorRef::from_slice(&data, [1, 2, 3, 5]),
+        Error::SliceLength { expected: 30, got: 24 },
+        "the shape asks for 30 elements but the slice has 24",
+    );
+    refused(
+        TensorMut::from_slice(&mut data.clone(), [1, 2, 3, 5]),
+        Error::SliceLength { expected: 30, got: 24 },
+        "the shape asks for 30 elements but the slice has 24",
+    );
+    refused(
+        TensorRef::with_strides(&data, 1, [1, 2, 3, 4], [24, 12, 4, 1]),
+        Error::OutOfBounds { first: 1, last: 24, len: 24 },
+        "shape and strides reach elements 1 to 24 of a slice of 24",
+    );
+    refused(
+        TensorRef::with_strides(&data, 3, [2, 2], [-4, 1]),
+        Error::OutOfBounds { first: -1, last: 4, len: 24 },
+        "shape and strides reach elements -1 to 4 of a slice of 24",
+    );
+    refused(
+        TensorMut::with_strides(&mut data.clone(), 0, [2, 3], [2, 1]),
+        Error::OverlappingOutput { axis: 0, stride: 2, needed: 3 },
+        "elements of the output overlap: axis 0 has stride 2 but needs at least 3 either way",
+    );
+    refused(
+        TensorMut::with_strides(&mut data.clone(), 5, [4, 2], [0, -3]),
+        Error::OverlappingOutput { axis: 0, stride: 0, needed: 1 },
+        "elements of the output overlap: axis 0 has stride 0 but needs at least 1 either way",
+    );
+    refused(
+        TensorMut::with_strides(&mut data.clone(), 9, [2, 3, 3], [9, -3, 2]),
+        Error::OverlappingOutput { axis: 1, stride: -3, needed: 5 },
+        "elements of the output overlap: axis 1 has stride -3 but needs at least 5 either way",
+    );
+    refused(
+        TensorRef::from_slice(&data, [usize::MAX, 2, 1, 1]),
+        Error::TooLarge { what: "the tensor" },
+        "the tensor would not fit in memory",
+    );
+    let tensor = TensorRef::from_slice(&data, [1, 2, 3, 4]).unwrap();
+    refused(
+        tensor.permuted([0, 1, 2, 4]),
+        Error::AxisOutOfRange { axis: 4, rank: 4 },
+        "axis 4 was asked for but the array has 4, counted from 0",
+    );
+    assert_eq!(tensor.permuted([0, 1, 1, 3]).unwrap_err(), Error::AxisOutOfRange { axis: 1, rank: 4 });
+}
+
+/// A tensor of zeros that owns a single element.
+fn zeros<const N: usize>(shape: [usize; N]) -> TensorRef<'static, f32, N> {
+    TensorRef::with_strides(&[0.0], 0, shape, [0; N]).unwrap()
+}
+
+/// Tensors that don't fit together: the same error from every call.
+fn problems() {
+    let shape = |tensor, dimension, expected, got| {
+        let sentence = format!("{dimension} of the {tensor} is {got} but must be {expected}");
+        (Error::ShapeMismatch { tensor, dimension, expected, got }, sentence)
+    };
+    let (q, k, v) = ([2, 4, 3, 8], [2, 2, 5, 8], [2, 2, 5, 6]);
+    for (q, k, v, (error, sentence)) in [
+        (q, [3, 2, 5, 8], v, shape("keys", "batch", 2, 3)),
+        (q, [2, 2, 5, 7], v, shape("keys", "head_dim", 8, 7)),
+        (q, k, [1, 2, 5, 6], shape("values", "batch", 2, 1)),
+        (q, k, [2, 4, 5, 6], shape("values", "heads_kv", 2, 4)),
+        (q, k, [2, 2, 4, 6], shape("values", "seq_kv", 5, 4)),
+        (
+            q,
+            [2, 3, 5, 8],
+            [2, 3, 5, 6],
+            (
+                Error::HeadsNotDivisible { heads_q: 4, heads_kv: 3 },
+                "4 query heads can't be shared out evenly over 3 key/value heads".into(),
+            ),
+        ),
+        (
+            q,
+            [2, 0, 5, 8],
+            [2, 0, 5, 6],
+            (
+                Error::HeadsNotDivisible { heads_q: 4, heads_kv: 0 },
+                "4 query heads can't be shared out evenly over 0 key/value heads".into(),
+            ),
+        ),
+    ] {
+        let attention = Attention::new();
+        refused(attention.plan(zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
+        refused(attention.prepare(zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
+        refused(reference::attention(&attention, zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
+        let mut out = vec![1.0f32; len([2, 4, 3, 6])];
+        let to = TensorMut::from_slice(&mut out, [2, 4, 3, 6]).unwrap();
+        refused(attention.run_into(zeros(q), zeros(k), zeros(v), to), error, &sentence);
+        assert!(out.iter().all(|x| *x == 1.0));
+    }
+}
+
+/// Checks that plan, prepare, compute, scores and reference refuse the options, and that nothing is written.
+#[track_caller]
+fn options_refused(attention: &Attention<'_>, error: Error, sentence: &str) {
+    let (q, k, v) = (zeros([2, 4, 3, 8]), zeros([2, 2, 5, 8]), zeros([2, 2, 5, 6]));
+    refused(attention.plan(q, k, v), error.clone(), sentence);
+    refused(attention.prepare(q, k, v), error.clone(), sentence);
+    refused(reference::attention(attention, q, k, v), error.clone(), sentence);
+    let (mut out, mut lse) = (vec![1.0f32; len([2, 4, 3, 6])], vec![1.0f32; len([2, 4, 3])]);
+    let to = TensorMut::from_slice(&mut out, [2, 4, 3, 6]).unwrap();
+    let to_lse = TensorMut::from_slice(&mut lse, [2, 4, 3]).unwrap();
+    refused(attention.compute(q, k, v, to, Some(to_lse), &mut Workspace::new()), error.clone(), sentence);
+    let mut scores = vec![1.0f32; len([2, 4, 3, 5])];
+    let to = TensorMut::from_slice(&mut scores, [2, 4, 3, 5]).unwrap();
+    refused(attention.scores_into(ScoreStage::Raw, q, k, to), error, sentence);
+    assert!(out.iter().chain(&lse).chain(&scores).all(|x| *x == 1.0));
+}
+
+fn options() {
+    let new = Attention::new;
+    options_refused(
+        &new().key_lengths(&[5]),
+        Error::WrongCount { what: "key lengths", expected: 2, got: 1 },
+        "1 key lengths were given but there must be 2",
+    );
+    options_refused(
+        &new().key_lengths(&[5, 6]),
+        Error::KeyLengthPastEnd { batch: 1, length: 6, seq_kv: 5 },
+        "the key length of batch 1 is 6 but there are only 5 keys",
+    );
+    options_refused(
+        &new().query_offset(QueryOffset::PerBatch(&[0, 1, 2])),
+        Error::WrongCount { what: "query offsets", expected: 2, got: 3 },
+        "3 query offsets were given but there must be 2",
+    );
+    options_refused(
+        &new().alibi(AlibiSlopes::PerHead(&[0.5])),
+        Error::WrongCount { what: "ALiBi slopes", expected: 4, got: 1 },
+        "1 ALiBi slopes were given but there must be 4",
+    );
+    let attend = [true; 60];
+    options_refused(
+        &new().mask(TensorRef::from_slice(&attend[..24], [2, 4, 3, 1]).unwrap().permuted([1, 0, 2, 3]).unwrap()),
+        Error::NotBroadcastable { tensor: "mask", dimension: "batch", got: 4, expected: 2 },
+        "batch of the mask is 4 but must be 2, or 1 to repeat",
+    );
+    options_refused(
+        &new().mask(TensorRef::<bool, 2>::from_slice(&attend[..12], [3, 4]).unwrap()),
+        Error::NotBroadcastable { tensor: "mask", dimension: "seq_kv", got: 4, expected: 5 },
+        "seq_kv of the mask is 4 but must be 5, or 1 to repeat",
+    );
+    options_refused(
+        &new().bias(zeros([2, 2, 3, 5])),
+        Error::NotBroadcastable { tensor: "bias", dimension: "heads_q", got: 2, expected: 4 },
+        "heads_q of the bias is 2 but must be 4, or 1 to repeat",
+    );
+    options_refused(
+        &new().bias(zeros([0, 5])),
+        Error::NotBroadcastable { tensor: "bias", dimension: "seq_q", got: 0, expected: 3 },
+        "seq_q of the bias is 0 but must be 3, or 1 to repeat",
+    );
+    let number = |option, got, expected| Error::InvalidOption { option, got, expected };
+    for (got, shown) in [(f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+        options_refused(
+            &new().scale(got),
+            number("scale", got, "finite"),
+            &format!("scale is {shown} but must be finite"),
+        );
+        options_refused(
+            &new().alibi(AlibiSlopes::PerHead(&[0.0, 0.0, got, 0.0])),
+            number("an ALiBi slope", got, "finite"),
+            &format!("an ALiBi slope is {shown} but must be finite"),
+        );
+    }
+    for got in [0.0, -1.0, f32::INFINITY, f32::MIN_POSITIVE / 2.0] {
+        options_refused(
+            &new().softcap(got),
+            number("softcap", got, "a normal number above 0"),
+            &format!("softcap is {got} but must be a normal number above 0"),
+        );
+    }
+    // (NaN is not equal to itself.)
+    let (q, k, v) = (zeros([2, 4, 3, 8]), zeros([2, 2, 5, 8]), zeros([2, 2, 5, 6]));
+    for attention in
+        [new().scale(f32::NAN), new().softcap(f32::NAN), new().alibi(AlibiSlopes::PerHead(&[f32::NAN, 0.0, 0.0, 0.0]))]
+    {
+        let error = attention.plan(q, k, v).unwrap_err();
+        assert!(error.to_string().contains("is NaN but must be"), "{error}");
+    }
+}
+
+/// Outputs of other shapes; what is right is not written either.
+fn outputs() {
+    let (q, k, v) = (zeros([2, 4, 3, 8]), zeros([2, 2, 5, 8]), zeros([2, 2, 5, 6]));
+    let prepared = Attention::new().prepare(q, k, v).unwrap();
+    for (out_shape, lse_shape, tensor, dimension, expected, got) in [
+        ([1, 4, 3, 6], [2, 4, 3], "output", "batch", 2, 1),
+        ([2, 2, 3, 6], [2, 4, 3], "output", "heads_q", 4, 2),
+        ([2, 4, 5, 6], [2, 4, 3], "output", "seq_q", 3, 5),
+        ([2, 4, 3, 8], [2, 4, 3], "output", "value_dim", 6, 8),
+        ([2, 4, 3, 6], [1, 4, 3], "lse", "batch", 2, 1),
+        ([2, 4, 3, 6], [2, 4, 5], "lse", "seq_q", 3, 5),
+    ] {
+        for prepared in [None, Some(&prepared)] {
+            let (mut out, mut lse) = (vec![1.0f32; len(out_shape)], vec![1.0f32; len(lse_shape)]);
+            let to = TensorMut::from_slice(&mut out, out_shape).unwrap();
+            let to_lse = Some(TensorMut::from_slice(&mut lse, lse_shape).unwrap());
+            let mut workspace = Workspace::new();
+            let result = match prepared {
+                Some(prepared) => prepared.compute(q, k, v, to, to_lse, &mut workspace),
+                None => Attention::new().compute(q, k, v, to, to_lse, &mut workspace),
+            };
+            let sentence = format!("{dimension} of the {tensor} is {got} but must be {expected}");
+            refused(result, Error::ShapeMismatch { tensor, dimension, expected, got }, &sentence);
+            assert!(out.iter().chain(&lse).all(|x| *x == 1.0));
+        }
+    }
+    let mut scores = [1.0f32; 60];
+    let to = TensorMut::from_slice(&mut scores, [1, 4, 3, 5]).unwrap();
+    refused(
+        Attention::new().scores_into(ScoreStage::Raw, q, k, to),
+        Error::ShapeMismatch { tensor: "output", dimension: "batch", expected: 2, got: 1 },
+        "batch of the output is 1 but must be 2",
+    );
+    assert!(scores.iter().all(|x| *x == 1.0));
+}
+
+/// Other shapes than those prepared for.
+fn prepared() {
+    let (q, k, v) = ([2, 4, 3, 8], [2, 2, 5, 8], [2, 2, 5, 6]);
+    let prepared = Attention::new().prepare(zeros(q), zeros(k), zeros(v)).unwrap();
+    for (q, k, v, tensor, dimension, expected, got) in [
+        ([2, 4, 4, 8], k, v, "queries", "seq_q", 3, 4),
+        ([2, 8, 3, 8], k, v, "queries", "heads_q", 4, 8),
+        (q, [2, 2, 6, 8], [2, 2, 6, 6], "keys", "seq_kv", 5, 6),
+        (q, k, [2, 2, 5, 7], "values", "value_dim", 6, 7),
+    ] {
+        let mut out = vec![1.0f32; len([q[0], q[1], q[2], v[3]])];
+        let to = TensorMut::from_slice(&mut out, [q[0], q[1], q[2], v[3]]).unwrap();
+        let result = prepared.compute(zeros(q), zeros(k), zeros(v), to, None, &mut Workspace::new());
+        let sentence = format!("{dimension} of the {tensor} is {got} but must be {expected}");
+        refused(result, Error::ShapeMismatch { tensor, dimension, expected, got }, &sentence);
+        assert!(out.iter().all(|x| *x == 1.0));
+    }
+}
+
+/// Broadcast tensors can be larger than memory: what a call would make of them is refused, and nothing of it allocated.
+fn too_large() {
+    let small = 1 << 16;
+    for (q, k, v, what) in [
+        ([1 << 20, 1, 1 << 20, 1], [1 << 20, 1, 1, 1], [1 << 20, 1, 1, 1], "the number of queries"),
+        ([1, 1, 1 << 33, 1], [1, 1, 1, 1], [1, 1, 1, 1], "the number of queries"),
+        ([1 << 25, 1, 1, 1], [1 << 25, 1, 1, 1], [1 << 25, 1, 1, 1], "the list of heads"),
+        ([1 << 13, 1 << 13, 1, 1], [1 << 13, 1 << 13, 1, 1], [1 << 13, 1 << 13, 1, 1], "the list of heads"),
+        ([1, 1, 1, 1 << 40], [1, 1, 1, 1 << 40], [1, 1, 1, 1], "a tile of such long rows"),
+        ([1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1 << 40], "a tile of such long rows"),
+        ([1, 1, 1, usize::MAX], [1, 1, 1, usize::MAX], [1, 1, 1, 1], "the problem"),
+        ([1, 1, 1, 1], [1, 1, usize::MAX, 1], [1, 1, usize::MAX, 1], "the problem"),
+        ([1, usize::MAX, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], "the problem"),
+    ] {
+        let sentence = format!("{what} would not fit in memory");
+        for form in FORMS {
+            let attention = Attention::new().form(form);
+            let ((), usage) = COUNTING.usage(|| {
+                refused(attention.plan(zeros(q), zeros(k), zeros(v)), Error::TooLarge { what }, &sentence);
+                refused(attention.prepare(zeros(q), zeros(k), zeros(v)), Error::TooLarge { what }, &sentence);
+                refused(
+                    reference::attention(&attention, zeros(q), zeros(k), zeros(v)),
+                    Error::TooLarge { what },
+                    &sentence,
+                );
+            });
+            assert!(usage.peak < small, "{usage:?}: {what}");
+        }
+    }
+    // Scores of few queries and keys that are too many together.
+    let mut out = [0.0f32; 0];
+    let to = TensorMut::from_slice(&mut out, [1, 1, 0, 0]).unwrap();
+    refused(
+        Attention::new().scores_into(ScoreStage::Raw, zeros([1, 1, 1 << 31, 1]), zeros([1, 1, 1 << 31, 1]), to),
+        Error::TooLarge { what: "the scores" },
+        "the scores would not fit in memory",
+    );
+    // A result that no allocator would give.
+    #[cfg(feature = "ndarray")]
+    {
+        let many = zeros([1, 1, u32::MAX as usize, 1 << 20]);
+        let error = Attention::new().run(many, zeros([1, 1, 0, 1 << 20]), zeros([1, 1, 0, 1 << 20])).unwrap_err();
+        assert_eq!(error, Error::TooLarge { what: "the result" });
+    }
+}
+
+/// Windows, offsets, slopes and scales at the ends of their ranges: a query sees what the definition says, and nothing
+/// overflows.
+fn extreme_options() {
+    let x: Vec<f32> = (0..20).map(|n| n as f32 / 8.0).collect();
+    let tensor = TensorRef::from_slice(&x, [1, 1, 5, 4]).unwrap();
+    let bounds = [None, Some(0), Some(1), Some(isize::MAX as usize), Some(usize::MAX)];
+    let offsets = [isize::MIN, isize::MIN + 1, -5, 0, 3, isize::MAX - 4, isize::MAX];
+    let slopes = [[f32::MAX], [f32::MIN], [1e-45], [0.0]];
+    let scales = [f32::MAX, f32::MIN, 0.0, -0.0, 1e-45, 1.0];
+    for offset in offsets {
+        for left in bounds {
+            for right in bounds {
+                for causal in [false, true] {
+                    for (n, form) in FORMS.into_iter().enumerate() {
+                        let per_batch = [offset];
+                        let offset = if n == 0 { QueryOffset::At(offset) } else { QueryOffset::PerBatch(&per_batch) };
+                        let mut attention = Attention::new().window(left, right).query_offset(offset).form(form);
+                        if causal {
+                            attention = attention.causal();
+                        }
+                        let mut out = [f32::NAN; 20];
+                        let to = TensorMut::from_slice(&mut out, [1, 1, 5, 4]).unwrap();
+                        attention.run_into(tensor, tensor, tensor, to).unwrap();
+                        let expected = reference::attention(&attention, tensor, tensor, tensor).unwrap().out;
+                        assert!(out.iter().zip(&expected).all(|(x, y)| (*x as f64 - y).abs() < 1e-5), "{attention:?}");
+                        // With slopes and scales as well, the least that can be asked is that it comes back.
+                        for slope in &slopes {
+                            let to = TensorMut::from_slice(&mut out, [1, 1, 5, 4]).unwrap();
+                            let attention = attention.clone().alibi(AlibiSlopes::PerHead(slope));
+                            attention.run_into(tensor, tensor, tensor, to).unwrap();
+                        }
+                        for scale in scales {
+                            let to = TensorMut::from_slice(&mut out, [1, 1, 5, 4]).unwrap();
+                            let attention = attention.clone().scale(scale).softcap(f32::MIN_POSITIVE);
+                            attention.run_into(tensor, tensor, tensor, to).unwrap();
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Mostly small numbers, and those at which something may go wrong.
+fn extreme_size(rng: &mut Rng) -> usize {
+    const EXTREME: [usize; 10] =
+        [1 << 16, 1 << 31, 1 << 32, 1 << 33, 1 << 48, 1 << 60, 1 << 62, isize::MAX as usize, 1 << 63, usize::MAX];
+    match rng.below(8) {
+        0 => EXTREME[rng.below(EXTREME.len())],
+        1 => EXTREME[rng.below(EXTREME.len())].wrapping_add(rng.below(5)).wrapping_sub(2),
+        _ => rng.below(5),
+    }
+}
+
+fn extreme_stride(rng: &mut Rng) -> isize {
+    const EXTREME: [isize; 8] = [isize::MIN, isize::MAX, isize::MIN / 2, 1 << 62, 1 << 31, -(1 << 32), 1 << 48, -1];
+    match rng.below(8) {
+        0 => EXTREME[rng.below(EXTREME.len())],
+        1 => EXTREME[rng.below(EXTREME.len())].wrapping_add(rng.below(5) as isize - 2),
+        2 | 3 => 0,
+        _ => rng.below(9) as isize - 4,
+    }
+}
+
+/// Shapes, strides and offsets out of nowhere, checked against arithmetic that cannot overflow because it gives up early.
+fn extreme_tensors() {
+    let mut rng = Rng(1);
+    let data = [1.5f32; 40];
+    // Sums of four products that are 0 modulo 2^128.
+    let wrapping = TensorRef::with_strides(&data, 0, [(1 << 63) + 1; 4], [isize::MIN; 4]);
+    assert_eq!(wrapping.unwrap_err(), Error::OutOfBounds { first: i128::MIN, last: 0, len: 40 });
+    let mut accepted = [0; 2];
+    for _ in 0..200_000 {
+        let shape: [usize; 4] = std::array::from_fn(|_| extreme_size(&mut rng));
+        let strides: [isize; 4] = std::array::from_fn(|_| extreme_stride(&mut rng));
+        let offset = if rng.one_in(6) { extreme_size(&mut rng) } else { rng.below(41) };
+        let mut buffer = data;
+        let (read, usage) = COUNTING.usage(|| TensorRef::with_strides(&data, offset, shape, strides));
+        assert_eq!(usage.calls, 0);
+        let written = TensorMut::with_strides(&mut buffer, offset, shape, strides).map(|_| ());
+        let _ = TensorRef::from_slice(&data, shape);
+        if let Ok(tensor) = read {
+            accepted[0] += 1;
+            assert_eq!((tensor.shape(), tensor.strides()), (shape, strides));
+            // Every corner leads to an element, or there are none.
+            for corner in 0..16 {
+                let index =
+                    std::array::from_fn(|axis| if corner >> axis & 1 == 1 { shape[axis].wrapping_sub(1) } else { 0 });
+                assert_eq!(tensor.get(index), if shape.contains(&0) { None } else { Some(1.5) });
+            }
+            assert_eq!(tensor.get(shape), None);
+        }
+        if written.is_ok() {
+            accepted[1] += 1;
+            // As many places as indices.
+            let mut places = [false; 40];
+            if !shape.contains(&0) {
+                for n in 0..len(shape) {
+                    let (mut at, mut n) = (offset as isize, n);
+                    for axis in (0..4).rev() {
+                        at = at.wrapping_add(
+                            (n % shape[axis]) as isize * if shape[axis] == 1 { 0 } else { strides[axis] },
+                        );
+                        n /= shape[axis];
+                    }
+                    assert!(!std::mem::replace(&mut places[at as usize], true), "{shape:?} {strides:?} at {offset}");
+                }
+            }
+        }
+    }
+    assert!(accepted.iter().all(|n| *n > 1000), "{accepted:?}");
+}
+
+/// Problems out of nowhere: refused, or planned, prepared and, where the work is small, computed.
+fn extreme_problems() {
+    let mut rng = Rng(2);
+    let (data, attend) = ([0.5f32; 16], [true; 16]);
+    let (mut refusals, mut computed) = (0, 0);
+    for _ in 0..60_000 {
+        let mut size = || extreme_size(&mut rng);
+        let (batch, heads_kv, seq_q, seq_kv, head_dim, value_dim) = (size(), size(), size(), size(), size(), size());
+        let heads_q = if rng.one_in(8) { extreme_size(&mut rng) } else { heads_kv.saturating_mul(1 + rng.below(3)) };
+        // Some dimension differs, some of the time.
+        let odd = rng.below(40);
+        let other = |n: usize, size: usize| if odd == n { size.wrapping_add(1) } else { size };
+        let q = zeros([batch, heads_q, seq_q, head_dim]);
+        let k = zeros([other(0, batch), heads_kv, seq_kv, other(1, head_dim)]);
+        let v = zeros([batch, other(2, heads_kv), other(3, seq_kv), value_dim]);
+        let lengths = [rng.below(5), rng.below(5)];
+        let offsets = [extreme_stride(&mut rng)];
+        let mut attention = Attention::new().form(FORMS[rng.below(2)]);
+        if rng.one_in(2) {
+            attention = attention.causal().query_offset(QueryOffset::At(offsets[0]));
+        }
+        if rng.one_in(2) {
+            attention = attention.window(Some(extreme_size(&mut rng)), Some(extreme_size(&mut rng)));
+        }
+        match rng.below(12) {
+            0 => attention = attention.key_lengths(&lengths),
+            1 => attention = attention.query_offset(QueryOffset::PerBatch(&offsets)),
+            2 => attention = attention.alibi(AlibiSlopes::PerHead(&data[..2])),
+            3 => attention = attention.alibi(AlibiSlopes::Standard),
+            4 => {
+                let shape = std::array::from_fn(|_| if rng.one_in(2) { 1 } else { extreme_size(&mut rng) });
+                attention = attention.mask(TensorRef::with_strides(&attend, 3, shape, [0; 4]).unwrap());
+            }
+            5 => attention = attention.bias(zeros([seq_q, seq_kv])),
+            _ => {}
+        }
+        let case = || format!("{q:?} {k:?} {v:?} {attention:?}");
+        let (plan, usage) = COUNTING.usage(|| attention.plan(q, k, v));
+        assert_eq!(usage.calls, 0, "{}", case());
+        let product = |sizes: &[usize]| sizes.iter().fold(1, |n: usize, size| n.saturating_mul(*size));
+        let rows = product(&[batch, heads_q, seq_q]);
+        let outputs = [product(&[rows, value_dim]), product(&[rows, seq_kv]), rows];
+        match &plan {
+            Err(_) => refusals += 1,
+            Ok(plan) => assert!(!plan.to_string().is_empty()),
+        }
+        // Preparing lists tasks: in proportion to the heads and rows, of which there may be many by right.
+        if plan.is_err() || rows < 1 << 17 {
+            let (prepared, usage) = COUNTING.usage(|| attention.prepare(q, k, v));
+            assert_eq!(prepared.err(), plan.clone().err(), "{}", case());
+            let listed = if plan.is_ok() { 256 * rows } else { 0 };
+            assert!(usage.peak <= 4096 + listed, "{usage:?} {}", case());
+        }
+        // Computing takes an output of that size, and the time for it.
+        let work = product(&[rows, seq_kv, head_dim.saturating_add(value_dim).max(1)]);
+        if outputs.iter().all(|n| *n < 1 << 12) && (plan.is_err() || work < 1 << 20) {
+            let (mut out, mut lse) = (vec![1.0f32; outputs[0]], vec![1.0f32; outputs[2]]);
+            let out_shape = [batch, heads_q, seq_q, value_dim];
+            let to = TensorMut::from_slice(&mut out, out_shape).unwrap();
+            let to_lse = TensorMut::from_slice(&mut lse, [batch, heads_q, seq_q]).unwrap();
+            let mut workspace = Workspace::new();
+            let (done, usage) = COUNTING.usage(|| attention.compute(q, k, v, to, Some(to_lse), &mut workspace));
+            assert_eq!(done.err(), plan.clone().err(), "{}", case());
+            // Tiles for up to 240 keys or rows of either length, and for each worker.
+            let longest = head_dim.saturating_add(value_dim).saturating_add(300).min(1 << 22);
+            assert!(usage.peak < longest * 4 * 1000 * 4, "{usage:?} {}", case());
+            match &plan {
+                Err(_) => assert!(out.iter().chain(&lse).all(|x| *x == 1.0), "{}", case()),
+                Ok(_) => {
+                    computed += 1;
+                    assert!(out.iter().all(|x| *x == 0.0), "{}", case());
+                }
+            }
+            let mut scores = vec![1.0f32; outputs[1]];
+            let to = TensorMut::from_slice(&mut scores, [batch, heads_q, seq_q, seq_kv]).unwrap();
+            let done = attention.scores_into(ScoreStage::Probabilities, q, k, to);
+            assert!(done.is_ok() || scores.iter().all(|x| *x == 1.0), "{}", case());
+
+            let rows_of = |shape| TensorRef::<f32, 3>::with_strides(&data, 0, shape, [0; 3]).unwrap();
+            let to = TensorMut::from_slice(&mut out, out_shape).unwrap();
+            let to_lse = TensorMut::from_slice(&mut lse, [batch, heads_q, seq_q]).unwrap();
+            let other_lse = rows_of([other(4, batch), heads_q, other(5, seq_q)]);
+            let merged = merge(to, to_lse, zeros([batch, other(6, heads_q), seq_q, other(7, value_dim)]), other_lse);
+            assert_eq!(merged.is_err(), (4..8).contains(&odd), "{}", case());
+        }
+    }
+    assert!(refusals > 1000 && computed > 1000, "{refusals} refusals, {computed} computed");
+}
