@@ -80,3 +80,51 @@ impl Bias<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The construction as published: a geometric series for powers of two; for other counts that of the power of two below,
+    /// then the odd places of the series for twice that power.
+    fn published(heads: usize) -> Vec<f64> {
+        if heads.is_power_of_two() {
+            let start = 2f64.powf(-8.0 / heads as f64);
+            return (1..=heads).map(|n| start.powi(n as i32)).collect();
+        }
+        let below = 1 << heads.ilog2();
+        let mut slopes = published(below);
+        slopes.extend(published(2 * below).into_iter().step_by(2).take(heads - below));
+        slopes
+    }
+
+    #[test]
+    fn slopes_are_the_published_ones() {
+        for heads in 1..=130 {
+            for (head, slope) in published(heads).into_iter().enumerate() {
+                let got = alibi_slope(head, heads) as f64;
+                assert!((got - slope).abs() <= 1e-7 * slope, "head {head} of {heads}: {got}, not {slope}");
+            }
+        }
+    }
+
+    #[test]
+    fn slopes_of_some_counts() {
+        let slopes = |heads| (0..heads).map(|head| alibi_slope(head, heads)).collect::<Vec<_>>();
+        assert_eq!(slopes(1), [1.0 / 256.0]);
+        assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+        assert_eq!(slopes(6), [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]);
+        let of_16 = slopes(16);
+        assert_eq!(slopes(12)[..8], slopes(8));
+        assert_eq!(slopes(12)[8..], [of_16[0], of_16[2], of_16[4], of_16[6]]);
+    }
+
+    #[test]
+    fn slopes_per_head_are_taken_as_given() {
+        let bias = Bias { heads: 2, softcap: None, tensor: None, alibi: Some(AlibiSlopes::PerHead(&[0.5, -2.0])) };
+        assert_eq!([bias.slope(0), bias.slope(1)], [Some(0.5), Some(-2.0)]);
+        let standard = Bias { heads: 4, alibi: Some(AlibiSlopes::Standard), ..bias };
+        assert_eq!(standard.slope(1), Some(0.0625));
+        assert_eq!(Bias { alibi: None, ..bias }.slope(0), None);
+    }
+}

@@ -67,9 +67,9 @@ pub enum Error {
         /// The size of the scores there.
         expected: usize,
     },
-    /// A list has not one entry for each batch or head.
+    /// A list has not one entry for each batch, head or row.
     WrongCount {
-        /// "key lengths", "query offsets" or "ALiBi slopes".
+        /// "key lengths", "query offsets", "ALiBi slopes", "targets", …
         what: &'static str,
         /// Entries that it should have.
         expected: usize,

@@ -49,12 +49,36 @@ pub(crate) const fn product_rows<S: Simd>(vectors: usize) -> usize {
 /// No product has more rows than this.
 const MAX_PRODUCT_ROWS: usize = 12;
 
-/// Divides `n` into the fewest blocks of at most `most`, as even as they can be: block `b` starts at the result for `b`.
+/// `n` things in the fewest blocks of at most `most`, as even as can be: the first few have one more than the rest.
 ///
 /// Even blocks, because a short last one would leave the multipliers waiting for each other's results.
-#[inline(always)]
-pub(crate) fn even_block_start(n: usize, blocks: usize, b: usize) -> usize {
-    b * n / blocks
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EvenBlocks {
+    pub(crate) count: usize,
+    /// Things in a block, or one more:
+    size: usize,
+    /// so many blocks have one more.
+    larger: usize,
+}
+
+impl EvenBlocks {
+    #[inline(always)]
+    pub(crate) fn new(n: usize, most: usize) -> Self {
+        let count = n.div_ceil(most);
+        // (Without blocks, nobody asks for their sizes.)
+        let size = n.checked_div(count).unwrap_or(0);
+        EvenBlocks { count, size, larger: n - size * count }
+    }
+
+    #[inline(always)]
+    pub(crate) fn start(&self, b: usize) -> usize {
+        b * self.size + b.min(self.larger)
+    }
+
+    #[inline(always)]
+    pub(crate) fn range(&self, b: usize) -> std::ops::Range<usize> {
+        self.start(b)..self.start(b + 1)
+    }
 }
 
 /// `n` rounded up to whole vectors of any level.

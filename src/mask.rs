@@ -142,3 +142,88 @@ impl Verdict {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: usize = 6;
+
+    /// Every mask by position on every shape up to [`MOST`] queries and keys.
+    fn for_every_mask(mut check: impl FnMut(Mask<'_>)) {
+        const BOUNDS: [Option<usize>; 5] = [None, Some(0), Some(1), Some(3), Some(usize::MAX)];
+        let lengths: Vec<[usize; 1]> = (0..=MOST).map(|length| [length]).collect();
+        let mut offsets = vec![QueryOffset::FromEnd, QueryOffset::FromStart, QueryOffset::PerBatch(&[-2])];
+        offsets.extend([isize::MIN, isize::MAX].map(QueryOffset::At));
+        offsets.extend((-3..=8).map(QueryOffset::At));
+        for (seq_q, seq_kv) in (0..=MOST).flat_map(|q| (0..=MOST).map(move |kv| (q, kv))) {
+            for length in (0..=seq_kv).map(Some).chain([None]) {
+                for query_offset in offsets.iter().copied() {
+                    for (left, right) in BOUNDS.into_iter().flat_map(|left| BOUNDS.map(|right| (left, right))) {
+                        for causal in [false, true] {
+                            let key_lengths = length.map(|length| &lengths[length][..]);
+                            let window = (left, right);
+                            check(Mask { seq_q, seq_kv, query_offset, causal, window, key_lengths, tensor: None });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_interval_holds_the_keys_that_are_seen() {
+        for_every_mask(|mask| {
+            for i in 0..mask.seq_q {
+                let interval = mask.interval(0, i);
+                assert!(interval.end <= mask.seq_kv, "{mask:?}, query {i}: {interval:?}");
+                assert!(!interval.is_empty() || interval == (0..0), "{mask:?}, query {i}: {interval:?}");
+                for j in 0..mask.seq_kv {
+                    assert_eq!(mask.sees(0, 0, i, j), interval.contains(&j), "{mask:?}, query {i}, key {j}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn verdict_and_hull_are_those_of_the_pairs() {
+        for_every_mask(|mask| {
+            // Every run of queries from the first, and every run of keys.
+            for queries in 1..=mask.seq_q.min(3) {
+                let intervals = || (0..queries).map(|i| mask.interval(0, i));
+                let seen = |j: usize| (0..queries).filter(|&i| mask.sees(0, 0, i, j)).count();
+                let first = (0..mask.seq_kv).find(|&j| seen(j) > 0);
+                let last = (0..mask.seq_kv).rfind(|&j| seen(j) > 0);
+                let brute = first.zip(last).map_or(0..0, |(first, last)| first..last + 1);
+                assert_eq!(hull(intervals()), brute, "{mask:?}, {queries} queries");
+                for (start, end) in (0..mask.seq_kv).flat_map(|s| (s + 1..=mask.seq_kv).map(move |e| (s, e))) {
+                    let pairs: usize = (start..end).map(seen).sum();
+                    let brute = match pairs {
+                        0 => Verdict::Hidden,
+                        n if n == queries * (end - start) => Verdict::Full,
+                        _ => Verdict::Partial,
+                    };
+                    let verdict = Verdict::by_position(start..end, intervals());
+                    assert_eq!(verdict, brute, "{mask:?}, {queries} queries, keys {start}..{end}");
+                }
+            }
+        });
+    }
+
+    /// The matrices in the documentation of [`QueryOffset`].
+    #[test]
+    fn causal_matrices_are_as_drawn() {
+        let draw = |seq_q, seq_kv, query_offset| {
+            let window = (None, None);
+            let mask = Mask { seq_q, seq_kv, query_offset, causal: true, window, key_lengths: None, tensor: None };
+            let row = |i| (0..seq_kv).map(|j| if mask.sees(0, 0, i, j) { '1' } else { '0' }).collect::<String>();
+            (0..seq_q).map(row).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(2, 4, QueryOffset::FromEnd), ["1110", "1111"]);
+        assert_eq!(draw(2, 4, QueryOffset::FromStart), ["1000", "1100"]);
+        assert_eq!(draw(2, 4, QueryOffset::At(1)), ["1100", "1110"]);
+        assert_eq!(draw(4, 2, QueryOffset::FromEnd), ["00", "00", "10", "11"]);
+        assert_eq!(draw(4, 2, QueryOffset::FromStart), ["10", "11", "11", "11"]);
+        assert_eq!(draw(4, 2, QueryOffset::At(-1)), ["00", "10", "11", "11"]);
+    }
+}

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::kernel::{PANEL_VECTORS, even_block_start, round_up_lanes};
+use crate::kernel::{EvenBlocks, PANEL_VECTORS, round_up_lanes};
 use crate::machine::Machine;
 use crate::problem::{Dims, Problem};
 use crate::simd::{Isa, Kernel, Level, Simd};
@@ -34,19 +34,21 @@ pub enum Threads {
     Serial,
 }
 
-/// Up to so many rows per key/value head, the few-queries form is used: one vector of lanes. A panel of eight lanes or
-/// fewer costs as much as a full vector, and its products wait for broadcasts.
-const FEW_ROWS: usize = 8;
+/// Up to so many rows per key/value head, the few-queries form is used, for up to here it is the faster one: at 24 rows
+/// of 4096 keys (head_dim 128, f16) 64 against 51 GF/s, at 16 rows 59 against 43, at 4 rows 44 against 12. A panel has
+/// to pack its values for itself alone, and its lanes are not full.
+const FEW_ROWS: usize = 24;
 
-/// Rows of one task of the few-queries form: K and V tiles are read from the first cache for all of them.
-const FEW_TASK_ROWS: usize = 16;
+/// Rows of one task of the few-queries form: all that the plan gives to it, so that keys and values are read once.
+const FEW_TASK_ROWS: usize = FEW_ROWS;
 
 /// Keys of one split of the few-queries form. At head_dim 128 and 16 bits, 256 KiB of keys and values: some 15 µs of
 /// memory time, long beside the cost of handing out a task, and the partial result is 1/128 of it.
 const SPLIT_KEYS: usize = 512;
 
-/// Keys whose scores the few-queries form holds at once. Divides [`SPLIT_KEYS`].
-const FEW_TILE_KEYS: usize = 64;
+/// Keys whose scores the few-queries form holds at once; divides [`SPLIT_KEYS`]. Long enough that memory sees one stream of
+/// keys, then one of values: with tiles of 64, decoding took a quarter longer.
+const FEW_TILE_KEYS: usize = 256;
 
 /// With so many tasks there is no need to split keys between tasks.
 const PLENTY_TASKS: usize = 64;
@@ -55,8 +57,8 @@ const PLENTY_TASKS: usize = 64;
 /// gets there with a billion keys.
 const MAX_PARTIALS: usize = 1 << 28;
 
-/// Elements of a K tile and a V tile together: 128 KiB as f32, a quarter of a second-level cache of 512 KiB, whose other
-/// half the packed queries and outputs of a block take.
+/// Elements of a K tile and a V tile together: 128 KiB as f32, a quarter of a second-level cache of 512 KiB, of which the
+/// packed queries and outputs of a block take another half.
 const TILE_ELEMENTS: usize = 32 * 1024;
 
 /// Panels that share a packed tile of keys and values: 192 rows with eight lanes. Packing a value costs about as much as
@@ -80,8 +82,8 @@ pub struct Plan {
     pub(crate) split_keys: usize,
     /// Whether each split is a task of its own (few queries).
     pub(crate) split_tasks: bool,
-    /// Blocks of rows that each key/value head is divided into.
-    pub(crate) blocks: usize,
+    /// The blocks that the rows of each key/value head are divided into: of rows (few queries) or panels (many).
+    pub(crate) blocks: EvenBlocks,
     /// Whether the work is worth more than one thread.
     pub(crate) parallel: bool,
 }
@@ -94,13 +96,14 @@ impl Plan {
         let panel_lanes = PANEL_VECTORS * lanes(machine.isa);
         let heads = dims.batch.saturating_mul(dims.heads_kv);
         let (tile_keys, blocks) = match form {
-            Form::FewQueries => (FEW_TILE_KEYS, rows.div_ceil(FEW_TASK_ROWS)),
-            Form::ManyQueries => (tile_keys(&dims), rows.div_ceil(panel_lanes).div_ceil(BLOCK_PANELS)),
+            Form::FewQueries => (FEW_TILE_KEYS, EvenBlocks::new(rows, FEW_TASK_ROWS)),
+            Form::ManyQueries => (tile_keys(&dims), EvenBlocks::new(rows.div_ceil(panel_lanes), BLOCK_PANELS)),
         };
         // Split tasks and unsplit ones give the same bits, so this may depend on anything.
-        let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks) < PLENTY_TASKS;
+        let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < PLENTY_TASKS;
         let partial = rows.min(FEW_TASK_ROWS).saturating_mul(dims.value_dim.saturating_add(2));
-        let partials = [heads, blocks, dims.seq_kv / SPLIT_KEYS].into_iter().fold(partial, usize::saturating_mul);
+        let partials =
+            [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
         Plan {
             isa: machine.isa,
             form,
@@ -131,9 +134,8 @@ impl Plan {
             Form::FewQueries => 1,
             Form::ManyQueries => self.panel_lanes,
         };
-        let units = rows.div_ceil(unit);
-        let start = |block| (even_block_start(units, self.blocks, block) * unit).min(rows);
-        start(block)..start(block + 1)
+        let units = self.blocks.range(block);
+        (units.start * unit).min(rows)..(units.end * unit).min(rows)
     }
 
     /// Splits of the keys.
@@ -145,7 +147,7 @@ impl Plan {
     pub(crate) fn tasks(&self) -> usize {
         let splits = if self.split_tasks { self.splits() } else { 1 };
         // Saturating: a problem without an output may have any dimensions.
-        [self.dims.batch, self.dims.heads_kv, self.blocks].into_iter().fold(splits, usize::saturating_mul)
+        [self.dims.batch, self.dims.heads_kv, self.blocks.count].into_iter().fold(splits, usize::saturating_mul)
     }
 }
 
@@ -162,7 +164,7 @@ impl fmt::Display for Plan {
                 "many queries, tiles of {} queries x {} keys, blocks of {} rows",
                 self.panel_lanes,
                 self.tile_keys,
-                if self.blocks == 0 { 0 } else { self.block_rows(0).len() },
+                if self.blocks.count == 0 { 0 } else { self.block_rows(0).len() },
             )?,
         }
         let threads = if self.parallel { "in the pool" } else { "serial" };

@@ -25,9 +25,9 @@ pub(crate) struct Dims {
 }
 
 impl Dims {
-    /// Query heads that share one key/value head.
+    /// Query heads that share one key/value head; 0 if there are none.
     pub(crate) fn group(&self) -> usize {
-        if self.heads_kv == 0 { 0 } else { self.heads_q / self.heads_kv }
+        self.heads_q.checked_div(self.heads_kv).unwrap_or(0)
     }
 
     /// Query rows that share one key/value head: what a K/V tile can be reused for.

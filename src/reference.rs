@@ -7,7 +7,7 @@
 //! ```
 //!
 //! It takes the same options as the fast path and is what the fast path is tested against: slow, short, and public, so that
-//! you can test against it too. It allocates two rows of `seq_kv` numbers beside its results.
+//! you can test against it too. Beside its results it holds the keys and values of one head in f64, and a row of scores.
 
 #![forbid(unsafe_code)]
 
@@ -15,8 +15,8 @@ use crate::attention::Attention;
 use crate::bias::ScoreStage;
 use crate::element::Element;
 use crate::error::Error;
-use crate::problem::Problem;
-use crate::tensor::TensorRef;
+use crate::problem::{Dims, Problem};
+use crate::tensor::{AnyTensor, TensorRef};
 
 /// What [`attention`] returns: f64, row by row without gaps.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,18 +57,22 @@ pub fn attention<'t, Q: Element, K: Element, V: Element>(
     let shape = problem.dims.output_shape();
     let [.., value_dim] = shape;
     let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
-    let (mut weights, mut visible) = (Vec::new(), Vec::new());
-    for row in rows(&problem) {
+    let mut weights = Vec::new();
+    for [b, h] in heads(&problem) {
         weights.resize(problem.dims.seq_kv, 0.0);
-        row_scores(&problem, row, ScoreStage::Biased, &mut weights);
-        // A hidden key is left out, not multiplied by its weight of 0: its value may be NaN.
-        visible.clear();
-        visible.extend((0..weights.len()).filter(|&j| weights[j] != f64::NEG_INFINITY));
-        result.lse.push(softmax(&mut weights));
-        let [b, h, _] = row;
-        for d in 0..value_dim {
-            let value = |j| problem.v.at([b, h / problem.dims.group(), j, d]) as f64;
-            result.out.push(visible.iter().map(|&j| weights[j] * value(j)).sum());
+        let keys = widen(&problem.k, b, h / problem.dims.group());
+        let values = widen(&problem.v, b, h / problem.dims.group());
+        for i in 0..problem.dims.seq_q {
+            row_scores(&problem, [b, h, i], &keys, ScoreStage::Biased, &mut weights);
+            // A hidden key is left out, not multiplied by its weight of 0: its value may be NaN.
+            let visible: Vec<bool> = weights.iter().map(|&score| score != f64::NEG_INFINITY).collect();
+            result.lse.push(softmax(&mut weights));
+            let mut out = vec![0.0; value_dim];
+            for j in (0..weights.len()).filter(|&j| visible[j]) {
+                let value = &values[j * value_dim..][..value_dim];
+                out.iter_mut().zip(value).for_each(|(out, value)| *out += weights[j] * value);
+            }
+            result.out.extend(out);
         }
     }
     Ok(result)
@@ -87,23 +91,31 @@ pub fn scores<'t, Q: Element, K: Element>(
     let problem = Problem::of_scores(options, q.into(), k.into())?;
     let mut result = Vec::new();
     let mut row_of_scores = Vec::new();
-    for row in rows(&problem) {
+    for [b, h] in heads(&problem) {
         row_of_scores.resize(problem.dims.seq_kv, 0.0);
-        row_scores(&problem, row, stage, &mut row_of_scores);
-        if stage == ScoreStage::Probabilities {
-            softmax(&mut row_of_scores);
+        let keys = widen(&problem.k, b, h / problem.dims.group());
+        for i in 0..problem.dims.seq_q {
+            row_scores(&problem, [b, h, i], &keys, stage, &mut row_of_scores);
+            if stage == ScoreStage::Probabilities {
+                softmax(&mut row_of_scores);
+            }
+            result.extend_from_slice(&row_of_scores);
         }
-        result.extend_from_slice(&row_of_scores);
     }
     Ok(result)
 }
 
-/// Every (batch, query head, query).
-fn rows(problem: &Problem<'_>) -> impl Iterator<Item = [usize; 3]> {
-    let [batch, heads, queries] = problem.dims.lse_shape();
-    // Without queries, there may be any number of batches to walk through for nothing.
-    let batch = if queries == 0 || heads == 0 { 0 } else { batch };
-    (0..batch).flat_map(move |b| (0..heads).flat_map(move |h| (0..queries).map(move |i| [b, h, i])))
+/// Every batch and query head; none if there are no queries.
+fn heads(problem: &Problem<'_>) -> impl Iterator<Item = [usize; 2]> + use<> {
+    let Dims { batch, heads_q, seq_q, .. } = problem.dims;
+    let batch = if seq_q == 0 { 0 } else { batch };
+    (0..batch).flat_map(move |b| (0..heads_q).map(move |h| [b, h]))
+}
+
+/// The keys or values of one head, row by row.
+fn widen(tensor: &AnyTensor<'_>, b: usize, h: usize) -> Vec<f64> {
+    let [.., rows, cols] = tensor.shape();
+    (0..rows).flat_map(|j| (0..cols).map(move |e| tensor.at([b, h, j, e]) as f64)).collect()
 }
 
 /// Whether the key is visible: to the mask, and not hidden by a bias of -inf.
@@ -112,13 +124,14 @@ fn sees(problem: &Problem<'_>, [b, h, i]: [usize; 3], j: usize) -> bool {
 }
 
 /// The scores of one query at a stage (those of [`ScoreStage::Biased`] if the softmax is still to come).
-fn row_scores(problem: &Problem<'_>, row: [usize; 3], stage: ScoreStage, scores: &mut [f64]) {
+fn row_scores(problem: &Problem<'_>, row: [usize; 3], keys: &[f64], stage: ScoreStage, scores: &mut [f64]) {
     let [b, h, i] = row;
-    let bias = &problem.bias;
+    let (bias, head_dim) = (&problem.bias, problem.dims.head_dim);
+    let query: Vec<f64> = (0..head_dim).map(|e| problem.q.at([b, h, i, e]) as f64).collect();
     for (j, score) in scores.iter_mut().enumerate() {
-        let products = (0..problem.dims.head_dim)
-            .map(|e| problem.q.at([b, h, i, e]) as f64 * problem.k.at([b, h / problem.dims.group(), j, e]) as f64);
-        *score = problem.scale as f64 * products.sum::<f64>();
+        let key = &keys[j * head_dim..][..head_dim];
+        let dot = query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
+        *score = problem.scale as f64 * dot;
         if stage == ScoreStage::Raw {
             continue;
         }

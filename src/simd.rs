@@ -16,7 +16,7 @@ mod avx2;
 pub(crate) mod exp;
 mod portable;
 
-use crate::element::{bf16, f16};
+use crate::element::{DType, Element, bf16, f16};
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
 use portable::Portable;
@@ -186,14 +186,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn any(self, mask: Self::Mask) -> bool;
 
     fn bits(self, a: Self::F32) -> Self::I32;
-    fn from_bits(self, a: Self::I32) -> Self::F32;
+    fn float_of_bits(self, a: Self::I32) -> Self::F32;
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn sub_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// The larger of two signed integers.
     fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
-    /// The smaller of two signed integers.
-    fn min_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
-    fn and_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn shl_i32<const N: i32>(self, a: Self::I32) -> Self::I32;
     /// Shifts right and repeats the sign.
     fn shr_i32<const N: i32>(self, a: Self::I32) -> Self::I32;
@@ -245,6 +242,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The elements of `x`, which is at most `LANES` long, then `fill` in the lanes past its end.
     #[inline(always)]
     fn load_part(self, x: &[f32], fill: f32) -> Self::F32 {
+        if x.len() == Self::LANES {
+            return self.load_slice(x);
+        }
         let mut whole = [fill; MAX_LANES];
         whole[..x.len()].copy_from_slice(x);
         self.load_slice(&whole[..Self::LANES])
@@ -253,8 +253,63 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Writes all of `to`, which is at most `LANES` long, from the first lanes of `x`.
     #[inline(always)]
     fn store_part(self, to: &mut [f32], x: Self::F32) {
+        if to.len() == Self::LANES {
+            return self.store_slice(to, x);
+        }
         let mut whole = [0.0; MAX_LANES];
         self.store_slice(&mut whole[..Self::LANES], x);
+        to.copy_from_slice(&whole[..to.len()]);
+    }
+
+    /// The first `LANES` elements of `x`, widened.
+    ///
+    /// # Panics
+    /// Where `x` is shorter than that.
+    #[inline(always)]
+    fn load_elements<T: Element>(self, x: &[T]) -> Self::F32 {
+        assert!(x.len() >= Self::LANES);
+        let p = x.as_ptr();
+        // SAFETY: the assertion above; `DTYPE` names T, and only the three types that it can name implement `Element`.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => self.load(p.cast()),
+                DType::F16 => self.load_f16(p.cast()),
+                DType::Bf16 => self.load_bf16(p.cast()),
+            }
+        }
+    }
+
+    /// Rounds to `T` and writes the first `LANES` elements of `to`.
+    ///
+    /// # Panics
+    /// Where `to` is shorter than that.
+    #[inline(always)]
+    fn store_elements<T: Element>(self, to: &mut [T], x: Self::F32) {
+        assert!(to.len() >= Self::LANES);
+        let p = to.as_mut_ptr();
+        // SAFETY: the assertion above; `DTYPE` names T, and only the three types that it can name implement `Element`.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => self.store(p.cast(), x),
+                DType::F16 => self.store_f16(p.cast(), x),
+                DType::Bf16 => self.store_bf16(p.cast(), x),
+            }
+        }
+    }
+
+    /// The elements of `x`, which is at most `LANES` long, widened, then `fill` in the lanes past its end.
+    #[inline(always)]
+    fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> Self::F32 {
+        let mut whole = [T::from_f32(fill); MAX_LANES];
+        whole[..x.len()].copy_from_slice(x);
+        self.load_elements(&whole[..Self::LANES])
+    }
+
+    /// Rounds to `T` and writes all of `to`, which is at most `LANES` long, from the first lanes of `x`.
+    #[inline(always)]
+    fn store_elements_part<T: Element>(self, to: &mut [T], x: Self::F32) {
+        let mut whole = [T::default(); MAX_LANES];
+        self.store_elements(&mut whole[..Self::LANES], x);
         to.copy_from_slice(&whole[..to.len()]);
     }
 }

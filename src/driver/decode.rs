@@ -12,21 +12,20 @@
 
 #![forbid(unsafe_code)]
 
-use super::marks::{Lanes, Marks, has_score_tensor};
+use super::marks::{Lanes, Marks};
 use super::output::{Output, Rows, Slots};
-use super::schedule::{Schedule, Task};
+use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Floats, Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_row, query_factor};
 use crate::kernel::few::{self, RowMax};
 use crate::kernel::finish::log_sum_exp;
 use crate::kernel::load::AnyMatrix;
-use crate::kernel::pack::{widen_rows, widen_scaled};
+use crate::kernel::pack::{widen_scaled, without_gaps};
 use crate::kernel::round_up_lanes;
 use crate::mask::Verdict;
 use crate::plan::Plan;
 use crate::problem::Problem;
-use crate::strided::Matrix;
 use std::ops::Range;
 
 pub(super) fn run(
@@ -39,28 +38,28 @@ pub(super) fn run(
     let (tasks, splits) = (schedule.tasks().len(), plan.splits());
     let scratch = for_workers(&mut workspace.scratch, workers(plan.parallel, plan.tasks()));
     let slot = Slot::of(problem, schedule);
-    let mut partials = None;
+    let mut done = None;
     if plan.split_tasks {
         let needed = tasks * splits * slot.len();
         if workspace.partials.len() < needed {
             workspace.partials.resize(needed, 0.0);
         }
-        let memory = &mut workspace.partials[..needed];
-        let slots = Slots::new(memory, slot.len());
+        let slots = Slots::new(&mut workspace.partials[..needed], slot.len());
         fan_out(scratch, &|scratch| {
             while let Some((index, memory)) = slots.draw() {
-                let task = &schedule.tasks()[index / splits];
-                run_split(problem, plan, task, index % splits, slot, memory, &mut scratch.floats);
+                let work = Work { problem, plan, task: &schedule.tasks()[index / splits] };
+                run_split(work, index % splits, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
             }
         });
-        partials = Some(&workspace.partials[..needed]);
+        done = Some(&workspace.partials[..needed]);
     }
-    let shared = output.share(schedule);
+    let shared = output.share(problem, plan, schedule);
     let workers = workers(plan.parallel, tasks).min(scratch.len());
     fan_out(&mut scratch[..workers], &|scratch| {
         while let Some(rows) = shared.draw() {
-            let done = partials.map(|partials| &partials[rows.index() * splits * slot.len()..]);
-            merge_splits(problem, plan, rows, done, slot, scratch);
+            let own = splits * slot.len();
+            let done = done.map(|done| &done[rows.index() * own..][..own]);
+            merge_splits(rows, done, slot, scratch);
         }
     });
     even_out(scratch);
@@ -84,166 +83,158 @@ impl Slot {
         self.rows * (2 + self.width)
     }
 
-    fn parts(self, memory: &mut [f32]) -> (&mut [f32], &mut [f32], &mut [f32]) {
-        let (max, rest) = memory[..self.len()].split_at_mut(self.rows);
-        let (sum, out) = rest.split_at_mut(self.rows);
-        (max, sum, out)
-    }
-
     fn clear(self, memory: &mut [f32]) {
-        let (max, sum, out) = self.parts(memory);
+        let (max, rest) = memory[..self.len()].split_at_mut(self.rows);
         max.fill(RowMax::EMPTY.max);
-        sum.fill(RowMax::EMPTY.sum);
-        out.fill(0.0);
+        rest.fill(RowMax::EMPTY.sum); // 0, which is also where values start from
+    }
+
+    /// The values of the first `rows` rows.
+    fn out(self, memory: &mut [f32], rows: usize) -> &mut [f32] {
+        &mut memory[2 * self.rows..][..rows * self.width]
+    }
+
+    /// The state and the values of row `n`.
+    fn row(self, memory: &[f32], n: usize) -> (RowMax, &[f32]) {
+        let state = RowMax { max: memory[n], sum: memory[self.rows + n] };
+        (state, &memory[2 * self.rows + n * self.width..][..self.width])
+    }
+
+    /// Changes the state and the values of row `n`.
+    fn update(self, memory: &mut [f32], n: usize, change: impl FnOnce(&mut RowMax, &mut [f32])) {
+        let (mut state, _) = self.row(memory, n);
+        change(&mut state, &mut memory[2 * self.rows + n * self.width..][..self.width]);
+        (memory[n], memory[self.rows + n]) = (state.max, state.sum);
     }
 }
 
-/// The keys of split `split` that `task` sees.
-fn split_keys(plan: &Plan, task: &Task, split: usize) -> Range<usize> {
-    let start = split * plan.split_keys;
-    start.max(task.keys.start)..(start + plan.split_keys).min(task.keys.end)
+/// The keys of split `split` that the task sees.
+fn split_keys(work: Work<'_>, split: usize) -> Range<usize> {
+    let (start, seen) = (split * work.plan.split_keys, &work.task.keys);
+    start.max(seen.start)..(start + work.plan.split_keys).min(seen.end)
 }
 
-/// Merges the results of all splits of a task in order, computing those that are not `done`, and writes the rows.
-fn merge_splits(
-    problem: &Problem<'_>,
-    plan: &Plan,
-    mut rows: Rows<'_>,
-    done: Option<&[f32]>,
-    slot: Slot,
-    scratch: &mut Scratch,
-) {
-    let (isa, task) = (plan.isa, rows.task());
-    let Scratch { floats, merged, .. } = scratch;
+/// Merges the results of all splits of a task in order, `done` or still to be computed, and writes the rows.
+fn merge_splits(mut rows: Rows<'_>, done: Option<&[f32]>, slot: Slot, scratch: &mut Scratch) {
+    let work = rows.work();
+    let (isa, task) = (work.plan.isa, work.task);
+    let Scratch { floats, merged, lanes, .. } = scratch;
     let [total, own] = merged.buffers([slot.len(), slot.len()]);
     slot.clear(total);
-    let (max, sum, out) = slot.parts(total);
-    for split in 0..plan.splits() {
-        if split_keys(plan, task, split).is_empty() {
+    for split in 0..work.plan.splits() {
+        if split_keys(work, split).is_empty() {
             continue;
         }
         let part = match done {
             Some(done) => &done[split * slot.len()..][..slot.len()],
             None => {
-                run_split(problem, plan, task, split, slot, own, floats);
+                run_split(work, split, slot, own, (&mut *floats, &mut *lanes));
                 &*own
             }
         };
-        let (part_max, rest) = part.split_at(slot.rows);
-        let (part_sum, part_out) = rest.split_at(slot.rows);
-        for r in 0..task.rows.len() {
-            let mut state = RowMax { max: max[r], sum: sum[r] };
-            let other = RowMax { max: part_max[r], sum: part_sum[r] };
-            let at = r * slot.width..(r + 1) * slot.width;
-            few::merge(isa, &mut state, &mut out[at.clone()], other, &part_out[at]);
-            (max[r], sum[r]) = (state.max, state.sum);
+        for n in 0..task.rows.len() {
+            let (other, other_out) = slot.row(part, n);
+            slot.update(total, n, |state, out| few::merge(isa, state, out, other, other_out));
         }
     }
     for (n, r) in task.rows.clone().enumerate() {
-        let state = RowMax { max: max[n], sum: sum[n] };
-        let out = &mut out[n * slot.width..][..slot.width];
-        few::finish(isa, state, out);
-        rows.write(isa, r, &out[..problem.dims.value_dim], log_sum_exp(state.max, state.sum));
+        slot.update(total, n, |state, out| few::finish(isa, *state, out));
+        let (state, out) = slot.row(total, n);
+        rows.write(r, &out[..work.problem.dims.value_dim], || log_sum_exp(state.max, state.sum));
     }
+}
+
+/// What a worker fills anew for each tile: a row of `tile_keys` for each row of the task.
+struct Spare<'a> {
+    /// Scores, then weights.
+    scores: &'a mut [f32],
+    /// The scores, kept where the weights alone don't tell hidden keys from faint ones.
+    kept_scores: &'a mut [f32],
+    /// Bias and boolean mask.
+    bias: &'a mut [f32],
 }
 
 /// Computes one split of one task into `memory`.
 fn run_split(
-    problem: &Problem<'_>,
-    plan: &Plan,
-    task: &Task,
+    work: Work<'_>,
     split: usize,
     slot: Slot,
     memory: &mut [f32],
-    floats: &mut Floats,
+    (floats, lanes): (&mut Floats, &mut Vec<Lanes>),
 ) {
     slot.clear(memory);
-    let keys = split_keys(plan, task, split);
+    let keys = split_keys(work, split);
     if keys.is_empty() {
         return;
     }
-    let (dims, rows, tile) = (&problem.dims, task.rows.len(), plan.tile_keys);
-    let width = round_up_lanes(dims.head_dim);
-    let all_keys = AnyMatrix::new(&problem.k, task.batch, task.head_kv);
-    let all_values = AnyMatrix::new(&problem.v, task.batch, task.head_kv);
+    let (isa, rows, tile) = (work.plan.isa, work.task.rows.len(), work.plan.tile_keys);
+    let width = round_up_lanes(work.problem.dims.head_dim);
     // Rows with gaps between their elements are copied, tile by tile.
     let copy = |matrix: AnyMatrix<'_>| if matrix.has_contiguous_rows() { 0 } else { tile * matrix.cols() };
+    let (all_keys, all_values) = (work.keys(), work.values());
     let [queries, scores, kept_scores, bias, wide_keys, wide_values] =
         floats.buffers([rows * width, rows * tile, rows * tile, rows * tile, copy(all_keys), copy(all_values)]);
-    pack_rows(problem, plan, task, queries, width);
-    let mut tile_start = keys.start / tile * tile;
-    while tile_start < keys.end {
-        let seen = tile_start.max(keys.start)..(tile_start + tile).min(keys.end);
-        let tile_keys = without_gaps(plan, all_keys.slice_rows(seen.clone()), wide_keys);
-        let tile_values = without_gaps(plan, all_values.slice_rows(seen.clone()), wide_values);
-        few::scores(plan.isa, tile_keys, queries, scores, tile);
-        let verdict = adjust_rows(problem, plan, task, seen.clone(), slot, memory, (scores, kept_scores, bias));
-        let (_, _, out) = slot.parts(memory);
-        let out = &mut out[..rows * slot.width];
+    let mut spare = Spare { scores, kept_scores, bias };
+    pack_rows(work, queries, width);
+    lanes.clear();
+    lanes.extend(work.task.rows.clone().map(|r| Lanes::new(work, r..r + 1, 1)));
+
+    let mut start = keys.start / tile * tile;
+    while start < keys.end {
+        let seen = start.max(keys.start)..(start + tile).min(keys.end);
+        let tile_keys = without_gaps(isa, all_keys.slice_rows(seen.clone()), wide_keys);
+        let tile_values = without_gaps(isa, all_values.slice_rows(seen.clone()), wide_values);
+        few::scores(isa, tile_keys, queries, spare.scores, tile);
+        let verdict = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
+        let out = slot.out(memory, rows);
         match verdict {
             Verdict::Hidden => {}
-            Verdict::Partial if !few::all_finite(plan.isa, tile_values) => {
-                few::add_visible_values(plan.isa, tile_values, (scores, kept_scores), out, tile);
+            Verdict::Partial if !few::all_finite(isa, tile_values) => {
+                few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
             }
-            _ => few::add_values(plan.isa, tile_values, scores, out, tile),
+            _ => few::add_values(isa, tile_values, spare.scores, out, tile),
         }
-        tile_start += tile;
+        start += tile;
     }
 }
 
-/// Query rows, scaled, `[rows][head_dim rounded up]`.
-fn pack_rows(problem: &Problem<'_>, plan: &Plan, task: &Task, queries: &mut [f32], width: usize) {
-    let factor = query_factor(problem.scale, problem.bias.softcap, Unit::Log2);
+/// Query rows, scaled, `[rows][width]`, zeros behind `head_dim`.
+fn pack_rows(work: Work<'_>, queries: &mut [f32], width: usize) {
+    let factor = query_factor(work.problem.scale, work.problem.bias.softcap, Unit::Log2);
     queries.fill(0.0);
-    for (to, r) in queries.chunks_exact_mut(width.max(1)).zip(task.rows.clone()) {
-        let (h, i) = task.head_and_query(r, problem.dims.group());
-        let row = AnyMatrix::new(&problem.q, task.batch, h).slice_rows(i..i + 1);
-        widen_scaled(plan.isa, row, factor, &mut to[..problem.dims.head_dim]);
+    for (to, r) in queries.chunks_exact_mut(width.max(1)).zip(work.task.rows.clone()) {
+        let (matrix, i) = work.query(r);
+        widen_scaled(work.plan.isa, matrix.slice_rows(i..i + 1), factor, &mut to[..matrix.cols()]);
     }
 }
 
-/// The rows themselves, or their copy in `wide` if there are gaps between their elements.
-fn without_gaps<'a>(plan: &Plan, rows: AnyMatrix<'a>, wide: &'a mut [f32]) -> AnyMatrix<'a> {
-    if rows.has_contiguous_rows() {
-        return rows;
-    }
-    let wide = &mut wide[..rows.rows() * rows.cols()];
-    widen_rows(plan.isa, rows, wide);
-    AnyMatrix::F32(Matrix::from_slice(wide, rows.rows(), rows.cols()))
-}
-
-/// Turns the raw scores of all rows into weights; the verdict is on all of them together.
-fn adjust_rows(
-    problem: &Problem<'_>,
-    plan: &Plan,
-    task: &Task,
+/// Turns the raw scores of all rows into weights, folded into their states; the verdict is on all of them together.
+fn weigh_rows(
+    work: Work<'_>,
+    lanes: &[Lanes],
     keys: Range<usize>,
     slot: Slot,
     memory: &mut [f32],
-    (scores, kept_scores, bias): (&mut [f32], &mut [f32], &mut [f32]),
+    spare: &mut Spare<'_>,
 ) -> Verdict {
-    let tile = plan.tile_keys;
-    let (max, sum, out) = slot.parts(memory);
+    let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
     let (mut all_hidden, mut all_full) = (true, true);
-    for (n, r) in task.rows.clone().enumerate() {
-        let scores = &mut scores[n * tile..][..keys.len()];
-        let bias = &mut bias[n * tile..][..keys.len()];
-        let lane = Lanes::new(problem, plan, task, r..r + 1, 1);
-        let marks = Marks::read(problem, task, &lane, &keys, Unit::Log2, (&mut *bias, keys.len()));
+    for (n, lane) in lanes.iter().enumerate() {
+        let row = n * tile..n * tile + keys.len();
+        let (scores, bias) = (&mut spare.scores[row.clone()], &mut spare.bias[row.clone()]);
+        let marks = Marks::read(work, lane, &keys, Unit::Log2, (&mut *bias, keys.len()));
         let peak = match marks.verdict {
             Verdict::Hidden => {
                 scores.fill(f32::NEG_INFINITY);
                 f32::NEG_INFINITY
             }
-            _ => adjust_row(plan.isa, marks.adjust(has_score_tensor(problem).then_some(&*bias)), scores),
+            _ => adjust_row(isa, marks.adjust(work.has_score_tensor().then_some(&*bias)), scores),
         };
         all_hidden &= marks.verdict == Verdict::Hidden;
         // A score that overflowed to -inf hides its key, too.
         all_full &= marks.verdict == Verdict::Full && !scores.contains(&f32::NEG_INFINITY);
-        kept_scores[n * tile..][..keys.len()].copy_from_slice(scores);
-        let mut state = RowMax { max: max[n], sum: sum[n] };
-        few::weights(plan.isa, scores, peak, &mut state, &mut out[n * slot.width..][..slot.width]);
-        (max[n], sum[n]) = (state.max, state.sum);
+        spare.kept_scores[row].copy_from_slice(scores);
+        slot.update(memory, n, |state, out| few::weights(isa, scores, peak, state, out));
     }
     match (all_hidden, all_full) {
         (true, _) => Verdict::Hidden,

@@ -2,20 +2,19 @@
 
 #![forbid(unsafe_code)]
 
-use super::marks::{Lanes, Marks, has_score_tensor};
+use super::marks::{Lanes, Marks};
 use super::output::{Output, Rows};
-use super::schedule::Schedule;
+use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, for_workers};
 use crate::bias::ScoreStage;
 use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
-use crate::kernel::load::AnyMatrix;
-use crate::kernel::pack::{from_lanes, into_lanes, pack_queries, widen_rows};
+use crate::kernel::pack::{as_f32, from_lanes, into_lanes, pack_queries};
 use crate::kernel::{MAX_PANEL_LANES, round_up_lanes, scores};
 use crate::mask::Verdict;
 use crate::plan::Plan;
 use crate::problem::Problem;
-use crate::strided::Matrix;
+use std::ops::Range;
 
 /// Writes the scores at `stage` of every query, a row of `seq_kv` each. `plan` is for many queries.
 pub(crate) fn run(
@@ -30,31 +29,26 @@ pub(crate) fn run(
     }
     let schedule = Schedule::new(problem, plan);
     let workers = workers(plan.parallel, schedule.tasks().len());
-    let shared = output.share(&schedule);
+    let shared = output.share(problem, plan, &schedule);
     fan_out(for_workers(&mut workspace.scratch, workers), &|scratch| {
         while let Some(mut rows) = shared.draw() {
-            let task_rows = rows.task().rows.clone();
-            for start in task_rows.clone().step_by(plan.panel_lanes) {
-                let end = (start + plan.panel_lanes).min(task_rows.end);
-                run_panel(problem, plan, stage, start..end, &mut rows, scratch);
+            let all_rows = &rows.work().task.rows;
+            for start in all_rows.clone().step_by(plan.panel_lanes) {
+                run_panel(&mut rows, start..(start + plan.panel_lanes).min(all_rows.end), stage, scratch);
             }
         }
     });
 }
 
-fn run_panel(
-    problem: &Problem<'_>,
-    plan: &Plan,
-    stage: ScoreStage,
-    panel_rows: std::ops::Range<usize>,
-    rows: &mut Rows<'_>,
-    scratch: &mut Scratch,
-) {
-    let (isa, dims, task) = (plan.isa, &problem.dims, rows.task());
+/// The scores of a panel against all keys, tile after tile, gathered into whole rows.
+fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, scratch: &mut Scratch) {
+    let work = rows.work();
+    let Work { problem, plan, .. } = work;
+    let (isa, dims) = (plan.isa, &problem.dims);
     let count = round_up_lanes(panel_rows.len());
-    let lanes = Lanes::new(problem, plan, task, panel_rows.clone(), count);
+    let lanes = Lanes::new(work, panel_rows.clone(), count);
     let (width, tile) = (round_up_lanes(dims.head_dim), round_up_lanes(plan.tile_keys));
-    let [queries, keys, tile_scores, bias, stage_rows, whole_rows] = scratch.floats.buffers([
+    let [queries, wide_keys, tile_scores, bias, stage_rows, whole_rows] = scratch.floats.buffers([
         width * count,
         plan.tile_keys * dims.head_dim,
         tile * count,
@@ -63,57 +57,62 @@ fn run_panel(
         panel_rows.len() * dims.seq_kv,
     ]);
     let cap = problem.bias.softcap.filter(|_| stage != ScoreStage::Raw);
-    let row = |lane| {
-        let (h, i) = task.head_and_query(panel_rows.start + lane, dims.group());
-        (AnyMatrix::new(&problem.q, task.batch, h), i)
-    };
+    let row = |lane| work.query(panel_rows.start + lane);
     let factor = query_factor(problem.scale, cap, Unit::Natural);
     pack_queries(isa, row, (panel_rows.len(), count), factor, queries, stage_rows);
 
     for start in (0..dims.seq_kv).step_by(plan.tile_keys) {
         let seen = start..(start + plan.tile_keys).min(dims.seq_kv);
-        let row_len = round_up_lanes(seen.len());
-        let tile_rows = AnyMatrix::new(&problem.k, task.batch, task.head_kv).slice_rows(seen.clone());
-        let tile_rows = tile_rows.in_place().unwrap_or_else(|| {
-            let wide = &mut keys[..seen.len() * dims.head_dim];
-            widen_rows(isa, tile_rows, wide);
-            Matrix::from_slice(wide, seen.len(), dims.head_dim)
-        });
-        let mut max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
-        let max = &mut max[..count];
-        scores::scores(isa, tile_rows, queries, tile_scores, max);
+        let keys = as_f32(isa, work.keys().slice_rows(seen.clone()), wide_keys);
         let scores = &mut tile_scores[..seen.len() * count];
+        let mut max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
+        scores::scores(isa, keys, queries, scores, &mut max[..count]);
         match stage {
-            ScoreStage::Raw | ScoreStage::Capped => {
-                let adjust =
-                    Adjust { unit: Unit::Natural, softcap: cap, bias: None, first: 0, alibi: None, visible: None };
-                if !adjust.is_none() {
-                    adjust_panel(isa, adjust, scores, max);
-                }
-            }
+            ScoreStage::Raw | ScoreStage::Capped => adjust_raw(work, cap, scores, &mut max[..count]),
             ScoreStage::Biased | ScoreStage::Probabilities => {
-                let marks = Marks::read(problem, task, &lanes, &seen, Unit::Natural, (&mut *stage_rows, row_len));
-                if marks.verdict == Verdict::Hidden {
-                    scores.fill(f32::NEG_INFINITY);
-                } else {
-                    let bias = has_score_tensor(problem).then(|| {
-                        into_lanes(isa, &stage_rows[..row_len * count], count, &mut bias[..row_len * count]);
-                        &*bias
-                    });
-                    adjust_panel(isa, marks.adjust(bias), scores, max);
-                }
+                adjust_all(work, &lanes, &seen, scores, &mut max[..count], (&mut *bias, &mut *stage_rows));
             }
         }
+        let row_len = round_up_lanes(seen.len());
         from_lanes(isa, &tile_scores[..row_len * count], count, &mut stage_rows[..row_len * count]);
         for (to, from) in whole_rows.chunks_exact_mut(dims.seq_kv).zip(stage_rows.chunks_exact(row_len)) {
             to[seen.clone()].copy_from_slice(&from[..seen.len()]);
         }
     }
-    for (n, r) in panel_rows.enumerate() {
-        let row = &mut whole_rows[n * dims.seq_kv..][..dims.seq_kv];
+    for (row, r) in whole_rows.chunks_exact_mut(dims.seq_kv).zip(panel_rows) {
         if stage == ScoreStage::Probabilities {
-            crate::softmax::softmax_in_place(row);
+            crate::softmax::softmax(row, 1.0);
         }
-        rows.write(isa, r, row, 0.0);
+        rows.write(r, row, || 0.0);
     }
+}
+
+/// The softcap alone.
+fn adjust_raw(work: Work<'_>, softcap: Option<f32>, scores: &mut [f32], max: &mut [f32]) {
+    let adjust = Adjust { unit: Unit::Natural, softcap, bias: None, first: 0, alibi: None, visible: None };
+    if !adjust.is_none() {
+        adjust_panel(work.plan.isa, adjust, scores, max);
+    }
+}
+
+/// All that changes or hides a score.
+fn adjust_all(
+    work: Work<'_>,
+    lanes: &Lanes,
+    keys: &Range<usize>,
+    scores: &mut [f32],
+    max: &mut [f32],
+    (bias, stage_rows): (&mut [f32], &mut [f32]),
+) {
+    let (isa, row_len) = (work.plan.isa, round_up_lanes(keys.len()));
+    let marks = Marks::read(work, lanes, keys, Unit::Natural, (&mut *stage_rows, row_len));
+    if marks.verdict == Verdict::Hidden {
+        return scores.fill(f32::NEG_INFINITY);
+    }
+    let len = row_len * max.len();
+    let bias = work.has_score_tensor().then(|| {
+        into_lanes(isa, &stage_rows[..len], max.len(), &mut bias[..len]);
+        &bias[..len]
+    });
+    adjust_panel(isa, marks.adjust(bias), scores, max);
 }

@@ -2,13 +2,11 @@
 
 #![forbid(unsafe_code)]
 
-use super::schedule::Task;
+use super::schedule::Work;
 use crate::kernel::MAX_PANEL_LANES;
 use crate::kernel::adjust::{Adjust, Unit};
 use crate::kernel::load::AnyMatrix;
 use crate::mask::Verdict;
-use crate::plan::Plan;
-use crate::problem::Problem;
 use std::ops::Range;
 
 /// Query rows whose scores are adjusted together: the lanes of a panel, or a single row.
@@ -17,21 +15,20 @@ pub(super) struct Lanes {
     pub(super) rows: Range<usize>,
     /// Lanes computed; those without a row repeat the last one.
     pub(super) count: usize,
-    /// Keys of a tile; tiles start at multiples of it.
-    tile_keys: usize,
     /// The keys that each lane sees by its position.
     intervals: [(usize, usize); MAX_PANEL_LANES],
 }
 
 impl Lanes {
-    pub(super) fn new(problem: &Problem<'_>, plan: &Plan, task: &Task, rows: Range<usize>, count: usize) -> Self {
-        let group = problem.dims.group();
-        let intervals = std::array::from_fn(|lane| {
-            let (_, i) = task.head_and_query((rows.start + lane).min(rows.end - 1), group);
-            let interval = problem.mask.interval(task.batch, i);
-            (interval.start, interval.end)
-        });
-        Lanes { rows, count, tile_keys: plan.tile_keys, intervals }
+    pub(super) fn new(work: Work<'_>, rows: Range<usize>, count: usize) -> Self {
+        let mut intervals = [(0, 0); MAX_PANEL_LANES];
+        for (interval, r) in intervals.iter_mut().zip(rows.clone()) {
+            let Range { start, end } = work.interval(r);
+            *interval = (start, end);
+        }
+        let last = intervals[rows.len() - 1];
+        intervals[rows.len()..count].fill(last);
+        Lanes { rows, count, intervals }
     }
 
     /// The keys that each row sees by its position.
@@ -39,15 +36,10 @@ impl Lanes {
         self.intervals[..self.rows.len()].iter().map(|&(start, end)| start..end)
     }
 
-    /// The query head and the query of each lane.
-    fn head_and_query(&self, problem: &Problem<'_>, task: &Task, lane: usize) -> (usize, usize) {
-        task.head_and_query((self.rows.start + lane).min(self.rows.end - 1), problem.dims.group())
+    /// The row of each lane.
+    fn row(&self, lane: usize) -> usize {
+        (self.rows.start + lane).min(self.rows.end - 1)
     }
-}
-
-/// Whether a tensor has something to say about single scores.
-pub(super) fn has_score_tensor(problem: &Problem<'_>) -> bool {
-    problem.mask.tensor.is_some() || problem.bias.tensor.is_some()
 }
 
 /// What holds for some lanes and some keys.
@@ -67,19 +59,17 @@ pub(super) struct Marks {
 impl Marks {
     /// Reads what the mask and bias tensors say about `keys` into `bias`, one row for each lane, `[rows][width]`.
     pub(super) fn read(
-        problem: &Problem<'_>,
-        task: &Task,
+        work: Work<'_>,
         lanes: &Lanes,
         keys: &Range<usize>,
         unit: Unit,
         (bias, width): (&mut [f32], usize),
     ) -> Marks {
         let mut verdict = Verdict::by_position(keys.clone(), lanes.intervals());
-        if has_score_tensor(problem) && verdict != Verdict::Hidden {
+        if work.has_score_tensor() && verdict != Verdict::Hidden {
             let (mut any, mut all) = (false, true);
-            for (lane, row) in bias.chunks_exact_mut(width).take(lanes.rows.len()).enumerate() {
-                let (h, i) = lanes.head_and_query(problem, task, lane);
-                let hidden = read_score_row(problem, [task.batch, h, i], keys.clone(), &mut row[..keys.len()]);
+            for (row, r) in bias.chunks_exact_mut(width).zip(lanes.rows.clone()) {
+                let hidden = read_score_row(work, r, keys.clone(), &mut row[..keys.len()]);
                 any |= hidden < keys.len();
                 all &= hidden == 0;
             }
@@ -91,19 +81,19 @@ impl Marks {
         }
         // Counted from the tile's first key, numbers are small and so exact as f32; a bound outside may stand at the edge.
         // (A position may be far away, and rounded: but the same way for a key of the tile whichever rows are beside it.)
-        let tile_start = keys.start / lanes.tile_keys * lanes.tile_keys;
+        let tile_start = keys.start / work.plan.tile_keys * work.plan.tile_keys;
         let within = |key: usize| (key.clamp(keys.start, keys.end) - tile_start) as f32;
-        let visible = [lanes.intervals.map(|(start, _)| within(start)), lanes.intervals.map(|(_, end)| within(end))];
-        let alibi = problem.bias.alibi.map(|_| {
-            let of = |lane| lanes.head_and_query(problem, task, lane);
-            let position = |lane| problem.mask.position(task.batch, of(lane).1) - tile_start as i128;
-            [
-                std::array::from_fn(|lane| problem.bias.slope(of(lane).0).unwrap_or(0.0)),
-                std::array::from_fn(|lane| position(lane) as f32),
-            ]
+        let mut visible = [[0.0; MAX_PANEL_LANES]; 2];
+        for (lane, &(start, end)) in lanes.intervals[..lanes.count].iter().enumerate() {
+            (visible[0][lane], visible[1][lane]) = (within(start), within(end));
+        }
+        let alibi = work.problem.bias.alibi.map(|_| {
+            let slope = |lane| work.problem.bias.slope(work.head_and_query(lanes.row(lane)).0).unwrap_or(0.0);
+            let position = |lane| (work.position(lanes.row(lane)) - tile_start as i128) as f32;
+            [std::array::from_fn(slope), std::array::from_fn(position)]
         });
-        let first = keys.start - tile_start;
-        Marks { verdict, unit, softcap: problem.bias.softcap, lanes: lanes.count, first, visible, alibi }
+        let (first, softcap) = (keys.start - tile_start, work.problem.bias.softcap);
+        Marks { verdict, unit, softcap, lanes: lanes.count, first, visible, alibi }
     }
 
     /// What the kernel is to do; `bias` as read, laid out as the scores are.
@@ -121,13 +111,14 @@ impl Marks {
     }
 }
 
-/// The additive bias of a query for some keys, -inf where the boolean mask says no; returns how many are -inf.
-fn read_score_row(problem: &Problem<'_>, [b, h, i]: [usize; 3], keys: Range<usize>, row: &mut [f32]) -> usize {
-    match &problem.bias.tensor {
+/// The additive bias of row `r` for some keys, -inf where the boolean mask says no; returns how many are -inf.
+fn read_score_row(work: Work<'_>, r: usize, keys: Range<usize>, row: &mut [f32]) -> usize {
+    let ((h, i), b) = (work.head_and_query(r), work.task.batch);
+    match &work.problem.bias.tensor {
         Some(tensor) => AnyMatrix::new(tensor, b, h).read_row(i, keys.clone(), row),
         None => row.fill(0.0),
     }
-    if let Some(tensor) = &problem.mask.tensor {
+    if let Some(tensor) = &work.problem.mask.tensor {
         for (to, sees) in row.iter_mut().zip(tensor.matrix(b, h).row(i).slice(keys).iter()) {
             *to = if sees { *to } else { f32::NEG_INFINITY };
         }

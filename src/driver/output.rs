@@ -3,10 +3,12 @@
 //! All writing of several threads into one piece of memory is here. What makes it sound: a [`Schedule`] in which each row
 //! appears once, and a counter that draws each task once.
 
-use super::schedule::{Schedule, Task};
+use super::schedule::{Schedule, Work};
 use crate::element::Element;
 use crate::kernel::load::{Store, store_row};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::plan::Plan;
+use crate::problem::Problem;
+use crate::simd::{Kernel, Simd};
 use crate::strided::{RowMut, Strided};
 use crate::tensor::{AnyTensor, TensorMut, with_elements};
 use std::marker::PhantomData;
@@ -31,15 +33,17 @@ impl<'a> Output<'a> {
         self.values.shape().contains(&0) && self.lse.is_none_or(|lse| lse.shape().contains(&0))
     }
 
-    /// Gets ready to hand out the rows of `schedule`, which must be for this output's problem.
-    pub(super) fn share(self, schedule: &'a Schedule) -> Shared<'a> {
-        Shared { output: self, schedule, next: AtomicUsize::new(0) }
+    /// Gets ready to hand out the rows of `schedule`, which must be for this problem.
+    pub(super) fn share(self, problem: &'a Problem<'a>, plan: &'a Plan, schedule: &'a Schedule) -> Shared<'a> {
+        Shared { output: self, problem, plan, schedule, next: AtomicUsize::new(0) }
     }
 }
 
 /// An output that several workers write.
 pub(super) struct Shared<'a> {
     output: Output<'a>,
+    problem: &'a Problem<'a>,
+    plan: &'a Plan,
     schedule: &'a Schedule,
     next: AtomicUsize,
 }
@@ -49,21 +53,21 @@ impl Shared<'_> {
     pub(super) fn draw(&self) -> Option<Rows<'_>> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
         let task = self.schedule.tasks().get(index)?;
-        Some(Rows { output: &self.output, task, group: self.schedule.group(), index })
+        let work = Work { problem: self.problem, plan: self.plan, task };
+        Some(Rows { output: &self.output, work, index })
     }
 }
 
 /// The rows of one task; there is one of these for each task drawn.
 pub(super) struct Rows<'a> {
     output: &'a Output<'a>,
-    task: &'a Task,
-    group: usize,
+    work: Work<'a>,
     index: usize,
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn task(&self) -> &'a Task {
-        self.task
+    pub(super) fn work(&self) -> Work<'a> {
+        self.work
     }
 
     /// The task's place in the schedule.
@@ -71,25 +75,25 @@ impl<'a> Rows<'a> {
         self.index
     }
 
-    /// Writes row `r` of the task: the output, rounded to its type, and the log-sum-exp.
+    /// Writes row `r` of the task: the output, rounded to its type, and the log-sum-exp if it is asked for.
     ///
     /// # Panics
     /// If the row is not one of the task's, or `values` is not `value_dim` long.
-    pub(super) fn write(&mut self, isa: Isa, r: usize, values: &[f32], lse: f32) {
-        assert!(self.task.rows.contains(&r), "row {r} of a task for {:?}", self.task.rows);
-        let (h, i) = self.task.head_and_query(r, self.group);
-        let b = self.task.batch;
+    pub(super) fn write(&mut self, r: usize, values: &[f32], lse: impl FnOnce() -> f32) {
+        let task = self.work.task;
+        assert!(task.rows.contains(&r), "row {r} of a task for {:?}", task.rows);
+        let ((h, i), b) = (self.work.head_and_query(r), task.batch);
         with_elements!(&self.output.values, tensor => {
             // SAFETY: made from a TensorMut, so nobody outside holds it. Inside, row (b, h, i) belongs to row r of this
             // task alone (a schedule lists each row once), and of this task there is one `Rows` (the counter has drawn it
             // once), which is borrowed mutably for as long as `row` lives.
             let row = unsafe { tensor.row_mut([b, h, i]) };
-            isa.run(WriteRow { row, values });
+            self.work.plan.isa.run(WriteRow { row, values });
         });
         if let Some(tensor) = &self.output.lse {
             // SAFETY: as above. Queries of a head are one row of this tensor, but the row is only pointed into: this writes
             // the element of (b, h, i) and no other.
-            unsafe { tensor.write([b, h, i], lse) };
+            unsafe { tensor.write([b, h, i], lse()) };
         }
     }
 }

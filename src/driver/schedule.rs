@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::kernel::load::AnyMatrix;
 use crate::mask::hull;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -19,11 +20,53 @@ pub(super) struct Task {
     pub(super) keys: Range<usize>,
 }
 
-impl Task {
+/// A task, with the problem and the plan that it is a part of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Work<'a> {
+    pub(super) problem: &'a Problem<'a>,
+    pub(super) plan: &'a Plan,
+    pub(super) task: &'a Task,
+}
+
+impl<'a> Work<'a> {
     /// The query head and the query of row `r`.
     #[inline]
-    pub(super) fn head_and_query(&self, r: usize, group: usize) -> (usize, usize) {
-        (self.head_kv * group + r % group, r / group)
+    pub(super) fn head_and_query(&self, r: usize) -> (usize, usize) {
+        let group = self.problem.dims.group();
+        (self.task.head_kv * group + r % group, r / group)
+    }
+
+    /// A matrix and the number of row `r` in it.
+    pub(super) fn query(&self, r: usize) -> (AnyMatrix<'a>, usize) {
+        let (h, i) = self.head_and_query(r);
+        (AnyMatrix::new(&self.problem.q, self.task.batch, h), i)
+    }
+
+    /// All keys of the head, `[seq_kv, head_dim]`.
+    pub(super) fn keys(&self) -> AnyMatrix<'a> {
+        AnyMatrix::new(&self.problem.k, self.task.batch, self.task.head_kv)
+    }
+
+    /// All values of the head, `[seq_kv, value_dim]`.
+    pub(super) fn values(&self) -> AnyMatrix<'a> {
+        AnyMatrix::new(&self.problem.v, self.task.batch, self.task.head_kv)
+    }
+
+    /// The keys that row `r` sees by its position.
+    pub(super) fn interval(&self, r: usize) -> Range<usize> {
+        let (_, i) = self.head_and_query(r);
+        self.problem.mask.interval(self.task.batch, i)
+    }
+
+    /// The key position that row `r` stands at.
+    pub(super) fn position(&self, r: usize) -> i128 {
+        let (_, i) = self.head_and_query(r);
+        self.problem.mask.position(self.task.batch, i)
+    }
+
+    /// Whether a tensor has something to say about single scores.
+    pub(super) fn has_score_tensor(&self) -> bool {
+        self.problem.mask.tensor.is_some() || self.problem.bias.tensor.is_some()
     }
 }
 
@@ -32,7 +75,6 @@ impl Task {
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
     tasks: Vec<Task>,
-    group: usize,
 }
 
 impl Schedule {
@@ -47,15 +89,15 @@ impl Schedule {
     pub(super) fn fill(&mut self, problem: &Problem<'_>, plan: &Plan) {
         self.tasks.clear();
         let dims = &problem.dims;
-        self.group = dims.group();
         if dims.rows() == 0 {
             return; // without rows there is nothing to list, and there may be any number of batches
         }
+        let group = dims.group();
         for batch in 0..dims.batch {
-            for block in 0..plan.blocks {
+            for block in 0..plan.blocks.count {
                 let rows = plan.block_rows(block);
                 // The heads of a group stand at the same positions.
-                let queries = rows.start / self.group..rows.end.div_ceil(self.group);
+                let queries = rows.start / group..rows.end.div_ceil(group);
                 let keys = hull(queries.map(|i| problem.mask.interval(batch, i)));
                 for head_kv in 0..dims.heads_kv {
                     self.tasks.push(Task { batch, head_kv, rows: rows.clone(), keys: keys.clone() });
@@ -75,9 +117,5 @@ impl Schedule {
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
         self.tasks.capacity() * size_of::<Task>()
-    }
-
-    pub(super) fn group(&self) -> usize {
-        self.group
     }
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::marks::Lanes;
 use super::prefill::Panel;
 use super::schedule::Schedule;
 
@@ -57,12 +58,14 @@ pub(super) struct Scratch {
     /// Results that are merged while `floats` is in use for the next.
     pub(super) merged: Floats,
     pub(super) panels: Vec<Panel>,
+    pub(super) lanes: Vec<Lanes>,
 }
 
 impl Scratch {
     fn bytes(&self) -> usize {
         (self.floats.memory.capacity() + self.merged.memory.capacity()) * size_of::<f32>()
             + self.panels.capacity() * size_of::<Panel>()
+            + self.lanes.capacity() * size_of::<Lanes>()
     }
 }
 
@@ -81,10 +84,12 @@ pub(super) fn even_out(scratch: &mut [Scratch]) {
     let floats = most(|scratch| scratch.floats.memory.len());
     let merged = most(|scratch| scratch.merged.memory.len());
     let panels = most(|scratch| scratch.panels.capacity());
+    let lanes = most(|scratch| scratch.lanes.capacity());
     for scratch in scratch {
         scratch.floats.grow(floats);
         scratch.merged.grow(merged);
         scratch.panels.reserve_exact(panels - scratch.panels.len());
+        scratch.lanes.reserve_exact(lanes - scratch.lanes.len());
     }
 }
 

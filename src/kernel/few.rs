@@ -25,9 +25,12 @@ const ROWS: usize = 4;
 /// Chains of multiply-adds side by side.
 const CHAINS: usize = 8;
 
-/// Bytes ahead of the loads at which a line is asked for: far enough to hide memory, near enough to stay in the first
-/// cache.
-const AHEAD: usize = 2048;
+/// Rows ahead of the loads at which a line of keys or values is asked for: far enough to hide memory, near enough that it
+/// is still in the first cache when its turn comes. By rows and not by bytes, for a cache may interleave heads.
+const AHEAD: usize = 16;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
 ///
@@ -82,39 +85,79 @@ fn dots<S: Simd, T: Load, const R: usize, const N: usize>(
     let head_dim = keys.cols();
     let width = round_up_lanes(head_dim);
     let whole = head_dim / S::LANES * S::LANES;
-    assert!(queries.len() >= R * width);
-    for first in (0..keys.rows()).step_by(N) {
-        let mut sums = [simd.zero(); CHAINS];
+    assert!(keys.has_contiguous_rows() && queries.len() >= R * width);
+    assert!(scores.len() == R * stride && keys.rows() <= stride);
+    let mut first = 0;
+    while first < keys.rows() {
         // Behind the last key, the last one again: its scores are not written.
-        let rows: [&[T]; N] =
-            std::array::from_fn(|n| keys.row((first + n).min(keys.rows() - 1)).as_slice().expect("rows without gaps"));
-        for e in (0..whole).step_by(S::LANES) {
-            for (n, row) in rows.iter().enumerate() {
-                simd.prefetch(row.as_ptr().wrapping_add(e).cast::<u8>().wrapping_add(AHEAD));
-                // SAFETY: e + LANES <= whole <= head_dim, the length of the row.
-                let key = unsafe { T::load(simd, row.as_ptr().add(e)) };
-                for r in 0..R {
-                    // SAFETY: e + LANES <= width, and the queries are R rows of it (asserted).
-                    let query = unsafe { simd.load(queries.as_ptr().add(r * width + e)) };
-                    sums[r * N + n] = simd.mul_add(query, key, sums[r * N + n]);
-                }
-            }
+        let rows: [*const T; N] = std::array::from_fn(|n| {
+            let row = (first + n).min(keys.rows() - 1) as isize;
+            keys.as_ptr().wrapping_offset(keys.row_stride().wrapping_mul(row))
+        });
+        let mut sums = [simd.zero(); CHAINS];
+        prefetch_rows(simd, keys, first + AHEAD, N);
+        let mut e = 0;
+        while e < whole {
+            // SAFETY: e + LANES <= whole <= head_dim, so within the row.
+            let key = |n: usize| unsafe { T::load(simd, rows[n].wrapping_add(e)) };
+            // SAFETY: as above, and the queries are R rows of `width` (asserted).
+            unsafe { add_products::<S, R, N>(simd, std::array::from_fn(key), queries, width, e, &mut sums) };
+            e += S::LANES;
         }
         if whole < head_dim {
-            for (n, row) in rows.iter().enumerate() {
-                let key = load_from(simd, row, whole);
-                for r in 0..R {
-                    let query = simd.load_slice(&queries[r * width + whole..]);
-                    sums[r * N + n] = simd.mul_add(query, key, sums[r * N + n]);
-                }
-            }
+            let key = |n: usize| {
+                let row = keys.row((first + n).min(keys.rows() - 1));
+                load_from(simd, row.as_slice().expect("rows without gaps"), whole)
+            };
+            // SAFETY: `width` is `whole` and another vector, and the queries are R rows of it (asserted).
+            unsafe { add_products::<S, R, N>(simd, std::array::from_fn(key), queries, width, whole, &mut sums) };
         }
         let mut folded = [0.0; MAX_LANES];
         simd.store_slice(&mut folded, simd.sums(sums));
-        for r in 0..R {
-            for n in 0..N.min(keys.rows() - first) {
-                scores[r * stride + first + n] = folded[r * N + n];
+        for (r, scores) in scores.chunks_exact_mut(stride).enumerate() {
+            let folded = &folded[r * N..(r + 1) * N];
+            match scores[first..keys.rows()].first_chunk_mut::<N>() {
+                Some(scores) => scores.copy_from_slice(folded),
+                None => scores[first..keys.rows()].copy_from_slice(&folded[..keys.rows() - first]),
             }
+        }
+        first += N;
+    }
+}
+
+/// Adds the products of one vector of N keys and R queries to their sums.
+///
+/// (A function, not a closure: a closure that is not inlined is compiled without the level's instructions.)
+///
+/// # Safety
+/// * `e + LANES <= width`, and `queries` has R rows of `width`
+#[inline(always)]
+unsafe fn add_products<S: Simd, const R: usize, const N: usize>(
+    simd: S,
+    keys: [S::F32; N],
+    queries: &[f32],
+    width: usize,
+    e: usize,
+    sums: &mut [S::F32; CHAINS],
+) {
+    for r in 0..R {
+        // SAFETY: the caller's promise.
+        let query = unsafe { simd.load(queries.as_ptr().wrapping_add(r * width + e)) };
+        for n in 0..N {
+            sums[r * N + n] = simd.mul_add(query, keys[n], sums[r * N + n]);
+        }
+    }
+}
+
+/// Asks for `count` rows from row `first` on, which may lie behind the last, line after line: memory is fastest in order.
+#[inline(always)]
+fn prefetch_rows<S: Simd, T: Load>(simd: S, rows: Matrix<'_, T>, first: usize, count: usize) {
+    for r in first..first + count {
+        let row = rows.as_ptr().wrapping_offset(rows.row_stride().wrapping_mul(r as isize));
+        let mut at = 0;
+        while at < rows.cols() {
+            simd.prefetch(row.wrapping_add(at));
+            at += LINE / size_of::<T>();
         }
     }
 }
@@ -237,7 +280,7 @@ impl Kernel for AddValues<'_> {
     }
 }
 
-/// Weighted values for R rows, strip after strip of N vectors.
+/// Weighted values for R rows, strip after strip of N vectors; the last vector may be a part of one.
 #[inline(always)]
 fn strips<S: Simd, T: Load, const R: usize, const N: usize>(
     simd: S,
@@ -246,46 +289,79 @@ fn strips<S: Simd, T: Load, const R: usize, const N: usize>(
     out: &mut [f32],
     stride: usize,
 ) {
-    let whole = values.cols() / (N * S::LANES) * (N * S::LANES);
-    for d in (0..whole).step_by(N * S::LANES) {
-        strip::<S, T, R, N>(simd, values, d, weights, out, stride);
+    let value_dim = values.cols();
+    let width = round_up_lanes(value_dim);
+    assert!(values.has_contiguous_rows() && out.len() >= R * width);
+    assert!(weights.len() >= (R - 1) * stride + values.rows());
+    let wide = value_dim / (N * S::LANES) * (N * S::LANES);
+    let whole = value_dim / S::LANES * S::LANES;
+    // Each strip asks for its share of the rows of the next block of keys.
+    let share = (KEYS * N * S::LANES).div_ceil(value_dim);
+    let (mut d, mut ahead) = (0, AHEAD);
+    while d < wide {
+        prefetch_rows(simd, values, ahead, share);
+        // SAFETY: d + N * LANES <= value_dim; the assertions.
+        unsafe { strip::<S, T, R, N>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width) };
+        (d, ahead) = (d + N * S::LANES, ahead + share);
     }
-    for d in (whole..values.cols()).step_by(S::LANES) {
-        strip::<S, T, R, 1>(simd, values, d, weights, out, stride);
+    while d < whole {
+        // SAFETY: d + LANES <= value_dim; the assertions.
+        unsafe { strip::<S, T, R, 1>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width) };
+        d += S::LANES;
+    }
+    if whole < value_dim {
+        for (r, out) in out.chunks_exact_mut(width).enumerate() {
+            let mut sum = simd.load_slice(&out[whole..]);
+            for j in 0..values.rows() {
+                let value = load_from(simd, values.row(j).as_slice().expect("rows without gaps"), whole);
+                sum = simd.mul_add(simd.splat(weights[r * stride + j]), value, sum);
+            }
+            simd.store_slice(&mut out[whole..], sum);
+        }
     }
 }
 
+/// N whole vectors of the values from dimension `d` on.
+///
+/// # Safety
+/// * `d + N * LANES` is at most the length of a row, and rows have no gaps
+/// * `weights` is valid for reads of R rows, `stride` apart, of one weight a key
+/// * `out` is valid for reads and writes of R rows, `width` apart, of N vectors
 #[inline(always)]
-fn strip<S: Simd, T: Load, const R: usize, const N: usize>(
+unsafe fn strip<S: Simd, T: Load, const R: usize, const N: usize>(
     simd: S,
     values: Matrix<'_, T>,
     d: usize,
-    weights: &[f32],
-    out: &mut [f32],
+    weights: *const f32,
     stride: usize,
+    out: *mut f32,
+    width: usize,
 ) {
-    let width = round_up_lanes(values.cols());
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
         for (n, sum) in sums.iter_mut().enumerate() {
-            *sum = simd.load_slice(&out[r * width + d + n * S::LANES..]);
+            // SAFETY: vector n of row r: the caller's promise.
+            *sum = unsafe { simd.load(out.add(r * width + n * S::LANES)) };
         }
     }
-    let ahead = values.row_stride().wrapping_mul(KEYS as isize);
+    let row_stride = values.row_stride();
+    let mut row = values.as_ptr().wrapping_add(d);
     for j in 0..values.rows() {
-        let row = values.row(j).as_slice().expect("rows without gaps");
-        simd.prefetch(row.as_ptr().wrapping_add(d).wrapping_offset(ahead));
-        let vectors: [S::F32; N] = std::array::from_fn(|n| load_from(simd, row, d + n * S::LANES));
+        // SAFETY: N vectors from d on of row j: the caller's promise.
+        let vectors: [S::F32; N] = std::array::from_fn(|n| unsafe { T::load(simd, row.wrapping_add(n * S::LANES)) });
         for (r, sums) in sums.iter_mut().enumerate() {
-            let weight = simd.splat(weights[r * stride + j]);
+            // SAFETY: the weight of key j in row r: the caller's promise.
+            let weight = simd.splat(unsafe { *weights.add(r * stride + j) });
             for (n, sum) in sums.iter_mut().enumerate() {
                 *sum = simd.mul_add(weight, vectors[n], *sum);
             }
         }
+        row = row.wrapping_offset(row_stride);
     }
     for (r, sums) in sums.into_iter().enumerate() {
         for (n, sum) in sums.into_iter().enumerate() {
-            simd.store_slice(&mut out[r * width + d + n * S::LANES..], sum);
+            // SAFETY: vector n of row r: the caller's promise.
+            unsafe { simd.store(out.add(r * width + n * S::LANES), sum) };
         }
     }
 }

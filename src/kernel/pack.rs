@@ -2,31 +2,10 @@
 
 use super::load::{AnyMatrix, Load, load_from, with_matrix};
 use super::transpose::transpose;
-use super::{PANEL_VECTORS, even_block_start, product_rows};
+use super::{EvenBlocks, PANEL_VECTORS, product_rows};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
-use crate::strided::Row;
+use crate::strided::Matrix;
 use std::ops::Range;
-
-/// Calls `f` with `row` as a slice: itself, or copied into `spare` as f32 if there are gaps between its elements.
-macro_rules! with_slice {
-    ($row:expr, $spare:expr, $slice:ident => $value:expr) => {
-        match $row.as_slice() {
-            Some($slice) => $value,
-            None => {
-                copy_row($row, $spare);
-                let $slice: &[f32] = &$spare[..];
-                $value
-            }
-        }
-    };
-}
-
-#[inline(always)]
-fn copy_row<T: Load>(row: Row<'_, T>, to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(row.iter()) {
-        *to = from.to_f32();
-    }
-}
 
 /// `to[..row.len()] = factor * row`.
 #[inline(always)]
@@ -90,7 +69,7 @@ impl Kernel for Transpose<'_> {
 }
 
 /// Widens rows: `to[r][e] = rows[r][e]`, without gaps.
-pub(crate) fn widen_rows(isa: Isa, rows: AnyMatrix<'_>, to: &mut [f32]) {
+fn widen_rows(isa: Isa, rows: AnyMatrix<'_>, to: &mut [f32]) {
     widen_scaled(isa, rows, 1.0, to);
 }
 
@@ -98,6 +77,20 @@ pub(crate) fn widen_rows(isa: Isa, rows: AnyMatrix<'_>, to: &mut [f32]) {
 pub(crate) fn widen_scaled(isa: Isa, rows: AnyMatrix<'_>, factor: f32, to: &mut [f32]) {
     assert!(to.len() == rows.rows() * rows.cols());
     isa.run(WidenRows { rows, factor, to });
+}
+
+/// The rows themselves if a product can read them in place, or their copy in `wide`.
+pub(crate) fn as_f32<'a>(isa: Isa, rows: AnyMatrix<'a>, wide: &'a mut [f32]) -> Matrix<'a, f32> {
+    rows.in_place().unwrap_or_else(|| {
+        let wide = &mut wide[..rows.rows() * rows.cols()];
+        widen_rows(isa, rows, wide);
+        Matrix::from_slice(wide, rows.rows(), rows.cols())
+    })
+}
+
+/// The rows themselves, or their copy in `wide` if there are gaps between their elements.
+pub(crate) fn without_gaps<'a>(isa: Isa, rows: AnyMatrix<'a>, wide: &'a mut [f32]) -> AnyMatrix<'a> {
+    if rows.has_contiguous_rows() { rows } else { AnyMatrix::F32(as_f32(isa, rows, wide)) }
 }
 
 struct WidenRows<'a> {
@@ -133,7 +126,7 @@ impl Kernel for WidenRows<'_> {
 pub(crate) struct ValueBlocks {
     pub(crate) keys: usize,
     pub(crate) value_dim: usize,
-    rows: usize,
+    blocks: EvenBlocks,
 }
 
 impl ValueBlocks {
@@ -147,24 +140,24 @@ impl ValueBlocks {
                 product_rows::<S>(PANEL_VECTORS)
             }
         }
-        Self { keys, value_dim, rows: isa.run(Rows) }
+        Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, isa.run(Rows)) }
     }
 
     #[inline(always)]
     pub(crate) fn count(&self) -> usize {
-        self.value_dim.div_ceil(self.rows)
+        self.blocks.count
     }
 
     /// The dimensions of block `b`.
     #[inline(always)]
     pub(crate) fn dims(&self, b: usize) -> Range<usize> {
-        even_block_start(self.value_dim, self.count(), b)..even_block_start(self.value_dim, self.count(), b + 1)
+        self.blocks.range(b)
     }
 
     /// Where block `b` starts. Behind each block there is room for one vector, because packing writes whole ones.
     #[inline(always)]
     pub(crate) fn offset(&self, b: usize) -> usize {
-        even_block_start(self.value_dim, self.count(), b) * self.keys + b * MAX_LANES
+        self.blocks.start(b) * self.keys + b * MAX_LANES
     }
 
     /// Elements in all.
@@ -175,26 +168,21 @@ impl ValueBlocks {
 
 /// Packs the rows of a tile of values as `blocks` says and returns whether all of them are finite.
 ///
-/// * `values`: `[blocks.keys, value_dim]`
+/// * `values`: `[blocks.keys, value_dim]`, rows without gaps, any type
 /// * `packed`: `blocks.len()` elements
-/// * `spare`: scratch of `value_dim`
-pub(crate) fn pack_values(
-    isa: Isa,
-    values: AnyMatrix<'_>,
-    blocks: ValueBlocks,
-    packed: &mut [f32],
-    spare: &mut [f32],
-) -> bool {
-    assert!(values.rows() == blocks.keys && values.cols() == blocks.value_dim && spare.len() == blocks.value_dim);
+pub(crate) fn pack_values(isa: Isa, values: AnyMatrix<'_>, blocks: ValueBlocks, packed: &mut [f32]) -> bool {
+    assert!(values.rows() == blocks.keys && values.cols() == blocks.value_dim && values.has_contiguous_rows());
     assert!(packed.len() >= blocks.len());
-    isa.run(PackValues { values, blocks, packed, spare })
+    isa.run(PackValues { values, blocks, packed })
 }
+
+/// Keys that are packed block after block before the next ones: their rows stay in the first cache meanwhile.
+const PACK_KEYS: usize = 32;
 
 struct PackValues<'a> {
     values: AnyMatrix<'a>,
     blocks: ValueBlocks,
     packed: &'a mut [f32],
-    spare: &'a mut [f32],
 }
 
 impl Kernel for PackValues<'_> {
@@ -202,24 +190,60 @@ impl Kernel for PackValues<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
+        let PackValues { values, blocks, packed } = self;
         let mut largest = simd.splat_i32(0);
-        with_matrix!(self.values, matrix => {
-            for j in 0..matrix.rows() {
-                with_slice!(matrix.row(j), self.spare, row => {
-                    for b in 0..self.blocks.count() {
-                        let dims = self.blocks.dims(b);
-                        // A vector reaches past the block into the next: what it writes there, the next key overwrites,
-                        // or, behind the last key, nobody reads.
-                        let values = load_from(simd, row, dims.start);
-                        simd.store_slice(&mut self.packed[self.blocks.offset(b) + j * dims.len()..], values);
-                        largest = simd.max_i32(largest, simd.bits(simd.abs(values)));
+        with_matrix!(values, values => for first in (0..blocks.keys).step_by(PACK_KEYS) {
+            let keys = first..(first + PACK_KEYS).min(blocks.keys);
+            for b in 0..blocks.count() {
+                // A vector reaches past the block into the next: what it writes there is overwritten by the next key, or,
+                // behind the last key, lies in the room between blocks, which nobody reads.
+                let (dims, at) = (blocks.dims(b), blocks.offset(b));
+                let to = &mut packed[at + keys.start * dims.len()..][..(keys.len() - 1) * dims.len() + S::LANES];
+                if dims.start + S::LANES <= blocks.value_dim {
+                    // SAFETY: of each of these keys, a vector from `dims.start` on lies inside the row; `to` has room for a
+                    // vector at `dims.len()` times the number of the last key.
+                    largest = unsafe { pack_block(simd, values, keys.clone(), dims, to, largest) };
+                } else {
+                    for (n, j) in keys.clone().enumerate() {
+                        let row = values.row(j).as_slice().expect("rows without gaps");
+                        let vector = load_from(simd, row, dims.start);
+                        simd.store_slice(&mut to[n * dims.len()..], vector);
+                        largest = simd.max_i32(largest, simd.bits(simd.abs(vector)));
                     }
-                });
+                }
             }
         });
         // The bits of |x|, read as an integer, are in the order of |x|, with NaN above infinity.
         let mut bits = [0.0; MAX_LANES];
-        simd.store_slice(&mut bits, simd.from_bits(largest));
+        simd.store_slice(&mut bits, simd.float_of_bits(largest));
         bits[..S::LANES].iter().all(|x| x.is_finite())
     }
+}
+
+/// Packs some dimensions of some keys; returns the larger of `largest` and the bits of every |value|.
+///
+/// # Safety
+/// * of every one of the keys, the vector from `dims.start` on lies inside its row, and rows have no gaps
+/// * `to` has room for a vector at `dims.len()` times the number of the last key, counted from the first
+#[inline(always)]
+unsafe fn pack_block<S: Simd, T: Load>(
+    simd: S,
+    values: Matrix<'_, T>,
+    keys: Range<usize>,
+    dims: Range<usize>,
+    to: &mut [f32],
+    mut largest: S::I32,
+) -> S::I32 {
+    let mut from = values.slice_rows(keys.clone()).as_ptr().wrapping_add(dims.start);
+    let mut to = to.as_mut_ptr();
+    for _ in keys {
+        // SAFETY: the caller's promise.
+        let vector = unsafe { T::load(simd, from) };
+        // SAFETY: the caller's promise.
+        unsafe { simd.store(to, vector) };
+        largest = simd.max_i32(largest, simd.bits(simd.abs(vector)));
+        from = from.wrapping_offset(values.row_stride());
+        to = to.wrapping_add(dims.len());
+    }
+    largest
 }

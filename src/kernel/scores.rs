@@ -1,7 +1,7 @@
 //! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
 
 use super::product::{ByRows, Left, by_rows, product};
-use super::{PANEL_VECTORS, even_block_start, product_rows};
+use super::{EvenBlocks, PANEL_VECTORS, product_rows};
 use crate::simd::{Isa, Kernel, Simd};
 use crate::strided::Matrix;
 
@@ -41,7 +41,6 @@ impl Scores<'_> {
     /// Block after block of as many keys as the registers hold.
     #[inline(always)]
     fn blocks<S: Simd, const V: usize>(self, simd: S) {
-        let rows = self.keys.rows();
         assert!(self.max.len() == V * S::LANES);
         let mut block = Block::<S, V> {
             simd,
@@ -51,14 +50,14 @@ impl Scores<'_> {
             scores: self.scores.as_mut_ptr(),
             max: std::array::from_fn(|v| simd.load_slice(&self.max[v * S::LANES..])),
         };
-        let blocks = rows.div_ceil(product_rows::<S>(V));
-        for b in 0..blocks {
-            let (start, end) = (even_block_start(rows, blocks, b), even_block_start(rows, blocks, b + 1));
-            block.keys.at = self.keys.as_ptr().wrapping_offset(start as isize * self.keys.row_stride());
-            // SAFETY: rows start..end of the keys and of the scores, which `scores` has checked, and `blocks` is such
-            // that none is longer than `product_rows`.
-            unsafe { by_rows::<S, V>(end - start, &mut block) };
-            block.scores = block.scores.wrapping_add((end - start) * V * S::LANES);
+        let blocks = EvenBlocks::new(self.keys.rows(), product_rows::<S>(V));
+        for b in 0..blocks.count {
+            let rows = blocks.range(b);
+            block.keys.at = self.keys.as_ptr().wrapping_offset(rows.start as isize * self.keys.row_stride());
+            // SAFETY: these rows of the keys and of the scores, which `scores` has checked, and no more of them than
+            // `product_rows`.
+            unsafe { by_rows::<S, V>(rows.len(), &mut block) };
+            block.scores = block.scores.wrapping_add(rows.len() * V * S::LANES);
         }
         for (v, max) in block.max.into_iter().enumerate() {
             simd.store_slice(&mut self.max[v * S::LANES..], max);

@@ -12,7 +12,7 @@
 //!
 //! m is set [`SLACK`] above the maximum that moved it, so it moves rarely, and P never exceeds 1.
 
-use super::MAX_PANEL_LANES;
+use super::{MAX_PANEL_LANES, PANEL_VECTORS};
 use crate::simd::exp::{ROUND, exp2_fraction};
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -62,44 +62,75 @@ impl Kernel for Weights<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let lanes = self.tile_max.len();
-        for at in (0..lanes).step_by(S::LANES) {
-            let (max, sum) = (&mut self.state.max[at..], &mut self.state.sum[at..]);
-            // 1. Move the maximum where it was passed, and rescale.
-            let old = simd.load_slice(max);
-            let peak = simd.load_slice(&self.tile_max[at..]);
-            let passed = simd.lt(old, peak);
-            if simd.any(passed) {
-                let new = simd.select(passed, raised(simd, peak), old);
-                let factor = simd.select(passed, power_of_two(simd, simd.sub(old, new)), simd.splat(1.0));
-                simd.store_slice(max, new);
-                simd.store_slice(sum, simd.mul(simd.load_slice(sum), factor));
-                for out in self.out.chunks_exact_mut(lanes) {
-                    let out = &mut out[at..];
-                    simd.store_slice(out, simd.mul(simd.load_slice(out), factor));
-                }
-            }
-            // 2. Bring lanes of giant scores near 0.
-            let mut max = near(simd, simd.load_slice(max));
-            let far = simd.lt(simd.splat(FAR), simd.abs(max));
-            if simd.any(far) {
-                let shift = simd.select(far, max, simd.zero());
-                for scores in self.scores.chunks_exact_mut(lanes) {
-                    let scores = &mut scores[at..];
-                    simd.store_slice(scores, simd.sub(simd.load_slice(scores), shift));
-                }
-                max = simd.select(far, simd.zero(), max);
-            }
-            // 3. Weights, and their sum: from zero, then added, so that long rows don't swallow small weights.
-            let base = base(simd, max);
-            let mut tile_sum = simd.zero();
-            for scores in self.scores.chunks_exact_mut(lanes) {
-                let weight = weight(simd, simd.load_slice(&scores[at..]), base);
-                tile_sum = simd.add(tile_sum, weight);
-                simd.store_slice(&mut scores[at..], weight);
-            }
-            simd.store_slice(sum, simd.add(simd.load_slice(sum), tile_sum));
+        const { assert!(PANEL_VECTORS == 2) };
+        match self.tile_max.len() / S::LANES {
+            1 => self.steps::<S, 1>(simd),
+            _ => self.steps::<S, 2>(simd),
         }
+    }
+}
+
+impl Weights<'_> {
+    #[inline(always)]
+    fn steps<S: Simd, const V: usize>(self, simd: S) {
+        let lanes = V * S::LANES;
+        assert!(self.tile_max.len() == lanes && self.scores.len().is_multiple_of(lanes));
+        let state = self.state;
+        let (mut max, mut sum): ([S::F32; V], [S::F32; V]) = (load(simd, &state.max), load(simd, &state.sum));
+        let peak: [S::F32; V] = load(simd, self.tile_max);
+
+        // 1. Move the maximum where it was passed, and rescale.
+        let passed: [S::Mask; V] = std::array::from_fn(|v| simd.lt(max[v], peak[v]));
+        if passed.into_iter().any(|passed| simd.any(passed)) {
+            let factors: [S::F32; V] = std::array::from_fn(|v| {
+                let old = max[v];
+                max[v] = simd.select(passed[v], raised(simd, peak[v]), old);
+                simd.select(passed[v], power_of_two(simd, simd.sub(old, max[v])), simd.splat(1.0))
+            });
+            for out in self.out.chunks_exact_mut(lanes) {
+                let values: [S::F32; V] = load(simd, out);
+                store::<S, V>(simd, out, std::array::from_fn(|v| simd.mul(values[v], factors[v])));
+            }
+            sum = std::array::from_fn(|v| simd.mul(sum[v], factors[v]));
+            store::<S, V>(simd, &mut state.max, max);
+        }
+
+        // 2. Bring lanes of giant scores near 0.
+        let mut max = max.map(|max| near(simd, max));
+        let far = max.map(|max| simd.lt(simd.splat(FAR), simd.abs(max)));
+        if far.into_iter().any(|far| simd.any(far)) {
+            let shift: [S::F32; V] = std::array::from_fn(|v| simd.select(far[v], max[v], simd.zero()));
+            for scores in self.scores.chunks_exact_mut(lanes) {
+                let values: [S::F32; V] = load(simd, scores);
+                store::<S, V>(simd, scores, std::array::from_fn(|v| simd.sub(values[v], shift[v])));
+            }
+            max = std::array::from_fn(|v| simd.select(far[v], simd.zero(), max[v]));
+        }
+
+        // 3. Weights, and their sum: from zero, then added, so that long rows don't swallow small weights.
+        let base = max.map(|max| base(simd, max));
+        let mut tile_sum = [simd.zero(); V];
+        for scores in self.scores.chunks_exact_mut(lanes) {
+            for v in 0..V {
+                let scores = &mut scores[v * S::LANES..(v + 1) * S::LANES];
+                let weight = weight(simd, simd.load_slice(scores), base[v]);
+                tile_sum[v] = simd.add(tile_sum[v], weight);
+                simd.store_slice(scores, weight);
+            }
+        }
+        store::<S, V>(simd, &mut state.sum, std::array::from_fn(|v| simd.add(sum[v], tile_sum[v])));
+    }
+}
+
+#[inline(always)]
+fn load<S: Simd, const V: usize>(simd: S, x: &[f32]) -> [S::F32; V] {
+    std::array::from_fn(|v| simd.load_slice(&x[v * S::LANES..]))
+}
+
+#[inline(always)]
+fn store<S: Simd, const V: usize>(simd: S, x: &mut [f32], values: [S::F32; V]) {
+    for (v, value) in values.into_iter().enumerate() {
+        simd.store_slice(&mut x[v * S::LANES..], value);
     }
 }
 
@@ -113,7 +144,7 @@ pub(super) fn raised<S: Simd>(simd: S, peak: S::F32) -> S::F32 {
 #[inline(always)]
 pub(super) fn power_of_two<S: Simd>(simd: S, d: S::F32) -> S::F32 {
     let d = simd.max(simd.splat(-127.0), d);
-    simd.from_bits(simd.shl_i32::<23>(simd.bits(simd.add(d, simd.splat(ROUND + 127.0)))))
+    simd.float_of_bits(simd.shl_i32::<23>(simd.bits(simd.add(d, simd.splat(ROUND + 127.0)))))
 }
 
 /// The running maximum, with 0 for -inf: rows that have seen nothing yet have only hidden scores, for which any will do.
@@ -135,5 +166,5 @@ pub(super) fn weight<S: Simd>(simd: S, s: S::F32, base: S::F32) -> S::F32 {
     let t = simd.add(s, base);
     let r = simd.sub(s, simd.sub(t, base));
     let exponent = simd.max_i32(simd.bits(t), simd.splat_i32(ROUND.to_bits() as i32));
-    simd.mul(exp2_fraction(simd, r), simd.from_bits(simd.shl_i32::<23>(exponent)))
+    simd.mul(exp2_fraction(simd, r), simd.float_of_bits(simd.shl_i32::<23>(exponent)))
 }

@@ -175,7 +175,7 @@ impl Simd for Avx2 {
         op!(_mm256_castps_si256(a))
     }
     #[inline(always)]
-    fn from_bits(self, a: __m256i) -> __m256 {
+    fn float_of_bits(self, a: __m256i) -> __m256 {
         op!(_mm256_castsi256_ps(a))
     }
     #[inline(always)]
@@ -189,14 +189,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn max_i32(self, a: __m256i, b: __m256i) -> __m256i {
         op!(_mm256_max_epi32(a, b))
-    }
-    #[inline(always)]
-    fn min_i32(self, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_min_epi32(a, b))
-    }
-    #[inline(always)]
-    fn and_i32(self, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_and_si256(a, b))
     }
     #[inline(always)]
     fn shl_i32<const N: i32>(self, a: __m256i) -> __m256i {
@@ -262,6 +254,6 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
-        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+        op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }
 }

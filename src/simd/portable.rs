@@ -151,7 +151,7 @@ impl Simd for Portable {
         a.map(|a| a.to_bits() as i32)
     }
     #[inline(always)]
-    fn from_bits(self, a: Self::I32) -> Self::F32 {
+    fn float_of_bits(self, a: Self::I32) -> Self::F32 {
         a.map(|a| f32::from_bits(a as u32))
     }
     #[inline(always)]
@@ -165,14 +165,6 @@ impl Simd for Portable {
     #[inline(always)]
     fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
         map2(a, b, i32::max)
-    }
-    #[inline(always)]
-    fn min_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
-        map2(a, b, i32::min)
-    }
-    #[inline(always)]
-    fn and_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
-        map2(a, b, |a, b| a & b)
     }
     #[inline(always)]
     fn shl_i32<const N: i32>(self, a: Self::I32) -> Self::I32 {

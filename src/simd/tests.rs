@@ -1,1 +1,8 @@
 //! Every operation of every level against the scalar one of the standard library.
+
+use super::exp::{exp, exp_weight};
+use super::*;
+
+mod conversions;
+mod exponentials;
+mod operations;

@@ -1,6 +1,9 @@
 //! Seeded numbers for tests.
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part, and is a crate of its own")]
 
+pub mod any_problem;
+pub mod bound;
+pub mod check;
 pub mod counting;
 #[cfg(unix)]
 pub mod guarded;

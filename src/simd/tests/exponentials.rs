@@ -1,0 +1,125 @@
+//! The exponentials of every level against f64: their bound is 2 ulp, counted between neighbouring f32.
+
+use super::*;
+
+/// `f` over a block of numbers.
+struct Map<'a, F>(&'a mut [f32; BLOCK], F);
+const BLOCK: usize = 1024;
+
+/// A vector function that knows its level only when it is called.
+trait Function: Copy {
+    fn apply<S: Simd>(self, simd: S, x: S::F32) -> S::F32;
+}
+
+impl<F: Function> Kernel for Map<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for x in self.0.chunks_exact_mut(S::LANES) {
+            let y = self.1.apply(simd, simd.load_slice(x));
+            simd.store_slice(x, y);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Exp;
+impl Function for Exp {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
+        exp(simd, x)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Weight;
+impl Function for Weight {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
+        exp_weight(simd, x)
+    }
+}
+
+/// The place of a float in the order of all floats: neighbours differ by one, -0 and 0 are the same.
+fn place(x: f32) -> i64 {
+    let bits = x.to_bits() as i32;
+    i64::from(if bits < 0 { i32::MIN - bits } else { bits })
+}
+
+/// Calls `check(x, f(x))` for every x that is given, in blocks.
+fn each(level: Level, f: impl Function, mut bits: impl Iterator<Item = u32>, mut check: impl FnMut(f32, f32)) {
+    let isa = Isa::detect(level).unwrap();
+    loop {
+        let x: Vec<f32> = bits.by_ref().take(BLOCK).map(f32::from_bits).collect();
+        if x.is_empty() {
+            return;
+        }
+        let mut y = [0.0; BLOCK];
+        y[..x.len()].copy_from_slice(&x);
+        isa.run(Map(&mut y, f));
+        x.iter().zip(y).for_each(|(x, y)| check(*x, y));
+    }
+}
+
+/// Every 251st bit pattern, or all of them if the environment asks for it; always the same ones.
+fn patterns(from: u32, to: u32) -> impl Iterator<Item = u32> {
+    let step = if std::env::var("FLASHTILE_EXHAUSTIVE").is_ok() { 1 } else { 251 };
+    (from..=to).step_by(step)
+}
+
+#[test]
+fn exp_is_within_two_ulp_everywhere() {
+    for level in Level::available() {
+        let mut worst = (0, 0.0);
+        each(level, Exp, patterns(0, u32::MAX), |x, y| {
+            if x.is_nan() {
+                assert!(y.is_nan(), "{level}: exp of the NaN {:08x} is {y}", x.to_bits());
+                return;
+            }
+            let off = (place(y) - place(f64::from(x).exp() as f32)).abs();
+            if off > worst.0 {
+                worst = (off, x);
+            }
+        });
+        println!("{level}: exp is at most {} places off, first at {:?}", worst.0, worst.1);
+        assert!(worst.0 <= 2, "{level}: exp({:?}) is {} places off", worst.1, worst.0);
+    }
+}
+
+#[test]
+fn exp_never_falls() {
+    for level in Level::available() {
+        for (from, to, order) in
+            [(0, f32::INFINITY.to_bits(), [0, 1]), (0x8000_0000, f32::NEG_INFINITY.to_bits(), [1, 0])]
+        {
+            let mut last = (0.0, 1.0);
+            each(level, Exp, patterns(from, to), |x, y| {
+                let pair = [last, (x, y)];
+                let (low, high) = (pair[order[0]], pair[order[1]]);
+                assert!(low.1 <= high.1, "{level}: exp{low:?} is above exp{high:?}");
+                last = (x, y);
+            });
+        }
+    }
+}
+
+/// The weight is exp in units of 2^-24: as far off while exp is normal, and exactly 0 where exp rounds to 0.
+#[test]
+fn weights_are_exp_in_other_units() {
+    for level in Level::available() {
+        each(level, Weight, patterns(0x8000_0000, u32::MAX), |x, y| {
+            let exact = f64::from(x).exp() * 16_777_216.0;
+            if x.is_nan() {
+                assert!(y.is_nan(), "{level}: the NaN {:08x} gives {y}", x.to_bits());
+            } else if x < -104.4 {
+                assert_eq!(y, 0.0, "{level}: {x}"); // below 2^-150.5
+            } else if x >= -104.3 || y != 0.0 {
+                let off = (place(y) - place(exact as f32)).abs();
+                assert!(off <= 2, "{level}: {x} gives {y}, {off} places off {exact}");
+            }
+        });
+        each(level, Weight, [0.0f32, -0.0, f32::NEG_INFINITY].map(f32::to_bits).into_iter(), |x, y| {
+            assert_eq!(y, if x == 0.0 { 16_777_216.0 } else { 0.0 });
+        });
+    }
+}

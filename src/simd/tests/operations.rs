@@ -1,0 +1,178 @@
+//! Arithmetic, comparison, selection, bits, folds, parts and the transpose.
+
+use super::*;
+
+/// Numbers that disagree about everything: signs, zeros, halves, denormals, extremes, infinities, NaN.
+const NUMBERS: [f32; 16] = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.5,
+    2.5,
+    -0.25,
+    3.7e-39,
+    -1e-45,
+    f32::MAX,
+    f32::MIN,
+    f32::INFINITY,
+    f32::NEG_INFINITY,
+    f32::NAN,
+    1e10,
+    8_388_609.0,
+    0.1,
+];
+
+fn read<S: Simd>(simd: S, x: S::F32) -> Vec<f32> {
+    let mut out = vec![0.0; S::LANES];
+    simd.store_slice(&mut out, x);
+    out
+}
+
+fn read_mask<S: Simd>(simd: S, mask: S::Mask) -> Vec<bool> {
+    read(simd, simd.select(mask, simd.splat(1.0), simd.zero())).into_iter().map(|x| x == 1.0).collect()
+}
+
+fn read_i32<S: Simd>(simd: S, x: S::I32) -> Vec<i32> {
+    read(simd, simd.float_of_bits(x)).into_iter().map(|x| x.to_bits() as i32).collect()
+}
+
+#[track_caller]
+fn same(what: &str, got: &[f32], expected: &[f32]) {
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let equal = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+        assert!(equal, "{what}, lane {i}: {got:?} but the scalar gives {expected:?}");
+    }
+}
+
+/// All pairs of `NUMBERS`, `LANES` at a time.
+fn pairs<S: Simd>() -> impl Iterator<Item = (Vec<f32>, Vec<f32>)> {
+    let all: Vec<_> = NUMBERS.iter().flat_map(|a| NUMBERS.map(|b| (*a, b))).collect();
+    let chunks: Vec<_> = all.chunks(S::LANES).map(|pairs| pairs.iter().copied().unzip()).collect();
+    chunks.into_iter()
+}
+
+struct Arithmetic;
+impl Kernel for Arithmetic {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for (a, b) in pairs::<S>() {
+            let (x, y) = (simd.load_slice(&a), simd.load_slice(&b));
+            let two = |f: fn(f32, f32) -> f32| a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect::<Vec<_>>();
+            same("add", &read(simd, simd.add(x, y)), &two(|a, b| a + b));
+            same("sub", &read(simd, simd.sub(x, y)), &two(|a, b| a - b));
+            same("mul", &read(simd, simd.mul(x, y)), &two(|a, b| a * b));
+            same("div", &read(simd, simd.div(x, y)), &two(|a, b| a / b));
+            same("abs", &read(simd, simd.abs(x)), &two(|a, _| a.abs()));
+            same("ceil", &read(simd, simd.ceil(x)), &two(|a, _| a.ceil()));
+            // Equal operands (0 and -0) may come out as either; every other case is fixed, NaN gives the second.
+            let apart: Vec<_> = a.iter().zip(&b).map(|(a, b)| if a == b { 1.0 } else { 0.0 }).collect();
+            let apart = simd.eq(simd.load_slice(&apart), simd.zero());
+            let skip = |z| read(simd, simd.select(apart, z, simd.zero()));
+            let two_apart = |f: fn(f32, f32) -> f32| {
+                two(f).iter().zip(a.iter().zip(&b)).map(|(z, (a, b))| if a == b { 0.0 } else { *z }).collect::<Vec<_>>()
+            };
+            same("max", &skip(simd.max(x, y)), &two_apart(|a, b| if a > b { a } else { b }));
+            same("min", &skip(simd.min(x, y)), &two_apart(|a, b| if a < b { a } else { b }));
+            let asked = |f: fn(&f32, &f32) -> bool| a.iter().zip(&b).map(|(a, b)| f(a, b)).collect::<Vec<_>>();
+            assert_eq!(read_mask(simd, simd.lt(x, y)), asked(|a, b| a < b), "lt {a:?} {b:?}");
+            assert_eq!(read_mask(simd, simd.le(x, y)), asked(|a, b| a <= b), "le {a:?} {b:?}");
+            assert_eq!(read_mask(simd, simd.eq(x, y)), asked(|a, b| a == b), "eq {a:?} {b:?}");
+            let both = simd.and(simd.le(x, y), simd.lt(simd.zero(), x));
+            assert_eq!(read_mask(simd, both), asked(|a, b| a <= b && *a > 0.0), "and {a:?} {b:?}");
+            assert_eq!(simd.any(both), read_mask(simd, both).contains(&true));
+        }
+    }
+}
+
+struct Fused;
+impl Kernel for Fused {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for (a, b) in pairs::<S>() {
+            for c in [0.0, -1.0, 0.1, f32::INFINITY, f32::NAN] {
+                let got = read(simd, simd.mul_add(simd.load_slice(&a), simd.load_slice(&b), simd.splat(c)));
+                for i in 0..S::LANES {
+                    // One rounding or two, as the level has it.
+                    let (one, two) = (a[i].mul_add(b[i], c), a[i] * b[i] + c);
+                    let fits = |x: f32| x.to_bits() == got[i].to_bits() || x.is_nan() && got[i].is_nan();
+                    assert!(fits(one) || fits(two), "{} * {} + {c} = {}", a[i], b[i], got[i]);
+                }
+            }
+        }
+    }
+}
+
+struct Integers;
+impl Kernel for Integers {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let numbers = [0, 1, -1, 5, -77, i32::MAX, i32::MIN, 1 << 23, -(1 << 23), 0x7fc0_0001];
+        for a in numbers {
+            for b in numbers {
+                let (x, y) = (simd.splat_i32(a), simd.splat_i32(b));
+                let all = |x: i32| vec![x; S::LANES];
+                assert_eq!(read_i32(simd, simd.add_i32(x, y)), all(a.wrapping_add(b)));
+                assert_eq!(read_i32(simd, simd.sub_i32(x, y)), all(a.wrapping_sub(b)));
+                assert_eq!(read_i32(simd, simd.max_i32(x, y)), all(a.max(b)));
+                assert_eq!(read_i32(simd, simd.shl_i32::<23>(x)), all(a << 23));
+                assert_eq!(read_i32(simd, simd.shr_i32::<9>(x)), all(a >> 9));
+                assert_eq!(read_i32(simd, simd.bits(simd.float_of_bits(x))), all(a));
+            }
+        }
+    }
+}
+
+struct Lanes;
+impl Kernel for Lanes {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let x: Vec<f32> = (0..S::LANES).map(|i| (i * 37 % 11) as f32 - 4.0).collect();
+        same("lane_numbers", &read(simd, simd.lane_numbers()), &(0..S::LANES).map(|i| i as f32).collect::<Vec<_>>());
+        assert_eq!(simd.sum(simd.load_slice(&x)), x.iter().sum::<f32>(), "small integers add up exactly");
+        assert_eq!(simd.max_lane(simd.load_slice(&x)), x.iter().copied().fold(f32::MIN, f32::max));
+        for len in 0..=S::LANES {
+            let part = simd.load_part(&x[..len], 9.5);
+            let expected: Vec<_> = (0..S::LANES).map(|i| if i < len { x[i] } else { 9.5 }).collect();
+            same("load_part", &read(simd, part), &expected);
+            let mut out = vec![-1.0; S::LANES];
+            simd.store_part(&mut out[..len], part);
+            same("store_part", &out[..len], &x[..len]);
+            assert!(out[len..].iter().all(|x| *x == -1.0), "store_part writes past its end");
+        }
+    }
+}
+
+struct Transpose;
+impl Kernel for Transpose {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (from_stride, to_stride) = (S::LANES + 3, S::LANES + 1);
+        let from: Vec<f32> = (0..S::LANES * from_stride).map(|i| i as f32).collect();
+        let mut to = vec![-1.0; S::LANES * to_stride];
+        // SAFETY: both arrays have LANES rows of at least LANES, and are two.
+        unsafe { simd.transpose(from.as_ptr(), from_stride as isize, to.as_mut_ptr(), to_stride as isize) };
+        for (i, got) in to.iter().enumerate() {
+            let (r, c) = (i / to_stride, i % to_stride);
+            let expected = if c < S::LANES { from[c * from_stride + r] } else { -1.0 };
+            assert_eq!(*got, expected, "row {r}, column {c}");
+        }
+    }
+}
+
+#[test]
+fn operations_match_the_scalar_ones() {
+    for level in Level::available() {
+        let isa = Isa::detect(level).unwrap();
+        assert_eq!(isa.level(), level);
+        isa.run(Arithmetic);
+        isa.run(Fused);
+        isa.run(Integers);
+        isa.run(Lanes);
+        isa.run(Transpose);
+    }
+}

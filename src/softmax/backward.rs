@@ -1,0 +1,126 @@
+//! Vector-Jacobian products: from the gradient of the output to that of the input.
+//!
+//! ```text
+//! softmax      total = sum(y * dy)    dx = scale * y * (dy - total)
+//! log_softmax  total = sum(dy)        dx = scale * (dy - exp(y) * total)
+//! ```
+//!
+//! Both are a sum along the line, then one expression: two visits to y and dy, the second in the cache where the line
+//! fits there.
+#![forbid(unsafe_code)]
+
+use super::axis::Axis;
+use super::buffers::Buffers;
+use super::column::{self, Strip, load, store};
+use super::row::RUN;
+use super::walk::Strips;
+use crate::element::Element;
+use crate::simd::exp::exp;
+use crate::simd::{Kernel, Simd};
+
+/// The gradient of softmax, or of its logarithm where `LOG`: `buffers` holds dy and then dx.
+pub(super) struct Backward<'a, T, const LOG: bool> {
+    pub(super) y: &'a [T],
+    pub(super) buffers: Buffers<'a, T>,
+    pub(super) axis: Axis,
+    pub(super) scale: f32,
+}
+
+impl<T: Element, const LOG: bool> Kernel for Backward<'_, T, LOG> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { y, mut buffers, axis, scale } = self;
+        if axis.after() == 1 {
+            for line in (0..axis.lines()).map(|b| b * axis.line_len()..(b + 1) * axis.line_len()) {
+                let total = row_total::<S, T, LOG>(simd, &y[line.clone()], &buffers.input()[line.clone()]);
+                // A row is a strip of one line's vectors, all of which have the same total.
+                for at in line.clone().step_by(S::LANES) {
+                    let at = at..line.end.min(at + S::LANES);
+                    apply::<S, T, 1, LOG>(simd, &y[at.clone()], &mut buffers, at, [simd.splat(total)], scale);
+                }
+            }
+            return;
+        }
+        for (_, strip) in Strips::new::<S>(axis) {
+            if strip.width == column::WIDE * S::LANES {
+                strip_backward::<S, T, { column::WIDE }, LOG>(simd, y, &mut buffers, strip, scale);
+            } else {
+                strip_backward::<S, T, 1, LOG>(simd, y, &mut buffers, strip, scale);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn strip_backward<S: Simd, T: Element, const V: usize, const LOG: bool>(
+    simd: S,
+    y: &[T],
+    buffers: &mut Buffers<'_, T>,
+    strip: Strip,
+    scale: f32,
+) {
+    let place = |i: usize| strip.first + i * strip.stride..strip.first + i * strip.stride + strip.width;
+    let mut total = [simd.zero(); V];
+    for run in (0..strip.len).step_by(RUN) {
+        let mut part = [simd.zero(); V];
+        for i in run..strip.len.min(run + RUN) {
+            let (y, dy) = (load::<S, T, V>(simd, &y[place(i)]), load::<S, T, V>(simd, &buffers.input()[place(i)]));
+            for v in 0..V {
+                part[v] = add_term::<S, LOG>(simd, y[v], dy[v], part[v]);
+            }
+        }
+        for v in 0..V {
+            total[v] = simd.add(total[v], part[v]);
+        }
+    }
+    for i in 0..strip.len {
+        apply::<S, T, V, LOG>(simd, &y[place(i)], buffers, place(i), total, scale);
+    }
+}
+
+#[inline(always)]
+fn row_total<S: Simd, T: Element, const LOG: bool>(simd: S, y: &[T], dy: &[T]) -> f32 {
+    let mut total = simd.zero();
+    for (y, dy) in y.chunks(RUN * S::LANES).zip(dy.chunks(RUN * S::LANES)) {
+        let mut part = simd.zero();
+        for (y, dy) in y.chunks(S::LANES).zip(dy.chunks(S::LANES)) {
+            let ([y], [dy]) = if y.len() == S::LANES {
+                (load::<S, T, 1>(simd, y), load::<S, T, 1>(simd, dy))
+            } else {
+                ([simd.load_elements_part(y, 0.0)], [simd.load_elements_part(dy, 0.0)])
+            };
+            part = add_term::<S, LOG>(simd, y, dy, part);
+        }
+        total = simd.add(total, part);
+    }
+    simd.sum(total)
+}
+
+#[inline(always)]
+fn add_term<S: Simd, const LOG: bool>(simd: S, y: S::F32, dy: S::F32, sum: S::F32) -> S::F32 {
+    if LOG { simd.add(sum, dy) } else { simd.mul_add(y, dy, sum) }
+}
+
+/// dx of `V` vectors of neighbours, from dy in the same place.
+#[inline(always)]
+fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
+    simd: S,
+    y: &[T],
+    buffers: &mut Buffers<'_, T>,
+    place: std::ops::Range<usize>,
+    total: [S::F32; V],
+    scale: f32,
+) {
+    let (y, dy) = (load::<S, T, V>(simd, y), load::<S, T, V>(simd, &buffers.input()[place.clone()]));
+    let mut dx = total;
+    for v in 0..V {
+        let unscaled = if LOG {
+            simd.sub(dy[v], simd.mul(exp(simd, y[v]), total[v]))
+        } else {
+            simd.mul(y[v], simd.sub(dy[v], total[v]))
+        };
+        dx[v] = simd.mul(simd.splat(scale), unscaled);
+    }
+    store::<S, T, V>(simd, &mut buffers.output()[place], dx);
+}

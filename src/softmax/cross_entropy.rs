@@ -1,0 +1,97 @@
+//! The loss of a classifier, and its gradient.
+#![forbid(unsafe_code)]
+
+use super::axis::{Axis, same_len};
+use super::number::Number;
+use crate::Error;
+
+/// Losses of the rows of `logits` [rows, classes], where row r belongs to class `targets[r]`:
+///
+/// `losses[r] = log(sum_c exp(logits[r, c])) - logits[r, targets[r]]`
+///
+/// Computed from the logits, never from rounded probabilities: a loss of 1000 is as exact as one of 1, and one near 0 is
+/// off by what rounds 1. A class of -inf is hidden and costs nothing; a row whose target is hidden has the loss +inf.
+///
+/// # Errors
+/// [`Error::SliceLength`], [`Error::TooLarge`], [`Error::WrongCount`] of losses, [`Error::ClassOutOfRange`].
+pub fn cross_entropy_into<T: Number>(
+    logits: &[T],
+    targets: &[usize],
+    classes: usize,
+    losses: &mut [T::Real],
+) -> Result<(), Error> {
+    let axis = check(logits, targets, classes)?;
+    count("losses", targets.len(), losses.len())?;
+    T::states(logits, axis, T::real(1.0), |row, max, sum| {
+        losses[row] = T::real(loss(logits[row * classes + targets[row]].to_f64(), max, sum));
+    });
+    Ok(())
+}
+
+/// The mean of the losses of [`cross_entropy_into`]; 0 of no rows.
+///
+/// The first row puts half of the probability on its class, the second is undecided among three:
+///
+/// ```
+/// let loss = flashtile::softmax::cross_entropy(&[0.0, 0.0, f32::NEG_INFINITY, 5.0, 5.0, 5.0], &[1, 2], 3)?;
+/// assert!((loss - (2f32.ln() + 3f32.ln()) / 2.0).abs() < 1e-6);
+/// # Ok::<(), flashtile::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`cross_entropy_into`].
+pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], classes: usize) -> Result<T::Real, Error> {
+    let axis = check(logits, targets, classes)?;
+    let mut total = 0.0;
+    T::states(logits, axis, T::real(1.0), |row, max, sum| {
+        total += loss(logits[row * classes + targets[row]].to_f64(), max, sum);
+    });
+    Ok(T::real(total / targets.len().max(1) as f64))
+}
+
+/// The gradient of `sum_r upstream[r] * losses[r]` with respect to the logits [rows, classes]:
+///
+/// `gradient[r, c] = upstream[r] * (softmax(logits[r, :])[c] - (c == targets[r]))`
+///
+/// For the mean of the losses every upstream is 1 / rows. A half type is rounded once.
+///
+/// # Errors
+/// As [`cross_entropy_into`], and [`Error::WrongCount`] of upstream gradients.
+pub fn cross_entropy_gradient_into<T: Number>(
+    logits: &[T],
+    targets: &[usize],
+    classes: usize,
+    upstream: &[T::Real],
+    gradient: &mut [T],
+) -> Result<(), Error> {
+    let axis = check(logits, targets, classes)?;
+    count("upstream gradients", targets.len(), upstream.len())?;
+    same_len(logits.len(), gradient.len())?;
+    let mut losses = vec![0.0; targets.len()];
+    T::weighted_softmax(logits, gradient, axis, T::real(1.0), upstream, |row, max, sum| {
+        losses[row] = loss(logits[row * classes + targets[row]].to_f64(), max, sum);
+    });
+    for (row, loss) in losses.into_iter().enumerate() {
+        let upstream = T::real_to_f64(upstream[row]);
+        gradient[row * classes + targets[row]] = T::from_f64(upstream * (-loss).exp_m1());
+    }
+    Ok(())
+}
+
+/// log(sum * exp(max)) - target.
+fn loss(target: f64, max: f64, sum: f64) -> f64 {
+    if target == f64::NEG_INFINITY && !sum.is_nan() { f64::INFINITY } else { (max - target) + sum.ln() }
+}
+
+fn count(what: &'static str, expected: usize, got: usize) -> Result<(), Error> {
+    if got == expected { Ok(()) } else { Err(Error::WrongCount { what, expected, got }) }
+}
+
+fn check<T>(logits: &[T], targets: &[usize], classes: usize) -> Result<Axis, Error> {
+    let axis = Axis::rows(targets.len(), classes)?;
+    axis.check(logits)?;
+    match targets.iter().position(|&class| class >= classes) {
+        Some(row) => Err(Error::ClassOutOfRange { row, class: targets[row], classes }),
+        None => Ok(axis),
+    }
+}

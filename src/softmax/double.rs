@@ -1,0 +1,109 @@
+//! The same formulas in f64, for checking: plain loops around the standard library's exp.
+#![forbid(unsafe_code)]
+
+use super::axis::Axis;
+use super::buffers::Buffers;
+
+/// The places of the elements of one line.
+#[derive(Clone, Copy)]
+struct Line {
+    first: usize,
+    stride: usize,
+    len: usize,
+}
+
+impl Line {
+    fn places(self) -> impl Iterator<Item = usize> {
+        (0..self.len).map(move |i| self.first + i * self.stride)
+    }
+}
+
+fn lines(axis: Axis) -> impl Iterator<Item = Line> {
+    let (len, stride) = (axis.line_len(), axis.after());
+    (0..axis.lines()).map(move |l| Line { first: l / stride * len * stride + l % stride, stride, len })
+}
+
+/// scale * (x - max) for a largest scale * x, where -inf is always hidden, +inf is hidden under a negative scale, and no
+/// finite number gives NaN.
+#[derive(Clone, Copy)]
+struct Exponents {
+    sign: f64,
+    scale: f64,
+    max: f64,
+}
+
+impl Exponents {
+    fn new(x: &[f64], line: Line, scale: f64) -> Self {
+        let mut exponents = Self { sign: if scale < 0.0 { -1.0 } else { 1.0 }, scale: scale.abs(), max: 0.0 };
+        exponents.max = line.places().map(|p| exponents.visible(x[p])).fold(f64::NEG_INFINITY, f64::max);
+        exponents
+    }
+
+    fn visible(self, x: f64) -> f64 {
+        if x == f64::NEG_INFINITY { x } else { self.sign * x }
+    }
+
+    fn of(self, x: f64) -> f64 {
+        let y = self.visible(x);
+        if y == f64::NEG_INFINITY {
+            return y;
+        }
+        let difference = y - self.max;
+        if difference.is_infinite() {
+            return self.scale * (y / 2.0 - self.max / 2.0) * 2.0;
+        }
+        self.scale * difference
+    }
+
+    fn sum(self, x: &[f64], line: Line) -> f64 {
+        line.places().map(|p| self.of(x[p]).exp()).sum()
+    }
+}
+
+pub(super) fn softmax(
+    mut buffers: Buffers<'_, f64>,
+    axis: Axis,
+    scale: f64,
+    log: bool,
+    gain: impl Fn(usize) -> f64,
+    mut visit: impl FnMut(usize, f64, f64),
+) {
+    if axis.elements() == 0 {
+        return;
+    }
+    for (l, line) in lines(axis).enumerate() {
+        let exponents = Exponents::new(buffers.input(), line, scale);
+        let sum = exponents.sum(buffers.input(), line);
+        // A line in which nothing is visible has the sum 0: its weights are 0, its logarithms -inf.
+        let (inverse, log_sum) = if sum == 0.0 { (0.0, 0.0) } else { (1.0 / sum, sum.ln()) };
+        for p in line.places() {
+            let t = exponents.of(buffers.input()[p]);
+            buffers.output()[p] = if log { t - log_sum } else { t.exp() * inverse * gain(l) };
+        }
+        visit(l, exponents.max, sum);
+    }
+}
+
+pub(super) fn states(x: &[f64], axis: Axis, scale: f64, mut visit: impl FnMut(usize, f64, f64)) {
+    for (l, line) in lines(axis).enumerate() {
+        let exponents = Exponents::new(x, line, scale);
+        let sum = exponents.sum(x, line);
+        let max = if exponents.max == f64::NEG_INFINITY { exponents.max } else { exponents.scale * exponents.max };
+        visit(l, max, sum);
+    }
+}
+
+pub(super) fn backward(y: &[f64], mut buffers: Buffers<'_, f64>, axis: Axis, scale: f64, log: bool) {
+    if axis.elements() == 0 {
+        return;
+    }
+    for line in lines(axis) {
+        let dy = buffers.input();
+        let total: f64 = line.places().map(|p| if log { dy[p] } else { y[p] * dy[p] }).sum();
+        for p in line.places() {
+            let dy = buffers.input()[p];
+            let dx = if log { dy - y[p].exp() * total } else { y[p] * (dy - total) };
+            buffers.output()[p] = scale * dx;
+        }
+    }
+}

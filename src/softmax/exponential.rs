@@ -1,0 +1,49 @@
+//! The natural exponential of slices.
+#![forbid(unsafe_code)]
+
+use super::axis::same_len;
+use super::buffers::Buffers;
+use crate::Error;
+use crate::simd::exp::exp;
+use crate::simd::{Isa, Kernel, Simd};
+
+/// x = exp(x), element by element: at most one unit in the last place beside the correctly rounded value.
+///
+/// exp(0) is exactly 1, exp(-inf) is 0, exp(inf) is inf, and NaN stays NaN. Small results are denormal numbers, not 0,
+/// and a larger x never has a smaller result.
+///
+/// ```
+/// let mut x = [0.0, 1.0, -100.0];
+/// flashtile::softmax::exp_in_place(&mut x);
+/// assert_eq!(x, [1.0, 2.7182817, 3.8e-44]);
+/// ```
+pub fn exp_in_place(x: &mut [f32]) {
+    Isa::best().run(Exp(Buffers::InPlace(x)));
+}
+
+/// out = exp(x), as [`exp_in_place`].
+///
+/// # Errors
+/// [`Error::SliceLength`] where the two differ in length.
+pub fn exp_into(x: &[f32], out: &mut [f32]) -> Result<(), Error> {
+    same_len(x.len(), out.len())?;
+    Isa::best().run(Exp(Buffers::Into { from: x, to: out }));
+    Ok(())
+}
+
+struct Exp<'a>(Buffers<'a, f32>);
+
+impl Kernel for Exp<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let len = self.0.input().len();
+        let whole = len - len % S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            let y = exp(simd, simd.load_slice(&self.0.input()[at..]));
+            simd.store_slice(&mut self.0.output()[at..], y);
+        }
+        let y = exp(simd, simd.load_part(&self.0.input()[whole..], 0.0));
+        simd.store_part(&mut self.0.output()[whole..], y);
+    }
+}

@@ -1,0 +1,225 @@
+//! One row of neighbouring elements: lanes run along it.
+//!
+//! ```text
+//! for x in row { max = max(max, x) }                    fill    x   -> tile   (from memory)
+//! for x in row { e = exp(scale*(x-max)); sum += e }     weigh   tile -> tile  (cache)
+//! for x in row { out = e / sum }                        write   tile -> out   (to memory)
+//! ```
+//!
+//! 1. The weights e wait in a tile of f32 in the cache, so that each is computed once, for the half types too. A row of
+//!    f32 that fits it needs no tile: its output serves.
+//! 2. A row longer than the tile is folded block by block into a [`RowState`]; then each block is filled and weighed
+//!    again, now with the row's maximum, and written: x is read twice and no tile is ever larger.
+//! 3. `fill` and `write` take four vectors at a time, `weigh` two: an exp is a chain of some fifty cycles, of which the
+//!    processor alone overlaps too few; four would no longer fit the registers.
+//! 4. Division by the sum is multiplication with its inverse.
+#![forbid(unsafe_code)]
+
+use super::buffers::{Buffers, Stored};
+use super::scale::Scale;
+use super::state::RowState;
+use crate::element::Element;
+use crate::simd::Simd;
+use crate::simd::exp::{WEIGHT_ONE, exp_weight};
+use std::ops::Range;
+
+/// Longest block of a row, in elements: 64 KiB of tile, in the second-level cache beside what is read and written.
+pub(super) const ROW_TILE: usize = 16 * 1024;
+
+/// Vectors side by side in `fill` and `write`.
+const WIDE: usize = 4;
+
+/// Vectors side by side in `weigh`.
+pub(super) const PAIR: usize = 2;
+
+/// Additions in a chain before the partial sum joins the others: the error grows with the longest chain.
+pub(super) const RUN: usize = 64;
+
+/// Softmax of one row times `gain`, or its logarithm where `LOG` (which knows no gain). The tile is as long as the row, or a block of it.
+#[inline(always)]
+pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
+    simd: S,
+    buffers: &mut Buffers<'_, T>,
+    row: Range<usize>,
+    tile: &mut [f32],
+    scale: Scale,
+    gain: f32,
+) -> RowState {
+    if row.len() <= ROW_TILE
+        && let Some(state) = softmax_f32::<S, T, LOG, PLAIN>(simd, buffers, row.clone(), scale, gain)
+    {
+        return state;
+    }
+    let block_len = tile.len();
+    let blocks = row.clone().step_by(block_len).map(|at| at..row.end.min(at + block_len));
+    let mut state = RowState::default();
+    for block in blocks.clone() {
+        let tile = &mut tile[..block.len()];
+        let part = fold::<S, T, LOG, PLAIN>(simd, &buffers.input()[block], tile, scale);
+        state = state.merge_scaled(part, scale.scale);
+    }
+    let norm = if LOG { state.log_sum() } else { weight_norm(state) * gain };
+    for block in blocks {
+        let tile = &mut tile[..block.len()];
+        if block.len() < row.len() {
+            fill::<S, T, PLAIN>(simd, &buffers.input()[block.clone()], tile, scale);
+            weigh::<S, LOG>(simd, tile, state.max, scale.scale);
+        }
+        write::<S, T, LOG>(simd, tile, &mut buffers.output()[block], norm);
+    }
+    state
+}
+
+/// A row of f32 that fits the tile needs none: its output serves. `None` for other types.
+#[inline(always)]
+fn softmax_f32<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
+    simd: S,
+    buffers: &mut Buffers<'_, T>,
+    row: Range<usize>,
+    scale: Scale,
+    gain: f32,
+) -> Option<RowState> {
+    let (max, out) = match buffers {
+        Buffers::InPlace(x) => {
+            let x = T::as_f32(&mut x[row])?;
+            (fill_in_place::<S, PLAIN>(simd, x, scale), x)
+        }
+        Buffers::Into { from, to } => {
+            let out = T::as_f32(&mut to[row.clone()])?;
+            (fill::<S, T, PLAIN>(simd, &from[row], out, scale), out)
+        }
+    };
+    let state = RowState { max, sum: weigh::<S, LOG>(simd, out, max, scale.scale) };
+    if LOG {
+        finish_in_place::<S, true>(simd, out, state.log_sum());
+    } else {
+        finish_in_place::<S, false>(simd, out, weight_norm(state) * gain);
+    }
+    Some(state)
+}
+
+/// The state of `x`. The tile, just as long, then holds the weights e, or their logarithms where `LOG`.
+#[inline(always)]
+pub(super) fn fold<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
+    simd: S,
+    x: &[T],
+    tile: &mut [f32],
+    scale: Scale,
+) -> RowState {
+    let max = fill::<S, T, PLAIN>(simd, x, tile, scale);
+    RowState { max, sum: weigh::<S, LOG>(simd, tile, max, scale.scale) }
+}
+
+/// What a weight is multiplied by to become a probability.
+pub(super) fn weight_norm(state: RowState) -> f32 {
+    state.inverse_sum() / WEIGHT_ONE
+}
+
+/// Widens x into the tile; gives the maximum, -inf where there is none, past NaN.
+#[inline(always)]
+fn fill<S: Simd, T: Element, const PLAIN: bool>(simd: S, x: &[T], tile: &mut [f32], scale: Scale) -> f32 {
+    let mut max = [simd.splat(f32::NEG_INFINITY); WIDE];
+    let mut from = x.chunks_exact(WIDE * S::LANES);
+    let mut to = tile.chunks_exact_mut(WIDE * S::LANES);
+    for (x, tile) in from.by_ref().zip(to.by_ref()) {
+        for i in 0..WIDE {
+            let y = scale.adjust::<S, PLAIN>(simd, simd.load_elements(&x[i * S::LANES..]));
+            simd.store_slice(&mut tile[i * S::LANES..], y);
+            max[i] = simd.max(y, max[i]);
+        }
+    }
+    for (x, tile) in from.remainder().chunks(S::LANES).zip(to.into_remainder().chunks_mut(S::LANES)) {
+        let y = scale.adjust::<S, PLAIN>(simd, simd.load_elements_part(x, f32::NEG_INFINITY));
+        simd.store_part(tile, y);
+        max[0] = simd.max(y, max[0]);
+    }
+    simd.max_lane(simd.max(simd.max(max[0], max[1]), simd.max(max[2], max[3])))
+}
+
+/// As [`fill`], where x is the tile.
+#[inline(always)]
+fn fill_in_place<S: Simd, const PLAIN: bool>(simd: S, x: &mut [f32], scale: Scale) -> f32 {
+    let mut max = [simd.splat(f32::NEG_INFINITY); WIDE];
+    let mut chunks = x.chunks_exact_mut(WIDE * S::LANES);
+    for x in chunks.by_ref() {
+        for i in 0..WIDE {
+            let y = scale.adjust::<S, PLAIN>(simd, simd.load_slice(&x[i * S::LANES..]));
+            if !PLAIN {
+                simd.store_slice(&mut x[i * S::LANES..], y);
+            }
+            max[i] = simd.max(y, max[i]);
+        }
+    }
+    for x in chunks.into_remainder().chunks_mut(S::LANES) {
+        let y = scale.adjust::<S, PLAIN>(simd, simd.load_part(x, f32::NEG_INFINITY));
+        simd.store_part(x, y);
+        max[0] = simd.max(y, max[0]);
+    }
+    simd.max_lane(simd.max(simd.max(max[0], max[1]), simd.max(max[2], max[3])))
+}
+
+/// Turns y in the tile into the weight e = exp(scale*(y - max)) in units of 1/`WEIGHT_ONE`, or into the exponent where
+/// `LOG`; gives the sum of exp.
+#[inline(always)]
+pub(super) fn weigh<S: Simd, const LOG: bool>(simd: S, tile: &mut [f32], max: f32, scale: f32) -> f32 {
+    // Where nothing is visible any number will do but -inf itself: -inf - -inf is NaN.
+    let max = simd.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
+    let scale = simd.splat(scale);
+    let mut sum = [simd.zero(); PAIR];
+    for run in tile.chunks_mut(RUN * PAIR * S::LANES) {
+        let mut part = [simd.zero(); PAIR];
+        let mut pairs = run.chunks_exact_mut(PAIR * S::LANES);
+        for tile in pairs.by_ref() {
+            for i in 0..PAIR {
+                let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[i * S::LANES..]), max));
+                let e = exp_weight(simd, t);
+                simd.store_slice(&mut tile[i * S::LANES..], if LOG { t } else { e });
+                part[i] = simd.add(part[i], e);
+            }
+        }
+        for tile in pairs.into_remainder().chunks_mut(S::LANES) {
+            let t = simd.mul(scale, simd.sub(simd.load_part(tile, f32::NEG_INFINITY), max));
+            let e = exp_weight(simd, t);
+            simd.store_part(tile, if LOG { t } else { e });
+            part[0] = simd.add(part[0], e);
+        }
+        for i in 0..PAIR {
+            sum[i] = simd.add(sum[i], part[i]);
+        }
+    }
+    simd.sum(simd.add(sum[0], sum[1])) / WEIGHT_ONE
+}
+
+/// out = e * norm, or t - norm where `LOG`.
+#[inline(always)]
+pub(super) fn write<S: Simd, T: Element, const LOG: bool>(simd: S, tile: &[f32], out: &mut [T], norm: f32) {
+    let norm = simd.splat(norm);
+    let mut from = tile.chunks_exact(WIDE * S::LANES);
+    let mut to = out.chunks_exact_mut(WIDE * S::LANES);
+    for (tile, out) in from.by_ref().zip(to.by_ref()) {
+        for i in 0..WIDE {
+            let e = simd.load_slice(&tile[i * S::LANES..]);
+            simd.store_elements(&mut out[i * S::LANES..], finish::<S, LOG>(simd, e, norm));
+        }
+    }
+    for (tile, out) in from.remainder().chunks(S::LANES).zip(to.into_remainder().chunks_mut(S::LANES)) {
+        simd.store_elements_part(out, finish::<S, LOG>(simd, simd.load_part(tile, 0.0), norm));
+    }
+}
+
+#[inline(always)]
+fn finish<S: Simd, const LOG: bool>(simd: S, e: S::F32, norm: S::F32) -> S::F32 {
+    if LOG { simd.sub(e, norm) } else { simd.mul(e, norm) }
+}
+
+/// As [`write`], where out is the tile.
+#[inline(always)]
+pub(super) fn finish_in_place<S: Simd, const LOG: bool>(simd: S, tile: &mut [f32], norm: f32) {
+    let norm = simd.splat(norm);
+    let mut vectors = tile.chunks_exact_mut(S::LANES);
+    for tile in vectors.by_ref() {
+        simd.store_slice(tile, finish::<S, LOG>(simd, simd.load_slice(tile), norm));
+    }
+    let tile = vectors.into_remainder();
+    simd.store_part(tile, finish::<S, LOG>(simd, simd.load_part(tile, 0.0), norm));
+}

@@ -1,0 +1,131 @@
+//! The state of a softmax that has seen some of its elements.
+#![forbid(unsafe_code)]
+
+use super::row;
+use super::scale::Scale;
+use crate::simd::{Isa, Kernel, Simd};
+
+/// What a softmax has to remember of the elements it has seen: their maximum and `sum(exp(x - max))`.
+///
+/// States of disjoint pieces merge into the state of the whole, so a row can be folded piece by piece, in any grouping,
+/// without being held anywhere. [`RowState::default()`] is the identity, the state of no elements: (-inf, 0).
+///
+/// | | |
+/// |---|---|
+/// | merge | max = max(max₁, max₂), sum = sum₁·exp(max₁ - max) + sum₂·exp(max₂ - max) |
+/// | associative | within rounding: each merge adds at most 4 ulp to the sum |
+/// | elements of -inf | change nothing |
+/// | NaN or +inf among the elements | sum is NaN from there on |
+///
+/// A row in two pieces:
+///
+/// ```
+/// use flashtile::softmax::RowState;
+///
+/// let (mut left, mut right) = (RowState::default(), RowState::default());
+/// left.fold(&[1.0, 2.0]);
+/// right.fold(&[3.0]);
+/// let row = left.merge(right);
+/// assert_eq!(row.max, 3.0);
+/// assert!((row.log_sum_exp() - 3.407606).abs() < 1e-6);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowState {
+    /// The largest element; -inf where there is none.
+    pub max: f32,
+    /// The sum of exp(x - max) over all elements: at least 1 once a finite one was seen, 0 before.
+    pub sum: f32,
+}
+
+impl Default for RowState {
+    fn default() -> Self {
+        Self { max: f32::NEG_INFINITY, sum: 0.0 }
+    }
+}
+
+impl RowState {
+    /// Adds the elements of `x`.
+    pub fn fold(&mut self, x: &[f32]) {
+        *self = self.merge(Isa::best().run(Fold(x)));
+    }
+
+    /// Adds one element.
+    pub fn push(&mut self, x: f32) {
+        let sum = match x {
+            f32::NEG_INFINITY => 0.0,
+            x if x.is_finite() => 1.0,
+            _ => f32::NAN,
+        };
+        *self = self.merge(Self { max: x.max(f32::NEG_INFINITY), sum });
+    }
+
+    /// The state of the elements of both.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        self.merge_scaled(other, 1.0)
+    }
+
+    /// [`merge`](Self::merge) where the sums are those of exp(scale * (x - max)).
+    pub(super) fn merge_scaled(self, other: Self, scale: f32) -> Self {
+        let max = self.max.max(other.max);
+        // Equal maxima, infinite ones too, need no factor: this keeps the identity exact and inf - inf out.
+        let share = |s: Self| if s.max == max { s.sum } else { s.sum * (scale * (s.max - max)).exp() };
+        Self { max, sum: share(self) + share(other) }
+    }
+
+    /// log(sum(exp(x))) of the elements seen; -inf where there was none.
+    pub fn log_sum_exp(self) -> f32 {
+        self.log_sum_exp_scaled(1.0)
+    }
+
+    pub(super) fn log_sum_exp_scaled(self, scale: f32) -> f32 {
+        if self.max == f32::NEG_INFINITY {
+            return self.max + self.sum; // -inf, or NaN
+        }
+        (f64::from(scale) * f64::from(self.max) + f64::from(self.sum).ln()) as f32
+    }
+
+    /// log(sum), or what to subtract in its place where nothing was seen: 0.
+    pub(super) fn log_sum(self) -> f32 {
+        if self.max == f32::NEG_INFINITY { self.sum } else { self.sum.ln() }
+    }
+
+    /// 1/sum, or what to multiply by in its place where nothing was seen: 0.
+    pub(super) fn inverse_sum(self) -> f32 {
+        if self.max == f32::NEG_INFINITY { self.sum } else { 1.0 / self.sum }
+    }
+
+    /// Turns elements that were folded into this state into their softmax, exp(x - max) / sum, in place.
+    pub fn finish(self, x: &mut [f32]) {
+        Isa::best().run(Finish(self, x));
+    }
+}
+
+/// Elements folded at a time: a tile of them lies on the stack.
+const TILE: usize = 512;
+
+struct Fold<'a>(&'a [f32]);
+
+impl Kernel for Fold<'_> {
+    type Output = RowState;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> RowState {
+        let mut tile = [0.0; TILE];
+        let mut state = RowState::default();
+        for x in self.0.chunks(TILE) {
+            state = state.merge(row::fold::<S, f32, true, true>(simd, x, &mut tile[..x.len()], Scale::ONE));
+        }
+        state
+    }
+}
+
+struct Finish<'a>(RowState, &'a mut [f32]);
+
+impl Kernel for Finish<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        row::weigh::<S, false>(simd, self.1, self.0.max, 1.0);
+        row::finish_in_place::<S, false>(simd, self.1, row::weight_norm(self.0));
+    }
+}

@@ -1,0 +1,148 @@
+//! One less, exactly as many and one more than every number at which the code takes another path, in both forms, at every
+//! level, with and without a causal mask: every element under the bound of `docs/numerics.md`.
+
+mod support;
+
+use flashtile::{DType, Form, Level};
+use support::Rng;
+use support::any_problem::{Dims, Layout, Problem, Tensor};
+use support::bound::tile_keys;
+use support::check::{Found, check};
+
+/// A size at which something changes, and what.
+struct Boundary {
+    at: usize,
+    guards: &'static str,
+}
+
+const fn boundary(at: usize, guards: &'static str) -> Boundary {
+    Boundary { at, guards }
+}
+
+const SMALL: Dims = Dims { batch: 1, heads_q: 1, heads_kv: 1, seq_q: 5, seq_kv: 21, head_dim: 10, value_dim: 9 };
+
+#[test]
+fn queries() {
+    let boundaries = [
+        boundary(1, "none, and a single query"),
+        boundary(4, "few queries: rows that share a load of keys"),
+        boundary(8, "one vector of lanes; the plan's step from few to many queries"),
+        boundary(16, "a panel of two vectors; few queries: rows of a task"),
+        boundary(32, "two panels, two tasks"),
+        boundary(192, "a block of twelve panels: another task, packing anew"),
+    ];
+    check_around(&boundaries, |seq_q| Dims { seq_q, ..SMALL });
+    // The same rows made of heads that share a key/value head: positions repeat, rows of one query straddle panels.
+    check_around(&boundaries[..5], |seq_q| Dims { seq_q, heads_q: 3, ..SMALL });
+}
+
+#[test]
+fn keys() {
+    check_around(
+        &[
+            boundary(1, "none, and a single key"),
+            boundary(6, "a product's rows of accumulators with sixteen registers and two vectors"),
+            boundary(8, "a vector of keys: biases and few queries' weights"),
+            boundary(12, "a product's rows with one vector"),
+            boundary(16, "few queries: keys whose values are added strip by strip"),
+            boundary(64, "few queries: a tile"),
+            boundary(240, "the largest tile"),
+            boundary(480, "two of the largest tiles"),
+            boundary(512, "few queries: a split"),
+            boundary(1024, "few queries: two splits, one merge more"),
+        ],
+        |seq_kv| Dims { seq_kv, ..SMALL },
+    );
+}
+
+/// Tiles shrink as heads widen: each size from the one the plan prints.
+#[test]
+fn keys_around_the_tile_of_each_width() {
+    let mut tiles = Vec::new();
+    for (head_dim, value_dim) in [(64, 64), (80, 80), (128, 128), (192, 128), (256, 256), (576, 512)] {
+        let dims = Dims { head_dim, value_dim, seq_q: 3, ..SMALL };
+        let mut problem = Problem::plain(dims, || 0.0);
+        problem.form = Some(Form::ManyQueries);
+        let tile = tile_keys(&problem.plan(Level::Portable));
+        tiles.push(tile);
+        let guards = "a tile of the printed size";
+        check_around(&[boundary(tile, guards), boundary(2 * tile, guards)], |seq_kv| Dims { seq_kv, ..dims });
+    }
+    tiles.dedup();
+    assert!(tiles.len() >= 4 && tiles.contains(&240) && tiles.contains(&48), "tiles of {tiles:?} keys");
+}
+
+const WIDTHS: [Boundary; 8] = [
+    boundary(1, "none, and a single element"),
+    boundary(2, "the portable level's rows of accumulators"),
+    boundary(6, "a product's rows of accumulators: a block of packed values"),
+    boundary(8, "a vector"),
+    boundary(12, "two blocks of packed values"),
+    boundary(16, "two vectors"),
+    boundary(64, "eight vectors: the widest strip of few queries"),
+    boundary(128, "two strips; a tile of 96 keys and less"),
+];
+
+#[test]
+fn head_dims() {
+    check_around(&WIDTHS, |head_dim| Dims { head_dim, ..SMALL });
+    // 576: the widest head in use, where tiles are smallest.
+    check_around(&[boundary(576, "the smallest tile")], |head_dim| Dims { head_dim, seq_kv: 50, ..SMALL });
+}
+
+#[test]
+fn value_dims() {
+    check_around(&WIDTHS, |value_dim| Dims { value_dim, ..SMALL });
+    check_around(&[boundary(576, "the smallest tile")], |value_dim| Dims { value_dim, seq_kv: 50, ..SMALL });
+}
+
+/// Where a causal diagonal enters and leaves tiles and splits: offsets around their edges.
+#[test]
+fn diagonals() {
+    for edge in [48, 64, 240, 512] {
+        for offset in [edge - 18, edge - 17, edge - 16, edge - 2, edge - 1, edge] {
+            let dims = Dims { seq_q: 17, seq_kv: 530, ..SMALL };
+            check_all(dims, "a diagonal that crosses the edge of a tile", |problem| {
+                problem.causal = true;
+                problem.offset = support::any_problem::Offset::At(offset);
+            });
+            check_all(dims, "a window that starts and ends in a tile", |problem| {
+                problem.window = (Some(20), Some(3));
+                problem.offset = support::any_problem::Offset::At(offset);
+            });
+        }
+    }
+}
+
+fn check_around(boundaries: &[Boundary], dims: impl Fn(usize) -> Dims) {
+    for Boundary { at, guards } in boundaries {
+        for size in at - 1..=at + 1 {
+            check_all(dims(size), guards, |_| {});
+            check_all(dims(size), guards, |problem| problem.causal = true);
+        }
+    }
+}
+
+/// Both forms, every level, f32 and 16-bit keys and values.
+fn check_all(dims: Dims, guards: &str, options: impl Fn(&mut Problem)) {
+    let mut found = Found::default();
+    for form in [Form::FewQueries, Form::ManyQueries] {
+        for dtype in [DType::F32, DType::F16] {
+            let mut rng = Rng(7);
+            let mut problem = Problem::plain(dims, || rng.normal());
+            if dtype == DType::F16 {
+                let [_, k, v, _] = dims.shapes().map(Layout::contiguous);
+                problem.k = Tensor::new(dtype, k, |_| rng.normal());
+                problem.v = Tensor::new(dtype, v, |_| rng.normal());
+            }
+            problem.form = Some(form);
+            options(&mut problem);
+            match check(&problem) {
+                Ok(more) => found.add(more),
+                Err(error) => panic!("{guards}: {error}\n{problem}"),
+            }
+        }
+    }
+    let numbers = dims.heads_q * dims.seq_q * (dims.value_dim + 1);
+    assert_eq!(found.elements, 4 * Level::available().count() * numbers, "{guards}: not all was compared");
+}

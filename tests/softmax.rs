@@ -1,0 +1,362 @@
+//! Softmax, its gradients and its state, against plain f64 loops and against the edge rules of the module page.
+
+use flashtile::softmax::*;
+use flashtile::{Error, bf16, f16};
+
+const INF: f32 = f32::INFINITY;
+
+/// Numbers between -8 and 8, the same every time.
+fn numbers(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 20) as f32 - 8.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// The formulas in f64 along one line of an array: (softmax, log_softmax, logsumexp).
+fn by_formula(x: &[f64], scale: f64) -> (Vec<f64>, Vec<f64>, f64) {
+    let max = x.iter().map(|x| scale * x).fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = x.iter().map(|x| (scale * x - max).exp()).sum();
+    let log = x.iter().map(|x| scale * x - max - sum.ln()).collect::<Vec<_>>();
+    (log.iter().map(|l| l.exp()).collect(), log, max + sum.ln())
+}
+
+/// The places of line `line` along `axis` of a dense array, straight from the definition of row-major order.
+fn places(shape: &[usize], axis: usize, line: usize) -> Vec<usize> {
+    let (len, after) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
+    (0..len).map(|i| line / after * len * after + i * after + line % after).collect()
+}
+
+/// Relative: (64 + n/1024 + 10) u of the module page with n <= 20000 is below 94 u = 5.6e-6 at worst; differences of
+/// |x| <= 8 scaled by at most 2 are below 32, whose rounding costs another 32 * 2 u.
+const BOUND: f64 = 1e-5;
+
+fn check_axes(shape: &[usize], scale: f32) {
+    let len = shape.iter().product();
+    let x = numbers(len, 1 + len as u64);
+    for (number, &line_len) in shape.iter().enumerate() {
+        let axis = Axis::new(shape, number).unwrap();
+        assert_eq!((axis.elements(), axis.line_len()), (len, line_len));
+        let (mut y, mut log, mut lse) = (vec![9.0; len], vec![9.0; len], vec![9.0; axis.lines()]);
+        softmax_into(&x, &mut y, axis, scale).unwrap();
+        log_softmax_into(&x, &mut log, axis, scale).unwrap();
+        logsumexp_into(&x, &mut lse, axis, scale).unwrap();
+        for (line, &lse) in lse.iter().enumerate() {
+            let places = places(shape, number, line);
+            let exact = by_formula(&places.iter().map(|p| f64::from(x[*p])).collect::<Vec<_>>(), f64::from(scale));
+            let near = |got: f32, exact: f64, size: f64| (f64::from(got) - exact).abs() <= BOUND * size;
+            for (i, p) in places.iter().enumerate() {
+                assert!(near(y[*p], exact.0[i], exact.0[i]), "{shape:?} axis {number}: {} {}", y[*p], exact.0[i]);
+                assert!(near(log[*p], exact.1[i], 1.0 + exact.1[i].abs()), "{shape:?}: {} {}", log[*p], exact.1[i]);
+            }
+            let fits = exact.2 == f64::from(lse) || near(lse, exact.2, 1.0 + exact.2.abs());
+            assert!(fits, "{shape:?}: {} {}", lse, exact.2);
+        }
+        let (mut y2, mut log2) = (x.clone(), x.clone());
+        softmax_in_place(&mut y2, axis, scale).unwrap();
+        log_softmax_in_place(&mut log2, axis, scale).unwrap();
+        assert_eq!((y, log), (y2, log2), "in place is into an output");
+    }
+}
+
+#[test]
+fn every_axis_of_every_shape() {
+    // Around one vector (8), a wide strip (32) and a run of partial sums (64 rows of it).
+    for n in [1, 2, 7, 8, 9, 31, 32, 33, 40, 63, 64, 65, 130, 1025] {
+        check_axes(&[n], 1.0);
+        check_axes(&[3, n], 1.0);
+        check_axes(&[n, 3], 2.0);
+        check_axes(&[2, n, 5], 0.5);
+        check_axes(&[n, 33], -1.5);
+    }
+    check_axes(&[2, 3, 4, 5], 1.0);
+    // Longer than any tile: the row in blocks (16384), the strip in blocks (4096).
+    check_axes(&[2, 20_000], 1.0);
+    check_axes(&[4100, 41], 1.0);
+    for shape in [&[0][..], &[0, 4], &[4, 0], &[2, 0, 3], &[0, 0]] {
+        check_axes(shape, 1.0);
+    }
+}
+
+fn check_half<T: Number<Real = f32> + PartialEq>(
+    from: impl Fn(f32) -> T,
+    to: impl Fn(T) -> f32,
+    next: impl Fn(T, i16) -> T,
+) {
+    for shape in [[5, 70], [70, 37]] {
+        let x: Vec<T> = numbers(shape[0] * shape[1], 5).into_iter().map(&from).collect();
+        let wide: Vec<f32> = x.iter().map(|x| to(*x)).collect();
+        for number in 0..2 {
+            let axis = Axis::new(&shape, number).unwrap();
+            let (mut y, mut exact) = (x.clone(), wide.clone());
+            softmax_in_place(&mut y, axis, 1.0).unwrap();
+            softmax_in_place(&mut exact, axis, 1.0).unwrap();
+            for (y, exact) in y.iter().zip(exact) {
+                // The same f32 arithmetic but for the order of additions, then one rounding: the nearest or a neighbour.
+                assert!([-1, 0, 1].iter().any(|step| next(from(exact), *step) == *y), "{y:?} {exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn half_types_are_f32_rounded_once() {
+    check_half(f16::from_f32, f16::to_f32, |x, step| f16::from_bits(x.to_bits().wrapping_add_signed(step)));
+    check_half(bf16::from_f32, bf16::to_f32, |x, step| bf16::from_bits(x.to_bits().wrapping_add_signed(step)));
+}
+
+#[track_caller]
+fn row(x: &[f32], scale: f32) -> Vec<f32> {
+    let mut y = x.to_vec();
+    softmax(&mut y, scale);
+    // The same numbers as a column must obey the same rules.
+    let mut column = x.to_vec();
+    softmax_in_place(&mut column, Axis::new(&[x.len(), 1], 0).unwrap(), scale).unwrap();
+    assert!(
+        y.iter().zip(&column).all(|(a, b)| a.is_nan() == b.is_nan() && (a.is_nan() || (a - b).abs() <= 1e-6)),
+        "{y:?} {column:?}"
+    );
+    y
+}
+
+#[test]
+fn known_answers() {
+    let near = |x: &[f32], expected: &[f32]| x.iter().zip(expected).all(|(x, e)| (x - e).abs() < 5e-5);
+    assert!(near(&row(&[1000.0, 1001.0, 1002.0], 1.0), &[0.0900, 0.2447, 0.6652]));
+    assert!(near(&row(&[2.0, 4.0, 2.0, 1.0], 1.0), &[0.1025, 0.7573, 0.1025, 0.0377]));
+    let flat: Vec<f32> = [2.0, 4.0, 2.0, 1.0].map(|x| x / 9.0).to_vec();
+    assert!(near(&flat, &[0.2222, 0.4444, 0.2222, 0.1111]) && row(&flat, 1.0)[1] < 0.31);
+    assert!(near(&row(&flat, 9.0), &[0.1025, 0.7573, 0.1025, 0.0377]));
+}
+
+#[test]
+fn hidden_elements_are_as_if_absent() {
+    for scale in [1.0, -1.0, 0.0, 1e30, 1e-45, -1e-40] {
+        assert_eq!(row(&[-INF, 3.0, -INF, 3.0], scale), [0.0, 0.5, 0.0, 0.5]);
+        assert_eq!(row(&[-INF; 11], scale), [0.0; 11], "nothing visible");
+        let mut log = [-INF, 3.0];
+        log_softmax(&mut log, scale);
+        assert_eq!(log, [-INF, 0.0]);
+        let mut log = [-INF; 3];
+        log_softmax(&mut log, scale);
+        assert_eq!((log, logsumexp(&log, scale)), ([-INF; 3], -INF));
+    }
+    assert_eq!(logsumexp::<f32>(&[], 1.0), -INF);
+    softmax::<f32>(&mut [], 1.0);
+}
+
+#[test]
+fn finite_input_never_gives_nan() {
+    let extremes = [0.0, -0.0, 1.0, -1.0, 1e-45, f32::MIN_POSITIVE, 1e30, -1e30, f32::MAX, f32::MIN];
+    for scale in [1.0, -1.0, 0.0, -0.0, 1e-45, 1e-38, 1e-30, -1e-33, 1e30, -1e30, f32::MAX, f32::MIN] {
+        for a in extremes {
+            for b in extremes {
+                let y = row(&[a, b, a], scale);
+                let (exact, ..) = by_formula(&[a, b, a].map(f64::from), f64::from(scale));
+                for (y, exact) in y.iter().zip(exact) {
+                    // The f64 formula is the judge where its own differences are exact enough.
+                    assert!(y.is_finite() && (f64::from(*y) - exact).abs() < 1e-5, "{scale} * [{a}, {b}]: {y} {exact}");
+                }
+                let mut log = [a, b, a];
+                log_softmax(&mut log, scale);
+                assert!(!log.iter().any(|l| l.is_nan()) && !logsumexp(&[a, b], scale).is_nan(), "{scale} * [{a}, {b}]");
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_fill_their_row_and_no_other() {
+    for (bad, scale) in [(f32::NAN, 1.0), (f32::NAN, -2.0), (f32::from_bits(0xffc0_0123), 1.0), (INF, 1.0), (INF, 0.0)]
+    {
+        for (n, at) in [(3, 1), (100, 99), (100, 0)] {
+            let mut x = numbers(n, 3);
+            x[at] = bad;
+            assert!(row(&x, scale).iter().all(|y| y.is_nan()), "{bad} at {at} of {n}");
+            assert!(row(&[bad, -INF], scale).iter().all(|y| y.is_nan()), "beside hidden elements alone");
+            assert!(logsumexp(&x, scale).is_nan());
+            for number in 0..2 {
+                let axis = Axis::new(&[n, n], number).unwrap();
+                let mut y = numbers(n * n, 4);
+                y[5 % n * n + at] = bad;
+                softmax_in_place(&mut y, axis, scale).unwrap();
+                assert_eq!(y.iter().filter(|y| y.is_nan()).count(), n);
+            }
+        }
+    }
+    assert_eq!(row(&[INF, 1.0, 1.0], -1.0), [0.0, 0.5, 0.5], "a negative scale hides +inf");
+}
+
+#[test]
+fn f64_follows_the_same_rules() {
+    let (inf, max) = (f64::INFINITY, f64::MAX);
+    for (x, scale, expected) in [
+        ([-inf, 3.0, 3.0], 0.0, [0.0, 0.5, 0.5]),
+        ([-inf; 3], 1.0, [0.0; 3]),
+        ([max, -max, max], 1e300, [0.5, 0.0, 0.5]),
+        ([max, -max, max], -1.0, [0.0, 1.0, 0.0]),
+        ([max, -max, 0.0], 0.0, [1.0 / 3.0; 3]),
+        ([inf, 1.0, 1.0], -1.0, [0.0, 0.5, 0.5]),
+    ] {
+        let mut y = x;
+        softmax(&mut y, scale);
+        assert_eq!(y, expected, "{scale} * {x:?}");
+    }
+    let mut y = [1.0, inf, f64::NAN];
+    softmax(&mut y, 1.0);
+    assert!(y.iter().all(|y| y.is_nan()));
+}
+
+/// d(sum of w * f(x)) / dx by central differences: off by h^2 f''' / 6 and by 1e-16 / h of rounding, both below 1e-8.
+fn differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let h = 1e-5;
+    (0..x.len())
+        .map(|i| {
+            let at = |step: f64| {
+                f(&x.iter().enumerate().map(|(j, x)| if i == j { x + step } else { *x }).collect::<Vec<_>>())
+            };
+            (at(h) - at(-h)) / (2.0 * h)
+        })
+        .collect()
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    let shape = [3, 4, 5];
+    let double = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<_>>();
+    let (x, w) = (double(numbers(60, 7)).iter().map(|x| x / 4.0).collect::<Vec<_>>(), double(numbers(60, 8)));
+    let dot = |y: &[f64]| y.iter().zip(&w).map(|(y, w)| y * w).sum::<f64>();
+    let single = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
+    #[track_caller]
+    fn near(got: &[f64], expected: &[f64], bound: f64) {
+        assert!(got.iter().zip(expected).all(|(g, e)| (g - e).abs() < bound), "{got:?}\n{expected:?}");
+    }
+    for number in 0..3 {
+        let (axis, scale) = (Axis::new(&shape, number).unwrap(), 1.3);
+        let (mut y, mut dx) = (x.clone(), vec![0.0; 60]);
+        let f = |x: &[f64]| {
+            let mut y = x.to_vec();
+            softmax_in_place(&mut y, axis, scale).unwrap();
+            dot(&y)
+        };
+        softmax_in_place(&mut y, axis, scale).unwrap();
+        softmax_backward_into(&y, &w, &mut dx, axis, scale).unwrap();
+        near(&dx, &differences(&x, f), 1e-7);
+        let mut dx32 = single(&w);
+        softmax_backward_in_place(&single(&y), &mut dx32, axis, scale as f32).unwrap();
+        near(&double(dx32), &dx, 1e-5); // |w| <= 8: a dozen roundings of numbers up to 20
+        let f = |x: &[f64]| {
+            let mut y = x.to_vec();
+            log_softmax_in_place(&mut y, axis, scale).unwrap();
+            dot(&y)
+        };
+        let mut y = x.clone();
+        log_softmax_in_place(&mut y, axis, scale).unwrap();
+        log_softmax_backward_into(&y, &w, &mut dx, axis, scale).unwrap();
+        near(&dx, &differences(&x, f), 1e-7);
+        let mut dx32 = single(&w);
+        log_softmax_backward_in_place(&single(&y), &mut dx32, axis, scale as f32).unwrap();
+        near(&double(dx32), &dx, 3e-5);
+        let f = |x: &[f64]| {
+            let mut l = vec![0.0; axis.lines()];
+            logsumexp_into(x, &mut l, axis, scale).unwrap();
+            l.iter().zip(&w).map(|(l, w)| l * w).sum()
+        };
+        logsumexp_backward_into(&x, &w[..axis.lines()], &mut dx, axis, scale).unwrap();
+        near(&dx, &differences(&x, f), 1e-7);
+        let mut dx32 = vec![0.0; 60];
+        logsumexp_backward_into(&single(&x), &single(&w[..axis.lines()]), &mut dx32, axis, scale as f32).unwrap();
+        near(&double(dx32), &dx, 1e-5);
+    }
+}
+
+#[test]
+fn cross_entropy_and_its_gradient() {
+    let (rows, classes, targets) = (4, 5, [0, 4, 2, 2]);
+    let x: Vec<f64> = numbers(rows * classes, 9).into_iter().map(f64::from).collect();
+    let mut losses = [0.0; 4];
+    cross_entropy_into(&x, &targets, classes, &mut losses).unwrap();
+    for (row, loss) in losses.iter().enumerate() {
+        let log = by_formula(&x[row * classes..][..classes], 1.0).1;
+        assert!((loss + log[targets[row]]).abs() < 1e-12);
+    }
+    let mean = cross_entropy(&x, &targets, classes).unwrap();
+    assert!((mean - losses.iter().sum::<f64>() / 4.0).abs() < 1e-12);
+    let mut gradient = vec![0.0; rows * classes];
+    cross_entropy_gradient_into(&x, &targets, classes, &[0.25; 4], &mut gradient).unwrap();
+    let expected = differences(&x, |x| cross_entropy(x, &targets, classes).unwrap());
+    assert!(gradient.iter().zip(&expected).all(|(g, e)| (g - e).abs() < 1e-8), "{gradient:?}\n{expected:?}");
+    let single: Vec<f32> = x.iter().map(|x| *x as f32).collect();
+    let mut gradient32 = vec![0.0f32; rows * classes];
+    cross_entropy_gradient_into(&single, &targets, classes, &[0.25; 4], &mut gradient32).unwrap();
+    assert!(gradient.iter().zip(&gradient32).all(|(g, e)| (g - f64::from(*e)).abs() < 1e-6));
+    // Saturated: the loss e^-30 is far below one ulp of 1, and so is the gradient at the target.
+    let (logits, mut gradient) = ([30.0f32, 0.0, -INF], [9.0f32; 3]);
+    let tiny = (-30f32).exp();
+    assert!(cross_entropy(&logits, &[0], 3).unwrap().abs() < 1e-7, "1 + e^-30 is rounded to 1");
+    cross_entropy_gradient_into(&logits, &[0], 3, &[1.0], &mut gradient).unwrap();
+    assert!(gradient[0].abs() < 1e-7 && (gradient[1] / tiny - 1.0).abs() < 1e-5 && gradient[2] == 0.0);
+    assert_eq!(cross_entropy(&logits, &[2], 3).unwrap(), INF, "a hidden target");
+    assert_eq!(cross_entropy::<f32>(&[], &[], 3).unwrap(), 0.0);
+}
+
+#[test]
+fn states_merge_in_any_grouping() {
+    let x = numbers(1000, 11);
+    let exact = by_formula(&x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), 1.0);
+    let state = |x: &[f32]| {
+        let mut state = RowState::default();
+        state.fold(x);
+        state
+    };
+    let near = |s: RowState| (f64::from(s.log_sum_exp()) - exact.2).abs() < 1e-6 * exact.2.abs();
+    let (a, b, c) = (state(&x[..10]), state(&x[10..700]), state(&x[700..]));
+    assert!(near(state(&x)) && near(a.merge(b).merge(c)) && near(a.merge(b.merge(c))) && near(c.merge(a).merge(b)));
+    let mut pushed = RowState::default();
+    x.iter().for_each(|x| pushed.push(*x));
+    assert!((f64::from(pushed.log_sum_exp()) - exact.2).abs() < 1e-5 * exact.2.abs(), "a thousand merges");
+    let none = RowState::default();
+    assert_eq!(none.merge(none), none);
+    assert_eq!((none.merge(a), a.merge(none)), (a, a));
+    assert_eq!((none.log_sum_exp(), state(&[-INF; 20]), state(&[])), (-INF, none, none));
+    assert!(none.merge(state(&[f32::NAN])).log_sum_exp().is_nan() && state(&[INF]).merge(a).sum.is_nan());
+    assert_eq!(state(&[f32::MAX]).merge(state(&[f32::MIN])), RowState { max: f32::MAX, sum: 1.0 });
+    let mut y = x.clone();
+    state(&x).finish(&mut y);
+    assert!(y.iter().zip(exact.0).all(|(y, e)| (f64::from(*y) - e).abs() <= BOUND * e));
+    let mut hidden = [-INF; 3];
+    none.finish(&mut hidden);
+    assert_eq!(hidden, [0.0; 3]);
+}
+
+#[test]
+fn wrong_calls_are_refused_with_their_numbers() {
+    let huge = 1 << (usize::BITS - 1);
+    assert_eq!(Axis::new(&[2, 3], 2), Err(Error::AxisOutOfRange { axis: 2, rank: 2 }));
+    assert_eq!(Axis::new(&[], 0), Err(Error::AxisOutOfRange { axis: 0, rank: 0 }));
+    for shape in [[huge, 2, 1], [2, 1, huge], [3, huge, huge]] {
+        for axis in 0..3 {
+            assert!(matches!(Axis::new(&shape, axis), Err(Error::TooLarge { .. })), "{shape:?}");
+        }
+    }
+    assert!((0..3).all(|axis| Axis::new(&[huge, 0, huge], axis).is_ok() == (axis != 1)));
+    // An axis of no elements in 2^126 lines is refused; other axes of the same shape have no lines and nothing to do.
+    // No elements but more lines than anyone could walk along.
+    let axis = Axis::new(&[usize::MAX, 0], 1).unwrap();
+    softmax_in_place::<f32>(&mut [], axis, 1.0).unwrap();
+    softmax_in_place::<f64>(&mut [], axis, 1.0).unwrap();
+    softmax_backward_in_place::<f32>(&[], &mut [], axis, 1.0).unwrap();
+    softmax_backward_in_place::<f64>(&[], &mut [], axis, 1.0).unwrap();
+    assert!(logsumexp_into::<f32>(&[], &mut [], axis, 1.0).is_err());
+    let axis = Axis::rows(2, 3).unwrap();
+    let length = |got| Err(Error::SliceLength { expected: 6, got });
+    assert_eq!(softmax_in_place(&mut [0.0f32; 5], axis, 1.0), length(5));
+    assert_eq!(softmax_into(&[0.0f32; 6], &mut [0.0; 7], axis, 1.0), length(7));
+    assert_eq!(softmax_backward_into(&[0.0f32; 6], &[0.0; 4], &mut [0.0; 6], axis, 1.0), length(4));
+    let wrong_class = Error::ClassOutOfRange { row: 1, class: 3, classes: 3 };
+    assert_eq!(cross_entropy(&[0.0f32; 6], &[0, 3], 3), Err(wrong_class.clone()));
+    assert!(cross_entropy_into(&[0.0f32; 6], &[0, 1], 3, &mut [0.0]).is_err());
+    assert_eq!(wrong_class.to_string(), "row 1 has class 3 but there are only 3, counted from 0");
+}

@@ -1,0 +1,418 @@
+//! A problem for tests: tensors of any type in any layout, every option, and the call.
+
+use super::Rng;
+use flashtile::{
+    AlibiSlopes, Attention, DType, Element, Form, Level, Plan, QueryOffset, TensorMut, TensorRef, Threads, Workspace,
+    bf16, f16, reference,
+};
+use std::fmt;
+
+/// The sizes of a problem.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dims {
+    pub batch: usize,
+    pub heads_q: usize,
+    pub heads_kv: usize,
+    pub seq_q: usize,
+    pub seq_kv: usize,
+    pub head_dim: usize,
+    pub value_dim: usize,
+}
+
+/// Where the elements of a tensor lie in a slice.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout<const N: usize = 4> {
+    pub shape: [usize; N],
+    pub strides: [isize; N],
+    pub offset: usize,
+    /// Elements of the slice.
+    pub len: usize,
+}
+
+impl<const N: usize> Layout<N> {
+    /// Without gaps, last axis innermost.
+    pub fn contiguous(shape: [usize; N]) -> Self {
+        Self::nested(shape, std::array::from_fn(|axis| axis), [0; N], 1)
+    }
+
+    /// Axes from the outermost to the innermost as in `order`, each with room for `spare` more, elements `step` apart.
+    fn nested(shape: [usize; N], order: [usize; N], spare: [usize; N], step: usize) -> Self {
+        let (mut strides, mut stride) = ([0; N], step);
+        for axis in order.into_iter().rev() {
+            strides[axis] = stride as isize;
+            stride *= shape[axis] + spare[axis];
+        }
+        Layout { shape, strides, offset: 0, len: stride }
+    }
+
+    /// Any layout: permuted, padded, a slice of something larger, reversed, with steps between elements, and, where
+    /// elements may be shared (`repeat`), broadcast.
+    pub fn random(rng: &mut Rng, shape: [usize; N], repeat: bool) -> Self {
+        if rng.one_in(3) {
+            return Self::contiguous(shape);
+        }
+        let mut order: [usize; N] = std::array::from_fn(|axis| axis);
+        match rng.below(4) {
+            // [batch, seq, heads, dim] seen as [batch, heads, seq, dim].
+            0 if N == 4 => order.swap(1, 2),
+            1 => (1..N).rev().for_each(|axis| order.swap(axis, rng.below(axis + 1))),
+            _ => {}
+        }
+        let mut spare = [0; N];
+        for (spare, size) in spare.iter_mut().zip(shape) {
+            // Twice as much again is what a third of a packed QKV leaves out.
+            *spare = if rng.one_in(4) { [1, 3, 5, 2 * size][rng.below(4)] } else { 0 };
+        }
+        let step = if rng.one_in(8) { 2 + rng.below(2) } else { 1 };
+        let mut layout = Self::nested(shape, order, spare, step);
+        layout.offset = rng.below(4) * rng.below(4);
+        layout.len += layout.offset;
+        for (stride, size) in layout.strides.iter_mut().zip(shape) {
+            if rng.one_in(10) {
+                layout.offset += size.saturating_sub(1) * *stride as usize;
+                *stride = -*stride;
+            }
+        }
+        for stride in &mut layout.strides {
+            if repeat && rng.one_in(16) {
+                // What a positive stride no longer reaches is a gap; a negative one starts at its last element.
+                *stride = 0;
+            }
+        }
+        layout
+    }
+
+    pub fn at(&self, index: [usize; N]) -> usize {
+        let steps = index.iter().zip(&self.strides).map(|(&index, &stride)| index as isize * stride);
+        (self.offset as isize + steps.sum::<isize>()) as usize
+    }
+
+    /// Every index, in order.
+    pub fn indices(&self) -> impl Iterator<Item = [usize; N]> + use<N> {
+        let shape = self.shape;
+        (0..shape.iter().product()).map(move |mut rest: usize| {
+            let mut index = [0; N];
+            for axis in (0..N).rev() {
+                index[axis] = rest % shape[axis];
+                rest /= shape[axis];
+            }
+            index
+        })
+    }
+}
+
+/// Elements and where they lie.
+#[derive(Clone, Debug)]
+pub struct Laid<T> {
+    pub data: Vec<T>,
+    pub layout: Layout,
+}
+
+impl<T: Copy> Laid<T> {
+    /// `gap` where no index leads.
+    fn new(layout: Layout, gap: T, mut value: impl FnMut([usize; 4]) -> T) -> Self {
+        let mut data = vec![gap; layout.len];
+        layout.indices().for_each(|index| data[layout.at(index)] = value(index));
+        Laid { data, layout }
+    }
+
+    fn view(&self) -> TensorRef<'_, T> {
+        let Layout { shape, strides, offset, .. } = self.layout;
+        TensorRef::with_strides(&self.data, offset, shape, strides).expect("inside the slice")
+    }
+
+    /// As a tensor of lower rank, which the last axes are.
+    fn view_of_rank(&self, rank: usize) -> TensorRef<'_, T> {
+        fn last<T: Copy, const N: usize>(laid: &Laid<T>) -> TensorRef<'_, T, N> {
+            let Layout { shape, strides, offset, .. } = laid.layout;
+            let shape = std::array::from_fn(|axis| shape[4 - N + axis]);
+            let strides = std::array::from_fn(|axis| strides[4 - N + axis]);
+            TensorRef::with_strides(&laid.data, offset, shape, strides).expect("inside the slice")
+        }
+        match rank {
+            1 => last::<T, 1>(self).into(),
+            2 => last::<T, 2>(self).into(),
+            3 => last::<T, 3>(self).into(),
+            _ => self.view(),
+        }
+    }
+}
+
+/// A tensor of any element type.
+#[derive(Clone, Debug)]
+pub enum Tensor {
+    F32(Laid<f32>),
+    F16(Laid<f16>),
+    Bf16(Laid<bf16>),
+}
+
+/// Evaluates an expression with a name bound to what a [`Tensor`] holds.
+macro_rules! with_laid {
+    ($tensor:expr, $laid:ident => $value:expr) => {
+        match $tensor {
+            Tensor::F32($laid) => $value,
+            Tensor::F16($laid) => $value,
+            Tensor::Bf16($laid) => $value,
+        }
+    };
+}
+
+impl Tensor {
+    /// Values are rounded to the type, and held within its range; the gaps are NaN.
+    pub fn new(dtype: DType, layout: Layout, value: impl FnMut([usize; 4]) -> f32) -> Self {
+        fn laid<T: Element>(layout: Layout, mut value: impl FnMut([usize; 4]) -> f32, largest: f32) -> Laid<T> {
+            let within = move |index| match value(index) {
+                x if x.is_finite() => T::from_f32(x.clamp(-largest, largest)),
+                x => T::from_f32(x),
+            };
+            Laid::new(layout, T::from_f32(f32::NAN), within)
+        }
+        match dtype {
+            DType::F16 => Tensor::F16(laid(layout, value, f16::MAX.to_f32())),
+            DType::Bf16 => Tensor::Bf16(laid(layout, value, bf16::MAX.to_f32())),
+            _ => Tensor::F32(laid(layout, value, f32::MAX)),
+        }
+    }
+
+    pub fn dtype(&self) -> DType {
+        fn of<T: Element>(_: &Laid<T>) -> DType {
+            T::DTYPE
+        }
+        with_laid!(self, laid => of(laid))
+    }
+
+    pub fn layout(&self) -> Layout {
+        with_laid!(self, laid => laid.layout)
+    }
+
+    pub fn get(&self, index: [usize; 4]) -> f32 {
+        with_laid!(self, laid => laid.data[laid.layout.at(index)].to_f32())
+    }
+
+    pub fn set(&mut self, index: [usize; 4], value: f32) {
+        fn set<T: Element>(laid: &mut Laid<T>, index: [usize; 4], value: f32) {
+            let at = laid.layout.at(index);
+            laid.data[at] = T::from_f32(value);
+        }
+        with_laid!(self, laid => set(laid, index, value))
+    }
+}
+
+/// A mask or bias as handed in: a tensor of some rank whose axes of size 1 hold for all.
+#[derive(Clone, Debug)]
+pub struct Broadcast<T> {
+    pub rank: usize,
+    pub tensor: T,
+}
+
+fn of_one(shape: [usize; 4], index: [usize; 4]) -> [usize; 4] {
+    std::array::from_fn(|axis| if shape[axis] == 1 { 0 } else { index[axis] })
+}
+
+impl Broadcast<Laid<bool>> {
+    pub fn new(rank: usize, layout: Layout, value: impl FnMut([usize; 4]) -> bool) -> Self {
+        Broadcast { rank, tensor: Laid::new(layout, true, value) }
+    }
+
+    pub fn get(&self, index: [usize; 4]) -> bool {
+        self.tensor.data[self.tensor.layout.at(of_one(self.tensor.layout.shape, index))]
+    }
+}
+
+impl Broadcast<Tensor> {
+    pub fn get(&self, index: [usize; 4]) -> f32 {
+        self.tensor.get(of_one(self.tensor.layout().shape, index))
+    }
+}
+
+/// [`QueryOffset`] that owns its list.
+#[derive(Clone, Debug, Default)]
+pub enum Offset {
+    #[default]
+    FromEnd,
+    FromStart,
+    At(isize),
+    PerBatch(Vec<isize>),
+}
+
+/// [`AlibiSlopes`] that owns its list.
+#[derive(Clone, Debug)]
+pub enum Alibi {
+    Standard,
+    PerHead(Vec<f32>),
+}
+
+/// Everything about a call. Printing it leaves out the elements, which come from the seed.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    pub dims: Dims,
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    pub out: (DType, Layout),
+    pub lse: Layout<3>,
+    pub scale: Option<f32>,
+    pub causal: bool,
+    pub window: (Option<usize>, Option<usize>),
+    pub offset: Offset,
+    pub key_lengths: Option<Vec<usize>>,
+    pub mask: Option<Broadcast<Laid<bool>>>,
+    pub softcap: Option<f32>,
+    pub bias: Option<Broadcast<Tensor>>,
+    pub alibi: Option<Alibi>,
+    pub form: Option<Form>,
+    pub threads: Threads,
+}
+
+/// What a call gave, rows without gaps.
+#[derive(Debug)]
+pub struct Results {
+    pub out: Vec<f64>,
+    pub lse: Vec<f32>,
+}
+
+impl Dims {
+    pub fn shapes(&self) -> [[usize; 4]; 4] {
+        let Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = *self;
+        [
+            [batch, heads_q, seq_q, head_dim],
+            [batch, heads_kv, seq_kv, head_dim],
+            [batch, heads_kv, seq_kv, value_dim],
+            [batch, heads_q, seq_q, value_dim],
+        ]
+    }
+}
+
+impl Problem {
+    /// Plain attention over contiguous f32 tensors.
+    pub fn plain(dims: Dims, mut value: impl FnMut() -> f32) -> Self {
+        let [q, k, v, out] = dims.shapes().map(Layout::contiguous);
+        let [batch, heads, queries, _] = out.shape;
+        Problem {
+            dims,
+            q: Tensor::new(DType::F32, q, |_| value()),
+            k: Tensor::new(DType::F32, k, |_| value()),
+            v: Tensor::new(DType::F32, v, |_| value()),
+            out: (DType::F32, out),
+            lse: Layout::contiguous([batch, heads, queries]),
+            scale: None,
+            causal: false,
+            window: (None, None),
+            offset: Offset::FromEnd,
+            key_lengths: None,
+            mask: None,
+            softcap: None,
+            bias: None,
+            alibi: None,
+            form: None,
+            threads: Threads::Serial,
+        }
+    }
+
+    pub fn attention(&self) -> Attention<'_> {
+        let mut attention = Attention::new().window(self.window.0, self.window.1).threads(self.threads);
+        attention = attention.query_offset(match &self.offset {
+            Offset::FromEnd => QueryOffset::FromEnd,
+            Offset::FromStart => QueryOffset::FromStart,
+            Offset::At(offset) => QueryOffset::At(*offset),
+            Offset::PerBatch(offsets) => QueryOffset::PerBatch(offsets),
+        });
+        if self.causal {
+            attention = attention.causal();
+        }
+        if let Some(scale) = self.scale {
+            attention = attention.scale(scale);
+        }
+        if let Some(lengths) = &self.key_lengths {
+            attention = attention.key_lengths(lengths);
+        }
+        if let Some(Broadcast { rank, tensor }) = &self.mask {
+            attention = attention.mask(tensor.view_of_rank(*rank));
+        }
+        if let Some(cap) = self.softcap {
+            attention = attention.softcap(cap);
+        }
+        if let Some(Broadcast { rank, tensor }) = &self.bias {
+            attention = with_laid!(tensor, laid => attention.bias(laid.view_of_rank(*rank)));
+        }
+        match &self.alibi {
+            Some(Alibi::Standard) => attention = attention.alibi(AlibiSlopes::Standard),
+            Some(Alibi::PerHead(slopes)) => attention = attention.alibi(AlibiSlopes::PerHead(slopes)),
+            None => {}
+        }
+        match self.form {
+            Some(form) => attention.form(form),
+            None => attention,
+        }
+    }
+
+    pub fn plan(&self, level: Level) -> Plan {
+        let attention = self.attention().level(level);
+        let plan = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
+            attention.plan(q.view(), k.view(), v.view())
+        })));
+        plan.expect("a sound problem")
+    }
+
+    pub fn reference(&self) -> reference::Reference {
+        let attention = self.attention();
+        let result = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
+            reference::attention(&attention, q.view(), k.view(), v.view())
+        })));
+        result.expect("a sound problem")
+    }
+
+    /// Computes it; checks that nothing but the elements of the results was written.
+    pub fn run(&self, level: Level) -> Results {
+        match self.out.0 {
+            DType::F16 => self.run_into::<f16>(level),
+            DType::Bf16 => self.run_into::<bf16>(level),
+            _ => self.run_into::<f32>(level),
+        }
+    }
+
+    fn run_into<O: Element>(&self, level: Level) -> Results {
+        const CANARY: f32 = 31.25;
+        let (out_layout, lse_layout) = (self.out.1, self.lse);
+        let mut out = vec![O::from_f32(CANARY); out_layout.len];
+        let mut lse = vec![CANARY; lse_layout.len];
+        let attention = self.attention().level(level);
+        let into = TensorMut::with_strides(&mut out, out_layout.offset, out_layout.shape, out_layout.strides);
+        let lse_into = TensorMut::with_strides(&mut lse, lse_layout.offset, lse_layout.shape, lse_layout.strides);
+        let (into, lse_into) = (into.expect("apart"), Some(lse_into.expect("apart")));
+        let done = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
+            attention.compute(q.view(), k.view(), v.view(), into, lse_into, &mut Workspace::new())
+        })));
+        done.expect("a sound problem");
+        let results = Results {
+            out: out_layout.indices().map(|index| out[out_layout.at(index)].to_f32() as f64).collect(),
+            lse: lse_layout.indices().map(|index| lse[lse_layout.at(index)]).collect(),
+        };
+        out_layout.indices().for_each(|index| out[out_layout.at(index)] = O::from_f32(CANARY));
+        lse_layout.indices().for_each(|index| lse[lse_layout.at(index)] = CANARY);
+        assert!(out.iter().all(|x| x.to_f32() == CANARY), "a gap of the output was written");
+        assert!(lse.iter().all(|&x| x == CANARY), "a gap of the log-sum-exps was written");
+        results
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tensor = |tensor: &Tensor| (tensor.dtype(), tensor.layout());
+        let Problem { scale, causal, window, offset, key_lengths, softcap, alibi, form, threads, .. } = self;
+        writeln!(f, "q    {:?}", tensor(&self.q))?;
+        writeln!(f, "k    {:?}", tensor(&self.k))?;
+        writeln!(f, "v    {:?}", tensor(&self.v))?;
+        writeln!(f, "out  {:?}", self.out)?;
+        writeln!(f, "lse  {:?}", self.lse)?;
+        if let Some(mask) = &self.mask {
+            writeln!(f, "mask of rank {}: {:?}", mask.rank, mask.tensor.layout)?;
+        }
+        if let Some(bias) = &self.bias {
+            writeln!(f, "bias of rank {}: {:?}", bias.rank, tensor(&bias.tensor))?;
+        }
+        writeln!(f, "scale {scale:?}, causal {causal}, window {window:?}, offset {offset:?}, lengths {key_lengths:?}")?;
+        writeln!(f, "softcap {softcap:?}, alibi {alibi:?}, form {form:?}, threads {threads:?}")?;
+        Level::available().try_for_each(|level| writeln!(f, "{}", self.plan(level)))
+    }
+}

@@ -1,0 +1,279 @@
+//! The exact answer in f64, and how far from it a result may be: `docs/numerics.md`, line by line.
+//!
+//! Written from the formula and apart from `flashtile::reference`, so that the two check each other.
+
+use super::any_problem::{Alibi, Dims, Offset, Problem};
+use flashtile::{DType, Form, Plan, alibi_slope, bf16, f16};
+
+/// The unit roundoff of f32.
+pub const U: f64 = 1.0 / (1u64 << 24) as f64;
+/// Half the smallest f32 above 0: the error of a rounding among the denormals.
+const ETA: f64 = 7.006_492_321_624_085e-46; // 2^-150
+/// Relative error of the constant log2(e) as f32, in units of U.
+const LOG2_E: f64 = 0.225;
+/// Relative error of 2^x, in units of U.
+const EXP2: f64 = 3.0;
+/// Relative error of tanh, in units of U.
+const TANH: f64 = 8.0;
+/// Weights below this part of the largest may be dropped: 2^-110.
+const DROPPED: f64 = 7.703_719_777_548_943e-34;
+/// The oracle's own f64 arithmetic.
+const F64: f64 = 1e-13;
+
+/// `n u / (1 - n u)`: the relative error of n roundings one after the other.
+fn gamma(n: f64) -> f64 {
+    n * U / (1.0 - n * U)
+}
+
+/// How many roundings a term passes through on its way into a sum.
+#[derive(Clone, Copy, Debug)]
+pub struct Chains {
+    /// The dot product of a query and a key.
+    pub dot: usize,
+    /// The sum over all keys of weights, or of weighted values.
+    pub sum: usize,
+}
+
+impl Chains {
+    /// As `plan` adds.
+    pub fn of(plan: &Plan, dims: &Dims) -> Self {
+        let keys = tile_keys(plan);
+        let sum = keys.min(dims.seq_kv) + dims.seq_kv.div_ceil(keys);
+        match plan.form() {
+            Form::ManyQueries => Chains { dot: dims.head_dim, sum },
+            // One partial sum for each of 4 to 16 lanes, then folded.
+            _ => Chains { dot: dims.head_dim.div_ceil(4) + 4, sum },
+        }
+    }
+}
+
+/// Keys in one chain of the sum over keys, which the plan prints: those of a tile (many queries) or a split (few).
+pub fn tile_keys(plan: &Plan) -> usize {
+    let text = plan.to_string();
+    let before = text.split(" keys").next().unwrap_or_default();
+    let number = before.rsplit(' ').next().and_then(|number| number.parse().ok());
+    number.unwrap_or_else(|| panic!("no number of keys in the plan {text:?}"))
+}
+
+/// The answer and its bounds, rows without gaps.
+#[derive(Debug, Default)]
+pub struct Exact {
+    /// `[batch, heads_q, seq_q, value_dim]`. NaN: must be NaN. Infinite: must not be finite.
+    pub out: Vec<f64>,
+    /// How far an f32 output may be from it.
+    pub out_bound: Vec<f64>,
+    /// `[batch, heads_q, seq_q]`
+    pub lse: Vec<f64>,
+    /// How far the log-sum-exp may be from it.
+    pub lse_bound: Vec<f64>,
+}
+
+/// A score and a bound on its error, in natural units.
+#[derive(Clone, Copy, Debug)]
+struct Score {
+    value: f64,
+    error: f64,
+}
+
+/// A row's keys, once for all dimensions of the value.
+struct Row {
+    /// The visible keys.
+    keys: Vec<usize>,
+    scores: Vec<Score>,
+}
+
+pub fn exact(problem: &Problem, chains: Chains) -> Exact {
+    let dims = problem.dims;
+    let mut exact = Exact::default();
+    for (b, h) in (0..dims.batch).flat_map(|b| (0..dims.heads_q).map(move |h| (b, h))) {
+        let head_kv = h / (dims.heads_q / dims.heads_kv);
+        let rows = |tensor: &super::any_problem::Tensor, cols| -> Vec<f64> {
+            let row = |j| (0..cols).map(move |e| tensor.get([b, head_kv, j, e]) as f64);
+            (0..dims.seq_kv).flat_map(row).collect()
+        };
+        let (keys, values) = (rows(&problem.k, dims.head_dim), rows(&problem.v, dims.value_dim));
+        for i in 0..dims.seq_q {
+            let query: Vec<f64> = (0..dims.head_dim).map(|e| problem.q.get([b, h, i, e]) as f64).collect();
+            let visible: Vec<usize> = (0..dims.seq_kv).filter(|&j| sees(problem, [b, h, i, j])).collect();
+            let score = |&j: &usize| {
+                score(problem, [b, h, i, j], &query, &keys[j * dims.head_dim..][..dims.head_dim], chains.dot)
+            };
+            let row = Row { scores: visible.iter().map(score).collect(), keys: visible };
+            add_row(&mut exact, &row, &values, dims.value_dim, chains.sum);
+        }
+    }
+    exact
+}
+
+/// The key position of query `i`.
+fn position(problem: &Problem, b: usize, i: usize) -> i128 {
+    let length = problem.key_lengths.as_ref().map_or(problem.dims.seq_kv, |lengths| lengths[b]);
+    let offset = match &problem.offset {
+        Offset::FromEnd => length as i128 - problem.dims.seq_q as i128,
+        Offset::FromStart => 0,
+        Offset::At(offset) => *offset as i128,
+        Offset::PerBatch(offsets) => offsets[b] as i128,
+    };
+    offset + i as i128
+}
+
+/// Whether the pair is visible, by the table of what each option means.
+pub fn sees(problem: &Problem, [b, h, i, j]: [usize; 4]) -> bool {
+    let distance = position(problem, b, i) - j as i128; // above 0: the key comes before the query
+    let (left, right) = problem.window;
+    let padding = problem.key_lengths.as_ref().is_some_and(|lengths| j >= lengths[b]);
+    let hidden = padding
+        || problem.causal && distance < 0
+        || left.is_some_and(|left| distance > left as i128)
+        || right.is_some_and(|right| -distance > right as i128)
+        || problem.mask.as_ref().is_some_and(|mask| !mask.get([b, h, i, j]))
+        || problem.bias.as_ref().is_some_and(|bias| bias.get([b, h, i, j]) == f32::NEG_INFINITY);
+    !hidden
+}
+
+/// The score of a visible pair: each step's value, and the error so far.
+fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64], dot_steps: usize) -> Score {
+    let (mut dot, mut products, mut keys) = (0.0, 0.0, 0.0);
+    for (q, k) in query.iter().zip(key) {
+        dot += q * k;
+        products += (q * k).abs();
+        keys += k.abs();
+    }
+    let n = dot_steps as f64;
+    let scale = problem.scale.unwrap_or(1.0 / (query.len().max(1) as f32).sqrt()) as f64;
+    let denormal = ETA * (products + keys + 2.0 * n) * 1.001;
+    // 1. scale * dot, or tanh(scale * dot / cap) * cap.
+    let (mut value, mut error, mut size);
+    match problem.softcap {
+        None => {
+            value = scale * dot;
+            size = scale.abs() * products;
+            error = gamma(n + 2.0 + LOG2_E) * size + denormal;
+        }
+        Some(cap) => {
+            let cap = cap as f64;
+            let y = scale / cap * dot;
+            let y_error = (gamma(n + 2.0) + F64) * (scale / cap).abs() * products + denormal;
+            let flattest = (y.abs() - y_error).max(0.0).tanh();
+            let slope = 1.0 - flattest * flattest + F64;
+            let tanh_error = gamma(TANH) * (y.tanh().abs() + ETA) + (y_error * slope).min(2.0) * (1.0 + gamma(TANH));
+            value = cap * y.tanh();
+            size = value.abs();
+            error = cap * tanh_error + gamma(2.0 + LOG2_E) * cap * (y.tanh().abs() + tanh_error) + ETA;
+        }
+    }
+    // 2. The additive bias.
+    if let Some(tensor) = &problem.bias {
+        let bias = tensor.get([b, h, i, j]) as f64;
+        value += bias;
+        size += bias.abs();
+        error += gamma(1.0 + LOG2_E) * bias.abs();
+        error += U * (value.abs() + error) + 2.0 * ETA;
+    }
+    // 3. ALiBi.
+    let slope = problem.alibi.as_ref().map(|alibi| match alibi {
+        Alibi::Standard => alibi_slope(h, problem.dims.heads_q) as f64,
+        Alibi::PerHead(slopes) => slopes[h] as f64,
+    });
+    if let Some(slope) = slope {
+        let step = slope * (position(problem, b, i) - j as i128).unsigned_abs() as f64;
+        value -= step;
+        size += step.abs();
+        error += gamma(4.0 + LOG2_E) * step.abs();
+        error += U * (value.abs() + error) + 2.0 * ETA;
+    }
+    // 4. Held within the range of f32, in units of log2.
+    let lowest = -(f32::MAX as f64) * std::f64::consts::LN_2;
+    error += (lowest - value).max(0.0);
+    Score { value, error: error + F64 * size }
+}
+
+fn add_row(exact: &mut Exact, row: &Row, values: &[f64], value_dim: usize, sum_steps: usize) {
+    let undefined = row.scores.iter().any(|score| score.value.is_nan() || score.value == f64::INFINITY);
+    if row.keys.is_empty() || undefined {
+        let (out, lse) = if undefined { (f64::NAN, f64::NAN) } else { (0.0, f64::NEG_INFINITY) };
+        exact.out.extend((0..value_dim).map(|_| out));
+        exact.out_bound.extend((0..value_dim).map(|_| 0.0));
+        exact.lse.push(lse);
+        exact.lse_bound.push(0.0);
+        return;
+    }
+    let visible = row.keys.len() as f64;
+    let largest = row.scores.iter().copied().reduce(|a, b| if a.value < b.value { b } else { a }).expect("a key");
+    let total = row.scores.iter().map(|score| (score.value - largest.value).exp()).sum::<f64>();
+    let lse = largest.value + total.ln();
+
+    // Each key's share p, and what it may have grown or shrunk to before the division by the sum of all.
+    let (exp2, mut least, mut most) = (EXP2 * U, 0.0, 0.0);
+    let (mut shares, mut moved, mut grown, mut beside) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for score in &row.scores {
+        let log_share = score.value - largest.value - total.ln();
+        let share = log_share.exp();
+        let high = (log_share + score.error).exp() * (1.0 + exp2);
+        least += (log_share - score.error).exp() * (1.0 - exp2);
+        most += high;
+        shares.push(share);
+        grown.push(high);
+        // p (e^E (1 + 3u) - 1), without the cancellation.
+        moved.push(if score.error < 1.0 { share * (score.error.exp_m1() + exp2 * score.error.exp()) } else { high });
+        let ratio = (score.value - largest.value + score.error + largest.error).exp() * (1.0 + 3.0 * exp2);
+        beside.push(ratio.min(1.0));
+    }
+
+    let rounding = gamma(2.0 * sum_steps as f64 + 2.0) + F64;
+    let denormal = (2.0 * sum_steps as f64 + 2.0) * ETA * (1u64 << 17) as f64;
+    for d in 0..value_dim {
+        let value = |&j: &usize| values[j * value_dim + d];
+        let out = row.keys.iter().map(value).zip(&shares).map(|(value, share)| value * share).sum::<f64>();
+        let (mut by_move, mut by_growth, mut by_ratio, mut farthest) = (0.0, 0.0, 0.0, 0.0f64);
+        for (n, value) in row.keys.iter().map(value).enumerate() {
+            let away = (value - out).abs();
+            if away > 0.0 {
+                by_move += moved[n] * away;
+                by_growth += grown[n] * away;
+                by_ratio += beside[n] * away;
+                farthest = farthest.max(away);
+            }
+        }
+        // Where an error is too large for one bound, another holds; f64::min passes over a NaN of inf / inf.
+        let spread = (by_growth / least).min(by_ratio).min(farthest);
+        let weights = (by_move / least).min(spread);
+        let bound = weights + rounding * (out.abs() + spread) + DROPPED * visible * farthest + denormal;
+        if row.keys.iter().map(value).any(f64::is_infinite) && !row.keys.iter().map(value).any(f64::is_nan) {
+            // Times a weight, infinity; times a weight that has become 0, NaN.
+            exact.out.push(f64::INFINITY);
+        } else {
+            exact.out.push(out);
+        }
+        exact.out_bound.push(if out.is_finite() { bound } else { 0.0 });
+    }
+    let by_scores = most.ln().max(-least.ln());
+    exact.lse.push(lse);
+    exact
+        .lse_bound
+        .push(by_scores + gamma(sum_steps as f64 + EXP2) + 2.0 * DROPPED * visible + (U + F64) * lse.abs() + F64);
+}
+
+/// The f32 nearest to `x` but never a tie that `x` is not: rounding the result to a shorter type rounds `x` itself.
+pub fn round_to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    if near as f64 == x || x.is_nan() || near.to_bits() & 1 == 1 {
+        return near;
+    }
+    // Inexact and even: the odd neighbour on the other side of x.
+    let up = (near as f64) < x;
+    match (near.is_infinite(), up) {
+        (true, _) => f32::MAX.copysign(near), // odd
+        (_, true) => near.next_up(),
+        (_, false) => near.next_down(),
+    }
+}
+
+/// `x` rounded once to `dtype`.
+pub fn round_to(dtype: DType, x: f64) -> f64 {
+    match dtype {
+        DType::F16 => f16::from_f32(round_to_odd(x)).to_f64(),
+        DType::Bf16 => bf16::from_f32(round_to_odd(x)).to_f64(),
+        _ => x as f32 as f64,
+    }
+}
