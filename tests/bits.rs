@@ -345,3 +345,26 @@ fn split_and_unsplit() {
         check_part(&inputs, &none, (Form::FewQueries, level), &part, &whole);
     }
 }
+
+/// A sum that was scaled away and left -0: the tile behind it, which only the next query sees, must not turn it into +0 for
+/// the one beside that query, and not for the one alone.
+#[test]
+fn signs_of_zero() {
+    let none = Options { causal: true, window: (None, None), offset: 0, slopes: None, softcap: None, bias: None };
+    // At the ends of tiles of 48 to 240 keys, and of splits.
+    for step in [240, 512] {
+        let sizes = Sizes::single(2, 2 * step + 1, 1);
+        let mut inputs =
+            Inputs::<f32> { sizes, q: vec![1.0; 2], k: vec![200.0; sizes.seq_kv], v: vec![1.0; sizes.seq_kv] };
+        // First a small sum, then scores 2^288 times as heavy with values that round to -0, then the last query's own key.
+        inputs.k[..step].fill(0.0);
+        inputs.v[..step].fill(-1e-40);
+        inputs.v[step..2 * step].fill(-f32::from_bits(1));
+        let options = Options { offset: 2 * step as isize - 1, ..none.clone() };
+        for (form, level) in forms_and_levels() {
+            let whole = inputs.bits(&options.attention(&sizes, 0..1, 0..2).form(form).level(level));
+            let part = Part { batches: 0..1, heads_kv: 0..1, group: 0..1, queries: 0..1 };
+            check_part(&inputs, &options, (form, level), &part, &whole);
+        }
+    }
+}
