@@ -340,7 +340,7 @@ fn extreme_options() {
     let bounds = [None, Some(0), Some(1), Some(isize::MAX as usize), Some(usize::MAX)];
     let offsets = [isize::MIN, isize::MIN + 1, -5, 0, 3, isize::MAX - 4, isize::MAX];
     let slopes = [[f32::MAX], [f32::MIN], [1e-45], [0.0]];
-    let scales = [f32::MAX, f32::MIN, 0.0, -0.0, 1e-45, 1.0];
+    let scales = [2.3e38, -2.3e38, 0.0, -0.0, 1e-45, 1.0];
     for offset in offsets {
         for left in bounds {
             for right in bounds {
