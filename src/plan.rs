@@ -61,8 +61,8 @@ const MAX_PARTIALS: usize = 1 << 28;
 /// packed queries and outputs of a block take another half.
 const TILE_ELEMENTS: usize = 32 * 1024;
 
-/// Panels that share a packed tile of keys and values: 192 rows with eight lanes. Packing a value costs about as much as
-/// using it for one panel of 16, so shared by twelve it is below a hundredth of the work.
+/// Panels that share a packed tile of keys and values: 192 rows with eight lanes. Fetching and packing a key and its value
+/// costs about half as much as using them for one panel, so shared by twelve it is a twentieth of the work.
 const BLOCK_PANELS: usize = 12;
 
 /// Below so many multiply-adds the calling thread works alone: about 20 µs, what waking a pool costs.

@@ -11,6 +11,7 @@ use crate::element::Element;
 use crate::error::Error;
 use crate::mask::{Mask, QueryOffset};
 use crate::tensor::{AnyTensor, TensorMut, TensorRef};
+use std::f32::consts::LOG2_E;
 
 /// The sizes of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,7 +73,8 @@ impl<'a> Problem<'a> {
     ) -> Result<Self, Error> {
         let dims = check_shapes(q.shape(), k.shape(), v.shape())?;
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
-        check_number("scale", scale, scale.is_finite(), "finite")?;
+        // Scores are formed in units of log2: a number that leaves the range there would make them NaN.
+        check_number("scale", scale, (scale * LOG2_E).is_finite(), "between -2.3e38 and 2.3e38")?;
         Ok(Problem {
             dims,
             q: AnyTensor::new(q.strided),
@@ -200,7 +202,8 @@ fn check_mask<'a>(options: &Attention<'a>, dims: &Dims) -> Result<Mask<'a>, Erro
 
 fn check_bias<'a>(options: &Attention<'a>, dims: &Dims) -> Result<Bias<'a>, Error> {
     if let Some(cap) = options.softcap {
-        check_number("softcap", cap, cap.is_normal() && cap > 0.0, "a normal number above 0")?;
+        let usable = cap.is_normal() && cap > 0.0 && (cap * LOG2_E).is_finite();
+        check_number("softcap", cap, usable, "a normal number above 0 and below 2.3e38")?;
     }
     if let Some(crate::AlibiSlopes::PerHead(slopes)) = options.alibi {
         check_count("ALiBi slopes", slopes.len(), dims.heads_q)?;

@@ -19,7 +19,8 @@
 //! | piece by piece | [`RowState`] | | |
 //! | natural exponential | [`exp_in_place`] | | [`exp_into`] |
 //!
-//! Arrays are dense and row-major. Elements are f32, f16, bf16 or f64: see [`Number`].
+//! Slices are dense and row-major. With the `ndarray` feature, [`softmax_axis`], [`log_softmax_axis`], [`logsumexp_axis`],
+//! [`softmax_axis_in_place`] and [`log_softmax_axis_in_place`] take arrays of any strides. Elements are f32, f16, bf16 or f64: see [`Number`].
 //!
 //! # Edge rules
 //!
@@ -63,6 +64,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "ndarray")]
+mod arrays;
 mod axis;
 mod backward;
 mod buffers;
@@ -78,6 +81,8 @@ mod scale;
 mod state;
 mod walk;
 
+#[cfg(feature = "ndarray")]
+pub use arrays::{log_softmax_axis, log_softmax_axis_in_place, logsumexp_axis, softmax_axis, softmax_axis_in_place};
 pub use axis::Axis;
 pub use cross_entropy::{cross_entropy, cross_entropy_gradient_into, cross_entropy_into};
 pub use exponential::{exp_in_place, exp_into};

@@ -24,7 +24,7 @@ fn small_problems() {
     });
     assert!(found.largest_ratio.iter().all(|ratio| *ratio <= 1.0));
     // The bounds say something: half of them are below two in a hundred thousand of what they bound.
-    assert!(found.median_bound() < 2e-5, "the median of the relative bounds is {:e}", found.median_bound());
+    assert_median_below(&found, 2e-5);
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn large_problems() {
         let dims = large_dims(rng);
         problem(rng, dims)
     });
-    assert!(found.median_bound() < 2e-4, "the median of the relative bounds is {:e}", found.median_bound());
+    assert_median_below(&found, 2e-4);
 }
 
 /// Error of half outputs, all in all: no more than half as much again as that of the exact answer, rounded.
@@ -149,6 +149,12 @@ fn rows_of_one_huge_bias_are_uniform() {
     }
 }
 
+/// That bounds are not so wide that anything would pass; a few problems alone can have wide ones.
+fn assert_median_below(found: &Found, most: f64) {
+    let median = found.median_bound();
+    assert!(found.bounds.len() < 100 || median < most, "the median of the relative bounds is {median:e}");
+}
+
 /// A number from the environment.
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -212,6 +218,18 @@ fn size(rng: &mut Rng, edges: &[usize], most: usize) -> usize {
 
 fn small_dims(rng: &mut Rng) -> Dims {
     let few = |rng: &mut Rng, most| if rng.one_in(60) { 0 } else { 1 + rng.below(rng.clone().below(most) + 1) };
+    if rng.one_in(20) {
+        // Narrow, and longer than a tile (240 keys) or a split (512): the running maximum moves, states are merged.
+        return Dims {
+            batch: 1,
+            heads_q: 2,
+            heads_kv: 1,
+            seq_q: 1 + rng.below(9),
+            seq_kv: [239, 240, 241, 300, 481, 511, 512, 513, 700][rng.below(9)],
+            head_dim: 1 + rng.below(9),
+            value_dim: 1 + rng.below(9),
+        };
+    }
     let heads_kv = few(rng, 3);
     Dims {
         batch: few(rng, 3),

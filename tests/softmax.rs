@@ -360,3 +360,62 @@ fn wrong_calls_are_refused_with_their_numbers() {
     assert!(cross_entropy_into(&[0.0f32; 6], &[0, 1], 3, &mut [0.0]).is_err());
     assert_eq!(wrong_class.to_string(), "row 1 has class 3 but there are only 3, counted from 0");
 }
+
+#[cfg(feature = "ndarray")]
+mod arrays {
+    use super::*;
+    use ndarray::{Array, Array3, Array4, ArrayViewD, s};
+
+    /// Every axis of a view: all five functions against the slice forms of a dense copy.
+    fn check(x: ArrayViewD<'_, f32>) {
+        let dense: Vec<f32> = x.iter().copied().collect();
+        for number in 0..x.ndim() {
+            let axis = Axis::new(x.shape(), number).unwrap();
+            let (mut y, mut log, mut lse) = (dense.clone(), dense.clone(), vec![0.0; axis.lines()]);
+            softmax_in_place(&mut y, axis, 0.5).unwrap();
+            log_softmax_in_place(&mut log, axis, 0.5).unwrap();
+            logsumexp_into(&dense, &mut lse, axis, 0.5).unwrap();
+            let mut smaller = x.shape().to_vec();
+            smaller.remove(number);
+            let (y, log) = [y, log].map(|y| Array::from_shape_vec(x.raw_dim(), y).unwrap()).into();
+            assert_eq!(softmax_axis(&x, number, 0.5).unwrap(), y, "axis {number} of {x:?}");
+            assert_eq!(log_softmax_axis(&x, number, 0.5).unwrap(), log);
+            assert_eq!(logsumexp_axis(&x, number, 0.5).unwrap(), Array::from_shape_vec(smaller, lse).unwrap());
+            assert!(softmax_axis(&x, number, 0.5).unwrap().is_standard_layout());
+        }
+        let wrong = Error::AxisOutOfRange { axis: x.ndim(), rank: x.ndim() };
+        assert_eq!(softmax_axis(&x, x.ndim(), 1.0), Err(wrong.clone()));
+        assert_eq!(logsumexp_axis(&x, x.ndim(), 1.0), Err(wrong));
+    }
+
+    #[test]
+    fn every_axis_of_any_strides() {
+        let x = Array4::from_shape_vec((2, 3, 4, 5), numbers(120, 9)).unwrap();
+        check(x.view().into_dyn());
+        check(x.t().into_dyn());
+        check(x.view().permuted_axes([2, 0, 3, 1]).into_dyn());
+        check(x.slice(s![.., ..;-1, 1..;2, ..;-2]).into_dyn());
+        check(x.slice(s![1, .., .., 2]).into_dyn());
+        check(x.slice(s![.., 0..0, .., ..]).into_dyn());
+        check(x.slice(s![0, 0, 0, ..]).broadcast((3, 5)).unwrap().into_dyn());
+    }
+
+    #[test]
+    fn in_place_writes_the_view_and_nothing_else() {
+        let x = Array3::from_shape_vec((4, 5, 6), numbers(120, 10)).unwrap();
+        for number in 0..3 {
+            let (mut y, mut log) = (x.clone(), x.clone());
+            let part = s![..;-2, 1..4, ..;3];
+            softmax_axis_in_place(&mut y.slice_mut(part).reversed_axes(), number, 1.0).unwrap();
+            log_softmax_axis_in_place(&mut log.slice_mut(part).reversed_axes(), number, 1.0).unwrap();
+            let (mut expected, mut expected_log) = (x.clone(), x.clone());
+            expected.slice_mut(part).assign(&softmax_axis(&x.slice(part), 2 - number, 1.0).unwrap());
+            expected_log.slice_mut(part).assign(&log_softmax_axis(&x.slice(part), 2 - number, 1.0).unwrap());
+            assert_eq!((y, log), (expected, expected_log), "axis {number}");
+            let mut dense = x.clone();
+            softmax_axis_in_place(&mut dense, number, 1.0).unwrap();
+            assert_eq!(dense, softmax_axis(&x, number, 1.0).unwrap());
+            assert!(softmax_axis_in_place(&mut dense, 3, 1.0).is_err());
+        }
+    }
+}

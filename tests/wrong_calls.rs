@@ -202,21 +202,23 @@ fn options() {
     let number = |option, got, expected| Error::InvalidOption { option, got, expected };
     for (got, shown) in [(f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
         options_refused(
-            &new().scale(got),
-            number("scale", got, "finite"),
-            &format!("scale is {shown} but must be finite"),
-        );
-        options_refused(
             &new().alibi(AlibiSlopes::PerHead(&[0.0, 0.0, got, 0.0])),
             number("an ALiBi slope", got, "finite"),
             &format!("an ALiBi slope is {shown} but must be finite"),
         );
     }
-    for got in [0.0, -1.0, f32::INFINITY, f32::MIN_POSITIVE / 2.0] {
+    for got in [f32::INFINITY, f32::NEG_INFINITY, 2.4e38, f32::MIN] {
+        options_refused(
+            &new().scale(got),
+            number("scale", got, "between -2.3e38 and 2.3e38"),
+            &format!("scale is {got} but must be between -2.3e38 and 2.3e38"),
+        );
+    }
+    for got in [0.0, -1.0, f32::INFINITY, f32::MIN_POSITIVE / 2.0, 2.4e38] {
         options_refused(
             &new().softcap(got),
-            number("softcap", got, "a normal number above 0"),
-            &format!("softcap is {got} but must be a normal number above 0"),
+            number("softcap", got, "a normal number above 0 and below 2.3e38"),
+            &format!("softcap is {got} but must be a normal number above 0 and below 2.3e38"),
         );
     }
     // (NaN is not equal to itself.)

@@ -12,7 +12,7 @@ pub(crate) const ROUND: f32 = 12_582_912.0;
 /// Horner's rounding with fused multiply-add included. The constant is exactly 1, so that 2^0 is.
 const EXP2: [f32; 5] = [0.693_146_8, 0.240_222_38, 0.055_508_96, 0.009_671_721, 0.001_322_455_1];
 
-/// 2^r for |r| <= 1/2, at most 2 ulp off. Elsewhere a finite number of no meaning; NaN for NaN.
+/// 2^r for |r| <= 1/2, at most 1.8 ulp off with fused multiply-add and 2.1 without. Elsewhere a finite number of no meaning; NaN for NaN.
 #[inline(always)]
 pub(crate) fn exp2_fraction<S: Simd>(simd: S, r: S::F32) -> S::F32 {
     let mut p = simd.splat(EXP2[4]);

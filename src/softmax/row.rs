@@ -13,6 +13,7 @@
 //! 3. `fill` and `write` take four vectors at a time, `weigh` two: an exp is a chain of some fifty cycles, of which the
 //!    processor alone overlaps too few; four would no longer fit the registers.
 //! 4. Division by the sum is multiplication with its inverse.
+//! 5. While a row is weighed, which is arithmetic alone, the next one is asked for from memory.
 #![forbid(unsafe_code)]
 
 use super::buffers::{Buffers, Stored};
@@ -63,7 +64,8 @@ pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
         let tile = &mut tile[..block.len()];
         if block.len() < row.len() {
             fill::<S, T, PLAIN>(simd, &buffers.input()[block.clone()], tile, scale);
-            weigh::<S, LOG>(simd, tile, state.max, scale.scale);
+            let ahead = buffers.input()[block.clone()].as_ptr_range().end;
+            weigh::<S, T, LOG>(simd, tile, state.max, scale.scale, ahead);
         }
         write::<S, T, LOG>(simd, tile, &mut buffers.output()[block], norm);
     }
@@ -79,6 +81,7 @@ fn softmax_f32<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
     scale: Scale,
     gain: f32,
 ) -> Option<RowState> {
+    let ahead = buffers.input()[row.clone()].as_ptr_range().end;
     let (max, out) = match buffers {
         Buffers::InPlace(x) => {
             let x = T::as_f32(&mut x[row])?;
@@ -89,7 +92,7 @@ fn softmax_f32<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
             (fill::<S, T, PLAIN>(simd, &from[row], out, scale), out)
         }
     };
-    let state = RowState { max, sum: weigh::<S, LOG>(simd, out, max, scale.scale) };
+    let state = RowState { max, sum: weigh::<S, T, LOG>(simd, out, max, scale.scale, ahead) };
     if LOG {
         finish_in_place::<S, true>(simd, out, state.log_sum());
     } else {
@@ -107,7 +110,7 @@ pub(super) fn fold<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
     scale: Scale,
 ) -> RowState {
     let max = fill::<S, T, PLAIN>(simd, x, tile, scale);
-    RowState { max, sum: weigh::<S, LOG>(simd, tile, max, scale.scale) }
+    RowState { max, sum: weigh::<S, T, LOG>(simd, tile, max, scale.scale, x.as_ptr_range().end) }
 }
 
 /// What a weight is multiplied by to become a probability.
@@ -159,9 +162,15 @@ fn fill_in_place<S: Simd, const PLAIN: bool>(simd: S, x: &mut [f32], scale: Scal
 }
 
 /// Turns y in the tile into the weight e = exp(scale*(y - max)) in units of 1/`WEIGHT_ONE`, or into the exponent where
-/// `LOG`; gives the sum of exp.
+/// `LOG`; gives the sum of exp. Meanwhile as many elements from `ahead` on come from memory; it may point anywhere.
 #[inline(always)]
-pub(super) fn weigh<S: Simd, const LOG: bool>(simd: S, tile: &mut [f32], max: f32, scale: f32) -> f32 {
+pub(super) fn weigh<S: Simd, T, const LOG: bool>(
+    simd: S,
+    tile: &mut [f32],
+    max: f32,
+    scale: f32,
+    mut ahead: *const T,
+) -> f32 {
     // Where nothing is visible any number will do but -inf itself: -inf - -inf is NaN.
     let max = simd.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
     let scale = simd.splat(scale);
@@ -170,6 +179,8 @@ pub(super) fn weigh<S: Simd, const LOG: bool>(simd: S, tile: &mut [f32], max: f3
         let mut part = [simd.zero(); PAIR];
         let mut pairs = run.chunks_exact_mut(PAIR * S::LANES);
         for tile in pairs.by_ref() {
+            simd.prefetch(ahead);
+            ahead = ahead.wrapping_add(PAIR * S::LANES);
             for i in 0..PAIR {
                 let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[i * S::LANES..]), max));
                 let e = exp_weight(simd, t);

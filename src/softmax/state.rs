@@ -125,7 +125,8 @@ impl Kernel for Finish<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        row::weigh::<S, false>(simd, self.1, self.0.max, 1.0);
+        let ahead = self.1.as_ptr_range().end;
+        row::weigh::<S, f32, false>(simd, self.1, self.0.max, 1.0, ahead);
         row::finish_in_place::<S, false>(simd, self.1, row::weight_norm(self.0));
     }
 }
