@@ -98,6 +98,35 @@ fn prepared_is_the_same(inputs: &Inputs<f32>, attention: &Attention<'_>, expecte
     assert_eq!(out, expected);
 }
 
+/// The strides of a tensor without elements lead nowhere, and so may be anything.
+#[test]
+fn wild_strides_without_elements() {
+    for stride in [isize::MIN, isize::MAX, isize::MAX / 2 + 1, -1] {
+        for (form, level) in forms_and_levels() {
+            for (head_dim, value_dim) in [(0, 3), (3, 0), (0, 0)] {
+                let ones = [1.0f32; 40 * 3];
+                let tensor = |rows, dim| {
+                    let strides = if dim == 0 { [stride; 4] } else { [0, 0, 3, 1] };
+                    TensorRef::with_strides(&ones, 0, [2, 2, rows, dim], strides).unwrap()
+                };
+                let (mut out, mut lse) = (vec![f32::NAN; 2 * 2 * 20 * value_dim], [f32::NAN; 2 * 2 * 20]);
+                let shape = [2, 2, 20, value_dim];
+                let to = if value_dim == 0 {
+                    TensorMut::with_strides(&mut out, 0, shape, [stride; 4])
+                } else {
+                    TensorMut::from_slice(&mut out, shape)
+                };
+                let to_lse = TensorMut::from_slice(&mut lse, [2, 2, 20]).unwrap();
+                let (q, k, v) = (tensor(20, head_dim), tensor(40, head_dim), tensor(40, value_dim));
+                let attention = Attention::new().form(form).level(level);
+                attention.compute(q, k, v, to.unwrap(), Some(to_lse), &mut Workspace::new()).unwrap();
+                assert!(out.iter().all(|x| (x - 1.0).abs() < 1e-6), "{stride} {head_dim} {value_dim} {form:?} {level}");
+                assert!(lse.iter().all(|x| x.is_finite()), "{stride} {head_dim} {value_dim} {form:?} {level}");
+            }
+        }
+    }
+}
+
 /// Tensors without elements may have dimensions beyond counting. They are refused or done at once, never walked through.
 #[test]
 fn huge_without_elements() {

@@ -53,7 +53,9 @@ impl Scores<'_> {
         let blocks = EvenBlocks::new(self.keys.rows(), product_rows::<S>(V));
         for b in 0..blocks.count {
             let rows = blocks.range(b);
-            block.keys.at = self.keys.as_ptr().wrapping_offset(rows.start as isize * self.keys.row_stride());
+            // Wrapping: keys of no elements may have any stride.
+            let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
+            block.keys.at = self.keys.as_ptr().wrapping_offset(offset);
             // SAFETY: these rows of the keys and of the scores, which `scores` has checked, and no more of them than
             // `product_rows`.
             unsafe { by_rows::<S, V>(rows.len(), &mut block) };
