@@ -26,14 +26,15 @@ fn queries() {
     let boundaries = [
         boundary(1, "none, and a single query"),
         boundary(4, "few queries: rows that share a load of keys"),
-        boundary(8, "one vector of lanes; the plan's step from few to many queries"),
-        boundary(16, "a panel of two vectors; few queries: rows of a task"),
-        boundary(32, "two panels, two tasks"),
+        boundary(8, "one vector of lanes"),
+        boundary(16, "a panel of two vectors"),
+        boundary(24, "the plan's step from few to many queries; few queries: rows of a task"),
+        boundary(32, "two panels"),
         boundary(192, "a block of twelve panels: another task, packing anew"),
     ];
     check_around(&boundaries, |seq_q| Dims { seq_q, ..SMALL });
     // The same rows made of heads that share a key/value head: positions repeat, rows of one query straddle panels.
-    check_around(&boundaries[..5], |seq_q| Dims { seq_q, heads_q: 3, ..SMALL });
+    check_around(&boundaries[..6], |seq_q| Dims { seq_q, heads_q: 3, ..SMALL });
 }
 
 #[test]
@@ -45,8 +46,9 @@ fn keys() {
             boundary(8, "a vector of keys: biases and few queries' weights"),
             boundary(12, "a product's rows with one vector"),
             boundary(16, "few queries: keys whose values are added strip by strip"),
-            boundary(64, "few queries: a tile"),
-            boundary(240, "the largest tile"),
+            boundary(32, "many queries: keys whose values are packed block after block"),
+            boundary(240, "many queries: the largest tile"),
+            boundary(256, "few queries: a tile"),
             boundary(480, "two of the largest tiles"),
             boundary(512, "few queries: a split"),
             boundary(1024, "few queries: two splits, one merge more"),
