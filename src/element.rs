@@ -16,7 +16,7 @@ mod sealed {
     }
 }
 
-/// An element type of queries, keys, values and outputs: [`f32`], [`f16`] or [`bf16`].
+/// An element type of queries, keys, values and outputs: [`f32`], [`struct@f16`] or [`bf16`].
 ///
 /// The half types are storage: a value is widened exactly when it is read and rounded once, to nearest with ties to even,
 /// when it is written. Scores, probabilities and sums are f32, always. The trait is sealed.

@@ -11,7 +11,7 @@ use crate::element::{bf16, f16};
 use crate::simd::Isa;
 use std::fmt;
 
-/// An element type of a softmax: [`f32`], [`f16`], [`bf16`] or [`f64`].
+/// An element type of a softmax: [`f32`], [`struct@f16`], [`bf16`] or [`f64`].
 ///
 /// The half types are storage: arithmetic is f32 and each result is rounded once. f64 is for checking the others: plain
 /// loops around the standard library's exp. `T::Real`, the type of scales and losses, is f64 for f64 and f32 for the others.
