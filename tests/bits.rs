@@ -3,7 +3,7 @@
 
 mod support;
 
-use flashtile::{AlibiSlopes, Attention, Element, Form, Level, QueryOffset, TensorMut, TensorRef, Threads, Workspace};
+use flashtile::{AlibiSlopes, Attention, Element, Form, Level, QueryOffset, TensorMut, TensorRef, Workspace};
 use support::Rng;
 use support::problems::{Bits, Inputs, Sizes, bits, forms_and_levels, len};
 
@@ -224,6 +224,7 @@ fn far_positions() {
 
 /// Problems on either side of every threshold of the plan: work worth a pool, keys worth a split, tasks enough without
 /// splitting, rows of a block, rows of a few-queries task.
+#[cfg(feature = "rayon")]
 fn thresholds() -> Vec<Sizes> {
     let decode = |batch, heads_kv, group, seq_kv| Sizes {
         batch,
@@ -266,7 +267,7 @@ fn threads_and_memory() {
             let base = Attention::new().form(form).level(level);
             for attention in [base.clone(), base.causal().window(Some(sizes.seq_kv / 3), None)] {
                 let case = format!("{sizes:?} {form:?} {level}");
-                let serial = inputs.bits(&attention.clone().threads(Threads::Serial));
+                let serial = inputs.bits(&attention.clone().threads(flashtile::Threads::Serial));
                 for pool in &pools {
                     let threads = pool.current_num_threads();
                     assert_eq!(pool.install(|| inputs.bits(&attention)), serial, "{threads} threads, {case}");
