@@ -195,7 +195,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Shifts right and repeats the sign.
     fn shr_i32<const N: i32>(self, a: Self::I32) -> Self::I32;
 
-    /// The sum of all lanes, in a fixed order (halves folded onto each other).
+    /// The sum of all lanes, in a fixed order: halves folded onto each other. So rotating the lanes does not change it,
+    /// which makes the sum of a row independent of the lane that its first key falls in.
     fn sum(self, a: Self::F32) -> f32;
     /// The sum of all lanes of each of `LANES` vectors (`x[..LANES]`), each in the same fixed order (neighbours first).
     fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32;
