@@ -107,3 +107,8 @@ pub use merge::merge;
 pub use plan::{Form, Plan, Threads};
 pub use simd::Level;
 pub use tensor::{TensorMut, TensorRef};
+
+/// The README's code is compiled and run, too.
+#[cfg(all(doctest, feature = "ndarray"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
