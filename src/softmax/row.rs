@@ -175,11 +175,14 @@ pub(super) fn weigh<S: Simd, T, const LOG: bool>(
     let max = simd.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
     let scale = simd.splat(scale);
     let mut sum = [simd.zero(); PAIR];
+    let len = tile.len();
     for run in tile.chunks_mut(RUN * PAIR * S::LANES) {
         let mut part = [simd.zero(); PAIR];
         let mut pairs = run.chunks_exact_mut(PAIR * S::LANES);
         for tile in pairs.by_ref() {
             simd.prefetch(ahead);
+            // Where the output serves as the tile, its next row: a quarter of the time at 4096 x 4096.
+            simd.prefetch(tile.as_ptr().wrapping_add(len));
             ahead = ahead.wrapping_add(PAIR * S::LANES);
             for i in 0..PAIR {
                 let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[i * S::LANES..]), max));
