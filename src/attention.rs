@@ -256,7 +256,8 @@ impl<'a> Attention<'a> {
     ///   not fit the tensors
     /// * [`Error::InvalidOption`]: a scale, softcap or slope that is no usable number
     /// * [`Error::LevelUnavailable`]
-    /// * [`Error::TooLarge`]: dimensions (of broadcast tensors) beyond any memory
+    /// * [`Error::TooLarge`]: dimensions (of broadcast tensors) beyond any memory, more than 2^32 - 1 query rows or 2^24
+    ///   key/value heads in all batches together, or rows of more than 2^20 elements
     pub fn compute<'t, Q: Element, K: Element, V: Element, O: Element>(
         &self,
         q: impl Into<TensorRef<'t, Q>>,
@@ -310,6 +311,8 @@ impl<'a> Attention<'a> {
     }
 
     /// As `scores` (of the feature `ndarray`), into a tensor of the caller's: `[batch, heads_q, seq_q, seq_kv]`.
+    ///
+    /// Always formed as for many queries, whatever [`Form`] is set.
     ///
     /// # Errors
     /// As [`Attention::compute`].

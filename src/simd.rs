@@ -213,6 +213,38 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line of `p`, which need not be readable.
     fn prefetch<T>(self, p: *const T);
 
+    /// Reads `LANES` elements of any type from `p` and widens them, exactly.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `LANES` elements.
+    #[inline(always)]
+    unsafe fn load_as<T: Element>(self, p: *const T) -> Self::F32 {
+        // SAFETY: the caller's promise; `DTYPE` names T, and only the three types that it can name implement `Element`.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => self.load(p.cast()),
+                DType::F16 => self.load_f16(p.cast()),
+                DType::Bf16 => self.load_bf16(p.cast()),
+            }
+        }
+    }
+
+    /// Rounds to `T`, to nearest with ties to even, and writes `LANES` of them to `p`.
+    ///
+    /// # Safety
+    /// * `p` is valid for writes of `LANES` elements.
+    #[inline(always)]
+    unsafe fn store_as<T: Element>(self, p: *mut T, x: Self::F32) {
+        // SAFETY: the caller's promise; `DTYPE` names T, and only the three types that it can name implement `Element`.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => self.store(p.cast(), x),
+                DType::F16 => self.store_f16(p.cast(), x),
+                DType::Bf16 => self.store_bf16(p.cast(), x),
+            }
+        }
+    }
+
     #[inline(always)]
     fn zero(self) -> Self::F32 {
         self.splat(0.0)
@@ -269,15 +301,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn load_elements<T: Element>(self, x: &[T]) -> Self::F32 {
         assert!(x.len() >= Self::LANES);
-        let p = x.as_ptr();
-        // SAFETY: the assertion above; `DTYPE` names T, and only the three types that it can name implement `Element`.
-        unsafe {
-            match T::DTYPE {
-                DType::F32 => self.load(p.cast()),
-                DType::F16 => self.load_f16(p.cast()),
-                DType::Bf16 => self.load_bf16(p.cast()),
-            }
-        }
+        // SAFETY: the assertion above.
+        unsafe { self.load_as(x.as_ptr()) }
     }
 
     /// Rounds to `T` and writes the first `LANES` elements of `to`.
@@ -287,15 +312,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn store_elements<T: Element>(self, to: &mut [T], x: Self::F32) {
         assert!(to.len() >= Self::LANES);
-        let p = to.as_mut_ptr();
-        // SAFETY: the assertion above; `DTYPE` names T, and only the three types that it can name implement `Element`.
-        unsafe {
-            match T::DTYPE {
-                DType::F32 => self.store(p.cast(), x),
-                DType::F16 => self.store_f16(p.cast(), x),
-                DType::Bf16 => self.store_bf16(p.cast(), x),
-            }
-        }
+        // SAFETY: the assertion above.
+        unsafe { self.store_as(to.as_mut_ptr(), x) }
     }
 
     /// The elements of `x`, which is at most `LANES` long, widened, then `fill` in the lanes past its end.

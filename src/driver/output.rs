@@ -5,7 +5,7 @@
 
 use super::schedule::{Schedule, Work};
 use crate::element::Element;
-use crate::kernel::load::{Store, store_row};
+use crate::kernel::load::store_row;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::simd::{Kernel, Simd};
@@ -103,7 +103,7 @@ struct WriteRow<'a, 'r, T> {
     values: &'a [f32],
 }
 
-impl<T: Store> Kernel for WriteRow<'_, '_, T> {
+impl<T: Element> Kernel for WriteRow<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]

@@ -12,9 +12,10 @@
 //!
 //! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
 
-use super::load::{AnyMatrix, Load, load_from, with_matrix};
+use super::load::{AnyMatrix, load_from, with_matrix};
 use super::round_up_lanes;
 use super::weights::{base, near, power_of_two, raised, weight};
+use crate::element::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::strided::Matrix;
 
@@ -75,7 +76,7 @@ impl Kernel for Scores<'_> {
 
 /// The dot products of R queries with all keys, N keys at a time.
 #[inline(always)]
-fn dots<S: Simd, T: Load, const R: usize, const N: usize>(
+fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
     simd: S,
     keys: Matrix<'_, T>,
     queries: &[f32],
@@ -99,7 +100,7 @@ fn dots<S: Simd, T: Load, const R: usize, const N: usize>(
         let mut e = 0;
         while e < whole {
             // SAFETY: e + LANES <= whole <= head_dim, so within the row.
-            let key = |n: usize| unsafe { T::load(simd, rows[n].wrapping_add(e)) };
+            let key = |n: usize| unsafe { simd.load_as(rows[n].wrapping_add(e)) };
             // SAFETY: as above, and the queries are R rows of `width` (asserted).
             unsafe { add_products::<S, R, N>(simd, std::array::from_fn(key), queries, width, e, &mut sums) };
             e += S::LANES;
@@ -151,7 +152,7 @@ unsafe fn add_products<S: Simd, const R: usize, const N: usize>(
 
 /// Asks for `count` rows from row `first` on, which may lie behind the last, line after line: memory is fastest in order.
 #[inline(always)]
-fn prefetch_rows<S: Simd, T: Load>(simd: S, rows: Matrix<'_, T>, first: usize, count: usize) {
+fn prefetch_rows<S: Simd, T: Element>(simd: S, rows: Matrix<'_, T>, first: usize, count: usize) {
     for r in first..first + count {
         let row = rows.as_ptr().wrapping_offset(rows.row_stride().wrapping_mul(r as isize));
         let mut at = 0;
@@ -282,7 +283,7 @@ impl Kernel for AddValues<'_> {
 
 /// Weighted values for R rows, strip after strip of N vectors; the last vector may be a part of one.
 #[inline(always)]
-fn strips<S: Simd, T: Load, const R: usize, const N: usize>(
+fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     simd: S,
     values: Matrix<'_, T>,
     weights: &[f32],
@@ -328,7 +329,7 @@ fn strips<S: Simd, T: Load, const R: usize, const N: usize>(
 /// * `weights` is valid for reads of R rows, `stride` apart, of one weight a key
 /// * `out` is valid for reads and writes of R rows, `width` apart, of N vectors
 #[inline(always)]
-unsafe fn strip<S: Simd, T: Load, const R: usize, const N: usize>(
+unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     simd: S,
     values: Matrix<'_, T>,
     d: usize,
@@ -348,7 +349,7 @@ unsafe fn strip<S: Simd, T: Load, const R: usize, const N: usize>(
     let mut row = values.as_ptr().wrapping_add(d);
     for j in 0..values.rows() {
         // SAFETY: N vectors from d on of row j: the caller's promise.
-        let vectors: [S::F32; N] = std::array::from_fn(|n| unsafe { T::load(simd, row.wrapping_add(n * S::LANES)) });
+        let vectors: [S::F32; N] = std::array::from_fn(|n| unsafe { simd.load_as(row.wrapping_add(n * S::LANES)) });
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the weight of key j in row r: the caller's promise.
             let weight = simd.splat(unsafe { *weights.add(r * stride + j) });
@@ -396,7 +397,7 @@ impl Kernel for AddVisibleValues<'_> {
             let row = values.row(j).as_slice().expect("rows without gaps");
             for (r, out) in self.out.chunks_exact_mut(width.max(1)).enumerate() {
                 let at = r * self.stride + j;
-                if at < self.scores.len() && self.scores[at] != f32::NEG_INFINITY {
+                if self.scores[at] != f32::NEG_INFINITY {
                     for (out, d) in out.chunks_exact_mut(S::LANES).zip((0..row.len()).step_by(S::LANES)) {
                         let weight = simd.splat(self.weights[at]);
                         let sum = simd.mul_add(weight, load_from(simd, row, d), simd.load_slice(out));

@@ -1,52 +1,15 @@
-//! Reading elements of any type as vectors of f32.
+//! Reading elements of any type as vectors of f32, and writing them back.
 
 use crate::element::{Element, bf16, f16};
-use crate::simd::{MAX_LANES, Simd};
+use crate::simd::Simd;
 use crate::strided::{Matrix, Strided};
 use crate::tensor::AnyTensor;
 
-/// An element type that a level can widen while it loads.
-pub(crate) trait Load: Element {
-    /// # Safety
-    /// * `p` is valid for reads of `S::LANES` elements.
-    unsafe fn load<S: Simd>(simd: S, p: *const Self) -> S::F32;
-}
-
-impl Load for f32 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(simd: S, p: *const f32) -> S::F32 {
-        // SAFETY: the caller's promise.
-        unsafe { simd.load(p) }
-    }
-}
-impl Load for f16 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(simd: S, p: *const f16) -> S::F32 {
-        // SAFETY: the caller's promise.
-        unsafe { simd.load_f16(p) }
-    }
-}
-impl Load for bf16 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(simd: S, p: *const bf16) -> S::F32 {
-        // SAFETY: the caller's promise.
-        unsafe { simd.load_bf16(p) }
-    }
-}
-
 /// The elements of `row` from `at` on: as many as there are up to a vector, then zeros.
 #[inline(always)]
-pub(crate) fn load_from<S: Simd, T: Load>(simd: S, row: &[T], at: usize) -> S::F32 {
+pub(crate) fn load_from<S: Simd, T: Element>(simd: S, row: &[T], at: usize) -> S::F32 {
     let rest = &row[at..];
-    if rest.len() >= S::LANES {
-        // SAFETY: there are LANES elements left.
-        unsafe { T::load(simd, rest.as_ptr()) }
-    } else {
-        let mut whole = [T::default(); MAX_LANES];
-        whole[..rest.len()].copy_from_slice(rest);
-        // SAFETY: MAX_LANES elements are LANES at least.
-        unsafe { T::load(simd, whole.as_ptr()) }
-    }
+    if rest.len() >= S::LANES { simd.load_elements(rest) } else { simd.load_elements_part(rest, 0.0) }
 }
 
 /// Two axes of an [`AnyTensor`].
@@ -115,48 +78,15 @@ impl<'a> AnyMatrix<'a> {
     }
 }
 
-/// An element type that a level can round to while it stores.
-pub(crate) trait Store: Element {
-    /// # Safety
-    /// * `p` is valid for writes of `S::LANES` elements.
-    unsafe fn store<S: Simd>(simd: S, p: *mut Self, x: S::F32);
-}
-
-impl Store for f32 {
-    #[inline(always)]
-    unsafe fn store<S: Simd>(simd: S, p: *mut f32, x: S::F32) {
-        // SAFETY: the caller's promise.
-        unsafe { simd.store(p, x) }
-    }
-}
-impl Store for f16 {
-    #[inline(always)]
-    unsafe fn store<S: Simd>(simd: S, p: *mut f16, x: S::F32) {
-        // SAFETY: the caller's promise.
-        unsafe { simd.store_f16(p, x) }
-    }
-}
-impl Store for bf16 {
-    #[inline(always)]
-    unsafe fn store<S: Simd>(simd: S, p: *mut bf16, x: S::F32) {
-        // SAFETY: the caller's promise.
-        unsafe { simd.store_bf16(p, x) }
-    }
-}
-
 /// Rounds `from` into `to`, which is as long.
 #[inline(always)]
-pub(crate) fn store_row<S: Simd, T: Store>(simd: S, to: &mut [T], from: &[f32]) {
+pub(crate) fn store_row<S: Simd, T: Element>(simd: S, to: &mut [T], from: &[f32]) {
     assert!(to.len() == from.len());
     for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
         if to.len() == S::LANES {
-            // SAFETY: `to` has LANES elements.
-            unsafe { T::store(simd, to.as_mut_ptr(), simd.load_slice(from)) };
+            simd.store_elements(to, simd.load_slice(from));
         } else {
-            let mut whole = [T::default(); MAX_LANES];
-            // SAFETY: MAX_LANES elements are LANES at least.
-            unsafe { T::store(simd, whole.as_mut_ptr(), simd.load_part(from, 0.0)) };
-            to.copy_from_slice(&whole[..to.len()]);
+            simd.store_elements_part(to, simd.load_part(from, 0.0));
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Bringing a tile's operands into the order in which the products read them, widened to f32.
 
-use super::load::{AnyMatrix, Load, load_from, with_matrix};
+use super::load::{AnyMatrix, load_from, with_matrix};
 use super::transpose::transpose;
 use super::{EvenBlocks, PANEL_VECTORS, product_rows};
+use crate::element::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::strided::Matrix;
 use std::ops::Range;
 
 /// `to[..row.len()] = factor * row`.
 #[inline(always)]
-fn widen<S: Simd, T: Load>(simd: S, row: &[T], factor: f32, to: &mut [f32]) {
+fn widen<S: Simd, T: Element>(simd: S, row: &[T], factor: f32, to: &mut [f32]) {
     let factor = simd.splat(factor);
     for (to, c) in to.chunks_mut(S::LANES).zip((0..row.len()).step_by(S::LANES)) {
         let wide = simd.mul(load_from(simd, row, c), factor);
@@ -226,7 +227,7 @@ impl Kernel for PackValues<'_> {
 /// * of every one of the keys, the vector from `dims.start` on lies inside its row, and rows have no gaps
 /// * `to` has room for a vector at `dims.len()` times the number of the last key, counted from the first
 #[inline(always)]
-unsafe fn pack_block<S: Simd, T: Load>(
+unsafe fn pack_block<S: Simd, T: Element>(
     simd: S,
     values: Matrix<'_, T>,
     keys: Range<usize>,
@@ -238,7 +239,7 @@ unsafe fn pack_block<S: Simd, T: Load>(
     let mut to = to.as_mut_ptr();
     for _ in keys {
         // SAFETY: the caller's promise.
-        let vector = unsafe { T::load(simd, from) };
+        let vector = unsafe { simd.load_as(from) };
         // SAFETY: the caller's promise.
         unsafe { simd.store(to, vector) };
         largest = simd.max_i32(largest, simd.bits(simd.abs(vector)));
