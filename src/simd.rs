@@ -13,12 +13,13 @@
 //! Nothing here knows what the numbers mean.
 
 mod avx2;
+mod avx512;
 pub(crate) mod exp;
 mod portable;
 
 use crate::element::{DType, Element, bf16, f16};
 #[cfg(target_arch = "x86_64")]
-use avx2::Avx2;
+use {avx2::Avx2, avx512::Avx512};
 use portable::Portable;
 
 /// An instruction set that the kernels are compiled for.
@@ -32,11 +33,13 @@ pub enum Level {
     Portable,
     /// x86-64 with AVX2, FMA and F16C: Intel Haswell (2013), AMD Zen (2017) and later.
     Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL: Intel Skylake-SP (2017), AMD Zen 4 (2022) and later.
+    Avx512,
 }
 
 impl Level {
     /// Every level, whether this processor has it or not, from the plainest to the fastest.
-    pub const ALL: &'static [Level] = &[Level::Portable, Level::Avx2];
+    pub const ALL: &'static [Level] = &[Level::Portable, Level::Avx2, Level::Avx512];
 
     /// The levels that this processor has, from the plainest to the fastest.
     pub fn available() -> impl DoubleEndedIterator<Item = Level> {
@@ -54,6 +57,7 @@ impl std::fmt::Display for Level {
         f.pad(match self {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
         })
     }
 }
@@ -64,6 +68,8 @@ pub(crate) enum Isa {
     Portable(Portable),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 impl Isa {
@@ -73,8 +79,10 @@ impl Isa {
             Level::Portable => Some(Isa::Portable(Portable)),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => Avx2::detect().map(Isa::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => Avx512::detect().map(Isa::Avx512),
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 => None,
+            Level::Avx2 | Level::Avx512 => None,
         }
     }
 
@@ -88,6 +96,8 @@ impl Isa {
             Isa::Portable(_) => Level::Portable,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => Level::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => Level::Avx512,
         }
     }
 
@@ -98,6 +108,8 @@ impl Isa {
             Isa::Portable(simd) => kernel.run(simd),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(simd) => simd.enter(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(simd) => simd.enter(kernel),
         }
     }
 }
@@ -334,7 +346,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 }
 
 /// No level has more lanes than this.
-pub(crate) const MAX_LANES: usize = 8;
+pub(crate) const MAX_LANES: usize = 16;
 
 #[cfg(test)]
 mod tests;

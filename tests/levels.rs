@@ -21,6 +21,10 @@ fn expected() -> Vec<Level> {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
         levels.push(Level::Avx2);
+        let foundation = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        if foundation && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl") {
+            levels.push(Level::Avx512);
+        }
     }
     levels
 }

@@ -20,7 +20,7 @@ use crate::kernel::pack::{ValueBlocks, as_f32, into_lanes, pack_queries, pack_va
 use crate::kernel::scores;
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
-use crate::kernel::{MAX_PANEL_LANES, round_up_lanes};
+use crate::kernel::{MAX_PANEL_LANES, PANEL_VECTORS, round_up_lanes};
 use crate::mask::{Verdict, hull};
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -162,7 +162,7 @@ fn list_panels(work: Work<'_>, panels: &mut Vec<Panel>) {
     let all_rows = &work.task.rows;
     for start in all_rows.clone().step_by(work.plan.panel_lanes) {
         let rows = start..(start + work.plan.panel_lanes).min(all_rows.end);
-        let count = round_up_lanes(rows.len());
+        let count = rows.len().next_multiple_of(work.plan.panel_lanes / PANEL_VECTORS);
         let lanes = Lanes::new(work, rows, count);
         panels.push(Panel { span: hull(lanes.intervals()), lanes, state: PanelState::EMPTY });
     }

@@ -23,9 +23,6 @@ use crate::strided::Matrix;
 /// the multipliers busy and leave registers for the operands.
 const ROWS: usize = 4;
 
-/// Chains of multiply-adds side by side.
-const CHAINS: usize = 8;
-
 /// Rows ahead of the loads at which a line of keys or values is asked for: far enough to hide memory, near enough that it
 /// is still in the first cache when its turn comes. By rows and not by bytes, for a cache may interleave heads.
 const AHEAD: usize = 16;
@@ -57,18 +54,23 @@ impl Kernel for Scores<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        const { assert!(ROWS == 4 && CHAINS == 8 && CHAINS == MAX_LANES) };
+        const { assert!(ROWS == 4 && (S::LANES == 8 || S::LANES == 16)) };
         let width = round_up_lanes(self.keys.cols());
         if width == 0 {
             return self.scores.fill(0.0);
         }
         let queries = self.queries.chunks(ROWS * width);
         for (queries, scores) in queries.zip(self.scores.chunks_mut(ROWS * self.stride)) {
-            with_matrix!(self.keys, keys => match scores.len() / self.stride {
-                1 => dots::<S, _, 1, 8>(simd, keys, queries, scores, self.stride),
-                2 => dots::<S, _, 2, 4>(simd, keys, queries, scores, self.stride),
-                3 => dots::<S, _, 3, 2>(simd, keys, queries, scores, self.stride),
-                _ => dots::<S, _, 4, 2>(simd, keys, queries, scores, self.stride),
+            // As many keys at a time as make `LANES` chains, which one vector of sums holds.
+            with_matrix!(self.keys, keys => match (S::LANES, scores.len() / self.stride) {
+                (8, 1) => dots::<S, _, 1, 8>(simd, keys, queries, scores, self.stride),
+                (8, 2) => dots::<S, _, 2, 4>(simd, keys, queries, scores, self.stride),
+                (8, 3) => dots::<S, _, 3, 2>(simd, keys, queries, scores, self.stride),
+                (8, _) => dots::<S, _, 4, 2>(simd, keys, queries, scores, self.stride),
+                (_, 1) => dots::<S, _, 1, 16>(simd, keys, queries, scores, self.stride),
+                (_, 2) => dots::<S, _, 2, 8>(simd, keys, queries, scores, self.stride),
+                (_, 3) => dots::<S, _, 3, 4>(simd, keys, queries, scores, self.stride),
+                (_, _) => dots::<S, _, 4, 4>(simd, keys, queries, scores, self.stride),
             });
         }
     }
@@ -95,7 +97,7 @@ fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
             let row = (first + n).min(keys.rows() - 1) as isize;
             keys.as_ptr().wrapping_offset(keys.row_stride().wrapping_mul(row))
         });
-        let mut sums = [simd.zero(); CHAINS];
+        let mut sums = [simd.zero(); MAX_LANES];
         prefetch_rows(simd, keys, first + AHEAD, N);
         let mut e = 0;
         while e < whole {
@@ -139,7 +141,7 @@ unsafe fn add_products<S: Simd, const R: usize, const N: usize>(
     queries: &[f32],
     width: usize,
     e: usize,
-    sums: &mut [S::F32; CHAINS],
+    sums: &mut [S::F32; MAX_LANES],
 ) {
     for r in 0..R {
         // SAFETY: the caller's promise.

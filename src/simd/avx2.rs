@@ -1,7 +1,7 @@
 //! AVX2 with FMA and F16C: eight lanes, sixteen registers.
 #![cfg(target_arch = "x86_64")]
 
-use super::{Kernel, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 use crate::element::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -30,6 +30,7 @@ macro_rules! level {
         }
     };
 }
+pub(super) use level;
 
 level! {
     /// The proof that this processor has AVX2, FMA and F16C.
@@ -43,6 +44,7 @@ macro_rules! op {
         unsafe { $($call)+ }
     };
 }
+pub(super) use op;
 
 impl Simd for Avx2 {
     const LANES: usize = 8;
@@ -208,9 +210,9 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    fn sums(self, x: [__m256; 8]) -> __m256 {
+    fn sums(self, x: [__m256; MAX_LANES]) -> __m256 {
         op!({
-            let [a, b, c, d, e, f, g, h] = x;
+            let [a, b, c, d, e, f, g, h, ..] = x;
             let low = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
             let high = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
             // Each holds, in either half, the sums of four lanes of four vectors.

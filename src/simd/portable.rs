@@ -3,7 +3,7 @@
 //! A multiply-add is fused only where the target always has the instruction; elsewhere the fused form would be a library
 //! call, some fifty times slower, and two roundings are the better bargain.
 
-use super::Simd;
+use super::{MAX_LANES, Simd};
 use crate::element::{bf16, f16};
 
 const LANES: usize = 8;
@@ -181,8 +181,8 @@ impl Simd for Portable {
         (four[0] + four[2]) + (four[1] + four[3])
     }
     #[inline(always)]
-    fn sums(self, x: [Self::F32; 8]) -> Self::F32 {
-        x.map(|a| ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7])))
+    fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32 {
+        std::array::from_fn(|i| x[i]).map(|a: Self::F32| ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7])))
     }
     #[inline(always)]
     fn max_lane(self, a: Self::F32) -> f32 {

@@ -1,0 +1,237 @@
+//! AVX-512: sixteen lanes, thirty-two registers, and masks of their own.
+#![cfg(target_arch = "x86_64")]
+
+use super::avx2::{level, op};
+use super::{Kernel, MAX_LANES, Simd};
+use crate::element::{bf16, f16};
+use std::arch::x86_64::*;
+
+level! {
+    /// The proof that this processor has AVX-512 F, BW, DQ and VL, and all of [`super::avx2::Avx2`].
+    Avx512: "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const REGISTERS: usize = 32;
+    type F32 = __m512;
+    type I32 = __m512i;
+    type Mask = __mmask16;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        op!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m512i {
+        op!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn lane_numbers(self) -> __m512 {
+        op!(_mm512_cvtepi32_ps(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)))
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller's promise; the token for the instruction.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, x: __m512) {
+        // SAFETY: the caller's promise; the token for the instruction.
+        unsafe { _mm512_storeu_ps(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const f16) -> __m512 {
+        // SAFETY: the caller's promise (sixteen f16 are 32 bytes); the token for the instruction.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
+        // SAFETY: the caller's promise (sixteen bf16 are 32 bytes); the token for the instruction.
+        let halves = unsafe { _mm256_loadu_si256(p.cast()) };
+        // A bf16 is the upper half of the f32 of the same value.
+        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut f16, x: __m512) {
+        // SAFETY: the caller's promise (sixteen f16 are 32 bytes); the token for the instruction.
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16, x: __m512) {
+        // (The instruction of AVX512-BF16 takes denormal numbers for 0.)
+        let halves = op!({
+            let bits = _mm512_castps_si512(x);
+            // Adding 0x7fff and the bit that will be last carries into the upper half exactly when it rounds up.
+            let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+            // A NaN must stay one: set its quiet bit instead of rounding its payload.
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, rounded, quiet)))
+        });
+        // SAFETY: the caller's promise (sixteen bf16 are 32 bytes); the token for the instruction.
+        unsafe { _mm256_storeu_si256(p.cast(), halves) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        op!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn abs(self, a: __m512) -> __m512 {
+        op!(_mm512_abs_ps(a))
+    }
+    #[inline(always)]
+    fn ceil(self, a: __m512) -> __m512 {
+        op!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC }>(a))
+    }
+
+    #[inline(always)]
+    fn lt(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn le(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn eq(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn and(self, a: __mmask16, b: __mmask16) -> __mmask16 {
+        a & b
+    }
+    #[inline(always)]
+    fn select(self, mask: __mmask16, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_mask_blend_ps(mask, b, a))
+    }
+    #[inline(always)]
+    fn any(self, mask: __mmask16) -> bool {
+        mask != 0
+    }
+
+    #[inline(always)]
+    fn bits(self, a: __m512) -> __m512i {
+        op!(_mm512_castps_si512(a))
+    }
+    #[inline(always)]
+    fn float_of_bits(self, a: __m512i) -> __m512 {
+        op!(_mm512_castsi512_ps(a))
+    }
+    #[inline(always)]
+    fn add_i32(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn sub_i32(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn max_i32(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn shl_i32<const N: i32>(self, a: __m512i) -> __m512i {
+        op!(_mm512_sll_epi32(a, _mm_cvtsi32_si128(N)))
+    }
+    #[inline(always)]
+    fn shr_i32<const N: i32>(self, a: __m512i) -> __m512i {
+        op!(_mm512_sra_epi32(a, _mm_cvtsi32_si128(N)))
+    }
+
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        op!({
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        })
+    }
+    #[inline(always)]
+    fn sums(self, x: [__m512; MAX_LANES]) -> __m512 {
+        op!({
+            // In each quarter: lanes two apart, then neighbours, which leaves four vectors' sums side by side.
+            let quarters: [__m512; 4] = std::array::from_fn(|n| {
+                let pair = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let (ab, cd) = (pair(x[4 * n], x[4 * n + 1]), pair(x[4 * n + 2], x[4 * n + 3]));
+                _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd))
+            });
+            // Then quarter by quarter: neighbours, then halves.
+            let fold = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            fold(fold(quarters[0], quarters[1]), fold(quarters[2], quarters[3]))
+        })
+    }
+    #[inline(always)]
+    fn max_lane(self, a: __m512) -> f32 {
+        op!({
+            let eight = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        })
+    }
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
+        // SAFETY: r is below LANES: a row that the caller vouches for.
+        let row = |r: isize| unsafe { _mm512_loadu_ps(from.offset(r * from_stride)) };
+        // Neighbours in 32-bit units, pairs in 64-bit units, then quarters twice: log2(16) steps of sixteen shuffles.
+        let out = op!({
+            let rows: [__m512; 16] = std::array::from_fn(|r| row(r as isize));
+            let pairs: [__m512; 16] = std::array::from_fn(|i| {
+                let (a, b) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
+                if i % 2 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) }
+            });
+            // fours[4 * n + i]: in each quarter, column i of that quarter, rows 4n..4n+4.
+            let fours: [__m512; 16] = std::array::from_fn(|i| {
+                let (a, b) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
+                if i % 2 == 0 { _mm512_shuffle_ps::<0x44>(a, b) } else { _mm512_shuffle_ps::<0xee>(a, b) }
+            });
+            // eights[8 * n + 4 * half + i]: quarters `half` and `half + 2` of column i, rows 8n..8n+8.
+            let eights: [__m512; 16] = std::array::from_fn(|i| {
+                let (a, b) = (fours[i / 8 * 8 + i % 4], fours[i / 8 * 8 + i % 4 + 4]);
+                if i % 8 < 4 { _mm512_shuffle_f32x4::<0x88>(a, b) } else { _mm512_shuffle_f32x4::<0xdd>(a, b) }
+            });
+            std::array::from_fn::<__m512, 16, _>(|c| {
+                // Column c: quarter c / 4 is the first or the second of those that `eights` of its parity hold.
+                let (a, b) = (eights[c / 4 % 2 * 4 + c % 4], eights[8 + c / 4 % 2 * 4 + c % 4]);
+                if c < 8 { _mm512_shuffle_f32x4::<0x88>(a, b) } else { _mm512_shuffle_f32x4::<0xdd>(a, b) }
+            })
+        });
+        for (r, row) in out.into_iter().enumerate() {
+            // SAFETY: r is below LANES: a row that the caller vouches for.
+            unsafe { _mm512_storeu_ps(to.offset(r as isize * to_stride), row) };
+        }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
+}
