@@ -1,7 +1,7 @@
 //! One tile of queries and keys: no tensors' shapes to check, no threads, and nothing but f32 past the load.
 //!
-//! **Queries stand in the lanes.** A *panel* is a handful of query rows (16 with eight lanes: [`PANEL_VECTORS`] vectors)
-//! held transposed, so that one vector holds the same element of eight queries. For a panel and a tile of keys:
+//! **Queries stand in the lanes.** A *panel* is [`PANEL_LANES`] query rows held transposed, so that a vector holds the same
+//! element of as many queries as it has lanes. For a panel and a tile of keys:
 //!
 //! ```text
 //! scores   S[j][lane]  = sum_e K[j][e] * Q[e][lane]          scores.rs    Q carries scale * log2(e)
@@ -32,22 +32,20 @@ pub(crate) mod weights;
 
 use crate::simd::{MAX_LANES, Simd};
 
-/// Vectors side by side in a panel. With 16 registers, two leave room for six rows of accumulators beside the operands,
-/// which is the most work per load.
-pub(crate) const PANEL_VECTORS: usize = 2;
-
-/// No panel has more lanes than this.
-pub(crate) const MAX_PANEL_LANES: usize = PANEL_VECTORS * MAX_LANES;
+/// Queries side by side in a full panel: two vectors of eight, or one of sixteen. (Two of sixteen were no faster, and a
+/// short sequence or a diagonal leaves fewer lanes empty in narrow panels.)
+pub(crate) const PANEL_LANES: usize = 16;
 
 /// Rows of accumulators that a product over `vectors` vectors keeps in registers: what is left of the register file
-/// after the right operand, one broadcast and one to spare.
+/// after the right operand, one broadcast and one to spare. With 16 registers that is 6 rows of two vectors, the most
+/// multiply-adds a load; with 32, 16 rows of one, because a block of 16 values is packed as whole vectors.
 pub(crate) const fn product_rows<S: Simd>(vectors: usize) -> usize {
     let rows = (S::REGISTERS - 4) / vectors;
     if rows < MAX_PRODUCT_ROWS { rows } else { MAX_PRODUCT_ROWS }
 }
 
 /// No product has more rows than this.
-const MAX_PRODUCT_ROWS: usize = 12;
+const MAX_PRODUCT_ROWS: usize = 16;
 
 /// `n` things in the fewest blocks of at most `most`, as even as can be: the first few have one more than the rest.
 ///

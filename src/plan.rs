@@ -5,10 +5,10 @@
 
 #![forbid(unsafe_code)]
 
-use crate::kernel::{EvenBlocks, PANEL_VECTORS, round_up_lanes};
+use crate::kernel::{EvenBlocks, PANEL_LANES, round_up_lanes};
 use crate::machine::Machine;
 use crate::problem::{Dims, Problem};
-use crate::simd::{Isa, Kernel, Level, Simd};
+use crate::simd::{Isa, Level};
 use std::fmt;
 use std::ops::Range;
 
@@ -59,7 +59,7 @@ const MAX_PARTIALS: usize = 1 << 28;
 
 /// Elements of a K tile and a V tile together: 128 KiB as f32, a quarter of a second-level cache of 512 KiB, of which the
 /// packed queries and outputs of a block take another half.
-const TILE_ELEMENTS: usize = 32 * 1024;
+const TILE_ELEMENTS: usize = 48 * 1024;
 
 /// Panels that share a packed tile of keys and values: 192 rows with eight lanes. Fetching and packing a key and its value
 /// costs about half as much as using them for one panel, so shared by twelve it is a twentieth of the work.
@@ -74,8 +74,6 @@ pub struct Plan {
     pub(crate) isa: Isa,
     pub(crate) form: Form,
     pub(crate) dims: Dims,
-    /// Queries in the lanes of a full panel.
-    pub(crate) panel_lanes: usize,
     /// Keys of one tile; tiles start at multiples of it.
     pub(crate) tile_keys: usize,
     /// Keys of one split (few queries).
@@ -93,11 +91,10 @@ impl Plan {
         let dims = problem.dims;
         let rows = dims.rows();
         let form = form.unwrap_or(if rows <= FEW_ROWS { Form::FewQueries } else { Form::ManyQueries });
-        let panel_lanes = PANEL_VECTORS * lanes(machine.isa);
         let heads = dims.batch.saturating_mul(dims.heads_kv);
         let (tile_keys, blocks) = match form {
             Form::FewQueries => (FEW_TILE_KEYS, EvenBlocks::new(rows, FEW_TASK_ROWS)),
-            Form::ManyQueries => (tile_keys(&dims), EvenBlocks::new(rows.div_ceil(panel_lanes), BLOCK_PANELS)),
+            Form::ManyQueries => (tile_keys(&dims), EvenBlocks::new(rows.div_ceil(PANEL_LANES), BLOCK_PANELS)),
         };
         // Split tasks and unsplit ones give the same bits, so this may depend on anything.
         let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < PLENTY_TASKS;
@@ -108,7 +105,6 @@ impl Plan {
             isa: machine.isa,
             form,
             dims,
-            panel_lanes,
             tile_keys,
             split_keys: SPLIT_KEYS,
             split_tasks: form == Form::FewQueries && worth_splitting && partials <= MAX_PARTIALS,
@@ -132,7 +128,7 @@ impl Plan {
         let rows = self.dims.rows();
         let unit = match self.form {
             Form::FewQueries => 1,
-            Form::ManyQueries => self.panel_lanes,
+            Form::ManyQueries => PANEL_LANES,
         };
         let units = self.blocks.range(block);
         (units.start * unit).min(rows)..(units.end * unit).min(rows)
@@ -162,7 +158,7 @@ impl fmt::Display for Plan {
             Form::ManyQueries => write!(
                 f,
                 "many queries, tiles of {} queries x {} keys, blocks of {} rows",
-                self.panel_lanes,
+                PANEL_LANES,
                 self.tile_keys,
                 if self.blocks.count == 0 { 0 } else { self.block_rows(0).len() },
             )?,
@@ -170,18 +166,6 @@ impl fmt::Display for Plan {
         let threads = if self.parallel { "in the pool" } else { "serial" };
         write!(f, ", {} tasks, {threads}, {}", self.tasks(), self.level())
     }
-}
-
-fn lanes(isa: Isa) -> usize {
-    struct Lanes;
-    impl Kernel for Lanes {
-        type Output = usize;
-        #[inline(always)]
-        fn run<S: Simd>(self, _: S) -> usize {
-            S::LANES
-        }
-    }
-    isa.run(Lanes)
 }
 
 /// Keys of a tile of the many-queries form: as [`TILE_ELEMENTS`] allows, but enough that the ends of a tile don't count,

@@ -101,6 +101,19 @@ impl Isa {
         }
     }
 
+    /// Elements in one vector of this level.
+    pub(crate) fn lanes(self) -> usize {
+        struct Lanes;
+        impl Kernel for Lanes {
+            type Output = usize;
+            #[inline(always)]
+            fn run<S: Simd>(self, _: S) -> usize {
+                S::LANES
+            }
+        }
+        self.run(Lanes)
+    }
+
     /// Runs `kernel` compiled for this level.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -222,8 +235,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// * what is written does not overlap what is read
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize);
 
-    /// Asks for the cache line of `p`, which need not be readable.
+    /// Asks for the cache line of `p`, which need not be readable, into the second cache.
     fn prefetch<T>(self, p: *const T);
+    /// Asks for the cache line of `p`, which need not be readable, into the first cache.
+    fn prefetch_near<T>(self, p: *const T);
 
     /// Reads `LANES` elements of any type from `p` and widens them, exactly.
     ///

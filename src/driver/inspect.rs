@@ -10,7 +10,7 @@ use super::workspace::{Scratch, Workspace, for_workers};
 use crate::bias::ScoreStage;
 use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
 use crate::kernel::pack::{as_f32, from_lanes, into_lanes, pack_queries};
-use crate::kernel::{MAX_PANEL_LANES, round_up_lanes, scores};
+use crate::kernel::{PANEL_LANES, round_up_lanes, scores};
 use crate::mask::Verdict;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -33,8 +33,8 @@ pub(crate) fn run(
     fan_out(for_workers(&mut workspace.scratch, workers), &|scratch| {
         while let Some(mut rows) = shared.draw() {
             let all_rows = &rows.work().task.rows;
-            for start in all_rows.clone().step_by(plan.panel_lanes) {
-                run_panel(&mut rows, start..(start + plan.panel_lanes).min(all_rows.end), stage, scratch);
+            for start in all_rows.clone().step_by(PANEL_LANES) {
+                run_panel(&mut rows, start..(start + PANEL_LANES).min(all_rows.end), stage, scratch);
             }
         }
     });
@@ -65,7 +65,7 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
         let seen = start..(start + plan.tile_keys).min(dims.seq_kv);
         let keys = as_f32(isa, work.keys().slice_rows(seen.clone()), wide_keys);
         let scores = &mut tile_scores[..seen.len() * count];
-        let mut max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
+        let mut max = [f32::NEG_INFINITY; PANEL_LANES];
         scores::scores(isa, keys, queries, scores, &mut max[..count]);
         match stage {
             ScoreStage::Raw | ScoreStage::Capped => adjust_raw(work, cap, scores, &mut max[..count]),

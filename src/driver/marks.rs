@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::schedule::Work;
-use crate::kernel::MAX_PANEL_LANES;
+use crate::kernel::PANEL_LANES;
 use crate::kernel::adjust::{Adjust, Unit};
 use crate::kernel::load::AnyMatrix;
 use crate::mask::Verdict;
@@ -16,12 +16,12 @@ pub(super) struct Lanes {
     /// Lanes computed; those without a row repeat the last one.
     pub(super) count: usize,
     /// The keys that each lane sees by its position.
-    intervals: [(usize, usize); MAX_PANEL_LANES],
+    intervals: [(usize, usize); PANEL_LANES],
 }
 
 impl Lanes {
     pub(super) fn new(work: Work<'_>, rows: Range<usize>, count: usize) -> Self {
-        let mut intervals = [(0, 0); MAX_PANEL_LANES];
+        let mut intervals = [(0, 0); PANEL_LANES];
         for (interval, r) in intervals.iter_mut().zip(rows.clone()) {
             let Range { start, end } = work.interval(r);
             *interval = (start, end);
@@ -51,9 +51,9 @@ pub(super) struct Marks {
     /// The number of the first key in its tile.
     first: usize,
     /// First visible key of each lane and the one after its last, counted from the tile's first key.
-    visible: [[f32; MAX_PANEL_LANES]; 2],
+    visible: [[f32; PANEL_LANES]; 2],
     /// Slope and position of each lane.
-    alibi: Option<[[f32; MAX_PANEL_LANES]; 2]>,
+    alibi: Option<[[f32; PANEL_LANES]; 2]>,
 }
 
 impl Marks {
@@ -83,7 +83,7 @@ impl Marks {
         // (A position may be far away, and rounded: but the same way for a key of the tile whichever rows are beside it.)
         let tile_start = keys.start / work.plan.tile_keys * work.plan.tile_keys;
         let within = |key: usize| (key.clamp(keys.start, keys.end) - tile_start) as f32;
-        let mut visible = [[0.0; MAX_PANEL_LANES]; 2];
+        let mut visible = [[0.0; PANEL_LANES]; 2];
         for (lane, &(start, end)) in lanes.intervals[..lanes.count].iter().enumerate() {
             (visible[0][lane], visible[1][lane]) = (within(start), within(end));
         }
@@ -98,7 +98,7 @@ impl Marks {
 
     /// What the kernel is to do; `bias` as read, laid out as the scores are.
     pub(super) fn adjust<'a>(&'a self, bias: Option<&'a [f32]>) -> Adjust<'a> {
-        let lanes = |x: &'a [f32; MAX_PANEL_LANES]| &x[..self.lanes];
+        let lanes = |x: &'a [f32; PANEL_LANES]| &x[..self.lanes];
         let partial = self.verdict == Verdict::Partial;
         Adjust {
             unit: self.unit,

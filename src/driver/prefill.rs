@@ -20,7 +20,7 @@ use crate::kernel::pack::{ValueBlocks, as_f32, into_lanes, pack_queries, pack_va
 use crate::kernel::scores;
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
-use crate::kernel::{MAX_PANEL_LANES, PANEL_VECTORS, round_up_lanes};
+use crate::kernel::{PANEL_LANES, round_up_lanes};
 use crate::mask::{Verdict, hull};
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -103,7 +103,7 @@ struct Tile<'a> {
 fn run_task(mut rows: Rows<'_>, scratch: &mut Scratch) {
     let work = rows.work();
     let Work { problem, plan, task } = work;
-    let (isa, dims, lanes) = (plan.isa, &problem.dims, plan.panel_lanes);
+    let (isa, dims, lanes) = (plan.isa, &problem.dims, PANEL_LANES);
     let panels = &mut scratch.panels;
     list_panels(work, panels);
 
@@ -160,9 +160,9 @@ fn run_task(mut rows: Rows<'_>, scratch: &mut Scratch) {
 fn list_panels(work: Work<'_>, panels: &mut Vec<Panel>) {
     panels.clear();
     let all_rows = &work.task.rows;
-    for start in all_rows.clone().step_by(work.plan.panel_lanes) {
-        let rows = start..(start + work.plan.panel_lanes).min(all_rows.end);
-        let count = rows.len().next_multiple_of(work.plan.panel_lanes / PANEL_VECTORS);
+    for start in all_rows.clone().step_by(PANEL_LANES) {
+        let rows = start..(start + PANEL_LANES).min(all_rows.end);
+        let count = rows.len().next_multiple_of(work.plan.isa.lanes());
         let lanes = Lanes::new(work, rows, count);
         panels.push(Panel { span: hull(lanes.intervals()), lanes, state: PanelState::EMPTY });
     }
@@ -213,7 +213,7 @@ fn run_panel(
 
     // 2. Scores, as the softmax is to see them.
     let scores = &mut spare.scores[..seen.len() * lanes];
-    let mut max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
+    let mut max = [f32::NEG_INFINITY; PANEL_LANES];
     let max = &mut max[..lanes];
     scores::scores(isa, tile.keys.slice_rows(first..first + seen.len()), queries, scores, max);
     let adjust = marks.adjust(bias);

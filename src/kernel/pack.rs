@@ -2,7 +2,7 @@
 
 use super::load::{AnyMatrix, load_from, with_matrix};
 use super::transpose::transpose;
-use super::{EvenBlocks, PANEL_VECTORS, product_rows};
+use super::{EvenBlocks, PANEL_LANES, product_rows};
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::strided::Matrix;
@@ -138,7 +138,7 @@ impl ValueBlocks {
             type Output = usize;
             #[inline(always)]
             fn run<S: Simd>(self, _: S) -> usize {
-                product_rows::<S>(PANEL_VECTORS)
+                product_rows::<S>(PANEL_LANES / S::LANES)
             }
         }
         Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, isa.run(Rows)) }

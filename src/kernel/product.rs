@@ -9,6 +9,8 @@ pub(super) struct Left {
     pub(super) at: *const f32,
     pub(super) row: isize,
     pub(super) step: isize,
+    /// What is read after it, as the distance from each element to the one to come.
+    pub(super) next: isize,
 }
 
 /// `C[r][lane] = sum over s of A[r][s] * B[s][lane]`, in `R * V` registers; B has `V` vectors a step, one after the other.
@@ -29,7 +31,15 @@ pub(super) unsafe fn product<S: Simd, const R: usize, const V: usize>(
     let mut c = [[simd.zero(); V]; R];
     let (mut at, mut b) = (a.at, b);
     // Unrolled, so that addresses and the loop's end cost one instruction slot in four, and the rest is arithmetic.
-    for _ in 0..steps / UNROLL {
+    for n in 0..steps / UNROLL {
+        // 1. Ask for what the next product reads, a line for each line of this one: as long rows lie in the second cache,
+        //    the processor doesn't see them coming in time.
+        if n % (LINE / UNROLL) == 0 {
+            for r in 0..R as isize {
+                let line = if a.step == 1 { r * a.row } else { r * LINE as isize };
+                simd.prefetch_near(at.wrapping_offset(line + a.next));
+            }
+        }
         for s in 0..UNROLL {
             let at = at.wrapping_offset(s as isize * a.step);
             // SAFETY: a step below `steps`: the caller's promise.
@@ -46,6 +56,9 @@ pub(super) unsafe fn product<S: Simd, const R: usize, const V: usize>(
     }
     c
 }
+
+/// Elements of a cache line.
+const LINE: usize = 16;
 
 /// Steps of a product between two looks at its end.
 const UNROLL: usize = 4;
@@ -99,6 +112,6 @@ pub(super) unsafe fn by_rows<S: Simd, const V: usize>(rows: usize, body: &mut im
             }
         };
     }
-    const { assert!(MAX_PRODUCT_ROWS == 12) };
-    call!(1 2 3 4 5 6 7 8 9 10 11 12)
+    const { assert!(MAX_PRODUCT_ROWS == 16) };
+    call!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
 }

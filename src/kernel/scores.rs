@@ -1,7 +1,7 @@
 //! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
 
 use super::product::{ByRows, Left, by_rows, product};
-use super::{EvenBlocks, PANEL_VECTORS, product_rows};
+use super::{EvenBlocks, PANEL_LANES, product_rows};
 use crate::simd::{Isa, Kernel, Simd};
 use crate::strided::Matrix;
 
@@ -29,10 +29,10 @@ impl Kernel for Scores<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        const { assert!(PANEL_VECTORS == 2) };
         match self.max.len() / S::LANES {
             1 => self.blocks::<S, 1>(simd),
-            _ => self.blocks::<S, 2>(simd),
+            2 if 2 * S::LANES <= PANEL_LANES => self.blocks::<S, 2>(simd),
+            vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }
 }
@@ -44,7 +44,7 @@ impl Scores<'_> {
         assert!(self.max.len() == V * S::LANES);
         let mut block = Block::<S, V> {
             simd,
-            keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: 1 },
+            keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: 1, next: 0 },
             queries: self.queries.as_ptr(),
             head_dim: self.keys.cols(),
             scores: self.scores.as_mut_ptr(),
@@ -56,6 +56,7 @@ impl Scores<'_> {
             // Wrapping: keys of no elements may have any stride.
             let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
             block.keys.at = self.keys.as_ptr().wrapping_offset(offset);
+            block.keys.next = self.keys.row_stride().wrapping_mul(rows.len() as isize);
             // SAFETY: these rows of the keys and of the scores, which `scores` has checked, and no more of them than
             // `product_rows`.
             unsafe { by_rows::<S, V>(rows.len(), &mut block) };

@@ -1,6 +1,6 @@
 //! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
 
-use super::PANEL_VECTORS;
+use super::PANEL_LANES;
 use super::pack::ValueBlocks;
 use super::product::{ByRows, Left, by_rows, product};
 use crate::simd::{Isa, Kernel, Simd};
@@ -38,10 +38,10 @@ impl Kernel for AddValues<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        const { assert!(PANEL_VECTORS == 2) };
         match self.lanes / S::LANES {
             1 => self.blocks::<S, 1>(simd),
-            _ => self.blocks::<S, 2>(simd),
+            2 if 2 * S::LANES <= PANEL_LANES => self.blocks::<S, 2>(simd),
+            vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }
 }
@@ -55,7 +55,7 @@ impl AddValues<'_> {
             let values = self.values[self.blocks.offset(b) + self.first * dims.len()..].as_ptr();
             let mut block = Block::<S, V> {
                 simd,
-                values: Left { at: values, row: 1, step: dims.len() as isize },
+                values: Left { at: values, row: 1, step: dims.len() as isize, next: 0 },
                 weights: self.weights.as_ptr(),
                 keys: self.keys,
                 out: self.out[dims.start * self.lanes..].as_mut_ptr(),
@@ -66,6 +66,9 @@ impl AddValues<'_> {
         }
     }
 }
+
+/// Keys ahead at which values are asked for.
+const NEXT: isize = 16;
 
 /// Some dimensions of the values for the panel.
 struct Block<S: Simd, const V: usize> {
@@ -81,7 +84,7 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<S, V> {
     /// * `values` is valid for `keys` steps of R elements, `weights` for `keys` steps, `out` for reads and writes of R rows
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
-        let values = Left { step: R as isize, ..self.values };
+        let values = Left { step: R as isize, next: NEXT * R as isize, ..self.values };
         // SAFETY: the caller's promise.
         let sums = unsafe { product::<S, R, V>(self.simd, values, self.weights, self.keys) };
         for (r, row) in sums.into_iter().enumerate() {

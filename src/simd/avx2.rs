@@ -258,4 +258,8 @@ impl Simd for Avx2 {
     fn prefetch<T>(self, p: *const T) {
         op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }
+    #[inline(always)]
+    fn prefetch_near<T>(self, p: *const T) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
 }

@@ -199,4 +199,6 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
+    #[inline(always)]
+    fn prefetch_near<T>(self, _: *const T) {}
 }
