@@ -8,7 +8,7 @@
 //! A mask answers three questions, and a test holds the answers together:
 //! * is the pair (i, j) visible? [`Mask::sees`], straight from the definition;
 //! * which keys can query i see by its position? [`Mask::interval`];
-//! * what is a tile of queries and keys: hidden, full or partial? [`Verdict`], from the intervals.
+//! * which keys does any query of a tile see, and which do all of them? [`hull`] and [`common`], from the intervals.
 
 #![forbid(unsafe_code)]
 
@@ -64,17 +64,6 @@ pub(crate) struct Mask<'a> {
     pub(crate) tensor: Option<Strided<'a, bool, 4>>,
 }
 
-/// What a tile of queries and keys needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// No query sees any key of it.
-    Hidden,
-    /// Every query sees every key of it.
-    Full,
-    /// Look at each pair.
-    Partial,
-}
-
 impl Mask<'_> {
     /// How many keys batch `b` has.
     pub(crate) fn key_length(&self, b: usize) -> usize {
@@ -127,20 +116,11 @@ pub(crate) fn hull(intervals: impl Iterator<Item = Range<usize>>) -> Range<usize
         .unwrap_or(0..0)
 }
 
-impl Verdict {
-    /// The verdict on `keys` for queries with these `intervals`, by position alone.
-    pub(crate) fn by_position(keys: Range<usize>, intervals: impl Iterator<Item = Range<usize>>) -> Verdict {
-        let (mut all, mut any) = (true, false);
-        for interval in intervals {
-            all &= interval.start <= keys.start && keys.end <= interval.end;
-            any |= interval.start < keys.end && keys.start < interval.end;
-        }
-        match (all, any) {
-            (_, false) => Verdict::Hidden,
-            (true, true) => Verdict::Full,
-            (false, true) => Verdict::Partial,
-        }
-    }
+/// The intersection of `intervals`: keys at which nobody's position needs a look. Without any, or where they don't meet,
+/// an empty one.
+pub(crate) fn common(intervals: impl Iterator<Item = Range<usize>>) -> Range<usize> {
+    let all = intervals.reduce(|a, b| a.start.max(b.start)..a.end.min(b.end)).unwrap_or(0..0);
+    if all.is_empty() { 0..0 } else { all }
 }
 
 #[cfg(test)]
@@ -186,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn verdict_and_hull_are_those_of_the_pairs() {
+    fn hull_and_common_are_those_of_the_pairs() {
         for_every_mask(|mask| {
             // Every run of queries from the first, and every run of keys.
             for queries in 1..=mask.seq_q.min(3) {
@@ -196,16 +176,10 @@ mod tests {
                 let last = (0..mask.seq_kv).rfind(|&j| seen(j) > 0);
                 let brute = first.zip(last).map_or(0..0, |(first, last)| first..last + 1);
                 assert_eq!(hull(intervals()), brute, "{mask:?}, {queries} queries");
-                for (start, end) in (0..mask.seq_kv).flat_map(|s| (s + 1..=mask.seq_kv).map(move |e| (s, e))) {
-                    let pairs: usize = (start..end).map(seen).sum();
-                    let brute = match pairs {
-                        0 => Verdict::Hidden,
-                        n if n == queries * (end - start) => Verdict::Full,
-                        _ => Verdict::Partial,
-                    };
-                    let verdict = Verdict::by_position(start..end, intervals());
-                    assert_eq!(verdict, brute, "{mask:?}, {queries} queries, keys {start}..{end}");
-                }
+                let all = || (0..mask.seq_kv).filter(|&j| seen(j) == queries);
+                let brute = all().next().zip(all().last()).map_or(0..0, |(first, last)| first..last + 1);
+                assert_eq!(common(intervals()), brute, "{mask:?}, {queries} queries");
+                assert_eq!(all().count(), brute.len(), "{mask:?}, {queries} queries");
             }
         });
     }

@@ -18,9 +18,9 @@ pub(crate) mod exp;
 mod portable;
 
 use crate::element::{DType, Element, bf16, f16};
+use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use {avx2::Avx2, avx512::Avx512};
-use portable::Portable;
 
 /// An instruction set that the kernels are compiled for.
 ///
@@ -183,6 +183,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// * `p` is valid for writes of `LANES` bf16.
     unsafe fn store_bf16(self, p: *mut bf16, x: Self::F32);
+
+    /// Reads `LANES` answers from `p`.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `LANES` bool.
+    unsafe fn load_bools(self, p: *const bool) -> Self::Mask;
 
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;

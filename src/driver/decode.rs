@@ -12,7 +12,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::marks::{Lanes, Marks};
+use super::marks::{Lanes, Marks, read_tensors};
 use super::output::{Output, Rows, Slots};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
@@ -23,7 +23,6 @@ use crate::kernel::finish::log_sum_exp;
 use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::{widen_scaled, without_gaps};
 use crate::kernel::round_up_lanes;
-use crate::mask::Verdict;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use std::ops::Range;
@@ -185,14 +184,12 @@ fn run_split(
         let tile_keys = without_gaps(isa, all_keys.slice_rows(seen.clone()), wide_keys);
         let tile_values = without_gaps(isa, all_values.slice_rows(seen.clone()), wide_values);
         few::scores(isa, tile_keys, queries, spare.scores, tile);
-        let verdict = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
+        let hidden = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
         let out = slot.out(memory, rows);
-        match verdict {
-            Verdict::Hidden => {}
-            Verdict::Partial if !few::all_finite(isa, tile_values) => {
-                few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
-            }
-            _ => few::add_values(isa, tile_values, spare.scores, out, tile),
+        if hidden && !few::all_finite(isa, tile_values) {
+            few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
+        } else {
+            few::add_values(isa, tile_values, spare.scores, out, tile);
         }
         start += tile;
     }
@@ -208,7 +205,7 @@ fn pack_rows(work: Work<'_>, queries: &mut [f32], width: usize) {
     }
 }
 
-/// Turns the raw scores of all rows into weights, folded into their states; the verdict is on all of them together.
+/// Turns the raw scores of all rows into weights, folded into their states; returns whether any key is hidden from any row.
 fn weigh_rows(
     work: Work<'_>,
     lanes: &[Lanes],
@@ -216,29 +213,22 @@ fn weigh_rows(
     slot: Slot,
     memory: &mut [f32],
     spare: &mut Spare<'_>,
-) -> Verdict {
+) -> bool {
     let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
-    let (mut all_hidden, mut all_full) = (true, true);
+    let mut any_hidden = false;
     for (n, lane) in lanes.iter().enumerate() {
         let row = n * tile..n * tile + keys.len();
         let (scores, bias) = (&mut spare.scores[row.clone()], &mut spare.bias[row.clone()]);
-        let marks = Marks::read(work, lane, &keys, Unit::Log2, (&mut *bias, keys.len()));
-        let peak = match marks.verdict {
-            Verdict::Hidden => {
-                scores.fill(f32::NEG_INFINITY);
-                f32::NEG_INFINITY
-            }
-            _ => adjust_row(isa, marks.adjust(work.has_score_tensor().then_some(&*bias)), scores),
-        };
-        all_hidden &= marks.verdict == Verdict::Hidden;
-        // A score that overflowed to -inf hides its key, too.
-        all_full &= marks.verdict == Verdict::Full && !scores.contains(&f32::NEG_INFINITY);
+        let bias = work.has_score_tensor().then(|| {
+            read_tensors(work, lane, &keys, (&mut *bias, keys.len()));
+            &*bias
+        });
+        let partial = !(lane.common.start <= keys.start && keys.end <= lane.common.end);
+        let marks = Marks::new(work, lane, &keys, Unit::Log2);
+        let (peak, hidden) = adjust_row(isa, marks.adjust(&keys, partial, bias), scores);
         spare.kept_scores[row].copy_from_slice(scores);
+        any_hidden |= hidden;
         slot.update(memory, n, |state, out| few::weights(isa, scores, peak, state, out));
     }
-    match (all_hidden, all_full) {
-        (true, _) => Verdict::Hidden,
-        (_, true) => Verdict::Full,
-        _ => Verdict::Partial,
-    }
+    any_hidden
 }

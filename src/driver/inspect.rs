@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::marks::{Lanes, Marks};
+use super::marks::{Lanes, Marks, read_tensors};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
@@ -11,7 +11,6 @@ use crate::bias::ScoreStage;
 use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
 use crate::kernel::pack::{as_f32, from_lanes, into_lanes, pack_queries};
 use crate::kernel::{PANEL_LANES, round_up_lanes, scores};
-use crate::mask::Verdict;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use std::ops::Range;
@@ -105,14 +104,11 @@ fn adjust_all(
     (bias, stage_rows): (&mut [f32], &mut [f32]),
 ) {
     let (isa, row_len) = (work.plan.isa, round_up_lanes(keys.len()));
-    let marks = Marks::read(work, lanes, keys, Unit::Natural, (&mut *stage_rows, row_len));
-    if marks.verdict == Verdict::Hidden {
-        return scores.fill(f32::NEG_INFINITY);
-    }
     let len = row_len * max.len();
     let bias = work.has_score_tensor().then(|| {
+        read_tensors(work, lanes, keys, (&mut *stage_rows, row_len));
         into_lanes(isa, &stage_rows[..len], max.len(), &mut bias[..len]);
         &bias[..len]
     });
-    adjust_panel(isa, marks.adjust(bias), scores, max);
+    adjust_panel(isa, Marks::new(work, lanes, keys, Unit::Natural).adjust(keys, true, bias), scores, max);
 }

@@ -1,12 +1,13 @@
-//! What mask and bias say about a tile: its verdict, and the numbers by which its scores are adjusted.
+//! What masks and biases say about a tile, as the numbers by which the kernel adjusts its scores.
 
 #![forbid(unsafe_code)]
 
 use super::schedule::Work;
 use crate::kernel::PANEL_LANES;
 use crate::kernel::adjust::{Adjust, Unit};
+use crate::kernel::bias::{BiasRow, read_bias};
 use crate::kernel::load::AnyMatrix;
-use crate::mask::Verdict;
+use crate::mask::{common, hull};
 use std::ops::Range;
 
 /// Query rows whose scores are adjusted together: the lanes of a panel, or a single row.
@@ -15,6 +16,10 @@ pub(super) struct Lanes {
     pub(super) rows: Range<usize>,
     /// Lanes computed; those without a row repeat the last one.
     pub(super) count: usize,
+    /// All keys that any of the rows sees by its position.
+    pub(super) span: Range<usize>,
+    /// The keys that every one of them sees by its position.
+    pub(super) common: Range<usize>,
     /// The keys that each lane sees by its position.
     intervals: [(usize, usize); PANEL_LANES],
 }
@@ -28,28 +33,32 @@ impl Lanes {
         }
         let last = intervals[rows.len() - 1];
         intervals[rows.len()..count].fill(last);
-        Lanes { rows, count, intervals }
-    }
-
-    /// The keys that each row sees by its position.
-    pub(super) fn intervals(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        self.intervals[..self.rows.len()].iter().map(|&(start, end)| start..end)
+        let each = || intervals[..rows.len()].iter().map(|&(start, end)| start..end);
+        Lanes { span: hull(each()), common: common(each()), rows, count, intervals }
     }
 
     /// The row of each lane.
     fn row(&self, lane: usize) -> usize {
         (self.rows.start + lane).min(self.rows.end - 1)
     }
+
+    /// `keys`, which lie inside the span, cut at the ends of what all lanes see: each part, and whether some lane may not
+    /// see all of it.
+    pub(super) fn parts(&self, keys: &Range<usize>) -> [(Range<usize>, bool); 3] {
+        let start = self.common.start.clamp(keys.start, keys.end);
+        let end = self.common.end.clamp(start, keys.end);
+        [(keys.start..start, true), (start..end, false), (end..keys.end, true)]
+    }
 }
 
-/// What holds for some lanes and some keys.
+/// What holds for some lanes and the keys of a tile.
 pub(super) struct Marks {
-    pub(super) verdict: Verdict,
     unit: Unit,
     softcap: Option<f32>,
     lanes: usize,
-    /// The number of the first key in its tile.
+    /// The first key that is adjusted, and the first one of its tile.
     first: usize,
+    tile_start: usize,
     /// First visible key of each lane and the one after its last, counted from the tile's first key.
     visible: [[f32; PANEL_LANES]; 2],
     /// Slope and position of each lane.
@@ -57,28 +66,7 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Reads what the mask and bias tensors say about `keys` into `bias`, one row for each lane, `[rows][width]`.
-    pub(super) fn read(
-        work: Work<'_>,
-        lanes: &Lanes,
-        keys: &Range<usize>,
-        unit: Unit,
-        (bias, width): (&mut [f32], usize),
-    ) -> Marks {
-        let mut verdict = Verdict::by_position(keys.clone(), lanes.intervals());
-        if work.has_score_tensor() && verdict != Verdict::Hidden {
-            let (mut any, mut all) = (false, true);
-            for (row, r) in bias.chunks_exact_mut(width).zip(lanes.rows.clone()) {
-                let hidden = read_score_row(work, r, keys.clone(), &mut row[..keys.len()]);
-                any |= hidden < keys.len();
-                all &= hidden == 0;
-            }
-            verdict = match (any, all) {
-                (false, _) => Verdict::Hidden,
-                (true, true) => verdict,
-                (true, false) => Verdict::Partial,
-            };
-        }
+    pub(super) fn new(work: Work<'_>, lanes: &Lanes, keys: &Range<usize>, unit: Unit) -> Marks {
         // Counted from the tile's first key, numbers are small and so exact as f32; a bound outside may stand at the edge.
         // (A position may be far away, and rounded: but the same way for a key of the tile whichever rows are beside it.)
         let tile_start = keys.start / work.plan.tile_keys * work.plan.tile_keys;
@@ -92,36 +80,42 @@ impl Marks {
             let position = |lane| (work.position(lanes.row(lane)) - tile_start as i128) as f32;
             [std::array::from_fn(slope), std::array::from_fn(position)]
         });
-        let (first, softcap) = (keys.start - tile_start, work.problem.bias.softcap);
-        Marks { verdict, unit, softcap, lanes: lanes.count, first, visible, alibi }
+        let softcap = work.problem.bias.softcap;
+        Marks { unit, softcap, lanes: lanes.count, first: keys.start, tile_start, visible, alibi }
     }
 
-    /// What the kernel is to do; `bias` as read, laid out as the scores are.
-    pub(super) fn adjust<'a>(&'a self, bias: Option<&'a [f32]>) -> Adjust<'a> {
+    /// What the kernel is to do with a part of the keys; `bias` is that of all of them, laid out as the scores are.
+    pub(super) fn adjust<'a>(&'a self, part: &Range<usize>, partial: bool, bias: Option<&'a [f32]>) -> Adjust<'a> {
         let lanes = |x: &'a [f32; PANEL_LANES]| &x[..self.lanes];
-        let partial = self.verdict == Verdict::Partial;
         Adjust {
             unit: self.unit,
             softcap: self.softcap,
-            bias,
-            first: self.first,
+            bias: bias.map(|bias| &bias[(part.start - self.first) * self.lanes..]),
+            first: part.start - self.tile_start,
             alibi: self.alibi.as_ref().map(|[slope, position]| (lanes(slope), lanes(position))),
             visible: partial.then(|| (lanes(&self.visible[0]), lanes(&self.visible[1]))),
         }
     }
 }
 
-/// The additive bias of row `r` for some keys, -inf where the boolean mask says no; returns how many are -inf.
-fn read_score_row(work: Work<'_>, r: usize, keys: Range<usize>, row: &mut [f32]) -> usize {
-    let ((h, i), b) = (work.head_and_query(r), work.task.batch);
-    match &work.problem.bias.tensor {
-        Some(tensor) => AnyMatrix::new(tensor, b, h).read_row(i, keys.clone(), row),
-        None => row.fill(0.0),
+/// Reads what the bias and mask tensors say about `keys`, one row for each lane that has one, `[rows][width]`; returns
+/// whether they leave any key visible.
+pub(super) fn read_tensors(
+    work: Work<'_>,
+    lanes: &Lanes,
+    keys: &Range<usize>,
+    (to, width): (&mut [f32], usize),
+) -> bool {
+    let mut any = false;
+    for (to, r) in to.chunks_exact_mut(width).zip(lanes.rows.clone()) {
+        let ((h, i), b) = (work.head_and_query(r), work.task.batch);
+        let from = BiasRow {
+            row: i,
+            keys: keys.clone(),
+            bias: work.problem.bias.tensor.as_ref().map(|tensor| AnyMatrix::new(tensor, b, h)),
+            mask: work.problem.mask.tensor.as_ref().map(|tensor| tensor.matrix(b, h)),
+        };
+        any |= read_bias(work.plan.isa, from, &mut to[..keys.len()]);
     }
-    if let Some(tensor) = &work.problem.mask.tensor {
-        for (to, sees) in row.iter_mut().zip(tensor.matrix(b, h).row(i).slice(keys).iter()) {
-            *to = if sees { *to } else { f32::NEG_INFINITY };
-        }
-    }
-    row.iter().filter(|&&x| x == f32::NEG_INFINITY).count()
+    any
 }

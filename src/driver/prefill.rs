@@ -9,7 +9,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::marks::{Lanes, Marks};
+use super::marks::{Lanes, Marks, read_tensors};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
@@ -21,7 +21,6 @@ use crate::kernel::scores;
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
 use crate::kernel::{PANEL_LANES, round_up_lanes};
-use crate::mask::{Verdict, hull};
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::strided::Matrix;
@@ -49,8 +48,6 @@ pub(super) fn run(
 #[derive(Clone, Debug)]
 pub(super) struct Panel {
     lanes: Lanes,
-    /// All keys that any of the rows sees by its position.
-    span: Range<usize>,
     state: PanelState,
 }
 
@@ -164,7 +161,7 @@ fn list_panels(work: Work<'_>, panels: &mut Vec<Panel>) {
         let rows = start..(start + PANEL_LANES).min(all_rows.end);
         let count = rows.len().next_multiple_of(work.plan.isa.lanes());
         let lanes = Lanes::new(work, rows, count);
-        panels.push(Panel { span: hull(lanes.intervals()), lanes, state: PanelState::EMPTY });
+        panels.push(Panel { lanes, state: PanelState::EMPTY });
     }
 }
 
@@ -192,7 +189,8 @@ fn run_panel(
     spare: &mut Spare<'_>,
 ) {
     // The keys of the tile that this panel sees, and where they start in the tile.
-    let seen = tile.range.start.max(panel.span.start)..tile.range.end.min(panel.span.end);
+    let Range { start, end } = panel.lanes.span;
+    let seen = tile.range.start.max(start)..tile.range.end.min(end);
     if seen.is_empty() {
         return;
     }
@@ -201,24 +199,30 @@ fn run_panel(
 
     // 1. What the mask and the biases say.
     let row_len = round_up_lanes(seen.len());
-    let marks = Marks::read(work, &panel.lanes, &seen, Unit::Log2, (&mut *spare.stage, row_len));
-    if marks.verdict == Verdict::Hidden {
-        return;
+    let mut bias = None;
+    if work.has_score_tensor() {
+        if !read_tensors(work, &panel.lanes, &seen, (&mut *spare.stage, row_len)) {
+            return;
+        }
+        into_lanes(isa, &spare.stage[..row_len * lanes], lanes, &mut spare.bias[..row_len * lanes]);
+        bias = Some(&*spare.bias);
     }
-    let bias = work.has_score_tensor().then(|| {
-        let bias = &mut spare.bias[..row_len * lanes];
-        into_lanes(isa, &spare.stage[..row_len * lanes], lanes, bias);
-        &*bias
-    });
+    let marks = Marks::new(work, &panel.lanes, &seen, Unit::Log2);
 
-    // 2. Scores, as the softmax is to see them.
+    // 2. Scores, as the softmax is to see them. What every lane sees needs no look at each pair.
     let scores = &mut spare.scores[..seen.len() * lanes];
-    let mut max = [f32::NEG_INFINITY; PANEL_LANES];
-    let max = &mut max[..lanes];
-    scores::scores(isa, tile.keys.slice_rows(first..first + seen.len()), queries, scores, max);
-    let adjust = marks.adjust(bias);
-    if !adjust.is_none() {
-        adjust_panel(isa, adjust, scores, max);
+    let (mut max, mut raw_max) = ([f32::NEG_INFINITY; PANEL_LANES], [f32::NEG_INFINITY; PANEL_LANES]);
+    let (max, raw_max) = (&mut max[..lanes], &mut raw_max[..lanes]);
+    for (part, partial) in panel.lanes.parts(&seen).into_iter().filter(|(part, _)| !part.is_empty()) {
+        let scores = &mut scores[(part.start - seen.start) * lanes..(part.end - seen.start) * lanes];
+        let keys = tile.keys.slice_rows(part.start - tile.range.start..part.end - tile.range.start);
+        let adjust = marks.adjust(&part, partial, bias);
+        if adjust.is_none() {
+            scores::scores(isa, keys, queries, scores, max);
+        } else {
+            scores::scores(isa, keys, queries, scores, raw_max);
+            adjust_panel(isa, adjust, scores, max);
+        }
     }
 
     // 3. Weights and values. A hidden key's weight is 0, which is enough unless its value is not finite. (Even in a full

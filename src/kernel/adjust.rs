@@ -54,13 +54,13 @@ impl Adjust<'_> {
     }
 }
 
-/// Adjusts the scores of a panel, `[keys][lanes]`, and sets `max[lane]` to the largest of each lane.
+/// Adjusts the scores of a panel, `[keys][lanes]`, and raises `max[lane]` to the largest of each lane.
 pub(crate) fn adjust_panel(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32], max: &mut [f32]) {
     isa.run(AdjustPanel { adjust, scores, max });
 }
 
-/// Adjusts the scores of one query, one for each key, and returns the largest.
-pub(crate) fn adjust_row(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32]) -> f32 {
+/// Adjusts the scores of one query, one for each key, and returns the largest, and whether any is -inf.
+pub(crate) fn adjust_row(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32]) -> (f32, bool) {
     isa.run(AdjustRow { adjust, scores })
 }
 
@@ -135,7 +135,7 @@ impl Kernel for AdjustPanel<'_> {
         let lanes = self.max.len();
         for at in (0..lanes).step_by(S::LANES) {
             let terms = Terms::new(simd, &self.adjust, |x| simd.load_slice(&x[at..]));
-            let mut max = simd.splat(f32::NEG_INFINITY);
+            let mut max = simd.load_slice(&self.max[at..]);
             for (j, scores) in self.scores.chunks_exact_mut(lanes).enumerate() {
                 let bias = self.adjust.bias.map(|bias| simd.load_slice(&bias[j * lanes + at..]));
                 let score =
@@ -154,12 +154,13 @@ struct AdjustRow<'a> {
 }
 
 impl Kernel for AdjustRow<'_> {
-    type Output = f32;
+    type Output = (f32, bool);
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> f32 {
+    fn run<S: Simd>(self, simd: S) -> (f32, bool) {
         let terms = Terms::new(simd, &self.adjust, |x| simd.splat(x[0]));
-        let mut max = simd.splat(f32::NEG_INFINITY);
+        let none = simd.splat(f32::NEG_INFINITY);
+        let (mut max, mut hidden) = (none, simd.zero());
         for (c, scores) in self.scores.chunks_mut(S::LANES).enumerate() {
             let first = c * S::LANES;
             let key = simd.add(simd.splat((self.adjust.first + first) as f32), simd.lane_numbers());
@@ -167,7 +168,9 @@ impl Kernel for AdjustRow<'_> {
             let score = terms.apply(simd.load_part(scores, f32::NEG_INFINITY), bias, key);
             simd.store_part(scores, score);
             max = simd.max(max, simd.load_part(scores, f32::NEG_INFINITY));
+            let score = simd.load_part(scores, 0.0);
+            hidden = simd.select(simd.eq(score, none), simd.splat(1.0), hidden);
         }
-        simd.max_lane(max)
+        (simd.max_lane(max), simd.max_lane(hidden) > 0.0)
     }
 }

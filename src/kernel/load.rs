@@ -50,13 +50,6 @@ impl<'a> AnyMatrix<'a> {
         }
     }
 
-    /// Elements `range` of row `r`, widened into `to`.
-    pub(crate) fn read_row(&self, r: usize, range: std::ops::Range<usize>, to: &mut [f32]) {
-        with_matrix!(self, matrix => for (to, from) in to.iter_mut().zip(matrix.row(r).slice(range).iter()) {
-            *to = from.to_f32();
-        });
-    }
-
     pub(crate) fn rows(&self) -> usize {
         with_matrix!(self, matrix => matrix.rows())
     }

@@ -111,6 +111,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_bools(self, p: *const bool) -> __m256 {
+        // SAFETY: the caller's promise (eight bool are eight bytes); the token for the instruction.
+        let bytes = unsafe { _mm_loadl_epi64(p.cast()) };
+        op!(_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256())))
+    }
+
+    #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
         op!(_mm256_add_ps(a, b))
     }

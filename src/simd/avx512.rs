@@ -76,6 +76,13 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_bools(self, p: *const bool) -> __mmask16 {
+        // SAFETY: the caller's promise (sixteen bool are sixteen bytes); the token for the instruction.
+        let bytes = unsafe { _mm_loadu_si128(p.cast()) };
+        op!(_mm_test_epi8_mask(bytes, bytes))
+    }
+
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         op!(_mm512_add_ps(a, b))
     }

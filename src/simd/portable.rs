@@ -73,6 +73,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_bools(self, p: *const bool) -> Self::Mask {
+        // SAFETY: the caller's promise is exactly this read.
+        unsafe { p.cast::<Self::Mask>().read_unaligned() }
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         map2(a, b, |a, b| a + b)
     }
@@ -182,7 +188,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32 {
-        std::array::from_fn(|i| x[i]).map(|a: Self::F32| ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7])))
+        std::array::from_fn(|i| x[i])
+            .map(|a: Self::F32| ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7])))
     }
     #[inline(always)]
     fn max_lane(self, a: Self::F32) -> f32 {

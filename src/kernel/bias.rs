@@ -1,0 +1,87 @@
+//! What tensors say about single scores: an additive bias, and a boolean mask as a bias of 0 or -inf.
+
+use super::load::{AnyMatrix, load_from, with_matrix};
+use crate::element::Element;
+use crate::simd::{Isa, Kernel, Simd};
+use crate::strided::Matrix;
+use std::ops::Range;
+
+/// Bias and boolean mask of one query, for some keys.
+#[derive(Clone, Debug)]
+pub(crate) struct BiasRow<'a> {
+    /// The number of the row in its matrix.
+    pub(crate) row: usize,
+    pub(crate) keys: Range<usize>,
+    pub(crate) bias: Option<AnyMatrix<'a>>,
+    /// True where the query may attend.
+    pub(crate) mask: Option<Matrix<'a, bool>>,
+}
+
+/// Writes the bias of each key, in natural units, -inf where the mask says no; returns whether any is above -inf.
+///
+/// * `to`: one element a key
+pub(crate) fn read_bias(isa: Isa, from: BiasRow<'_>, to: &mut [f32]) -> bool {
+    assert!(to.len() == from.keys.len());
+    isa.run(ReadBias { from, to })
+}
+
+struct ReadBias<'a> {
+    from: BiasRow<'a>,
+    to: &'a mut [f32],
+}
+
+impl Kernel for ReadBias<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        let BiasRow { row, keys, bias, mask } = self.from;
+        match bias {
+            Some(bias) => with_matrix!(bias, bias => widen(simd, bias, row, keys.clone(), self.to)),
+            None => self.to.fill(0.0),
+        }
+        if let Some(mask) = mask {
+            hide(simd, mask, row, keys, self.to);
+        }
+        // NaN is not -inf: it has to show.
+        let hidden = simd.splat(f32::NEG_INFINITY);
+        let mut seen = simd.zero();
+        for bias in self.to.chunks(S::LANES) {
+            let bias = simd.load_part(bias, f32::NEG_INFINITY);
+            seen = simd.max(seen, simd.select(simd.eq(bias, hidden), simd.zero(), simd.splat(1.0)));
+        }
+        simd.max_lane(seen) > 0.0
+    }
+}
+
+#[inline(always)]
+fn widen<S: Simd, T: Element>(simd: S, bias: Matrix<'_, T>, row: usize, keys: Range<usize>, to: &mut [f32]) {
+    let from = bias.row(row).slice(keys);
+    match from.as_slice() {
+        Some(from) => {
+            for (n, to) in to.chunks_mut(S::LANES).enumerate() {
+                simd.store_part(to, load_from(simd, from, n * S::LANES));
+            }
+        }
+        None => to.iter_mut().zip(from.iter()).for_each(|(to, from)| *to = from.to_f32()),
+    }
+}
+
+#[inline(always)]
+fn hide<S: Simd>(simd: S, mask: Matrix<'_, bool>, row: usize, keys: Range<usize>, to: &mut [f32]) {
+    let hidden = simd.splat(f32::NEG_INFINITY);
+    let sees = mask.row(row).slice(keys);
+    let vectors = sees.as_slice().map_or(0, |sees| sees.len() / S::LANES);
+    if let Some(sees) = sees.as_slice() {
+        for (sees, to) in sees.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
+            // SAFETY: a chunk has LANES elements.
+            let sees = unsafe { simd.load_bools(sees.as_ptr()) };
+            simd.store_slice(to, simd.select(sees, simd.load_slice(to), hidden));
+        }
+    }
+    for (sees, to) in sees.iter().zip(to).skip(vectors * S::LANES) {
+        if !sees {
+            *to = f32::NEG_INFINITY;
+        }
+    }
+}
