@@ -10,6 +10,7 @@
 //! output     hands each row of the output to the one task that writes it
 //! ```
 
+mod ahead;
 mod decode;
 pub(crate) mod inspect;
 mod marks;

@@ -21,7 +21,7 @@ use crate::kernel::adjust::{Unit, adjust_row, query_factor};
 use crate::kernel::few::{self, RowMax};
 use crate::kernel::finish::log_sum_exp;
 use crate::kernel::load::AnyMatrix;
-use crate::kernel::pack::{widen_scaled, without_gaps};
+use crate::kernel::pack::{widen_gathered, without_gaps};
 use crate::kernel::round_up_lanes;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -139,7 +139,7 @@ fn merge_splits(mut rows: Rows<'_>, done: Option<&[f32]>, slot: Slot, scratch: &
     for (n, r) in task.rows.clone().enumerate() {
         slot.update(total, n, |state, out| few::finish(isa, *state, out));
         let (state, out) = slot.row(total, n);
-        rows.write(r, &out[..work.problem.dims.value_dim], || log_sum_exp(state.max, state.sum));
+        rows.write(r..r + 1, (out, slot.width), |_| log_sum_exp(state.max, state.sum));
     }
 }
 
@@ -198,11 +198,7 @@ fn run_split(
 /// Query rows, scaled, `[rows][width]`, zeros behind `head_dim`.
 fn pack_rows(work: Work<'_>, queries: &mut [f32], width: usize) {
     let factor = query_factor(work.problem.scale, work.problem.bias.softcap, Unit::Log2);
-    queries.fill(0.0);
-    for (to, r) in queries.chunks_exact_mut(width.max(1)).zip(work.task.rows.clone()) {
-        let (matrix, i) = work.query(r);
-        widen_scaled(work.plan.isa, matrix.slice_rows(i..i + 1), factor, &mut to[..matrix.cols()]);
-    }
+    widen_gathered(work.plan.isa, work.queries(work.task.rows.clone()), factor, (queries, width));
 }
 
 /// Turns the raw scores of all rows into weights, folded into their states; returns whether any key is hidden from any row.

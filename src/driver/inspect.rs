@@ -9,7 +9,7 @@ use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, for_workers};
 use crate::bias::ScoreStage;
 use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
-use crate::kernel::pack::{as_f32, from_lanes, into_lanes, pack_queries};
+use crate::kernel::pack::{as_f32, from_lanes, into_lanes, widen_gathered};
 use crate::kernel::{PANEL_LANES, round_up_lanes, scores};
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -56,9 +56,9 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
         panel_rows.len() * dims.seq_kv,
     ]);
     let cap = problem.bias.softcap.filter(|_| stage != ScoreStage::Raw);
-    let row = |lane| work.query(panel_rows.start + lane);
     let factor = query_factor(problem.scale, cap, Unit::Natural);
-    pack_queries(isa, row, (panel_rows.len(), count), factor, queries, stage_rows);
+    widen_gathered(isa, work.queries(panel_rows.clone()), factor, (&mut stage_rows[..width * count], width));
+    into_lanes(isa, &stage_rows[..width * count], count, queries);
 
     for start in (0..dims.seq_kv).step_by(plan.tile_keys) {
         let seen = start..(start + plan.tile_keys).min(dims.seq_kv);
@@ -82,7 +82,7 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
         if stage == ScoreStage::Probabilities {
             crate::softmax::softmax(row, 1.0);
         }
-        rows.write(r, row, || 0.0);
+        rows.write(r..r + 1, (row, dims.seq_kv), |_| 0.0);
     }
 }
 

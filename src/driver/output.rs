@@ -9,9 +9,10 @@ use crate::kernel::load::store_row;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::simd::{Kernel, Simd};
-use crate::strided::{RowMut, Strided};
+use crate::strided::Strided;
 use crate::tensor::{AnyTensor, TensorMut, with_elements};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Where the results go: a tensor of any type, and the log-sum-exps if they are asked for.
@@ -49,6 +50,12 @@ pub(super) struct Shared<'a> {
 }
 
 impl Shared<'_> {
+    /// The task that is drawn next, most likely: another worker may be faster.
+    pub(super) fn peek(&self) -> Option<Work<'_>> {
+        let task = self.schedule.tasks().get(self.next.load(Ordering::Relaxed))?;
+        Some(Work { problem: self.problem, plan: self.plan, task })
+    }
+
     /// The next task, and the right to write its rows.
     pub(super) fn draw(&self) -> Option<Rows<'_>> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
@@ -75,43 +82,55 @@ impl<'a> Rows<'a> {
         self.index
     }
 
-    /// Writes row `r` of the task: the output, rounded to its type, and the log-sum-exp if it is asked for.
+    /// Writes some rows of the task: the output, rounded to its type, and the log-sum-exps if they are asked for.
+    ///
+    /// * `values`: `[rows][width]`, of which each row's first elements are written
+    /// * `lse(n)`: that of the n-th of these rows
     ///
     /// # Panics
-    /// If the row is not one of the task's, or `values` is not `value_dim` long.
-    pub(super) fn write(&mut self, r: usize, values: &[f32], lse: impl FnOnce() -> f32) {
+    /// If the rows are not the task's, or `values` doesn't have as many of them, or not as long.
+    pub(super) fn write(&mut self, rows: Range<usize>, values: (&[f32], usize), lse: impl Fn(usize) -> f32) {
         let task = self.work.task;
-        assert!(task.rows.contains(&r), "row {r} of a task for {:?}", task.rows);
-        let ((h, i), b) = (self.work.head_and_query(r), task.batch);
-        with_elements!(&self.output.values, tensor => {
-            // SAFETY: made from a TensorMut, so nobody outside holds it. Inside, row (b, h, i) belongs to row r of this
-            // task alone (a schedule lists each row once), and of this task there is one `Rows` (the counter has drawn it
-            // once), which is borrowed mutably for as long as `row` lives.
-            let row = unsafe { tensor.row_mut([b, h, i]) };
-            self.work.plan.isa.run(WriteRow { row, values });
-        });
+        assert!(task.rows.start <= rows.start && rows.end <= task.rows.end, "{rows:?} of a task for {:?}", task.rows);
         if let Some(tensor) = &self.output.lse {
-            // SAFETY: as above. Queries of a head are one row of this tensor, but the row is only pointed into: this writes
-            // the element of (b, h, i) and no other.
-            unsafe { tensor.write([b, h, i], lse()) };
+            for (n, r) in rows.clone().enumerate() {
+                let (h, i) = self.work.head_and_query(r);
+                // SAFETY: as in `WriteRows`. Queries of a head are one row of this tensor, but the row is only pointed
+                // into: this writes the element of (batch, h, i) and no other.
+                unsafe { tensor.write([task.batch, h, i], lse(n)) };
+            }
         }
+        self.work.plan.isa.run(WriteRows { owner: self, rows, values });
     }
 }
 
-struct WriteRow<'a, 'r, T> {
-    row: RowMut<'r, T>,
-    values: &'a [f32],
+struct WriteRows<'a, 'r> {
+    owner: &'a mut Rows<'r>,
+    rows: Range<usize>,
+    values: (&'a [f32], usize),
 }
 
-impl<T: Element> Kernel for WriteRow<'_, '_, T> {
+impl Kernel for WriteRows<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        match self.row.as_mut_slice() {
-            Some(row) => store_row(simd, row, self.values),
-            None => self.row.fill_from(self.values.iter().map(|&value| T::from_f32(value))),
-        }
+    fn run<S: Simd>(self, simd: S) {
+        let (values, width) = self.values;
+        let work = self.owner.work;
+        with_elements!(&self.owner.output.values, tensor => {
+            for (n, r) in self.rows.enumerate() {
+                let (h, i) = work.head_and_query(r);
+                let values = &values[n * width..][..tensor.shape()[3]];
+                // SAFETY: made from a TensorMut, so nobody outside holds it. Inside, row (batch, h, i) belongs to row r of
+                // this task alone (`write` has checked that r is the task's, and a schedule lists each row once), and of
+                // this task there is one `Rows` (the counter has drawn it once), which is borrowed mutably while `row` lives.
+                let mut row = unsafe { tensor.row_mut([work.task.batch, h, i]) };
+                match row.as_mut_slice() {
+                    Some(row) => store_row(simd, row, values),
+                    None => row.fill_from(values.iter().map(|&value| Element::from_f32(value))),
+                }
+            }
+        });
     }
 }
 

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::ahead::Ahead;
 use super::marks::{Lanes, Marks, read_tensors};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
@@ -16,7 +17,7 @@ use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_panel, query_factor};
 use crate::kernel::finish::{finish, log_sum_exp};
-use crate::kernel::pack::{ValueBlocks, as_f32, into_lanes, pack_queries, pack_values, without_gaps};
+use crate::kernel::pack::{ValueBlocks, as_f32, into_lanes, pack_values, widen_gathered, without_gaps};
 use crate::kernel::scores;
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
@@ -38,7 +39,7 @@ pub(super) fn run(
     let scratch = for_workers(&mut workspace.scratch, workers);
     fan_out(scratch, &|scratch| {
         while let Some(rows) = shared.draw() {
-            run_task(rows, scratch);
+            run_task(rows, shared.peek(), scratch);
         }
     });
     even_out(scratch);
@@ -97,7 +98,7 @@ struct Tile<'a> {
     finite: bool,
 }
 
-fn run_task(mut rows: Rows<'_>, scratch: &mut Scratch) {
+fn run_task(mut rows: Rows<'_>, next_task: Option<Work<'_>>, scratch: &mut Scratch) {
     let work = rows.work();
     let Work { problem, plan, task } = work;
     let (isa, dims, lanes) = (plan.isa, &problem.dims, PANEL_LANES);
@@ -123,9 +124,9 @@ fn run_task(mut rows: Rows<'_>, scratch: &mut Scratch) {
     // 1. Queries into lanes.
     let factor = query_factor(problem.scale, problem.bias.softcap, Unit::Log2);
     for (p, Panel { lanes, .. }) in panels.iter().enumerate() {
-        let row = |lane| work.query(lanes.rows.start + lane);
-        let queries = &mut queries[layout.queries(p, lanes.count)];
-        pack_queries(isa, row, (lanes.rows.len(), lanes.count), factor, queries, spare.stage);
+        let stage = &mut spare.stage[..layout.width * lanes.count];
+        widen_gathered(isa, work.queries(lanes.rows.clone()), factor, (&mut *stage, layout.width));
+        into_lanes(isa, stage, lanes.count, &mut queries[layout.queries(p, lanes.count)]);
     }
     out.fill(0.0);
 
@@ -133,8 +134,17 @@ fn run_task(mut rows: Rows<'_>, scratch: &mut Scratch) {
     let mut start = task.keys.start / plan.tile_keys * plan.tile_keys;
     while start < task.keys.end {
         let range = start.max(task.keys.start)..(start + plan.tile_keys).min(task.keys.end);
+        let ahead = if range.end < task.keys.end {
+            Some(Ahead::tile(work, range.end..(range.end + plan.tile_keys).min(task.keys.end)))
+        } else {
+            next_task.map(|next| Ahead::task(next, work))
+        };
         let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
+        let count = panels.len();
         for (p, panel) in panels.iter_mut().enumerate() {
+            if let Some(ahead) = &ahead {
+                ahead.ask(p, count);
+            }
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
             run_panel(work, &tile, panel, queries, out, &mut spare);
@@ -146,10 +156,9 @@ fn run_task(mut rows: Rows<'_>, scratch: &mut Scratch) {
     for (p, Panel { lanes, state, .. }) in panels.iter().enumerate() {
         let stage = &mut spare.stage[..layout.value_width * lanes.count];
         finish(isa, &mut out[layout.out(p, lanes.count)], lanes.count, state, stage);
-        for (lane, r) in lanes.rows.clone().enumerate() {
-            let values = &stage[lane * layout.value_width..][..dims.value_dim];
-            rows.write(r, values, || log_sum_exp(state.max[lane], state.sum[lane]));
-        }
+        rows.write(lanes.rows.clone(), (stage, layout.value_width), |lane| {
+            log_sum_exp(state.max[lane], state.sum[lane])
+        });
     }
 }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::kernel::load::AnyMatrix;
+use crate::kernel::pack::Gathered;
 use crate::mask::hull;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -36,10 +37,14 @@ impl<'a> Work<'a> {
         (self.task.head_kv * group + r % group, r / group)
     }
 
-    /// A matrix and the number of row `r` in it.
-    pub(super) fn query(&self, r: usize) -> (AnyMatrix<'a>, usize) {
-        let (h, i) = self.head_and_query(r);
-        (AnyMatrix::new(&self.problem.q, self.task.batch, h), i)
+    /// The queries of some rows of the task.
+    pub(super) fn queries(&self, rows: Range<usize>) -> Gathered<'a, impl Fn(usize) -> [usize; 3] + use<'a>> {
+        let work = *self;
+        let place = move |n| {
+            let (h, i) = work.head_and_query(rows.start + n);
+            [work.task.batch, h, i]
+        };
+        Gathered { tensor: &self.problem.q, count: rows.len(), place }
     }
 
     /// All keys of the head, `[seq_kv, head_dim]`.

@@ -6,6 +6,7 @@ use super::{EvenBlocks, PANEL_LANES, product_rows};
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::strided::Matrix;
+use crate::tensor::{AnyTensor, with_elements};
 use std::ops::Range;
 
 /// `to[..row.len()] = factor * row`.
@@ -18,29 +19,57 @@ fn widen<S: Simd, T: Element>(simd: S, row: &[T], factor: f32, to: &mut [f32]) {
     }
 }
 
-/// Packs query rows into a panel: `panel[e][lane] = factor * rows[lane][e]`, lanes without a row being 0.
+/// Rows of a tensor that lie anywhere in it: row `n` at index `place(n)`, for `n < count`.
+pub(crate) struct Gathered<'a, F> {
+    pub(crate) tensor: &'a AnyTensor<'a>,
+    pub(crate) count: usize,
+    pub(crate) place: F,
+}
+
+/// Widens gathered rows: `to[n][e] = factor * rows[n][e]`, zeros behind the rows' elements and behind the last row.
 ///
-/// * `row(lane)`: the matrix and the number of the lane's row in it, for `lane < count`
-/// * `panel`: `[head_dim rounded up to vectors][lanes]`
-/// * `stage`: scratch of `lanes * head_dim` (rounded up)
-pub(crate) fn pack_queries<'q>(
+/// * `to`: `[count or more][width]`
+pub(crate) fn widen_gathered<F: Fn(usize) -> [usize; 3]>(
     isa: Isa,
-    row: impl Fn(usize) -> (AnyMatrix<'q>, usize),
-    (count, lanes): (usize, usize),
+    rows: Gathered<'_, F>,
     factor: f32,
-    panel: &mut [f32],
-    stage: &mut [f32],
+    (to, width): (&mut [f32], usize),
 ) {
-    let width = panel.len() / lanes;
-    for (lane, to) in stage[..lanes * width].chunks_exact_mut(width.max(1)).enumerate() {
-        if lane < count {
-            let (matrix, r) = row(lane);
-            widen_scaled(isa, matrix.slice_rows(r..r + 1), factor, &mut to[..matrix.cols()]);
-        } else {
-            to.fill(0.0);
-        }
+    isa.run(WidenGathered { rows, factor, to, width });
+}
+
+struct WidenGathered<'a, F> {
+    rows: Gathered<'a, F>,
+    factor: f32,
+    to: &'a mut [f32],
+    width: usize,
+}
+
+impl<F: Fn(usize) -> [usize; 3]> Kernel for WidenGathered<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Gathered { tensor, count, place } = self.rows;
+        with_elements!(tensor, tensor => for (n, to) in self.to.chunks_exact_mut(self.width.max(1)).enumerate() {
+            if n >= count {
+                to.fill(0.0);
+                continue;
+            }
+            let [i0, i1, r] = place(n);
+            let row = tensor.matrix(i0, i1).row(r);
+            let (to, behind) = to.split_at_mut(tensor.shape()[3]);
+            behind.fill(0.0);
+            match row.as_slice() {
+                Some(row) => widen(simd, row, self.factor, to),
+                None => {
+                    for (to, from) in to.iter_mut().zip(row.iter()) {
+                        *to = crate::Element::to_f32(from) * self.factor;
+                    }
+                }
+            }
+        });
     }
-    into_lanes(isa, &stage[..lanes * width], lanes, panel);
 }
 
 /// `to[c][lane] = from[lane][c]`; both hold `lanes` times a multiple of [`MAX_LANES`].
@@ -71,13 +100,8 @@ impl Kernel for Transpose<'_> {
 
 /// Widens rows: `to[r][e] = rows[r][e]`, without gaps.
 fn widen_rows(isa: Isa, rows: AnyMatrix<'_>, to: &mut [f32]) {
-    widen_scaled(isa, rows, 1.0, to);
-}
-
-/// As [`widen_rows`], each element multiplied with `factor`.
-pub(crate) fn widen_scaled(isa: Isa, rows: AnyMatrix<'_>, factor: f32, to: &mut [f32]) {
     assert!(to.len() == rows.rows() * rows.cols());
-    isa.run(WidenRows { rows, factor, to });
+    isa.run(WidenRows { rows, to });
 }
 
 /// The rows themselves if a product can read them in place, or their copy in `wide`.
@@ -96,7 +120,6 @@ pub(crate) fn without_gaps<'a>(isa: Isa, rows: AnyMatrix<'a>, wide: &'a mut [f32
 
 struct WidenRows<'a> {
     rows: AnyMatrix<'a>,
-    factor: f32,
     to: &'a mut [f32],
 }
 
@@ -108,10 +131,10 @@ impl Kernel for WidenRows<'_> {
         with_matrix!(self.rows, matrix => {
             for (r, to) in self.to.chunks_exact_mut(matrix.cols().max(1)).enumerate() {
                 match matrix.row(r).as_slice() {
-                    Some(row) => widen(simd, row, self.factor, to),
+                    Some(row) => widen(simd, row, 1.0, to),
                     None => {
                         for (to, from) in to.iter_mut().zip(matrix.row(r).iter()) {
-                            *to = crate::Element::to_f32(from) * self.factor;
+                            *to = crate::Element::to_f32(from);
                         }
                     }
                 }
@@ -247,4 +270,40 @@ unsafe fn pack_block<S: Simd, T: Element>(
         to = to.wrapping_add(dims.len());
     }
     largest
+}
+
+/// Asks for some rows of a matrix, line after line, if its rows have no gaps.
+pub(crate) fn prefetch_rows(isa: Isa, matrix: AnyMatrix<'_>, rows: Range<usize>) {
+    if matrix.has_contiguous_rows() {
+        isa.run(PrefetchRows { matrix: matrix.slice_rows(rows) });
+    }
+}
+
+struct PrefetchRows<'a> {
+    matrix: AnyMatrix<'a>,
+}
+
+impl Kernel for PrefetchRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        with_matrix!(self.matrix, matrix => prefetch_matrix(simd, matrix));
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+#[inline(always)]
+fn prefetch_matrix<S: Simd, T: Element>(simd: S, matrix: Matrix<'_, T>) {
+    let bytes = matrix.cols() * size_of::<T>();
+    for r in 0..matrix.rows() as isize {
+        let row = matrix.as_ptr().wrapping_offset(matrix.row_stride().wrapping_mul(r)).cast::<u8>();
+        let mut at = 0;
+        while at < bytes {
+            simd.prefetch(row.wrapping_add(at));
+            at += LINE;
+        }
+    }
 }
