@@ -20,6 +20,7 @@
 //! For few queries the lanes would stay empty; [`few`] lays keys and values along the lanes instead.
 
 pub(crate) mod adjust;
+pub(crate) mod ahead;
 pub(crate) mod bias;
 pub(crate) mod few;
 pub(crate) mod finish;

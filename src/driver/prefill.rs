@@ -9,13 +9,14 @@
 
 #![forbid(unsafe_code)]
 
-use super::ahead::Ahead;
+use super::ahead::{next_task, next_tile};
 use super::marks::{Lanes, Marks, read_tensors};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_panel, query_factor};
+use crate::kernel::ahead::Ahead;
 use crate::kernel::finish::{finish, log_sum_exp};
 use crate::kernel::pack::{ValueBlocks, as_f32, into_lanes, pack_values, widen_gathered, without_gaps};
 use crate::kernel::scores;
@@ -98,7 +99,7 @@ struct Tile<'a> {
     finite: bool,
 }
 
-fn run_task(mut rows: Rows<'_>, next_task: Option<Work<'_>>, scratch: &mut Scratch) {
+fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     let work = rows.work();
     let Work { problem, plan, task } = work;
     let (isa, dims, lanes) = (plan.isa, &problem.dims, PANEL_LANES);
@@ -134,20 +135,18 @@ fn run_task(mut rows: Rows<'_>, next_task: Option<Work<'_>>, scratch: &mut Scrat
     let mut start = task.keys.start / plan.tile_keys * plan.tile_keys;
     while start < task.keys.end {
         let range = start.max(task.keys.start)..(start + plan.tile_keys).min(task.keys.end);
-        let ahead = if range.end < task.keys.end {
-            Some(Ahead::tile(work, range.end..(range.end + plan.tile_keys).min(task.keys.end)))
+        let mut ahead = if range.end < task.keys.end {
+            next_tile(work, range.end..(range.end + plan.tile_keys).min(task.keys.end))
         } else {
-            next_task.map(|next| Ahead::task(next, work))
+            next.map_or(Ahead::nothing(), |next| next_task(next, work))
         };
         let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
-        let count = panels.len();
+        // (Blocks of keys and of values; each is about as many multiply-adds as the other.)
+        ahead.spread(panels.len() * (tile.range.len() / 16 + tile.blocks.count()));
         for (p, panel) in panels.iter_mut().enumerate() {
-            if let Some(ahead) = &ahead {
-                ahead.ask(p, count);
-            }
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
-            run_panel(work, &tile, panel, queries, out, &mut spare);
+            run_panel(work, &tile, panel, queries, out, &mut spare, &mut ahead);
         }
         start += plan.tile_keys;
     }
@@ -196,6 +195,7 @@ fn run_panel(
     queries: &[f32],
     out: &mut [f32],
     spare: &mut Spare<'_>,
+    ahead: &mut Ahead,
 ) {
     // The keys of the tile that this panel sees, and where they start in the tile.
     let Range { start, end } = panel.lanes.span;
@@ -227,9 +227,9 @@ fn run_panel(
         let keys = tile.keys.slice_rows(part.start - tile.range.start..part.end - tile.range.start);
         let adjust = marks.adjust(&part, partial, bias);
         if adjust.is_none() {
-            scores::scores(isa, keys, queries, scores, max);
+            scores::scores(isa, keys, queries, scores, max, ahead);
         } else {
-            scores::scores(isa, keys, queries, scores, raw_max);
+            scores::scores(isa, keys, queries, scores, raw_max, ahead);
             adjust_panel(isa, adjust, scores, max);
         }
     }
@@ -239,7 +239,7 @@ fn run_panel(
     let packed = (tile.values, tile.blocks, first);
     if tile.finite {
         weights(isa, scores, max, &mut panel.state, out);
-        add_values(isa, packed, scores, out, lanes);
+        add_values(isa, packed, scores, out, lanes, ahead);
     } else {
         let kept = &mut spare.kept_scores[..seen.len() * lanes];
         kept.copy_from_slice(scores);

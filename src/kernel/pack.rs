@@ -271,39 +271,3 @@ unsafe fn pack_block<S: Simd, T: Element>(
     }
     largest
 }
-
-/// Asks for some rows of a matrix, line after line, if its rows have no gaps.
-pub(crate) fn prefetch_rows(isa: Isa, matrix: AnyMatrix<'_>, rows: Range<usize>) {
-    if matrix.has_contiguous_rows() {
-        isa.run(PrefetchRows { matrix: matrix.slice_rows(rows) });
-    }
-}
-
-struct PrefetchRows<'a> {
-    matrix: AnyMatrix<'a>,
-}
-
-impl Kernel for PrefetchRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        with_matrix!(self.matrix, matrix => prefetch_matrix(simd, matrix));
-    }
-}
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-#[inline(always)]
-fn prefetch_matrix<S: Simd, T: Element>(simd: S, matrix: Matrix<'_, T>) {
-    let bytes = matrix.cols() * size_of::<T>();
-    for r in 0..matrix.rows() as isize {
-        let row = matrix.as_ptr().wrapping_offset(matrix.row_stride().wrapping_mul(r)).cast::<u8>();
-        let mut at = 0;
-        while at < bytes {
-            simd.prefetch(row.wrapping_add(at));
-            at += LINE;
-        }
-    }
-}

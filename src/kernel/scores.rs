@@ -1,5 +1,6 @@
 //! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
 
+use super::ahead::Ahead;
 use super::product::{ByRows, Left, by_rows, product};
 use super::{EvenBlocks, PANEL_LANES, product_rows};
 use crate::simd::{Isa, Kernel, Simd};
@@ -10,11 +11,19 @@ use crate::strided::Matrix;
 /// * `keys`: `[rows, head_dim]`, contiguous rows at any distance: read in place
 /// * `queries`: a packed panel, `[head_dim][lanes]` (more rows are ignored), `lanes` being the length of `max`
 /// * `scores`: `[rows][lanes]`, written
-pub(crate) fn scores(isa: Isa, keys: Matrix<'_, f32>, queries: &[f32], scores: &mut [f32], max: &mut [f32]) {
+/// * `ahead`: what to ask memory for meanwhile
+pub(crate) fn scores(
+    isa: Isa,
+    keys: Matrix<'_, f32>,
+    queries: &[f32],
+    scores: &mut [f32],
+    max: &mut [f32],
+    ahead: &mut Ahead,
+) {
     assert!(keys.has_contiguous_rows());
     assert!(queries.len() >= keys.cols() * max.len());
     assert!(scores.len() >= keys.rows() * max.len());
-    isa.run(Scores { keys, queries, scores, max });
+    isa.run(Scores { keys, queries, scores, max, ahead });
 }
 
 struct Scores<'a> {
@@ -22,6 +31,7 @@ struct Scores<'a> {
     queries: &'a [f32],
     scores: &'a mut [f32],
     max: &'a mut [f32],
+    ahead: &'a mut Ahead,
 }
 
 impl Kernel for Scores<'_> {
@@ -53,6 +63,7 @@ impl Scores<'_> {
         let blocks = EvenBlocks::new(self.keys.rows(), product_rows::<S>(V));
         for b in 0..blocks.count {
             let rows = blocks.range(b);
+            self.ahead.ask(simd);
             // Wrapping: keys of no elements may have any stride.
             let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
             block.keys.at = self.keys.as_ptr().wrapping_offset(offset);

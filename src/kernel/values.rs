@@ -1,6 +1,7 @@
 //! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
 
 use super::PANEL_LANES;
+use super::ahead::Ahead;
 use super::pack::ValueBlocks;
 use super::product::{ByRows, Left, by_rows, product};
 use crate::simd::{Isa, Kernel, Simd};
@@ -10,17 +11,19 @@ use crate::simd::{Isa, Kernel, Simd};
 /// * `values`: packed by [`pack_values`](super::pack::pack_values), laid out as `blocks` says; keys from `first` on
 /// * `weights`: `[keys][lanes]`
 /// * `out`: `[value_dim][lanes]` (more rows are left alone)
+/// * `ahead`: what to ask memory for meanwhile
 pub(crate) fn add_values(
     isa: Isa,
     (values, blocks, first): (&[f32], ValueBlocks, usize),
     weights: &[f32],
     out: &mut [f32],
     lanes: usize,
+    ahead: &mut Ahead,
 ) {
     let keys = weights.len() / lanes;
     assert!(weights.len() == keys * lanes && first + keys <= blocks.keys);
     assert!(values.len() >= blocks.len() && out.len() >= blocks.value_dim * lanes);
-    isa.run(AddValues { values, blocks, first, keys, weights, out, lanes });
+    isa.run(AddValues { values, blocks, first, keys, weights, out, lanes, ahead });
 }
 
 struct AddValues<'a> {
@@ -31,6 +34,7 @@ struct AddValues<'a> {
     weights: &'a [f32],
     out: &'a mut [f32],
     lanes: usize,
+    ahead: &'a mut Ahead,
 }
 
 impl Kernel for AddValues<'_> {
@@ -51,6 +55,7 @@ impl AddValues<'_> {
     fn blocks<S: Simd, const V: usize>(self, simd: S) {
         assert!(self.lanes == V * S::LANES);
         for b in 0..self.blocks.count() {
+            self.ahead.ask(simd);
             let dims = self.blocks.dims(b);
             let values = self.values[self.blocks.offset(b) + self.first * dims.len()..].as_ptr();
             let mut block = Block::<S, V> {
