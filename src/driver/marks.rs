@@ -120,7 +120,7 @@ fn read_score_row(work: Work<'_>, r: usize, keys: Range<usize>, row: &mut [f32])
     }
     if let Some(tensor) = &work.problem.mask.tensor {
         for (to, sees) in row.iter_mut().zip(tensor.matrix(b, h).row(i).slice(keys).iter()) {
-            *to = if sees { *to } else { f32::NEG_INFINITY };
+            *to = if sees != 0 { *to } else { f32::NEG_INFINITY };
         }
     }
     row.iter().filter(|&&x| x == f32::NEG_INFINITY).count()
