@@ -72,7 +72,7 @@ pub mod flags {
 }
 
 /// The struct of the first version: no caller has a smaller one.
-const SMALLEST: usize = size_of::<Options>();
+const SMALLEST: usize = mem::offset_of!(Options, reserved) + size_of::<i32>();
 
 /// No version will be larger; whatever says so was never set.
 const LARGEST: usize = 4096;
@@ -97,7 +97,7 @@ impl Options {
         let struct_size = unsafe { options.cast::<usize>().read() };
         if !(SMALLEST..=LARGEST).contains(&struct_size) {
             let message =
-                format!("struct_size is {struct_size} but must be sizeof(flashtile_options), here {SMALLEST}");
+                format!("struct_size is {struct_size} but must be sizeof(flashtile_options), here {}", size_of::<Options>());
             return Err(Failure::new(Code::BadStructSize, message));
         }
         let mut read = Self::new();
