@@ -96,8 +96,10 @@ impl Options {
         // SAFETY: the first field, by the caller's promise.
         let struct_size = unsafe { options.cast::<usize>().read() };
         if !(SMALLEST..=LARGEST).contains(&struct_size) {
-            let message =
-                format!("struct_size is {struct_size} but must be sizeof(flashtile_options), here {}", size_of::<Options>());
+            let message = format!(
+                "struct_size is {struct_size} but must be sizeof(flashtile_options), here {}",
+                size_of::<Options>()
+            );
             return Err(Failure::new(Code::BadStructSize, message));
         }
         let mut read = Self::new();
