@@ -79,7 +79,7 @@ impl Inputs {
         Inputs { q, k: k.into_iter().map(f16::from_f32).collect(), v }
     }
 
-    fn from_rust(&self, attention: &Attention<'_>) -> (Vec<u32>, Vec<u32>) {
+    fn through_rust(&self, attention: &Attention<'_>) -> (Vec<u32>, Vec<u32>) {
         let (mut out, mut lse) = (vec![0.0; len(SHAPE_Q)], vec![0.0; 2 * 4 * 7]);
         attention
             .compute(
@@ -99,7 +99,7 @@ impl Inputs {
         [tensor(&self.q, F32, &as_i64(SHAPE_Q)), tensor(&self.k, F16, &k), tensor(&self.v, BF16, &k)]
     }
 
-    fn from_c(&self, options: *const Options) -> (Vec<u32>, Vec<u32>) {
+    fn through_c(&self, options: *const Options) -> (Vec<u32>, Vec<u32>) {
         let (mut out, mut lse) = (vec![9.0; len(SHAPE_Q)], vec![9.0; 2 * 4 * 7]);
         let [q, k, v] = self.tensors();
         let (o, l) = (tensor_mut(&mut out, F32, &as_i64(SHAPE_Q)), tensor_mut(&mut lse, F32, &[2, 4, 7]));
@@ -164,9 +164,9 @@ fn results_are_those_of_rust() {
         (Options { threads: 1, ..plain }, attention()),
     ];
     for (options, attention) in cases {
-        assert_eq!(inputs.from_c(&options), inputs.from_rust(&attention), "{options:?}");
+        assert_eq!(inputs.through_c(&options), inputs.through_rust(&attention), "{options:?}");
     }
-    assert_eq!(inputs.from_c(null()), inputs.from_rust(&attention()));
+    assert_eq!(inputs.through_c(null()), inputs.through_rust(&attention()));
 }
 
 /// Enough work that threads are used.
@@ -336,7 +336,7 @@ fn an_options_struct_of_another_version() {
     assert_eq!(call([0; 4]), 0, "{}", last_error());
     assert_eq!(call([0, 0, 0, 1]), Code::BadStructSize as i32);
     assert!(last_error().contains("older than the caller"), "{}", last_error());
-    assert_eq!(bits(&memory), inputs.from_rust(&Attention::new().causal()).0);
+    assert_eq!(bits(&memory), inputs.through_rust(&Attention::new().causal()).0);
 }
 
 /// Tensors without elements: no pointer is followed, whatever it is.
@@ -378,7 +378,7 @@ fn plans_are_cut_to_the_buffer() {
         let mut short = [7u8; 300];
         assert_eq!(plan(&mut short[..capacity]), length);
         let fits = length.min(capacity - 1);
-        assert_eq!((&short[..fits], short[fits], short[fits + 1]), (whole[..fits].as_bytes(), 0, 7));
+        assert_eq!((&short[..fits], short[fits], short[fits + 1]), (&whole.as_bytes()[..fits], 0, 7));
     }
     assert_eq!(plan(&mut []), length);
     // SAFETY: as above.
