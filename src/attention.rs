@@ -11,6 +11,7 @@ use crate::mask::QueryOffset;
 use crate::plan::{Form, Plan, Threads};
 use crate::problem::{Problem, check_shape};
 use crate::simd::Level;
+use crate::strided::Strided;
 use crate::tensor::{AnyTensor, TensorMut, TensorRef};
 
 /// Scaled-dot-product attention: what to compute, apart from the tensors.
@@ -62,7 +63,7 @@ pub struct Attention<'a> {
     pub(crate) window: (Option<usize>, Option<usize>),
     pub(crate) query_offset: QueryOffset<'a>,
     pub(crate) key_lengths: Option<&'a [usize]>,
-    pub(crate) mask: Option<TensorRef<'a, bool>>,
+    pub(crate) mask: Option<Strided<'a, u8, 4>>,
     pub(crate) softcap: Option<f32>,
     pub(crate) bias: Option<AnyTensor<'a>>,
     pub(crate) alibi: Option<AlibiSlopes<'a>>,
@@ -119,7 +120,7 @@ impl<'a> Attention<'a> {
     /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
     /// first ones.
     pub fn mask(mut self, attend: impl Into<TensorRef<'a, bool>>) -> Self {
-        self.mask = Some(attend.into());
+        self.mask = Some(attend.into().strided.into_bytes());
         self
     }
 
@@ -179,7 +180,7 @@ impl<'a> Attention<'a> {
         self.plan_for(&self.problem(q.into(), k.into(), v.into())?)
     }
 
-    fn plan_for(&self, problem: &Problem<'_>) -> Result<Plan, Error> {
+    pub(crate) fn plan_for(&self, problem: &Problem<'_>) -> Result<Plan, Error> {
         Ok(Plan::new(problem, Machine::new(self.level)?, self.form, self.threads))
     }
 
@@ -267,10 +268,7 @@ impl<'a> Attention<'a> {
         lse: Option<TensorMut<'t, f32, 3>>,
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
-        let problem = self.problem(q.into(), k.into(), v.into())?;
-        let plan = self.plan_for(&problem)?;
-        let output = checked_output(&problem, out.into(), lse)?;
-        driver::run(&problem, &plan, output, workspace);
+        Call::new(self, self.problem(q.into(), k.into(), v.into())?, out.into(), lse)?.run(workspace);
         Ok(())
     }
 
@@ -386,6 +384,36 @@ impl Prepared<'_> {
         let output = checked_output(&problem, out.into(), lse)?;
         driver::run_scheduled(&problem, &self.plan, &self.schedule, output, workspace);
         Ok(())
+    }
+}
+
+/// A call that nothing refuses any more: only to be run.
+pub(crate) struct Call<'a> {
+    problem: Problem<'a>,
+    plan: Plan,
+    output: Output<'a>,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new<O: Element>(
+        attention: &Attention<'_>,
+        problem: Problem<'a>,
+        out: TensorMut<'a, O>,
+        lse: Option<TensorMut<'a, f32, 3>>,
+    ) -> Result<Self, Error> {
+        let plan = attention.plan_for(&problem)?;
+        let output = checked_output(&problem, out, lse)?;
+        Ok(Call { problem, plan, output })
+    }
+
+    /// Whether the work is worth more than one thread.
+    #[cfg(feature = "capi")]
+    pub(crate) fn is_parallel(&self) -> bool {
+        self.plan.parallel
+    }
+
+    pub(crate) fn run(self, workspace: &mut Workspace) {
+        driver::run(&self.problem, &self.plan, self.output, workspace);
     }
 }
 

@@ -61,6 +61,7 @@
 //! |---|---|---|
 //! | `rayon` | yes | work is spread over the caller's current rayon pool; without it, calls are serial |
 //! | `ndarray` | yes | ndarray views in, arrays out; without it, [`TensorRef`] and [`TensorMut`] over slices |
+//! | `capi` | no | the C interface, `src/capi/flashtile.h` |
 //!
 //! # Map
 //!
@@ -76,12 +77,15 @@
 //! | `simd.rs` `simd/` | instructions |
 //! | `mask.rs` `bias.rs` | which pairs exist, how a score changes: shared meanings |
 //! | `reference.rs` | the definition in f64, beside the house |
+//! | `capi.rs` `capi/` | the C interface, before the door |
 //! | `softmax.rs` `softmax/` | softmax on its own, above `simd` |
 
 #![deny(missing_docs)]
 
 mod attention;
 mod bias;
+#[cfg(feature = "capi")]
+pub mod capi;
 mod driver;
 mod element;
 mod error;

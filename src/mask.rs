@@ -60,8 +60,8 @@ pub(crate) struct Mask<'a> {
     pub(crate) window: (Option<usize>, Option<usize>),
     /// How many keys each batch has; `None` for `seq_kv`.
     pub(crate) key_lengths: Option<&'a [usize]>,
-    /// True where the query may attend, broadcast to the shape of the scores.
-    pub(crate) tensor: Option<Strided<'a, bool, 4>>,
+    /// Not 0 where the query may attend, broadcast to the shape of the scores. Bytes: a mask that comes from C may hold any.
+    pub(crate) tensor: Option<Strided<'a, u8, 4>>,
 }
 
 impl Mask<'_> {
@@ -89,7 +89,7 @@ impl Mask<'_> {
             && (!self.causal || key <= p)
             && left.is_none_or(|left| p - left as i128 <= key)
             && right.is_none_or(|right| key <= p + right as i128)
-            && self.tensor.is_none_or(|tensor| tensor.get([b, h, i, j]) == Some(true))
+            && self.tensor.is_none_or(|tensor| tensor.get([b, h, i, j]).is_some_and(|byte| byte != 0))
     }
 
     /// The keys that query `i` of batch `b` may see by its position: all that [`Mask::sees`] allows but for the tensor.

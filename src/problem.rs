@@ -71,19 +71,16 @@ impl<'a> Problem<'a> {
         k: TensorRef<'a, K>,
         v: TensorRef<'a, V>,
     ) -> Result<Self, Error> {
+        Self::of_any(options, [AnyTensor::new(q.strided), AnyTensor::new(k.strided), AnyTensor::new(v.strided)])
+    }
+
+    /// As [`Problem::new`], for element types that are known at run time only.
+    pub(crate) fn of_any(options: &Attention<'a>, [q, k, v]: [AnyTensor<'a>; 3]) -> Result<Self, Error> {
         let dims = check_shapes(q.shape(), k.shape(), v.shape())?;
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
         // Scores are formed in units of log2: a number that leaves the range there would make them NaN.
         check_number("scale", scale, (scale * LOG2_E).is_finite(), "between -2.3e38 and 2.3e38")?;
-        Ok(Problem {
-            dims,
-            q: AnyTensor::new(q.strided),
-            k: AnyTensor::new(k.strided),
-            v: AnyTensor::new(v.strided),
-            scale,
-            mask: check_mask(options, &dims)?,
-            bias: check_bias(options, &dims)?,
-        })
+        Ok(Problem { dims, q, k, v, scale, mask: check_mask(options, &dims)?, bias: check_bias(options, &dims)? })
     }
 
     /// The problem of scores alone: values of dimension 0.
@@ -186,8 +183,8 @@ fn check_mask<'a>(options: &Attention<'a>, dims: &Dims) -> Result<Mask<'a>, Erro
         check_count("query offsets", offsets.len(), dims.batch)?;
     }
     let tensor = options.mask.map(|mask| {
-        let fits = mask.strided.broadcast(dims.scores_shape());
-        fits.ok_or_else(|| not_broadcastable("mask", mask.shape(), dims))
+        let fits = mask.broadcast(dims.scores_shape());
+        fits.ok_or_else(|| not_broadcastable("mask", *mask.shape(), dims))
     });
     Ok(Mask {
         seq_q: dims.seq_q,

@@ -184,11 +184,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// * `p` is valid for writes of `LANES` bf16.
     unsafe fn store_bf16(self, p: *mut bf16, x: Self::F32);
 
-    /// Reads `LANES` answers from `p`.
+    /// Reads `LANES` bytes from `p`: yes where they are not 0.
     ///
     /// # Safety
-    /// * `p` is valid for reads of `LANES` bool.
-    unsafe fn load_bools(self, p: *const bool) -> Self::Mask;
+    /// * `p` is valid for reads of `LANES` bytes.
+    unsafe fn load_answers(self, p: *const u8) -> Self::Mask;
 
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;

@@ -34,7 +34,7 @@ unsafe impl<T: Sync, const N: usize> Sync for Strided<'_, T, N> {}
 ///
 /// In i128, where the product of a usize and an isize can't overflow, and with sums that stay at the end of its range, far
 /// outside any slice: a sum that wrapped around could look as if it were inside.
-fn reach<const N: usize>(shape: &[usize; N], strides: &[isize; N]) -> Option<(i128, i128)> {
+pub(crate) fn reach<const N: usize>(shape: &[usize; N], strides: &[isize; N]) -> Option<(i128, i128)> {
     let (mut first, mut last) = (0i128, 0i128);
     for (&size, &stride) in shape.iter().zip(strides) {
         let end = (size as i128 - 1) * stride as i128;
@@ -175,6 +175,14 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         let inside = index.iter().zip(&self.shape).all(|(index, size)| index < size);
         // SAFETY: the index is within the shape, so the invariant says that the element may be read.
         inside.then(|| unsafe { *self.at(index) })
+    }
+}
+
+impl<'a, const N: usize> Strided<'a, bool, N> {
+    /// The same elements as bytes: 0 for false, 1 for true.
+    pub(crate) fn into_bytes(self) -> Strided<'a, u8, N> {
+        // A bool is a byte, so the invariant holds for bytes.
+        Strided::from_checked(self.origin.cast(), self.shape, self.strides)
     }
 }
 
@@ -448,5 +456,74 @@ impl<T> RowMut<'_, T> {
     pub(crate) fn fill_from(&mut self, values: impl ExactSizeIterator<Item = T>) {
         assert_eq!(values.len(), self.len);
         self.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+    }
+}
+
+/// For callers that have a pointer and no slice.
+#[cfg(feature = "capi")]
+impl<'a, T, const N: usize> Strided<'a, T, N> {
+    /// # Safety
+    /// * every index within `shape` leads to an element that stays readable for `'a`, and that nobody writes to
+    /// * `origin` is aligned, also where there are no elements
+    /// * from the first element to the end of the last there are no more than `isize::MAX` bytes
+    pub(crate) unsafe fn from_pointer(origin: *const T, shape: [usize; N], strides: [isize; N]) -> Self {
+        Self::from_checked(origin, shape, strides)
+    }
+}
+
+#[cfg(feature = "capi")]
+impl<'a, T, const N: usize> StridedMut<'a, T, N> {
+    /// Refuses strides that may let two indices reach one element.
+    ///
+    /// # Safety
+    /// * every index within `shape` leads to an element that may be written, and that nobody else reads or writes for `'a`
+    /// * `origin` is aligned, also where there are no elements
+    /// * from the first element to the end of the last there are no more than `isize::MAX` bytes
+    pub(crate) unsafe fn from_pointer(origin: *mut T, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
+        let strided = Strided::from_checked(origin.cast_const(), shape, strides);
+        strided.check_disjoint()?;
+        Ok(Self { strided, exclusive: PhantomData })
+    }
+}
+
+/// Blocks without gaps: all elements of the axes from `axis` on, at one index of those before.
+#[cfg(feature = "capi")]
+impl<'a, T> Strided<'a, T, 4> {
+    /// Whether the blocks are without gaps, last axis innermost.
+    pub(crate) fn is_dense_from(&self, axis: usize) -> bool {
+        let mut expected = 1;
+        (axis..4).rev().all(|axis| {
+            let fits = self.shape[axis] == 1 || self.strides[axis] == expected;
+            expected = expected.wrapping_mul(self.shape[axis] as isize);
+            fits
+        })
+    }
+
+    /// Address and length of the block at `outer`, 0 from `axis` on.
+    ///
+    /// # Panics
+    /// If the blocks have gaps or no elements, or if there is no such block.
+    fn block(&self, outer: [usize; 4], axis: usize) -> (*const T, usize) {
+        assert!(self.is_dense_from(axis) && outer[axis..].iter().all(|&index| index == 0), "block at {outer:?}");
+        (self.at(outer), self.shape[axis..].iter().product())
+    }
+
+    /// # Panics
+    /// As [`Strided::block`].
+    pub(crate) fn dense_block(&self, outer: [usize; 4], axis: usize) -> &'a [T] {
+        let (first, len) = self.block(outer, axis);
+        // SAFETY: the invariant: elements side by side, readable for 'a.
+        unsafe { std::slice::from_raw_parts(first, len) }
+    }
+}
+
+#[cfg(feature = "capi")]
+impl<T> StridedMut<'_, T, 4> {
+    /// # Panics
+    /// As [`Strided::block`].
+    pub(crate) fn dense_block_mut(&mut self, outer: [usize; 4], axis: usize) -> &mut [T] {
+        let (first, len) = self.strided.block(outer, axis);
+        // SAFETY: elements side by side, and for us alone as long as `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(first.cast_mut(), len) }
     }
 }

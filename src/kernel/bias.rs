@@ -13,8 +13,8 @@ pub(crate) struct BiasRow<'a> {
     pub(crate) row: usize,
     pub(crate) keys: Range<usize>,
     pub(crate) bias: Option<AnyMatrix<'a>>,
-    /// True where the query may attend.
-    pub(crate) mask: Option<Matrix<'a, bool>>,
+    /// Not 0 where the query may attend.
+    pub(crate) mask: Option<Matrix<'a, u8>>,
 }
 
 /// Writes the bias of each key, in natural units, -inf where the mask says no; returns whether any is above -inf.
@@ -68,19 +68,19 @@ fn widen<S: Simd, T: Element>(simd: S, bias: Matrix<'_, T>, row: usize, keys: Ra
 }
 
 #[inline(always)]
-fn hide<S: Simd>(simd: S, mask: Matrix<'_, bool>, row: usize, keys: Range<usize>, to: &mut [f32]) {
+fn hide<S: Simd>(simd: S, mask: Matrix<'_, u8>, row: usize, keys: Range<usize>, to: &mut [f32]) {
     let hidden = simd.splat(f32::NEG_INFINITY);
     let sees = mask.row(row).slice(keys);
     let vectors = sees.as_slice().map_or(0, |sees| sees.len() / S::LANES);
     if let Some(sees) = sees.as_slice() {
         for (sees, to) in sees.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
             // SAFETY: a chunk has LANES elements.
-            let sees = unsafe { simd.load_bools(sees.as_ptr()) };
+            let sees = unsafe { simd.load_answers(sees.as_ptr()) };
             simd.store_slice(to, simd.select(sees, simd.load_slice(to), hidden));
         }
     }
     for (sees, to) in sees.iter().zip(to).skip(vectors * S::LANES) {
-        if !sees {
+        if sees == 0 {
             *to = f32::NEG_INFINITY;
         }
     }

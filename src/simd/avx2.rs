@@ -111,8 +111,8 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_bools(self, p: *const bool) -> __m256 {
-        // SAFETY: the caller's promise (eight bool are eight bytes); the token for the instruction.
+    unsafe fn load_answers(self, p: *const u8) -> __m256 {
+        // SAFETY: the caller's promise (of eight bytes); the token for the instruction.
         let bytes = unsafe { _mm_loadl_epi64(p.cast()) };
         op!(_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256())))
     }

@@ -76,8 +76,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_bools(self, p: *const bool) -> __mmask16 {
-        // SAFETY: the caller's promise (sixteen bool are sixteen bytes); the token for the instruction.
+    unsafe fn load_answers(self, p: *const u8) -> __mmask16 {
+        // SAFETY: the caller's promise (of sixteen bytes); the token for the instruction.
         let bytes = unsafe { _mm_loadu_si128(p.cast()) };
         op!(_mm_test_epi8_mask(bytes, bytes))
     }

@@ -73,9 +73,9 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_bools(self, p: *const bool) -> Self::Mask {
+    unsafe fn load_answers(self, p: *const u8) -> Self::Mask {
         // SAFETY: the caller's promise is exactly this read.
-        unsafe { p.cast::<Self::Mask>().read_unaligned() }
+        unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(|byte| byte != 0)
     }
 
     #[inline(always)]

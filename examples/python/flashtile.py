@@ -1,0 +1,241 @@
+"""flashtile from Python: ctypes over src/capi/flashtile.h, numpy arrays in and out, nothing copied.
+
+    import flashtile
+    lib = flashtile.load("target/release/libflashtile.so")
+    out = lib.attention(q, k, v, causal=True)
+
+Arrays are [batch, heads, seq, dim] with any strides that are whole elements. numpy has no bf16: such an array is one of
+uint16, wrapped as `flashtile.bf16(array)`.
+"""
+
+import ctypes
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+
+import numpy as np
+
+CODES = (
+    "OK NULL_POINTER MISALIGNED BAD_STRUCT_SIZE BAD_DTYPE BAD_RANK NEGATIVE_SIZE OVERLAP OVERLAPPING_OUTPUT TOO_LARGE "
+    "SHAPE_MISMATCH HEADS_NOT_DIVISIBLE NOT_BROADCASTABLE WRONG_COUNT KEY_LENGTH_PAST_END INVALID_OPTION "
+    "LEVEL_UNAVAILABLE AXIS_OUT_OF_RANGE THREADS PANIC"
+).split()
+F32, F16, BF16, F64, BYTE = 1, 2, 3, 4, 5
+DTYPES = {"float32": F32, "float16": F16, "float64": F64, "bool": BYTE, "uint8": BYTE}
+CAUSAL, SCALE, SOFTCAP, WINDOW_LEFT, WINDOW_RIGHT = 1, 2, 4, 8, 16
+FROM_END, FROM_START, AT, PER_BATCH = 0, 1, 2, 3
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_int32),
+        ("rank", c_int32),
+        ("shape", c_int64 * 4),
+        ("strides", c_int64 * 4),
+    ]
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint32),
+        ("threads", c_int32),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window_left", c_int64),
+        ("window_right", c_int64),
+        ("query_position", c_int32),
+        ("alibi", c_int32),
+        ("query_offset", c_int64),
+        ("query_offsets", POINTER(c_int64)),
+        ("query_offset_count", c_int64),
+        ("key_lengths", POINTER(c_int64)),
+        ("key_length_count", c_int64),
+        ("alibi_slopes", POINTER(c_float)),
+        ("alibi_slope_count", c_int64),
+        ("mask", POINTER(Tensor)),
+        ("bias", POINTER(Tensor)),
+        ("level", c_char_p),
+        ("form", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class Error(ValueError):
+    """A call that was refused: `code` is the name of the header's code, the text its message."""
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = CODES[code] if 0 <= code < len(CODES) else str(code)
+
+
+class bf16:
+    """An array of uint16 whose elements are the upper halves of float32s."""
+
+    def __init__(self, bits):
+        if bits.dtype != np.uint16:
+            raise TypeError("bf16 wraps an array of uint16")
+        self.bits = bits
+
+
+def to_bf16(x):
+    """Rounds to bf16, to nearest with ties to even. (Of numbers: a NaN may become another.)"""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    return bf16(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16))
+
+
+def from_bf16(x):
+    return (x.bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def describe(x):
+    """The header's description of an array; the array must outlive it."""
+    array, dtype = (x.bits, BF16) if isinstance(x, bf16) else (x, DTYPES.get(x.dtype.name, 0))
+    tensor = Tensor(array.ctypes.data, dtype, array.ndim)
+    if array.ndim > 4:
+        raise ValueError(f"{array.ndim} axes, but there can be 4")
+    for axis in range(array.ndim):
+        elements, rest = divmod(array.strides[axis], array.itemsize)
+        if rest and array.shape[axis] > 1:
+            raise ValueError(f"the stride of axis {axis} is not a whole number of elements")
+        tensor.shape[axis], tensor.strides[axis] = array.shape[axis], elements
+    return tensor
+
+
+def _list(values, ctype):
+    """A list for the options, and its length."""
+    return (ctype * len(values))(*values), len(values)
+
+
+def options(
+    *,
+    causal=False,
+    scale=None,
+    softcap=None,
+    window=(None, None),
+    query_offset=None,
+    key_lengths=None,
+    mask=None,
+    bias=None,
+    alibi=None,
+    level=None,
+    form=None,
+    threads=0,
+):
+    """The header's options, from Python's.
+
+    window: (left, right); query_offset: None (the last query is the last key), a number, or one for each batch; alibi: True
+    or a slope for each head; form: None, "few" or "many".
+    """
+    o = Options(struct_size=ctypes.sizeof(Options), threads=threads)
+    o.flags = CAUSAL if causal else 0
+    for flag, name, value in (
+        (SCALE, "scale", scale),
+        (SOFTCAP, "softcap", softcap),
+        (WINDOW_LEFT, "window_left", window[0]),
+        (WINDOW_RIGHT, "window_right", window[1]),
+    ):
+        if value is not None:
+            o.flags |= flag
+            setattr(o, name, value)
+    if isinstance(query_offset, (int, np.integer)):
+        o.query_position, o.query_offset = AT, query_offset
+    elif query_offset is not None:
+        o.query_position = PER_BATCH
+        o.query_offsets, o.query_offset_count = _list(query_offset, c_int64)
+    if key_lengths is not None:
+        o.key_lengths, o.key_length_count = _list(key_lengths, c_int64)
+    if alibi is True:
+        o.alibi = 1
+    elif alibi is not None and alibi is not False:
+        o.alibi = 2
+        o.alibi_slopes, o.alibi_slope_count = _list(alibi, c_float)
+    # (ctypes keeps what a pointer member was set to alive, but not the array behind the description.)
+    if mask is not None:
+        o.mask, o.mask_array = ctypes.pointer(describe(mask)), mask
+    if bias is not None:
+        o.bias, o.bias_array = ctypes.pointer(describe(bias)), bias
+    o.level = level.encode() if level else None
+    o.form = {None: 0, "few": 1, "many": 2}[form]
+    return o
+
+
+def _pointer(tensor):
+    return None if tensor is None else byref(tensor)
+
+
+class Library:
+    """The functions of a libflashtile; a refused call raises Error."""
+
+    def __init__(self, path):
+        self.c = ctypes.CDLL(path)
+        for name in ("last_error", "version", "level"):
+            getattr(self.c, f"flashtile_{name}").restype = c_char_p
+        self.c.flashtile_release.restype = None
+
+    def _call(self, name, *arguments):
+        code = getattr(self.c, f"flashtile_{name}")(*arguments)
+        if code != 0:
+            raise Error(code, self.c.flashtile_last_error().decode())
+
+    def attention(self, q, k, v, out=None, *, lse=None, **kwargs):
+        """Attention into `out`, by default a new array of q's type. lse: an array [batch, heads, seq] to write, or True
+        for a new one: then (out, lse) is returned. The rest: `options`."""
+        shape = lambda x: (x.bits if isinstance(x, bf16) else x).shape
+        if out is None:
+            full = (*shape(q)[:3], shape(v)[3])
+            out = bf16(np.empty(full, np.uint16)) if isinstance(q, bf16) else np.empty(full, q.dtype)
+        returns_lse = lse is True
+        if returns_lse:
+            lse = np.empty(shape(q)[:3], np.float32)
+        tensors = [None if x is None else describe(x) for x in (q, k, v, out, lse)]
+        self._call("attention", *map(_pointer, tensors), byref(options(**kwargs)))
+        return (out, lse) if returns_lse else out
+
+    def plan(self, q, k, v, **kwargs):
+        """How such a call would be carried out, in words."""
+        tensors, text = [describe(x) for x in (q, k, v)], ctypes.create_string_buffer(512)
+        self._call("plan", *map(_pointer, tensors), byref(options(**kwargs)), text, c_size_t(len(text)), None)
+        return text.value.decode()
+
+    def merge(self, out_a, lse_a, out_b, lse_b):
+        """Folds (out_b, lse_b) into (out_a, lse_a)."""
+        self._call("merge", *(byref(describe(x)) for x in (out_a, lse_a, out_b, lse_b)))
+
+    def _along_axis(self, name, inputs, out, axis, scale):
+        out = np.empty_like(inputs[-1]) if out is None else out
+        tensors = [describe(x) for x in (*inputs, out)]
+        self._call(name, *map(byref, tensors), c_int32(axis), c_double(scale))
+        return out
+
+    def softmax(self, x, out=None, axis=-1, scale=1.0):
+        return self._along_axis("softmax", [x], out, axis, scale)
+
+    def log_softmax(self, x, out=None, axis=-1, scale=1.0):
+        return self._along_axis("log_softmax", [x], out, axis, scale)
+
+    def softmax_backward(self, y, dy, out=None, axis=-1, scale=1.0):
+        return self._along_axis("softmax_backward", [y, dy], out, axis, scale)
+
+    def log_softmax_backward(self, y, dy, out=None, axis=-1, scale=1.0):
+        return self._along_axis("log_softmax_backward", [y, dy], out, axis, scale)
+
+    @property
+    def version(self):
+        return self.c.flashtile_version().decode()
+
+    @property
+    def level(self):
+        """The best instruction set of this processor."""
+        return self.c.flashtile_level().decode()
+
+    @property
+    def default_threads(self):
+        return self.c.flashtile_default_threads()
+
+    def release(self):
+        """Gives back this thread's scratch memory and the threads of `threads=n`."""
+        self.c.flashtile_release()
+
+
+def load(path):
+    return Library(path)

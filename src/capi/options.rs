@@ -1,0 +1,308 @@
+//! The options of attention as C writes them, made into an [`Attention`].
+
+use super::failure::{Code, Failure};
+use super::pools::MAX_THREADS;
+use super::tensor::{Checked, Tensor, check_pointer, list, size};
+use crate::{AlibiSlopes, Attention, Form, Level, QueryOffset, Threads};
+use std::ffi::{CStr, c_char};
+use std::{mem, ptr};
+
+/// `flashtile_options`. All zero, but for `struct_size`, is plain attention.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Options {
+    /// Its size in bytes, as the caller knows it.
+    pub struct_size: usize,
+    /// Which of the options count: the `FLASHTILE_…` flags.
+    pub flags: u32,
+    /// 0: the default pool; 1: the calling thread; n: n threads.
+    pub threads: i32,
+    /// What scores are multiplied with.
+    pub scale: f32,
+    /// What scores are capped to.
+    pub softcap: f32,
+    /// Keys visible before the query's own.
+    pub window_left: i64,
+    /// Keys visible behind the query's own.
+    pub window_right: i64,
+    /// Where the queries stand: 0 from the end, 1 from the start, 2 at `query_offset`, 3 at `query_offsets[batch]`.
+    pub query_position: i32,
+    /// ALiBi's slopes: 0 none, 1 the published ones, 2 `alibi_slopes[head]`.
+    pub alibi: i32,
+    /// The position of the first query.
+    pub query_offset: i64,
+    /// The same for each batch.
+    pub query_offsets: *const i64,
+    /// How many they are.
+    pub query_offset_count: i64,
+    /// Keys of each batch.
+    pub key_lengths: *const i64,
+    /// How many they are.
+    pub key_length_count: i64,
+    /// Slopes of each query head.
+    pub alibi_slopes: *const f32,
+    /// How many they are.
+    pub alibi_slope_count: i64,
+    /// Bytes, not 0 where the query may attend.
+    pub mask: *const Tensor,
+    /// Added to the scores.
+    pub bias: *const Tensor,
+    /// The name of an instruction set.
+    pub level: *const c_char,
+    /// 0: as the shape suggests; 1: for few queries; 2: for many.
+    pub form: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+/// The flags of [`Options`].
+pub mod flags {
+    /// Causal order.
+    pub const CAUSAL: u32 = 1;
+    /// `scale` counts.
+    pub const SCALE: u32 = 2;
+    /// `softcap` counts.
+    pub const SOFTCAP: u32 = 4;
+    /// `window_left` counts.
+    pub const WINDOW_LEFT: u32 = 8;
+    /// `window_right` counts.
+    pub const WINDOW_RIGHT: u32 = 16;
+    /// All of them.
+    pub(in super::super) const ALL: u32 = 31;
+}
+
+/// The struct of the first version: no caller has a smaller one.
+const SMALLEST: usize = mem::offset_of!(Options, reserved) + size_of::<i32>();
+
+/// No version will be larger; whatever says so was never set.
+const LARGEST: usize = 4096;
+
+impl Options {
+    /// Plain attention.
+    pub fn new() -> Self {
+        // SAFETY: integers, floats and pointers that may be null: all of them may be zero.
+        Options { struct_size: size_of::<Options>(), ..unsafe { mem::zeroed() } }
+    }
+
+    /// Reads what the caller has of the struct. Of a newer caller's, what this library doesn't know must be zero.
+    ///
+    /// # Safety
+    /// `options` is null, misaligned, or leads to as many readable bytes as its first field says.
+    pub(super) unsafe fn read(options: *const Options) -> Result<Self, Failure> {
+        if options.is_null() {
+            return Ok(Self::new());
+        }
+        check_pointer("options", options)?;
+        // SAFETY: the first field, by the caller's promise.
+        let struct_size = unsafe { options.cast::<usize>().read() };
+        if !(SMALLEST..=LARGEST).contains(&struct_size) {
+            let message = format!(
+                "struct_size is {struct_size} but must be sizeof(flashtile_options), here {}",
+                size_of::<Options>()
+            );
+            return Err(Failure::new(Code::BadStructSize, message));
+        }
+        let mut read = Self::new();
+        let known = struct_size.min(size_of::<Options>());
+        // SAFETY: `known` bytes are there on both sides, and any bytes make an `Options`.
+        unsafe { ptr::copy_nonoverlapping(options.cast::<u8>(), (&raw mut read).cast(), known) };
+        // SAFETY: the rest of the bytes that the caller has.
+        let unknown = unsafe { std::slice::from_raw_parts(options.cast::<u8>().add(known), struct_size - known) };
+        if unknown.iter().any(|&byte| byte != 0) {
+            let message =
+                format!("an option beyond byte {known} of the struct is set: this library is older than the caller");
+            return Err(Failure::new(Code::BadStructSize, message));
+        }
+        read.check()?;
+        Ok(read)
+    }
+
+    /// Refuses what no tensor could make right, and numbers that are set but not asked for.
+    fn check(&self) -> Result<(), Failure> {
+        if self.flags & !flags::ALL != 0 {
+            return Err(Failure::option(format!("flags are {:#x}, of which {:#x} are known", self.flags, flags::ALL)));
+        }
+        if self.reserved != 0 {
+            return Err(Failure::option("reserved is not 0"));
+        }
+        if !(0..=MAX_THREADS).contains(&self.threads) {
+            return Err(Failure::option(format!("threads is {} but must be 0 to {MAX_THREADS}", self.threads)));
+        }
+        let stray = [
+            ("scale", self.scale != 0.0, self.has(flags::SCALE), "flag FLASHTILE_SCALE"),
+            ("softcap", self.softcap != 0.0, self.has(flags::SOFTCAP), "flag FLASHTILE_SOFTCAP"),
+            ("window_left", self.window_left != 0, self.has(flags::WINDOW_LEFT), "flag FLASHTILE_WINDOW_LEFT"),
+            ("window_right", self.window_right != 0, self.has(flags::WINDOW_RIGHT), "flag FLASHTILE_WINDOW_RIGHT"),
+            ("query_offset", self.query_offset != 0, self.query_position == 2, "query_position FLASHTILE_AT"),
+            (
+                "query_offsets",
+                !self.query_offsets.is_null(),
+                self.query_position == 3,
+                "query_position FLASHTILE_PER_BATCH",
+            ),
+            ("alibi_slopes", !self.alibi_slopes.is_null(), self.alibi == 2, "alibi FLASHTILE_ALIBI_PER_HEAD"),
+        ];
+        match stray.iter().find(|(_, set, wanted, _)| *set && !wanted) {
+            Some((name, .., by)) => Err(Failure::option(format!("{name} is set but has no effect without the {by}"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The description that these options make. Lists that Rust has of another type are copied to `lists`.
+    ///
+    /// # Safety
+    /// Lists, tensors and strings are null, misaligned, or readable for `'a`, and nobody writes to them.
+    pub(super) unsafe fn attention<'a>(
+        &self,
+        lists: &'a mut Lists,
+        tensors: &ScoreTensors,
+    ) -> Result<Attention<'a>, Failure> {
+        // SAFETY: the caller's promise, here and below.
+        unsafe { lists.fill(self)? };
+        let lists: &'a Lists = lists;
+        let mut attention = Attention::new().window(self.window_left()?, self.window_right()?);
+        attention = attention.threads(if self.threads == 1 { Threads::Serial } else { Threads::Pool });
+        attention = attention.query_offset(self.query_position(lists)?);
+        if self.has(flags::CAUSAL) {
+            attention = attention.causal();
+        }
+        if self.has(flags::SCALE) {
+            attention = attention.scale(self.scale);
+        }
+        if self.has(flags::SOFTCAP) {
+            attention = attention.softcap(self.softcap);
+        }
+        if !self.key_lengths.is_null() || self.key_length_count != 0 {
+            attention = attention.key_lengths(&lists.key_lengths);
+        }
+        attention.alibi = match self.alibi {
+            0 => None,
+            1 => Some(AlibiSlopes::Standard),
+            // SAFETY: as above.
+            2 => Some(AlibiSlopes::PerHead(unsafe { self.slopes()? })),
+            other => return Err(Failure::option(format!("alibi is {other} but must be 0, 1 or 2"))),
+        };
+        // SAFETY: as above.
+        attention.mask = tensors.mask.map(|mask| unsafe { mask.bytes() }).transpose()?;
+        // SAFETY: as above.
+        attention.bias = tensors.bias.map(|bias| unsafe { bias.any() }).transpose()?;
+        if let Some(form) = self.form()? {
+            attention = attention.form(form);
+        }
+        // SAFETY: as above.
+        if let Some(level) = unsafe { self.level()? } {
+            attention = attention.level(level);
+        }
+        Ok(attention)
+    }
+
+    fn window_left(&self) -> Result<Option<usize>, Failure> {
+        self.has(flags::WINDOW_LEFT).then(|| size("window_left", self.window_left)).transpose()
+    }
+
+    fn window_right(&self) -> Result<Option<usize>, Failure> {
+        self.has(flags::WINDOW_RIGHT).then(|| size("window_right", self.window_right)).transpose()
+    }
+
+    fn query_position<'a>(&self, lists: &'a Lists) -> Result<QueryOffset<'a>, Failure> {
+        Ok(match self.query_position {
+            0 => QueryOffset::FromEnd,
+            1 => QueryOffset::FromStart,
+            2 => QueryOffset::At(position(self.query_offset)?),
+            3 => QueryOffset::PerBatch(&lists.query_offsets),
+            other => return Err(Failure::option(format!("query_position is {other} but must be 0 to 3"))),
+        })
+    }
+
+    fn form(&self) -> Result<Option<Form>, Failure> {
+        match self.form {
+            0 => Ok(None),
+            1 => Ok(Some(Form::FewQueries)),
+            2 => Ok(Some(Form::ManyQueries)),
+            other => Err(Failure::option(format!("form is {other} but must be 0, 1 or 2"))),
+        }
+    }
+
+    /// # Safety
+    /// `level` is null or a string.
+    unsafe fn level(&self) -> Result<Option<Level>, Failure> {
+        if self.level.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: the caller's promise.
+        let name = unsafe { CStr::from_ptr(self.level) }.to_string_lossy();
+        let level = Level::ALL.iter().find(|level| level.to_string() == name);
+        let unknown = || {
+            let names = Level::ALL.iter().map(Level::to_string).collect::<Vec<_>>().join(", ");
+            Failure::new(Code::LevelUnavailable, format!("{name:?} is no level; there are {names}"))
+        };
+        level.copied().map(Some).ok_or_else(unknown)
+    }
+
+    /// # Safety
+    /// As [`list`].
+    pub(super) unsafe fn slopes<'a>(&self) -> Result<&'a [f32], Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { list("ALiBi slopes", self.alibi_slopes, self.alibi_slope_count) }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Mask and bias, which an output must not meet.
+pub(super) struct ScoreTensors {
+    pub(super) mask: Option<Checked>,
+    pub(super) bias: Option<Checked>,
+}
+
+impl ScoreTensors {
+    /// # Safety
+    /// As [`Checked::new`], of both.
+    pub(super) unsafe fn new(options: &Options) -> Result<Self, Failure> {
+        // SAFETY: the caller's promise.
+        let read = |name, tensor: *const Tensor| unsafe {
+            (!tensor.is_null()).then(|| Checked::new(name, tensor, 1..=4)).transpose()
+        };
+        Ok(ScoreTensors { mask: read("mask", options.mask)?, bias: read("bias", options.bias)? })
+    }
+}
+
+/// Lists in Rust's types, kept from call to call so that none is allocated.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    key_lengths: Vec<usize>,
+    query_offsets: Vec<isize>,
+}
+
+impl Lists {
+    /// # Safety
+    /// As [`list`].
+    unsafe fn fill(&mut self, options: &Options) -> Result<(), Failure> {
+        // SAFETY: the caller's promise.
+        let lengths = unsafe { list("key lengths", options.key_lengths, options.key_length_count)? };
+        copy(lengths, &mut self.key_lengths, |&length| size("key lengths", length))?;
+        // SAFETY: as above.
+        let offsets = unsafe { list("query offsets", options.query_offsets, options.query_offset_count)? };
+        copy(offsets, &mut self.query_offsets, |&offset| position(offset))
+    }
+}
+
+fn copy<T>(from: &[i64], to: &mut Vec<T>, convert: impl Fn(&i64) -> Result<T, Failure>) -> Result<(), Failure> {
+    to.clear();
+    let no_memory = |_| Failure::new(Code::TooLarge, "a list would not fit in memory");
+    to.try_reserve(from.len()).map_err(no_memory)?;
+    from.iter().try_for_each(|x| convert(x).map(|x| to.push(x)))
+}
+
+fn position(offset: i64) -> Result<isize, Failure> {
+    isize::try_from(offset)
+        .map_err(|_| Failure::option(format!("a query offset is {offset}, which is no position here")))
+}

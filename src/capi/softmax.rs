@@ -1,0 +1,145 @@
+//! Softmax of strided tensors, cut into blocks without gaps.
+//!
+//! A line depends on nothing but its own elements and on what lies behind its axis. So a tensor may be cut anywhere in
+//! front of the axis, and each block gives the bits that the whole would give.
+
+#![forbid(unsafe_code)]
+
+use super::failure::{Code, Failure};
+use crate::softmax::{
+    Axis, Number, log_softmax_backward_in_place, log_softmax_backward_into, log_softmax_in_place, log_softmax_into,
+    softmax_backward_in_place, softmax_backward_into, softmax_in_place, softmax_into,
+};
+use crate::strided::{Strided, StridedMut};
+use std::ops::Range;
+
+/// What is computed along an axis: softmax or its logarithm.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    /// Of the four.
+    pub(super) axis: usize,
+    pub(super) scale: f64,
+    pub(super) log: bool,
+}
+
+/// Where it reads and writes, all of one shape.
+pub(super) struct Operands<'a, T> {
+    /// The output of the forward direction, where this is the backward one.
+    pub(super) y: Option<Strided<'a, T, 4>>,
+    /// What is read; `None` where `out` is overwritten.
+    pub(super) from: Option<Strided<'a, T, 4>>,
+    pub(super) out: StridedMut<'a, T, 4>,
+}
+
+impl Job {
+    pub(super) fn run<T: Number>(self, mut operands: Operands<'_, T>) -> Result<(), Failure> {
+        let shape = *operands.out.as_ref().shape();
+        if shape.contains(&0) {
+            return Ok(());
+        }
+        match (0..=self.axis).find(|&start| operands.is_dense_from(start)) {
+            Some(start) => self.run_in_blocks(shape, start, &mut operands),
+            None => self.run_in_copies(shape, &mut operands),
+        }
+    }
+
+    /// Block by block, where each lies.
+    fn run_in_blocks<T: Number>(
+        self,
+        shape: [usize; 4],
+        start: usize,
+        operands: &mut Operands<'_, T>,
+    ) -> Result<(), Failure> {
+        let axis = Axis::new(&shape[start..], self.axis - start)?;
+        for index in indices(shape, 0..start) {
+            let y = operands.y.map(|y| y.dense_block(index, start));
+            let from = operands.from.map(|from| from.dense_block(index, start));
+            self.run_block(axis, y, from, operands.out.dense_block_mut(index, start))?;
+        }
+        Ok(())
+    }
+
+    /// Block by block, each gathered, computed and scattered.
+    fn run_in_copies<T: Number>(self, shape: [usize; 4], operands: &mut Operands<'_, T>) -> Result<(), Failure> {
+        let axis = Axis::new(&shape[self.axis..], 0)?;
+        let (mut block, mut y_block) = (buffer(axis.elements())?, buffer(axis.elements())?);
+        for index in indices(shape, 0..self.axis) {
+            let from = operands.from.as_ref().unwrap_or(operands.out.as_ref());
+            gather(from, index, self.axis, &mut block);
+            if let Some(y) = &operands.y {
+                gather(y, index, self.axis, &mut y_block);
+            }
+            self.run_block(axis, operands.y.is_some().then_some(&y_block[..]), None, &mut block)?;
+            scatter(&block, index, self.axis, &mut operands.out);
+        }
+        Ok(())
+    }
+
+    fn run_block<T: Number>(
+        self,
+        axis: Axis,
+        y: Option<&[T]>,
+        from: Option<&[T]>,
+        out: &mut [T],
+    ) -> Result<(), Failure> {
+        let scale = T::real(self.scale);
+        match (y, from, self.log) {
+            (None, None, false) => softmax_in_place(out, axis, scale)?,
+            (None, None, true) => log_softmax_in_place(out, axis, scale)?,
+            (None, Some(from), false) => softmax_into(from, out, axis, scale)?,
+            (None, Some(from), true) => log_softmax_into(from, out, axis, scale)?,
+            (Some(y), None, false) => softmax_backward_in_place(y, out, axis, scale)?,
+            (Some(y), None, true) => log_softmax_backward_in_place(y, out, axis, scale)?,
+            (Some(y), Some(from), false) => softmax_backward_into(y, from, out, axis, scale)?,
+            (Some(y), Some(from), true) => log_softmax_backward_into(y, from, out, axis, scale)?,
+        }
+        Ok(())
+    }
+}
+
+impl<T> Operands<'_, T> {
+    fn is_dense_from(&self, axis: usize) -> bool {
+        let inputs = [&self.y, &self.from];
+        self.out.as_ref().is_dense_from(axis) && inputs.into_iter().flatten().all(|input| input.is_dense_from(axis))
+    }
+}
+
+/// Every index of some axes, the others 0.
+fn indices(shape: [usize; 4], axes: Range<usize>) -> impl Iterator<Item = [usize; 4]> {
+    // An output has these elements, so their number is a number.
+    let count = shape[axes.clone()].iter().product::<usize>();
+    (0..count).map(move |mut n| {
+        let mut index = [0; 4];
+        for axis in axes.clone().rev() {
+            (index[axis], n) = (n % shape[axis], n / shape[axis]);
+        }
+        index
+    })
+}
+
+/// The innermost rows of the block at `outer`.
+fn rows(shape: [usize; 4], outer: [usize; 4], axis: usize) -> impl Iterator<Item = [usize; 3]> {
+    let inner = indices(shape, axis.min(3)..3);
+    inner.map(move |inner| std::array::from_fn(|n| outer[n] + inner[n]))
+}
+
+fn gather<T: Copy>(from: &Strided<'_, T, 4>, outer: [usize; 4], axis: usize, to: &mut Vec<T>) {
+    to.clear();
+    for [b, h, i] in rows(*from.shape(), outer, axis) {
+        to.extend(from.matrix(b, h).row(i).iter());
+    }
+}
+
+fn scatter<T: Copy>(from: &[T], outer: [usize; 4], axis: usize, to: &mut StridedMut<'_, T, 4>) {
+    let shape = *to.as_ref().shape();
+    for (index, values) in rows(shape, outer, axis).zip(from.chunks_exact(shape[3])) {
+        to.row_mut(index).fill_from(values.iter().copied());
+    }
+}
+
+fn buffer<T>(len: usize) -> Result<Vec<T>, Failure> {
+    let mut buffer = Vec::new();
+    let no_memory = |_| Failure::new(Code::TooLarge, "a copy of the strided tensor would not fit in memory");
+    buffer.try_reserve_exact(len).map_err(no_memory)?;
+    Ok(buffer)
+}

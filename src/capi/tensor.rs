@@ -1,0 +1,332 @@
+//! Tensors as C describes them: everything but the memory itself is checked.
+
+use super::failure::{Code, Failure};
+use crate::Error;
+use crate::element::{bf16, f16};
+use crate::strided::{Strided, StridedMut, reach};
+use crate::tensor::{AnyTensor, TensorMut, TensorRef};
+use std::ffi::c_void;
+use std::ops::RangeInclusive;
+use std::ptr;
+
+/// `flashtile_tensor`: memory, element type, shape and strides.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Tensor {
+    /// The element at index 0 of every axis.
+    pub data: *mut c_void,
+    /// One of the `FLASHTILE_…` types: 1 f32, 2 f16, 3 bf16, 4 f64, 5 bytes.
+    pub dtype: i32,
+    /// How many entries of `shape` and `strides` count.
+    pub rank: i32,
+    /// The size of each axis.
+    pub shape: [i64; 4],
+    /// The stride of each axis, in elements.
+    pub strides: [i64; 4],
+}
+
+/// The element types of the border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Type {
+    F32,
+    F16,
+    Bf16,
+    F64,
+    Byte,
+}
+
+impl Type {
+    fn new(dtype: i32) -> Option<Self> {
+        [Type::F32, Type::F16, Type::Bf16, Type::F64, Type::Byte]
+            .get(usize::try_from(dtype).ok()?.checked_sub(1)?)
+            .copied()
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Type::Byte => 1,
+            Type::F16 | Type::Bf16 => 2,
+            Type::F32 => 4,
+            Type::F64 => 8,
+        }
+    }
+
+    fn align(self) -> usize {
+        match self {
+            Type::Byte => align_of::<u8>(),
+            Type::F16 | Type::Bf16 => align_of::<u16>(),
+            Type::F32 => align_of::<f32>(),
+            Type::F64 => align_of::<f64>(),
+        }
+    }
+}
+
+/// A description that has been checked: the pointer is aligned, every element has an address, no more than `isize::MAX`
+/// bytes apart. The axes that it lacks to four are in front, of size 1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Checked {
+    pub(super) name: &'static str,
+    pub(super) dtype: Type,
+    pub(super) rank: usize,
+    pub(super) shape: [usize; 4],
+    strides: [isize; 4],
+    data: *mut c_void,
+    /// `None` without elements.
+    hull: Option<Hull>,
+}
+
+/// The first and the last byte that a tensor's elements take.
+type Hull = (usize, usize);
+
+impl Checked {
+    /// Reads a description.
+    ///
+    /// # Safety
+    /// `tensor` is null, misaligned, or may be read.
+    pub(super) unsafe fn new(
+        name: &'static str,
+        tensor: *const Tensor,
+        ranks: RangeInclusive<usize>,
+    ) -> Result<Self, Failure> {
+        check_pointer(name, tensor)?;
+        // SAFETY: neither null nor misaligned, so by the caller's promise it may be read.
+        let tensor = unsafe { tensor.read() };
+        let dtype = Type::new(tensor.dtype)
+            .ok_or_else(|| Failure::new(Code::BadDtype, format!("{} is no dtype (of the {name})", tensor.dtype)))?;
+        let rank = usize::try_from(tensor.rank).ok().filter(|rank| ranks.contains(rank)).ok_or_else(|| {
+            let (least, most) = (ranks.start(), ranks.end());
+            let message = format!("the rank of the {name} is {} but must be {least} to {most}", tensor.rank);
+            Failure::new(Code::BadRank, message)
+        })?;
+        let (mut shape, mut strides) = ([1; 4], [0; 4]);
+        for axis in 0..rank {
+            shape[4 - rank + axis] = size(name, tensor.shape[axis])?;
+            strides[4 - rank + axis] = isize::try_from(tensor.strides[axis]).map_err(|_| too_large(name))?;
+        }
+        Checked { name, dtype, rank, shape, strides, data: tensor.data, hull: None }.with_hull()
+    }
+
+    fn with_hull(mut self) -> Result<Self, Failure> {
+        let Some((first, last)) = reach(&self.shape, &self.strides) else {
+            self.data = ptr::without_provenance_mut(self.dtype.align()); // never followed; aligned, as a slice's has to be
+            return Ok(self);
+        };
+        check_address(self.name, self.data, self.dtype.align())?;
+        let (address, size) = (self.data.addr() as i128, self.dtype.size() as i128);
+        // Saturating, as in `reach`: a wrapped number could look like an address.
+        let start = first.saturating_mul(size).saturating_add(address);
+        let end = last.saturating_mul(size).saturating_add(address + size - 1);
+        let in_memory = start > 0 && end < usize::MAX as i128 && end - start < isize::MAX as i128;
+        if !in_memory {
+            return Err(too_large(self.name));
+        }
+        self.hull = Some((start as usize, end as usize));
+        Ok(self)
+    }
+
+    /// Refuses an output whose bytes, from the first to the last, meet those of another tensor.
+    pub(super) fn check_apart(&self, other: &Checked) -> Result<(), Failure> {
+        self.check_apart_from(other.name, other.hull)
+    }
+
+    /// As [`Checked::check_apart`], of a list.
+    pub(super) fn check_apart_from_list<T>(&self, name: &str, list: &[T]) -> Result<(), Failure> {
+        let start = list.as_ptr().addr();
+        self.check_apart_from(name, (!list.is_empty()).then(|| (start, start + size_of_val(list) - 1)))
+    }
+
+    fn check_apart_from(&self, other: &str, hull: Option<Hull>) -> Result<(), Failure> {
+        match (self.hull, hull) {
+            (Some((start, end)), Some((other_start, other_end))) if start <= other_end && other_start <= end => {
+                let name = self.name;
+                let message = format!(
+                    "the {name} ({start:#x} to {end:#x}) shares memory with the {other} ({other_start:#x} to {other_end:#x})"
+                );
+                Err(Failure::new(Code::Overlap, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether both are the same elements at the same indices.
+    pub(super) fn is(&self, other: &Checked) -> bool {
+        let same_axis = |axis: usize| self.shape[axis] == 1 || self.strides[axis] == other.strides[axis];
+        self.data == other.data && self.dtype == other.dtype && self.shape == other.shape && (0..4).all(same_axis)
+    }
+
+    fn wrong_type(&self, expected: &str) -> Failure {
+        let message = format!("the {} are {:?} but must be {expected}", self.name, self.dtype);
+        Failure::new(Code::BadDtype, message)
+    }
+
+    /// # Safety
+    /// Every index within the shape leads to an element of type `T`, the dtype's, that stays readable for `'a`, and that
+    /// nobody writes to.
+    pub(super) unsafe fn strided<'a, T>(&self) -> Strided<'a, T, 4> {
+        // SAFETY: alignment and extent were checked when this was made; the rest is the caller's promise.
+        unsafe { Strided::from_pointer(self.data.cast_const().cast(), self.shape, self.strides) }
+    }
+
+    /// # Safety
+    /// Every index within the shape leads to an element of type `T`, the dtype's, that nobody else reads or writes for
+    /// `'a`.
+    pub(super) unsafe fn strided_mut<'a, T>(&self) -> Result<StridedMut<'a, T, 4>, Error> {
+        // SAFETY: as in `strided`.
+        unsafe { StridedMut::from_pointer(self.data.cast(), self.shape, self.strides) }
+    }
+
+    /// # Safety
+    /// Every index leads to an element that stays readable for `'a`, and that nobody writes to.
+    pub(super) unsafe fn any<'a>(&self) -> Result<AnyTensor<'a>, Failure> {
+        // SAFETY: the type is the dtype's; the rest is the caller's promise.
+        Ok(unsafe {
+            match self.dtype {
+                Type::F32 => AnyTensor::F32(self.strided::<f32>()),
+                Type::F16 => AnyTensor::F16(self.strided::<f16>()),
+                Type::Bf16 => AnyTensor::Bf16(self.strided::<bf16>()),
+                Type::F64 | Type::Byte => return Err(self.wrong_type("f32, f16 or bf16")),
+            }
+        })
+    }
+
+    /// # Safety
+    /// Every index leads to a byte that stays readable for `'a`, and that nobody writes to.
+    pub(super) unsafe fn bytes<'a>(&self) -> Result<Strided<'a, u8, 4>, Failure> {
+        match self.dtype {
+            // SAFETY: as above.
+            Type::Byte => Ok(unsafe { self.strided() }),
+            _ => Err(self.wrong_type("bytes")),
+        }
+    }
+
+    /// # Safety
+    /// Every index leads to an f32 that stays readable for `'a`, and that nobody writes to.
+    pub(super) unsafe fn f32s<'a>(&self) -> Result<Strided<'a, f32, 4>, Failure> {
+        self.check_f32()?;
+        // SAFETY: the type is f32; the rest is the caller's promise.
+        Ok(unsafe { self.strided() })
+    }
+
+    /// # Safety
+    /// Every index leads to an f32 that nobody else reads or writes for `'a`.
+    pub(super) unsafe fn f32s_mut<'a>(&self) -> Result<StridedMut<'a, f32, 4>, Failure> {
+        self.check_f32()?;
+        // SAFETY: the type is f32; the rest is the caller's promise.
+        Ok(unsafe { self.strided_mut()? })
+    }
+
+    /// # Safety
+    /// The last three axes: as [`Checked::f32s`].
+    pub(super) unsafe fn lse<'a>(&self) -> Result<TensorRef<'a, f32, 3>, Failure> {
+        self.check_f32()?;
+        let ([_, shape @ ..], [_, strides @ ..]) = (self.shape, self.strides);
+        // SAFETY: as in `strided`; there is one index of the first axis.
+        let strided = unsafe { Strided::from_pointer(self.data.cast_const().cast(), shape, strides) };
+        Ok(TensorRef { strided })
+    }
+
+    /// # Safety
+    /// The last three axes: as [`Checked::f32s_mut`].
+    pub(super) unsafe fn lse_mut<'a>(&self) -> Result<TensorMut<'a, f32, 3>, Failure> {
+        self.check_f32()?;
+        let ([_, shape @ ..], [_, strides @ ..]) = (self.shape, self.strides);
+        // SAFETY: as in `strided_mut`; there is one index of the first axis.
+        let strided = unsafe { StridedMut::from_pointer(self.data.cast(), shape, strides)? };
+        Ok(TensorMut { strided })
+    }
+
+    fn check_f32(&self) -> Result<(), Failure> {
+        if self.dtype == Type::F32 { Ok(()) } else { Err(self.wrong_type("f32")) }
+    }
+
+    /// The output of attention, of whichever type.
+    ///
+    /// # Safety
+    /// Every index leads to an element that nobody else reads or writes for `'a`.
+    pub(super) unsafe fn output<'a>(&self) -> Result<AnyOutput<'a>, Failure> {
+        // SAFETY: the type is the dtype's; the rest is the caller's promise.
+        Ok(unsafe {
+            match self.dtype {
+                Type::F32 => AnyOutput::F32(TensorMut { strided: self.strided_mut()? }),
+                Type::F16 => AnyOutput::F16(TensorMut { strided: self.strided_mut()? }),
+                Type::Bf16 => AnyOutput::Bf16(TensorMut { strided: self.strided_mut()? }),
+                Type::F64 | Type::Byte => return Err(self.wrong_type("f32, f16 or bf16")),
+            }
+        })
+    }
+
+    /// Refuses an element type other than the one of `like`.
+    pub(super) fn check_type_of(&self, like: &Checked) -> Result<(), Failure> {
+        if self.dtype == like.dtype {
+            return Ok(());
+        }
+        Err(self.wrong_type(&format!("{:?} as the {}", like.dtype, like.name)))
+    }
+
+    /// Refuses another shape.
+    pub(super) fn check_shape_of(&self, like: &Checked) -> Result<(), Failure> {
+        if (self.rank, self.shape) == (like.rank, like.shape) {
+            return Ok(());
+        }
+        let (name, got, other) = (self.name, &self.shape[4 - self.rank..], like.name);
+        let expected = &like.shape[4 - like.rank..];
+        let message = format!("the shape of the {name} is {got:?} but must be that of the {other}, {expected:?}");
+        Err(Failure::new(Code::ShapeMismatch, message))
+    }
+
+    pub(super) fn unsupported(&self) -> Failure {
+        self.wrong_type("f32, f16, bf16 or f64")
+    }
+}
+
+/// An output of attention.
+pub(super) enum AnyOutput<'a> {
+    F32(TensorMut<'a, f32>),
+    F16(TensorMut<'a, f16>),
+    Bf16(TensorMut<'a, bf16>),
+}
+
+fn too_large(name: &str) -> Failure {
+    Failure::new(Code::TooLarge, format!("shape and strides of the {name} reach beyond any memory"))
+}
+
+/// A size or count.
+pub(super) fn size(name: &str, size: i64) -> Result<usize, Failure> {
+    if size < 0 {
+        return Err(Failure::new(Code::NegativeSize, format!("a size of the {name} is {size}")));
+    }
+    usize::try_from(size).map_err(|_| too_large(name))
+}
+
+/// Refuses a pointer that is null or misaligned.
+pub(super) fn check_pointer<T>(name: &str, pointer: *const T) -> Result<(), Failure> {
+    check_address(name, pointer.cast_mut().cast(), align_of::<T>())
+}
+
+fn check_address(name: &str, pointer: *mut c_void, align: usize) -> Result<(), Failure> {
+    if pointer.is_null() {
+        return Err(Failure::new(Code::NullPointer, format!("the pointer to the {name} is null")));
+    }
+    if !pointer.addr().is_multiple_of(align) {
+        let message = format!("the pointer to the {name}, {pointer:p}, is no multiple of {align}");
+        return Err(Failure::new(Code::Misaligned, message));
+    }
+    Ok(())
+}
+
+/// A list of the caller's.
+///
+/// # Safety
+/// `list` is null, misaligned, or leads to `count` elements that stay readable for `'a`, and that nobody writes to.
+pub(super) unsafe fn list<'a, T>(name: &str, list: *const T, count: i64) -> Result<&'a [T], Failure> {
+    let count = size(name, count)?;
+    if count == 0 {
+        return Ok(&[]);
+    }
+    check_pointer(name, list)?;
+    if count > isize::MAX as usize / size_of::<T>() {
+        return Err(too_large(name));
+    }
+    // SAFETY: neither null nor misaligned nor too long; the rest is the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(list, count) })
+}

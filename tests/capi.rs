@@ -1,0 +1,519 @@
+//! Promise: the C interface computes what Rust's does, bit for bit; refuses every wrong call with a code and a message; and
+//! works from C and from Python.
+//!
+//! A machine without a C compiler, or without Python and numpy, can't run all of it and says so; with FLASHTILE_EXPECT_CC=1
+//! and FLASHTILE_EXPECT_PYTHON=1 that is a failure.
+
+mod support;
+
+use flashtile::capi::*;
+use flashtile::{AlibiSlopes, Attention, Form, Level, QueryOffset, TensorMut, TensorRef, Workspace, bf16, f16};
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString, c_void};
+use std::mem::offset_of;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::ptr::{null, null_mut};
+use support::Rng;
+
+const F32: i32 = 1;
+const F16: i32 = 2;
+const BF16: i32 = 3;
+const F64: i32 = 4;
+const BYTE: i32 = 5;
+
+/// A tensor without gaps.
+fn tensor<T>(data: &[T], dtype: i32, shape: &[i64]) -> Tensor {
+    let mut tensor =
+        Tensor { data: data.as_ptr() as *mut c_void, dtype, rank: shape.len() as i32, shape: [0; 4], strides: [0; 4] };
+    tensor.shape[..shape.len()].copy_from_slice(shape);
+    let mut stride = 1i64;
+    for axis in (0..shape.len()).rev() {
+        tensor.strides[axis] = stride;
+        stride = stride.wrapping_mul(shape[axis]);
+    }
+    tensor
+}
+
+fn tensor_mut<T>(data: &mut [T], dtype: i32, shape: &[i64]) -> Tensor {
+    Tensor { data: data.as_mut_ptr().cast(), ..tensor(data, dtype, shape) }
+}
+
+fn last_error() -> String {
+    // SAFETY: a string that stays where it is until this thread's next failure.
+    unsafe { CStr::from_ptr(flashtile_last_error()) }.to_str().unwrap().to_owned()
+}
+
+fn random(len: usize) -> Vec<f32> {
+    let mut rng = Rng(len as u64);
+    (0..len).map(|_| rng.uniform()).collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+const SHAPE_Q: [usize; 4] = [2, 4, 7, 16];
+const SHAPE_K: [usize; 4] = [2, 2, 30, 16];
+const SCORES: [usize; 4] = [2, 4, 7, 30];
+
+fn len(shape: [usize; 4]) -> usize {
+    shape.iter().product()
+}
+
+fn as_i64<const N: usize>(shape: [usize; N]) -> [i64; N] {
+    shape.map(|n| n as i64)
+}
+
+/// The inputs of every small problem here.
+struct Inputs {
+    q: Vec<f32>,
+    k: Vec<f16>,
+    v: Vec<bf16>,
+}
+
+impl Inputs {
+    fn new() -> Self {
+        let (q, k) = (random(len(SHAPE_Q)), random(len(SHAPE_K)));
+        let v = k.iter().rev().map(|&x| bf16::from_f32(x)).collect();
+        Inputs { q, k: k.into_iter().map(f16::from_f32).collect(), v }
+    }
+
+    fn through_rust(&self, attention: &Attention<'_>) -> (Vec<u32>, Vec<u32>) {
+        let (mut out, mut lse) = (vec![0.0; len(SHAPE_Q)], vec![0.0; 2 * 4 * 7]);
+        attention
+            .compute(
+                TensorRef::from_slice(&self.q, SHAPE_Q).unwrap(),
+                TensorRef::from_slice(&self.k, SHAPE_K).unwrap(),
+                TensorRef::from_slice(&self.v, SHAPE_K).unwrap(),
+                TensorMut::from_slice(&mut out, SHAPE_Q).unwrap(),
+                Some(TensorMut::from_slice(&mut lse, [2, 4, 7]).unwrap()),
+                &mut Workspace::new(),
+            )
+            .unwrap();
+        (bits(&out), bits(&lse))
+    }
+
+    fn tensors(&self) -> [Tensor; 3] {
+        let k = as_i64(SHAPE_K);
+        [tensor(&self.q, F32, &as_i64(SHAPE_Q)), tensor(&self.k, F16, &k), tensor(&self.v, BF16, &k)]
+    }
+
+    fn through_c(&self, options: *const Options) -> (Vec<u32>, Vec<u32>) {
+        let (mut out, mut lse) = (vec![9.0; len(SHAPE_Q)], vec![9.0; 2 * 4 * 7]);
+        let [q, k, v] = self.tensors();
+        let (o, l) = (tensor_mut(&mut out, F32, &as_i64(SHAPE_Q)), tensor_mut(&mut lse, F32, &[2, 4, 7]));
+        // SAFETY: all of these are what they say.
+        let code = unsafe { flashtile_attention(&q, &k, &v, &o, &l, options) };
+        assert_eq!(code, 0, "{}", last_error());
+        (bits(&out), bits(&lse))
+    }
+}
+
+#[test]
+fn results_are_those_of_rust() {
+    let inputs = Inputs::new();
+    let plain = Options::new();
+    let (lengths, c_lengths) = ([30usize, 11], [30i64, 11]);
+    let (offsets, c_offsets) = ([-3isize, 8], [-3i64, 8]);
+    let slopes = [0.5f32, -0.25, 0.0, 1.0];
+    let bytes: Vec<u8> = (0..len(SCORES)).map(|n| if n % 3 == 0 { 0 } else { n as u8 | 1 }).collect();
+    let bools: Vec<bool> = bytes.iter().map(|&byte| byte != 0).collect();
+    let mask = tensor(&bytes, BYTE, &as_i64(SCORES));
+    let row: Vec<f16> = random(30).into_iter().map(f16::from_f32).collect();
+    let bias = tensor(&row, F16, &[30]);
+    let portable = CString::new("portable").unwrap();
+    let attention = Attention::new;
+    let cases = [
+        (plain, attention()),
+        (Options { flags: flags::CAUSAL, ..plain }, attention().causal()),
+        (Options { flags: flags::SCALE, scale: -0.5, ..plain }, attention().scale(-0.5)),
+        (Options { flags: flags::SCALE, ..plain }, attention().scale(0.0)),
+        (Options { flags: flags::SOFTCAP, softcap: 2.0, ..plain }, attention().softcap(2.0)),
+        (Options { flags: flags::WINDOW_LEFT, window_left: 3, ..plain }, attention().window(Some(3), None)),
+        (Options { flags: flags::WINDOW_RIGHT, ..plain }, attention().window(None, Some(0))),
+        (
+            Options { flags: flags::CAUSAL, query_position: 1, ..plain },
+            attention().causal().query_offset(QueryOffset::FromStart),
+        ),
+        (
+            Options { flags: flags::CAUSAL, query_position: 2, query_offset: -2, ..plain },
+            attention().causal().query_offset(QueryOffset::At(-2)),
+        ),
+        (
+            Options {
+                flags: flags::CAUSAL,
+                query_position: 3,
+                query_offsets: c_offsets.as_ptr(),
+                query_offset_count: 2,
+                ..plain
+            },
+            attention().causal().query_offset(QueryOffset::PerBatch(&offsets)),
+        ),
+        (Options { key_lengths: c_lengths.as_ptr(), key_length_count: 2, ..plain }, attention().key_lengths(&lengths)),
+        (Options { alibi: 1, ..plain }, attention().alibi(AlibiSlopes::Standard)),
+        (
+            Options { alibi: 2, alibi_slopes: slopes.as_ptr(), alibi_slope_count: 4, ..plain },
+            attention().alibi(AlibiSlopes::PerHead(&slopes)),
+        ),
+        (Options { mask: &mask, ..plain }, attention().mask(TensorRef::from_slice(&bools, SCORES).unwrap())),
+        (Options { bias: &bias, ..plain }, attention().bias(TensorRef::from_slice(&row, [30]).unwrap())),
+        (Options { form: 1, ..plain }, attention().form(Form::FewQueries)),
+        (Options { form: 2, ..plain }, attention().form(Form::ManyQueries)),
+        (Options { level: portable.as_ptr(), ..plain }, attention().level(Level::Portable)),
+        (Options { threads: 1, ..plain }, attention()),
+    ];
+    for (options, attention) in cases {
+        assert_eq!(inputs.through_c(&options), inputs.through_rust(&attention), "{options:?}");
+    }
+    assert_eq!(inputs.through_c(null()), inputs.through_rust(&attention()));
+}
+
+/// Enough work that threads are used.
+#[test]
+fn any_number_of_threads_gives_the_same() {
+    let shape = [1, 4, 256, 64];
+    let x = random(len(shape));
+    let t = tensor(&x, F32, &as_i64(shape));
+    let run = |threads| {
+        let mut out = vec![0.0; len(shape)];
+        let o = tensor_mut(&mut out, F32, &as_i64(shape));
+        // SAFETY: all of these are what they say.
+        let code = unsafe { flashtile_attention(&t, &t, &t, &o, null(), &Options { threads, ..Options::new() }) };
+        (code, bits(&out))
+    };
+    let expected = run(1);
+    assert_eq!(expected.0, 0);
+    for threads in [0, 2, 3, 2] {
+        if cfg!(feature = "rayon") || threads == 0 {
+            assert!(run(threads) == expected, "{threads} threads: {}", last_error());
+        } else {
+            assert_eq!(run(threads).0, Code::Threads as i32);
+        }
+        flashtile_release();
+    }
+}
+
+#[test]
+fn every_wrong_call_has_its_code() {
+    let inputs = Inputs::new();
+    let [q, k, v] = inputs.tensors();
+    let mut memory = vec![0.0f32; len(SHAPE_Q) + 1];
+    let out = tensor_mut(&mut memory[..len(SHAPE_Q)], F32, &as_i64(SHAPE_Q));
+    let mut lse_memory = vec![0.0f32; 2 * 4 * 7];
+    let lse = tensor_mut(&mut lse_memory, F32, &[2, 4, 7]);
+    let plain = Options::new();
+    let list = [1i64, -1, 31];
+    let negative = list[1..].as_ptr();
+    let shifted = |tensor: Tensor| Tensor { data: tensor.data.wrapping_byte_add(1), ..tensor };
+    let shaped = |tensor: Tensor, axis: usize, size: i64| {
+        let mut tensor = tensor;
+        tensor.shape[axis] = size;
+        tensor
+    };
+    let strided = |tensor: Tensor, axis: usize, stride: i64| {
+        let mut tensor = tensor;
+        tensor.strides[axis] = stride;
+        tensor
+    };
+    let mask = tensor(&[1u8; 30], BYTE, &[30]);
+    let wrong_mask = tensor(&[1u8; 29], BYTE, &[29]);
+    let bias = tensor(&[0.0f64; 30], F64, &[30]);
+    let nonsense = CString::new("nonsense").unwrap();
+    let mut seen = BTreeSet::new();
+    let mut check = |expected: Code, words: &str, [q, k, v, out, lse]: [*const Tensor; 5], options: *const Options| {
+        // SAFETY: memory is what it says wherever it is looked at before the call is refused.
+        let code = unsafe { flashtile_attention(q, k, v, out, lse, options) };
+        let message = last_error();
+        assert_eq!(code, expected as i32, "{words}: {message}");
+        assert!(message.contains(words), "{message:?} does not say {words:?}");
+        seen.insert(code);
+    };
+    use Code::*;
+    let all = [&raw const q, &raw const k, &raw const v, &raw const out, &raw const lse];
+    for (n, name) in ["queries", "keys", "values", "output", "lse"].into_iter().enumerate() {
+        let with = |tensor: *const Tensor| {
+            let mut tensors = all;
+            tensors[n] = tensor;
+            tensors
+        };
+        // SAFETY: tensors of this test.
+        let tensor = unsafe { *all[n] };
+        if name != "lse" {
+            check(NullPointer, name, with(null()), &plain);
+        }
+        check(NullPointer, name, with(&Tensor { data: null_mut(), ..tensor }), &plain);
+        check(Misaligned, name, with(all[n].wrapping_byte_add(1)), &plain);
+        check(Misaligned, name, with(&shifted(tensor)), &plain);
+        check(BadDtype, "0 is no dtype", with(&Tensor { dtype: 0, ..tensor }), &plain);
+        check(BadDtype, "6 is no dtype", with(&Tensor { dtype: 6, ..tensor }), &plain);
+        check(BadDtype, "-1 is no dtype", with(&Tensor { dtype: -1, ..tensor }), &plain);
+        check(BadDtype, name, with(&Tensor { dtype: BYTE, ..tensor }), &plain);
+        check(BadRank, name, with(&Tensor { rank: 2, ..tensor }), &plain);
+        check(BadRank, "-1", with(&Tensor { rank: -1, ..tensor }), &plain);
+        check(BadRank, "5", with(&Tensor { rank: 5, ..tensor }), &plain);
+        check(NegativeSize, "-3", with(&shaped(tensor, 1, -3)), &plain);
+        check(TooLarge, name, with(&strided(tensor, 0, i64::MAX)), &plain);
+        check(TooLarge, name, with(&strided(tensor, 0, i64::MIN)), &plain);
+        check(TooLarge, name, with(&shaped(tensor, 0, i64::MAX)), &plain);
+    }
+    let with = |options: Options| options;
+    let mut refuse = |code, words, options: Options| check(code, words, all, &with(options));
+    refuse(BadStructSize, "struct_size is 0", Options { struct_size: 0, ..plain });
+    refuse(BadStructSize, "struct_size", Options { struct_size: size_of::<Options>() - 4, ..plain });
+    refuse(BadStructSize, "struct_size", Options { struct_size: usize::MAX, ..plain });
+    refuse(InvalidOption, "flags are 0x20", Options { flags: 32, ..plain });
+    refuse(InvalidOption, "reserved", Options { reserved: 1, ..plain });
+    refuse(InvalidOption, "threads is -1", Options { threads: -1, ..plain });
+    refuse(InvalidOption, "threads is 1025", Options { threads: 1025, ..plain });
+    refuse(InvalidOption, "FLASHTILE_SCALE", Options { scale: 1.0, ..plain });
+    refuse(InvalidOption, "FLASHTILE_SOFTCAP", Options { softcap: 1.0, ..plain });
+    refuse(InvalidOption, "FLASHTILE_WINDOW_LEFT", Options { window_left: 1, ..plain });
+    refuse(InvalidOption, "FLASHTILE_WINDOW_RIGHT", Options { window_right: 1, ..plain });
+    refuse(InvalidOption, "FLASHTILE_AT", Options { query_offset: 1, ..plain });
+    refuse(InvalidOption, "FLASHTILE_PER_BATCH", Options { query_offsets: negative, ..plain });
+    refuse(InvalidOption, "query_position is 4", Options { query_position: 4, ..plain });
+    refuse(InvalidOption, "alibi is 3", Options { alibi: 3, ..plain });
+    refuse(InvalidOption, "form is -1", Options { form: -1, ..plain });
+    refuse(InvalidOption, "softcap", Options { flags: flags::SOFTCAP, ..plain });
+    refuse(InvalidOption, "scale", Options { flags: flags::SCALE, scale: f32::NAN, ..plain });
+    refuse(NegativeSize, "window_left is -1", Options { flags: flags::WINDOW_LEFT, window_left: -1, ..plain });
+    refuse(LevelUnavailable, "portable", Options { level: nonsense.as_ptr(), ..plain });
+    refuse(WrongCount, "key lengths", Options { key_lengths: list.as_ptr(), key_length_count: 1, ..plain });
+    refuse(WrongCount, "query offsets", Options { query_position: 3, ..plain });
+    refuse(WrongCount, "slopes", Options { alibi: 2, ..plain });
+    refuse(NullPointer, "key lengths", Options { key_length_count: 2, ..plain });
+    refuse(NegativeSize, "key lengths", Options { key_length_count: -2, ..plain });
+    refuse(NegativeSize, "-1", Options { key_lengths: negative, key_length_count: 2, ..plain });
+    refuse(KeyLengthPastEnd, "31", Options { key_lengths: [1, 31].as_ptr(), key_length_count: 2, ..plain });
+    refuse(TooLarge, "key lengths", Options { key_lengths: negative, key_length_count: i64::MAX, ..plain });
+    refuse(
+        Misaligned,
+        "slopes",
+        Options { alibi: 2, alibi_slopes: lse_memory.as_ptr().wrapping_byte_add(1), alibi_slope_count: 4, ..plain },
+    );
+    refuse(NotBroadcastable, "mask", Options { mask: &wrong_mask, ..plain });
+    refuse(BadDtype, "mask", Options { mask: &q, ..plain });
+    refuse(BadDtype, "bias", Options { bias: &bias, ..plain });
+    refuse(BadDtype, "bias", Options { bias: &mask, ..plain });
+    refuse(Overlap, "ALiBi slopes", Options { alibi: 2, alibi_slopes: out.data.cast(), alibi_slope_count: 4, ..plain });
+    refuse(Overlap, "bias", Options { bias: &Tensor { strides: [0; 4], shape: [1; 4], ..out }, ..plain });
+
+    let [pq, pk, pv, po, pl] = all;
+    check(Misaligned, "options", all, (&raw const plain).wrapping_byte_add(1));
+    check(Overlap, "queries", [po, pk, pv, po, pl], &plain);
+    check(Overlap, "output", [pq, pk, pv, po, &Tensor { data: out.data, ..lse }], &plain);
+    check(OverlappingOutput, "axis 2", [pq, pk, pv, &strided(out, 2, 15), pl], &plain);
+    check(OverlappingOutput, "axis 1", [pq, pk, pv, po, &strided(lse, 1, 0)], &plain);
+    check(ShapeMismatch, "keys", [pq, &shaped(k, 3, 15), pv, po, pl], &plain);
+    check(ShapeMismatch, "lse", [pq, pk, pv, po, &shaped(lse, 2, 6)], &plain);
+    check(HeadsNotDivisible, "3 query heads", [&shaped(q, 1, 3), pk, pv, po, pl], &plain);
+
+    // SAFETY: refused before memory is looked at.
+    seen.insert(unsafe { flashtile_softmax(&q, &out, 4, 1.0) });
+    assert!(last_error().contains("axis 4"));
+    let expected: BTreeSet<i32> = (1..=17).collect(); // then come threads and panics, which take some doing
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn an_options_struct_of_another_version() {
+    #[repr(C)]
+    struct Newer {
+        options: Options,
+        more: [u64; 4],
+    }
+    let inputs = Inputs::new();
+    let [q, k, v] = inputs.tensors();
+    let mut memory = vec![0.0f32; len(SHAPE_Q)];
+    let out = tensor_mut(&mut memory, F32, &as_i64(SHAPE_Q));
+    let call = |more| {
+        let struct_size = size_of::<Newer>();
+        let newer = Newer { options: Options { struct_size, flags: flags::CAUSAL, ..Options::new() }, more };
+        // SAFETY: all of these are what they say.
+        unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) }
+    };
+    assert_eq!(call([0; 4]), 0, "{}", last_error());
+    assert_eq!(call([0, 0, 0, 1]), Code::BadStructSize as i32);
+    assert!(last_error().contains("older than the caller"), "{}", last_error());
+    assert_eq!(bits(&memory), inputs.through_rust(&Attention::new().causal()).0);
+}
+
+/// Tensors without elements: no pointer is followed, whatever it is.
+#[test]
+fn nothing_is_read_where_there_is_nothing() {
+    let nowhere = null_mut::<c_void>().wrapping_byte_add(1);
+    let empty = |shape: [i64; 4]| Tensor { data: nowhere, dtype: F32, rank: 4, shape, strides: [i64::MAX; 4] };
+    let (x, none) = (empty([0, 2, 3, 4]), empty([1, 1, 0, 4]));
+    let mut memory = [9.0f32; 8];
+    let out = tensor_mut(&mut memory, F32, &[1, 1, 2, 4]);
+    let q = [1.0f32; 8];
+    // SAFETY: all of these are what they say.
+    unsafe {
+        assert_eq!(flashtile_attention(&x, &x, &x, &x, null(), null()), 0, "{}", last_error());
+        assert_eq!(flashtile_attention(&tensor(&q, F32, &[1, 1, 2, 4]), &none, &none, &out, null(), null()), 0);
+        assert_eq!(flashtile_softmax(&x, &x, 1, 1.0), 0, "{}", last_error());
+    }
+    assert_eq!(memory, [0.0; 8]);
+}
+
+#[test]
+fn plans_are_cut_to_the_buffer() {
+    let inputs = Inputs::new();
+    let [q, k, v] = inputs.tensors();
+    let plan = |text: &mut [u8]| {
+        let mut length = 0;
+        let (to, capacity) = (text.as_mut_ptr(), text.len());
+        // SAFETY: all of these are what they say.
+        let code = unsafe { flashtile_plan(&q, &k, &v, null(), to.cast(), capacity, &mut length) };
+        assert_eq!(code, 0, "{}", last_error());
+        length
+    };
+    let mut text = [7u8; 300];
+    let length = plan(&mut text);
+    let whole = CStr::from_bytes_until_nul(&text).unwrap().to_str().unwrap();
+    assert_eq!(whole.len(), length);
+    assert!(whole.starts_with("b2 h4/2 q7 kv30 d16/16: "), "{whole}");
+    for capacity in [1, 2, 10, length, length + 1] {
+        let mut short = [7u8; 300];
+        assert_eq!(plan(&mut short[..capacity]), length);
+        let fits = length.min(capacity - 1);
+        assert_eq!((&short[..fits], short[fits], short[fits + 1]), (&whole.as_bytes()[..fits], 0, 7));
+    }
+    assert_eq!(plan(&mut []), length);
+    // SAFETY: as above.
+    unsafe {
+        assert_eq!(flashtile_plan(&q, &k, &v, null(), null_mut(), 5, null_mut()), Code::NullPointer as i32);
+        assert_eq!(flashtile_plan(&q, &k, &v, null(), null_mut(), 0, null_mut()), 0);
+    }
+}
+
+/// Softmax of a half type along every axis, of a view with gaps, is that of its dense copy. (Sizes with common
+/// factors: with coprime ones, axes counted wrongly would still meet every element once.)
+#[test]
+fn softmax_is_that_of_rust() {
+    use flashtile::softmax::{Axis, softmax_into};
+    let whole: Vec<f16> = random(2 * 4 * 6 * 12).into_iter().map(f16::from_f32).collect();
+    let index = |[a, b, c, d]: [usize; 4]| ((a * 4 + b) * 6 + c) * 12 + d;
+    let indices = || (0..2 * 4 * 6 * 6).map(|n| [n / 144, n / 36 % 4, n / 6 % 6, n % 6]);
+    let dense: Vec<f16> = indices().map(|[a, b, c, d]| whole[index([1 - a, b, c, 2 * d])]).collect();
+    for axis in 0..4 {
+        let mut expected = vec![f16::ZERO; dense.len()];
+        softmax_into(&dense, &mut expected, Axis::new(&[2, 4, 6, 6], axis).unwrap(), 3.0).unwrap();
+        let mut own = whole.clone();
+        let x = Tensor {
+            data: own[index([1, 0, 0, 0])..].as_mut_ptr().cast(),
+            strides: [-288, 72, 12, 2],
+            ..tensor(&own, F16, &[2, 4, 6, 6])
+        };
+        // SAFETY: a view of `own`, which nothing else looks at.
+        let code = unsafe { flashtile_softmax(&x, &x, axis as i32, 3.0) };
+        assert_eq!(code, 0, "{}", last_error());
+        assert!(
+            indices().zip(&expected).all(|([a, b, c, d], y)| own[index([1 - a, b, c, 2 * d])] == *y),
+            "axis {axis}"
+        );
+        assert!((0..own.len()).all(|n| n % 2 == 0 || own[n] == whole[n]), "gaps stay as they are");
+    }
+}
+
+/// The cdylib, built once.
+fn library() -> &'static Path {
+    static LIBRARY: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi");
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["rustc", "--offline", "--lib", "--features", "capi", "--crate-type", "cdylib", "--target-dir"]);
+        cargo.arg(&target).current_dir(env!("CARGO_MANIFEST_DIR"));
+        // The kernels are slow without optimisation; checks stay on.
+        cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+        run(&mut cargo);
+        let name = format!("{}flashtile{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        target.join("debug").join(name)
+    })
+}
+
+/// Runs a program that must succeed; returns what it printed.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    out
+}
+
+fn works(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+/// Says that something could not be tested; fails where it was expected to be.
+fn not_run(what: &str, variable: &str) {
+    let expected = std::env::var_os(variable).is_some_and(|value| value == "1");
+    assert!(!expected, "{what} is missing, and {variable}=1");
+    eprintln!("NOT RUN: {what} is missing");
+}
+
+const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
+
+#[cfg(unix)]
+#[test]
+fn works_from_c() {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    if !works(Command::new(&compiler).arg("--version")) {
+        return not_run("a C compiler", "FLASHTILE_EXPECT_CC");
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (header, source) = (root.join("src/capi"), root.join("tests/capi/test.c"));
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi-test");
+    let folder = library().parent().unwrap();
+    let mut compile = Command::new(&compiler);
+    compile.arg("-std=c99").args(WARNINGS).arg("-I").arg(&header).arg(&source).arg("-o").arg(&program);
+    compile.arg("-L").arg(folder).arg("-lflashtile").arg(format!("-Wl,-rpath,{}", folder.display())).arg("-lm");
+    run(&mut compile);
+    let printed = run(&mut Command::new(&program));
+    let expected = layout().into_iter().map(|(name, number)| format!("{name} {number}\n")).collect::<String>();
+    assert_eq!(printed, format!("{expected}version {}\nlevel {}\n", env!("CARGO_PKG_VERSION"), Level::best()));
+
+    let empty = program.with_extension("cpp");
+    std::fs::write(&empty, "int main() { return 0; }\n").unwrap();
+    if works(Command::new(&compiler).args(["-x", "c++", "-fsyntax-only"]).arg(&empty)) {
+        run(Command::new(&compiler)
+            .args(["-x", "c++", "-fsyntax-only"])
+            .args(WARNINGS)
+            .arg("-I")
+            .arg(&header)
+            .arg(&source));
+    } else {
+        not_run("a C++ compiler", "FLASHTILE_EXPECT_CC");
+    }
+}
+
+/// Names, offsets and sizes, in the order in which tests/capi/test.c prints its own.
+fn layout() -> Vec<(String, usize)> {
+    macro_rules! layout {
+        ($name:literal $struct:ident: $($member:ident)+) => {
+            [($name.to_owned(), size_of::<$struct>())]
+                .into_iter()
+                .chain([$((format!("{}.{}", $name, stringify!($member)), offset_of!($struct, $member))),+])
+        };
+    }
+    layout!("tensor" Tensor: data dtype rank shape strides)
+        .chain(
+            layout!("options" Options: struct_size flags threads scale softcap window_left window_right query_position
+            alibi query_offset query_offsets query_offset_count key_lengths key_length_count alibi_slopes
+            alibi_slope_count mask bias level form reserved),
+        )
+        .collect()
+}
+
+#[cfg(feature = "rayon")]
+#[test]
+fn works_from_python() {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    if !works(Command::new(&python).args(["-c", "import numpy"])) {
+        return not_run("Python with numpy", "FLASHTILE_EXPECT_PYTHON");
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for script in ["tests/capi/test_capi.py", "examples/python/example.py"] {
+        print!("{}", run(Command::new(&python).arg("-B").arg(root.join(script)).arg(library())));
+    }
+}

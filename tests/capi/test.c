@@ -1,0 +1,133 @@
+/* The C interface from C. Prints the layout of its structs, for tests/capi.rs to compare with Rust's, and checks known
+ * answers; says what is wrong on stderr and returns 1. Also valid C++. */
+#include <flashtile.h>
+
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+static int failures = 0;
+
+#define CHECK(condition)                                                                 \
+    do {                                                                                 \
+        if (!(condition)) {                                                              \
+            fprintf(stderr, "line %d: %s; last error: %s\n", __LINE__, #condition, flashtile_last_error()); \
+            failures++;                                                                  \
+        }                                                                                \
+    } while (0)
+
+#define PRINT_OFFSET(type, member) printf("%s.%s %lu\n", #type, #member, (unsigned long)offsetof(flashtile_##type, member))
+
+static void print_layout(void) {
+    printf("tensor %lu\n", (unsigned long)sizeof(flashtile_tensor));
+    PRINT_OFFSET(tensor, data);
+    PRINT_OFFSET(tensor, dtype);
+    PRINT_OFFSET(tensor, rank);
+    PRINT_OFFSET(tensor, shape);
+    PRINT_OFFSET(tensor, strides);
+    printf("options %lu\n", (unsigned long)sizeof(flashtile_options));
+    PRINT_OFFSET(options, struct_size);
+    PRINT_OFFSET(options, flags);
+    PRINT_OFFSET(options, threads);
+    PRINT_OFFSET(options, scale);
+    PRINT_OFFSET(options, softcap);
+    PRINT_OFFSET(options, window_left);
+    PRINT_OFFSET(options, window_right);
+    PRINT_OFFSET(options, query_position);
+    PRINT_OFFSET(options, alibi);
+    PRINT_OFFSET(options, query_offset);
+    PRINT_OFFSET(options, query_offsets);
+    PRINT_OFFSET(options, query_offset_count);
+    PRINT_OFFSET(options, key_lengths);
+    PRINT_OFFSET(options, key_length_count);
+    PRINT_OFFSET(options, alibi_slopes);
+    PRINT_OFFSET(options, alibi_slope_count);
+    PRINT_OFFSET(options, mask);
+    PRINT_OFFSET(options, bias);
+    PRINT_OFFSET(options, level);
+    PRINT_OFFSET(options, form);
+    PRINT_OFFSET(options, reserved);
+}
+
+/* Attention of 6 queries over 9 keys in double, causal from the end, window of 4 keys. */
+static void check_attention(void) {
+    enum { HEADS = 4, HEADS_KV = 2, QUERIES = 6, KEYS = 9, DIM = 5, VALUES = 3, LEFT = 3 };
+    float q[HEADS * QUERIES * DIM], k[HEADS_KV * KEYS * DIM], v[HEADS_KV * KEYS * VALUES];
+    float out[HEADS * QUERIES * VALUES], lse[HEADS * QUERIES];
+    flashtile_tensor tq = flashtile_contiguous(q, FLASHTILE_F32, 1, HEADS, QUERIES, DIM);
+    flashtile_tensor tk = flashtile_contiguous(k, FLASHTILE_F32, 1, HEADS_KV, KEYS, DIM);
+    flashtile_tensor tv = flashtile_contiguous(v, FLASHTILE_F32, 1, HEADS_KV, KEYS, VALUES);
+    flashtile_tensor to = flashtile_contiguous(out, FLASHTILE_F32, 1, HEADS, QUERIES, VALUES);
+    flashtile_tensor tl;
+    flashtile_options options = FLASHTILE_OPTIONS_INIT;
+    int n, h, i, j, d;
+
+    for (n = 0; n < HEADS * QUERIES * DIM; n++) q[n] = (float)sin(n);
+    for (n = 0; n < HEADS_KV * KEYS * DIM; n++) k[n] = (float)cos(3 * n);
+    for (n = 0; n < HEADS_KV * KEYS * VALUES; n++) v[n] = (float)sin(2 * n + 1);
+    memset(&tl, 0, sizeof tl);
+    tl.data = lse;
+    tl.dtype = FLASHTILE_F32;
+    tl.rank = 3;
+    tl.shape[0] = 1, tl.shape[1] = HEADS, tl.shape[2] = QUERIES;
+    tl.strides[1] = QUERIES, tl.strides[2] = 1;
+    options.flags = FLASHTILE_CAUSAL | FLASHTILE_WINDOW_LEFT | FLASHTILE_SCALE;
+    options.window_left = LEFT;
+    options.scale = 0.75f;
+    CHECK(flashtile_attention(&tq, &tk, &tv, &to, &tl, &options) == FLASHTILE_OK);
+
+    for (h = 0; h < HEADS; h++) {
+        for (i = 0; i < QUERIES; i++) {
+            double sum = 0, expected[VALUES] = {0};
+            int p = KEYS - QUERIES + i, kv = h / (HEADS / HEADS_KV);
+            for (j = p > LEFT ? p - LEFT : 0; j <= p; j++) {
+                double score = 0, weight;
+                for (d = 0; d < DIM; d++) score += (double)q[(h * QUERIES + i) * DIM + d] * k[(kv * KEYS + j) * DIM + d];
+                weight = exp(0.75 * score);
+                sum += weight;
+                for (d = 0; d < VALUES; d++) expected[d] += weight * v[(kv * KEYS + j) * VALUES + d];
+            }
+            for (d = 0; d < VALUES; d++) CHECK(fabs(out[(h * QUERIES + i) * VALUES + d] - expected[d] / sum) < 1e-5);
+            CHECK(fabs(lse[h * QUERIES + i] - log(sum)) < 1e-5);
+        }
+    }
+}
+
+static void check_errors(void) {
+    float x[4] = {0, 0, 0, 0}, y[4];
+    char text[16];
+    size_t length = 0;
+    flashtile_tensor tx = flashtile_contiguous(x, FLASHTILE_F32, 1, 1, 2, 2);
+    flashtile_tensor ty = flashtile_contiguous(y, FLASHTILE_F32, 1, 1, 2, 2);
+    flashtile_options options = FLASHTILE_OPTIONS_INIT;
+
+    CHECK(flashtile_attention(&tx, &tx, &tx, &ty, NULL, NULL) == FLASHTILE_OK);
+    CHECK(flashtile_attention(&tx, &tx, &tx, &tx, NULL, NULL) == FLASHTILE_OVERLAP);
+    CHECK(strstr(flashtile_last_error(), "output") != NULL);
+    CHECK(flashtile_attention(&tx, &tx, NULL, &ty, NULL, NULL) == FLASHTILE_NULL_POINTER);
+    options.struct_size = 0;
+    CHECK(flashtile_attention(&tx, &tx, &tx, &ty, NULL, &options) == FLASHTILE_BAD_STRUCT_SIZE);
+    CHECK(flashtile_plan(&tx, &tx, &tx, NULL, text, sizeof text, &length) == FLASHTILE_OK);
+    CHECK(strlen(text) == sizeof text - 1 && length > sizeof text && strstr(text, "b1 h1/1") == text);
+}
+
+static void check_softmax(void) {
+    double x[3] = {1000, 1001, 1002}, sum = 1 + exp(1.0) + exp(2.0);
+    flashtile_tensor t = flashtile_contiguous(x, FLASHTILE_F64, 1, 1, 1, 3);
+    CHECK(flashtile_softmax(&t, &t, -1, 1.0) == FLASHTILE_OK);
+    CHECK(fabs(x[0] - 1 / sum) < 1e-12 && fabs(x[2] - exp(2.0) / sum) < 1e-12);
+    CHECK(flashtile_softmax(&t, &t, 4, 1.0) == FLASHTILE_AXIS_OUT_OF_RANGE);
+}
+
+int main(void) {
+    print_layout();
+    printf("version %s\nlevel %s\n", flashtile_version(), flashtile_level());
+    CHECK(flashtile_default_threads() >= 1);
+    check_attention();
+    check_errors();
+    check_softmax();
+    flashtile_release();
+    check_attention();
+    return failures != 0;
+}

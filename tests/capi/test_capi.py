@@ -1,0 +1,282 @@
+"""The C interface from Python, against plain numpy in float64:
+
+    python tests/capi/test_capi.py target/release/libflashtile.so
+"""
+
+import ctypes
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "python"))
+import flashtile  # noqa: E402
+
+lib = flashtile.load(sys.argv[1])
+rng = np.random.default_rng(7)
+
+
+def random(*shape, dtype=np.float32):
+    return rng.uniform(-1, 1, shape).astype(dtype)
+
+
+def wide(x):
+    return (flashtile.from_bf16(x) if isinstance(x, flashtile.bf16) else x).astype(np.float64)
+
+
+def standard_slopes(heads):
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (h + 1) / power) for h in range(power)]
+    return slopes + [2.0 ** (-8 * (2 * h + 1) / (2 * power)) for h in range(heads - power)]
+
+
+def reference(q, k, v, *, causal=False, scale=None, softcap=None, window=(None, None), query_offset=None, key_lengths=None,
+              mask=None, bias=None, alibi=None, **_how):
+    """The definition: (out, lse)."""
+    q, k, v = wide(q), wide(k), wide(v)
+    (batch, heads, seq_q, dim), seq_kv = q.shape, k.shape[2]
+    k, v = (x.repeat(heads // x.shape[1], axis=1) for x in (k, v))
+    scores = np.einsum("bhid,bhjd->bhij", q, k) * (dim**-0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + wide(bias)
+    lengths = np.full(batch, seq_kv) if key_lengths is None else np.asarray(key_lengths)
+    offset = lengths - seq_q if query_offset is None else np.broadcast_to(query_offset, batch)
+    p = offset[:, None, None, None] + np.arange(seq_q)[:, None]
+    j = np.arange(seq_kv)
+    if alibi is not None:
+        slopes = np.array(standard_slopes(heads) if alibi is True else alibi)
+        scores = scores - slopes[:, None, None] * np.abs(p - j)
+    sees = np.broadcast_to(j < lengths[:, None, None, None], scores.shape).copy()
+    if causal:
+        sees &= j <= p
+    if window[0] is not None:
+        sees &= j >= p - window[0]
+    if window[1] is not None:
+        sees &= j <= p + window[1]
+    if mask is not None:
+        sees &= mask != 0
+    scores = np.where(sees, scores, -np.inf)
+    top = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
+    top = np.where(np.isfinite(top), top, 0)
+    weights = np.exp(scores - top)
+    sums = weights.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = (np.log(sums) + top)[..., 0]
+    return (weights / np.where(sums > 0, sums, 1)) @ v, lse
+
+
+def check(got, expected, unit=2.0**-24):
+    """Inputs are below 1, so outputs are; 64 roundings of the result's type and a few hundred of f32's scores are plenty."""
+    got = wide(got)
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    infinite = np.isinf(expected)
+    assert (got[infinite] == expected[infinite]).all()
+    off = np.abs(got[~infinite] - expected[~infinite]).max(initial=0.0)
+    assert off <= 2 * unit + 256 * 2.0**-24, f"off by {off}"
+
+
+def refused(code, call, *words):
+    try:
+        call()
+    except flashtile.Error as error:
+        assert error.code == code, f"{error.code} instead of {code}: {error}"
+        assert all(word in str(error) for word in words), str(error)
+    else:
+        raise AssertionError(f"not refused with {code}")
+
+
+def test_options():
+    sizes = [(2, 4, 2, 5, 9, 16, 16), (1, 6, 1, 40, 70, 24, 8), (2, 3, 3, 1, 600, 32, 32)]
+    for batch, heads, heads_kv, seq_q, seq_kv, dim, value_dim in sizes:
+        q = random(batch, heads, seq_q, dim)
+        k, v = random(batch, heads_kv, seq_kv, dim), random(batch, heads_kv, seq_kv, value_dim)
+        hides = random(1, 1, seq_q, seq_kv)
+        hides[hides < -0.5] = -np.inf
+        for case in (
+            {},
+            {"causal": True},
+            {"scale": 0.0},
+            {"scale": -1.5, "softcap": 0.75},
+            {"window": (2, None)},
+            {"window": (None, 0)},
+            {"causal": True, "window": (3, 2), "alibi": True},
+            {"alibi": [0.25 * h for h in range(heads)], "query_offset": -2},
+            {"causal": True, "query_offset": 0},
+            {"causal": True, "query_offset": list(range(-1, batch - 1))},
+            {"causal": True, "key_lengths": [seq_kv - 3 * b for b in range(batch)]},
+            {"mask": rng.random((batch, 1, seq_q, seq_kv)) < 0.6},
+            {"mask": (rng.integers(0, 3, (seq_q, seq_kv)) * 100).astype(np.uint8)},
+            {"bias": random(heads, seq_q, seq_kv)},
+            {"bias": hides},
+            {"bias": flashtile.to_bf16(random(seq_kv))},
+            {"bias": random(1, heads, 1, seq_kv, dtype=np.float16), "causal": True, "softcap": 3.0},
+        ):
+            expected, expected_lse = reference(q, k, v, **case)
+            results = []
+            for how in ({}, {"threads": 1}, {"threads": 2}, {"form": "few"}, {"form": "many"}, {"level": "portable"}):
+                out, lse = lib.attention(q, k, v, lse=True, **case, **how)
+                check(out, expected)
+                check(lse / 8, expected_lse / 8)  # of size up to 8
+                results.append(out.tobytes())
+            assert results[0] == results[1] == results[2], "bits depend on threads"
+
+
+def test_threads():
+    q, k, v = random(1, 8, 300, 64), random(1, 8, 300, 64), random(1, 8, 300, 64)
+    assert "in the pool" in lib.plan(q, k, v), "too small for this test"
+    assert "serial" in lib.plan(q, k, v, threads=1)
+    expected = lib.attention(q, k, v, threads=1, causal=True).tobytes()
+
+    def work(threads, failures):
+        for _ in range(3):
+            if lib.attention(q, k, v, threads=threads, causal=True).tobytes() != expected:
+                failures.append(threads)
+            lib.release()
+
+    failures = []
+    workers = [threading.Thread(target=work, args=(threads, failures)) for threads in (0, 1, 2, 3, 3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures, failures
+    assert lib.default_threads >= 1
+
+
+def test_types():
+    q, k, v = random(1, 4, 7, 32), random(1, 2, 50, 32), random(1, 2, 50, 32)
+    kinds = {"f32": lambda x: x, "f16": lambda x: x.astype(np.float16), "bf16": flashtile.to_bf16}
+    units = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
+    for q_kind, as_q in kinds.items():
+        for kv_kind, as_kv in kinds.items():
+            inputs = as_q(q), as_kv(k), as_kv(v)
+            expected, _ = reference(*inputs, causal=True)
+            check(lib.attention(*inputs, causal=True), expected, units[q_kind])
+            out = np.empty(q.shape, np.float32)
+            check(lib.attention(*inputs, out, causal=True), expected)
+
+
+def test_strides():
+    batch, heads, seq, dim = 2, 3, 11, 8
+    packed = random(batch, seq, 3, heads, dim)  # a packed projection: q, k and v beside each other
+    q, k, v = (packed[:, :, n].transpose(0, 2, 1, 3) for n in range(3))
+    out = np.full((batch, seq, heads + 1, dim + 2), 7.0, np.float32)  # with gaps that stay as they are
+    view = out[:, ::-1, :heads, 1:-1].transpose(0, 2, 1, 3)
+    lib.attention(q, k, v, view, causal=True)
+    check(view, reference(q, k, v, causal=True)[0])
+    assert (out[:, :, heads] == 7).all() and (out[..., 0] == 7).all() and (out[..., -1] == 7).all()
+    turned = [x[:, ::-1, ::-1, ::-1] for x in (q, k, v)]
+    check(lib.attention(*turned), reference(*turned)[0])
+    one = np.broadcast_to(random(1, 1, seq, dim), (batch, heads, seq, dim))
+    check(lib.attention(q, one, one), reference(q, one, one)[0])
+    mask = np.broadcast_to(rng.random((seq, 1)) < 0.5, (batch, 1, seq, seq))
+    check(lib.attention(q, k, v, mask=mask), reference(q, k, v, mask=mask)[0])
+
+
+def test_edges():
+    q, k, v = random(1, 2, 4, 8), random(1, 2, 0, 8), random(1, 2, 0, 8)
+    out, lse = lib.attention(q, k, v, lse=True)
+    assert (out == 0).all() and (lse == -np.inf).all()
+    assert lib.attention(q[:, :, :0], k, v).shape == (1, 2, 0, 8)
+    k = random(1, 2, 6, 8)
+    k[:, :, 4:] = np.nan  # padding
+    out, expected = lib.attention(q, k, k, key_lengths=[4]), reference(q, k[:, :, :4], k[:, :, :4])[0]
+    check(out, expected)
+
+
+def test_merge():
+    q, k, v = random(1, 2, 3, 8), random(1, 2, 20, 8), random(1, 2, 20, 8)
+    (out, lse), other = (lib.attention(q, k[:, :, part], v[:, :, part], lse=True) for part in (slice(0, 7), slice(7, 20)))
+    lib.merge(out, lse, *other)
+    expected, expected_lse = reference(q, k, v)
+    check(out, expected)
+    check(lse, expected_lse)
+
+
+def softmax_of(x, axis, scale, log):
+    scores = scale * (wide(x) - wide(x).max(axis, keepdims=True))
+    sums = np.exp(scores).sum(axis, keepdims=True)
+    return scores - np.log(sums) if log else np.exp(scores) / sums
+
+
+def test_softmax():
+    views = {
+        "dense": lambda x: x,
+        "turned": lambda x: x[::-1, :, ::-1],
+        "transposed": lambda x: x.transpose(2, 0, 3, 1),
+        "sliced": lambda x: x[:, 1:, :, ::2],
+        "first rows": lambda x: x[:, :, :3],
+    }
+    for dtype, unit in ((np.float32, 2.0**-24), (np.float16, 2.0**-11), (np.float64, 2.0**-24)):
+        for name, view in views.items():
+            x = view(random(3, 4, 5, 34, dtype=dtype))
+            for axis in range(-4, 4):
+                for log in (False, True):
+                    function = lib.log_softmax if log else lib.softmax
+                    expected = softmax_of(x, axis, 0.5, log)
+                    y = function(x, axis=axis, scale=0.5)
+                    check(y / 4, expected / 4, unit)
+                    dense = function(np.ascontiguousarray(x), axis=axis, scale=0.5)
+                    assert np.ascontiguousarray(y).tobytes() == dense.tobytes(), f"bits of {name}, axis {axis}"
+                    own = view(np.zeros((3, 4, 5, 34), dtype))
+                    own[...] = x
+                    function(own, own, axis=axis, scale=0.5)
+                    assert (own == y).all(), f"in place: {name}, axis {axis}"
+
+                    dy = view(random(3, 4, 5, 34, dtype=dtype))
+                    backward = lib.log_softmax_backward if log else lib.softmax_backward
+                    dx = backward(y, dy, axis=axis, scale=0.5)
+                    wide_y, wide_dy = wide(y), wide(dy)
+                    if log:
+                        expected = 0.5 * (wide_dy - np.exp(wide_y) * wide_dy.sum(axis, keepdims=True))
+                    else:
+                        expected = 0.5 * wide_y * (wide_dy - (wide_dy * wide_y).sum(axis, keepdims=True))
+                    check(dx / 4, expected / 4, unit)
+                    backward(y, dy, dy, axis=axis, scale=0.5)
+                    assert (dy == dx).all()
+    x = random(9)
+    check(lib.softmax(x), softmax_of(x, 0, 1, False))
+    bits = flashtile.to_bf16(random(4, 9))
+    out = flashtile.bf16(np.empty((4, 9), np.uint16))
+    lib.softmax(bits, out)
+    check(out, softmax_of(flashtile.from_bf16(bits), -1, 1, False), 2.0**-8)
+
+
+def test_errors():
+    q, k, v = random(2, 4, 3, 8), random(2, 2, 5, 8), random(2, 2, 5, 8)
+    run = lambda *args, **kwargs: lambda: lib.attention(*(args or (q, k, v)), **kwargs)
+    refused("SHAPE_MISMATCH", run(q, k[..., :7], v), "head_dim of the keys is 7 but must be 8")
+    refused("HEADS_NOT_DIVISIBLE", run(q[:, :3], k, v), "3 query heads")
+    refused("BAD_DTYPE", run(q.astype(np.float64), k, v), "queries")
+    refused("BAD_DTYPE", run(q.astype(np.int32), k, v), "0 is no dtype")
+    refused("BAD_RANK", run(q, k[0], v), "rank of the keys is 3")
+    refused("OVERLAP", run(q, k, v, q), "output", "queries")
+    refused("OVERLAPPING_OUTPUT", run(q, k, v, np.lib.stride_tricks.as_strided(np.empty(8, np.float32), q.shape, (0, 0, 0, 4))))
+    refused("WRONG_COUNT", run(key_lengths=[1]), "1 key lengths were given but there must be 2")
+    refused("KEY_LENGTH_PAST_END", run(key_lengths=[1, 6]), "batch 1 is 6")
+    refused("NEGATIVE_SIZE", run(key_lengths=[1, -1]), "-1")
+    refused("NOT_BROADCASTABLE", run(mask=np.ones((3, 4), bool)), "seq_kv of the mask is 4")
+    refused("BAD_DTYPE", run(mask=random(3, 5)), "mask")
+    refused("BAD_DTYPE", run(bias=np.ones((3, 5), bool)), "bias")
+    refused("INVALID_OPTION", run(softcap=-1.0), "softcap is -1")
+    refused("INVALID_OPTION", run(threads=-1), "threads is -1")
+    refused("LEVEL_UNAVAILABLE", run(level="nonsense"), "nonsense", "portable")
+    refused("AXIS_OUT_OF_RANGE", lambda: lib.softmax(q, axis=4), "axis 4")
+    refused("AXIS_OUT_OF_RANGE", lambda: lib.softmax(q, axis=-5), "axis -5")
+    refused("SHAPE_MISMATCH", lambda: lib.softmax(q, k), "[2, 2, 5, 8]", "[2, 4, 3, 8]")
+    refused("OVERLAP", lambda: lib.softmax(q[:, :3], q[:, 1:]))
+    refused("OVERLAP", lambda: lib.merge(q, np.zeros((2, 4, 3), np.float32), q, np.zeros((2, 4, 3), np.float32)))
+    small = flashtile.options(causal=True)
+    small.struct_size = 8
+    tensors = [ctypes.byref(flashtile.describe(x)) for x in (q, k, v, np.empty_like(q))]
+    refused("BAD_STRUCT_SIZE", lambda: lib._call("attention", *tensors, None, ctypes.byref(small)), "struct_size is 8")
+    refused("NULL_POINTER", lambda: lib._call("attention", None, *tensors[1:], None, None), "queries")
+
+
+for name, test in list(globals().items()):
+    if name.startswith("test_"):
+        test()
+        print(f"{name}: ok")
