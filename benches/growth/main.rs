@@ -41,7 +41,10 @@ fn run() -> Result<(), Box<dyn Error>> {
         match arg.as_str() {
             "--bench" => bench = true, // from cargo
             "--out" => out = args.next().ok_or(USAGE)?.into(),
-            "--help" | "-h" => return Ok(println!("{USAGE}")),
+            "--help" | "-h" => {
+                println!("{USAGE}");
+                return Ok(());
+            }
             _ => return Err(format!("unknown argument {arg}\n\n{USAGE}").into()),
         }
     }
@@ -132,9 +135,8 @@ impl Growth {
         for &tokens in &lengths {
             self.tell(format!("{tokens} tokens"));
             let sizes = Sizes::new(1, tokens, tokens, 64);
-            let row = [causal(), window()].map(|attention| self.cost::<f32>(sizes, attention.threads(Threads::Serial)));
-            let [causal, window] = row;
-            let row = [causal?, window?];
+            let serial = |attention: Attention<'static>| self.cost::<f32>(sizes, attention.threads(Threads::Serial));
+            let row = [serial(causal())?, serial(window())?];
             let pairs = [sizes.pairs(true, None), sizes.pairs(true, Some(WINDOW - 1))];
             let texts = [0, 1].map(|n| {
                 let Cost { seconds, extra_bytes } = row[n];
@@ -144,7 +146,7 @@ impl Growth {
             println!("| {tokens} | {} |", texts.join(" | "));
             costs.push(row);
         }
-        let names = ["causal", "window of 512"];
+        let names = ["causal", &format!("window of {WINDOW}")];
         let time = series(&names, &lengths, |i, n| costs[i][n].seconds * 1e3);
         let memory = series(&names, &lengths, |i, n| kib(costs[i][n].extra_bytes));
         self.picture(
@@ -152,7 +154,7 @@ impl Growth {
             "time and extra memory against the length",
             [
                 Panel { title: "ms against tokens", series: time },
-                Panel { title: "KiB beside the tensors, against tokens", series: memory },
+                Panel { title: "KiB beside the tensors, and theirs, against tokens", series: memory },
             ],
         )
     }

@@ -68,7 +68,7 @@ fn attention<'a, T: Element>(
 
 /// For the sizes of the workloads that use them: `[seq_q, seq_kv]`, `[heads_q, seq_q, seq_kv]` and `[heads_q]`.
 static MASK: LazyLock<Vec<bool>> = LazyLock::new(|| {
-    // Of the uniform bits that a number is made of, three decide.
+    // Three low bits of a number's fraction are as good as random.
     numbers::<f32>(2048 * 2048, 5).iter().map(|x| x.to_bits() >> 8 & 7 != 0).collect()
 });
 static BIAS: LazyLock<Vec<f32>> = LazyLock::new(|| numbers(8 * 2048 * 2048, 6));

@@ -70,7 +70,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     for group in groups.iter().filter(|group| !group.is_empty()) {
         let rows = measure(group, &arguments, &progress)?;
         for (row, _) in rows.iter().zip(group).filter(|(_, wanted)| wanted.shown) {
-            progress.print(&row.text(&rows));
+            progress.print(&row.text(&rows, arguments.threads));
             let judgement = row.judgement(&rows);
             judged += judgement.is_some() as usize;
             reached += judgement.is_some_and(|judgement| judgement.reached()) as usize;
@@ -81,7 +81,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     println!("\n{reached} of {judged} lines reach what is asked for.\n{}", scaling(&all, arguments.threads));
     if let Some(file) = &mut csv {
         writeln!(file, "{CSV_HEADER}")?;
-        all.iter().try_for_each(|row| writeln!(file, "{}", row.csv()))?;
+        all.iter().try_for_each(|row| write!(file, "{}", row.csv()))?;
     }
     Ok(())
 }

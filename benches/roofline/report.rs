@@ -39,7 +39,7 @@ impl From<Line<'_>> for Row {
 pub(crate) const CSV_HEADER: &str = "workload,q_type,kv_type,threads,best_ms,median_ms,gflops,gbps,fraction,roof";
 
 pub(crate) fn header(threads: usize) -> String {
-    let scaling = if threads > 1 { "  speed-up (roof's)" } else { "" };
+    let scaling = if threads > 1 { "   speed-up (roof's)" } else { "" };
     format!(
         "{:<22} {:<5} {:>7} {:>11} {:>11} {:>7} {:>6} {:>8} {:<7} {:<34}{scaling}  plan",
         "workload", "type", "threads", "best", "median", "GF/s", "GB/s", "fraction", "roof", "asked for"
@@ -61,31 +61,29 @@ impl Row {
         Some(self.outcome.peak? / self.serial?.peak?)
     }
 
+    /// Its line of the file, and another for one thread if that was measured.
     pub(crate) fn csv(&self) -> String {
-        let (name, dtype, threads, Outcome { best, median, roof_name, .. }) =
-            (self.workload.name, self.dtype, self.threads, self.outcome);
-        let (gflops, gbps, fraction) = (self.flops / best / 1e9, self.bytes / best / 1e9, self.fraction());
-        let (best, median) = (best * 1e3, median * 1e3);
+        let serial = self.serial.iter().map(|serial| self.csv_line(1, serial));
+        serial.chain([self.csv_line(self.threads, &self.outcome)]).collect()
+    }
+
+    fn csv_line(&self, threads: usize, outcome: &Outcome) -> String {
+        let Outcome { best, median, roof, roof_name, .. } = *outcome;
+        let (name, dtype) = (self.workload.name, self.dtype);
+        let (gflops, gbps) = (self.flops / best / 1e9, self.bytes / best / 1e9);
+        let (fraction, best, median) = (roof / best, best * 1e3, median * 1e3);
         format!(
-            "{name},{dtype},{dtype},{threads},{best:.6},{median:.6},{gflops:.3},{gbps:.3},{fraction:.4},{roof_name}"
+            "{name},{dtype},{dtype},{threads},{best:.6},{median:.6},{gflops:.3},{gbps:.3},{fraction:.4},{roof_name}\n"
         )
     }
 
-    /// `rows` are those of its group, with the one that it is judged by.
-    pub(crate) fn text(&self, rows: &[Row]) -> String {
+    /// Its line of a table for `threads` threads; `rows` are those of its group, with the one that it is judged by.
+    pub(crate) fn text(&self, rows: &[Row], threads: usize) -> String {
         let Outcome { best, median, roof_name, .. } = self.outcome;
         let asked = self.judgement(rows).map_or(String::new(), |judgement| judgement.text());
-        let scaling = match (self.speed_up(), self.serial) {
-            (Some(speed_up), Some(serial)) => format!("  {speed_up:>8.2} {:>8}", {
-                let roof = serial.roof / self.outcome.roof;
-                format!("({roof:.2})")
-            }),
-            _ if self.threads > 1 => " ".repeat(19),
-            _ => String::new(),
-        };
         let gflops = if self.flops > 0.0 { format!("{:.1}", self.flops / best / 1e9) } else { "-".into() };
         format!(
-            "{:<22} {:<5} {:>7} {:>11} {:>11} {gflops:>7} {:>6.1} {:>8.3} {roof_name:<7} {asked:<34}{scaling}  {}",
+            "{:<22} {:<5} {:>7} {:>11} {:>11} {gflops:>7} {:>6.1} {:>8.3} {roof_name:<7} {asked:<34}{}  {}",
             self.workload.name,
             self.dtype,
             self.threads,
@@ -93,28 +91,35 @@ impl Row {
             time(median),
             self.bytes / best / 1e9,
             self.fraction(),
+            self.scaling_columns(threads),
             self.plan
         )
     }
 
+    fn scaling_columns(&self, threads: usize) -> String {
+        match self.serial {
+            _ if threads == 1 => String::new(),
+            None => format!("{:20}", ""),
+            Some(serial) => {
+                let roofs = format!("({:.2})", serial.roof / self.outcome.roof);
+                format!("{:>11.2} {roofs:>8}", serial.best / self.outcome.best)
+            }
+        }
+    }
+
     pub(crate) fn judgement(&self, rows: &[Row]) -> Option<Judgement> {
-        let judge = self.workload.judged_by(self.dtype);
-        let judge = judge.map(|judge| rows.iter().find(|row| (row.workload.name, row.dtype) == judge));
-        let (what, got, bound) = match (self.workload.reach, judge) {
-            (_, Some(None)) => return None,
-            (Reach::Fraction(least) | Reach::OfF32(least), None) => ("".into(), self.fraction(), Bound::Least(least)),
-            (Reach::OfF32(_) | Reach::Fraction(_), Some(Some(judge))) => {
-                (" of f32's time".into(), self.outcome.best / judge.outcome.best, Bound::Most(HALVES_TIME))
-            }
-            (Reach::FractionOf(name, least), Some(Some(judge))) => {
-                (format!(" of {name}"), self.fraction() / judge.fraction(), Bound::Least(least))
-            }
-            (Reach::TimeOf(name, most), Some(Some(judge))) => {
-                (format!(" of {name}"), self.outcome.best / judge.outcome.best, Bound::Most(most))
-            }
-            (Reach::FractionOf(..) | Reach::TimeOf(..), None) => return None,
+        let Some(judge) = self.workload.judged_by(self.dtype) else {
+            let (Reach::Fraction(least) | Reach::OfF32(least)) = self.workload.reach else { return None };
+            return Some(Judgement { what: String::new(), got: self.fraction(), bound: Bound::Least(least) });
         };
-        Some(Judgement { what, got, bound })
+        let judge = rows.iter().find(|row| (row.workload.name, row.dtype) == judge)?;
+        let (fractions, times) = (self.fraction() / judge.fraction(), self.outcome.best / judge.outcome.best);
+        let (what, got, bound) = match self.workload.reach {
+            Reach::Fraction(_) | Reach::OfF32(_) => ("f32's time", times, Bound::Most(HALVES_TIME)),
+            Reach::FractionOf(name, least) => (name, fractions, Bound::Least(least)),
+            Reach::TimeOf(name, most) => (name, times, Bound::Most(most)),
+        };
+        Some(Judgement { what: format!(" of {what}"), got, bound })
     }
 }
 
