@@ -16,6 +16,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
+use support::machine::{multiply_add_flops, multiply_add_peak, multiply_adds};
 use support::{Case, Run, Sizes, best_times};
 
 const USAGE: &str =
@@ -167,9 +168,9 @@ impl Growth {
         println!(
             "\n### Threads\n\nPrefill: causal, 8 heads of 64, 2048 tokens, f32. Decode: 32 heads of 128 on 8, 8192 keys, f16.\n"
         );
-        println!("| threads | prefill | extra memory | speed-up | decode | extra memory | speed-up |");
-        println!("|---:|---:|---:|---:|---:|---:|---:|");
-        let mut costs: Vec<[Cost; 2]> = Vec::new();
+        println!("| threads | prefill | extra memory | speed-up | decode | extra memory | speed-up | multiply-adds' |");
+        println!("|---:|---:|---:|---:|---:|---:|---:|---:|");
+        let (mut costs, alone): (Vec<[Cost; 2]>, f64) = (Vec::new(), multiply_add_peak());
         for &threads in &counts {
             self.tell(format!("threads: {threads}"));
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
@@ -180,7 +181,8 @@ impl Growth {
             })?;
             costs.push(row);
             let texts = [0, 1].map(|n| format!("{} | {:.2}", row[n].text(), costs[0][n].seconds / row[n].seconds));
-            println!("| {threads} | {} |", texts.join(" | "));
+            let spin = Self::spin(&pool);
+            println!("| {threads} | {} | {:.2} |", texts.join(" | "), spin / alone);
         }
         let names = ["prefill", "decode"];
         let time = series(&names, &counts, |i, n| costs[i][n].seconds * 1e3);
@@ -193,6 +195,17 @@ impl Growth {
                 Panel { title: "KiB beside the tensors, against threads", series: memory },
             ],
         )
+    }
+
+    /// Multiply-adds in registers on all threads of a pool, in operations a second: what the machine has to give.
+    fn spin(pool: &rayon::ThreadPool) -> f64 {
+        const STEPS: usize = 1 << 21;
+        let run = |_| {
+            let start = Instant::now();
+            pool.broadcast(|_| multiply_adds(STEPS));
+            start.elapsed().as_secs_f64()
+        };
+        pool.current_num_threads() as f64 * multiply_add_flops(STEPS) / (0..10).map(run).fold(f64::INFINITY, f64::min)
     }
 
     fn batches(&self) -> Result<(), Box<dyn Error>> {
