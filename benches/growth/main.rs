@@ -241,7 +241,7 @@ impl Growth {
 
     fn crossover(&self) -> Result<(), Box<dyn Error>> {
         println!(
-            "\n### Few queries or many\n\nRows of one key/value head, {CROSSOVER_KEYS} keys, one thread: GF/s of either form, best of turns.\n"
+            "\n### Few queries or many\n\nRows of one key/value head, {CROSSOVER_KEYS} keys, one thread: GF/s of either form, best of turns. The plan's loss is how\nmuch longer its choice takes than the other form would, at the worst of these row counts.\n"
         );
         println!(
             "| type, head_dim | rows: few / many queries | few last faster at | plan: few up to | plan's loss at most |"
