@@ -57,7 +57,7 @@ fn bench<T: Element>(c: &mut Criterion, pattern: Pattern, sizes: Sizes, level: L
     let pairs = pattern.pairs(&sizes);
     let (strategy, throughput) = match sizes.seq_q {
         1 => {
-            let keys = pairs / sizes.heads_q; // that the one query sees
+            let keys = pairs / (sizes.batch * sizes.heads_q); // that the one query sees
             let elements = sizes.kv_elements() / sizes.seq_kv * keys;
             ("decode", Throughput::Bytes((elements * size_of::<T>()) as u64))
         }

@@ -4,13 +4,14 @@
 
 pub(crate) mod machine;
 
-use flashtile::{Attention, Element, QueryOffset, TensorMut, TensorRef, Workspace, reference};
+use flashtile::{Attention, Element, Plan, QueryOffset, TensorMut, TensorRef, Threads, Workspace, reference};
 use std::error::Error;
 use std::time::Instant;
 
-/// The sizes of a problem of batch 1.
+/// The sizes of a problem.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
+    pub(crate) batch: usize,
     pub(crate) heads_q: usize,
     pub(crate) heads_kv: usize,
     pub(crate) seq_q: usize,
@@ -20,9 +21,9 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// As many key/value heads as query heads, and one size of head.
+    /// Batch 1, as many key/value heads as query heads, and one size of head.
     pub(crate) const fn new(heads: usize, seq_q: usize, seq_kv: usize, dim: usize) -> Self {
-        Self { heads_q: heads, heads_kv: heads, seq_q, seq_kv, head_dim: dim, value_dim: dim }
+        Self { batch: 1, heads_q: heads, heads_kv: heads, seq_q, seq_kv, head_dim: dim, value_dim: dim }
     }
 
     /// Pairs of query and key that a mask of these properties shows, the last query standing at the last key.
@@ -33,7 +34,7 @@ impl Sizes {
             let end = if causal { p + 1 } else { self.seq_kv as isize };
             (end - start).max(0) as usize
         };
-        self.heads_q * (0..self.seq_q).map(keys).sum::<usize>()
+        self.batch * self.heads_q * (0..self.seq_q).map(keys).sum::<usize>()
     }
 
     /// Operations of both products over so many pairs, a multiply-add being two.
@@ -43,14 +44,30 @@ impl Sizes {
 
     /// Elements of keys and values.
     pub(crate) fn kv_elements(&self) -> usize {
-        self.heads_kv * self.seq_kv * (self.head_dim + self.value_dim)
+        self.batch * self.heads_kv * self.seq_kv * (self.head_dim + self.value_dim)
     }
 
-    /// `h32g4q1kv8192d128`: 32 query heads in groups of 4 to a key/value head (if more than 1), and so on.
+    /// Elements of queries and output.
+    pub(crate) fn query_elements(&self) -> usize {
+        self.batch * self.heads_q * self.seq_q * (self.head_dim + self.value_dim)
+    }
+
+    /// The shapes of queries, keys, values and output.
+    pub(crate) fn shapes(&self) -> [[usize; 4]; 4] {
+        let Sizes { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = *self;
+        [
+            [batch, heads_q, seq_q, head_dim],
+            [batch, heads_kv, seq_kv, head_dim],
+            [batch, heads_kv, seq_kv, value_dim],
+            [batch, heads_q, seq_q, value_dim],
+        ]
+    }
+
+    /// `b1h32g4q1kv8192d128`: 32 query heads in groups of 4 to a key/value head (if more than 1), and so on.
     pub(crate) fn name(&self) -> String {
         let group = self.heads_q / self.heads_kv;
         let group = if group == 1 { String::new() } else { format!("g{group}") };
-        format!("b1h{}{group}q{}kv{}d{}", self.heads_q, self.seq_q, self.seq_kv, self.head_dim)
+        format!("b{}h{}{group}q{}kv{}d{}", self.batch, self.heads_q, self.seq_q, self.seq_kv, self.head_dim)
     }
 }
 
@@ -67,25 +84,32 @@ pub(crate) struct Case<T> {
 
 impl<T: Element> Case<T> {
     pub(crate) fn new(sizes: Sizes, attention: Attention<'static>) -> Self {
-        let Sizes { heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = sizes;
+        let [q, k, v, out] = sizes.shapes().map(|shape| shape.iter().product());
         Self {
             sizes,
             attention,
-            q: numbers(heads_q * seq_q * head_dim, 1),
-            k: numbers(heads_kv * seq_kv * head_dim, 2),
-            v: numbers(heads_kv * seq_kv * value_dim, 3),
-            out: numbers(heads_q * seq_q * value_dim, 4),
+            q: numbers(q, 1),
+            k: numbers(k, 2),
+            v: numbers(v, 3),
+            out: numbers(out, 4),
             workspace: Workspace::new(),
         }
     }
 
     pub(crate) fn tensors(&self) -> Result<[TensorRef<'_, T>; 3], flashtile::Error> {
-        let Sizes { heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = self.sizes;
-        Ok([
-            TensorRef::from_slice(&self.q, [1, heads_q, seq_q, head_dim])?,
-            TensorRef::from_slice(&self.k, [1, heads_kv, seq_kv, head_dim])?,
-            TensorRef::from_slice(&self.v, [1, heads_kv, seq_kv, value_dim])?,
-        ])
+        let [q, k, v, _] = self.sizes.shapes();
+        Ok([TensorRef::from_slice(&self.q, q)?, TensorRef::from_slice(&self.k, k)?, TensorRef::from_slice(&self.v, v)?])
+    }
+
+    /// How it is computed.
+    pub(crate) fn plan(&self) -> Result<Plan, flashtile::Error> {
+        let [q, k, v] = self.tensors()?;
+        self.attention.plan(q, k, v)
+    }
+
+    /// Bytes that calls have needed beside their output.
+    pub(crate) fn extra_bytes(&self) -> usize {
+        self.workspace.bytes()
     }
 
     /// Computes it.
@@ -93,41 +117,65 @@ impl<T: Element> Case<T> {
         let mut workspace = std::mem::take(&mut self.workspace);
         let mut out = std::mem::take(&mut self.out);
         let [q, k, v] = self.tensors()?;
-        let shape = [1, self.sizes.heads_q, self.sizes.seq_q, self.sizes.value_dim];
+        let [.., shape] = self.sizes.shapes();
         let done = self.attention.compute(q, k, v, TensorMut::from_slice(&mut out, shape)?, None, &mut workspace);
         (self.workspace, self.out) = (workspace, out);
         done
     }
 
+    /// Computes it on the calling thread alone.
+    pub(crate) fn run_serially(&mut self) -> Result<(), flashtile::Error> {
+        let serial = self.attention.clone().threads(Threads::Serial);
+        let usual = std::mem::replace(&mut self.attention, serial);
+        let done = self.run();
+        self.attention = usual;
+        done
+    }
+
     /// Computes it and compares some of its rows, up to a dozen, with the definition.
-    pub(crate) fn checked(mut self) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn checked(self) -> Result<Self, Box<dyn Error>> {
+        self.checked_by(|attention, _, _| attention)
+    }
+
+    /// As [`Case::checked`], where options differ from row to row: `options_of(attention, h, i)` makes of the options of
+    /// all those of query `i` of head `h` alone. (The query's position is seen to here.)
+    pub(crate) fn checked_by(
+        mut self,
+        options_of: impl Fn(Attention<'static>, usize, usize) -> Attention<'static>,
+    ) -> Result<Self, Box<dyn Error>> {
         self.run()?;
-        let Sizes { heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = self.sizes;
-        // The error of f32, then one rounding to the type: half a unit of its last place.
-        let rounding = unit::<T>() as f64 / 2.0;
-        let row_of = |data: &'_ [T], row: usize, len: usize| data[row * len..][..len].to_vec();
-        for h in [0, heads_q / 3, heads_q - 1] {
-            let (k, v) = (row_of(&self.k, h * heads_kv / heads_q, seq_kv * head_dim), h * heads_kv / heads_q);
-            let v = row_of(&self.v, v, seq_kv * value_dim);
+        let Sizes { batch, heads_q, seq_q, .. } = self.sizes;
+        for (b, h) in [(0, 0), (batch / 3, heads_q / 3), (batch - 1, heads_q - 1)] {
             for i in [0, seq_q / 3, seq_q / 2, seq_q - 1] {
-                let q = row_of(&self.q, h * seq_q + i, head_dim);
-                let position = (seq_kv + i) as isize - seq_q as isize;
-                let expected = reference::attention(
-                    &self.attention.clone().query_offset(QueryOffset::At(position)),
-                    TensorRef::from_slice(&q, [1, 1, 1, head_dim])?,
-                    TensorRef::from_slice(&k, [1, 1, seq_kv, head_dim])?,
-                    TensorRef::from_slice(&v, [1, 1, seq_kv, value_dim])?,
-                )?;
-                for (got, expected) in row_of(&self.out, h * seq_q + i, value_dim).iter().zip(&expected.out) {
-                    let error = (got.to_f32() as f64 - expected).abs();
-                    if error.is_nan() || error > 1e-5 + rounding * expected.abs() {
-                        let sizes = self.sizes.name();
-                        return Err(format!("{sizes} {}, head {h} query {i}: {got:?}, not {expected}", T::DTYPE).into());
-                    }
-                }
+                self.check_row([b, h, i], options_of(self.attention.clone(), h, i))?;
             }
         }
         Ok(self)
+    }
+
+    fn check_row(&self, [b, h, i]: [usize; 3], options: Attention<'_>) -> Result<(), Box<dyn Error>> {
+        let Sizes { heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim, .. } = self.sizes;
+        let (row, head) = ((b * heads_q + h) * seq_q + i, b * heads_kv + h * heads_kv / heads_q);
+        let expected = reference::attention(
+            &options.query_offset(QueryOffset::At((seq_kv + i) as isize - seq_q as isize)),
+            TensorRef::from_slice(&self.q[row * head_dim..][..head_dim], [1, 1, 1, head_dim])?,
+            TensorRef::from_slice(&self.k[head * seq_kv * head_dim..][..seq_kv * head_dim], [1, 1, seq_kv, head_dim])?,
+            TensorRef::from_slice(
+                &self.v[head * seq_kv * value_dim..][..seq_kv * value_dim],
+                [1, 1, seq_kv, value_dim],
+            )?,
+        )?;
+        // The error of f32, then one rounding to the type: half a unit of its last place.
+        let rounding = unit::<T>() as f64 / 2.0;
+        for (got, expected) in self.out[row * value_dim..][..value_dim].iter().zip(&expected.out) {
+            let error = (got.to_f32() as f64 - expected).abs();
+            if error.is_nan() || error > 1e-5 + rounding * expected.abs() {
+                let sizes = self.sizes.name();
+                let place = format!("batch {b} head {h} query {i}");
+                return Err(format!("{sizes} {}, {place}: {got:?}, not {expected}", T::DTYPE).into());
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,41 @@
+//! What the command line says.
+
+use std::error::Error;
+
+pub(crate) const USAGE: &str = "\
+usage: cargo bench --bench roofline -- [--filter TEXT] [--threads N] [--csv FILE]
+
+  --filter TEXT   only lines with TEXT in their name and type, as in \"decode_short f32\"
+  --threads N     threads of the pool, 1 if not given; with more than 1, prefill and decode are held against one thread
+  --csv FILE      the table as a file, too";
+
+pub(crate) struct Arguments {
+    /// As opposed to `cargo test --benches`, for which a quick look must do.
+    pub(crate) bench: bool,
+    pub(crate) help: bool,
+    pub(crate) filter: String,
+    pub(crate) threads: usize,
+    pub(crate) csv: Option<String>,
+}
+
+impl Arguments {
+    pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, Box<dyn Error>> {
+        let mut parsed = Self { bench: false, help: false, filter: String::new(), threads: 1, csv: None };
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or(format!("{arg} needs a value\n\n{USAGE}"));
+            match arg.as_str() {
+                "--bench" => parsed.bench = true, // from cargo
+                "--help" | "-h" => parsed.help = true,
+                "--filter" => parsed.filter = value()?,
+                "--csv" => parsed.csv = Some(value()?),
+                "--threads" => {
+                    let number = value()?;
+                    let threads = number.parse().ok().filter(|&threads| threads > 0);
+                    parsed.threads = threads.ok_or(format!("--threads takes a number from 1 on, not {number}"))?;
+                }
+                _ => return Err(format!("unknown argument {arg}\n\n{USAGE}").into()),
+            }
+        }
+        Ok(parsed)
+    }
+}

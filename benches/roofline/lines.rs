@@ -1,0 +1,180 @@
+//! A line of the table: its data, checked, and what is timed for it.
+
+use crate::contest::{Contest, Repeat, Work, stream};
+use crate::support::{Case, Sizes, numbers};
+use crate::workloads::{Options, SOFTCAP, SOFTMAX_SIZE, Task, Workload};
+use flashtile::softmax::{Axis, Number, softmax_in_place, softmax_into};
+use flashtile::{AlibiSlopes, Attention, DType, Element, TensorRef, Threads, alibi_slope, bf16, f16};
+use std::cell::RefCell;
+use std::error::Error;
+use std::hint::black_box;
+use std::rc::Rc;
+use std::sync::LazyLock;
+
+pub(crate) struct Line<'a> {
+    pub(crate) workload: &'static Workload,
+    pub(crate) dtype: DType,
+    pub(crate) threads: usize,
+    pub(crate) work: Work,
+    pub(crate) plan: String,
+    pub(crate) contest: Contest<'a>,
+    /// The same on one thread, where it is to be compared.
+    pub(crate) serial: Option<Contest<'a>>,
+}
+
+impl Line<'_> {
+    pub(crate) fn new(workload: &'static Workload, dtype: DType, threads: usize) -> Result<Self, Box<dyn Error>> {
+        match (workload.task, dtype) {
+            (Task::Attention(sizes, options), DType::F32) => attention::<f32>(workload, sizes, options, threads),
+            (Task::Attention(sizes, options), DType::F16) => attention::<f16>(workload, sizes, options, threads),
+            (Task::Attention(sizes, options), DType::Bf16) => attention::<bf16>(workload, sizes, options, threads),
+            (Task::Softmax { axis, in_place }, DType::F32) => softmax::<f32>(workload, axis, in_place),
+            (Task::Softmax { axis, in_place }, DType::Bf16) => softmax::<bf16>(workload, axis, in_place),
+            (_, dtype) => Err(format!("{}: no {dtype} here", workload.name).into()),
+        }
+    }
+
+    pub(crate) fn round(&mut self) -> Result<(), flashtile::Error> {
+        self.contest.round()?;
+        self.serial.as_mut().map_or(Ok(()), Contest::round)
+    }
+}
+
+fn attention<'a, T: Element>(
+    workload: &'static Workload,
+    sizes: Sizes,
+    options: Options,
+    threads: usize,
+) -> Result<Line<'a>, Box<dyn Error>> {
+    let use_of_threads = if threads == 1 { Threads::Serial } else { Threads::Pool };
+    let case = Case::<T>::new(sizes, options.attention(&sizes)?.threads(use_of_threads));
+    let case = case.checked_by(|attention, h, i| options.of_row(attention, &sizes, h, i))?;
+    let plan = case.plan()?.to_string();
+    let work = Work {
+        flops: sizes.flops(options.pairs(&sizes)),
+        bytes: (sizes.kv_elements() + sizes.query_elements()) * size_of::<T>() + options.bytes(),
+    };
+    let (case, stream) = (Rc::new(RefCell::new(case)), stream(work));
+    let contest = |threads: usize, run: fn(&mut Case<T>) -> Result<(), flashtile::Error>| {
+        let case = case.clone();
+        let repeat: Repeat<'a> = Box::new(move |repeats| (0..repeats).try_for_each(|_| run(&mut case.borrow_mut())));
+        Contest::with_machine(repeat, threads, work, stream.clone())
+    };
+    let serial = if threads > 1 && workload.scales() { Some(contest(1, Case::run_serially)?) } else { None };
+    // The sizes are named by the workload already.
+    let plan = plan.split_once(": ").map_or(plan.clone(), |(_, plan)| plan.to_string());
+    Ok(Line { workload, dtype: T::DTYPE, threads, work, plan, contest: contest(threads, Case::run)?, serial })
+}
+
+/// For the sizes of the workloads that use them: `[seq_q, seq_kv]`, `[heads_q, seq_q, seq_kv]` and `[heads_q]`.
+static MASK: LazyLock<Vec<bool>> = LazyLock::new(|| {
+    // Three low bits of a number's fraction are as good as random.
+    numbers::<f32>(2048 * 2048, 5).iter().map(|x| x.to_bits() >> 8 & 7 != 0).collect()
+});
+static BIAS: LazyLock<Vec<f32>> = LazyLock::new(|| numbers(8 * 2048 * 2048, 6));
+static SLOPES: LazyLock<Vec<f32>> = LazyLock::new(|| (0..8).map(|h| alibi_slope(h, 8)).collect());
+
+impl Options {
+    fn attention(self, sizes: &Sizes) -> Result<Attention<'static>, flashtile::Error> {
+        let plane = [sizes.seq_q, sizes.seq_kv];
+        Ok(match self {
+            Options::Plain => Attention::new(),
+            Options::Causal => Attention::new().causal(),
+            Options::Window(left) => Attention::new().causal().window(Some(left), None),
+            Options::Mask => Attention::new().mask(TensorRef::from_slice(&MASK, plane)?),
+            Options::Bias => {
+                Attention::new().bias(TensorRef::from_slice(&BIAS, [sizes.heads_q, sizes.seq_q, sizes.seq_kv])?)
+            }
+            Options::Softcap => Attention::new().softcap(SOFTCAP),
+            Options::Alibi => Attention::new().alibi(AlibiSlopes::Standard),
+        })
+    }
+
+    /// The options of query `i` of head `h` alone.
+    fn of_row(self, all: Attention<'static>, sizes: &Sizes, h: usize, i: usize) -> Attention<'static> {
+        let keys = sizes.seq_kv;
+        match self {
+            Options::Mask => all.mask(row(&MASK[i * keys..][..keys])),
+            Options::Bias => all.bias(row(&BIAS[(h * sizes.seq_q + i) * keys..][..keys])),
+            Options::Alibi => all.alibi(AlibiSlopes::PerHead(&SLOPES[h..=h])),
+            _ => all,
+        }
+    }
+
+    /// Pairs of query and key that are seen.
+    fn pairs(self, sizes: &Sizes) -> usize {
+        match self {
+            Options::Causal => sizes.pairs(true, None),
+            Options::Window(left) => sizes.pairs(true, Some(left)),
+            Options::Mask => sizes.batch * sizes.heads_q * MASK.iter().filter(|&&seen| seen).count(),
+            Options::Plain | Options::Bias | Options::Softcap | Options::Alibi => sizes.pairs(false, None),
+        }
+    }
+
+    /// Bytes of the mask or bias.
+    fn bytes(self) -> usize {
+        match self {
+            Options::Mask => size_of_val(&MASK[..]),
+            Options::Bias => size_of_val(&BIAS[..]),
+            _ => 0,
+        }
+    }
+}
+
+fn row<T: Copy>(data: &'static [T]) -> TensorRef<'static, T, 1> {
+    TensorRef::from_slice(data, [data.len()]).expect("as long as it is")
+}
+
+/// Softmax has no pool: always one thread.
+fn softmax<'a, T: Element + Number<Real = f32>>(
+    workload: &'static Workload,
+    axis: usize,
+    in_place: bool,
+) -> Result<Line<'a>, Box<dyn Error>> {
+    const N: usize = SOFTMAX_SIZE;
+    let axis_number = axis;
+    let axis = Axis::new(&[N, N], axis)?;
+    let x: Vec<T> = numbers(N * N, 7);
+    let mut out = x.clone();
+    softmax_into(&x, &mut out, axis, 1.0)?;
+    check_softmax(&x, &out, axis_number)?;
+    // As many bytes, whatever is in them.
+    let mut copied = vec![1.0f32; size_of_val(&x[..]) / size_of::<f32>()];
+    let contest = if in_place {
+        let negate = move |_| {
+            copied.iter_mut().for_each(|x| *x = -*x);
+            black_box(&mut copied);
+            Ok(())
+        };
+        // Its own output is its next input: the time depends on no value.
+        Contest::with_copy(Box::new(move |_| softmax_in_place(&mut out, axis, 1.0)), Box::new(negate))?
+    } else {
+        let original = copied.clone();
+        let copy = move |_| {
+            copied.copy_from_slice(black_box(&original));
+            black_box(&mut copied);
+            Ok(())
+        };
+        Contest::with_copy(Box::new(move |_| softmax_into(&x, &mut out, axis, 1.0)), Box::new(copy))?
+    };
+    let work = Work { flops: 0.0, bytes: 2 * N * N * size_of::<T>() };
+    Ok(Line { workload, dtype: T::DTYPE, threads: 1, work, plan: "serial".into(), contest, serial: None })
+}
+
+/// Three of the lines against the formula.
+fn check_softmax<T: Element>(x: &[T], out: &[T], axis: usize) -> Result<(), Box<dyn Error>> {
+    const N: usize = SOFTMAX_SIZE;
+    let (stride, step) = if axis == 1 { (1, N) } else { (N, 1) };
+    let tolerance = if T::DTYPE == DType::F32 { 1e-5 } else { 0.004 };
+    for line in [0, N / 2, N - 1] {
+        let at = |data: &[T], i: usize| data[line * step + i * stride].to_f32() as f64;
+        let sum: f64 = (0..N).map(|i| at(x, i).exp()).sum();
+        for i in 0..N {
+            let (got, expected) = (at(out, i), at(x, i).exp() / sum);
+            if (got - expected).abs() > tolerance * expected {
+                return Err(format!("softmax {} {axis}, line {line}: {got}, not {expected}", T::DTYPE).into());
+            }
+        }
+    }
+    Ok(())
+}

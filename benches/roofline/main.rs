@@ -1,0 +1,147 @@
+//! How close to what the machine can do at all: `cargo bench --bench roofline [-- --filter decode] [--threads 2]`.
+//!
+//! In one process, in turns, many rounds of: the kernel, multiply-adds that never leave the registers, and a loop that
+//! reads as many bytes as the workload's tensors have. The roof that binds is the one that says the longer time:
+//!
+//! ```text
+//! roof      = max(operations / multiply-adds per second, bytes / bytes read per second)
+//! fraction  = roof / time                                                              best against best
+//! ```
+//!
+//! Operations are those of pairs that the mask shows, bytes those of all tensors, mask and bias included, each once. For
+//! softmax, the roof is a copy of as many bytes, or, in place, a loop that negates them. With several threads, roofs are
+//! measured on all of them. Every answer is checked against the definition before it is timed.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod arguments;
+mod contest;
+mod lines;
+mod report;
+mod workloads;
+
+use arguments::{Arguments, USAGE};
+use flashtile::{DType, Level};
+use indicatif::{ProgressBar, ProgressStyle};
+use lines::Line;
+use report::{CSV_HEADER, Row, header, scaling};
+use std::error::Error;
+use std::fs::File;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use workloads::{GROUPS, Workload};
+
+/// What a line may take, on average over its group: 41 lines shall take less than five minutes with their data.
+const LINE_TIME: Duration = Duration::from_millis(4500);
+const LEAST_ROUNDS: usize = 5;
+const MOST_ROUNDS: usize = 400;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("roofline: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let mut arguments = Arguments::parse(std::env::args().skip(1))?;
+    if arguments.help {
+        println!("{USAGE}");
+        return Ok(());
+    }
+    if !arguments.bench && arguments.filter.is_empty() {
+        arguments.filter = "decode_short".into();
+    }
+    let mut csv = arguments.csv.as_ref().map(File::create).transpose()?;
+    let groups: Vec<Vec<Wanted>> = GROUPS.iter().map(|group| wanted(group, &arguments.filter)).collect();
+    if groups.iter().all(Vec::is_empty) {
+        return Err(format!("no line has \"{}\" in its name and type", arguments.filter).into());
+    }
+    let _pool = rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).use_current_thread().build()?;
+
+    println!("{}, threads: {}\n\n{}", Level::best(), arguments.threads, header(arguments.threads));
+    let progress = Progress::new(groups.iter().map(Vec::len).sum())?;
+    let (mut all, mut reached, mut judged) = (Vec::new(), 0, 0);
+    for group in groups.iter().filter(|group| !group.is_empty()) {
+        let rows = measure(group, &arguments, &progress)?;
+        for (row, _) in rows.iter().zip(group).filter(|(_, wanted)| wanted.shown) {
+            progress.print(&row.text(&rows, arguments.threads));
+            let judgement = row.judgement(&rows);
+            judged += judgement.is_some() as usize;
+            reached += judgement.is_some_and(|judgement| judgement.reached()) as usize;
+        }
+        all.extend(rows.into_iter().zip(group).filter(|(_, wanted)| wanted.shown).map(|(row, _)| row));
+    }
+    progress.bar.finish_and_clear();
+    println!("\n{reached} of {judged} lines reach what is asked for.\n{}", scaling(&all, arguments.threads));
+    if let Some(file) = &mut csv {
+        writeln!(file, "{CSV_HEADER}")?;
+        all.iter().try_for_each(|row| write!(file, "{}", row.csv()))?;
+    }
+    Ok(())
+}
+
+/// A line to measure, for the table or only because others are judged by it.
+struct Wanted {
+    workload: &'static Workload,
+    dtype: DType,
+    shown: bool,
+}
+
+fn wanted(group: &'static [Workload], filter: &str) -> Vec<Wanted> {
+    let lines = || group.iter().flat_map(|workload| workload.types.iter().map(move |&dtype| (workload, dtype)));
+    let shown = |(workload, dtype): (&Workload, DType)| format!("{} {dtype}", workload.name).contains(filter);
+    let judges: Vec<_> =
+        lines().filter(|&line| shown(line)).filter_map(|(workload, dtype)| workload.judged_by(dtype)).collect();
+    lines()
+        .map(|(workload, dtype)| Wanted { workload, dtype, shown: shown((workload, dtype)) })
+        .filter(|wanted| wanted.shown || judges.contains(&(wanted.workload.name, wanted.dtype)))
+        .collect()
+}
+
+/// All lines of a group, taking turns until their time is up.
+fn measure(group: &[Wanted], arguments: &Arguments, progress: &Progress) -> Result<Vec<Row>, Box<dyn Error>> {
+    progress.tell(group[0].workload.name);
+    let make = |wanted: &Wanted| Line::new(wanted.workload, wanted.dtype, arguments.threads);
+    let mut lines = group.iter().map(make).collect::<Result<Vec<_>, _>>()?;
+    let (start, time) = (Instant::now(), LINE_TIME * lines.len() as u32);
+    for round in 0..if arguments.bench { MOST_ROUNDS } else { 1 } {
+        if round >= LEAST_ROUNDS && start.elapsed() > time {
+            break;
+        }
+        lines.iter_mut().try_for_each(Line::round)?;
+    }
+    progress.bar.inc(lines.len() as u64);
+    Ok(lines.into_iter().map(Row::from).collect())
+}
+
+/// A bar on a terminal, plain lines elsewhere.
+struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    fn new(lines: usize) -> Result<Self, Box<dyn Error>> {
+        let bar = ProgressBar::new(lines as u64);
+        bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len}  {msg}  {elapsed}")?);
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Ok(Self { bar })
+    }
+
+    fn tell(&self, name: &'static str) {
+        self.bar.set_message(name);
+        if self.bar.is_hidden() {
+            eprintln!("measuring {name}");
+        }
+    }
+
+    /// A line of the table, above the bar.
+    fn print(&self, line: &str) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+}

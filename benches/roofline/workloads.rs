@@ -1,0 +1,139 @@
+//! What is measured, and what is asked of it: a table.
+
+use crate::support::Sizes;
+use flashtile::DType::{self, Bf16, F16, F32};
+
+/// One line of the table for each of its types.
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    pub(crate) task: Task,
+    /// Of queries, keys, values and output.
+    pub(crate) types: &'static [DType],
+    pub(crate) reach: Reach,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Task {
+    Attention(Sizes, Options),
+    /// Of a matrix of [`SOFTMAX_SIZE`] rows and columns along one of its axes, in place or into another.
+    Softmax {
+        axis: usize,
+        in_place: bool,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Options {
+    Plain,
+    Causal,
+    /// Causal, so many keys before the query's own.
+    Window(usize),
+    /// A dense boolean mask for all heads, of which an eighth is false, at random.
+    Mask,
+    /// An additive bias, another for each head.
+    Bias,
+    Softcap,
+    Alibi,
+}
+
+/// What a line is asked to reach.
+#[derive(Clone, Copy)]
+pub(crate) enum Reach {
+    /// So much of the binding roof.
+    Fraction(f64),
+    /// So much of the binding roof in f32; in other types f32's time, or [`HALVES_TIME`] times it.
+    OfF32(f64),
+    /// So much of the fraction that another workload reaches in the same type.
+    FractionOf(&'static str, f64),
+    /// At most so many times the time of another workload in the same type.
+    TimeOf(&'static str, f64),
+}
+
+pub(crate) const HALVES_TIME: f64 = 1.03;
+pub(crate) const SOFTMAX_SIZE: usize = 4096;
+pub(crate) const SOFTCAP: f32 = 30.0;
+
+const ALL: &[DType] = &[F32, F16, Bf16];
+const ENDS: &[DType] = &[F32, Bf16];
+
+/// Query heads in groups that share a key/value head.
+const fn grouped(heads_q: usize, heads_kv: usize, seq_q: usize, seq_kv: usize, dim: usize) -> Sizes {
+    let mut sizes = Sizes::new(heads_q, seq_q, seq_kv, dim);
+    sizes.heads_kv = heads_kv;
+    sizes
+}
+
+const fn batch(batch: usize, mut sizes: Sizes) -> Sizes {
+    sizes.batch = batch;
+    sizes
+}
+
+const fn attention(
+    name: &'static str,
+    sizes: Sizes,
+    options: Options,
+    types: &'static [DType],
+    reach: Reach,
+) -> Workload {
+    Workload { name, task: Task::Attention(sizes, options), types, reach }
+}
+
+const fn softmax(name: &'static str, axis: usize, in_place: bool) -> Workload {
+    Workload { name, task: Task::Softmax { axis, in_place }, types: ENDS, reach: Reach::Fraction(0.80) }
+}
+
+/// Workloads of a group take turns, each in all its types: those that are held against one another stand together.
+pub(crate) const GROUPS: &[&[Workload]] = {
+    use Options::{Alibi, Bias, Causal, Mask, Plain, Softcap, Window};
+    use Reach::{Fraction, FractionOf, OfF32, TimeOf};
+    const D64: Sizes = Sizes::new(8, 2048, 2048, 64);
+    const D128: Sizes = Sizes::new(8, 2048, 2048, 128);
+    &[
+        &[
+            attention("prefill_d64", D64, Plain, ALL, OfF32(0.85)),
+            attention("causal_d64", D64, Causal, ENDS, FractionOf("prefill_d64", 0.93)),
+            attention("mask_bool", D64, Mask, &[F32], TimeOf("prefill_d64", 1.15)),
+            attention("mask_bias", D64, Bias, &[F32], TimeOf("prefill_d64", 1.25)),
+            attention("mask_softcap", D64, Softcap, &[F32], TimeOf("prefill_d64", 1.30)),
+            attention("mask_alibi", D64, Alibi, &[F32], TimeOf("prefill_d64", 1.10)),
+        ],
+        &[
+            attention("prefill_d128", D128, Plain, ALL, OfF32(0.90)),
+            attention("causal_d128", D128, Causal, ENDS, FractionOf("prefill_d128", 0.93)),
+        ],
+        &[attention("prefill_d256", Sizes::new(8, 1024, 1024, 256), Plain, ALL, OfF32(0.91))],
+        &[attention("causal_short", Sizes::new(8, 512, 512, 64), Causal, &[F32], Fraction(0.75))],
+        &[attention("window", Sizes::new(8, 8192, 8192, 64), Window(511), &[F32], Fraction(0.78))],
+        &[attention("bert", batch(32, Sizes::new(12, 128, 128, 64)), Plain, ENDS, Fraction(0.78))],
+        &[attention("vit", batch(8, Sizes::new(12, 197, 197, 64)), Plain, &[F32], Fraction(0.75))],
+        &[attention("odd", Sizes::new(5, 1000, 1037, 80), Causal, &[F16], Fraction(0.75))],
+        &[attention("chunk", grouped(32, 8, 256, 8192, 128), Causal, &[Bf16], Fraction(0.85))],
+        &[attention("speculate_4", grouped(32, 8, 4, 8192, 128), Plain, &[F16], Fraction(0.75))],
+        &[attention("speculate_8", grouped(32, 8, 8, 8192, 128), Plain, &[F16], Fraction(0.75))],
+        &[attention("speculate_16", grouped(32, 8, 16, 8192, 128), Plain, &[F16], Fraction(0.75))],
+        &[attention("decode", grouped(32, 8, 1, 8192, 128), Plain, ALL, Fraction(0.85))],
+        &[attention("decode_mha", grouped(32, 32, 1, 4096, 128), Plain, &[F16], Fraction(0.85))],
+        &[attention("decode_batch", batch(16, grouped(32, 8, 1, 1024, 128)), Plain, &[F16], Fraction(0.85))],
+        &[attention("decode_short", grouped(9, 3, 1, 256, 64), Plain, &[F32], Fraction(0.85))],
+        &[softmax("softmax_last", 1, false)],
+        &[softmax("softmax_last_in_place", 1, true)],
+        &[softmax("softmax_first", 0, false)],
+        &[softmax("softmax_first_in_place", 0, true)],
+    ]
+};
+
+impl Workload {
+    /// Whether several threads are held against one.
+    pub(crate) fn scales(&self) -> bool {
+        ["prefill", "decode"].iter().any(|start| self.name.starts_with(start))
+    }
+
+    /// The line that the one of type `dtype` is judged by, if there is one.
+    pub(crate) fn judged_by(&self, dtype: DType) -> Option<(&'static str, DType)> {
+        match self.reach {
+            Reach::OfF32(_) if dtype != F32 => Some((self.name, F32)),
+            Reach::Fraction(_) | Reach::OfF32(_) => None,
+            Reach::FractionOf(other, _) | Reach::TimeOf(other, _) => Some((other, dtype)),
+        }
+    }
+}
