@@ -79,52 +79,86 @@ impl Weights<'_> {
         let (mut max, mut sum): ([S::F32; V], [S::F32; V]) = (load(simd, &state.max), load(simd, &state.sum));
         let peak: [S::F32; V] = load(simd, self.tile_max);
 
-        // 1. Move the maximum where it was passed, and rescale.
-        let passed: [S::Mask; V] = std::array::from_fn(|v| simd.lt(max[v], peak[v]));
-        if passed.into_iter().any(|passed| simd.any(passed)) {
-            let factors: [S::F32; V] = std::array::from_fn(|v| {
+        // 1. Move the maximum where it was passed, and rescale. (Loops: a closure that is not inlined is compiled without
+        //    the level's instructions.)
+        let mut moved = false;
+        let mut factors = [simd.splat(1.0); V];
+        for v in 0..V {
+            let passed = simd.lt(max[v], peak[v]);
+            if simd.any(passed) {
                 let old = max[v];
-                max[v] = simd.select(passed[v], raised(simd, peak[v]), old);
-                simd.select(passed[v], power_of_two(simd, simd.sub(old, max[v])), simd.splat(1.0))
-            });
-            for out in self.out.chunks_exact_mut(lanes) {
-                let values: [S::F32; V] = load(simd, out);
-                store::<S, V>(simd, out, std::array::from_fn(|v| simd.mul(values[v], factors[v])));
+                max[v] = simd.select(passed, raised(simd, peak[v]), old);
+                factors[v] = simd.select(passed, power_of_two(simd, simd.sub(old, max[v])), simd.splat(1.0));
+                moved = true;
             }
-            sum = std::array::from_fn(|v| simd.mul(sum[v], factors[v]));
+        }
+        if moved {
+            for out in self.out.chunks_exact_mut(lanes) {
+                multiply(simd, out, factors);
+            }
+            for v in 0..V {
+                sum[v] = simd.mul(sum[v], factors[v]);
+            }
             store::<S, V>(simd, &mut state.max, max);
         }
 
         // 2. Bring lanes of giant scores near 0.
-        let mut max = max.map(|max| near(simd, max));
-        let far = max.map(|max| simd.lt(simd.splat(FAR), simd.abs(max)));
-        if far.into_iter().any(|far| simd.any(far)) {
-            let shift: [S::F32; V] = std::array::from_fn(|v| simd.select(far[v], max[v], simd.zero()));
-            for scores in self.scores.chunks_exact_mut(lanes) {
-                let values: [S::F32; V] = load(simd, scores);
-                store::<S, V>(simd, scores, std::array::from_fn(|v| simd.sub(values[v], shift[v])));
+        let mut any_far = false;
+        let mut shift = [simd.zero(); V];
+        for v in 0..V {
+            max[v] = near(simd, max[v]);
+            let far = simd.lt(simd.splat(FAR), simd.abs(max[v]));
+            if simd.any(far) {
+                shift[v] = simd.select(far, max[v], simd.zero());
+                max[v] = simd.select(far, simd.zero(), max[v]);
+                any_far = true;
             }
-            max = std::array::from_fn(|v| simd.select(far[v], simd.zero(), max[v]));
+        }
+        if any_far {
+            for scores in self.scores.chunks_exact_mut(lanes) {
+                for v in 0..V {
+                    let scores = &mut scores[v * S::LANES..];
+                    simd.store_slice(scores, simd.sub(simd.load_slice(scores), shift[v]));
+                }
+            }
         }
 
         // 3. Weights, and their sum: from zero, then added, so that long rows don't swallow small weights.
-        let base = max.map(|max| base(simd, max));
+        let mut bases = [simd.zero(); V];
+        for v in 0..V {
+            bases[v] = base(simd, max[v]);
+        }
         let mut tile_sum = [simd.zero(); V];
         for scores in self.scores.chunks_exact_mut(lanes) {
             for v in 0..V {
                 let scores = &mut scores[v * S::LANES..(v + 1) * S::LANES];
-                let weight = weight(simd, simd.load_slice(scores), base[v]);
+                let weight = weight(simd, simd.load_slice(scores), bases[v]);
                 tile_sum[v] = simd.add(tile_sum[v], weight);
                 simd.store_slice(scores, weight);
             }
         }
-        store::<S, V>(simd, &mut state.sum, std::array::from_fn(|v| simd.add(sum[v], tile_sum[v])));
+        for v in 0..V {
+            sum[v] = simd.add(sum[v], tile_sum[v]);
+        }
+        store::<S, V>(simd, &mut state.sum, sum);
     }
 }
 
 #[inline(always)]
 fn load<S: Simd, const V: usize>(simd: S, x: &[f32]) -> [S::F32; V] {
-    std::array::from_fn(|v| simd.load_slice(&x[v * S::LANES..]))
+    let mut values = [simd.zero(); V];
+    for (v, value) in values.iter_mut().enumerate() {
+        *value = simd.load_slice(&x[v * S::LANES..]);
+    }
+    values
+}
+
+#[inline(always)]
+fn multiply<S: Simd, const V: usize>(simd: S, x: &mut [f32], factors: [S::F32; V]) {
+    for (v, factor) in factors.into_iter().enumerate() {
+        let x = &mut x[v * S::LANES..];
+        simd.store_slice(x, simd.mul(simd.load_slice(x), factor));
+    }
 }
 
 #[inline(always)]

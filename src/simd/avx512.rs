@@ -185,15 +185,22 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn sums(self, x: [__m512; MAX_LANES]) -> __m512 {
         op!({
+            // (Loops and macros: a closure that is not inlined is compiled without the level's instructions.)
+            macro_rules! fold {
+                ($a:expr, $b:expr) => {
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>($a, $b), _mm512_shuffle_f32x4::<0xdd>($a, $b))
+                };
+            }
             // In each quarter: lanes two apart, then neighbours, which leaves four vectors' sums side by side.
-            let quarters: [__m512; 4] = std::array::from_fn(|n| {
-                let pair = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-                let (ab, cd) = (pair(x[4 * n], x[4 * n + 1]), pair(x[4 * n + 2], x[4 * n + 3]));
-                _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd))
-            });
+            let mut quarters = [_mm512_setzero_ps(); 4];
+            for (n, quarter) in quarters.iter_mut().enumerate() {
+                let [a, b, c, d] = [x[4 * n], x[4 * n + 1], x[4 * n + 2], x[4 * n + 3]];
+                let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                *quarter = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd));
+            }
             // Then quarter by quarter: neighbours, then halves.
-            let fold = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-            fold(fold(quarters[0], quarters[1]), fold(quarters[2], quarters[3]))
+            fold!(fold!(quarters[0], quarters[1]), fold!(quarters[2], quarters[3]))
         })
     }
     #[inline(always)]
