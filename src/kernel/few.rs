@@ -117,11 +117,12 @@ fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
         }
         let mut folded = [0.0; MAX_LANES];
         simd.store_slice(&mut folded, simd.sums(sums));
-        for (r, scores) in scores.chunks_exact_mut(stride).enumerate() {
+        for r in 0..R {
             let folded = &folded[r * N..(r + 1) * N];
-            match scores[first..keys.rows()].first_chunk_mut::<N>() {
+            let scores = &mut scores[r * stride + first..r * stride + keys.rows()];
+            match scores.first_chunk_mut::<N>() {
                 Some(scores) => scores.copy_from_slice(folded),
-                None => scores[first..keys.rows()].copy_from_slice(&folded[..keys.rows() - first]),
+                None => scores.copy_from_slice(&folded[..keys.rows() - first]),
             }
         }
         first += N;
@@ -272,11 +273,15 @@ impl Kernel for AddValues<'_> {
             with_matrix!(self.values, values => for first in (0..values.rows()).step_by(KEYS) {
                 let values = values.slice_rows(first..(first + KEYS).min(values.rows()));
                 let weights = &weights[first..];
-                match out.len() / width {
-                    1 => strips::<S, _, 1, 8>(simd, values, weights, out, self.stride),
-                    2 => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride),
-                    3 => strips::<S, _, 3, 2>(simd, values, weights, out, self.stride),
-                    _ => strips::<S, _, 4, 2>(simd, values, weights, out, self.stride),
+                match (S::LANES, out.len() / width) {
+                    (8, 1) => strips::<S, _, 1, 8>(simd, values, weights, out, self.stride),
+                    (8, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride),
+                    (8, 3) => strips::<S, _, 3, 2>(simd, values, weights, out, self.stride),
+                    (8, _) => strips::<S, _, 4, 2>(simd, values, weights, out, self.stride),
+                    (_, 1) => strips::<S, _, 1, 4>(simd, values, weights, out, self.stride),
+                    (_, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride),
+                    (_, 3) => strips::<S, _, 3, 4>(simd, values, weights, out, self.stride),
+                    (_, _) => strips::<S, _, 4, 4>(simd, values, weights, out, self.stride),
                 }
             });
         }
