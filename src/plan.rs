@@ -37,7 +37,7 @@ pub enum Threads {
 /// Up to so many rows per key/value head, the few-queries form is used, for up to here it is the faster one: at 24 rows
 /// of 4096 keys (head_dim 128, f16) 64 against 51 GF/s, at 16 rows 59 against 43, at 4 rows 44 against 12. A panel has
 /// to pack its values for itself alone, and its lanes are not full.
-const FEW_ROWS: usize = 24;
+const FEW_ROWS: usize = 16;
 
 /// Rows of one task of the few-queries form: all that the plan gives to it, so that keys and values are read once.
 const FEW_TASK_ROWS: usize = FEW_ROWS;

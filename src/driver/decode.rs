@@ -18,6 +18,7 @@ use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Floats, Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_row, query_factor};
+use crate::kernel::ahead::Ahead;
 use crate::kernel::few::{self, RowMax};
 use crate::kernel::finish::log_sum_exp;
 use crate::kernel::load::AnyMatrix;
@@ -46,8 +47,14 @@ pub(super) fn run(
         let slots = Slots::new(&mut workspace.partials[..needed], slot.len());
         fan_out(scratch, &|scratch| {
             while let Some((index, memory)) = slots.draw() {
-                let work = Work { problem, plan, task: &schedule.tasks()[index / splits] };
-                run_split(work, index % splits, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
+                let part = |index: usize| {
+                    let work = Work { problem, plan, task: schedule.tasks().get(index / splits)? };
+                    Some((work, split_keys(work, index % splits)))
+                };
+                if let Some((work, keys)) = part(index) {
+                    let next = part(slots.next()).map_or(Ahead::nothing(), |(work, keys)| first_keys(work, keys));
+                    run_split(work, keys, next, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
+                }
             }
         });
         done = Some(&workspace.partials[..needed]);
@@ -58,7 +65,7 @@ pub(super) fn run(
         while let Some(rows) = shared.draw() {
             let own = splits * slot.len();
             let done = done.map(|done| &done[rows.index() * own..][..own]);
-            merge_splits(rows, done, slot, scratch);
+            merge_splits(rows, shared.peek(), done, slot, scratch);
         }
     });
     even_out(scratch);
@@ -110,11 +117,18 @@ impl Slot {
 /// The keys of split `split` that the task sees.
 fn split_keys(work: Work<'_>, split: usize) -> Range<usize> {
     let (start, seen) = (split * work.plan.split_keys, &work.task.keys);
-    start.max(seen.start)..(start + work.plan.split_keys).min(seen.end)
+    let (start, end) = (start.max(seen.start), (start + work.plan.split_keys).min(seen.end));
+    start..end.max(start)
 }
 
 /// Merges the results of all splits of a task in order, `done` or still to be computed, and writes the rows.
-fn merge_splits(mut rows: Rows<'_>, done: Option<&[f32]>, slot: Slot, scratch: &mut Scratch) {
+fn merge_splits(
+    mut rows: Rows<'_>,
+    next_task: Option<Work<'_>>,
+    done: Option<&[f32]>,
+    slot: Slot,
+    scratch: &mut Scratch,
+) {
     let work = rows.work();
     let (isa, task) = (work.plan.isa, work.task);
     let Scratch { floats, merged, lanes, .. } = scratch;
@@ -127,7 +141,12 @@ fn merge_splits(mut rows: Rows<'_>, done: Option<&[f32]>, slot: Slot, scratch: &
         let part = match done {
             Some(done) => &done[split * slot.len()..][..slot.len()],
             None => {
-                run_split(work, split, slot, own, (&mut *floats, &mut *lanes));
+                let keys = split_keys(work, split);
+                let next = match split_keys(work, split + 1) {
+                    keys if keys.is_empty() => next_task.map(|next| first_keys(next, next.task.keys.clone())),
+                    keys => Some(first_keys(work, keys)),
+                };
+                run_split(work, keys, next.unwrap_or(Ahead::nothing()), slot, own, (&mut *floats, &mut *lanes));
                 &*own
             }
         };
@@ -143,6 +162,13 @@ fn merge_splits(mut rows: Rows<'_>, done: Option<&[f32]>, slot: Slot, scratch: &
     }
 }
 
+/// The first tile of some keys, to be asked for.
+fn first_keys(work: Work<'_>, keys: Range<usize>) -> Ahead {
+    let mut ahead = Ahead::nothing();
+    ahead.add(work.keys().slice_rows(keys.start..keys.end.min(keys.start + work.plan.tile_keys)));
+    ahead
+}
+
 /// What a worker fills anew for each tile: a row of `tile_keys` for each row of the task.
 struct Spare<'a> {
     /// Scores, then weights.
@@ -153,16 +179,16 @@ struct Spare<'a> {
     bias: &'a mut [f32],
 }
 
-/// Computes one split of one task into `memory`.
+/// Computes one split of one task, `keys`, into `memory`, and asks for what comes `next`.
 fn run_split(
     work: Work<'_>,
-    split: usize,
+    keys: Range<usize>,
+    mut next: Ahead,
     slot: Slot,
     memory: &mut [f32],
     (floats, lanes): (&mut Floats, &mut Vec<Lanes>),
 ) {
     slot.clear(memory);
-    let keys = split_keys(work, split);
     if keys.is_empty() {
         return;
     }
@@ -183,13 +209,18 @@ fn run_split(
         let seen = start.max(keys.start)..(start + tile).min(keys.end);
         let tile_keys = without_gaps(isa, all_keys.slice_rows(seen.clone()), wide_keys);
         let tile_values = without_gaps(isa, all_values.slice_rows(seen.clone()), wide_values);
-        few::scores(isa, tile_keys, queries, spare.scores, tile);
+        // Memory always has a tile's lead: it delivers the values while the keys are looked at, and then the next keys.
+        let mut values_ahead = Ahead::nothing();
+        values_ahead.add(all_values.slice_rows(seen.clone()));
+        few::scores(isa, tile_keys, queries, spare.scores, tile, &mut values_ahead);
+        let more = seen.end..(seen.end + tile).min(keys.end);
+        let keys_ahead = if more.is_empty() { &mut next } else { &mut first_keys(work, more) };
         let hidden = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
         let out = slot.out(memory, rows);
         if hidden && !few::all_finite(isa, tile_values) {
             few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
         } else {
-            few::add_values(isa, tile_values, spare.scores, out, tile);
+            few::add_values(isa, tile_values, spare.scores, out, tile, keys_ahead);
         }
         start += tile;
     }

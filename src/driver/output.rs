@@ -153,6 +153,11 @@ impl<'a> Slots<'a> {
         Slots { origin: buffer.as_mut_ptr(), slot, count, next: AtomicUsize::new(0), buffer: PhantomData }
     }
 
+    /// The number of the slot that is drawn next, most likely: another worker may be faster.
+    pub(super) fn next(&self) -> usize {
+        self.next.load(Ordering::Relaxed)
+    }
+
     /// The next slot and its number.
     pub(super) fn draw(&self) -> Option<(usize, &'a mut [f32])> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);

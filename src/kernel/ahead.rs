@@ -44,12 +44,15 @@ impl Ahead {
     /// Adds the rows of a matrix, if they have no gaps.
     pub(crate) fn add(&mut self, matrix: AnyMatrix<'_>) {
         if self.count < MAX_RUNS && matrix.has_contiguous_rows() && matrix.rows() * matrix.cols() > 0 {
-            self.runs[self.count] = with_matrix!(matrix, matrix => Run {
-                at: matrix.as_ptr().cast(),
-                stride: matrix.row_stride().wrapping_mul(element_size(&matrix) as isize),
-                bytes: matrix.cols() * element_size(&matrix),
-                rows: matrix.rows(),
+            let (mut run, size) = with_matrix!(matrix, matrix => {
+                (Run { at: matrix.as_ptr().cast(), stride: matrix.row_stride(), bytes: matrix.cols(), rows: matrix.rows() },
+                 element_size(&matrix))
             });
+            if run.stride == run.bytes as isize {
+                (run.bytes, run.rows) = (run.bytes * run.rows, 1); // one after the other: a single long row
+            }
+            self.runs[self.count] =
+                Run { stride: run.stride.wrapping_mul(size as isize), bytes: run.bytes * size, ..run };
             self.count += 1;
         }
     }
@@ -63,6 +66,27 @@ impl Ahead {
     /// Asks for one block's share.
     #[inline(always)]
     pub(crate) fn ask<S: Simd>(&mut self, simd: S) {
+        if self.run == self.count {
+            return;
+        }
+        let run = self.runs[self.run];
+        let end = self.byte + self.quota * LINE;
+        if end < run.bytes {
+            let mut byte = self.byte;
+            while byte < end {
+                simd.prefetch(run.at.wrapping_add(byte));
+                byte += LINE;
+            }
+            self.byte = end;
+        } else {
+            self.ask_across_rows(simd);
+        }
+    }
+
+    /// As [`Ahead::ask`], a line at a time.
+    #[cold]
+    #[inline(never)]
+    fn ask_across_rows<S: Simd>(&mut self, simd: S) {
         let mut left = self.quota;
         while left > 0 && self.run < self.count {
             let run = &mut self.runs[self.run];

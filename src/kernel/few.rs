@@ -12,6 +12,7 @@
 //!
 //! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
 
+use super::ahead::Ahead;
 use super::load::{AnyMatrix, load_from, with_matrix};
 use super::round_up_lanes;
 use super::weights::{base, near, power_of_two, raised, weight};
@@ -23,23 +24,24 @@ use crate::strided::Matrix;
 /// the multipliers busy and leave registers for the operands.
 const ROWS: usize = 4;
 
-/// Rows ahead of the loads at which a line of keys or values is asked for: far enough to hide memory, near enough that it
-/// is still in the first cache when its turn comes. By rows and not by bytes, for a cache may interleave heads.
-const AHEAD: usize = 16;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
 ///
 /// * `keys`: `[keys, head_dim]`, rows without gaps, any type
 /// * `queries`: `[rows][head_dim rounded up]`, zeros behind `head_dim`
 /// * `scores`: `[rows][stride]`, `stride >= keys`
-pub(crate) fn scores(isa: Isa, keys: AnyMatrix<'_>, queries: &[f32], scores: &mut [f32], stride: usize) {
+/// * `ahead`: what to ask memory for meanwhile, all of it
+pub(crate) fn scores(
+    isa: Isa,
+    keys: AnyMatrix<'_>,
+    queries: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+    ahead: &mut Ahead,
+) {
     let width = round_up_lanes(keys.cols());
     let rows = scores.len() / stride;
     assert!(keys.has_contiguous_rows() && keys.rows() <= stride && queries.len() >= rows * width);
-    isa.run(Scores { keys, queries, scores, stride });
+    isa.run(Scores { keys, queries, scores, stride, ahead });
 }
 
 struct Scores<'a> {
@@ -47,6 +49,7 @@ struct Scores<'a> {
     queries: &'a [f32],
     scores: &'a mut [f32],
     stride: usize,
+    ahead: &'a mut Ahead,
 }
 
 impl Kernel for Scores<'_> {
@@ -59,18 +62,21 @@ impl Kernel for Scores<'_> {
         if width == 0 {
             return self.scores.fill(0.0);
         }
+        // A block is as many keys as make `LANES` chains with the rows.
+        let rows = self.scores.len() / self.stride;
+        self.ahead.spread(rows * self.keys.rows() / S::LANES);
         let queries = self.queries.chunks(ROWS * width);
         for (queries, scores) in queries.zip(self.scores.chunks_mut(ROWS * self.stride)) {
             // As many keys at a time as make `LANES` chains, which one vector of sums holds.
             with_matrix!(self.keys, keys => match (S::LANES, scores.len() / self.stride) {
-                (8, 1) => dots::<S, _, 1, 8>(simd, keys, queries, scores, self.stride),
-                (8, 2) => dots::<S, _, 2, 4>(simd, keys, queries, scores, self.stride),
-                (8, 3) => dots::<S, _, 3, 2>(simd, keys, queries, scores, self.stride),
-                (8, _) => dots::<S, _, 4, 2>(simd, keys, queries, scores, self.stride),
-                (_, 1) => dots::<S, _, 1, 16>(simd, keys, queries, scores, self.stride),
-                (_, 2) => dots::<S, _, 2, 8>(simd, keys, queries, scores, self.stride),
-                (_, 3) => dots::<S, _, 3, 4>(simd, keys, queries, scores, self.stride),
-                (_, _) => dots::<S, _, 4, 4>(simd, keys, queries, scores, self.stride),
+                (8, 1) => dots::<S, _, 1, 8>(simd, keys, queries, scores, self.stride, self.ahead),
+                (8, 2) => dots::<S, _, 2, 4>(simd, keys, queries, scores, self.stride, self.ahead),
+                (8, 3) => dots::<S, _, 3, 2>(simd, keys, queries, scores, self.stride, self.ahead),
+                (8, _) => dots::<S, _, 4, 2>(simd, keys, queries, scores, self.stride, self.ahead),
+                (_, 1) => dots::<S, _, 1, 16>(simd, keys, queries, scores, self.stride, self.ahead),
+                (_, 2) => dots::<S, _, 2, 8>(simd, keys, queries, scores, self.stride, self.ahead),
+                (_, 3) => dots::<S, _, 3, 4>(simd, keys, queries, scores, self.stride, self.ahead),
+                (_, _) => dots::<S, _, 4, 4>(simd, keys, queries, scores, self.stride, self.ahead),
             });
         }
     }
@@ -84,6 +90,7 @@ fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
+    ahead: &mut Ahead,
 ) {
     let head_dim = keys.cols();
     let width = round_up_lanes(head_dim);
@@ -97,8 +104,8 @@ fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
             let row = (first + n).min(keys.rows() - 1) as isize;
             keys.as_ptr().wrapping_offset(keys.row_stride().wrapping_mul(row))
         });
+        ahead.ask(simd);
         let mut sums = [simd.zero(); MAX_LANES];
-        prefetch_rows(simd, keys, first + AHEAD, N);
         let mut e = 0;
         while e < whole {
             // SAFETY: e + LANES <= whole <= head_dim, so within the row.
@@ -149,19 +156,6 @@ unsafe fn add_products<S: Simd, const R: usize, const N: usize>(
         let query = unsafe { simd.load(queries.as_ptr().wrapping_add(r * width + e)) };
         for n in 0..N {
             sums[r * N + n] = simd.mul_add(query, keys[n], sums[r * N + n]);
-        }
-    }
-}
-
-/// Asks for `count` rows from row `first` on, which may lie behind the last, line after line: memory is fastest in order.
-#[inline(always)]
-fn prefetch_rows<S: Simd, T: Element>(simd: S, rows: Matrix<'_, T>, first: usize, count: usize) {
-    for r in first..first + count {
-        let row = rows.as_ptr().wrapping_offset(rows.row_stride().wrapping_mul(r as isize));
-        let mut at = 0;
-        while at < rows.cols() {
-            simd.prefetch(row.wrapping_add(at));
-            at += LINE / size_of::<T>();
         }
     }
 }
@@ -242,11 +236,19 @@ fn scale<S: Simd>(simd: S, x: &mut [f32], factor: S::F32) {
 /// * `values`: `[keys, value_dim]`, rows without gaps, any type
 /// * `weights`: `[rows][stride]`, `stride >= keys`
 /// * `out`: `[rows][value_dim rounded up]`
-pub(crate) fn add_values(isa: Isa, values: AnyMatrix<'_>, weights: &[f32], out: &mut [f32], stride: usize) {
+/// * `ahead`: what to ask memory for meanwhile, all of it
+pub(crate) fn add_values(
+    isa: Isa,
+    values: AnyMatrix<'_>,
+    weights: &[f32],
+    out: &mut [f32],
+    stride: usize,
+    ahead: &mut Ahead,
+) {
     let width = round_up_lanes(values.cols());
     let rows = weights.len() / stride;
     assert!(values.has_contiguous_rows() && values.rows() <= stride && out.len() >= rows * width);
-    isa.run(AddValues { values, weights, out, stride });
+    isa.run(AddValues { values, weights, out, stride, ahead });
 }
 
 struct AddValues<'a> {
@@ -254,6 +256,7 @@ struct AddValues<'a> {
     weights: &'a [f32],
     out: &'a mut [f32],
     stride: usize,
+    ahead: &'a mut Ahead,
 }
 
 /// Keys whose values are added before the next strip of dimensions: their lines stay in the first cache.
@@ -268,20 +271,23 @@ impl Kernel for AddValues<'_> {
         if width == 0 {
             return;
         }
+        // Most strips are four vectors wide; a pass has as many of them for every so many keys.
+        let passes = (self.weights.len() / self.stride).div_ceil(ROWS) * (width / (4 * S::LANES)).max(1);
+        self.ahead.spread(self.values.rows().div_ceil(KEYS) * passes);
         let weights = self.weights.chunks(ROWS * self.stride);
         for (weights, out) in weights.zip(self.out.chunks_mut(ROWS * width)) {
             with_matrix!(self.values, values => for first in (0..values.rows()).step_by(KEYS) {
                 let values = values.slice_rows(first..(first + KEYS).min(values.rows()));
                 let weights = &weights[first..];
                 match (S::LANES, out.len() / width) {
-                    (8, 1) => strips::<S, _, 1, 8>(simd, values, weights, out, self.stride),
-                    (8, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride),
-                    (8, 3) => strips::<S, _, 3, 2>(simd, values, weights, out, self.stride),
-                    (8, _) => strips::<S, _, 4, 2>(simd, values, weights, out, self.stride),
-                    (_, 1) => strips::<S, _, 1, 4>(simd, values, weights, out, self.stride),
-                    (_, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride),
-                    (_, 3) => strips::<S, _, 3, 4>(simd, values, weights, out, self.stride),
-                    (_, _) => strips::<S, _, 4, 4>(simd, values, weights, out, self.stride),
+                    (8, 1) => strips::<S, _, 1, 8>(simd, values, weights, out, self.stride, self.ahead),
+                    (8, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride, self.ahead),
+                    (8, 3) => strips::<S, _, 3, 2>(simd, values, weights, out, self.stride, self.ahead),
+                    (8, _) => strips::<S, _, 4, 2>(simd, values, weights, out, self.stride, self.ahead),
+                    (_, 1) => strips::<S, _, 1, 4>(simd, values, weights, out, self.stride, self.ahead),
+                    (_, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride, self.ahead),
+                    (_, 3) => strips::<S, _, 3, 4>(simd, values, weights, out, self.stride, self.ahead),
+                    (_, _) => strips::<S, _, 4, 4>(simd, values, weights, out, self.stride, self.ahead),
                 }
             });
         }
@@ -296,6 +302,7 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     weights: &[f32],
     out: &mut [f32],
     stride: usize,
+    ahead: &mut Ahead,
 ) {
     let value_dim = values.cols();
     let width = round_up_lanes(value_dim);
@@ -303,14 +310,12 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     assert!(weights.len() >= (R - 1) * stride + values.rows());
     let wide = value_dim / (N * S::LANES) * (N * S::LANES);
     let whole = value_dim / S::LANES * S::LANES;
-    // Each strip asks for its share of the rows of the next block of keys.
-    let share = (KEYS * N * S::LANES).div_ceil(value_dim);
-    let (mut d, mut ahead) = (0, AHEAD);
+    let mut d = 0;
     while d < wide {
-        prefetch_rows(simd, values, ahead, share);
+        ahead.ask(simd);
         // SAFETY: d + N * LANES <= value_dim; the assertions.
         unsafe { strip::<S, T, R, N>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width) };
-        (d, ahead) = (d + N * S::LANES, ahead + share);
+        d += N * S::LANES;
     }
     while d < whole {
         // SAFETY: d + LANES <= value_dim; the assertions.
