@@ -9,7 +9,6 @@ use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, for_workers};
 use crate::bias::ScoreStage;
 use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
-use crate::kernel::ahead::Ahead;
 use crate::kernel::pack::{as_f32, from_lanes, into_lanes, widen_gathered};
 use crate::kernel::{PANEL_LANES, round_up_lanes, scores};
 use crate::plan::Plan;
@@ -66,7 +65,7 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
         let keys = as_f32(isa, work.keys().slice_rows(seen.clone()), wide_keys);
         let scores = &mut tile_scores[..seen.len() * count];
         let mut max = [f32::NEG_INFINITY; PANEL_LANES];
-        scores::scores(isa, keys, queries, scores, &mut max[..count], &mut Ahead::nothing());
+        scores::scores(isa, keys, queries, scores, &mut max[..count], &mut []);
         match stage {
             ScoreStage::Raw | ScoreStage::Capped => adjust_raw(work, cap, scores, &mut max[..count]),
             ScoreStage::Biased | ScoreStage::Probabilities => {
@@ -89,7 +88,8 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
 
 /// The softcap alone.
 fn adjust_raw(work: Work<'_>, softcap: Option<f32>, scores: &mut [f32], max: &mut [f32]) {
-    let adjust = Adjust { unit: Unit::Natural, softcap, bias: None, first: 0, alibi: None, visible: None };
+    let adjust =
+        Adjust { unit: Unit::Natural, softcap, bias: None, only_hides: true, first: 0, alibi: None, visible: None };
     if !adjust.is_none() {
         adjust_panel(work.plan.isa, adjust, scores, max);
     }

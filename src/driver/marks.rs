@@ -55,6 +55,7 @@ impl Lanes {
 pub(super) struct Marks {
     unit: Unit,
     softcap: Option<f32>,
+    only_hides: bool,
     lanes: usize,
     /// The first key that is adjusted, and the first one of its tile.
     first: usize,
@@ -81,7 +82,8 @@ impl Marks {
             [std::array::from_fn(slope), std::array::from_fn(position)]
         });
         let softcap = work.problem.bias.softcap;
-        Marks { unit, softcap, lanes: lanes.count, first: keys.start, tile_start, visible, alibi }
+        let only_hides = work.problem.bias.tensor.is_none();
+        Marks { unit, softcap, only_hides, lanes: lanes.count, first: keys.start, tile_start, visible, alibi }
     }
 
     /// What the kernel is to do with a part of the keys; `bias` is that of all of them, laid out as the scores are.
@@ -91,6 +93,7 @@ impl Marks {
             unit: self.unit,
             softcap: self.softcap,
             bias: bias.map(|bias| &bias[(part.start - self.first) * self.lanes..]),
+            only_hides: self.only_hides,
             first: part.start - self.tile_start,
             alibi: self.alibi.as_ref().map(|[slope, position]| (lanes(slope), lanes(position))),
             visible: partial.then(|| (lanes(&self.visible[0]), lanes(&self.visible[1]))),

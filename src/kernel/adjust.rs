@@ -39,6 +39,8 @@ pub(crate) struct Adjust<'a> {
     pub(crate) softcap: Option<f32>,
     /// Added to the scores, in natural units, and laid out as they are; -inf hides.
     pub(crate) bias: Option<&'a [f32]>,
+    /// Whether all of the bias is 0 or -inf, so that there is nothing to add.
+    pub(crate) only_hides: bool,
     /// The number of the first of these keys in its tile.
     pub(crate) first: usize,
     /// ALiBi's slopes, and the positions of the queries counted from the tile's first key.
@@ -71,6 +73,7 @@ struct Terms<S: Simd> {
     /// The lowest bias that is finite in that unit.
     lowest: S::F32,
     cap: Option<S::F32>,
+    only_hides: bool,
     alibi: Option<(S::F32, S::F32)>,
     visible: Option<(S::F32, S::F32)>,
 }
@@ -83,6 +86,7 @@ impl<S: Simd> Terms<S> {
             simd,
             unit: simd.splat(unit),
             lowest: simd.splat(f32::MIN / unit),
+            only_hides: adjust.only_hides,
             cap: adjust.softcap.map(|cap| simd.splat(cap * unit)),
             alibi: adjust.alibi.map(|(slope, at)| {
                 // Kept finite: infinity times the distance 0 would be NaN.
@@ -101,7 +105,7 @@ impl<S: Simd> Terms<S> {
         if let Some(cap) = self.cap {
             score = simd.mul(cap, tanh(simd, score));
         }
-        if let Some(bias) = bias {
+        if let Some(bias) = bias.filter(|_| !self.only_hides) {
             // f32::MIN is a common bias of keys that are to count for nothing. It does not hide them: in a row where all
             // have it they count alike, so it must not become -inf.
             score = simd.mul_add(simd.max(self.lowest, bias), self.unit, score);
