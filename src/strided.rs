@@ -267,17 +267,6 @@ impl<'a, T> Matrix<'a, T> {
         Matrix { origin, rows: range.len(), ..*self }
     }
 
-    /// Columns `range.start` to `range.end`.
-    ///
-    /// # Panics
-    /// If there are no such columns.
-    #[inline]
-    pub(crate) fn slice_cols(&self, range: std::ops::Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
-        let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.col_stride));
-        Matrix { origin, cols: range.len(), ..*self }
-    }
-
     /// # Panics
     /// If there is no such row.
     #[inline]

@@ -9,6 +9,7 @@ use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, for_workers};
 use crate::bias::ScoreStage;
 use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
+use crate::kernel::ahead::Ahead;
 use crate::kernel::pack::{as_f32, from_lanes, into_lanes, widen_gathered};
 use crate::kernel::{PANEL_LANES, round_up_lanes, scores};
 use crate::plan::Plan;
@@ -65,7 +66,7 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
         let keys = as_f32(isa, work.keys().slice_rows(seen.clone()), wide_keys);
         let scores = &mut tile_scores[..seen.len() * count];
         let mut max = [f32::NEG_INFINITY; PANEL_LANES];
-        scores::scores(isa, keys, queries, scores, &mut max[..count], &mut []);
+        scores::scores(isa, keys, queries, scores, &mut max[..count], &mut Ahead::nothing());
         match stage {
             ScoreStage::Raw | ScoreStage::Capped => adjust_raw(work, cap, scores, &mut max[..count]),
             ScoreStage::Biased | ScoreStage::Probabilities => {

@@ -9,7 +9,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::ahead::{next_bias, next_task, next_tile};
+use super::ahead::{next_task, next_tile};
 use super::marks::{Lanes, Marks, read_tensors};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
@@ -135,26 +135,15 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     let mut start = task.keys.start / plan.tile_keys * plan.tile_keys;
     while start < task.keys.end {
         let range = start.max(task.keys.start)..(start + plan.tile_keys).min(task.keys.end);
-        let next_range = range.end..(range.end + plan.tile_keys).min(task.keys.end);
-        let mut tile_ahead = match next {
-            Some(next) if next_range.is_empty() => next_task(next, work),
-            _ => next_tile(work, next_range.clone()),
+        let mut ahead = if range.end < task.keys.end {
+            next_tile(work, range.end..(range.end + plan.tile_keys).min(task.keys.end))
+        } else {
+            next.map_or(Ahead::nothing(), |next| next_task(next, work))
         };
         let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
         // (Blocks of keys and of values; each is about as many multiply-adds as the other.)
-        let blocks = tile.range.len() / PANEL_LANES + tile.blocks.count();
-        tile_ahead.spread(panels.len() * blocks);
-        let mut ahead = [tile_ahead, Ahead::nothing()];
-        for p in 0..panels.len() {
-            if work.has_score_tensor() {
-                // What the next panel reads of them, or the first one with the next tile.
-                ahead[1] = match panels.get(p + 1) {
-                    Some(panel) => next_bias(work, &panel.lanes.rows, &tile.range),
-                    None => next_bias(work, &panels[0].lanes.rows, &next_range),
-                };
-                ahead[1].spread(blocks);
-            }
-            let panel = &mut panels[p];
+        ahead.spread(panels.len() * (tile.range.len() / 16 + tile.blocks.count()));
+        for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
             run_panel(work, &tile, panel, queries, out, &mut spare, &mut ahead);
@@ -206,7 +195,7 @@ fn run_panel(
     queries: &[f32],
     out: &mut [f32],
     spare: &mut Spare<'_>,
-    ahead: &mut [Ahead],
+    ahead: &mut Ahead,
 ) {
     // The keys of the tile that this panel sees, and where they start in the tile.
     let Range { start, end } = panel.lanes.span;

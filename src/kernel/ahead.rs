@@ -6,7 +6,6 @@
 
 use super::load::{AnyMatrix, with_matrix};
 use crate::simd::Simd;
-use crate::strided::Matrix;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -42,23 +41,20 @@ impl Ahead {
         Ahead { runs: [none; MAX_RUNS], count: 0, run: 0, byte: 0, quota: 0 }
     }
 
-    /// Adds the rows of a matrix.
-    pub(crate) fn add(&mut self, matrix: AnyMatrix<'_>) {
-        with_matrix!(matrix, matrix => self.add_rows(matrix));
-    }
-
     /// Adds the rows of a matrix, if they have no gaps.
-    pub(crate) fn add_rows<T: Copy>(&mut self, matrix: Matrix<'_, T>) {
-        let (rows, cols) = (matrix.rows(), matrix.cols());
-        if self.count == MAX_RUNS || !matrix.has_contiguous_rows() || rows == 0 || cols == 0 {
-            return;
+    pub(crate) fn add(&mut self, matrix: AnyMatrix<'_>) {
+        if self.count < MAX_RUNS && matrix.has_contiguous_rows() && matrix.rows() * matrix.cols() > 0 {
+            let (mut run, size) = with_matrix!(matrix, matrix => {
+                (Run { at: matrix.as_ptr().cast(), stride: matrix.row_stride(), bytes: matrix.cols(), rows: matrix.rows() },
+                 element_size(&matrix))
+            });
+            if run.stride == run.bytes as isize {
+                (run.bytes, run.rows) = (run.bytes * run.rows, 1); // one after the other: a single long row
+            }
+            self.runs[self.count] =
+                Run { stride: run.stride.wrapping_mul(size as isize), bytes: run.bytes * size, ..run };
+            self.count += 1;
         }
-        let size = size_of::<T>();
-        // Rows one after the other are a single long one.
-        let (rows, cols) = if matrix.row_stride() == cols as isize { (1, rows * cols) } else { (rows, cols) };
-        let stride = matrix.row_stride().wrapping_mul(size as isize);
-        self.runs[self.count] = Run { at: matrix.as_ptr().cast(), stride, bytes: cols * size, rows };
-        self.count += 1;
     }
 
     /// Spreads the lines over so many blocks.
@@ -107,10 +103,6 @@ impl Ahead {
     }
 }
 
-/// Asks for a share of each.
-#[inline(always)]
-pub(crate) fn ask_all<S: Simd>(simd: S, all: &mut [Ahead]) {
-    for ahead in all {
-        ahead.ask(simd);
-    }
+fn element_size<T>(_: &crate::strided::Matrix<'_, T>) -> usize {
+    size_of::<T>()
 }

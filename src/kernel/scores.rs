@@ -1,6 +1,6 @@
 //! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
 
-use super::ahead::{Ahead, ask_all};
+use super::ahead::Ahead;
 use super::product::{ByRows, Left, by_rows, product};
 use super::{EvenBlocks, PANEL_LANES, product_rows};
 use crate::simd::{Isa, Kernel, Simd};
@@ -18,7 +18,7 @@ pub(crate) fn scores(
     queries: &[f32],
     scores: &mut [f32],
     max: &mut [f32],
-    ahead: &mut [Ahead],
+    ahead: &mut Ahead,
 ) {
     assert!(keys.has_contiguous_rows());
     assert!(queries.len() >= keys.cols() * max.len());
@@ -31,7 +31,7 @@ struct Scores<'a> {
     queries: &'a [f32],
     scores: &'a mut [f32],
     max: &'a mut [f32],
-    ahead: &'a mut [Ahead],
+    ahead: &'a mut Ahead,
 }
 
 impl Kernel for Scores<'_> {
@@ -63,7 +63,7 @@ impl Scores<'_> {
         let blocks = EvenBlocks::new(self.keys.rows(), product_rows::<S>(V));
         for b in 0..blocks.count {
             let rows = blocks.range(b);
-            ask_all(simd, self.ahead);
+            self.ahead.ask(simd);
             // Wrapping: keys of no elements may have any stride.
             let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
             block.keys.at = self.keys.as_ptr().wrapping_offset(offset);

@@ -1,7 +1,7 @@
 //! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
 
 use super::PANEL_LANES;
-use super::ahead::{Ahead, ask_all};
+use super::ahead::Ahead;
 use super::pack::ValueBlocks;
 use super::product::{ByRows, Left, by_rows, product};
 use crate::simd::{Isa, Kernel, Simd};
@@ -18,7 +18,7 @@ pub(crate) fn add_values(
     weights: &[f32],
     out: &mut [f32],
     lanes: usize,
-    ahead: &mut [Ahead],
+    ahead: &mut Ahead,
 ) {
     let keys = weights.len() / lanes;
     assert!(weights.len() == keys * lanes && first + keys <= blocks.keys);
@@ -34,7 +34,7 @@ struct AddValues<'a> {
     weights: &'a [f32],
     out: &'a mut [f32],
     lanes: usize,
-    ahead: &'a mut [Ahead],
+    ahead: &'a mut Ahead,
 }
 
 impl Kernel for AddValues<'_> {
@@ -55,7 +55,7 @@ impl AddValues<'_> {
     fn blocks<S: Simd, const V: usize>(self, simd: S) {
         assert!(self.lanes == V * S::LANES);
         for b in 0..self.blocks.count() {
-            ask_all(simd, self.ahead);
+            self.ahead.ask(simd);
             let dims = self.blocks.dims(b);
             let values = self.values[self.blocks.offset(b) + self.first * dims.len()..].as_ptr();
             let mut block = Block::<S, V> {
