@@ -164,7 +164,10 @@ class Flashtile:
         )
         tensors = [flashtile.describe(x) for x in (p.q, p.k, p.v, out)]
         arguments = [flashtile.byref(x) for x in tensors] + [None, flashtile.byref(options)]
-        call = lambda: self.library._call("attention", *arguments)
+
+        def call(_kept=(p, out)):  # a description keeps what it describes no more alive than a pointer does
+            self.library._call("attention", *arguments)
+
         return call, lambda: np.stack([wide(out, at) for at in p.rows]), ""
 
 
