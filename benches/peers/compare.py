@@ -418,7 +418,8 @@ def markdown(lines):
             else:
                 cells.append(f"{float(line['ratio']):.2f} ({float(line['max_error']):.0e})")
         time_ms = float(own["best_ms"])
-        print(f"| {name} | {dtype} | {time_ms:.{3 if time_ms < 10 else 1}f} ms ({float(own['max_error']):.0e}) | {' | '.join(cells)} |")
+        own_cell = f"{time_ms:.{3 if time_ms < 10 else 1}f} ms ({float(own['max_error']):.0e})"
+        print(f"| {name} | {dtype} | {own_cell} | {' | '.join(cells)} |")
     print()
     for (peer, reason), titles in reasons.items():
         print(f"* {peer} lacks {', '.join(titles)}: {reason}")
@@ -486,19 +487,23 @@ def main():
     parser.add_argument("--png", metavar="FILE", help="draw the ratios")
     parser.add_argument("--markdown", action="store_true", help="print a markdown table; progress goes to stderr")
     parser.add_argument("--also", metavar="FILE", help="a CSV of the Rust crate, for the markdown table and the chart")
+    parser.add_argument("--from", dest="source", metavar="FILE", help="measure nothing: take an earlier run's CSV")
     parser.add_argument("--machine", default=processor(), metavar="NAME", help="the machine, for the title")
     arguments = parser.parse_args()
     if not pathlib.Path(arguments.library).exists():
         sys.exit(f"{arguments.library} is missing; build it with\n    {BUILD}\nor name another with --library PATH")
 
     out = sys.stderr if arguments.markdown else sys.stdout
-    contestants = [Flashtile(arguments.library, arguments.threads), Torch(arguments.threads), Onnxruntime(arguments.threads)]
+    contestants = [make(arguments.threads) for make in (lambda n: Flashtile(arguments.library, n), Torch, Onnxruntime)]
     title = f"{datetime.date.today()}, {arguments.machine}, {arguments.threads} threads\n"
     title += ", ".join(contestant.about for contestant in contestants)
     print(title, file=out, flush=True)
     lines, wrong = [], []
+    if arguments.source:
+        with open(arguments.source, newline="") as file:
+            lines = [x for x in csv.DictReader(file) if arguments.filter in f"{x['workload']} {x['type']}"]
     for workload in workloads():
-        if arguments.filter not in workload.title:
+        if arguments.source or arguments.filter not in workload.title:
             continue
         print(workload.title, file=out)
         measured, agree = measure(workload, contestants, arguments.rounds, arguments.threads)
