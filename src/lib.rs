@@ -47,7 +47,7 @@
 //!
 //! # When to use it, and when not
 //!
-//! * Prefill, encoders and decoding on x86-64 processors with AVX2; elsewhere it runs on portable code, correct and slower.
+//! * Prefill, encoders and decoding on x86-64 processors with AVX2 or AVX-512; elsewhere it runs on portable code, correct and slower.
 //! * Where results must not change with the number of threads, the batch or the chunking: see the edge rules of
 //!   [`Attention`], which are tested promises.
 //! * Not for training: there is no backward pass yet (the [`softmax`] on its own has one).

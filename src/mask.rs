@@ -177,7 +177,7 @@ mod tests {
                 let brute = first.zip(last).map_or(0..0, |(first, last)| first..last + 1);
                 assert_eq!(hull(intervals()), brute, "{mask:?}, {queries} queries");
                 let all = || (0..mask.seq_kv).filter(|&j| seen(j) == queries);
-                let brute = all().next().zip(all().last()).map_or(0..0, |(first, last)| first..last + 1);
+                let brute = all().next().zip(all().next_back()).map_or(0..0, |(first, last)| first..last + 1);
                 assert_eq!(common(intervals()), brute, "{mask:?}, {queries} queries");
                 assert_eq!(all().count(), brute.len(), "{mask:?}, {queries} queries");
             }
