@@ -32,7 +32,7 @@ mod transpose;
 pub(crate) mod values;
 pub(crate) mod weights;
 
-use crate::simd::{MAX_LANES, Simd};
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 
 /// Queries side by side in a full panel: two vectors of eight, or one of sixteen. (Two of sixteen were no faster, and a
 /// short sequence or a diagonal leaves fewer lanes empty in narrow panels.)
@@ -44,6 +44,19 @@ pub(crate) const PANEL_LANES: usize = 16;
 pub(crate) const fn product_rows<S: Simd>(vectors: usize) -> usize {
     let rows = (S::REGISTERS - 4) / vectors;
     if rows < MAX_PRODUCT_ROWS { rows } else { MAX_PRODUCT_ROWS }
+}
+
+/// The same for a full panel, at a level.
+pub(crate) fn panel_product_rows(isa: Isa) -> usize {
+    struct Rows;
+    impl Kernel for Rows {
+        type Output = usize;
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> usize {
+            product_rows::<S>(PANEL_LANES / S::LANES)
+        }
+    }
+    isa.run(Rows)
 }
 
 /// No product has more rows than this.

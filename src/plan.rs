@@ -34,9 +34,10 @@ pub enum Threads {
     Serial,
 }
 
-/// Up to so many rows per key/value head, the few-queries form is used, for up to here it is the faster one: at 24 rows
-/// of 4096 keys (head_dim 128, f16) 64 against 51 GF/s, at 16 rows 59 against 43, at 4 rows 44 against 12. A panel has
-/// to pack its values for itself alone, and its lanes are not full.
+/// Up to so many rows per key/value head, the few-queries form is used. A lone panel has to pack its values for itself, and
+/// its lanes may not be full; and only the few-queries form splits keys between threads. With 4096 keys of 128 in f16, few
+/// against many make 47 and 16 GF/s at 4 rows, 53 and 52 at 12, 65 and 74 at 16 (AVX-512); 48 and 18, 60 and 47, 63 and 59
+/// (AVX2). In f32 and at head_dim 64 they cross earlier: `docs/performance.md`.
 const FEW_ROWS: usize = 16;
 
 /// Rows of one task of the few-queries form: all that the plan gives to it, so that keys and values are read once.
@@ -57,11 +58,11 @@ const PLENTY_TASKS: usize = 64;
 /// gets there with a billion keys.
 const MAX_PARTIALS: usize = 1 << 28;
 
-/// Elements of a K tile and a V tile together: 128 KiB as f32, a quarter of a second-level cache of 512 KiB, of which the
-/// packed queries and outputs of a block take another half.
+/// Elements of a K tile and a V tile together: 192 KiB as f32. With as much for the packed queries and outputs of a block of
+/// head_dim 128, that fits a second-level cache of 512 KiB. (128 KiB took 1% longer at head_dim 128.)
 const TILE_ELEMENTS: usize = 48 * 1024;
 
-/// Panels that share a packed tile of keys and values: 192 rows with eight lanes. Fetching and packing a key and its value
+/// Panels that share a packed tile of keys and values: 192 rows. Fetching and packing a key and its value
 /// costs about half as much as using them for one panel, so shared by twelve it is a twentieth of the work.
 const BLOCK_PANELS: usize = 12;
 

@@ -151,11 +151,11 @@ class Flashtile:
 
     def __init__(self, path, threads):
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the pool that options.threads = 0 means, made by the first call
-        self.library = flashtile.load(path)
+        self.crate = flashtile.load(path)
 
     @property
     def about(self):
-        return f"flashtile {self.library.version} ({self.library.level})"
+        return f"flashtile {self.crate.version} ({self.crate.level})"
 
     def prepare(self, p):
         """The call's descriptions made once: what a program that calls it in a loop would do."""
@@ -168,7 +168,7 @@ class Flashtile:
         arguments = [flashtile.byref(x) for x in tensors] + [None, flashtile.byref(options)]
 
         def call(_kept=(p, out)):  # a description keeps what it describes no more alive than a pointer does
-            self.library._call("attention", *arguments)
+            self.crate._call("attention", *arguments)
 
         return call, lambda: np.stack([wide(out, at) for at in p.rows]), ""
 
@@ -482,7 +482,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="of each contestant (default 2)")
     parser.add_argument("--filter", default="", metavar="TEXT", help='only rows with TEXT in "name type"')
     parser.add_argument("--rounds", type=int, default=15, help="at most so many (default 15)")
-    parser.add_argument("--library", default=str(ROOT / "target/release/libflashtile.so"), metavar="PATH")
+    parser.add_argument("--library", dest="path", default=str(ROOT / "target/release/libflashtile.so"), metavar="PATH")
     parser.add_argument("--csv", metavar="FILE", help="write the table, a line for each row and contestant")
     parser.add_argument("--png", metavar="FILE", help="draw the ratios")
     parser.add_argument("--markdown", action="store_true", help="print a markdown table; progress goes to stderr")
@@ -490,11 +490,11 @@ def main():
     parser.add_argument("--from", dest="source", metavar="FILE", help="measure nothing: take an earlier run's CSV")
     parser.add_argument("--machine", default=processor(), metavar="NAME", help="the machine, for the title")
     arguments = parser.parse_args()
-    if not pathlib.Path(arguments.library).exists():
-        sys.exit(f"{arguments.library} is missing; build it with\n    {BUILD}\nor name another with --library PATH")
+    if not pathlib.Path(arguments.path).exists():
+        sys.exit(f"{arguments.path} is missing; build it with\n    {BUILD}\nor name another with --library PATH")
 
     out = sys.stderr if arguments.markdown else sys.stdout
-    contestants = [make(arguments.threads) for make in (lambda n: Flashtile(arguments.library, n), Torch, Onnxruntime)]
+    contestants = [make(arguments.threads) for make in (lambda n: Flashtile(arguments.path, n), Torch, Onnxruntime)]
     title = f"{datetime.date.today()}, {arguments.machine}, {arguments.threads} threads\n"
     title += ", ".join(contestant.about for contestant in contestants)
     print(title, file=out, flush=True)

@@ -17,7 +17,7 @@ use super::output::{Output, Rows, Slots};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Floats, Scratch, Workspace, even_out, for_workers};
-use crate::kernel::adjust::{Unit, adjust_row, query_factor};
+use crate::kernel::adjust::{Extent, Unit, adjust_row, query_factor};
 use crate::kernel::ahead::Ahead;
 use crate::kernel::few::{self, RowMax};
 use crate::kernel::finish::log_sum_exp;
@@ -47,14 +47,15 @@ pub(super) fn run(
         let slots = Slots::new(&mut workspace.partials[..needed], slot.len());
         fan_out(scratch, &|scratch| {
             while let Some((index, memory)) = slots.draw() {
-                let part = |index: usize| {
-                    let work = Work { problem, plan, task: schedule.tasks().get(index / splits)? };
-                    Some((work, split_keys(work, index % splits)))
+                let split = |index: usize, task| {
+                    let work = Work { problem, plan, task };
+                    (work, split_keys(work, index % splits))
                 };
-                if let Some((work, keys)) = part(index) {
-                    let next = part(slots.next()).map_or(Ahead::nothing(), |(work, keys)| first_keys(work, keys));
-                    run_split(work, keys, next, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
-                }
+                let coming = slots.next();
+                let next = schedule.tasks().get(coming / splits).map(|task| split(coming, task));
+                let next = next.map_or(Ahead::nothing(), |(work, keys)| first_keys(work, keys));
+                let (work, keys) = split(index, &schedule.tasks()[index / splits]);
+                run_split(work, keys, next, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
             }
         });
         done = Some(&workspace.partials[..needed]);
@@ -135,18 +136,19 @@ fn merge_splits(
     let [total, own] = merged.buffers([slot.len(), slot.len()]);
     slot.clear(total);
     for split in 0..work.plan.splits() {
-        if split_keys(work, split).is_empty() {
+        let keys = split_keys(work, split);
+        if keys.is_empty() {
             continue;
         }
         let part = match done {
             Some(done) => &done[split * slot.len()..][..slot.len()],
             None => {
-                let keys = split_keys(work, split);
-                let next = match split_keys(work, split + 1) {
-                    keys if keys.is_empty() => next_task.map(|next| first_keys(next, next.task.keys.clone())),
-                    keys => Some(first_keys(work, keys)),
+                let next = match (split_keys(work, split + 1), next_task) {
+                    (keys, _) if !keys.is_empty() => first_keys(work, keys),
+                    (_, Some(next)) => first_keys(next, next.task.keys.clone()),
+                    (_, None) => Ahead::nothing(),
                 };
-                run_split(work, keys, next.unwrap_or(Ahead::nothing()), slot, own, (&mut *floats, &mut *lanes));
+                run_split(work, keys, next, slot, own, (&mut *floats, &mut *lanes));
                 &*own
             }
         };
@@ -215,9 +217,11 @@ fn run_split(
         few::scores(isa, tile_keys, queries, spare.scores, tile, &mut values_ahead);
         let more = seen.end..(seen.end + tile).min(keys.end);
         let keys_ahead = if more.is_empty() { &mut next } else { &mut first_keys(work, more) };
-        let hidden = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
+        let extent = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
         let out = slot.out(memory, rows);
-        if hidden && !few::all_finite(isa, tile_values) {
+        if !extent.shows {
+            // Nothing to add.
+        } else if extent.hides && !few::all_finite(isa, tile_values) {
             few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
         } else {
             few::add_values(isa, tile_values, spare.scores, out, tile, keys_ahead);
@@ -232,7 +236,7 @@ fn pack_rows(work: Work<'_>, queries: &mut [f32], width: usize) {
     widen_gathered(work.plan.isa, work.queries(work.task.rows.clone()), factor, (queries, width));
 }
 
-/// Turns the raw scores of all rows into weights, folded into their states; returns whether any key is hidden from any row.
+/// Turns the raw scores of all rows into weights, folded into their states; returns what they are like together.
 fn weigh_rows(
     work: Work<'_>,
     lanes: &[Lanes],
@@ -240,9 +244,9 @@ fn weigh_rows(
     slot: Slot,
     memory: &mut [f32],
     spare: &mut Spare<'_>,
-) -> bool {
+) -> Extent {
     let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
-    let mut any_hidden = false;
+    let mut all = Extent { peak: f32::NEG_INFINITY, hides: false, shows: false };
     for (n, lane) in lanes.iter().enumerate() {
         let row = n * tile..n * tile + keys.len();
         let (scores, bias) = (&mut spare.scores[row.clone()], &mut spare.bias[row.clone()]);
@@ -252,10 +256,11 @@ fn weigh_rows(
         });
         let partial = !(lane.common.start <= keys.start && keys.end <= lane.common.end);
         let marks = Marks::new(work, lane, &keys, Unit::Log2);
-        let (peak, hidden) = adjust_row(isa, marks.adjust(&keys, partial, bias), scores);
+        let own = adjust_row(isa, marks.adjust(&keys, partial, bias), scores);
         spare.kept_scores[row].copy_from_slice(scores);
-        any_hidden |= hidden;
+        let Extent { peak, hides, shows } = own;
+        all = Extent { peak: all.peak.max(peak), hides: all.hides | hides, shows: all.shows | shows };
         slot.update(memory, n, |state, out| few::weights(isa, scores, peak, state, out));
     }
-    any_hidden
+    all
 }

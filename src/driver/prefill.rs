@@ -22,7 +22,7 @@ use crate::kernel::pack::{ValueBlocks, as_f32, into_lanes, pack_values, widen_ga
 use crate::kernel::scores;
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
-use crate::kernel::{PANEL_LANES, round_up_lanes};
+use crate::kernel::{PANEL_LANES, panel_product_rows, round_up_lanes};
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::strided::Matrix;
@@ -59,20 +59,18 @@ struct Layout {
     /// head_dim and value_dim, rounded up to vectors.
     width: usize,
     value_width: usize,
-    /// Lanes of a full panel.
-    lanes: usize,
 }
 
 impl Layout {
     /// The packed queries of panel `p`, which has `lanes` lanes: `[width][lanes]`.
     fn queries(self, p: usize, lanes: usize) -> Range<usize> {
-        let start = p * self.width * self.lanes;
+        let start = p * self.width * PANEL_LANES;
         start..start + self.width * lanes
     }
 
     /// Its output: `[value_width][lanes]`.
     fn out(self, p: usize, lanes: usize) -> Range<usize> {
-        let start = p * self.value_width * self.lanes;
+        let start = p * self.value_width * PANEL_LANES;
         start..start + self.value_width * lanes
     }
 }
@@ -102,23 +100,23 @@ struct Tile<'a> {
 fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     let work = rows.work();
     let Work { problem, plan, task } = work;
-    let (isa, dims, lanes) = (plan.isa, &problem.dims, PANEL_LANES);
+    let (isa, dims) = (plan.isa, &problem.dims);
     let panels = &mut scratch.panels;
     list_panels(work, panels);
 
-    let layout = Layout { width: round_up_lanes(dims.head_dim), value_width: round_up_lanes(dims.value_dim), lanes };
+    let layout = Layout { width: round_up_lanes(dims.head_dim), value_width: round_up_lanes(dims.value_dim) };
     let tile_rows = round_up_lanes(plan.tile_keys);
     let [queries, out, wide_keys, wide_values, packed_values, scores, kept_scores, bias, stage] =
         scratch.floats.buffers([
-            panels.len() * layout.width * lanes,
-            panels.len() * layout.value_width * lanes,
+            panels.len() * layout.width * PANEL_LANES,
+            panels.len() * layout.value_width * PANEL_LANES,
             if work.keys().in_place().is_some() { 0 } else { plan.tile_keys * dims.head_dim },
             if work.values().has_contiguous_rows() { 0 } else { plan.tile_keys * dims.value_dim },
             ValueBlocks::new(isa, plan.tile_keys, dims.value_dim).len(),
-            tile_rows * lanes,
-            tile_rows * lanes,
-            if work.has_score_tensor() { tile_rows * lanes } else { 0 },
-            lanes * layout.width.max(layout.value_width).max(tile_rows),
+            tile_rows * PANEL_LANES,
+            tile_rows * PANEL_LANES,
+            if work.has_score_tensor() { tile_rows * PANEL_LANES } else { 0 },
+            PANEL_LANES * layout.width.max(layout.value_width).max(tile_rows),
         ]);
     let mut spare = Spare { scores, kept_scores, bias, stage };
 
@@ -141,8 +139,9 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
             next.map_or(Ahead::nothing(), |next| next_task(next, work))
         };
         let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
-        // (Blocks of keys and of values; each is about as many multiply-adds as the other.)
-        ahead.spread(panels.len() * (tile.range.len() / 16 + tile.blocks.count()));
+        // Over the blocks of the scores and of the values. (Panels that see a part of the tile have fewer.)
+        let blocks = tile.range.len().div_ceil(panel_product_rows(isa)) + tile.blocks.count();
+        ahead.spread(panels.len() * blocks);
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);

@@ -61,8 +61,19 @@ pub(crate) fn adjust_panel(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32], max
     isa.run(AdjustPanel { adjust, scores, max });
 }
 
-/// Adjusts the scores of one query, one for each key, and returns the largest, and whether any is -inf.
-pub(crate) fn adjust_row(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32]) -> (f32, bool) {
+/// What the adjusted scores of one query are like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// The largest; NaN may be ignored.
+    pub(crate) peak: f32,
+    /// Whether any is -inf: its key is hidden, or counts for nothing.
+    pub(crate) hides: bool,
+    /// Whether any is not.
+    pub(crate) shows: bool,
+}
+
+/// Adjusts the scores of one query, one for each key.
+pub(crate) fn adjust_row(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32]) -> Extent {
     isa.run(AdjustRow { adjust, scores })
 }
 
@@ -141,7 +152,7 @@ impl Kernel for AdjustPanel<'_> {
             let terms = Terms::new(simd, &self.adjust, |x| simd.load_slice(&x[at..]));
             let mut max = simd.load_slice(&self.max[at..]);
             for (j, scores) in self.scores.chunks_exact_mut(lanes).enumerate() {
-                let bias = self.adjust.bias.map(|bias| simd.load_slice(&bias[j * lanes + at..]));
+                let bias = bias_at(simd, &self.adjust, j * lanes + at, S::LANES);
                 let score =
                     terms.apply(simd.load_slice(&scores[at..]), bias, simd.splat((self.adjust.first + j) as f32));
                 max = simd.max(max, score);
@@ -152,29 +163,38 @@ impl Kernel for AdjustPanel<'_> {
     }
 }
 
+/// Up to a vector of the bias, if there is one.
+#[inline(always)]
+fn bias_at<S: Simd>(simd: S, adjust: &Adjust<'_>, at: usize, len: usize) -> Option<S::F32> {
+    Some(simd.load_part(&adjust.bias?[at..at + len], 0.0))
+}
+
 struct AdjustRow<'a> {
     adjust: Adjust<'a>,
     scores: &'a mut [f32],
 }
 
 impl Kernel for AdjustRow<'_> {
-    type Output = (f32, bool);
+    type Output = Extent;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> (f32, bool) {
+    fn run<S: Simd>(self, simd: S) -> Extent {
         let terms = Terms::new(simd, &self.adjust, |x| simd.splat(x[0]));
         let none = simd.splat(f32::NEG_INFINITY);
-        let (mut max, mut hidden) = (none, simd.zero());
+        let one = simd.splat(1.0);
+        let (mut max, mut hides, mut shows) = (none, simd.zero(), simd.zero());
         for (c, scores) in self.scores.chunks_mut(S::LANES).enumerate() {
             let first = c * S::LANES;
             let key = simd.add(simd.splat((self.adjust.first + first) as f32), simd.lane_numbers());
-            let bias = self.adjust.bias.map(|bias| simd.load_part(&bias[first..first + scores.len()], 0.0));
+            let bias = bias_at(simd, &self.adjust, first, scores.len());
             let score = terms.apply(simd.load_part(scores, f32::NEG_INFINITY), bias, key);
             simd.store_part(scores, score);
-            max = simd.max(max, simd.load_part(scores, f32::NEG_INFINITY));
-            let score = simd.load_part(scores, 0.0);
-            hidden = simd.select(simd.eq(score, none), simd.splat(1.0), hidden);
+            // Read back twice, for lanes behind the last key: they neither show nor hide.
+            let score = simd.load_part(scores, f32::NEG_INFINITY);
+            max = simd.max(max, score);
+            shows = simd.select(simd.eq(score, none), shows, one);
+            hides = simd.select(simd.eq(simd.load_part(scores, 0.0), none), one, hides);
         }
-        (simd.max_lane(max), simd.max_lane(hidden) > 0.0)
+        Extent { peak: simd.max_lane(max), hides: simd.max_lane(hides) > 0.0, shows: simd.max_lane(shows) > 0.0 }
     }
 }

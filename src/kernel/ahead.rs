@@ -6,6 +6,7 @@
 
 use super::load::{AnyMatrix, with_matrix};
 use crate::simd::Simd;
+use crate::strided::Matrix;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -41,20 +42,22 @@ impl Ahead {
         Ahead { runs: [none; MAX_RUNS], count: 0, run: 0, byte: 0, quota: 0 }
     }
 
-    /// Adds the rows of a matrix, if they have no gaps.
+    /// Adds the rows of a matrix.
     pub(crate) fn add(&mut self, matrix: AnyMatrix<'_>) {
-        if self.count < MAX_RUNS && matrix.has_contiguous_rows() && matrix.rows() * matrix.cols() > 0 {
-            let (mut run, size) = with_matrix!(matrix, matrix => {
-                (Run { at: matrix.as_ptr().cast(), stride: matrix.row_stride(), bytes: matrix.cols(), rows: matrix.rows() },
-                 element_size(&matrix))
-            });
-            if run.stride == run.bytes as isize {
-                (run.bytes, run.rows) = (run.bytes * run.rows, 1); // one after the other: a single long row
-            }
-            self.runs[self.count] =
-                Run { stride: run.stride.wrapping_mul(size as isize), bytes: run.bytes * size, ..run };
-            self.count += 1;
+        with_matrix!(matrix, matrix => self.add_rows(matrix));
+    }
+
+    fn add_rows<T: Copy>(&mut self, matrix: Matrix<'_, T>) {
+        let (rows, cols, size) = (matrix.rows(), matrix.cols(), size_of::<T>());
+        // Rows with gaps are read an element at a time, and slowly: nothing is gained by having them there.
+        if self.count == MAX_RUNS || !matrix.has_contiguous_rows() || rows == 0 || cols == 0 {
+            return;
         }
+        // Rows one after the other are a single long one.
+        let (rows, cols) = if matrix.row_stride() == cols as isize { (1, rows * cols) } else { (rows, cols) };
+        let stride = matrix.row_stride().wrapping_mul(size as isize);
+        self.runs[self.count] = Run { at: matrix.as_ptr().cast(), stride, bytes: cols * size, rows };
+        self.count += 1;
     }
 
     /// Spreads the lines over so many blocks.
@@ -87,22 +90,71 @@ impl Ahead {
     #[cold]
     #[inline(never)]
     fn ask_across_rows<S: Simd>(&mut self, simd: S) {
-        let mut left = self.quota;
-        while left > 0 && self.run < self.count {
-            let run = &mut self.runs[self.run];
-            simd.prefetch(run.at.wrapping_add(self.byte));
-            self.byte += LINE;
-            if self.byte >= run.bytes {
-                (run.at, run.rows, self.byte) = (run.at.wrapping_offset(run.stride), run.rows - 1, 0);
-                if run.rows == 0 {
-                    self.run += 1;
-                }
+        for _ in 0..self.quota {
+            match self.next_line() {
+                Some(line) => simd.prefetch(line),
+                None => return,
             }
-            left -= 1;
         }
+    }
+
+    /// The next line to ask for.
+    fn next_line(&mut self) -> Option<*const u8> {
+        let run = self.runs[..self.count].get_mut(self.run)?;
+        let line = run.at.wrapping_add(self.byte);
+        self.byte += LINE;
+        if self.byte >= run.bytes {
+            (run.at, run.rows, self.byte) = (run.at.wrapping_offset(run.stride), run.rows - 1, 0);
+            if run.rows == 0 {
+                self.run += 1;
+            }
+        }
+        Some(line)
     }
 }
 
-fn element_size<T>(_: &crate::strided::Matrix<'_, T>) -> usize {
-    size_of::<T>()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every line of every row comes once, in order; rows side by side are one.
+    #[test]
+    fn every_line_comes_once() {
+        let data = [0.0f32; 4 * 40];
+        let mut ahead = Ahead::nothing();
+        assert_eq!(ahead.next_line(), None);
+        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 4, 40).slice_rows(1..3))); // 320 bytes
+        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 0, 40)));
+        let strided = crate::strided::Strided::new(&data, 0, [1, 1, 2, 20], [0, 0, 80, 1]).unwrap();
+        ahead.add(AnyMatrix::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
+        let expected =
+            [160, 224, 288, 352, 416, 0, 64, 320, 384].map(|byte| data.as_ptr().cast::<u8>().wrapping_add(byte));
+        let lines: Vec<_> = std::iter::from_fn(|| ahead.next_line()).collect();
+        assert_eq!(lines, expected);
+    }
+
+    /// All has been asked for after as many blocks as it was spread over.
+    #[test]
+    fn blocks_share_the_lines() {
+        struct AskAll<'a>(&'a mut Ahead, usize);
+        impl crate::simd::Kernel for AskAll<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, simd: S) {
+                for _ in 0..self.1 {
+                    self.0.ask(simd);
+                }
+            }
+        }
+        let data = [0u16; 7 * 100].map(crate::bf16::from_bits);
+        for blocks in 1..40 {
+            let mut ahead = Ahead::nothing();
+            ahead.add(AnyMatrix::Bf16(Matrix::from_slice(&data, 7, 100)));
+            let strided = crate::strided::Strided::new(&data, 0, [1, 1, 6, 90], [0, 0, 100, 1]).unwrap();
+            ahead.add(AnyMatrix::Bf16(strided.matrix(0, 0)));
+            ahead.spread(blocks);
+            crate::simd::Isa::best().run(AskAll(&mut ahead, blocks));
+            assert_eq!(ahead.next_line(), None, "{blocks} blocks");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What tensors say about single scores: an additive bias, and a boolean mask as a bias of 0 or -inf.
 
-use super::load::{AnyMatrix, load_from, with_matrix};
-use crate::element::Element;
+use super::load::{AnyMatrix, with_matrix};
+use super::pack::widen;
 use crate::simd::{Isa, Kernel, Simd};
 use crate::strided::Matrix;
 use std::ops::Range;
@@ -37,7 +37,7 @@ impl Kernel for ReadBias<'_> {
     fn run<S: Simd>(self, simd: S) -> bool {
         let BiasRow { row, keys, bias, mask } = self.from;
         match bias {
-            Some(bias) => with_matrix!(bias, bias => widen(simd, bias, row, keys.clone(), self.to)),
+            Some(bias) => with_matrix!(bias, bias => widen(simd, bias.row(row).slice(keys.clone()), 1.0, self.to)),
             None => self.to.fill(0.0),
         }
         if let Some(mask) = mask {
@@ -51,19 +51,6 @@ impl Kernel for ReadBias<'_> {
             seen = simd.max(seen, simd.select(simd.eq(bias, hidden), simd.zero(), simd.splat(1.0)));
         }
         simd.max_lane(seen) > 0.0
-    }
-}
-
-#[inline(always)]
-fn widen<S: Simd, T: Element>(simd: S, bias: Matrix<'_, T>, row: usize, keys: Range<usize>, to: &mut [f32]) {
-    let from = bias.row(row).slice(keys);
-    match from.as_slice() {
-        Some(from) => {
-            for (n, to) in to.chunks_mut(S::LANES).enumerate() {
-                simd.store_part(to, load_from(simd, from, n * S::LANES));
-            }
-        }
-        None => to.iter_mut().zip(from.iter()).for_each(|(to, from)| *to = from.to_f32()),
     }
 }
 

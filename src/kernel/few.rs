@@ -1,11 +1,11 @@
 //! The form for few queries: keys and values along the lanes.
 //!
 //! With a query or two the lanes of a panel would be empty, and the work is to stream K and V through the processor once:
-//! four bytes of f32 for each multiply-add of a lone query. So a vector holds eight elements of one key (or value), in
+//! four bytes of f32 for each multiply-add of a lone query. So a vector holds neighbouring elements of one key (or value), in
 //! whatever type the cache has, and each is multiplied with every query of the group while it is in a register.
 //!
 //! ```text
-//! scores   S[r][j] = sum_e Q[r][e] * K[j][e]      eight partial sums a pair, folded at the end
+//! scores   S[r][j] = sum_e Q[r][e] * K[j][e]      as many partial sums as lanes, folded at the end
 //! weights  P[r][j] = 2^(S[r][j] - m[r])           as in weights.rs, with keys in the lanes
 //! values   O[r][d] += P[r][j] * V[j][d]           one chain over the keys for each element of O
 //! ```
@@ -20,8 +20,8 @@ use crate::element::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::strided::Matrix;
 
-/// Rows that share a load of keys or values. Four rows and two keys (or vectors of values) make eight chains, which keep
-/// the multipliers busy and leave registers for the operands.
+/// Rows that share a load of keys or values. With eight lanes, four rows and two keys (or vectors of values) make eight
+/// chains, which keep the multipliers busy and leave registers for the operands; with sixteen there are registers for four.
 const ROWS: usize = 4;
 
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
@@ -100,27 +100,32 @@ fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
     let mut first = 0;
     while first < keys.rows() {
         // Behind the last key, the last one again: its scores are not written.
-        let rows: [*const T; N] = std::array::from_fn(|n| {
+        let mut rows = [keys.as_ptr(); N];
+        for (n, at) in rows.iter_mut().enumerate() {
             let row = (first + n).min(keys.rows() - 1) as isize;
-            keys.as_ptr().wrapping_offset(keys.row_stride().wrapping_mul(row))
-        });
+            *at = at.wrapping_offset(keys.row_stride().wrapping_mul(row));
+        }
         ahead.ask(simd);
         let mut sums = [simd.zero(); MAX_LANES];
         let mut e = 0;
         while e < whole {
-            // SAFETY: e + LANES <= whole <= head_dim, so within the row.
-            let key = |n: usize| unsafe { simd.load_as(rows[n].wrapping_add(e)) };
+            let mut vectors = [simd.zero(); N];
+            for n in 0..N {
+                // SAFETY: e + LANES <= whole <= head_dim, so within the row.
+                vectors[n] = unsafe { simd.load_as(rows[n].wrapping_add(e)) };
+            }
             // SAFETY: as above, and the queries are R rows of `width` (asserted).
-            unsafe { add_products::<S, R, N>(simd, std::array::from_fn(key), queries, width, e, &mut sums) };
+            unsafe { add_products::<S, R, N>(simd, vectors, queries, width, e, &mut sums) };
             e += S::LANES;
         }
         if whole < head_dim {
-            let key = |n: usize| {
+            let mut vectors = [simd.zero(); N];
+            for (n, vector) in vectors.iter_mut().enumerate() {
                 let row = keys.row((first + n).min(keys.rows() - 1));
-                load_from(simd, row.as_slice().expect("rows without gaps"), whole)
-            };
+                *vector = load_from(simd, row.as_slice().expect("rows without gaps"), whole);
+            }
             // SAFETY: `width` is `whole` and another vector, and the queries are R rows of it (asserted).
-            unsafe { add_products::<S, R, N>(simd, std::array::from_fn(key), queries, width, whole, &mut sums) };
+            unsafe { add_products::<S, R, N>(simd, vectors, queries, width, whole, &mut sums) };
         }
         let mut folded = [0.0; MAX_LANES];
         simd.store_slice(&mut folded, simd.sums(sums));
@@ -137,8 +142,6 @@ fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
 }
 
 /// Adds the products of one vector of N keys and R queries to their sums.
-///
-/// (A function, not a closure: a closure that is not inlined is compiled without the level's instructions.)
 ///
 /// # Safety
 /// * `e + LANES <= width`, and `queries` has R rows of `width`
@@ -360,8 +363,11 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     let row_stride = values.row_stride();
     let mut row = values.as_ptr().wrapping_add(d);
     for j in 0..values.rows() {
-        // SAFETY: N vectors from d on of row j: the caller's promise.
-        let vectors: [S::F32; N] = std::array::from_fn(|n| unsafe { simd.load_as(row.wrapping_add(n * S::LANES)) });
+        let mut vectors = [simd.zero(); N];
+        for n in 0..N {
+            // SAFETY: N vectors from d on of row j: the caller's promise.
+            vectors[n] = unsafe { simd.load_as(row.wrapping_add(n * S::LANES)) };
+        }
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the weight of key j in row r: the caller's promise.
             let weight = simd.splat(unsafe { *weights.add(r * stride + j) });

@@ -2,20 +2,28 @@
 
 use super::load::{AnyMatrix, load_from, with_matrix};
 use super::transpose::transpose;
-use super::{EvenBlocks, PANEL_LANES, product_rows};
+use super::{EvenBlocks, panel_product_rows};
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
-use crate::strided::Matrix;
+use crate::strided::{Matrix, Row};
 use crate::tensor::{AnyTensor, with_elements};
 use std::ops::Range;
 
-/// `to[..row.len()] = factor * row`.
+/// `to = factor * row`, which is as long. (A factor of 1 changes nothing.)
 #[inline(always)]
-fn widen<S: Simd, T: Element>(simd: S, row: &[T], factor: f32, to: &mut [f32]) {
-    let factor = simd.splat(factor);
-    for (to, c) in to.chunks_mut(S::LANES).zip((0..row.len()).step_by(S::LANES)) {
-        let wide = simd.mul(load_from(simd, row, c), factor);
-        if to.len() == S::LANES { simd.store_slice(to, wide) } else { simd.store_part(to, wide) }
+pub(super) fn widen<S: Simd, T: Element>(simd: S, row: Row<'_, T>, factor: f32, to: &mut [f32]) {
+    match row.as_slice() {
+        Some(row) => {
+            let factor = simd.splat(factor);
+            for (n, to) in to.chunks_mut(S::LANES).enumerate() {
+                simd.store_part(to, simd.mul(load_from(simd, row, n * S::LANES), factor));
+            }
+        }
+        None => {
+            for (to, from) in to.iter_mut().zip(row.iter()) {
+                *to = from.to_f32() * factor;
+            }
+        }
     }
 }
 
@@ -60,14 +68,7 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for WidenGathered<'_, F> {
             let row = tensor.matrix(i0, i1).row(r);
             let (to, behind) = to.split_at_mut(tensor.shape()[3]);
             behind.fill(0.0);
-            match row.as_slice() {
-                Some(row) => widen(simd, row, self.factor, to),
-                None => {
-                    for (to, from) in to.iter_mut().zip(row.iter()) {
-                        *to = crate::Element::to_f32(from) * self.factor;
-                    }
-                }
-            }
+            widen(simd, row, self.factor, to);
         });
     }
 }
@@ -130,14 +131,7 @@ impl Kernel for WidenRows<'_> {
     fn run<S: Simd>(self, simd: S) {
         with_matrix!(self.rows, matrix => {
             for (r, to) in self.to.chunks_exact_mut(matrix.cols().max(1)).enumerate() {
-                match matrix.row(r).as_slice() {
-                    Some(row) => widen(simd, row, 1.0, to),
-                    None => {
-                        for (to, from) in to.iter_mut().zip(matrix.row(r).iter()) {
-                            *to = crate::Element::to_f32(from);
-                        }
-                    }
-                }
+                widen(simd, matrix.row(r), 1.0, to);
             }
         });
     }
@@ -156,15 +150,7 @@ pub(crate) struct ValueBlocks {
 impl ValueBlocks {
     /// Blocks for the products of `isa`.
     pub(crate) fn new(isa: Isa, keys: usize, value_dim: usize) -> Self {
-        struct Rows;
-        impl Kernel for Rows {
-            type Output = usize;
-            #[inline(always)]
-            fn run<S: Simd>(self, _: S) -> usize {
-                product_rows::<S>(PANEL_LANES / S::LANES)
-            }
-        }
-        Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, isa.run(Rows)) }
+        Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, panel_product_rows(isa)) }
     }
 
     #[inline(always)]

@@ -58,8 +58,11 @@ impl Scores<'_> {
             queries: self.queries.as_ptr(),
             head_dim: self.keys.cols(),
             scores: self.scores.as_mut_ptr(),
-            max: std::array::from_fn(|v| simd.load_slice(&self.max[v * S::LANES..])),
+            max: [simd.zero(); V],
         };
+        for (v, max) in block.max.iter_mut().enumerate() {
+            *max = simd.load_slice(&self.max[v * S::LANES..]);
+        }
         let blocks = EvenBlocks::new(self.keys.rows(), product_rows::<S>(V));
         for b in 0..blocks.count {
             let rows = blocks.range(b);

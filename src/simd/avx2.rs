@@ -238,23 +238,28 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
-        // SAFETY: r is below LANES: a row that the caller vouches for.
-        let row = |r: isize| unsafe { _mm256_loadu_ps(from.offset(r * from_stride)) };
+        let mut rows = op!([_mm256_setzero_ps(); 8]);
+        for (r, row) in rows.iter_mut().enumerate() {
+            // SAFETY: r is below LANES: a row that the caller vouches for.
+            *row = unsafe { _mm256_loadu_ps(from.offset(r as isize * from_stride)) };
+        }
         // Neighbours in 32-bit units, then pairs in 64-bit units, then halves: log2(8) steps of eight shuffles.
         let out = op!({
-            let rows: [__m256; 8] = std::array::from_fn(|r| row(r as isize));
-            let pairs: [__m256; 8] = std::array::from_fn(|i| {
-                let (a, b) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
-                if i % 2 == 0 { _mm256_unpacklo_ps(a, b) } else { _mm256_unpackhi_ps(a, b) }
-            });
-            let fours: [__m256; 8] = std::array::from_fn(|i| {
-                let (a, b) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
-                if i % 2 == 0 { _mm256_shuffle_ps::<0x44>(a, b) } else { _mm256_shuffle_ps::<0xee>(a, b) }
-            });
-            std::array::from_fn::<__m256, 8, _>(|i| {
-                let (a, b) = (fours[i % 4], fours[i % 4 + 4]);
-                if i < 4 { _mm256_permute2f128_ps::<0x20>(a, b) } else { _mm256_permute2f128_ps::<0x31>(a, b) }
-            })
+            let (mut pairs, mut fours, mut out) = (rows, rows, rows);
+            for i in 0..4 {
+                let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+                (pairs[2 * i], pairs[2 * i + 1]) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            }
+            for i in 0..4 {
+                let (a, b) = (pairs[i / 2 * 4 + i % 2], pairs[i / 2 * 4 + i % 2 + 2]);
+                let low = i / 2 * 4 + i % 2 * 2;
+                (fours[low], fours[low + 1]) = (_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
+            }
+            for i in 0..4 {
+                let (a, b) = (fours[i], fours[i + 4]);
+                (out[i], out[i + 4]) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            }
+            out
         });
         for (r, row) in out.into_iter().enumerate() {
             // SAFETY: r is below LANES: a row that the caller vouches for.

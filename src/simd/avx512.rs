@@ -214,30 +214,37 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
-        // SAFETY: r is below LANES: a row that the caller vouches for.
-        let row = |r: isize| unsafe { _mm512_loadu_ps(from.offset(r * from_stride)) };
+        let mut rows = op!([_mm512_setzero_ps(); 16]);
+        for (r, row) in rows.iter_mut().enumerate() {
+            // SAFETY: r is below LANES: a row that the caller vouches for.
+            *row = unsafe { _mm512_loadu_ps(from.offset(r as isize * from_stride)) };
+        }
         // Neighbours in 32-bit units, pairs in 64-bit units, then quarters twice: log2(16) steps of sixteen shuffles.
         let out = op!({
-            let rows: [__m512; 16] = std::array::from_fn(|r| row(r as isize));
-            let pairs: [__m512; 16] = std::array::from_fn(|i| {
-                let (a, b) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
-                if i % 2 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) }
-            });
+            let (mut pairs, mut fours, mut eights, mut out) = (rows, rows, rows, rows);
+            for i in 0..8 {
+                let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+                (pairs[2 * i], pairs[2 * i + 1]) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            }
             // fours[4 * n + i]: in each quarter, column i of that quarter, rows 4n..4n+4.
-            let fours: [__m512; 16] = std::array::from_fn(|i| {
-                let (a, b) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
-                if i % 2 == 0 { _mm512_shuffle_ps::<0x44>(a, b) } else { _mm512_shuffle_ps::<0xee>(a, b) }
-            });
+            for i in 0..8 {
+                let (a, b) = (pairs[i / 2 * 4 + i % 2], pairs[i / 2 * 4 + i % 2 + 2]);
+                let low = i / 2 * 4 + i % 2 * 2;
+                (fours[low], fours[low + 1]) = (_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
+            }
             // eights[8 * n + 4 * half + i]: quarters `half` and `half + 2` of column i, rows 8n..8n+8.
-            let eights: [__m512; 16] = std::array::from_fn(|i| {
-                let (a, b) = (fours[i / 8 * 8 + i % 4], fours[i / 8 * 8 + i % 4 + 4]);
-                if i % 8 < 4 { _mm512_shuffle_f32x4::<0x88>(a, b) } else { _mm512_shuffle_f32x4::<0xdd>(a, b) }
-            });
-            std::array::from_fn::<__m512, 16, _>(|c| {
-                // Column c: quarter c / 4 is the first or the second of those that `eights` of its parity hold.
-                let (a, b) = (eights[c / 4 % 2 * 4 + c % 4], eights[8 + c / 4 % 2 * 4 + c % 4]);
-                if c < 8 { _mm512_shuffle_f32x4::<0x88>(a, b) } else { _mm512_shuffle_f32x4::<0xdd>(a, b) }
-            })
+            for i in 0..8 {
+                let low = i / 4 * 8 + i % 4;
+                let (a, b) = (fours[low], fours[low + 4]);
+                eights[low] = _mm512_shuffle_f32x4::<0x88>(a, b);
+                eights[low + 4] = _mm512_shuffle_f32x4::<0xdd>(a, b);
+            }
+            // Column c: quarter c / 4 is the first or the second of those that `eights` of its parity hold.
+            for c in 0..8 {
+                let (a, b) = (eights[c], eights[c + 8]);
+                (out[c], out[c + 8]) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            }
+            out
         });
         for (r, row) in out.into_iter().enumerate() {
             // SAFETY: r is below LANES: a row that the caller vouches for.

@@ -132,6 +132,10 @@ impl Kernel for Lanes {
     fn run<S: Simd>(self, simd: S) {
         let x: Vec<f32> = (0..S::LANES).map(|i| (i * 37 % 11) as f32 - 4.0).collect();
         same("lane_numbers", &read(simd, simd.lane_numbers()), &(0..S::LANES).map(|i| i as f32).collect::<Vec<_>>());
+        let bytes: Vec<u8> = (0..S::LANES as u8).map(|i| [0, 1, 2, 0, 128, 255][i as usize % 6]).collect();
+        // SAFETY: LANES bytes.
+        let answers = unsafe { simd.load_answers(bytes.as_ptr()) };
+        assert_eq!(read_mask(simd, answers), bytes.iter().map(|&byte| byte != 0).collect::<Vec<_>>(), "load_answers");
         assert_eq!(simd.sum(simd.load_slice(&x)), x.iter().sum::<f32>(), "small integers add up exactly");
         assert_eq!(simd.max_lane(simd.load_slice(&x)), x.iter().copied().fold(f32::MIN, f32::max));
         for len in 0..=S::LANES {
