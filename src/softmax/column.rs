@@ -113,7 +113,7 @@ pub(super) fn softmax<S: Simd, T: Element, const V: usize, const LOG: bool, cons
         let tile = &mut tile[..block.len * V * S::LANES];
         if block.len < strip.len {
             fill::<S, T, V, PLAIN>(simd, buffers.input(), block, tile, scale);
-            weigh::<S, V, LOG, PLAIN>(simd, tile, states.max, scale);
+            weigh::<S, V, LOG>(simd, tile, states.max, scale.scale);
         }
         write::<S, T, V, LOG>(simd, tile, buffers.output(), block, norms);
     }
@@ -132,7 +132,7 @@ pub(super) fn fold<S: Simd, T: Element, const V: usize, const LOG: bool, const P
     for block in blocks::<S, V>(strip, tile.len()) {
         let tile = &mut tile[..block.len * V * S::LANES];
         let max = fill::<S, T, V, PLAIN>(simd, x, block, tile, scale);
-        let sum = weigh::<S, V, LOG, PLAIN>(simd, tile, max, scale);
+        let sum = weigh::<S, V, LOG>(simd, tile, max, scale.scale);
         states = states.merge(simd, States { max, sum }, scale.scale);
     }
     states
@@ -177,12 +177,13 @@ fn fill<S: Simd, T: Element, const V: usize, const PLAIN: bool>(
 }
 
 #[inline(always)]
-fn weigh<S: Simd, const V: usize, const LOG: bool, const PLAIN: bool>(
+fn weigh<S: Simd, const V: usize, const LOG: bool>(
     simd: S,
     tile: &mut [f32],
     mut max: [S::F32; V],
-    scale: Scale,
+    scale: f32,
 ) -> [S::F32; V] {
+    let scale = simd.splat(scale);
     for max in &mut max {
         *max = visible(simd, *max);
     }
@@ -195,7 +196,7 @@ fn weigh<S: Simd, const V: usize, const LOG: bool, const PLAIN: bool>(
             for tile in run.chunks_exact_mut(V * S::LANES) {
                 let tile = &mut tile[first * S::LANES..][..pair * S::LANES];
                 for i in 0..pair {
-                    let t = scale.exponent::<S, PLAIN>(simd, simd.load_slice(&tile[i * S::LANES..]), max[first + i]);
+                    let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[i * S::LANES..]), max[first + i]));
                     let e = exp_weight(simd, t);
                     simd.store_slice(&mut tile[i * S::LANES..], if LOG { t } else { e });
                     part[i] = simd.add(part[i], e);

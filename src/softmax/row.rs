@@ -65,7 +65,7 @@ pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
         if block.len() < row.len() {
             fill::<S, T, PLAIN>(simd, &buffers.input()[block.clone()], tile, scale);
             let ahead = buffers.input()[block.clone()].as_ptr_range().end;
-            weigh::<S, T, LOG, PLAIN>(simd, tile, state.max, scale, ahead);
+            weigh::<S, T, LOG>(simd, tile, state.max, scale.scale, ahead);
         }
         write::<S, T, LOG>(simd, tile, &mut buffers.output()[block], norm);
     }
@@ -92,7 +92,7 @@ fn softmax_f32<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
             (fill::<S, T, PLAIN>(simd, &from[row], out, scale), out)
         }
     };
-    let state = RowState { max, sum: weigh::<S, T, LOG, PLAIN>(simd, out, max, scale, ahead) };
+    let state = RowState { max, sum: weigh::<S, T, LOG>(simd, out, max, scale.scale, ahead) };
     if LOG {
         finish_in_place::<S, true>(simd, out, state.log_sum());
     } else {
@@ -110,7 +110,7 @@ pub(super) fn fold<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
     scale: Scale,
 ) -> RowState {
     let max = fill::<S, T, PLAIN>(simd, x, tile, scale);
-    RowState { max, sum: weigh::<S, T, LOG, PLAIN>(simd, tile, max, scale, x.as_ptr_range().end) }
+    RowState { max, sum: weigh::<S, T, LOG>(simd, tile, max, scale.scale, x.as_ptr_range().end) }
 }
 
 /// What a weight is multiplied by to become a probability.
@@ -164,15 +164,16 @@ fn fill_in_place<S: Simd, const PLAIN: bool>(simd: S, x: &mut [f32], scale: Scal
 /// Turns y in the tile into the weight e = exp(scale*(y - max)) in units of 1/`WEIGHT_ONE`, or into the exponent where
 /// `LOG`; gives the sum of exp. Meanwhile as many elements from `ahead` on come from memory; it may point anywhere.
 #[inline(always)]
-pub(super) fn weigh<S: Simd, T, const LOG: bool, const PLAIN: bool>(
+pub(super) fn weigh<S: Simd, T, const LOG: bool>(
     simd: S,
     tile: &mut [f32],
     max: f32,
-    scale: Scale,
+    scale: f32,
     mut ahead: *const T,
 ) -> f32 {
     // Where nothing is visible any number will do but -inf itself: -inf - -inf is NaN.
     let max = simd.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
+    let scale = simd.splat(scale);
     let mut sum = [simd.zero(); PAIR];
     let len = tile.len();
     for run in tile.chunks_mut(RUN * PAIR * S::LANES) {
@@ -184,14 +185,14 @@ pub(super) fn weigh<S: Simd, T, const LOG: bool, const PLAIN: bool>(
             simd.prefetch(tile.as_ptr().wrapping_add(len));
             ahead = ahead.wrapping_add(PAIR * S::LANES);
             for i in 0..PAIR {
-                let t = scale.exponent::<S, PLAIN>(simd, simd.load_slice(&tile[i * S::LANES..]), max);
+                let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[i * S::LANES..]), max));
                 let e = exp_weight(simd, t);
                 simd.store_slice(&mut tile[i * S::LANES..], if LOG { t } else { e });
                 part[i] = simd.add(part[i], e);
             }
         }
         for tile in pairs.into_remainder().chunks_mut(S::LANES) {
-            let t = scale.exponent::<S, PLAIN>(simd, simd.load_part(tile, f32::NEG_INFINITY), max);
+            let t = simd.mul(scale, simd.sub(simd.load_part(tile, f32::NEG_INFINITY), max));
             let e = exp_weight(simd, t);
             simd.store_part(tile, if LOG { t } else { e });
             part[0] = simd.add(part[0], e);

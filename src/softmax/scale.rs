@@ -32,19 +32,12 @@ impl Scale {
         }
     }
 
-    /// Whether this is [`ONE`](Self::ONE): y is x itself, and the exponent y - max.
+    /// Whether y is x itself.
     pub(super) fn is_plain(self) -> bool {
-        self.factor == 1.0 && self.scale == 1.0
+        self.factor == 1.0
     }
 
-    /// The exponent scale * (y - max). `PLAIN` spares the product, a twelfth of what binds a weight.
-    #[inline(always)]
-    pub(super) fn exponent<S: Simd, const PLAIN: bool>(self, simd: S, y: S::F32, max: S::F32) -> S::F32 {
-        let t = simd.sub(y, max);
-        if PLAIN { t } else { simd.mul(simd.splat(self.scale), t) }
-    }
-
-    /// y, where `PLAIN` says at compile time what [`is_plain`](Self::is_plain) says.
+    /// y, where `PLAIN` says at compile time that it is x.
     #[inline(always)]
     pub(super) fn adjust<S: Simd, const PLAIN: bool>(self, simd: S, x: S::F32) -> S::F32 {
         if PLAIN {
