@@ -124,7 +124,7 @@ mod tests {
         let mut ahead = Ahead::nothing();
         assert_eq!(ahead.next_line(), None);
         ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 4, 40).slice_rows(1..3))); // 320 bytes
-        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 0, 40)));
+        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data[..0], 0, 40)));
         let strided = crate::strided::Strided::new(&data, 0, [1, 1, 2, 20], [0, 0, 80, 1]).unwrap();
         ahead.add(AnyMatrix::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
         let expected =

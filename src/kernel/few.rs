@@ -364,9 +364,9 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     let mut row = values.as_ptr().wrapping_add(d);
     for j in 0..values.rows() {
         let mut vectors = [simd.zero(); N];
-        for n in 0..N {
+        for (n, vector) in vectors.iter_mut().enumerate() {
             // SAFETY: N vectors from d on of row j: the caller's promise.
-            vectors[n] = unsafe { simd.load_as(row.wrapping_add(n * S::LANES)) };
+            *vector = unsafe { simd.load_as(row.wrapping_add(n * S::LANES)) };
         }
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the weight of key j in row r: the caller's promise.
