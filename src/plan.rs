@@ -35,10 +35,10 @@ pub enum Threads {
 }
 
 /// Up to so many rows per key/value head, the few-queries form is used. A lone panel has to pack its values for itself, and
-/// its lanes may not be full; and only the few-queries form splits keys between threads. With 4096 keys of 128 in f16, few
-/// against many make 47 and 16 GF/s at 4 rows, 53 and 52 at 12, 65 and 74 at 16 (AVX-512); 48 and 18, 60 and 47, 63 and 59
-/// (AVX2). In f32 and at head_dim 64 they cross earlier: `docs/performance.md`.
-const FEW_ROWS: usize = 16;
+/// below 16 rows its lanes are not full. With 4096 keys of 128, f16, few against many make 70 and 21 GF/s at 4 rows, 73 and
+/// 64 at 12, 74 and 85 at 16; of 64, f32, 41 and 20, 59 and 65, 59 and 86 (AVX-512). With AVX2 they cross in the same places,
+/// but for f16 of 128, where 16 rows make 63 and 59. `cargo bench --bench growth` measures it.
+const FEW_ROWS: usize = 12;
 
 /// Rows of one task of the few-queries form: all that the plan gives to it, so that keys and values are read once.
 const FEW_TASK_ROWS: usize = FEW_ROWS;
