@@ -219,8 +219,8 @@ fn run_split(
         let keys_ahead = if more.is_empty() { &mut next } else { &mut first_keys(work, more) };
         let extent = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
         let out = slot.out(memory, rows);
-        if !extent.shows {
-            // Nothing to add.
+        if extent.peak == f32::NEG_INFINITY {
+            // Nobody sees any of it. (Or the scores are NaN, which the sums have taken up.)
         } else if extent.hides && !few::all_finite(isa, tile_values) {
             few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
         } else {
@@ -246,7 +246,7 @@ fn weigh_rows(
     spare: &mut Spare<'_>,
 ) -> Extent {
     let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
-    let mut all = Extent { peak: f32::NEG_INFINITY, hides: false, shows: false };
+    let mut all = Extent { peak: f32::NEG_INFINITY, hides: false };
     for (n, lane) in lanes.iter().enumerate() {
         let row = n * tile..n * tile + keys.len();
         let (scores, bias) = (&mut spare.scores[row.clone()], &mut spare.bias[row.clone()]);
@@ -258,9 +258,8 @@ fn weigh_rows(
         let marks = Marks::new(work, lane, &keys, Unit::Log2);
         let own = adjust_row(isa, marks.adjust(&keys, partial, bias), scores);
         spare.kept_scores[row].copy_from_slice(scores);
-        let Extent { peak, hides, shows } = own;
-        all = Extent { peak: all.peak.max(peak), hides: all.hides | hides, shows: all.shows | shows };
-        slot.update(memory, n, |state, out| few::weights(isa, scores, peak, state, out));
+        all = Extent { peak: all.peak.max(own.peak), hides: all.hides | own.hides };
+        slot.update(memory, n, |state, out| few::weights(isa, scores, own.peak, state, out));
     }
     all
 }

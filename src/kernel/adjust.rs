@@ -68,8 +68,6 @@ pub(crate) struct Extent {
     pub(crate) peak: f32,
     /// Whether any is -inf: its key is hidden, or counts for nothing.
     pub(crate) hides: bool,
-    /// Whether any is not.
-    pub(crate) shows: bool,
 }
 
 /// Adjusts the scores of one query, one for each key.
@@ -182,19 +180,17 @@ impl Kernel for AdjustRow<'_> {
         let terms = Terms::new(simd, &self.adjust, |x| simd.splat(x[0]));
         let none = simd.splat(f32::NEG_INFINITY);
         let one = simd.splat(1.0);
-        let (mut max, mut hides, mut shows) = (none, simd.zero(), simd.zero());
+        let (mut max, mut hides) = (none, simd.zero());
         for (c, scores) in self.scores.chunks_mut(S::LANES).enumerate() {
             let first = c * S::LANES;
             let key = simd.add(simd.splat((self.adjust.first + first) as f32), simd.lane_numbers());
             let bias = bias_at(simd, &self.adjust, first, scores.len());
             let score = terms.apply(simd.load_part(scores, f32::NEG_INFINITY), bias, key);
             simd.store_part(scores, score);
-            // Read back twice, for lanes behind the last key: they neither show nor hide.
-            let score = simd.load_part(scores, f32::NEG_INFINITY);
-            max = simd.max(max, score);
-            shows = simd.select(simd.eq(score, none), shows, one);
+            // Read back twice, for lanes behind the last key: they are neither the largest nor hidden.
+            max = simd.max(max, simd.load_part(scores, f32::NEG_INFINITY));
             hides = simd.select(simd.eq(simd.load_part(scores, 0.0), none), one, hides);
         }
-        Extent { peak: simd.max_lane(max), hides: simd.max_lane(hides) > 0.0, shows: simd.max_lane(shows) > 0.0 }
+        Extent { peak: simd.max_lane(max), hides: simd.max_lane(hides) > 0.0 }
     }
 }
