@@ -24,11 +24,11 @@ pub(crate) mod ahead;
 pub(crate) mod bias;
 pub(crate) mod few;
 pub(crate) mod finish;
+pub(crate) mod lanes;
 pub(crate) mod load;
 pub(crate) mod pack;
 mod product;
 pub(crate) mod scores;
-mod transpose;
 pub(crate) mod values;
 pub(crate) mod weights;
 

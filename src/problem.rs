@@ -28,6 +28,10 @@ pub(crate) struct Dims {
 impl Dims {
     /// Query heads that share one key/value head; 0 if there are none.
     pub(crate) fn group(&self) -> usize {
+        // (Asked for with every row: most problems need no division.)
+        if self.heads_q == self.heads_kv {
+            return self.heads_q.min(1);
+        }
         self.heads_q.checked_div(self.heads_kv).unwrap_or(0)
     }
 

@@ -233,13 +233,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32;
     /// The largest lane; NaN lanes may be ignored.
     fn max_lane(self, a: Self::F32) -> f32;
-    /// Turns a block of `LANES` rows of `LANES` into its transpose.
-    ///
-    /// # Safety
-    /// * `from.offset(r * from_stride)` is valid for reads of `LANES` f32 for every r < `LANES`
-    /// * `to.offset(r * to_stride)` is valid for writes of `LANES` f32 for every r < `LANES`
-    /// * what is written does not overlap what is read
-    unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize);
+    /// The transpose of `LANES` vectors (`x[..LANES]`): lane i of vector j goes to lane j of vector i.
+    fn transpose(self, x: [Self::F32; MAX_LANES]) -> [Self::F32; MAX_LANES];
 
     /// Asks for the cache line of `p`, which need not be readable, into the second cache.
     fn prefetch<T>(self, p: *const T);

@@ -187,6 +187,12 @@ impl<'a, const N: usize> Strided<'a, bool, N> {
 }
 
 impl<'a, T> Strided<'a, T, 4> {
+    /// Whether the elements of a row stand side by side.
+    #[inline]
+    pub(crate) fn has_contiguous_rows(&self) -> bool {
+        self.strides[3] == 1 || self.shape[3] <= 1
+    }
+
     /// The last two axes at `[i0, i1]`.
     ///
     /// # Panics
@@ -427,17 +433,17 @@ pub(crate) struct RowMut<'a, T> {
     borrow: PhantomData<&'a mut T>,
 }
 
-impl<T> RowMut<'_, T> {
+impl<'a, T> RowMut<'a, T> {
     /// The row as a slice, if its elements stand side by side.
     #[inline]
-    pub(crate) fn as_mut_slice(&mut self) -> Option<&mut [T]> {
+    pub(crate) fn into_mut_slice(self) -> Result<&'a mut [T], Self> {
         match self.len {
-            0 => Some(&mut []),
+            0 => Ok(&mut []),
             // SAFETY: `row_mut`: `len` elements from `origin` on, one after the other, for us alone.
-            1 => Some(unsafe { std::slice::from_raw_parts_mut(self.origin, 1) }),
+            1 => Ok(unsafe { std::slice::from_raw_parts_mut(self.origin, 1) }),
             // SAFETY: as above.
-            _ if self.stride == 1 => Some(unsafe { std::slice::from_raw_parts_mut(self.origin, self.len) }),
-            _ => None,
+            _ if self.stride == 1 => Ok(unsafe { std::slice::from_raw_parts_mut(self.origin, self.len) }),
+            _ => Err(self),
         }
     }
 

@@ -5,28 +5,43 @@
 use super::schedule::Work;
 use crate::kernel::ahead::Ahead;
 use crate::kernel::load::AnyMatrix;
+use crate::tensor::AnyTensor;
 use std::ops::Range;
 
 /// The next tile of a task.
 pub(super) fn next_tile(work: Work<'_>, keys: Range<usize>) -> Ahead {
     let mut ahead = Ahead::nothing();
-    ahead.add(work.keys().slice_rows(keys.clone()));
-    ahead.add(work.values().slice_rows(keys));
+    add_tile(&mut ahead, work, keys);
     ahead
 }
 
-/// The queries of another task and its first tile, unless it is of the same head, whose keys are no news.
-pub(super) fn next_task(next: Work<'_>, after: Work<'_>) -> Ahead {
-    let (task, before) = (next.task, after.task);
-    let same_head = (task.batch, task.head_kv) == (before.batch, before.head_kv);
-    let end = if same_head { task.keys.start } else { task.keys.end.min(task.keys.start + next.plan.tile_keys) };
-    let mut ahead = next_tile(next, task.keys.start..end);
-    // Row r is query r / group of one of `group` heads.
-    let group = next.problem.dims.group();
-    for r in task.rows.start..task.rows.end.min(task.rows.start + group) {
-        let (h, first) = next.head_and_query(r);
-        let queries = AnyMatrix::new(&next.problem.q, task.batch, h);
-        ahead.add(queries.slice_rows(first..first + (task.rows.end - r).div_ceil(group)));
+fn add_tile(ahead: &mut Ahead, work: Work<'_>, keys: Range<usize>) {
+    ahead.add(work.keys().slice_rows(keys.clone()));
+    ahead.add(work.values().slice_rows(keys));
+}
+
+/// The rows that a task writes into `output`, then the queries of the task after it and its first tile, unless that is of
+/// the same head, whose keys are no news.
+pub(super) fn next_task(work: Work<'_>, output: &AnyTensor<'_>, next: Option<Work<'_>>) -> Ahead {
+    let mut ahead = Ahead::nothing();
+    add_rows(&mut ahead, work, output);
+    if let Some(next) = next {
+        let (task, before) = (next.task, work.task);
+        if (task.batch, task.head_kv) != (before.batch, before.head_kv) {
+            add_tile(&mut ahead, next, task.keys.start..task.keys.end.min(task.keys.start + next.plan.tile_keys));
+        }
+        add_rows(&mut ahead, next, &next.problem.q);
     }
     ahead
+}
+
+/// The rows of a task in queries or output.
+fn add_rows(ahead: &mut Ahead, work: Work<'_>, tensor: &AnyTensor<'_>) {
+    // Row r is query r / group of one of `group` heads.
+    let (task, group) = (work.task, work.problem.dims.group());
+    for r in task.rows.start..task.rows.end.min(task.rows.start + group) {
+        let (h, first) = work.head_and_query(r);
+        let rows = first..first + (task.rows.end - r).div_ceil(group);
+        ahead.add(AnyMatrix::new(tensor, task.batch, h).slice_rows(rows));
+    }
 }

@@ -254,7 +254,7 @@ fn weigh_rows(
             read_tensors(work, lane, &keys, (&mut *bias, keys.len()));
             &*bias
         });
-        let partial = !(lane.common.start <= keys.start && keys.end <= lane.common.end);
+        let partial = !lane.see_all(&keys);
         let marks = Marks::new(work, lane, &keys, Unit::Log2);
         let own = adjust_row(isa, marks.adjust(&keys, partial, bias), scores);
         spare.kept_scores[row].copy_from_slice(scores);

@@ -10,7 +10,8 @@ use super::workspace::{Scratch, Workspace, for_workers};
 use crate::bias::ScoreStage;
 use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
 use crate::kernel::ahead::Ahead;
-use crate::kernel::pack::{as_f32, from_lanes, into_lanes, widen_gathered};
+use crate::kernel::lanes::{gather_into_lanes, into_lanes};
+use crate::kernel::pack::as_f32;
 use crate::kernel::{PANEL_LANES, round_up_lanes, scores};
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -58,8 +59,7 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
     ]);
     let cap = problem.bias.softcap.filter(|_| stage != ScoreStage::Raw);
     let factor = query_factor(problem.scale, cap, Unit::Natural);
-    widen_gathered(isa, work.queries(panel_rows.clone()), factor, (&mut stage_rows[..width * count], width));
-    into_lanes(isa, &stage_rows[..width * count], count, queries);
+    gather_into_lanes(isa, work.queries(panel_rows.clone()), factor, (&mut *queries, count), stage_rows);
 
     for start in (0..dims.seq_kv).step_by(plan.tile_keys) {
         let seen = start..(start + plan.tile_keys).min(dims.seq_kv);
@@ -73,10 +73,10 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
                 adjust_all(work, &lanes, &seen, scores, &mut max[..count], (&mut *bias, &mut *stage_rows));
             }
         }
-        let row_len = round_up_lanes(seen.len());
-        from_lanes(isa, &tile_scores[..row_len * count], count, &mut stage_rows[..row_len * count]);
-        for (to, from) in whole_rows.chunks_exact_mut(dims.seq_kv).zip(stage_rows.chunks_exact(row_len)) {
-            to[seen.clone()].copy_from_slice(&from[..seen.len()]);
+        for (lane, row) in whole_rows.chunks_exact_mut(dims.seq_kv).enumerate() {
+            for (to, scores) in row[seen.clone()].iter_mut().zip(scores.chunks_exact(count)) {
+                *to = scores[lane];
+            }
         }
     }
     for (row, r) in whole_rows.chunks_exact_mut(dims.seq_kv).zip(panel_rows) {

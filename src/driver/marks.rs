@@ -37,6 +37,11 @@ impl Lanes {
         Lanes { span: hull(each()), common: common(each()), rows, count, intervals }
     }
 
+    /// Whether every row sees all of `keys` by its position.
+    pub(super) fn see_all(&self, keys: &Range<usize>) -> bool {
+        self.common.start <= keys.start && keys.end <= self.common.end
+    }
+
     /// The row of each lane.
     fn row(&self, lane: usize) -> usize {
         (self.rows.start + lane).min(self.rows.end - 1)
@@ -60,7 +65,8 @@ pub(super) struct Marks {
     /// The first key that is adjusted, and the first one of its tile.
     first: usize,
     tile_start: usize,
-    /// First visible key of each lane and the one after its last, counted from the tile's first key.
+    /// First visible key of each lane and the one after its last, counted from the tile's first key; not filled in where all
+    /// lanes see all keys.
     visible: [[f32; PANEL_LANES]; 2],
     /// Slope and position of each lane.
     alibi: Option<[[f32; PANEL_LANES]; 2]>,
@@ -73,8 +79,10 @@ impl Marks {
         let tile_start = keys.start / work.plan.tile_keys * work.plan.tile_keys;
         let within = |key: usize| (key.clamp(keys.start, keys.end) - tile_start) as f32;
         let mut visible = [[0.0; PANEL_LANES]; 2];
-        for (lane, &(start, end)) in lanes.intervals[..lanes.count].iter().enumerate() {
-            (visible[0][lane], visible[1][lane]) = (within(start), within(end));
+        if !lanes.see_all(keys) {
+            for (lane, &(start, end)) in lanes.intervals[..lanes.count].iter().enumerate() {
+                (visible[0][lane], visible[1][lane]) = (within(start), within(end));
+            }
         }
         let alibi = work.problem.bias.alibi.map(|_| {
             let slope = |lane| work.problem.bias.slope(work.head_and_query(lanes.row(lane)).0).unwrap_or(0.0);

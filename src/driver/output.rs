@@ -5,11 +5,14 @@
 
 use super::schedule::{Schedule, Work};
 use crate::element::Element;
+use crate::kernel::PANEL_LANES;
+use crate::kernel::finish::{finish_rows, log_sum_exp};
 use crate::kernel::load::store_row;
+use crate::kernel::weights::PanelState;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::simd::{Kernel, Simd};
-use crate::strided::Strided;
+use crate::strided::{RowMut, Strided};
 use crate::tensor::{AnyTensor, TensorMut, with_elements};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -77,6 +80,11 @@ impl<'a> Rows<'a> {
         self.work
     }
 
+    /// The tensor that the rows are in: only its addresses are of use, for others write to it.
+    pub(super) fn tensor(&self) -> &'a AnyTensor<'a> {
+        &self.output.values
+    }
+
     /// The task's place in the schedule.
     pub(super) fn index(&self) -> usize {
         self.index
@@ -90,17 +98,58 @@ impl<'a> Rows<'a> {
     /// # Panics
     /// If the rows are not the task's, or `values` doesn't have as many of them, or not as long.
     pub(super) fn write(&mut self, rows: Range<usize>, values: (&[f32], usize), lse: impl Fn(usize) -> f32) {
+        self.write_lse(rows.clone(), lse);
+        self.work.plan.isa.run(WriteRows { owner: self, rows, values });
+    }
+
+    /// As [`Rows::write`], straight from the lanes of a panel: what it summed, divided by `state.sum`.
+    ///
+    /// * `panel`: `[value_dim rounded up][lanes]`, a lane for each of the rows or more
+    /// * `stage`: `lanes * value_dim` elements or more, for output rows with gaps between their elements
+    ///
+    /// # Panics
+    /// If the rows are not the task's, or more than there are lanes.
+    pub(super) fn write_panel(
+        &mut self,
+        rows: Range<usize>,
+        panel: (&[f32], usize),
+        state: &PanelState,
+        stage: &mut [f32],
+    ) {
+        assert!(rows.len() <= panel.1);
+        self.write_lse(rows.clone(), |lane| log_sum_exp(state.max[lane], state.sum[lane]));
+        self.work.plan.isa.run(WritePanel { owner: self, rows, panel, state, stage });
+    }
+
+    /// The log-sum-exps, if they are asked for.
+    fn write_lse(&mut self, rows: Range<usize>, lse: impl Fn(usize) -> f32) {
+        self.check(&rows);
+        let Some(tensor) = &self.output.lse else { return };
+        for (n, r) in rows.enumerate() {
+            let (h, i) = self.work.head_and_query(r);
+            // SAFETY: as in `row_mut`. Queries of a head are one row of this tensor, but the row is only pointed into: this
+            // writes the element of (batch, h, i) and no other.
+            unsafe { tensor.write([self.work.task.batch, h, i], lse(n)) };
+        }
+    }
+
+    fn check(&self, rows: &Range<usize>) {
         let task = self.work.task;
         assert!(task.rows.start <= rows.start && rows.end <= task.rows.end, "{rows:?} of a task for {:?}", task.rows);
-        if let Some(tensor) = &self.output.lse {
-            for (n, r) in rows.clone().enumerate() {
-                let (h, i) = self.work.head_and_query(r);
-                // SAFETY: as in `WriteRows`. Queries of a head are one row of this tensor, but the row is only pointed
-                // into: this writes the element of (batch, h, i) and no other.
-                unsafe { tensor.write([task.batch, h, i], lse(n)) };
-            }
-        }
-        self.work.plan.isa.run(WriteRows { owner: self, rows, values });
+    }
+
+    /// Row `r` of the task in `tensor`, which is the output.
+    ///
+    /// # Safety
+    /// * `r` is a row of the task
+    /// * no other result for the same row lives at the same time
+    #[inline(always)]
+    unsafe fn row_mut<'r, T>(&self, tensor: &Strided<'r, T, 4>, r: usize) -> RowMut<'r, T> {
+        let (h, i) = self.work.head_and_query(r);
+        // SAFETY: made from a TensorMut, so nobody outside holds it. Inside, row (batch, h, i) belongs to row r of this task
+        // alone (a schedule lists each row once), and of this task there is one `Rows` (the counter has drawn it once), whose
+        // caller has promised the rest.
+        unsafe { tensor.row_mut([self.work.task.batch, h, i]) }
     }
 }
 
@@ -116,20 +165,52 @@ impl Kernel for WriteRows<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (values, width) = self.values;
-        let work = self.owner.work;
-        with_elements!(&self.owner.output.values, tensor => {
+        let owner = self.owner;
+        with_elements!(&owner.output.values, tensor => {
             for (n, r) in self.rows.enumerate() {
-                let (h, i) = work.head_and_query(r);
                 let values = &values[n * width..][..tensor.shape()[3]];
-                // SAFETY: made from a TensorMut, so nobody outside holds it. Inside, row (batch, h, i) belongs to row r of
-                // this task alone (`write` has checked that r is the task's, and a schedule lists each row once), and of
-                // this task there is one `Rows` (the counter has drawn it once), which is borrowed mutably while `row` lives.
-                let mut row = unsafe { tensor.row_mut([work.task.batch, h, i]) };
-                match row.as_mut_slice() {
-                    Some(row) => store_row(simd, row, values),
-                    None => row.fill_from(values.iter().map(|&value| Element::from_f32(value))),
+                // SAFETY: a row of the task (`write_lse` has checked them), and `owner` is borrowed mutably while this one
+                // result lives.
+                match unsafe { owner.row_mut(tensor, r) }.into_mut_slice() {
+                    Ok(row) => store_row(simd, row, values),
+                    Err(mut row) => row.fill_from(values.iter().map(|&value| Element::from_f32(value))),
                 }
             }
+        });
+    }
+}
+
+struct WritePanel<'a, 'r> {
+    owner: &'a mut Rows<'r>,
+    rows: Range<usize>,
+    panel: (&'a [f32], usize),
+    state: &'a PanelState,
+    stage: &'a mut [f32],
+}
+
+impl Kernel for WritePanel<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let WritePanel { owner, rows, panel, state, stage } = self;
+        with_elements!(&owner.output.values, tensor => {
+            if !tensor.has_contiguous_rows() {
+                let width = tensor.shape()[3];
+                let mut slices = <[&mut [_]; PANEL_LANES]>::default();
+                for (slice, stage) in slices.iter_mut().zip(stage.chunks_exact_mut(width)) {
+                    *slice = stage;
+                }
+                finish_rows::<S, f32>(simd, panel, state, &mut slices[..rows.len()]);
+                return WriteRows { owner, rows, values: (stage, width) }.run(simd);
+            }
+            let mut slices = <[&mut [_]; PANEL_LANES]>::default();
+            for (slice, r) in slices.iter_mut().zip(rows.clone()) {
+                // SAFETY: a row of the task (`write_lse` has checked them), each once, and `owner` is borrowed mutably while
+                // they live.
+                *slice = unsafe { owner.row_mut(tensor, r) }.into_mut_slice().unwrap_or_default();
+            }
+            finish_rows(simd, panel, state, &mut slices[..rows.len()]);
         });
     }
 }

@@ -1,7 +1,7 @@
 //! The many-queries form: a block of rows against tile after tile of keys.
 //!
 //! ```text
-//! for each panel of the block:            pack its queries, clear its state
+//! for each panel of the block:            pack its queries
 //! for each tile of the block's keys:      pack the values (and the keys, if they are narrower than f32)
 //!     for each panel that sees the tile:  scores -> adjust -> weights -> values
 //! for each panel:                         divide, write its rows
@@ -17,8 +17,8 @@ use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_panel, query_factor};
 use crate::kernel::ahead::Ahead;
-use crate::kernel::finish::{finish, log_sum_exp};
-use crate::kernel::pack::{ValueBlocks, as_f32, into_lanes, pack_values, widen_gathered, without_gaps};
+use crate::kernel::lanes::{gather_into_lanes, into_lanes};
+use crate::kernel::pack::{ValueBlocks, as_f32, pack_values, without_gaps};
 use crate::kernel::scores;
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
@@ -51,6 +51,8 @@ pub(super) fn run(
 pub(super) struct Panel {
     lanes: Lanes,
     state: PanelState,
+    /// Whether values have been summed: before, its part of the buffer holds anything.
+    started: bool,
 }
 
 /// Where a panel's part of a worker's buffers lies.
@@ -123,12 +125,9 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     // 1. Queries into lanes.
     let factor = query_factor(problem.scale, problem.bias.softcap, Unit::Log2);
     for (p, Panel { lanes, .. }) in panels.iter().enumerate() {
-        let stage = &mut spare.stage[..layout.width * lanes.count];
-        widen_gathered(isa, work.queries(lanes.rows.clone()), factor, (&mut *stage, layout.width));
-        into_lanes(isa, stage, lanes.count, &mut queries[layout.queries(p, lanes.count)]);
+        let to = (&mut queries[layout.queries(p, lanes.count)], lanes.count);
+        gather_into_lanes(isa, work.queries(lanes.rows.clone()), factor, to, spare.stage);
     }
-    out.fill(0.0);
-
     // 2. Tile after tile. Tiles start at multiples of their size, wherever the span does.
     let mut start = task.keys.start / plan.tile_keys * plan.tile_keys;
     while start < task.keys.end {
@@ -136,7 +135,7 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
         let mut ahead = if range.end < task.keys.end {
             next_tile(work, range.end..(range.end + plan.tile_keys).min(task.keys.end))
         } else {
-            next.map_or(Ahead::nothing(), |next| next_task(next, work))
+            next_task(work, rows.tensor(), next)
         };
         let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
         // Over the blocks of the scores and of the values. (Panels that see a part of the tile have fewer.)
@@ -152,11 +151,8 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
 
     // 3. Lanes into rows.
     for (p, Panel { lanes, state, .. }) in panels.iter().enumerate() {
-        let stage = &mut spare.stage[..layout.value_width * lanes.count];
-        finish(isa, &mut out[layout.out(p, lanes.count)], lanes.count, state, stage);
-        rows.write(lanes.rows.clone(), (stage, layout.value_width), |lane| {
-            log_sum_exp(state.max[lane], state.sum[lane])
-        });
+        let panel = (&out[layout.out(p, lanes.count)], lanes.count);
+        rows.write_panel(lanes.rows.clone(), panel, state, spare.stage);
     }
 }
 
@@ -168,7 +164,7 @@ fn list_panels(work: Work<'_>, panels: &mut Vec<Panel>) {
         let rows = start..(start + PANEL_LANES).min(all_rows.end);
         let count = rows.len().next_multiple_of(work.plan.isa.lanes());
         let lanes = Lanes::new(work, rows, count);
-        panels.push(Panel { lanes, state: PanelState::EMPTY });
+        panels.push(Panel { lanes, state: PanelState::EMPTY, started: false });
     }
 }
 
@@ -236,12 +232,16 @@ fn run_panel(
     // 3. Weights and values. A hidden key's weight is 0, which is enough unless its value is not finite. (Even in a full
     // tile: a score that overflowed to -inf hides its key, too.)
     let packed = (tile.values, tile.blocks, first);
+    let first_sum = !std::mem::replace(&mut panel.started, true);
     if tile.finite {
-        weights(isa, scores, max, &mut panel.state, out);
-        add_values(isa, packed, scores, out, lanes, ahead);
+        weights(isa, scores, max, &mut panel.state, if first_sum { &mut [] } else { out });
+        add_values(isa, packed, scores, (out, first_sum), lanes, ahead);
     } else {
         let kept = &mut spare.kept_scores[..seen.len() * lanes];
         kept.copy_from_slice(scores);
+        if first_sum {
+            out.fill(0.0);
+        }
         weights(isa, scores, max, &mut panel.state, out);
         add_visible_values(isa, packed, (scores, kept), out, lanes);
     }

@@ -1,39 +1,40 @@
 //! `out = O / l`, and the log-sum-exp.
 
-use super::pack::from_lanes;
 use super::weights::PanelState;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::element::Element;
+use crate::simd::{MAX_LANES, Simd};
 use std::f64::consts::LN_2;
 
-/// Divides a panel by its sums and turns it into rows; a query that saw nothing gets zeros.
+/// Divides a panel by its sums and writes it as rows, rounded to their type; a query that saw nothing gets zeros.
 ///
-/// * `panel`: `[value_dim rounded up][lanes]`; is overwritten
-/// * `rows`: `[lanes][value_dim rounded up]`, written
-pub(crate) fn finish(isa: Isa, panel: &mut [f32], lanes: usize, state: &PanelState, rows: &mut [f32]) {
-    isa.run(Divide { panel, lanes, state });
-    from_lanes(isa, panel, lanes, rows);
-}
-
-struct Divide<'a> {
-    panel: &'a mut [f32],
-    lanes: usize,
-    state: &'a PanelState,
-}
-
-impl Kernel for Divide<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        for at in (0..self.lanes).step_by(S::LANES) {
-            let sum = simd.load_slice(&self.state.sum[at..]);
-            let nothing = simd.eq(sum, simd.zero());
-            let inverse = simd.div(simd.splat(1.0), sum);
-            for out in self.panel.chunks_exact_mut(self.lanes) {
+/// * `panel`: `[value_dim rounded up][lanes]`
+/// * `rows`: one for each lane, of `value_dim`; lanes without a row are left out
+#[inline(always)]
+pub(crate) fn finish_rows<S: Simd, T: Element>(
+    simd: S,
+    (panel, lanes): (&[f32], usize),
+    state: &PanelState,
+    rows: &mut [&mut [T]],
+) {
+    for (rows, first) in rows.chunks_mut(S::LANES).zip((0..lanes).step_by(S::LANES)) {
+        let sum = simd.load_slice(&state.sum[first..]);
+        let nothing = simd.eq(sum, simd.zero());
+        let inverse = simd.div(simd.splat(1.0), sum);
+        for (b, panel) in panel.chunks_exact(S::LANES * lanes).enumerate() {
+            let mut block = [simd.zero(); MAX_LANES];
+            for n in 0..S::LANES {
                 // Adding +0 turns a -0, which leaves no trace in a sum that goes on, into +0.
-                let out = &mut out[at..];
-                let value = simd.mul(simd.add(simd.load_slice(out), simd.zero()), inverse);
-                simd.store_slice(out, simd.select(nothing, simd.zero(), value));
+                let out = simd.add(simd.load_slice(&panel[n * lanes + first..]), simd.zero());
+                block[n] = simd.select(nothing, simd.zero(), simd.mul(out, inverse));
+            }
+            let block = simd.transpose(block);
+            for (row, vector) in rows.iter_mut().zip(block) {
+                let row = &mut row[b * S::LANES..];
+                if row.len() >= S::LANES {
+                    simd.store_elements(row, vector);
+                } else {
+                    simd.store_elements_part(row, vector);
+                }
             }
         }
     }

@@ -1,7 +1,6 @@
 //! Bringing a tile's operands into the order in which the products read them, widened to f32.
 
 use super::load::{AnyMatrix, load_from, with_matrix};
-use super::transpose::transpose;
 use super::{EvenBlocks, panel_product_rows};
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
@@ -32,6 +31,13 @@ pub(crate) struct Gathered<'a, F> {
     pub(crate) tensor: &'a AnyTensor<'a>,
     pub(crate) count: usize,
     pub(crate) place: F,
+}
+
+impl<F> Gathered<'_, F> {
+    /// Whether the elements of a row stand side by side.
+    pub(super) fn has_contiguous_rows(&self) -> bool {
+        with_elements!(self.tensor, tensor => tensor.has_contiguous_rows())
+    }
 }
 
 /// Widens gathered rows: `to[n][e] = factor * rows[n][e]`, zeros behind the rows' elements and behind the last row.
@@ -70,32 +76,6 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for WidenGathered<'_, F> {
             behind.fill(0.0);
             widen(simd, row, self.factor, to);
         });
-    }
-}
-
-/// `to[c][lane] = from[lane][c]`; both hold `lanes` times a multiple of [`MAX_LANES`].
-pub(crate) fn into_lanes(isa: Isa, from: &[f32], lanes: usize, to: &mut [f32]) {
-    isa.run(Transpose { rows: lanes, cols: from.len() / lanes, from, to });
-}
-
-/// `to[lane][c] = from[c][lane]`: the way back.
-pub(crate) fn from_lanes(isa: Isa, from: &[f32], lanes: usize, to: &mut [f32]) {
-    isa.run(Transpose { rows: from.len() / lanes, cols: lanes, from, to });
-}
-
-struct Transpose<'a> {
-    rows: usize,
-    cols: usize,
-    from: &'a [f32],
-    to: &'a mut [f32],
-}
-
-impl Kernel for Transpose<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        transpose(simd, (self.rows, self.cols), (self.from, self.cols), (self.to, self.rows));
     }
 }
 

@@ -10,20 +10,21 @@ use crate::simd::{Isa, Kernel, Simd};
 ///
 /// * `values`: packed by [`pack_values`](super::pack::pack_values), laid out as `blocks` says; keys from `first` on
 /// * `weights`: `[keys][lanes]`
-/// * `out`: `[value_dim][lanes]` (more rows are left alone)
+/// * `out`: `[value_dim][lanes]` (more rows are left alone), and whether this is the first sum: then it is written over
+///   whatever is there
 /// * `ahead`: what to ask memory for meanwhile
 pub(crate) fn add_values(
     isa: Isa,
     (values, blocks, first): (&[f32], ValueBlocks, usize),
     weights: &[f32],
-    out: &mut [f32],
+    (out, is_first): (&mut [f32], bool),
     lanes: usize,
     ahead: &mut Ahead,
 ) {
     let keys = weights.len() / lanes;
     assert!(weights.len() == keys * lanes && first + keys <= blocks.keys);
     assert!(values.len() >= blocks.len() && out.len() >= blocks.value_dim * lanes);
-    isa.run(AddValues { values, blocks, first, keys, weights, out, lanes, ahead });
+    isa.run(AddValues { values, blocks, first, keys, weights, out, is_first, lanes, ahead });
 }
 
 struct AddValues<'a> {
@@ -33,6 +34,7 @@ struct AddValues<'a> {
     keys: usize,
     weights: &'a [f32],
     out: &'a mut [f32],
+    is_first: bool,
     lanes: usize,
     ahead: &'a mut Ahead,
 }
@@ -64,6 +66,7 @@ impl AddValues<'_> {
                 weights: self.weights.as_ptr(),
                 keys: self.keys,
                 out: self.out[dims.start * self.lanes..].as_mut_ptr(),
+                is_first: self.is_first,
             };
             // SAFETY: `add_values` has checked that there are values for all of `blocks`, of which these keys and
             // dimensions are a part, weights for the keys and room for the dimensions.
@@ -82,6 +85,7 @@ struct Block<S: Simd, const V: usize> {
     weights: *const f32,
     keys: usize,
     out: *mut f32,
+    is_first: bool,
 }
 
 impl<S: Simd, const V: usize> ByRows<S> for Block<S, V> {
@@ -96,7 +100,9 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<S, V> {
             for (v, sum) in row.into_iter().enumerate() {
                 let out = self.out.wrapping_add((r * V + v) * S::LANES);
                 // SAFETY: row r < R of the output: the caller's promise.
-                unsafe { self.simd.store(out, self.simd.add(self.simd.load(out), sum)) };
+                let before = if self.is_first { self.simd.zero() } else { unsafe { self.simd.load(out) } };
+                // SAFETY: as above.
+                unsafe { self.simd.store(out, self.simd.add(before, sum)) };
             }
         }
     }

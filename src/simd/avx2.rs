@@ -237,14 +237,9 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
-        let mut rows = op!([_mm256_setzero_ps(); 8]);
-        for (r, row) in rows.iter_mut().enumerate() {
-            // SAFETY: r is below LANES: a row that the caller vouches for.
-            *row = unsafe { _mm256_loadu_ps(from.offset(r as isize * from_stride)) };
-        }
+    fn transpose(self, rows: [__m256; MAX_LANES]) -> [__m256; MAX_LANES] {
         // Neighbours in 32-bit units, then pairs in 64-bit units, then halves: log2(8) steps of eight shuffles.
-        let out = op!({
+        op!({
             let (mut pairs, mut fours, mut out) = (rows, rows, rows);
             for i in 0..4 {
                 let (a, b) = (rows[2 * i], rows[2 * i + 1]);
@@ -260,11 +255,7 @@ impl Simd for Avx2 {
                 (out[i], out[i + 4]) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
             }
             out
-        });
-        for (r, row) in out.into_iter().enumerate() {
-            // SAFETY: r is below LANES: a row that the caller vouches for.
-            unsafe { _mm256_storeu_ps(to.offset(r as isize * to_stride), row) };
-        }
+        })
     }
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {

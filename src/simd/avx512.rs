@@ -213,14 +213,9 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
-    unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
-        let mut rows = op!([_mm512_setzero_ps(); 16]);
-        for (r, row) in rows.iter_mut().enumerate() {
-            // SAFETY: r is below LANES: a row that the caller vouches for.
-            *row = unsafe { _mm512_loadu_ps(from.offset(r as isize * from_stride)) };
-        }
+    fn transpose(self, rows: [__m512; MAX_LANES]) -> [__m512; MAX_LANES] {
         // Neighbours in 32-bit units, pairs in 64-bit units, then quarters twice: log2(16) steps of sixteen shuffles.
-        let out = op!({
+        op!({
             let (mut pairs, mut fours, mut eights, mut out) = (rows, rows, rows, rows);
             for i in 0..8 {
                 let (a, b) = (rows[2 * i], rows[2 * i + 1]);
@@ -245,11 +240,7 @@ impl Simd for Avx512 {
                 (out[c], out[c + 8]) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
             }
             out
-        });
-        for (r, row) in out.into_iter().enumerate() {
-            // SAFETY: r is below LANES: a row that the caller vouches for.
-            unsafe { _mm512_storeu_ps(to.offset(r as isize * to_stride), row) };
-        }
+        })
     }
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {

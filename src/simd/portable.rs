@@ -196,13 +196,14 @@ impl Simd for Portable {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
-    unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
-        for r in 0..LANES as isize {
-            for c in 0..LANES as isize {
-                // SAFETY: r and c are below LANES: inside the blocks that the caller vouches for.
-                unsafe { *to.offset(c * to_stride + r) = *from.offset(r * from_stride + c) };
+    fn transpose(self, x: [Self::F32; MAX_LANES]) -> [Self::F32; MAX_LANES] {
+        let mut turned = x;
+        for r in 0..LANES {
+            for c in 0..LANES {
+                turned[c][r] = x[r][c];
             }
         }
+        turned
     }
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}

@@ -155,15 +155,14 @@ impl Kernel for Transpose {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (from_stride, to_stride) = (S::LANES + 3, S::LANES + 1);
-        let from: Vec<f32> = (0..S::LANES * from_stride).map(|i| i as f32).collect();
-        let mut to = vec![-1.0; S::LANES * to_stride];
-        // SAFETY: both arrays have LANES rows of at least LANES, and are two.
-        unsafe { simd.transpose(from.as_ptr(), from_stride as isize, to.as_mut_ptr(), to_stride as isize) };
-        for (i, got) in to.iter().enumerate() {
-            let (r, c) = (i / to_stride, i % to_stride);
-            let expected = if c < S::LANES { from[c * from_stride + r] } else { -1.0 };
-            assert_eq!(*got, expected, "row {r}, column {c}");
+        let from: Vec<f32> = (0..S::LANES * S::LANES).map(|i| i as f32).collect();
+        let mut rows = [simd.zero(); MAX_LANES];
+        for (row, from) in rows.iter_mut().zip(from.chunks_exact(S::LANES)) {
+            *row = simd.load_slice(from);
+        }
+        for (r, row) in simd.transpose(rows)[..S::LANES].iter().enumerate() {
+            let expected: Vec<f32> = from.iter().skip(r).step_by(S::LANES).copied().collect();
+            assert_eq!(read(simd, *row), expected, "row {r}");
         }
     }
 }
