@@ -86,3 +86,11 @@ macro_rules! element {
 element!(f32, DType::F32, AnyTensor::F32, |x| x, |x| x);
 element!(f16, DType::F16, AnyTensor::F16, f16::to_f32, f16::from_f32);
 element!(bf16, DType::Bf16, AnyTensor::Bf16, bf16::to_f32, bf16::from_f32);
+
+/// Two neighbouring bf16 of a row, what [`PairDots`](crate::simd::PairDots) multiplies at once; (0, 0) by default.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Bf16Pair {
+    pub(crate) first: bf16,
+    pub(crate) second: bf16,
+}

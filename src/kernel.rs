@@ -27,6 +27,8 @@ pub(crate) mod finish;
 pub(crate) mod lanes;
 pub(crate) mod load;
 pub(crate) mod pack;
+mod multiply;
+pub(crate) mod pairs;
 mod product;
 pub(crate) mod scores;
 pub(crate) mod values;

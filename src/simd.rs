@@ -17,10 +17,10 @@ mod avx512;
 pub(crate) mod exp;
 mod portable;
 
-use crate::element::{DType, Element, bf16, f16};
+use crate::element::{Bf16Pair, DType, Element, bf16, f16};
 use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-use {avx2::Avx2, avx512::Avx512};
+use {avx2::Avx2, avx512::Avx512, avx512::Avx512Bf16};
 
 /// An instruction set that the kernels are compiled for.
 ///
@@ -35,11 +35,14 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL: Intel Skylake-SP (2017), AMD Zen 4 (2022) and later.
     Avx512,
+    /// [`Level::Avx512`] with BF16, which multiplies two pairs of bf16 in the time of one multiply-add: Intel Cooper Lake
+    /// (2020), AMD Zen 4 (2022) and later. It makes a difference where both queries and keys are bf16.
+    Avx512Bf16,
 }
 
 impl Level {
     /// Every level, whether this processor has it or not, from the plainest to the fastest.
-    pub const ALL: &'static [Level] = &[Level::Portable, Level::Avx2, Level::Avx512];
+    pub const ALL: &'static [Level] = &[Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
 
     /// The levels that this processor has, from the plainest to the fastest.
     pub fn available() -> impl DoubleEndedIterator<Item = Level> {
@@ -58,6 +61,7 @@ impl std::fmt::Display for Level {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Avx512Bf16 => "avx512bf16",
         })
     }
 }
@@ -70,6 +74,8 @@ pub(crate) enum Isa {
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
 }
 
 impl Isa {
@@ -81,8 +87,10 @@ impl Isa {
             Level::Avx2 => Avx2::detect().map(Isa::Avx2),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => Avx512::detect().map(Isa::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => Avx512Bf16::detect().map(Isa::Avx512Bf16),
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => None,
+            Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 => None,
         }
     }
 
@@ -98,6 +106,8 @@ impl Isa {
             Isa::Avx2(_) => Level::Avx2,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => Level::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(_) => Level::Avx512Bf16,
         }
     }
 
@@ -123,6 +133,26 @@ impl Isa {
             Isa::Avx2(simd) => simd.enter(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(simd) => simd.enter(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(simd) => simd.base().enter(kernel),
+        }
+    }
+
+    /// Whether the level has [`PairDots`].
+    pub(crate) fn has_pair_dots(self) -> bool {
+        self.level() == Level::Avx512Bf16
+    }
+
+    /// Runs `kernel` compiled for this level.
+    ///
+    /// # Panics
+    /// If it has no [`PairDots`].
+    #[inline]
+    pub(crate) fn run_pairs<K: PairKernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(simd) => simd.enter_pairs(kernel),
+            _ => unreachable!("pairs of bf16 at the level {}", self.level()),
         }
     }
 }
@@ -131,6 +161,24 @@ impl Isa {
 pub(crate) trait Kernel {
     type Output;
     fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// A piece of work that can be compiled for every level with [`PairDots`].
+pub(crate) trait PairKernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> Self::Output;
+}
+
+/// Products of pairs of bf16. A vector of them is carried as one of f32: never computed with as such.
+pub(crate) trait PairDots<S: Simd>: Copy {
+    /// Reads `LANES` pairs from `p`.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `LANES` pairs
+    unsafe fn load_pairs(self, p: *const Bf16Pair) -> S::F32;
+    /// In every lane, `c + a.second * b.second`, rounded, plus `a.first * b.first`, rounded. The products are exact.
+    /// **Denormal numbers count as 0**, as operands and as results, and the rounding is to nearest whatever the thread's mode.
+    fn add_dots(self, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
 }
 
 /// The vector operations of one level: `LANES` f32 side by side.

@@ -4,6 +4,7 @@
 //! element. All that is read or written further down goes through a [`Matrix`] or [`Row`] cut from it, by index checks
 //! that are cheap because there is one for each row and not for each element.
 
+use crate::element::{Bf16Pair, bf16};
 use crate::error::Error;
 use std::marker::PhantomData;
 
@@ -280,6 +281,52 @@ impl<'a, T> Matrix<'a, T> {
         assert!(r < self.rows, "row {r} of {}", self.rows);
         let origin = self.origin.wrapping_offset((r as isize).wrapping_mul(self.row_stride));
         Row { origin, len: self.cols, stride: self.col_stride, borrow: PhantomData }
+    }
+}
+
+impl<'a> Matrix<'a, bf16> {
+    /// Neighbours taken together, if that takes no more than another look at the same memory.
+    pub(crate) fn pairs(&self) -> Option<Matrix<'a, Bf16Pair>> {
+        let even = self.has_contiguous_rows() && self.cols.is_multiple_of(2) && self.row_stride % 2 == 0;
+        // Every pair is two elements of a row, side by side, so the invariant holds for it.
+        even.then(|| Matrix {
+            origin: self.origin.cast(),
+            rows: self.rows,
+            cols: self.cols / 2,
+            row_stride: self.row_stride / 2,
+            col_stride: 1,
+            borrow: PhantomData,
+        })
+    }
+}
+
+impl<'a> Matrix<'a, Bf16Pair> {
+    /// A matrix without gaps, of pairs that stand in the bits of f32.
+    ///
+    /// # Panics
+    /// If `data` is not `rows * cols` long.
+    pub(crate) fn from_carried(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        // A pair has the size of an f32 and needs less alignment, and any bits are one.
+        let origin = data.as_ptr().cast();
+        Matrix { origin, rows, cols, row_stride: cols as isize, col_stride: 1, borrow: PhantomData }
+    }
+
+    /// The first `cols` elements of every row, one by one.
+    ///
+    /// # Panics
+    /// If rows have gaps or fewer elements.
+    pub(crate) fn elements(&self, cols: usize) -> Matrix<'a, bf16> {
+        assert!(self.has_contiguous_rows() && cols <= 2 * self.cols);
+        // Each element is one half of a pair, so the invariant holds for it.
+        Matrix {
+            origin: self.origin.cast(),
+            rows: self.rows,
+            cols,
+            row_stride: self.row_stride.wrapping_mul(2),
+            col_stride: 1,
+            borrow: PhantomData,
+        }
     }
 }
 

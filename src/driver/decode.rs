@@ -17,12 +17,13 @@ use super::output::{Output, Rows, Slots};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Floats, Scratch, Workspace, even_out, for_workers};
-use crate::kernel::adjust::{Extent, Unit, adjust_row, query_factor};
+use crate::kernel::adjust::{Extent, Unit, adjust_row};
 use crate::kernel::ahead::Ahead;
-use crate::kernel::few::{self, RowMax};
+use crate::kernel::few::{self, RowKeys, RowMax};
 use crate::kernel::finish::log_sum_exp;
 use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::{widen_gathered, without_gaps};
+use crate::kernel::pairs::{copy_pairs_gathered, key_pairs, pairs_in};
 use crate::kernel::round_up_lanes;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -195,26 +196,33 @@ fn run_split(
         return;
     }
     let (isa, rows, tile) = (work.plan.isa, work.task.rows.len(), work.plan.tile_keys);
-    let width = round_up_lanes(work.problem.dims.head_dim);
-    // Rows with gaps between their elements are copied, tile by tile.
+    let head_dim = work.problem.dims.head_dim;
+    let width = round_up_lanes(head_dim);
+    // Rows with gaps between their elements are copied, tile by tile; so are those without pairs.
     let copy = |matrix: AnyMatrix<'_>| if matrix.has_contiguous_rows() { 0 } else { tile * matrix.cols() };
     let (all_keys, all_values) = (work.keys(), work.values());
-    let [queries, scores, kept_scores, bias, wide_keys, wide_values] =
-        floats.buffers([rows * width, rows * tile, rows * tile, rows * tile, copy(all_keys), copy(all_values)]);
+    let [queries, pair_queries, scores, kept_scores, bias, copied_keys, wide_values] = floats.buffers([
+        rows * width,
+        if work.from_pairs() { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
+        rows * tile,
+        rows * tile,
+        rows * tile,
+        if work.from_pairs() { tile * pairs_in(head_dim) } else { copy(all_keys) },
+        copy(all_values),
+    ]);
     let mut spare = Spare { scores, kept_scores, bias };
-    pack_rows(work, queries, width);
+    let queries = RowQueries::pack(work, queries, pair_queries);
     lanes.clear();
     lanes.extend(work.task.rows.clone().map(|r| Lanes::new(work, r..r + 1, 1)));
 
     let mut start = keys.start / tile * tile;
     while start < keys.end {
         let seen = start.max(keys.start)..(start + tile).min(keys.end);
-        let tile_keys = without_gaps(isa, all_keys.slice_rows(seen.clone()), wide_keys);
         let tile_values = without_gaps(isa, all_values.slice_rows(seen.clone()), wide_values);
         // Memory always has a tile's lead: it delivers the values while the keys are looked at, and then the next keys.
         let mut values_ahead = Ahead::nothing();
         values_ahead.add(all_values.slice_rows(seen.clone()));
-        few::scores(isa, tile_keys, queries, spare.scores, tile, &mut values_ahead);
+        queries.scores(work, all_keys.slice_rows(seen.clone()), copied_keys, spare.scores, &mut values_ahead);
         let more = seen.end..(seen.end + tile).min(keys.end);
         let keys_ahead = if more.is_empty() { &mut next } else { &mut first_keys(work, more) };
         let extent = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
@@ -230,10 +238,47 @@ fn run_split(
     }
 }
 
-/// Query rows, scaled, `[rows][width]`, zeros behind `head_dim`.
-fn pack_rows(work: Work<'_>, queries: &mut [f32], width: usize) {
-    let factor = query_factor(work.problem.scale, work.problem.bias.softcap, Unit::Log2);
-    widen_gathered(work.plan.isa, work.queries(work.task.rows.clone()), factor, (queries, width));
+/// The queries of a task's rows, as the dot products read them.
+struct RowQueries<'a> {
+    /// As f32, scaled: `[rows][head_dim rounded up]`; with pairs, only the rows that must not be formed from them.
+    wide: &'a [f32],
+    /// As pairs: `[rows][pairs rounded up]`.
+    pairs: &'a [f32],
+    /// Rows whose scores must not be formed from pairs, one bit each.
+    unfit: u32,
+}
+
+impl<'a> RowQueries<'a> {
+    fn pack(work: Work<'_>, wide: &'a mut [f32], pairs: &'a mut [f32]) -> Self {
+        let rows = work.task.rows.clone();
+        let width = round_up_lanes(work.problem.dims.head_dim);
+        let unfit = if work.from_pairs() { copy_pairs_gathered(work.queries(rows.clone()), pairs) } else { 0 };
+        if unfit != 0 || !work.from_pairs() {
+            widen_gathered(work.plan.isa, work.queries(rows), work.query_factor(), (&mut *wide, width));
+        }
+        RowQueries { wide, pairs, unfit }
+    }
+
+    /// The scores of all rows, `[rows][tile_keys]`.
+    fn scores(&self, work: Work<'_>, keys: AnyMatrix<'_>, copy: &mut [f32], scores: &mut [f32], ahead: &mut Ahead) {
+        let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
+        let AnyMatrix::Bf16(keys) = keys else {
+            return few::scores(isa, RowKeys::Any(without_gaps(isa, keys, copy)), self.wide, scores, tile, ahead);
+        };
+        if !work.from_pairs() {
+            let keys = without_gaps(isa, AnyMatrix::Bf16(keys), copy);
+            return few::scores(isa, RowKeys::Any(keys), self.wide, scores, tile, ahead);
+        }
+        let keys = key_pairs(keys, copy);
+        few::scores(isa, RowKeys::Pairs(keys, work.query_factor()), self.pairs, scores, tile, ahead);
+        let head_dim = work.problem.dims.head_dim;
+        let rows = self.wide.chunks_exact(round_up_lanes(head_dim).max(1)).zip(scores.chunks_exact_mut(tile));
+        for (n, (query, scores)) in rows.enumerate().filter(|(n, _)| self.unfit >> n & 1 == 1) {
+            debug_assert!(n < work.task.rows.len());
+            let elements = RowKeys::Any(AnyMatrix::Bf16(keys.elements(head_dim)));
+            few::scores(isa, elements, query, scores, tile, &mut Ahead::nothing());
+        }
+    }
 }
 
 /// Turns the raw scores of all rows into weights, folded into their states; returns what they are like together.

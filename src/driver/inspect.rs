@@ -12,7 +12,8 @@ use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
 use crate::kernel::ahead::Ahead;
 use crate::kernel::lanes::{gather_into_lanes, into_lanes};
 use crate::kernel::pack::as_f32;
-use crate::kernel::{PANEL_LANES, round_up_lanes, scores};
+use crate::kernel::scores::{self, PanelKeys};
+use crate::kernel::{PANEL_LANES, round_up_lanes};
 use crate::plan::Plan;
 use crate::problem::Problem;
 use std::ops::Range;
@@ -66,7 +67,7 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
         let keys = as_f32(isa, work.keys().slice_rows(seen.clone()), wide_keys);
         let scores = &mut tile_scores[..seen.len() * count];
         let mut max = [f32::NEG_INFINITY; PANEL_LANES];
-        scores::scores(isa, keys, queries, scores, &mut max[..count], &mut Ahead::nothing());
+        scores::scores(isa, PanelKeys::Wide(keys), queries, scores, &mut max[..count], &mut Ahead::nothing());
         match stage {
             ScoreStage::Raw | ScoreStage::Capped => adjust_raw(work, cap, scores, &mut max[..count]),
             ScoreStage::Biased | ScoreStage::Probabilities => {

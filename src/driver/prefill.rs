@@ -15,17 +15,19 @@ use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, even_out, for_workers};
-use crate::kernel::adjust::{Unit, adjust_panel, query_factor};
+use crate::kernel::adjust::{Unit, adjust_panel};
 use crate::kernel::ahead::Ahead;
-use crate::kernel::lanes::{gather_into_lanes, into_lanes};
-use crate::kernel::pack::{ValueBlocks, as_f32, pack_values, without_gaps};
-use crate::kernel::scores;
+use crate::kernel::few::{self, RowKeys};
+use crate::kernel::lanes::{gather_into_lanes, gather_pairs_into_lanes, into_lanes};
+use crate::kernel::load::AnyMatrix;
+use crate::kernel::pack::{ValueBlocks, as_f32, pack_values, widen_gathered, without_gaps};
+use crate::kernel::pairs::{key_pairs, pairs_in};
+use crate::kernel::scores::{self, PanelKeys};
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
 use crate::kernel::{PANEL_LANES, panel_product_rows, round_up_lanes};
 use crate::plan::Plan;
 use crate::problem::Problem;
-use crate::strided::Matrix;
 use std::ops::Range;
 
 pub(super) fn run(
@@ -53,12 +55,14 @@ pub(super) struct Panel {
     state: PanelState,
     /// Whether values have been summed: before, its part of the buffer holds anything.
     started: bool,
+    /// Lanes whose scores must not be formed from pairs, one bit each.
+    unfit: u32,
 }
 
 /// Where a panel's part of a worker's buffers lies.
 #[derive(Clone, Copy)]
 struct Layout {
-    /// head_dim and value_dim, rounded up to vectors.
+    /// Steps of a score (elements of a query, or pairs of them) and value_dim, rounded up to vectors.
     width: usize,
     value_width: usize,
 }
@@ -92,7 +96,7 @@ struct Spare<'a> {
 /// A tile of keys and values, ready for every panel.
 struct Tile<'a> {
     range: Range<usize>,
-    keys: Matrix<'a, f32>,
+    keys: PanelKeys<'a>,
     values: &'a [f32],
     blocks: ValueBlocks,
     /// Whether every value is finite.
@@ -106,27 +110,33 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     let panels = &mut scratch.panels;
     list_panels(work, panels);
 
-    let layout = Layout { width: round_up_lanes(dims.head_dim), value_width: round_up_lanes(dims.value_dim) };
+    let from_pairs = work.from_pairs();
+    let steps = if from_pairs { pairs_in(dims.head_dim) } else { dims.head_dim };
+    let layout = Layout { width: round_up_lanes(steps), value_width: round_up_lanes(dims.value_dim) };
     let tile_rows = round_up_lanes(plan.tile_keys);
     let [queries, out, wide_keys, wide_values, packed_values, scores, kept_scores, bias, stage] =
         scratch.floats.buffers([
             panels.len() * layout.width * PANEL_LANES,
             panels.len() * layout.value_width * PANEL_LANES,
-            if work.keys().in_place().is_some() { 0 } else { plan.tile_keys * dims.head_dim },
+            if work.keys().in_place().is_some() { 0 } else { plan.tile_keys * steps },
             if work.values().has_contiguous_rows() { 0 } else { plan.tile_keys * dims.value_dim },
             ValueBlocks::new(isa, plan.tile_keys, dims.value_dim).len(),
             tile_rows * PANEL_LANES,
             tile_rows * PANEL_LANES,
             if work.has_score_tensor() { tile_rows * PANEL_LANES } else { 0 },
-            PANEL_LANES * layout.width.max(layout.value_width).max(tile_rows),
+            PANEL_LANES * round_up_lanes(dims.head_dim).max(layout.value_width).max(tile_rows),
         ]);
     let mut spare = Spare { scores, kept_scores, bias, stage };
 
     // 1. Queries into lanes.
-    let factor = query_factor(problem.scale, problem.bias.softcap, Unit::Log2);
-    for (p, Panel { lanes, .. }) in panels.iter().enumerate() {
+    for (p, Panel { lanes, unfit, .. }) in panels.iter_mut().enumerate() {
         let to = (&mut queries[layout.queries(p, lanes.count)], lanes.count);
-        gather_into_lanes(isa, work.queries(lanes.rows.clone()), factor, to, spare.stage);
+        let rows = work.queries(lanes.rows.clone());
+        if from_pairs {
+            *unfit = gather_pairs_into_lanes(isa, rows, to, spare.stage);
+        } else {
+            gather_into_lanes(isa, rows, work.query_factor(), to, spare.stage);
+        }
     }
     // 2. Tile after tile. Tiles start at multiples of their size, wherever the span does.
     let mut start = task.keys.start / plan.tile_keys * plan.tile_keys;
@@ -164,11 +174,11 @@ fn list_panels(work: Work<'_>, panels: &mut Vec<Panel>) {
         let rows = start..(start + PANEL_LANES).min(all_rows.end);
         let count = rows.len().next_multiple_of(work.plan.isa.lanes());
         let lanes = Lanes::new(work, rows, count);
-        panels.push(Panel { lanes, state: PanelState::EMPTY, started: false });
+        panels.push(Panel { lanes, state: PanelState::EMPTY, started: false, unfit: 0 });
     }
 }
 
-/// Packs the values of a tile, and widens its keys if they can't be read in place.
+/// Packs the values of a tile, and copies its keys if they can't be read in place.
 fn pack_tile<'a>(
     work: Work<'a>,
     range: Range<usize>,
@@ -178,7 +188,10 @@ fn pack_tile<'a>(
     let blocks = ValueBlocks::new(isa, range.len(), dims.value_dim);
     let values = without_gaps(isa, work.values().slice_rows(range.clone()), wide_values);
     let finite = pack_values(isa, values, blocks, packed_values);
-    let keys = as_f32(isa, work.keys().slice_rows(range.clone()), wide_keys);
+    let keys = match work.keys().slice_rows(range.clone()) {
+        AnyMatrix::Bf16(keys) if work.from_pairs() => PanelKeys::Pairs(key_pairs(keys, wide_keys), work.query_factor()),
+        keys => PanelKeys::Wide(as_f32(isa, keys, wide_keys)),
+    };
     Tile { range, keys, values: packed_values, blocks, finite }
 }
 
@@ -221,10 +234,14 @@ fn run_panel(
         let scores = &mut scores[(part.start - seen.start) * lanes..(part.end - seen.start) * lanes];
         let keys = tile.keys.slice_rows(part.start - tile.range.start..part.end - tile.range.start);
         let adjust = marks.adjust(&part, partial, bias);
-        if adjust.is_none() {
-            scores::scores(isa, keys, queries, scores, max, ahead);
+        let scores_max = if adjust.is_none() { &mut *max } else { &mut *raw_max };
+        if panel.unfit == 0 {
+            scores::scores(isa, keys, queries, scores, scores_max, ahead);
         } else {
-            scores::scores(isa, keys, queries, scores, raw_max, ahead);
+            let buffers = (&mut *spare.kept_scores, &mut *spare.stage);
+            scores_of_elements(work, panel, (keys, queries), scores, scores_max, buffers);
+        }
+        if !adjust.is_none() {
             adjust_panel(isa, adjust, scores, max);
         }
     }
@@ -244,5 +261,33 @@ fn run_panel(
         }
         weights(isa, scores, max, &mut panel.state, out);
         add_visible_values(isa, packed, (scores, kept), out, lanes);
+    }
+}
+
+/// As [`scores::scores`], for a panel in which some lanes must not be formed from pairs: theirs from elements.
+fn scores_of_elements(
+    work: Work<'_>,
+    panel: &Panel,
+    (keys, queries): (PanelKeys<'_>, &[f32]),
+    scores: &mut [f32],
+    max: &mut [f32],
+    (row_scores, query): (&mut [f32], &mut [f32]),
+) {
+    let (isa, lanes, before) = (work.plan.isa, max.len(), max.to_vec());
+    scores::scores(isa, keys, queries, scores, max, &mut Ahead::nothing());
+    let PanelKeys::Pairs(keys, _) = keys else { unreachable!("elements that don't fit elements") };
+    let head_dim = work.problem.dims.head_dim;
+    let query = &mut query[..round_up_lanes(head_dim)];
+    let row_scores = &mut row_scores[..keys.rows()];
+    for lane in (0..panel.lanes.rows.len()).filter(|lane| panel.unfit >> lane & 1 == 1) {
+        let row = panel.lanes.rows.start + lane;
+        let width = query.len();
+        widen_gathered(isa, work.queries(row..row + 1), work.query_factor(), (&mut *query, width));
+        let elements = RowKeys::Any(AnyMatrix::Bf16(keys.elements(head_dim)));
+        few::scores(isa, elements, query, row_scores, keys.rows(), &mut Ahead::nothing());
+        for (scores, &score) in scores.chunks_exact_mut(lanes).zip(&*row_scores) {
+            scores[lane] = score;
+        }
+        max[lane] = row_scores.iter().copied().fold(before[lane], f32::max);
     }
 }

@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+use crate::kernel::adjust::{Unit, query_factor};
 use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::Gathered;
+use crate::kernel::pairs;
 use crate::mask::hull;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -48,6 +50,16 @@ impl<'a> Work<'a> {
             [work.task.batch, h, i]
         };
         Gathered { tensor: &self.problem.q, count: rows.len(), place }
+    }
+
+    /// What queries are multiplied with, or the scores themselves.
+    pub(super) fn query_factor(&self) -> f32 {
+        query_factor(self.problem.scale, self.problem.bias.softcap, Unit::Log2)
+    }
+
+    /// Whether the scores are formed from pairs of bf16.
+    pub(super) fn from_pairs(&self) -> bool {
+        pairs::apply(self.plan.isa, &self.problem.q, &self.problem.k, self.query_factor())
     }
 
     /// All keys of the head, `[seq_kv, head_dim]`.

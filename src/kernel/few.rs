@@ -14,10 +14,11 @@
 
 use super::ahead::Ahead;
 use super::load::{AnyMatrix, load_from, with_matrix};
+use super::multiply::{Multiply, Pairs, Singles};
 use super::round_up_lanes;
 use super::weights::{base, near, power_of_two, raised, weight};
-use crate::element::Element;
-use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::element::{Bf16Pair, Element};
+use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
 use crate::strided::Matrix;
 
 /// Rows that share a load of keys or values. With eight lanes, four rows and two keys (or vectors of values) make eight
@@ -26,75 +27,110 @@ const ROWS: usize = 4;
 
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
 ///
-/// * `keys`: `[keys, head_dim]`, rows without gaps, any type
-/// * `queries`: `[rows][head_dim rounded up]`, zeros behind `head_dim`
+/// * `keys`: `[keys, head_dim]`, or their pairs, rows without gaps
+/// * `queries`: `[rows][width]`, where width is `head_dim`, or as many as there are pairs, rounded up; zeros behind the end
 /// * `scores`: `[rows][stride]`, `stride >= keys`
 /// * `ahead`: what to ask memory for meanwhile, all of it
 pub(crate) fn scores(
     isa: Isa,
-    keys: AnyMatrix<'_>,
+    keys: RowKeys<'_>,
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
     ahead: &mut Ahead,
 ) {
-    let width = round_up_lanes(keys.cols());
-    let rows = scores.len() / stride;
-    assert!(keys.has_contiguous_rows() && keys.rows() <= stride && queries.len() >= rows * width);
-    isa.run(Scores { keys, queries, scores, stride, ahead });
+    match keys {
+        RowKeys::Any(keys) => isa.run(Scores { keys, queries, scores, stride, ahead }),
+        RowKeys::Pairs(keys, factor) => {
+            isa.run_pairs(PairScores(Scores { keys, queries, scores, stride, ahead }, factor));
+        }
+    }
 }
 
-struct Scores<'a> {
-    keys: AnyMatrix<'a>,
+/// Keys, as the dot products read them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RowKeys<'a> {
+    /// Of any type, to be widened.
+    Any(AnyMatrix<'a>),
+    /// As pairs, and what sums of their products are multiplied with.
+    Pairs(Matrix<'a, Bf16Pair>, f32),
+}
+
+struct Scores<'a, K> {
+    keys: K,
     queries: &'a [f32],
     scores: &'a mut [f32],
     stride: usize,
     ahead: &'a mut Ahead,
 }
 
-impl Kernel for Scores<'_> {
+impl Kernel for Scores<'_, AnyMatrix<'_>> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        const { assert!(ROWS == 4 && (S::LANES == 8 || S::LANES == 16)) };
-        let width = round_up_lanes(self.keys.cols());
-        if width == 0 {
-            return self.scores.fill(0.0);
-        }
-        // A block is as many keys as make `LANES` chains with the rows.
-        let rows = self.scores.len() / self.stride;
-        self.ahead.spread(rows * self.keys.rows() / S::LANES);
-        let queries = self.queries.chunks(ROWS * width);
-        for (queries, scores) in queries.zip(self.scores.chunks_mut(ROWS * self.stride)) {
-            // As many keys at a time as make `LANES` chains, which one vector of sums holds.
-            with_matrix!(self.keys, keys => match (S::LANES, scores.len() / self.stride) {
-                (8, 1) => dots::<S, _, 1, 8>(simd, keys, queries, scores, self.stride, self.ahead),
-                (8, 2) => dots::<S, _, 2, 4>(simd, keys, queries, scores, self.stride, self.ahead),
-                (8, 3) => dots::<S, _, 3, 2>(simd, keys, queries, scores, self.stride, self.ahead),
-                (8, _) => dots::<S, _, 4, 2>(simd, keys, queries, scores, self.stride, self.ahead),
-                (_, 1) => dots::<S, _, 1, 16>(simd, keys, queries, scores, self.stride, self.ahead),
-                (_, 2) => dots::<S, _, 2, 8>(simd, keys, queries, scores, self.stride, self.ahead),
-                (_, 3) => dots::<S, _, 3, 4>(simd, keys, queries, scores, self.stride, self.ahead),
-                (_, _) => dots::<S, _, 4, 4>(simd, keys, queries, scores, self.stride, self.ahead),
-            });
+        let Scores { keys, queries, scores, stride, ahead } = self;
+        with_matrix!(keys, keys => all_dots((simd, Singles::new()), keys, queries, scores, stride, ahead));
+    }
+}
+
+struct PairScores<'a>(Scores<'a, Matrix<'a, Bf16Pair>>, f32);
+
+impl PairKernel for PairScores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) {
+        let Scores { keys, queries, scores, stride, ahead } = self.0;
+        all_dots((simd, Pairs { dots, factor: self.1 }), keys, queries, scores, stride, ahead);
+    }
+}
+
+/// The dot products of all queries with all keys, as many queries at a time as share a load.
+#[inline(always)]
+fn all_dots<S: Simd, M: Multiply<S>>(
+    arithmetic: (S, M),
+    keys: Matrix<'_, M::Step>,
+    queries: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+    ahead: &mut Ahead,
+) {
+    const { assert!(ROWS == 4 && (S::LANES == 8 || S::LANES == 16)) };
+    let width = round_up_lanes(keys.cols());
+    if width == 0 {
+        return scores.fill(0.0);
+    }
+    // A block is as many keys as make `LANES` chains with the rows: they fill the vector that holds their sums.
+    let rows = scores.len() / stride;
+    ahead.spread(rows * keys.rows() / S::LANES);
+    for (queries, scores) in queries.chunks(ROWS * width).zip(scores.chunks_mut(ROWS * stride)) {
+        match (S::LANES, scores.len() / stride) {
+            (8, 1) => dots::<S, M, 1, 8>(arithmetic, keys, queries, scores, stride, ahead),
+            (8, 2) => dots::<S, M, 2, 4>(arithmetic, keys, queries, scores, stride, ahead),
+            (8, 3) => dots::<S, M, 3, 2>(arithmetic, keys, queries, scores, stride, ahead),
+            (8, _) => dots::<S, M, 4, 2>(arithmetic, keys, queries, scores, stride, ahead),
+            (_, 1) => dots::<S, M, 1, 16>(arithmetic, keys, queries, scores, stride, ahead),
+            (_, 2) => dots::<S, M, 2, 8>(arithmetic, keys, queries, scores, stride, ahead),
+            (_, 3) => dots::<S, M, 3, 4>(arithmetic, keys, queries, scores, stride, ahead),
+            (_, _) => dots::<S, M, 4, 4>(arithmetic, keys, queries, scores, stride, ahead),
         }
     }
 }
 
 /// The dot products of R queries with all keys, N keys at a time.
 #[inline(always)]
-fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
-    simd: S,
-    keys: Matrix<'_, T>,
+fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
+    (simd, multiply): (S, M),
+    keys: Matrix<'_, M::Step>,
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
     ahead: &mut Ahead,
 ) {
-    let head_dim = keys.cols();
-    let width = round_up_lanes(head_dim);
-    let whole = head_dim / S::LANES * S::LANES;
+    let steps = keys.cols();
+    let width = round_up_lanes(steps);
+    let whole = steps / S::LANES * S::LANES;
     assert!(keys.has_contiguous_rows() && queries.len() >= R * width);
     assert!(scores.len() == R * stride && keys.rows() <= stride);
     let mut first = 0;
@@ -111,24 +147,24 @@ fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
         while e < whole {
             let mut vectors = [simd.zero(); N];
             for n in 0..N {
-                // SAFETY: e + LANES <= whole <= head_dim, so within the row.
-                vectors[n] = unsafe { simd.load_as(rows[n].wrapping_add(e)) };
+                // SAFETY: e + LANES <= whole <= steps, so within the row.
+                vectors[n] = unsafe { multiply.load(simd, rows[n].wrapping_add(e)) };
             }
             // SAFETY: as above, and the queries are R rows of `width` (asserted).
-            unsafe { add_products::<S, R, N>(simd, vectors, queries, width, e, &mut sums) };
+            unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, e, &mut sums) };
             e += S::LANES;
         }
-        if whole < head_dim {
+        if whole < steps {
             let mut vectors = [simd.zero(); N];
             for (n, vector) in vectors.iter_mut().enumerate() {
                 let row = keys.row((first + n).min(keys.rows() - 1));
-                *vector = load_from(simd, row.as_slice().expect("rows without gaps"), whole);
+                *vector = multiply.load_part(simd, &row.as_slice().expect("rows without gaps")[whole..]);
             }
             // SAFETY: `width` is `whole` and another vector, and the queries are R rows of it (asserted).
-            unsafe { add_products::<S, R, N>(simd, vectors, queries, width, whole, &mut sums) };
+            unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, whole, &mut sums) };
         }
         let mut folded = [0.0; MAX_LANES];
-        simd.store_slice(&mut folded, simd.sums(sums));
+        simd.store_slice(&mut folded, multiply.finish(simd, simd.sums(sums)));
         for r in 0..R {
             let folded = &folded[r * N..(r + 1) * N];
             let scores = &mut scores[r * stride + first..r * stride + keys.rows()];
@@ -146,8 +182,8 @@ fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
 /// # Safety
 /// * `e + LANES <= width`, and `queries` has R rows of `width`
 #[inline(always)]
-unsafe fn add_products<S: Simd, const R: usize, const N: usize>(
-    simd: S,
+unsafe fn add_products<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
+    (simd, multiply): (S, M),
     keys: [S::F32; N],
     queries: &[f32],
     width: usize,
@@ -158,7 +194,7 @@ unsafe fn add_products<S: Simd, const R: usize, const N: usize>(
         // SAFETY: the caller's promise.
         let query = unsafe { simd.load(queries.as_ptr().wrapping_add(r * width + e)) };
         for n in 0..N {
-            sums[r * N + n] = simd.mul_add(query, keys[n], sums[r * N + n]);
+            sums[r * N + n] = multiply.mul_add(simd, query, keys[n], sums[r * N + n]);
         }
     }
 }

@@ -29,7 +29,8 @@ pub(crate) fn finish_rows<S: Simd, T: Element>(
             }
             let block = simd.transpose(block);
             for (row, vector) in rows.iter_mut().zip(block) {
-                let row = &mut row[b * S::LANES..];
+                let at = (b * S::LANES).min(row.len());
+                let row = &mut row[at..];
                 if row.len() >= S::LANES {
                     simd.store_elements(row, vector);
                 } else {

@@ -1,13 +1,16 @@
-//! Rows of memory into the lanes of a panel and back, a square block of elements at a time, turned in registers.
+//! Rows of memory into the lanes of a panel, a square block at a time, turned in registers.
 
 use super::PANEL_LANES;
+use super::multiply::{Multiply, Pairs, Singles};
 use super::pack::{Gathered, widen_gathered};
-use crate::element::Element;
-use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
-use crate::tensor::with_elements;
+use super::pairs::{copy_pairs, fits, pairs_in};
+use crate::element::Bf16Pair;
+use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
+use crate::strided::Matrix;
+use crate::tensor::{AnyTensor, with_elements};
 
-/// Brings rows into lanes: `to[e][lane] = factor * rows[lane][e]`, zeros behind the rows' elements. Lanes without a row hold
-/// anything finite or not: nobody looks at them.
+/// Brings rows into lanes: `to[e][lane] = factor * rows[lane][e]`, zeros behind the rows' elements. Lanes without a row repeat
+/// the last one.
 ///
 /// * `to`: `[width][lanes]`, where `width` is the rows' length rounded up
 /// * `stage`: as much again, for rows with gaps between their elements
@@ -41,14 +44,66 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherIntoLanes<'_, F> {
     fn run<S: Simd>(self, simd: S) {
         let Gathered { tensor, count, place } = self.rows;
         with_elements!(tensor, tensor => {
-            // Lanes without a row repeat the last one.
             let mut rows: [&[_]; PANEL_LANES] = [&[]; PANEL_LANES];
             for (n, row) in rows.iter_mut().enumerate() {
                 let [i0, i1, r] = place(n.min(count - 1));
                 *row = tensor.matrix(i0, i1).row(r).as_slice().expect("rows without gaps");
             }
-            turn_rows(simd, &rows, self.factor, (self.to, self.lanes));
+            turn_rows((simd, Singles::new()), &rows, Some(self.factor), (self.to, self.lanes));
         });
+    }
+}
+
+/// As [`gather_into_lanes`], for rows of bf16: `to[p][lane]` is pair p of the lane's row, as it is. Returns the lanes whose
+/// scores must not be formed from pairs, one bit each.
+///
+/// * `to`: `[pairs rounded up][lanes]`
+/// * `stage`: as much again
+pub(crate) fn gather_pairs_into_lanes<F: Fn(usize) -> [usize; 3]>(
+    isa: Isa,
+    rows: Gathered<'_, F>,
+    (to, lanes): (&mut [f32], usize),
+    stage: &mut [f32],
+) -> u32 {
+    isa.run_pairs(GatherPairs { rows, to, lanes, stage })
+}
+
+struct GatherPairs<'a, F> {
+    rows: Gathered<'a, F>,
+    to: &'a mut [f32],
+    lanes: usize,
+    stage: &'a mut [f32],
+}
+
+impl<F: Fn(usize) -> [usize; 3]> PairKernel for GatherPairs<'_, F> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> u32 {
+        let Gathered { tensor, count, place } = self.rows;
+        let AnyTensor::Bf16(tensor) = tensor else { unreachable!("pairs of another type") };
+        let pairs = pairs_in(tensor.shape()[3]);
+        let stage = &mut self.stage[..count * pairs];
+        let mut unfit = 0;
+        for n in 0..count {
+            let [i0, i1, r] = place(n);
+            let matrix = tensor.matrix(i0, i1);
+            unfit |= u32::from(!fits(matrix.row(r))) << n;
+            if matrix.pairs().is_none() {
+                copy_pairs(matrix.row(r), &mut stage[n * pairs..(n + 1) * pairs]);
+            }
+        }
+        let copies = Matrix::from_carried(stage, count, pairs);
+        let mut rows: [&[Bf16Pair]; PANEL_LANES] = [&[]; PANEL_LANES];
+        for (n, row) in rows.iter_mut().enumerate() {
+            let n = n.min(count - 1);
+            let [i0, i1, r] = place(n);
+            let of_row = tensor.matrix(i0, i1).pairs().map_or(copies.row(n), |pairs| pairs.row(r));
+            *row = of_row.as_slice().expect("pairs without gaps");
+        }
+        // (The factor is for sums: here, it changes nothing.)
+        turn_rows((simd, Pairs { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
+        unfit
     }
 }
 
@@ -74,16 +129,20 @@ impl Kernel for IntoLanes<'_> {
             let n = n.min(self.lanes - 1);
             *row = &self.from[n * len..(n + 1) * len];
         }
-        turn_rows(simd, &rows, 1.0, (self.to, self.lanes));
+        turn_rows((simd, Singles::new()), &rows, None, (self.to, self.lanes));
     }
 }
 
-/// `to[e][lane] = factor * rows[lane][e]`, zeros behind each row's elements. All rows are of one length.
+/// `to[s][lane]` is step s of `rows[lane]`, times `factor`; zeros behind each row's end. All rows are of one length.
 #[inline(always)]
-fn turn_rows<S: Simd, T: Element>(simd: S, rows: &[&[T]; PANEL_LANES], factor: f32, (to, lanes): (&mut [f32], usize)) {
+fn turn_rows<S: Simd, M: Multiply<S>>(
+    (simd, multiply): (S, M),
+    rows: &[&[M::Step]; PANEL_LANES],
+    factor: Option<f32>,
+    (to, lanes): (&mut [f32], usize),
+) {
     let len = rows[0].len();
     assert!(lanes <= PANEL_LANES && rows.iter().all(|row| row.len() == len));
-    let factor = simd.splat(factor);
     for (b, to) in to.chunks_exact_mut(S::LANES * lanes).enumerate() {
         let at = b * S::LANES;
         for first in (0..lanes).step_by(S::LANES) {
@@ -91,12 +150,16 @@ fn turn_rows<S: Simd, T: Element>(simd: S, rows: &[&[T]; PANEL_LANES], factor: f
             if at + S::LANES <= len {
                 for n in 0..S::LANES {
                     // SAFETY: a vector from `at` on lies inside the row, which is as long as the others.
-                    let vector = unsafe { simd.load_as(rows[first + n].as_ptr().wrapping_add(at)) };
-                    block[n] = simd.mul(vector, factor);
+                    block[n] = unsafe { multiply.load(simd, rows[first + n].as_ptr().wrapping_add(at)) };
                 }
             } else {
                 for n in 0..S::LANES {
-                    block[n] = simd.mul(simd.load_elements_part(&rows[first + n][at..], 0.0), factor);
+                    block[n] = multiply.load_part(simd, &rows[first + n][at.min(len)..]);
+                }
+            }
+            if let Some(factor) = factor {
+                for n in 0..S::LANES {
+                    block[n] = simd.mul(block[n], simd.splat(factor));
                 }
             }
             let block = simd.transpose(block);

@@ -1,30 +1,31 @@
 //! The product that both halves of attention are made of.
 
+use super::multiply::Multiply;
 use super::{MAX_PRODUCT_ROWS, product_rows};
 use crate::simd::Simd;
 
-/// A left operand, read one element at a time: element (row r, step s) is at `at.offset(r * row + s * step)`.
+/// A left operand, read one step at a time: that of row r and step s is at `at.offset(r * row + s * step)`.
 #[derive(Clone, Copy)]
-pub(super) struct Left {
-    pub(super) at: *const f32,
+pub(super) struct Left<A> {
+    pub(super) at: *const A,
     pub(super) row: isize,
     pub(super) step: isize,
-    /// What is read after it, as the distance from each element to the one to come.
+    /// What is read after it, as the distance from each step to the one to come.
     pub(super) next: isize,
 }
 
 /// `C[r][lane] = sum over s of A[r][s] * B[s][lane]`, in `R * V` registers; B has `V` vectors a step, one after the other.
 ///
-/// Each step broadcasts R elements of A and multiplies them into V vectors of B: R * V multiply-adds for R + V loads. Two
+/// Each step broadcasts R elements (or pairs, as `multiply` says) of A and multiplies them into V vectors of B: R * V multiply-adds for R + V loads. Two
 /// multiply-adds can start in a cycle and each takes four, so eight chains or more keep the unit busy.
 ///
 /// # Safety
 /// * `a` is valid for reads of every element with r < R and s < steps
 /// * `b` is valid for reads of `steps * V` vectors
 #[inline(always)]
-pub(super) unsafe fn product<S: Simd, const R: usize, const V: usize>(
-    simd: S,
-    a: Left,
+pub(super) unsafe fn product<S: Simd, M: Multiply<S>, const R: usize, const V: usize>(
+    (simd, multiply): (S, M),
+    a: Left<M::Step>,
     b: *const f32,
     steps: usize,
 ) -> [[S::F32; V]; R] {
@@ -43,21 +44,26 @@ pub(super) unsafe fn product<S: Simd, const R: usize, const V: usize>(
         for s in 0..UNROLL {
             let at = at.wrapping_offset(s as isize * a.step);
             // SAFETY: a step below `steps`: the caller's promise.
-            unsafe { step(simd, at, a.row, b.wrapping_add(s * V * S::LANES), &mut c) };
+            unsafe { step((simd, multiply), at, a.row, b.wrapping_add(s * V * S::LANES), &mut c) };
         }
         at = at.wrapping_offset(UNROLL as isize * a.step);
         b = b.wrapping_add(UNROLL * V * S::LANES);
     }
     for _ in 0..steps % UNROLL {
         // SAFETY: as above.
-        unsafe { step(simd, at, a.row, b, &mut c) };
+        unsafe { step((simd, multiply), at, a.row, b, &mut c) };
         at = at.wrapping_offset(a.step);
         b = b.wrapping_add(V * S::LANES);
+    }
+    for row in &mut c {
+        for sum in row {
+            *sum = multiply.finish(simd, *sum);
+        }
     }
     c
 }
 
-/// Elements of a cache line.
+/// Steps in a cache line of f32, or of pairs of bf16.
 const LINE: usize = 16;
 
 /// Steps of a product between two looks at its end.
@@ -68,9 +74,9 @@ const UNROLL: usize = 4;
 /// # Safety
 /// * `a.offset(r * row)` is valid for reads for every r < R, and `b` for reads of V vectors
 #[inline(always)]
-unsafe fn step<S: Simd, const R: usize, const V: usize>(
-    simd: S,
-    a: *const f32,
+unsafe fn step<S: Simd, M: Multiply<S>, const R: usize, const V: usize>(
+    (simd, multiply): (S, M),
+    a: *const M::Step,
     row: isize,
     b: *const f32,
     c: &mut [[S::F32; V]; R],
@@ -82,9 +88,9 @@ unsafe fn step<S: Simd, const R: usize, const V: usize>(
     }
     for (r, c) in c.iter_mut().enumerate() {
         // SAFETY: row r < R: the caller's promise.
-        let x = simd.splat(unsafe { *a.wrapping_offset(r as isize * row) });
+        let x = unsafe { multiply.splat(simd, a.wrapping_offset(r as isize * row)) };
         for v in 0..V {
-            c[v] = simd.mul_add(x, lanes[v], c[v]);
+            c[v] = multiply.mul_add(simd, x, lanes[v], c[v]);
         }
     }
 }

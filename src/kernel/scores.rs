@@ -1,62 +1,105 @@
 //! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
 
 use super::ahead::Ahead;
+use super::multiply::{Multiply, Pairs, Singles};
 use super::product::{ByRows, Left, by_rows, product};
 use super::{EvenBlocks, PANEL_LANES, product_rows};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::element::Bf16Pair;
+use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
 use crate::strided::Matrix;
+use std::ops::Range;
 
 /// Writes `scores[j][lane] = sum over e of keys[j][e] * queries[e][lane]` and raises `max[lane]` to the largest of them.
 ///
-/// * `keys`: `[rows, head_dim]`, contiguous rows at any distance: read in place
-/// * `queries`: a packed panel, `[head_dim][lanes]` (more rows are ignored), `lanes` being the length of `max`
+/// * `keys`: `[rows, head_dim]`, or their pairs, in rows without gaps at any distance: read in place
+/// * `queries`: a packed panel, `[head_dim, or as many as there are pairs][lanes]` (more rows are ignored), `lanes` being the
+///   length of `max`; with pairs times `factor`, without it as they are
 /// * `scores`: `[rows][lanes]`, written
 /// * `ahead`: what to ask memory for meanwhile
 pub(crate) fn scores(
     isa: Isa,
-    keys: Matrix<'_, f32>,
+    keys: PanelKeys<'_>,
     queries: &[f32],
     scores: &mut [f32],
     max: &mut [f32],
     ahead: &mut Ahead,
 ) {
-    assert!(keys.has_contiguous_rows());
-    assert!(queries.len() >= keys.cols() * max.len());
-    assert!(scores.len() >= keys.rows() * max.len());
-    isa.run(Scores { keys, queries, scores, max, ahead });
+    let (rows, cols, without_gaps) = match &keys {
+        PanelKeys::Wide(keys) => (keys.rows(), keys.cols(), keys.has_contiguous_rows()),
+        PanelKeys::Pairs(keys, _) => (keys.rows(), keys.cols(), keys.has_contiguous_rows()),
+    };
+    assert!(without_gaps && queries.len() >= cols * max.len() && scores.len() >= rows * max.len());
+    match keys {
+        PanelKeys::Wide(keys) => isa.run(Scores { keys, queries, scores, max, ahead }),
+        PanelKeys::Pairs(keys, factor) => isa.run_pairs(PairScores(Scores { keys, queries, scores, max, ahead }, factor)),
+    }
 }
 
-struct Scores<'a> {
-    keys: Matrix<'a, f32>,
+/// Keys of a tile, as the product reads them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PanelKeys<'a> {
+    /// As f32.
+    Wide(Matrix<'a, f32>),
+    /// As pairs, and what sums of their products are multiplied with.
+    Pairs(Matrix<'a, Bf16Pair>, f32),
+}
+
+impl PanelKeys<'_> {
+    pub(crate) fn slice_rows(&self, range: Range<usize>) -> Self {
+        match self {
+            PanelKeys::Wide(keys) => PanelKeys::Wide(keys.slice_rows(range)),
+            PanelKeys::Pairs(keys, factor) => PanelKeys::Pairs(keys.slice_rows(range), *factor),
+        }
+    }
+}
+
+struct Scores<'a, K> {
+    keys: Matrix<'a, K>,
     queries: &'a [f32],
     scores: &'a mut [f32],
     max: &'a mut [f32],
     ahead: &'a mut Ahead,
 }
 
-impl Kernel for Scores<'_> {
+impl Kernel for Scores<'_, f32> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        match self.max.len() / S::LANES {
-            1 => self.blocks::<S, 1>(simd),
-            2 if 2 * S::LANES <= PANEL_LANES => self.blocks::<S, 2>(simd),
-            vectors => unreachable!("a panel of {vectors} vectors"),
-        }
+        self.panels(simd, Singles::new());
     }
 }
 
-impl Scores<'_> {
+struct PairScores<'a>(Scores<'a, Bf16Pair>, f32);
+
+impl PairKernel for PairScores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) {
+        self.0.panels(simd, Pairs { dots, factor: self.1 });
+    }
+}
+
+impl<K> Scores<'_, K> {
+    #[inline(always)]
+    fn panels<S: Simd, M: Multiply<S, Step = K>>(self, simd: S, multiply: M) {
+        match self.max.len() / S::LANES {
+            1 => self.blocks::<S, M, 1>(simd, multiply),
+            2 if 2 * S::LANES <= PANEL_LANES => self.blocks::<S, M, 2>(simd, multiply),
+            vectors => unreachable!("a panel of {vectors} vectors"),
+        }
+    }
+
     /// Block after block of as many keys as the registers hold.
     #[inline(always)]
-    fn blocks<S: Simd, const V: usize>(self, simd: S) {
+    fn blocks<S: Simd, M: Multiply<S, Step = K>, const V: usize>(self, simd: S, multiply: M) {
         assert!(self.max.len() == V * S::LANES);
-        let mut block = Block::<S, V> {
-            simd,
+        let mut block = Block::<S, M, V> {
+            arithmetic: (simd, multiply),
             keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: 1, next: 0 },
             queries: self.queries.as_ptr(),
-            head_dim: self.keys.cols(),
+            steps: self.keys.cols(),
             scores: self.scores.as_mut_ptr(),
             max: [simd.zero(); V],
         };
@@ -83,27 +126,28 @@ impl Scores<'_> {
 }
 
 /// Some keys against the panel.
-struct Block<S: Simd, const V: usize> {
-    simd: S,
-    keys: Left,
+struct Block<S: Simd, M: Multiply<S>, const V: usize> {
+    arithmetic: (S, M),
+    keys: Left<M::Step>,
     queries: *const f32,
-    head_dim: usize,
+    steps: usize,
     scores: *mut f32,
     max: [S::F32; V],
 }
 
-impl<S: Simd, const V: usize> ByRows<S> for Block<S, V> {
+impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for Block<S, M, V> {
     /// # Safety
-    /// * `keys` is valid for R rows of `head_dim`, `queries` for `head_dim` steps, `scores` for writes of R rows
+    /// * `keys` is valid for R rows of `steps`, `queries` for as many, `scores` for writes of R rows
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
+        let (simd, _) = self.arithmetic;
         // SAFETY: the caller's promise.
-        let scores = unsafe { product::<S, R, V>(self.simd, self.keys, self.queries, self.head_dim) };
+        let scores = unsafe { product::<S, M, R, V>(self.arithmetic, self.keys, self.queries, self.steps) };
         for (r, row) in scores.into_iter().enumerate() {
             for (v, scores) in row.into_iter().enumerate() {
-                self.max[v] = self.simd.max(self.max[v], scores);
+                self.max[v] = simd.max(self.max[v], scores);
                 // SAFETY: row r < R of the scores: the caller's promise.
-                unsafe { self.simd.store(self.scores.add((r * V + v) * S::LANES), scores) };
+                unsafe { simd.store(self.scores.add((r * V + v) * S::LANES), scores) };
             }
         }
     }

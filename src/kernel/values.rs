@@ -2,6 +2,7 @@
 
 use super::PANEL_LANES;
 use super::ahead::Ahead;
+use super::multiply::Singles;
 use super::pack::ValueBlocks;
 use super::product::{ByRows, Left, by_rows, product};
 use crate::simd::{Isa, Kernel, Simd};
@@ -81,7 +82,7 @@ const NEXT: isize = 16;
 /// Some dimensions of the values for the panel.
 struct Block<S: Simd, const V: usize> {
     simd: S,
-    values: Left,
+    values: Left<f32>,
     weights: *const f32,
     keys: usize,
     out: *mut f32,
@@ -95,7 +96,7 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<S, V> {
     unsafe fn call<const R: usize>(&mut self) {
         let values = Left { step: R as isize, next: NEXT * R as isize, ..self.values };
         // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, R, V>(self.simd, values, self.weights, self.keys) };
+        let sums = unsafe { product::<S, _, R, V>((self.simd, Singles::new()), values, self.weights, self.keys) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 let out = self.out.wrapping_add((r * V + v) * S::LANES);

@@ -2,13 +2,53 @@
 #![cfg(target_arch = "x86_64")]
 
 use super::avx2::{level, op};
-use super::{Kernel, MAX_LANES, Simd};
-use crate::element::{bf16, f16};
+use super::{Kernel, MAX_LANES, PairDots, PairKernel, Simd};
+use crate::element::{Bf16Pair, bf16, f16};
 use std::arch::x86_64::*;
 
 level! {
     /// The proof that this processor has AVX-512 F, BW, DQ and VL, and all of [`super::avx2::Avx2`].
     Avx512: "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"
+}
+
+/// The proof that this processor has AVX-512 BF16, besides all of [`Avx512`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Avx512Bf16(Avx512);
+
+impl Avx512Bf16 {
+    pub(super) fn detect() -> Option<Self> {
+        let base = Avx512::detect()?;
+        is_x86_feature_detected!("avx512bf16").then_some(Self(base))
+    }
+
+    /// The level without its own instructions.
+    pub(super) fn base(self) -> Avx512 {
+        self.0
+    }
+
+    /// Runs `kernel` compiled with the level's instructions.
+    #[inline]
+    pub(super) fn enter_pairs<K: PairKernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        fn shim<K: PairKernel>(dots: Avx512Bf16, kernel: K) -> K::Output {
+            kernel.run(dots.0, dots)
+        }
+        // SAFETY: `self` exists, so `detect` found every one of the features that `shim` enables.
+        unsafe { shim(self, kernel) }
+    }
+}
+
+impl PairDots<Avx512> for Avx512Bf16 {
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const Bf16Pair) -> __m512 {
+        // SAFETY: the caller's promise (sixteen pairs are 64 bytes, and the instruction asks for no alignment); the token.
+        unsafe { _mm512_loadu_ps(p.cast()) }
+    }
+    #[inline(always)]
+    fn add_dots(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // (Both types are 64 bytes, of which every pattern is a value.)
+        op!(_mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)))
+    }
 }
 
 impl Simd for Avx512 {

@@ -1,0 +1,99 @@
+//! What one step of a product multiplies: an element of either side, or a pair of neighbours.
+
+use crate::element::{Bf16Pair, Element};
+use crate::simd::{MAX_LANES, PairDots, Simd};
+use std::marker::PhantomData;
+
+/// The arithmetic of a product's steps; a vector holds what `LANES` steps need of one row, or one step of `LANES` rows.
+pub(super) trait Multiply<S: Simd>: Copy {
+    /// What one step takes of a row in memory; zero by default.
+    type Step: Copy + Default;
+
+    /// One step, in every lane.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads
+    unsafe fn splat(self, simd: S, p: *const Self::Step) -> S::F32;
+    /// `LANES` steps.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `LANES` steps
+    unsafe fn load(self, simd: S, p: *const Self::Step) -> S::F32;
+    /// `a * b + c`.
+    fn mul_add(self, simd: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
+    /// What a finished sum stands for.
+    fn finish(self, simd: S, sum: S::F32) -> S::F32;
+
+    /// The first `LANES` steps of `row`, zeros behind its end.
+    #[inline(always)]
+    fn load_part(self, simd: S, row: &[Self::Step]) -> S::F32 {
+        let mut whole = [Self::Step::default(); MAX_LANES];
+        let len = row.len().min(S::LANES);
+        whole[..len].copy_from_slice(&row[..len]);
+        // SAFETY: `MAX_LANES` steps, which no level exceeds.
+        unsafe { self.load(simd, whole.as_ptr()) }
+    }
+}
+
+/// Elements of any type, widened to f32.
+#[derive(Clone, Copy)]
+pub(super) struct Singles<T>(PhantomData<T>);
+
+impl<T> Singles<T> {
+    pub(super) fn new() -> Self {
+        Singles(PhantomData)
+    }
+}
+
+impl<S: Simd, T: Element> Multiply<S> for Singles<T> {
+    type Step = T;
+
+    #[inline(always)]
+    unsafe fn splat(self, simd: S, p: *const T) -> S::F32 {
+        // SAFETY: the caller's promise.
+        simd.splat(unsafe { *p }.to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load(self, simd: S, p: *const T) -> S::F32 {
+        // SAFETY: the caller's promise.
+        unsafe { simd.load_as(p) }
+    }
+    #[inline(always)]
+    fn mul_add(self, simd: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32 {
+        simd.mul_add(a, b, c)
+    }
+    #[inline(always)]
+    fn finish(self, _: S, sum: S::F32) -> S::F32 {
+        sum
+    }
+}
+
+/// Pairs of bf16, as they lie in memory; sums are multiplied with `factor`, which no factor could be rounded to.
+#[derive(Clone, Copy)]
+pub(super) struct Pairs<D> {
+    pub(super) dots: D,
+    pub(super) factor: f32,
+}
+
+impl<S: Simd, D: PairDots<S>> Multiply<S> for Pairs<D> {
+    type Step = Bf16Pair;
+
+    #[inline(always)]
+    unsafe fn splat(self, simd: S, p: *const Bf16Pair) -> S::F32 {
+        // SAFETY: the caller's promise; a pair has the size of an f32, for which every pattern is a value.
+        simd.splat(unsafe { p.cast::<f32>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load(self, _: S, p: *const Bf16Pair) -> S::F32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.dots.load_pairs(p) }
+    }
+    #[inline(always)]
+    fn mul_add(self, _: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32 {
+        self.dots.add_dots(a, b, c)
+    }
+    #[inline(always)]
+    fn finish(self, simd: S, sum: S::F32) -> S::F32 {
+        simd.mul(sum, simd.splat(self.factor))
+    }
+}

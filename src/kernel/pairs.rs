@@ -1,0 +1,132 @@
+//! Scores of bf16 queries and keys from pairs of neighbours, as they lie in memory: nothing is widened, and two products
+//! take the time of one multiply-add.
+//!
+//! The products are exact and every sum is rounded, as it is with multiply-adds. But the instruction takes denormal numbers
+//! for 0, so it is used only where that doesn't matter: the factor is at most [`LARGEST_FACTOR`], and each element of the
+//! query is 0 or between [`SMALLEST`] and [`LARGEST`]. Then a denormal key leaves out less than 2^32 * 2^-126 of a sum, and
+//! a score of 2^20 elements is off by less than 2^-32. Other queries have their scores formed from elements, row by row.
+
+use super::pack::Gathered;
+use crate::element::{Bf16Pair, bf16};
+use crate::simd::Isa;
+use crate::strided::{Matrix, Row};
+use crate::tensor::AnyTensor;
+
+/// 2^40: what a score may be multiplied with.
+const LARGEST_FACTOR: f32 = 1_099_511_627_776.0;
+
+/// The bits of 2^32, the largest element of a query.
+const LARGEST: u16 = (127 + 32) << 7;
+
+/// The bits of 2^-126, the smallest one that is no denormal number.
+const SMALLEST: u16 = 1 << 7;
+
+/// Whether scores of these queries and keys, times `factor`, are formed from pairs.
+pub(crate) fn apply(isa: Isa, queries: &AnyTensor<'_>, keys: &AnyTensor<'_>, factor: f32) -> bool {
+    isa.has_pair_dots()
+        && matches!((queries, keys), (AnyTensor::Bf16(_), AnyTensor::Bf16(_)))
+        && factor.abs() <= LARGEST_FACTOR
+}
+
+/// Pairs in a row of `elements`: behind an odd one's last element stands a zero.
+pub(crate) fn pairs_in(elements: usize) -> usize {
+    elements.div_ceil(2)
+}
+
+/// Whether pairs may stand for this query.
+#[inline(always)]
+pub(crate) fn fits(query: Row<'_, bf16>) -> bool {
+    let mut all = true;
+    match query.as_slice() {
+        Some(query) => query.iter().for_each(|&element| all &= element_fits(element)),
+        None => query.iter().for_each(|element| all &= element_fits(element)),
+    }
+    all
+}
+
+#[inline(always)]
+fn element_fits(element: bf16) -> bool {
+    let magnitude = element.to_bits() & 0x7fff;
+    magnitude == 0 || (SMALLEST..=LARGEST).contains(&magnitude)
+}
+
+/// The keys as pairs: in place, or their copy in `copy` if they don't lie so.
+///
+/// * `copy`: `[keys][pairs]`
+pub(crate) fn key_pairs<'a>(keys: Matrix<'a, bf16>, copy: &'a mut [f32]) -> Matrix<'a, Bf16Pair> {
+    keys.pairs().unwrap_or_else(|| {
+        let pairs = pairs_in(keys.cols());
+        let copy = &mut copy[..keys.rows() * pairs];
+        for (r, to) in copy.chunks_exact_mut(pairs.max(1)).enumerate() {
+            copy_pairs(keys.row(r), to);
+        }
+        Matrix::from_carried(copy, keys.rows(), pairs)
+    })
+}
+
+/// Copies a row, two elements into the bits of each f32, zeros behind its end.
+#[inline(always)]
+pub(crate) fn copy_pairs(row: Row<'_, bf16>, to: &mut [f32]) {
+    to.fill(0.0);
+    for (n, element) in row.iter().enumerate() {
+        let half = u32::from(element.to_bits()) << (n % 2 * 16);
+        to[n / 2] = f32::from_bits(to[n / 2].to_bits() | half);
+    }
+}
+
+/// Copies gathered rows as pairs, zeros behind each; returns those whose scores must not be formed from pairs, one bit each.
+///
+/// * `to`: `[rows][width]`
+pub(crate) fn copy_pairs_gathered<F: Fn(usize) -> [usize; 3]>(rows: Gathered<'_, F>, to: &mut [f32]) -> u32 {
+    let AnyTensor::Bf16(tensor) = rows.tensor else { unreachable!("pairs of another type") };
+    let mut unfit = 0;
+    for (n, to) in to.chunks_exact_mut((to.len() / rows.count).max(1)).enumerate() {
+        let [i0, i1, r] = (rows.place)(n);
+        let row = tensor.matrix(i0, i1).row(r);
+        copy_pairs(row, to);
+        unfit |= u32::from(!fits(row)) << n;
+    }
+    unfit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bounds themselves are within, their neighbours and what is no number are not.
+    #[test]
+    fn rows_that_fit() {
+        let (zero, two_to_32) = (bf16::ZERO, bf16::from_f32(4_294_967_296.0));
+        let inside = [zero, -zero, bf16::ONE, bf16::MIN_POSITIVE, -bf16::MIN_POSITIVE, two_to_32, -two_to_32];
+        let fits = |row: &[bf16]| fits(Matrix::from_slice(row, 1, row.len()).row(0));
+        assert!(fits(&inside));
+        let denormal = bf16::from_bits(SMALLEST - 1);
+        let above = bf16::from_bits(LARGEST + 1);
+        for outside in [denormal, -denormal, bf16::from_bits(1), above, -above, bf16::INFINITY, bf16::NAN] {
+            let mut row = inside.to_vec();
+            row.push(outside);
+            assert!(!fits(&row), "{outside}");
+        }
+    }
+
+    /// Rows in place and rows copied hold the same pairs; the elements are found in both.
+    #[test]
+    fn copies_are_like_rows_in_place() {
+        let data: Vec<bf16> = (0..60).map(|n| bf16::from_f32(n as f32)).collect();
+        for (cols, stride, step) in [(6, 6, 1), (6, 7, 1), (5, 6, 1), (5, 9, 2), (0, 3, 1), (1, 1, 4)] {
+            let strided = crate::strided::Strided::new(&data, 0, [1, 1, 4, cols], [0, 0, stride, step]).unwrap();
+            let keys = strided.matrix(0, 0);
+            let mut copy = vec![f32::NAN; 4 * pairs_in(cols)];
+            let pairs = key_pairs(keys, &mut copy);
+            assert_eq!((pairs.rows(), pairs.cols()), (4, pairs_in(cols)));
+            let elements = pairs.elements(cols);
+            for r in 0..4 {
+                let mut expected: Vec<bf16> = keys.row(r).iter().collect();
+                assert_eq!(elements.row(r).iter().collect::<Vec<_>>(), expected);
+                expected.resize(2 * pairs_in(cols), bf16::ZERO);
+                let halves: Vec<_> = pairs.row(r).iter().flat_map(|pair| [pair.first, pair.second]).collect();
+                assert_eq!(halves, expected, "{cols} columns, {stride} and {step} apart");
+            }
+        }
+    }
+}
