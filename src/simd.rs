@@ -179,6 +179,11 @@ pub(crate) trait PairDots<S: Simd>: Copy {
     /// In every lane, `c + a.second * b.second`, rounded, plus `a.first * b.first`, rounded. The products are exact.
     /// **Denormal numbers count as 0**, as operands and as results, and the rounding is to nearest whatever the thread's mode.
     fn add_dots(self, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
+    /// The same with one pair, `a`, in every lane.
+    ///
+    /// # Safety
+    /// * `a` is valid for reads
+    unsafe fn add_dots_at(self, a: *const Bf16Pair, b: S::F32, c: S::F32) -> S::F32;
 }
 
 /// The vector operations of one level: `LANES` f32 side by side.

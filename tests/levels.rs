@@ -24,6 +24,9 @@ fn expected() -> Vec<Level> {
         let foundation = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         if foundation && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl") {
             levels.push(Level::Avx512);
+            if is_x86_feature_detected!("avx512bf16") {
+                levels.push(Level::Avx512Bf16);
+            }
         }
     }
     levels

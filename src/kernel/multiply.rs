@@ -9,11 +9,11 @@ pub(super) trait Multiply<S: Simd>: Copy {
     /// What one step takes of a row in memory; zero by default.
     type Step: Copy + Default;
 
-    /// One step, in every lane.
+    /// `a * b + c`, a being one step, in every lane.
     ///
     /// # Safety
-    /// * `p` is valid for reads
-    unsafe fn splat(self, simd: S, p: *const Self::Step) -> S::F32;
+    /// * `a` is valid for reads
+    unsafe fn mul_add_at(self, simd: S, a: *const Self::Step, b: S::F32, c: S::F32) -> S::F32;
     /// `LANES` steps.
     ///
     /// # Safety
@@ -49,9 +49,9 @@ impl<S: Simd, T: Element> Multiply<S> for Singles<T> {
     type Step = T;
 
     #[inline(always)]
-    unsafe fn splat(self, simd: S, p: *const T) -> S::F32 {
+    unsafe fn mul_add_at(self, simd: S, a: *const T, b: S::F32, c: S::F32) -> S::F32 {
         // SAFETY: the caller's promise.
-        simd.splat(unsafe { *p }.to_f32())
+        simd.mul_add(simd.splat(unsafe { *a }.to_f32()), b, c)
     }
     #[inline(always)]
     unsafe fn load(self, simd: S, p: *const T) -> S::F32 {
@@ -79,9 +79,9 @@ impl<S: Simd, D: PairDots<S>> Multiply<S> for Pairs<D> {
     type Step = Bf16Pair;
 
     #[inline(always)]
-    unsafe fn splat(self, simd: S, p: *const Bf16Pair) -> S::F32 {
-        // SAFETY: the caller's promise; a pair has the size of an f32, for which every pattern is a value.
-        simd.splat(unsafe { p.cast::<f32>().read_unaligned() })
+    unsafe fn mul_add_at(self, _: S, a: *const Bf16Pair, b: S::F32, c: S::F32) -> S::F32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.dots.add_dots_at(a, b, c) }
     }
     #[inline(always)]
     unsafe fn load(self, _: S, p: *const Bf16Pair) -> S::F32 {

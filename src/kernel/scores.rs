@@ -31,7 +31,9 @@ pub(crate) fn scores(
     assert!(without_gaps && queries.len() >= cols * max.len() && scores.len() >= rows * max.len());
     match keys {
         PanelKeys::Wide(keys) => isa.run(Scores { keys, queries, scores, max, ahead }),
-        PanelKeys::Pairs(keys, factor) => isa.run_pairs(PairScores(Scores { keys, queries, scores, max, ahead }, factor)),
+        PanelKeys::Pairs(keys, factor) => {
+            isa.run_pairs(PairScores(Scores { keys, queries, scores, max, ahead }, factor))
+        }
     }
 }
 

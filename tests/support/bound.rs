@@ -7,6 +7,10 @@ use flashtile::{DType, Form, Plan, alibi_slope, bf16, f16};
 
 /// The unit roundoff of f32.
 pub const U: f64 = 1.0 / (1u64 << 24) as f64;
+/// Pairs of bf16 take numbers below this for 0.
+const FLUSHED: f64 = 1.1754943508222875e-38; // 2^-126
+/// The largest element of a query whose scores are formed from pairs.
+const LARGEST_IN_PAIR: f64 = 4_294_967_296.0; // 2^32
 /// Half the smallest f32 above 0: the error of a rounding among the denormals.
 const ETA: f64 = 7.006_492_321_624_085e-46; // 2^-150
 /// Relative error of the constant log2(e) as f32, in units of U.
@@ -133,27 +137,31 @@ pub fn sees(problem: &Problem, [b, h, i, j]: [usize; 4]) -> bool {
 
 /// The score of a visible pair: each step's value, and the error so far.
 fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64], dot_steps: usize) -> Score {
-    let (mut dot, mut products, mut keys) = (0.0, 0.0, 0.0);
+    let (mut dot, mut products, mut keys, mut flushed) = (0.0, 0.0, 0.0, 0.0);
     for (q, k) in query.iter().zip(key) {
         dot += q * k;
         products += (q * k).abs();
         keys += k.abs();
+        flushed += FLUSHED * q.abs().min(LARGEST_IN_PAIR);
     }
     let n = dot_steps as f64;
     let scale = problem.scale.unwrap_or(1.0 / (query.len().max(1) as f32).sqrt()) as f64;
     let denormal = ETA * (products + keys + 2.0 * n) * 1.001;
+    // (What only scores of bf16 may lose, allowed to all: nothing beside their other errors.)
+    flushed += FLUSHED * 2.0 * n;
     // 1. scale * dot, or tanh(scale * dot / cap) * cap.
     let (mut value, mut error, mut size);
     match problem.softcap {
         None => {
             value = scale * dot;
             size = scale.abs() * products;
-            error = gamma(n + 2.0 + LOG2_E) * size + denormal;
+            error = gamma(n + 2.0 + LOG2_E) * size + denormal + scale.abs() * flushed;
         }
         Some(cap) => {
             let cap = cap as f64;
             let y = scale / cap * dot;
-            let y_error = (gamma(n + 2.0) + F64) * (scale / cap).abs() * products + denormal;
+            let y_error =
+                (gamma(n + 2.0) + F64) * (scale / cap).abs() * products + denormal + (scale / cap).abs() * flushed;
             let flattest = (y.abs() - y_error).max(0.0).tanh();
             let slope = 1.0 - flattest * flattest + F64;
             let tanh_error = gamma(TANH) * (y.tanh().abs() + ETA) + (y_error * slope).min(2.0) * (1.0 + gamma(TANH));

@@ -179,3 +179,39 @@ fn operations_match_the_scalar_ones() {
         isa.run(Transpose);
     }
 }
+
+struct Pairs;
+impl PairKernel for Pairs {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) {
+        let flush = |x: f32| if x.abs() < f32::MIN_POSITIVE { 0.0 * x } else { x };
+        let halves: Vec<bf16> = NUMBERS.iter().map(|&x| bf16::from_f32(x)).collect();
+        for shift in 0..NUMBERS.len() {
+            for c in [0.0, 1.0, -3.0e38, 16_777_216.0] {
+                let pair = |n: usize| Bf16Pair { first: halves[n % 16], second: halves[(n / 16 + n) % 16] };
+                let a: Vec<_> = (0..S::LANES).map(pair).collect();
+                let b: Vec<_> = (0..S::LANES).map(|n| pair(n * 5 + shift)).collect();
+                let dot = |a: Bf16Pair, b: Bf16Pair| {
+                    let product = |a: bf16, b: bf16, c: f32| flush(flush(a.to_f32()).mul_add(flush(b.to_f32()), c));
+                    product(a.first, b.first, product(a.second, b.second, c))
+                };
+                // SAFETY: both have LANES pairs.
+                let (x, y) = unsafe { (dots.load_pairs(a.as_ptr()), dots.load_pairs(b.as_ptr())) };
+                let expected: Vec<_> = a.iter().zip(&b).map(|(&a, &b)| dot(a, b)).collect();
+                same("add_dots", &read(simd, dots.add_dots(x, y, simd.splat(c))), &expected);
+                let one: Vec<_> = b.iter().map(|&b| dot(a[shift % S::LANES], b)).collect();
+                // SAFETY: a pair of `a`.
+                let got = unsafe { dots.add_dots_at(&a[shift % S::LANES], y, simd.splat(c)) };
+                same("add_dots_at", &read(simd, got), &one);
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_match_the_scalar_products() {
+    if let Some(isa) = Isa::detect(Level::Avx512Bf16) {
+        isa.run_pairs(Pairs);
+    }
+}

@@ -1,0 +1,113 @@
+//! Promise: scores that are formed from pairs of bf16 are as exact as any, whatever the numbers and however they lie; and a
+//! row for which pairs won't do changes nothing in the rows beside it.
+//!
+//! (On a processor without such a level, this holds all the same.)
+
+mod support;
+
+use flashtile::{Attention, Level, TensorMut, TensorRef, Workspace, bf16, reference};
+use support::Rng;
+use support::problems::{Inputs, Sizes, forms_and_levels};
+
+const SIZES: Sizes = Sizes { batch: 1, heads_q: 4, heads_kv: 2, seq_q: 21, seq_kv: 300, head_dim: 34, value_dim: 20 };
+
+fn compute(attention: &Attention<'_>, q: &[bf16], inputs: &Inputs<bf16>) -> Vec<f32> {
+    let mut out = vec![0.0; SIZES.out().iter().product()];
+    let q = TensorRef::from_slice(q, SIZES.q()).unwrap();
+    let to = TensorMut::from_slice(&mut out, SIZES.out()).unwrap();
+    attention.compute(q, inputs.k(), inputs.v(), to, None, &mut Workspace::new()).unwrap();
+    out
+}
+
+/// Denormal queries and giant keys, giant queries and denormal keys: scores of about 1, all of them lost by an instruction
+/// that takes denormal numbers for 0.
+#[test]
+fn denormal_numbers_count() {
+    for (q_size, k_size) in [(1e-39, 1e38), (1e38, 1e-39), (1e10, 1e-10)] {
+        let mut inputs = Inputs::<bf16>::random(SIZES, &mut Rng(1));
+        inputs.q.iter_mut().for_each(|q| *q = bf16::from_f32(q.to_f32() * q_size));
+        inputs.k.iter_mut().for_each(|k| *k = bf16::from_f32(k.to_f32() * k_size));
+        let attention = Attention::new().scale(1.0);
+        let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap().out;
+        let mean = reference::attention(&Attention::new().scale(0.0), inputs.q(), inputs.k(), inputs.v()).unwrap().out;
+        let far = expected.iter().zip(&mean).filter(|(a, b)| (*a - *b).abs() > 0.1).count();
+        assert!(far > expected.len() / 4, "the scores matter: {far} of {}", expected.len());
+        for (form, level) in forms_and_levels() {
+            let out = compute(&attention.clone().form(form).level(level), &inputs.q, &inputs);
+            for (got, expected) in out.iter().zip(&expected) {
+                assert!((*got as f64 - expected).abs() < 1e-4, "{got} for {expected}: {q_size:e} {form:?} {level}");
+            }
+        }
+    }
+}
+
+/// One element that won't do, in one row of one head: only that row's bits change.
+#[test]
+fn rows_for_which_pairs_do_not_do_stand_alone() {
+    let inputs = Inputs::<bf16>::random(SIZES, &mut Rng(2));
+    for (form, level) in forms_and_levels() {
+        for attention in [Attention::new(), Attention::new().causal().softcap(2.0)] {
+            let attention = attention.form(form).level(level);
+            let before = compute(&attention, &inputs.q, &inputs);
+            for odd in [bf16::from_bits(1), bf16::MAX, bf16::NAN, bf16::INFINITY] {
+                let row = 37;
+                let mut q = inputs.q.clone();
+                q[row * SIZES.head_dim + 33] = odd;
+                let after = compute(&attention, &q, &inputs);
+                for (r, (before, after)) in
+                    before.chunks(SIZES.value_dim).zip(after.chunks(SIZES.value_dim)).enumerate()
+                {
+                    let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert!(r == row || bits(before) == bits(after), "row {r}: {odd} {form:?} {level}");
+                    if r == row && odd == bf16::from_bits(1) {
+                        let near = before.iter().zip(after).all(|(a, b)| (a - b).abs() < 0.2);
+                        assert!(near, "a denormal number for one of {} elements: {form:?} {level}", SIZES.head_dim);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Pairs in place, and rows that are copied because their elements, their length or their distance don't allow it.
+#[test]
+fn layouts_give_the_same_bits() {
+    for head_dim in [1, 2, 15, 16, 31, 34, 64] {
+        let sizes = Sizes { head_dim, ..SIZES };
+        let inputs = Inputs::<bf16>::random(sizes, &mut Rng(3));
+        let spread = |x: &[bf16], row: usize, step: usize| {
+            let mut spread = vec![bf16::NAN; x.len() / head_dim * row];
+            for (n, &x) in x.iter().enumerate() {
+                spread[n / head_dim * row + n % head_dim * step] = x;
+            }
+            spread
+        };
+        for (form, level) in forms_and_levels() {
+            let attention = Attention::new().form(form).level(level);
+            let expected = inputs.compute(&attention).0;
+            for (row, step) in [(head_dim + 1, 1), (head_dim + 2, 1), (2 * head_dim, 2), (3 * head_dim + 1, 3)] {
+                let (q, k) = (spread(&inputs.q, row, step), spread(&inputs.k, row, step));
+                let strides = |[_, heads, seq, _]: [usize; 4]| {
+                    [heads * seq * row, seq * row, row, step].map(|stride| stride as isize)
+                };
+                let q = TensorRef::with_strides(&q, 0, sizes.q(), strides(sizes.q())).unwrap();
+                let k = TensorRef::with_strides(&k, 0, sizes.k(), strides(sizes.k())).unwrap();
+                let mut out = vec![bf16::NAN; expected.len()];
+                let to = TensorMut::from_slice(&mut out, sizes.out()).unwrap();
+                attention.compute(q, k, inputs.v(), to, None, &mut Workspace::new()).unwrap();
+                assert!(out == expected, "head_dim {head_dim}, rows {row} and elements {step} apart: {form:?} {level}");
+            }
+        }
+    }
+}
+
+/// The level is there wherever the standard library says so, and is the best there.
+#[test]
+fn the_best_level_has_pairs_if_the_processor_has() {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vl") {
+        assert_eq!(Level::best(), Level::Avx512Bf16);
+        return;
+    }
+    assert!(Level::available().all(|level| level != Level::Avx512Bf16));
+}
