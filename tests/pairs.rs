@@ -23,7 +23,7 @@ fn compute(attention: &Attention<'_>, q: &[bf16], inputs: &Inputs<bf16>) -> Vec<
 /// that takes denormal numbers for 0.
 #[test]
 fn denormal_numbers_count() {
-    for (q_size, k_size) in [(1e-39, 1e37), (1e37, 1e-39), (1e10, 1e-12)] {
+    for (q_size, k_size) in [(1e-39, 1e37), (5e35, 1e-38), (1e10, 1e-12)] {
         let mut inputs = Inputs::<bf16>::random(SIZES, &mut Rng(1));
         inputs.q.iter_mut().for_each(|q| *q = bf16::from_f32(q.to_f32() * q_size));
         inputs.k.iter_mut().for_each(|k| *k = bf16::from_f32(k.to_f32() * k_size));
