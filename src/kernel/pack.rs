@@ -14,8 +14,13 @@ pub(super) fn widen<S: Simd, T: Element>(simd: S, row: Row<'_, T>, factor: f32, 
     match row.as_slice() {
         Some(row) => {
             let factor = simd.splat(factor);
-            for (n, to) in to.chunks_mut(S::LANES).enumerate() {
-                simd.store_part(to, simd.mul(load_from(simd, row, n * S::LANES), factor));
+            let (mut from, mut whole) = (row.chunks_exact(S::LANES), to.chunks_exact_mut(S::LANES));
+            for (from, to) in (&mut from).zip(&mut whole) {
+                simd.store_slice(to, simd.mul(simd.load_elements(from), factor));
+            }
+            let rest = whole.into_remainder();
+            if !rest.is_empty() {
+                simd.store_part(rest, simd.mul(simd.load_elements_part(from.remainder(), 0.0), factor));
             }
         }
         None => {
