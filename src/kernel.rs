@@ -29,7 +29,7 @@ pub(crate) mod load;
 mod multiply;
 pub(crate) mod pack;
 pub(crate) mod pairs;
-mod product;
+pub(crate) mod product;
 pub(crate) mod scores;
 pub(crate) mod values;
 pub(crate) mod weights;

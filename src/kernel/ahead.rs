@@ -23,6 +23,18 @@ struct Run {
     rows: usize,
 }
 
+/// Lines side by side that a product asks for on its way, some in each of its parts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stretch {
+    pub(super) at: *const u8,
+    /// In each part.
+    pub(super) lines: usize,
+}
+
+impl Stretch {
+    pub(super) const NOTHING: Self = Stretch { at: std::ptr::null(), lines: 0 };
+}
+
 /// Lines to ask for.
 #[derive(Clone, Debug)]
 pub(crate) struct Ahead {
@@ -84,6 +96,23 @@ impl Ahead {
         } else {
             self.ask_across_rows(simd);
         }
+    }
+
+    /// One block's share, to be asked for in `parts` parts: from one row, or else asked for at once.
+    #[inline(always)]
+    pub(super) fn stretch<S: Simd>(&mut self, simd: S, parts: usize) -> Stretch {
+        if self.run == self.count {
+            return Stretch::NOTHING;
+        }
+        let (run, start) = (self.runs[self.run], self.byte);
+        let lines = self.quota.div_ceil(parts.max(1));
+        let end = start + lines * parts * LINE;
+        if parts == 0 || end >= run.bytes {
+            self.ask(simd);
+            return Stretch::NOTHING;
+        }
+        self.byte = end;
+        Stretch { at: run.at.wrapping_add(start), lines }
     }
 
     /// As [`Ahead::ask`], a line at a time.

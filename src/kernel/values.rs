@@ -1,10 +1,10 @@
 //! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
 
 use super::PANEL_LANES;
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Stretch};
 use super::multiply::Singles;
 use super::pack::ValueBlocks;
-use super::product::{ByRows, Left, by_rows, product};
+use super::product::{ByRows, Left, asks, by_rows, product};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Adds `sum over j of values[j][d] * weights[j][lane]` to `out[d][lane]`.
@@ -58,10 +58,11 @@ impl AddValues<'_> {
     fn blocks<S: Simd, const V: usize>(self, simd: S) {
         assert!(self.lanes == V * S::LANES);
         for b in 0..self.blocks.count() {
-            self.ahead.ask(simd);
+            let ahead = self.ahead.stretch(simd, asks(self.keys));
             let dims = self.blocks.dims(b);
             let values = self.values[self.blocks.offset(b) + self.first * dims.len()..].as_ptr();
             let mut block = Block::<S, V> {
+                ahead,
                 simd,
                 values: Left { at: values, row: 1, step: dims.len() as isize, next: 0 },
                 weights: self.weights.as_ptr(),
@@ -81,6 +82,7 @@ const NEXT: isize = 16;
 
 /// Some dimensions of the values for the panel.
 struct Block<S: Simd, const V: usize> {
+    ahead: Stretch,
     simd: S,
     values: Left<f32>,
     weights: *const f32,
@@ -96,7 +98,8 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<S, V> {
     unsafe fn call<const R: usize>(&mut self) {
         let values = Left { step: R as isize, next: NEXT * R as isize, ..self.values };
         // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, _, R, V>((self.simd, Singles::new()), values, self.weights, self.keys) };
+        let sums =
+            unsafe { product::<S, _, R, V>((self.simd, Singles::new()), values, self.weights, self.keys, self.ahead) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 let out = self.out.wrapping_add((r * V + v) * S::LANES);
