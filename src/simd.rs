@@ -8,7 +8,7 @@
 //!   that runs at whatever level it is handed, and [`Isa::run`] enters it through the one function per level that
 //!   enables the level's instructions. Everything below a kernel is `#[inline(always)]`, so that it is compiled inside
 //!   that function.
-//! * **Lanes are independent.** No operation here mixes lanes but `sum`, `sums`, `max_lane` and `transpose`, which say so.
+//! * **Lanes are independent.** No operation here mixes lanes but the sums, `max_lane` and the transposes, which say so.
 //!
 //! Nothing here knows what the numbers mean.
 
@@ -288,6 +288,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn max_lane(self, a: Self::F32) -> f32;
     /// The transpose of `LANES` vectors (`x[..LANES]`): lane i of vector j goes to lane j of vector i.
     fn transpose(self, x: [Self::F32; MAX_LANES]) -> [Self::F32; MAX_LANES];
+    /// The same of answers.
+    fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES];
 
     /// Asks for the cache line of `p`, which need not be readable, into the second cache.
     fn prefetch<T>(self, p: *const T);

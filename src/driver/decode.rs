@@ -203,11 +203,11 @@ fn run_split(
     let (all_keys, all_values) = (work.keys(), work.values());
     let [queries, pair_queries, scores, kept_scores, bias, copied_keys, wide_values] = floats.buffers([
         rows * width,
-        if work.from_pairs() { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
+        if work.uses_pairs() { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
         rows * tile,
         rows * tile,
         rows * tile,
-        if work.from_pairs() { tile * pairs_in(head_dim) } else { copy(all_keys) },
+        if work.uses_pairs() { tile * pairs_in(head_dim) } else { copy(all_keys) },
         copy(all_values),
     ]);
     let mut spare = Spare { scores, kept_scores, bias };
@@ -252,8 +252,8 @@ impl<'a> RowQueries<'a> {
     fn pack(work: Work<'_>, wide: &'a mut [f32], pairs: &'a mut [f32]) -> Self {
         let rows = work.task.rows.clone();
         let width = round_up_lanes(work.problem.dims.head_dim);
-        let unfit = if work.from_pairs() { copy_pairs_gathered(work.queries(rows.clone()), pairs) } else { 0 };
-        if unfit != 0 || !work.from_pairs() {
+        let unfit = if work.uses_pairs() { copy_pairs_gathered(work.queries(rows.clone()), pairs) } else { 0 };
+        if unfit != 0 || !work.uses_pairs() {
             widen_gathered(work.plan.isa, work.queries(rows), work.query_factor(), (&mut *wide, width));
         }
         RowQueries { wide, pairs, unfit }
@@ -265,7 +265,7 @@ impl<'a> RowQueries<'a> {
         let AnyMatrix::Bf16(keys) = keys else {
             return few::scores(isa, RowKeys::Any(without_gaps(isa, keys, copy)), self.wide, scores, tile, ahead);
         };
-        if !work.from_pairs() {
+        if !work.uses_pairs() {
             let keys = without_gaps(isa, AnyMatrix::Bf16(keys), copy);
             return few::scores(isa, RowKeys::Any(keys), self.wide, scores, tile, ahead);
         }

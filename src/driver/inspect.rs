@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::marks::{Lanes, Marks, read_tensors};
+use super::marks::{Lanes, Marks, gather_tensors};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
@@ -10,7 +10,7 @@ use super::workspace::{Scratch, Workspace, for_workers};
 use crate::bias::ScoreStage;
 use crate::kernel::adjust::{Adjust, Unit, adjust_panel, query_factor};
 use crate::kernel::ahead::Ahead;
-use crate::kernel::lanes::{gather_into_lanes, into_lanes};
+use crate::kernel::lanes::gather_into_lanes;
 use crate::kernel::pack::as_f32;
 use crate::kernel::scores::{self, PanelKeys};
 use crate::kernel::{PANEL_LANES, round_up_lanes};
@@ -106,12 +106,10 @@ fn adjust_all(
     max: &mut [f32],
     (bias, stage_rows): (&mut [f32], &mut [f32]),
 ) {
-    let (isa, row_len) = (work.plan.isa, round_up_lanes(keys.len()));
-    let len = row_len * max.len();
+    let isa = work.plan.isa;
     let bias = work.has_score_tensor().then(|| {
-        read_tensors(work, lanes, keys, (&mut *stage_rows, row_len));
-        into_lanes(isa, &stage_rows[..len], max.len(), &mut bias[..len]);
-        &bias[..len]
+        gather_tensors(work, lanes, keys, bias, stage_rows);
+        &*bias
     });
     adjust_panel(isa, Marks::new(work, lanes, keys, Unit::Natural).adjust(keys, true, bias), scores, max);
 }

@@ -3,10 +3,11 @@
 #![forbid(unsafe_code)]
 
 use super::schedule::Work;
-use crate::kernel::PANEL_LANES;
 use crate::kernel::adjust::{Adjust, Unit};
-use crate::kernel::bias::{BiasRow, read_bias};
+use crate::kernel::bias::{BiasRow, PanelTensors, gather_bias, read_bias};
+use crate::kernel::lanes::into_lanes;
 use crate::kernel::load::AnyMatrix;
+use crate::kernel::{PANEL_LANES, round_up_lanes};
 use crate::mask::{common, hull};
 use std::ops::Range;
 
@@ -129,4 +130,34 @@ pub(super) fn read_tensors(
         any |= read_bias(work.plan.isa, from, &mut to[..keys.len()]);
     }
     any
+}
+
+/// As [`read_tensors`], into the lanes of a panel: `[keys rounded up][lanes]`.
+///
+/// * `stage`: as much again
+pub(super) fn gather_tensors(
+    work: Work<'_>,
+    lanes: &Lanes,
+    keys: &Range<usize>,
+    to: &mut [f32],
+    stage: &mut [f32],
+) -> bool {
+    let place = |lane| {
+        let (h, i) = work.head_and_query(lanes.rows.start + lane);
+        [work.task.batch, h, i]
+    };
+    let from = PanelTensors {
+        bias: work.problem.bias.tensor.as_ref(),
+        mask: work.problem.mask.tensor.as_ref(),
+        count: lanes.rows.len(),
+        place,
+        keys: keys.clone(),
+    };
+    gather_bias(work.plan.isa, from, (&mut *to, lanes.count)).unwrap_or_else(|| {
+        let row_len = round_up_lanes(keys.len());
+        let len = row_len * lanes.count;
+        let any = read_tensors(work, lanes, keys, (&mut *stage, row_len));
+        into_lanes(work.plan.isa, &stage[..len], lanes.count, &mut to[..len]);
+        any
+    })
 }

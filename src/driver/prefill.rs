@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 use super::ahead::{next_task, next_tile};
-use super::marks::{Lanes, Marks, read_tensors};
+use super::marks::{Lanes, Marks, gather_tensors};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
@@ -18,7 +18,7 @@ use super::workspace::{Scratch, Workspace, even_out, for_workers};
 use crate::kernel::adjust::{Unit, adjust_panel};
 use crate::kernel::ahead::Ahead;
 use crate::kernel::few::{self, RowKeys};
-use crate::kernel::lanes::{gather_into_lanes, gather_pairs_into_lanes, into_lanes};
+use crate::kernel::lanes::{gather_into_lanes, gather_pairs_into_lanes};
 use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::{ValueBlocks, as_f32, pack_values, widen_gathered, without_gaps};
 use crate::kernel::pairs::{key_pairs, pairs_in};
@@ -110,7 +110,7 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     let panels = &mut scratch.panels;
     list_panels(work, panels);
 
-    let from_pairs = work.from_pairs();
+    let from_pairs = work.uses_pairs();
     let steps = if from_pairs { pairs_in(dims.head_dim) } else { dims.head_dim };
     let layout = Layout { width: round_up_lanes(steps), value_width: round_up_lanes(dims.value_dim) };
     let tile_rows = round_up_lanes(plan.tile_keys);
@@ -189,7 +189,7 @@ fn pack_tile<'a>(
     let values = without_gaps(isa, work.values().slice_rows(range.clone()), wide_values);
     let finite = pack_values(isa, values, blocks, packed_values);
     let keys = match work.keys().slice_rows(range.clone()) {
-        AnyMatrix::Bf16(keys) if work.from_pairs() => PanelKeys::Pairs(key_pairs(keys, wide_keys), work.query_factor()),
+        AnyMatrix::Bf16(keys) if work.uses_pairs() => PanelKeys::Pairs(key_pairs(keys, wide_keys), work.query_factor()),
         keys => PanelKeys::Wide(as_f32(isa, keys, wide_keys)),
     };
     Tile { range, keys, values: packed_values, blocks, finite }
@@ -215,13 +215,11 @@ fn run_panel(
     let (isa, lanes) = (work.plan.isa, panel.lanes.count);
 
     // 1. What the mask and the biases say.
-    let row_len = round_up_lanes(seen.len());
     let mut bias = None;
     if work.has_score_tensor() {
-        if !read_tensors(work, &panel.lanes, &seen, (&mut *spare.stage, row_len)) {
+        if !gather_tensors(work, &panel.lanes, &seen, spare.bias, spare.stage) {
             return;
         }
-        into_lanes(isa, &spare.stage[..row_len * lanes], lanes, &mut spare.bias[..row_len * lanes]);
         bias = Some(&*spare.bias);
     }
     let marks = Marks::new(work, &panel.lanes, &seen, Unit::Log2);

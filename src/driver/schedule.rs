@@ -58,7 +58,7 @@ impl<'a> Work<'a> {
     }
 
     /// Whether the scores are formed from pairs of bf16.
-    pub(super) fn from_pairs(&self) -> bool {
+    pub(super) fn uses_pairs(&self) -> bool {
         pairs::apply(self.plan.isa, &self.problem.q, &self.problem.k, self.query_factor())
     }
 

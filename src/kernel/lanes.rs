@@ -142,30 +142,47 @@ fn turn_rows<S: Simd, M: Multiply<S>>(
     (to, lanes): (&mut [f32], usize),
 ) {
     let len = rows[0].len();
-    assert!(lanes <= PANEL_LANES && rows.iter().all(|row| row.len() == len));
+    assert!(lanes <= PANEL_LANES);
     for (b, to) in to.chunks_exact_mut(S::LANES * lanes).enumerate() {
         let at = b * S::LANES;
         for first in (0..lanes).step_by(S::LANES) {
-            let mut block = [simd.zero(); MAX_LANES];
-            if at + S::LANES <= len {
-                for n in 0..S::LANES {
-                    // SAFETY: a vector from `at` on lies inside the row, which is as long as the others.
-                    block[n] = unsafe { multiply.load(simd, rows[first + n].as_ptr().wrapping_add(at)) };
-                }
-            } else {
-                for n in 0..S::LANES {
-                    block[n] = multiply.load_part(simd, &rows[first + n][at.min(len)..]);
-                }
-            }
+            let mut block = load_block((simd, multiply), rows, first, at.min(len));
             if let Some(factor) = factor {
-                for n in 0..S::LANES {
-                    block[n] = simd.mul(block[n], simd.splat(factor));
+                for vector in &mut block {
+                    *vector = simd.mul(*vector, simd.splat(factor));
                 }
             }
-            let block = simd.transpose(block);
-            for n in 0..S::LANES {
-                simd.store_slice(&mut to[n * lanes + first..], block[n]);
-            }
+            store_lanes(simd, simd.transpose(block), &mut to[first..], lanes);
         }
+    }
+}
+
+/// A vector of each of `LANES` rows: the steps from `at` on, zeros behind the end. All rows are of one length.
+#[inline(always)]
+pub(super) fn load_block<S: Simd, M: Multiply<S>>(
+    (simd, multiply): (S, M),
+    rows: &[&[M::Step]; PANEL_LANES],
+    first: usize,
+    at: usize,
+) -> [S::F32; MAX_LANES] {
+    let rows = &rows[first..first + S::LANES];
+    let mut block = [simd.zero(); MAX_LANES];
+    let whole = rows.iter().all(|row| row.len() >= at + S::LANES);
+    for (vector, row) in block.iter_mut().zip(rows) {
+        *vector = if whole {
+            // SAFETY: LANES steps from `at` on lie inside the row.
+            unsafe { multiply.load(simd, row.as_ptr().wrapping_add(at)) }
+        } else {
+            multiply.load_part(simd, &row[at..])
+        };
+    }
+    block
+}
+
+/// Writes the first `LANES` vectors of `block`, `lanes` apart.
+#[inline(always)]
+pub(super) fn store_lanes<S: Simd>(simd: S, block: [S::F32; MAX_LANES], to: &mut [f32], lanes: usize) {
+    for (n, vector) in block.into_iter().enumerate().take(S::LANES) {
+        simd.store_slice(&mut to[n * lanes..], vector);
     }
 }

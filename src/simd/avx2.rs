@@ -258,6 +258,10 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn transpose_answers(self, rows: [__m256; MAX_LANES]) -> [__m256; MAX_LANES] {
+        self.transpose(rows)
+    }
+    #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }

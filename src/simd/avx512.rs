@@ -309,6 +309,17 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn transpose_answers(self, rows: [__mmask16; MAX_LANES]) -> [__mmask16; MAX_LANES] {
+        // Row by row in the lanes of one vector; column c is what bit c of each says.
+        // SAFETY: sixteen masks are 32 bytes; the token for the instruction.
+        let rows = unsafe { _mm256_loadu_si256(rows.as_ptr().cast()) };
+        let mut columns = [0; MAX_LANES];
+        for (c, column) in columns.iter_mut().enumerate() {
+            *column = op!(_mm256_test_epi16_mask(rows, _mm256_set1_epi16(1 << c)));
+        }
+        columns
+    }
+    #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }

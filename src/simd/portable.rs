@@ -206,6 +206,16 @@ impl Simd for Portable {
         turned
     }
     #[inline(always)]
+    fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES] {
+        let mut turned = x;
+        for r in 0..LANES {
+            for c in 0..LANES {
+                turned[c][r] = x[r][c];
+            }
+        }
+        turned
+    }
+    #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
     #[inline(always)]
     fn prefetch_near<T>(self, _: *const T) {}

@@ -164,6 +164,16 @@ impl Kernel for Transpose {
             let expected: Vec<f32> = from.iter().skip(r).step_by(S::LANES).copied().collect();
             assert_eq!(read(simd, *row), expected, "row {r}");
         }
+        let yes = |r: usize, c: usize| (r * r + 3 * c) % 5 < 2;
+        let mut answers = [simd.eq(simd.zero(), simd.zero()); MAX_LANES];
+        for (r, answers) in answers.iter_mut().enumerate() {
+            let row: [f32; MAX_LANES] = std::array::from_fn(|c| f32::from(u8::from(yes(r, c))));
+            *answers = simd.eq(simd.load_slice(&row), simd.splat(1.0));
+        }
+        for (r, answers) in simd.transpose_answers(answers)[..S::LANES].iter().enumerate() {
+            let expected: Vec<bool> = (0..S::LANES).map(|c| yes(c, r)).collect();
+            assert_eq!(read_mask(simd, *answers), expected, "row {r}");
+        }
     }
 }
 
