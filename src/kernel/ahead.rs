@@ -33,6 +33,15 @@ pub(super) struct Stretch {
 
 impl Stretch {
     pub(super) const NOTHING: Self = Stretch { at: std::ptr::null(), lines: 0 };
+
+    /// Asks for one part's lines.
+    #[inline(always)]
+    pub(super) fn ask<S: Simd>(&mut self, simd: S) {
+        for _ in 0..self.lines {
+            simd.prefetch(self.at);
+            self.at = self.at.wrapping_add(LINE);
+        }
+    }
 }
 
 /// Lines to ask for.

@@ -12,7 +12,7 @@
 //!
 //! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Stretch};
 use super::load::{AnyMatrix, load_from, with_matrix};
 use super::multiply::{Multiply, Pairs, Singles};
 use super::round_up_lanes;
@@ -141,10 +141,11 @@ fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
             let row = (first + n).min(keys.rows() - 1) as isize;
             *at = at.wrapping_offset(keys.row_stride().wrapping_mul(row));
         }
-        ahead.ask(simd);
+        let mut stretch = ahead.stretch(simd, whole / S::LANES);
         let mut sums = [simd.zero(); MAX_LANES];
         let mut e = 0;
         while e < whole {
+            stretch.ask(simd);
             let mut vectors = [simd.zero(); N];
             for n in 0..N {
                 // SAFETY: e + LANES <= whole <= steps, so within the row.
@@ -351,14 +352,14 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     let whole = value_dim / S::LANES * S::LANES;
     let mut d = 0;
     while d < wide {
-        ahead.ask(simd);
+        let stretch = ahead.stretch(simd, values.rows());
         // SAFETY: d + N * LANES <= value_dim; the assertions.
-        unsafe { strip::<S, T, R, N>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width) };
+        unsafe { strip::<S, T, R, N>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width, stretch) };
         d += N * S::LANES;
     }
     while d < whole {
         // SAFETY: d + LANES <= value_dim; the assertions.
-        unsafe { strip::<S, T, R, 1>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width) };
+        unsafe { strip::<S, T, R, 1>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width, Stretch::NOTHING) };
         d += S::LANES;
     }
     if whole < value_dim {
@@ -388,6 +389,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     stride: usize,
     out: *mut f32,
     width: usize,
+    mut stretch: Stretch,
 ) {
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
@@ -399,6 +401,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     let row_stride = values.row_stride();
     let mut row = values.as_ptr().wrapping_add(d);
     for j in 0..values.rows() {
+        stretch.ask(simd);
         let mut vectors = [simd.zero(); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
             // SAFETY: N vectors from d on of row j: the caller's promise.
