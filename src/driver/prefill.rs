@@ -22,6 +22,7 @@ use crate::kernel::lanes::{gather_into_lanes, gather_pairs_into_lanes};
 use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::{ValueBlocks, as_f32, pack_values, widen_gathered, without_gaps};
 use crate::kernel::pairs::{key_pairs, pairs_in};
+use crate::kernel::product::parts;
 use crate::kernel::scores::{self, PanelKeys};
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
@@ -148,9 +149,10 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
             next_task(work, rows.tensor(), next)
         };
         let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
-        // Over the blocks of the scores and of the values. (Panels that see a part of the tile have fewer.)
-        let blocks = tile.range.len().div_ceil(panel_product_rows(isa)) + tile.blocks.count();
-        ahead.spread(panels.len() * blocks);
+        // Over the products of the scores and of the values. (Panels that see a part of the tile have fewer.)
+        let keys = tile.range.len();
+        let score_parts = keys.div_ceil(panel_product_rows(isa)) * parts(steps);
+        ahead.spread(panels.len() * (score_parts + tile.blocks.count() * parts(keys)));
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);

@@ -2,7 +2,7 @@
 //!
 //! Short sequences are computed about as fast as memory delivers them, and a worker that waits for each tile before it
 //! multiplies pays for both. Asked for in one go, they would fill the processor's queue of misses and hold up its loads: so
-//! products hand out the lines block by block.
+//! products hand out the lines on their way, some with every few steps.
 
 use super::load::{AnyMatrix, with_matrix};
 use crate::simd::Simd;
@@ -23,23 +23,64 @@ struct Run {
     rows: usize,
 }
 
-/// Lines side by side that a product asks for on its way, some in each of its parts.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Stretch {
-    pub(super) at: *const u8,
-    /// In each part.
-    pub(super) lines: usize,
+impl Run {
+    fn row_lines(&self) -> usize {
+        self.bytes.div_ceil(LINE)
+    }
+
+    fn lines(&self) -> usize {
+        self.rows * self.row_lines()
+    }
 }
 
-impl Stretch {
-    pub(super) const NOTHING: Self = Stretch { at: std::ptr::null(), lines: 0 };
+/// Where asking has come to in some rows, and how to go on.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    at: *const u8,
+    /// Lines left in this row, and in each of the next ones.
+    left: usize,
+    row_lines: usize,
+    /// From behind a row's last line to the next row.
+    jump: isize,
+}
 
-    /// Asks for one part's lines.
+impl Cursor {
+    /// The next line; behind the last row, whatever stands there.
+    #[inline(always)]
+    fn step(&mut self) -> *const u8 {
+        let line = self.at;
+        self.at = self.at.wrapping_add(LINE);
+        self.left -= 1;
+        if self.left == 0 {
+            (self.at, self.left) = (self.at.wrapping_offset(self.jump), self.row_lines);
+        }
+        line
+    }
+}
+
+/// What one product asks for: some lines in each of its parts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    cursor: Cursor,
+    /// In each part.
+    lines: usize,
+}
+
+impl Share {
+    /// Asks for the lines of one part. (It may go on behind the last row, for a line or two: that is harmless.)
     #[inline(always)]
     pub(super) fn ask<S: Simd>(&mut self, simd: S) {
-        for _ in 0..self.lines {
-            simd.prefetch(self.at);
-            self.at = self.at.wrapping_add(LINE);
+        if self.lines < self.cursor.left {
+            // Within a row, as nearly always: without a look at its end.
+            for n in 0..self.lines {
+                simd.prefetch(self.cursor.at.wrapping_add(n * LINE));
+            }
+            self.cursor.at = self.cursor.at.wrapping_add(self.lines * LINE);
+            self.cursor.left -= self.lines;
+        } else {
+            for _ in 0..self.lines {
+                simd.prefetch(self.cursor.step());
+            }
         }
     }
 }
@@ -49,10 +90,12 @@ impl Stretch {
 pub(crate) struct Ahead {
     runs: [Run; MAX_RUNS],
     count: usize,
-    /// The run and the byte of its first row that come next.
+    /// The next of the runs.
     run: usize,
-    byte: usize,
-    /// Lines to ask for with each block of a product.
+    /// Where asking has come to in the run before that, and how many of its lines are left.
+    cursor: Cursor,
+    left: usize,
+    /// Lines to ask for with each part of a product.
     quota: usize,
 }
 
@@ -60,7 +103,8 @@ impl Ahead {
     /// Nothing to ask for.
     pub(crate) fn nothing() -> Self {
         let none = Run { at: std::ptr::null(), stride: 0, bytes: 0, rows: 0 };
-        Ahead { runs: [none; MAX_RUNS], count: 0, run: 0, byte: 0, quota: 0 }
+        let nowhere = Cursor { at: std::ptr::null(), left: 0, row_lines: 0, jump: 0 };
+        Ahead { runs: [none; MAX_RUNS], count: 0, run: 0, cursor: nowhere, left: 0, quota: 0 }
     }
 
     /// Adds the rows of a matrix.
@@ -81,73 +125,38 @@ impl Ahead {
         self.count += 1;
     }
 
-    /// Spreads the lines over so many blocks.
-    pub(crate) fn spread(&mut self, blocks: usize) {
-        let lines = |run: &Run| run.rows * run.bytes.div_ceil(LINE);
-        self.quota = self.runs[..self.count].iter().map(lines).sum::<usize>().div_ceil(blocks.max(1));
+    /// Spreads the lines over so many parts of products.
+    pub(crate) fn spread(&mut self, parts: usize) {
+        let lines = self.runs[..self.count].iter().map(Run::lines).sum::<usize>();
+        self.quota = lines.div_ceil(parts.max(1));
     }
 
-    /// Asks for one block's share.
+    /// What a product of so many parts is to ask for; [`Ahead::go_on`] takes it back.
     #[inline(always)]
-    pub(crate) fn ask<S: Simd>(&mut self, simd: S) {
-        if self.run == self.count {
-            return;
+    pub(super) fn share(&mut self, parts: usize) -> Share {
+        if self.left == 0 {
+            self.next_run();
         }
-        let run = self.runs[self.run];
-        let end = self.byte + self.quota * LINE;
-        if end < run.bytes {
-            let mut byte = self.byte;
-            while byte < end {
-                simd.prefetch(run.at.wrapping_add(byte));
-                byte += LINE;
-            }
-            self.byte = end;
-        } else {
-            self.ask_across_rows(simd);
-        }
+        // (After the last run, nothing.)
+        let lines = if self.left == 0 { 0 } else { self.quota };
+        self.left = self.left.saturating_sub(lines * parts);
+        Share { cursor: self.cursor, lines }
     }
 
-    /// One block's share, to be asked for in `parts` parts: from one row, or else asked for at once.
+    /// Goes on where a product has come to.
     #[inline(always)]
-    pub(super) fn stretch<S: Simd>(&mut self, simd: S, parts: usize) -> Stretch {
-        if self.run == self.count {
-            return Stretch::NOTHING;
-        }
-        let (run, start) = (self.runs[self.run], self.byte);
-        let lines = self.quota.div_ceil(parts.max(1));
-        let end = start + lines * parts * LINE;
-        if parts == 0 || end >= run.bytes {
-            self.ask(simd);
-            return Stretch::NOTHING;
-        }
-        self.byte = end;
-        Stretch { at: run.at.wrapping_add(start), lines }
+    pub(super) fn go_on(&mut self, share: Share) {
+        self.cursor = share.cursor;
     }
 
-    /// As [`Ahead::ask`], a line at a time.
-    #[cold]
-    #[inline(never)]
-    fn ask_across_rows<S: Simd>(&mut self, simd: S) {
-        for _ in 0..self.quota {
-            match self.next_line() {
-                Some(line) => simd.prefetch(line),
-                None => return,
-            }
+    fn next_run(&mut self) {
+        if let Some(run) = self.runs[..self.count].get(self.run) {
+            let row_lines = run.bytes.div_ceil(LINE);
+            let jump = run.stride.wrapping_sub((row_lines * LINE) as isize);
+            self.cursor = Cursor { at: run.at, left: row_lines, row_lines, jump };
+            self.left = run.lines();
+            self.run += 1;
         }
-    }
-
-    /// The next line to ask for.
-    fn next_line(&mut self) -> Option<*const u8> {
-        let run = self.runs[..self.count].get_mut(self.run)?;
-        let line = run.at.wrapping_add(self.byte);
-        self.byte += LINE;
-        if self.byte >= run.bytes {
-            (run.at, run.rows, self.byte) = (run.at.wrapping_offset(run.stride), run.rows - 1, 0);
-            if run.rows == 0 {
-                self.run += 1;
-            }
-        }
-        Some(line)
     }
 }
 
@@ -155,44 +164,51 @@ impl Ahead {
 mod tests {
     use super::*;
 
+    /// What products of so many parts ask for, until there is nothing left.
+    fn asked(ahead: &mut Ahead, parts: usize) -> Vec<*const u8> {
+        let mut lines = Vec::new();
+        loop {
+            let mut share = ahead.share(parts);
+            if share.lines == 0 {
+                return lines;
+            }
+            lines.extend((0..parts * share.lines).map(|_| share.cursor.step()));
+            ahead.go_on(share);
+        }
+    }
+
     /// Every line of every row comes once, in order; rows side by side are one.
     #[test]
     fn every_line_comes_once() {
         let data = [0.0f32; 4 * 40];
         let mut ahead = Ahead::nothing();
-        assert_eq!(ahead.next_line(), None);
+        ahead.spread(1);
+        assert!(asked(&mut ahead, 1).is_empty());
         ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 4, 40).slice_rows(1..3))); // 320 bytes
         ahead.add(AnyMatrix::F32(Matrix::from_slice(&data[..0], 0, 40)));
         let strided = crate::strided::Strided::new(&data, 0, [1, 1, 2, 20], [0, 0, 80, 1]).unwrap();
         ahead.add(AnyMatrix::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
+        ahead.spread(100);
         let expected =
             [160, 224, 288, 352, 416, 0, 64, 320, 384].map(|byte| data.as_ptr().cast::<u8>().wrapping_add(byte));
-        let lines: Vec<_> = std::iter::from_fn(|| ahead.next_line()).collect();
-        assert_eq!(lines, expected);
+        assert_eq!(asked(&mut ahead, 1), expected);
     }
 
-    /// All has been asked for after as many blocks as it was spread over.
+    /// All has been asked for after as many parts as it was spread over, for each run rounded up to whole products.
     #[test]
-    fn blocks_share_the_lines() {
-        struct AskAll<'a>(&'a mut Ahead, usize);
-        impl crate::simd::Kernel for AskAll<'_> {
-            type Output = ();
-            #[inline(always)]
-            fn run<S: Simd>(self, simd: S) {
-                for _ in 0..self.1 {
-                    self.0.ask(simd);
-                }
-            }
-        }
+    fn products_share_the_lines() {
         let data = [0u16; 7 * 100].map(crate::bf16::from_bits);
-        for blocks in 1..40 {
+        for (products, parts) in (1..20).flat_map(|products| [1, 2, 7].map(|parts| (products, parts))) {
             let mut ahead = Ahead::nothing();
             ahead.add(AnyMatrix::Bf16(Matrix::from_slice(&data, 7, 100)));
             let strided = crate::strided::Strided::new(&data, 0, [1, 1, 6, 90], [0, 0, 100, 1]).unwrap();
             ahead.add(AnyMatrix::Bf16(strided.matrix(0, 0)));
-            ahead.spread(blocks);
-            crate::simd::Isa::best().run(AskAll(&mut ahead, blocks));
-            assert_eq!(ahead.next_line(), None, "{blocks} blocks");
+            ahead.spread(products * parts);
+            for _ in 0..products + 2 {
+                let share = ahead.share(parts);
+                ahead.go_on(share);
+            }
+            assert!(asked(&mut ahead, parts).is_empty(), "{products} products of {parts} parts");
         }
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
 
-use super::ahead::{Ahead, Stretch};
+use super::ahead::{Ahead, Share};
 use super::load::{AnyMatrix, load_from, with_matrix};
 use super::multiply::{Multiply, Pairs, Singles};
 use super::round_up_lanes;
@@ -103,7 +103,7 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     }
     // A block is as many keys as make `LANES` chains with the rows: they fill the vector that holds their sums.
     let rows = scores.len() / stride;
-    ahead.spread(rows * keys.rows() / S::LANES);
+    ahead.spread(rows * keys.rows() / S::LANES * (keys.cols() / S::LANES));
     for (queries, scores) in queries.chunks(ROWS * width).zip(scores.chunks_mut(ROWS * stride)) {
         match (S::LANES, scores.len() / stride) {
             (8, 1) => dots::<S, M, 1, 8>(arithmetic, keys, queries, scores, stride, ahead),
@@ -141,11 +141,11 @@ fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
             let row = (first + n).min(keys.rows() - 1) as isize;
             *at = at.wrapping_offset(keys.row_stride().wrapping_mul(row));
         }
-        let mut stretch = ahead.stretch(simd, whole / S::LANES);
+        let mut share = ahead.share(whole / S::LANES);
         let mut sums = [simd.zero(); MAX_LANES];
         let mut e = 0;
         while e < whole {
-            stretch.ask(simd);
+            share.ask(simd);
             let mut vectors = [simd.zero(); N];
             for n in 0..N {
                 // SAFETY: e + LANES <= whole <= steps, so within the row.
@@ -155,6 +155,7 @@ fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
             unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, e, &mut sums) };
             e += S::LANES;
         }
+        ahead.go_on(share);
         if whole < steps {
             let mut vectors = [simd.zero(); N];
             for (n, vector) in vectors.iter_mut().enumerate() {
@@ -313,7 +314,7 @@ impl Kernel for AddValues<'_> {
         }
         // Most strips are four vectors wide; a pass has as many of them for every so many keys.
         let passes = (self.weights.len() / self.stride).div_ceil(ROWS) * (width / (4 * S::LANES)).max(1);
-        self.ahead.spread(self.values.rows().div_ceil(KEYS) * passes);
+        self.ahead.spread(self.values.rows() * passes);
         let weights = self.weights.chunks(ROWS * self.stride);
         for (weights, out) in weights.zip(self.out.chunks_mut(ROWS * width)) {
             with_matrix!(self.values, values => for first in (0..values.rows()).step_by(KEYS) {
@@ -352,14 +353,21 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     let whole = value_dim / S::LANES * S::LANES;
     let mut d = 0;
     while d < wide {
-        let stretch = ahead.stretch(simd, values.rows());
+        let mut share = ahead.share(values.rows());
         // SAFETY: d + N * LANES <= value_dim; the assertions.
-        unsafe { strip::<S, T, R, N>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width, stretch) };
+        unsafe {
+            strip::<S, T, R, N>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width, &mut share)
+        };
+        ahead.go_on(share);
         d += N * S::LANES;
     }
     while d < whole {
+        let mut share = ahead.share(values.rows());
         // SAFETY: d + LANES <= value_dim; the assertions.
-        unsafe { strip::<S, T, R, 1>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width, Stretch::NOTHING) };
+        unsafe {
+            strip::<S, T, R, 1>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width, &mut share)
+        };
+        ahead.go_on(share);
         d += S::LANES;
     }
     if whole < value_dim {
@@ -389,7 +397,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     stride: usize,
     out: *mut f32,
     width: usize,
-    mut stretch: Stretch,
+    ahead: &mut Share,
 ) {
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
@@ -400,8 +408,9 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     }
     let row_stride = values.row_stride();
     let mut row = values.as_ptr().wrapping_add(d);
+    let mut share = *ahead;
     for j in 0..values.rows() {
-        stretch.ask(simd);
+        share.ask(simd);
         let mut vectors = [simd.zero(); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
             // SAFETY: N vectors from d on of row j: the caller's promise.
@@ -416,6 +425,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
         }
         row = row.wrapping_offset(row_stride);
     }
+    *ahead = share;
     for (r, sums) in sums.into_iter().enumerate() {
         for (n, sum) in sums.into_iter().enumerate() {
             // SAFETY: vector n of row r: the caller's promise.

@@ -1,6 +1,6 @@
 //! The product that both halves of attention are made of.
 
-use super::ahead::Stretch;
+use super::ahead::Share;
 use super::multiply::Multiply;
 use super::{MAX_PRODUCT_ROWS, product_rows};
 use crate::simd::Simd;
@@ -29,19 +29,16 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, const R: usize, const V: u
     a: Left<M::Step>,
     b: *const f32,
     steps: usize,
-    ahead: Stretch,
+    ahead: &mut Share,
 ) -> [[S::F32; V]; R] {
     let mut c = [[simd.zero(); V]; R];
-    let (mut at, mut b, mut far) = (a.at, b, ahead.at);
+    let (mut at, mut b, mut far) = (a.at, b, *ahead);
     // Unrolled, so that addresses and the loop's end cost one instruction slot in four, and the rest is arithmetic.
     for n in 0..steps / UNROLL {
-        // 1. Ask for what the next product reads, a line for each line of this one: as long rows lie in the second cache,
-        //    the processor doesn't see them coming in time.
+        // Ask for what the next tile will need of memory, and for what the next product reads, a line for each line of this
+        // one: as long rows lie in the second cache, the processor doesn't see them coming in time.
         if n % (LINE / UNROLL) == 0 {
-            for _ in 0..ahead.lines {
-                simd.prefetch(far);
-                far = far.wrapping_add(64);
-            }
+            far.ask(simd);
             for r in 0..R as isize {
                 let line = if a.step == 1 { r * a.row } else { r * LINE as isize };
                 simd.prefetch_near(at.wrapping_offset(line + a.next));
@@ -55,6 +52,7 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, const R: usize, const V: u
         at = at.wrapping_offset(UNROLL as isize * a.step);
         b = b.wrapping_add(UNROLL * V * S::LANES);
     }
+    *ahead = far;
     for _ in 0..steps % UNROLL {
         // SAFETY: as above.
         unsafe { step((simd, multiply), at, a.row, b, &mut c) };
@@ -72,8 +70,8 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, const R: usize, const V: u
 /// Steps in a cache line of f32, or of pairs of bf16.
 const LINE: usize = 16;
 
-/// How many times a product of so many steps asks for what comes.
-pub(crate) fn asks(steps: usize) -> usize {
+/// Parts of a product of so many steps: how many times it asks for what comes.
+pub(crate) fn parts(steps: usize) -> usize {
     (steps / UNROLL).div_ceil(LINE / UNROLL)
 }
 

@@ -1,8 +1,8 @@
 //! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
 
-use super::ahead::{Ahead, Stretch};
+use super::ahead::{Ahead, Share};
 use super::multiply::{Multiply, Pairs, Singles};
-use super::product::{ByRows, Left, asks, by_rows, product};
+use super::product::{ByRows, Left, by_rows, parts, product};
 use super::{EvenBlocks, PANEL_LANES, product_rows};
 use crate::element::Bf16Pair;
 use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
@@ -98,7 +98,7 @@ impl<K> Scores<'_, K> {
     fn blocks<S: Simd, M: Multiply<S, Step = K>, const V: usize>(self, simd: S, multiply: M) {
         assert!(self.max.len() == V * S::LANES);
         let mut block = Block::<S, M, V> {
-            ahead: Stretch::NOTHING,
+            ahead: self.ahead.share(0),
             arithmetic: (simd, multiply),
             keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: 1, next: 0 },
             queries: self.queries.as_ptr(),
@@ -112,7 +112,7 @@ impl<K> Scores<'_, K> {
         let blocks = EvenBlocks::new(self.keys.rows(), product_rows::<S>(V));
         for b in 0..blocks.count {
             let rows = blocks.range(b);
-            block.ahead = self.ahead.stretch(simd, asks(block.steps));
+            block.ahead = self.ahead.share(parts(block.steps));
             // Wrapping: keys of no elements may have any stride.
             let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
             block.keys.at = self.keys.as_ptr().wrapping_offset(offset);
@@ -120,6 +120,7 @@ impl<K> Scores<'_, K> {
             // SAFETY: these rows of the keys and of the scores, which `scores` has checked, and no more of them than
             // `product_rows`.
             unsafe { by_rows::<S, V>(rows.len(), &mut block) };
+            self.ahead.go_on(block.ahead);
             block.scores = block.scores.wrapping_add(rows.len() * V * S::LANES);
         }
         for (v, max) in block.max.into_iter().enumerate() {
@@ -130,7 +131,7 @@ impl<K> Scores<'_, K> {
 
 /// Some keys against the panel.
 struct Block<S: Simd, M: Multiply<S>, const V: usize> {
-    ahead: Stretch,
+    ahead: Share,
     arithmetic: (S, M),
     keys: Left<M::Step>,
     queries: *const f32,
@@ -146,7 +147,8 @@ impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for Block<S, M, V> {
     unsafe fn call<const R: usize>(&mut self) {
         let (simd, _) = self.arithmetic;
         // SAFETY: the caller's promise.
-        let scores = unsafe { product::<S, M, R, V>(self.arithmetic, self.keys, self.queries, self.steps, self.ahead) };
+        let scores =
+            unsafe { product::<S, M, R, V>(self.arithmetic, self.keys, self.queries, self.steps, &mut self.ahead) };
         for (r, row) in scores.into_iter().enumerate() {
             for (v, scores) in row.into_iter().enumerate() {
                 self.max[v] = simd.max(self.max[v], scores);

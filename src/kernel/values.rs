@@ -1,10 +1,10 @@
 //! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
 
 use super::PANEL_LANES;
-use super::ahead::{Ahead, Stretch};
+use super::ahead::{Ahead, Share};
 use super::multiply::Singles;
 use super::pack::ValueBlocks;
-use super::product::{ByRows, Left, asks, by_rows, product};
+use super::product::{ByRows, Left, by_rows, parts, product};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Adds `sum over j of values[j][d] * weights[j][lane]` to `out[d][lane]`.
@@ -58,7 +58,7 @@ impl AddValues<'_> {
     fn blocks<S: Simd, const V: usize>(self, simd: S) {
         assert!(self.lanes == V * S::LANES);
         for b in 0..self.blocks.count() {
-            let ahead = self.ahead.stretch(simd, asks(self.keys));
+            let ahead = self.ahead.share(parts(self.keys));
             let dims = self.blocks.dims(b);
             let values = self.values[self.blocks.offset(b) + self.first * dims.len()..].as_ptr();
             let mut block = Block::<S, V> {
@@ -73,6 +73,7 @@ impl AddValues<'_> {
             // SAFETY: `add_values` has checked that there are values for all of `blocks`, of which these keys and
             // dimensions are a part, weights for the keys and room for the dimensions.
             unsafe { by_rows::<S, V>(dims.len(), &mut block) };
+            self.ahead.go_on(block.ahead);
         }
     }
 }
@@ -82,7 +83,7 @@ const NEXT: isize = 16;
 
 /// Some dimensions of the values for the panel.
 struct Block<S: Simd, const V: usize> {
-    ahead: Stretch,
+    ahead: Share,
     simd: S,
     values: Left<f32>,
     weights: *const f32,
@@ -98,8 +99,9 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<S, V> {
     unsafe fn call<const R: usize>(&mut self) {
         let values = Left { step: R as isize, next: NEXT * R as isize, ..self.values };
         // SAFETY: the caller's promise.
-        let sums =
-            unsafe { product::<S, _, R, V>((self.simd, Singles::new()), values, self.weights, self.keys, self.ahead) };
+        let sums = unsafe {
+            product::<S, _, R, V>((self.simd, Singles::new()), values, self.weights, self.keys, &mut self.ahead)
+        };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 let out = self.out.wrapping_add((r * V + v) * S::LANES);
