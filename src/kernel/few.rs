@@ -356,7 +356,14 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
         let mut share = ahead.share(values.rows());
         // SAFETY: d + N * LANES <= value_dim; the assertions.
         unsafe {
-            strip::<S, T, R, N>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width, &mut share)
+            strip::<S, T, R, N>(
+                simd,
+                values,
+                d,
+                (weights.as_ptr(), stride),
+                (out.as_mut_ptr().add(d), width),
+                &mut share,
+            )
         };
         ahead.go_on(share);
         d += N * S::LANES;
@@ -365,7 +372,14 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
         let mut share = ahead.share(values.rows());
         // SAFETY: d + LANES <= value_dim; the assertions.
         unsafe {
-            strip::<S, T, R, 1>(simd, values, d, weights.as_ptr(), stride, out.as_mut_ptr().add(d), width, &mut share)
+            strip::<S, T, R, 1>(
+                simd,
+                values,
+                d,
+                (weights.as_ptr(), stride),
+                (out.as_mut_ptr().add(d), width),
+                &mut share,
+            )
         };
         ahead.go_on(share);
         d += S::LANES;
@@ -393,10 +407,8 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     simd: S,
     values: Matrix<'_, T>,
     d: usize,
-    weights: *const f32,
-    stride: usize,
-    out: *mut f32,
-    width: usize,
+    (weights, stride): (*const f32, usize),
+    (out, width): (*mut f32, usize),
     ahead: &mut Share,
 ) {
     let mut sums = [[simd.zero(); N]; R];
