@@ -262,19 +262,17 @@ impl<'a> RowQueries<'a> {
     /// The scores of all rows, `[rows][tile_keys]`.
     fn scores(&self, work: Work<'_>, keys: AnyMatrix<'_>, copy: &mut [f32], scores: &mut [f32], ahead: &mut Ahead) {
         let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
-        let AnyMatrix::Bf16(keys) = keys else {
-            return few::scores(isa, RowKeys::Any(without_gaps(isa, keys, copy)), self.wide, scores, tile, ahead);
+        let keys = match keys {
+            AnyMatrix::Bf16(keys) if work.uses_pairs() => key_pairs(keys, copy),
+            keys => {
+                let keys = RowKeys::Any(without_gaps(isa, keys, copy));
+                return few::scores(isa, keys, self.wide, scores, tile, ahead);
+            }
         };
-        if !work.uses_pairs() {
-            let keys = without_gaps(isa, AnyMatrix::Bf16(keys), copy);
-            return few::scores(isa, RowKeys::Any(keys), self.wide, scores, tile, ahead);
-        }
-        let keys = key_pairs(keys, copy);
         few::scores(isa, RowKeys::Pairs(keys, work.query_factor()), self.pairs, scores, tile, ahead);
         let head_dim = work.problem.dims.head_dim;
         let rows = self.wide.chunks_exact(round_up_lanes(head_dim).max(1)).zip(scores.chunks_exact_mut(tile));
-        for (n, (query, scores)) in rows.enumerate().filter(|(n, _)| self.unfit >> n & 1 == 1) {
-            debug_assert!(n < work.task.rows.len());
+        for (_, (query, scores)) in rows.enumerate().filter(|(n, _)| self.unfit >> n & 1 == 1) {
             let elements = RowKeys::Any(AnyMatrix::Bf16(keys.elements(head_dim)));
             few::scores(isa, elements, query, scores, tile, &mut Ahead::nothing());
         }

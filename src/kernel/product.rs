@@ -17,8 +17,9 @@ pub(super) struct Left<A> {
 
 /// `C[r][lane] = sum over s of A[r][s] * B[s][lane]`, in `R * V` registers; B has `V` vectors a step, one after the other.
 ///
-/// Each step broadcasts R elements (or pairs, as `multiply` says) of A and multiplies them into V vectors of B: R * V multiply-adds for R + V loads. Two
-/// multiply-adds can start in a cycle and each takes four, so eight chains or more keep the unit busy.
+/// Each step broadcasts R elements (or pairs, as `multiply` says) of A and multiplies them into V vectors of B: R * V
+/// multiply-adds for R + V loads. Two multiply-adds can start in a cycle and each takes four, so eight chains or more keep
+/// the unit busy.
 ///
 /// # Safety
 /// * `a` is valid for reads of every element with r < R and s < steps
