@@ -35,7 +35,7 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL: Intel Skylake-SP (2017), AMD Zen 4 (2022) and later.
     Avx512,
-    /// [`Level::Avx512`] with BF16, which multiplies two pairs of bf16 in the time of one multiply-add: Intel Cooper Lake
+    /// [`Level::Avx512`] with BF16, which forms two products of bf16 in the time of one multiply-add: Intel Cooper Lake
     /// (2020), AMD Zen 4 (2022) and later. It makes a difference where both queries and keys are bf16.
     Avx512Bf16,
 }

@@ -68,7 +68,7 @@ impl<S: Simd, T: Element> Multiply<S> for Singles<T> {
     }
 }
 
-/// Pairs of bf16, as they lie in memory; sums are multiplied with `factor`, which no factor could be rounded to.
+/// Pairs of bf16, as they lie in memory. It is the sums that are multiplied with `factor`: queries would no longer be bf16.
 #[derive(Clone, Copy)]
 pub(super) struct Pairs<D> {
     pub(super) dots: D,
