@@ -67,7 +67,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Asks for the lines of one part. (It may go on behind the last row, for a line or two: that is harmless.)
+    /// Asks for the lines of one part. (It may go on behind the last row until the product ends: that is harmless.)
     #[inline(always)]
     pub(super) fn ask<S: Simd>(&mut self, simd: S) {
         if self.lines < self.cursor.left {
@@ -151,7 +151,7 @@ impl Ahead {
 
     fn next_run(&mut self) {
         if let Some(run) = self.runs[..self.count].get(self.run) {
-            let row_lines = run.bytes.div_ceil(LINE);
+            let row_lines = run.row_lines();
             let jump = run.stride.wrapping_sub((row_lines * LINE) as isize);
             self.cursor = Cursor { at: run.at, left: row_lines, row_lines, jump };
             self.left = run.lines();
@@ -164,6 +164,17 @@ impl Ahead {
 mod tests {
     use super::*;
 
+    struct Ask<'a>(&'a mut Share, usize);
+    impl crate::simd::Kernel for Ask<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            for _ in 0..self.1 {
+                self.0.ask(simd);
+            }
+        }
+    }
+
     /// What products of so many parts ask for, until there is nothing left.
     fn asked(ahead: &mut Ahead, parts: usize) -> Vec<*const u8> {
         let mut lines = Vec::new();
@@ -172,7 +183,11 @@ mod tests {
             if share.lines == 0 {
                 return lines;
             }
+            let mut asking = share;
             lines.extend((0..parts * share.lines).map(|_| share.cursor.step()));
+            crate::simd::Isa::best().run(Ask(&mut asking, parts));
+            let place = |cursor: Cursor| (cursor.at, cursor.left);
+            assert_eq!(place(asking.cursor), place(share.cursor), "asking goes the same way");
             ahead.go_on(share);
         }
     }
@@ -188,10 +203,15 @@ mod tests {
         ahead.add(AnyMatrix::F32(Matrix::from_slice(&data[..0], 0, 40)));
         let strided = crate::strided::Strided::new(&data, 0, [1, 1, 2, 20], [0, 0, 80, 1]).unwrap();
         ahead.add(AnyMatrix::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
-        ahead.spread(100);
         let expected =
             [160, 224, 288, 352, 416, 0, 64, 320, 384].map(|byte| data.as_ptr().cast::<u8>().wrapping_add(byte));
-        assert_eq!(asked(&mut ahead, 1), expected);
+        for parts in [100, 4] {
+            let mut ahead = ahead.clone();
+            ahead.spread(parts); // a line or three for each
+            let lines = asked(&mut ahead, 1);
+            assert!(expected.iter().all(|line| lines.contains(line)), "{lines:?}");
+            assert!(parts < 9 || lines == expected);
+        }
     }
 
     /// All has been asked for after as many parts as it was spread over, for each run rounded up to whole products.

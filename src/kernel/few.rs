@@ -12,7 +12,7 @@
 //!
 //! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
 
-use super::ahead::{Ahead, Share};
+use super::ahead::Ahead;
 use super::load::{AnyMatrix, load_from, with_matrix};
 use super::multiply::{Multiply, Pairs, Singles};
 use super::round_up_lanes;
@@ -101,8 +101,10 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     if width == 0 {
         return scores.fill(0.0);
     }
-    // A block is as many keys as make `LANES` chains with the rows: they fill the vector that holds their sums.
     let rows = scores.len() / stride;
+    assert!(queries.len() >= rows * width);
+    // As many keys at a time as make `LANES` chains with the rows, which one vector of sums holds. Each such block asks once
+    // for every vector of a key.
     ahead.spread(rows * keys.rows() / S::LANES * (keys.cols() / S::LANES));
     for (queries, scores) in queries.chunks(ROWS * width).zip(scores.chunks_mut(ROWS * stride)) {
         match (S::LANES, scores.len() / stride) {
@@ -312,9 +314,9 @@ impl Kernel for AddValues<'_> {
         if width == 0 {
             return;
         }
-        // Most strips are four vectors wide; a pass has as many of them for every so many keys.
-        let passes = (self.weights.len() / self.stride).div_ceil(ROWS) * (width / (4 * S::LANES)).max(1);
-        self.ahead.spread(self.values.rows() * passes);
+        // Every strip asks once a key. (Most are four vectors wide.)
+        let count = (self.weights.len() / self.stride).div_ceil(ROWS) * (width / (4 * S::LANES)).max(1);
+        self.ahead.spread(self.values.rows() * count);
         let weights = self.weights.chunks(ROWS * self.stride);
         for (weights, out) in weights.zip(self.out.chunks_mut(ROWS * width)) {
             with_matrix!(self.values, values => for first in (0..values.rows()).step_by(KEYS) {
@@ -352,37 +354,18 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     let wide = value_dim / (N * S::LANES) * (N * S::LANES);
     let whole = value_dim / S::LANES * S::LANES;
     let mut d = 0;
-    while d < wide {
-        let mut share = ahead.share(values.rows());
-        // SAFETY: d + N * LANES <= value_dim; the assertions.
-        unsafe {
-            strip::<S, T, R, N>(
-                simd,
-                values,
-                d,
-                (weights.as_ptr(), stride),
-                (out.as_mut_ptr().add(d), width),
-                &mut share,
-            )
-        };
-        ahead.go_on(share);
-        d += N * S::LANES;
-    }
     while d < whole {
-        let mut share = ahead.share(values.rows());
-        // SAFETY: d + LANES <= value_dim; the assertions.
+        // SAFETY: as many vectors from d on as are within the row; the assertions.
         unsafe {
-            strip::<S, T, R, 1>(
-                simd,
-                values,
-                d,
-                (weights.as_ptr(), stride),
-                (out.as_mut_ptr().add(d), width),
-                &mut share,
-            )
-        };
-        ahead.go_on(share);
-        d += S::LANES;
+            let (weights, out) = ((weights.as_ptr(), stride), (out.as_mut_ptr().add(d), width));
+            if d < wide {
+                strip::<S, T, R, N>(simd, values, d, weights, out, ahead);
+                d += N * S::LANES;
+            } else {
+                strip::<S, T, R, 1>(simd, values, d, weights, out, ahead);
+                d += S::LANES;
+            }
+        }
     }
     if whole < value_dim {
         for (r, out) in out.chunks_exact_mut(width).enumerate() {
@@ -409,7 +392,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     d: usize,
     (weights, stride): (*const f32, usize),
     (out, width): (*mut f32, usize),
-    ahead: &mut Share,
+    ahead: &mut Ahead,
 ) {
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
@@ -420,7 +403,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     }
     let row_stride = values.row_stride();
     let mut row = values.as_ptr().wrapping_add(d);
-    let mut share = *ahead;
+    let mut share = ahead.share(values.rows());
     for j in 0..values.rows() {
         share.ask(simd);
         let mut vectors = [simd.zero(); N];
@@ -437,7 +420,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
         }
         row = row.wrapping_offset(row_stride);
     }
-    *ahead = share;
+    ahead.go_on(share);
     for (r, sums) in sums.into_iter().enumerate() {
         for (n, sum) in sums.into_iter().enumerate() {
             // SAFETY: vector n of row r: the caller's promise.

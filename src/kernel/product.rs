@@ -1,6 +1,6 @@
 //! The product that both halves of attention are made of.
 
-use super::ahead::Share;
+use super::ahead::Ahead;
 use super::multiply::Multiply;
 use super::{MAX_PRODUCT_ROWS, product_rows};
 use crate::simd::Simd;
@@ -30,16 +30,16 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, const R: usize, const V: u
     a: Left<M::Step>,
     b: *const f32,
     steps: usize,
-    ahead: &mut Share,
+    ahead: &mut Ahead,
 ) -> [[S::F32; V]; R] {
     let mut c = [[simd.zero(); V]; R];
-    let (mut at, mut b, mut far) = (a.at, b, *ahead);
+    let (mut at, mut b, mut share) = (a.at, b, ahead.share(parts(steps)));
     // Unrolled, so that addresses and the loop's end cost one instruction slot in four, and the rest is arithmetic.
     for n in 0..steps / UNROLL {
         // Ask for what the next tile will need of memory, and for what the next product reads, a line for each line of this
         // one: as long rows lie in the second cache, the processor doesn't see them coming in time.
         if n % (LINE / UNROLL) == 0 {
-            far.ask(simd);
+            share.ask(simd);
             for r in 0..R as isize {
                 let line = if a.step == 1 { r * a.row } else { r * LINE as isize };
                 simd.prefetch_near(at.wrapping_offset(line + a.next));
@@ -53,7 +53,7 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, const R: usize, const V: u
         at = at.wrapping_offset(UNROLL as isize * a.step);
         b = b.wrapping_add(UNROLL * V * S::LANES);
     }
-    *ahead = far;
+    ahead.go_on(share);
     for _ in 0..steps % UNROLL {
         // SAFETY: as above.
         unsafe { step((simd, multiply), at, a.row, b, &mut c) };

@@ -1,19 +1,20 @@
 //! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
 
-use super::ahead::{Ahead, Share};
+use super::ahead::Ahead;
 use super::multiply::{Multiply, Pairs, Singles};
-use super::product::{ByRows, Left, by_rows, parts, product};
+use super::product::{ByRows, Left, by_rows, product};
 use super::{EvenBlocks, PANEL_LANES, product_rows};
 use crate::element::Bf16Pair;
 use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
 use crate::strided::Matrix;
 use std::ops::Range;
 
-/// Writes `scores[j][lane] = sum over e of keys[j][e] * queries[e][lane]` and raises `max[lane]` to the largest of them.
+/// Writes `scores[j][lane] = sum over e of keys[j][e] * queries[e][lane]`, times the factor that comes with pairs, and raises
+/// `max[lane]` to the largest of them.
 ///
 /// * `keys`: `[rows, head_dim]`, or their pairs, in rows without gaps at any distance: read in place
 /// * `queries`: a packed panel, `[head_dim, or as many as there are pairs][lanes]` (more rows are ignored), `lanes` being the
-///   length of `max`; with pairs times `factor`, without it as they are
+///   length of `max`
 /// * `scores`: `[rows][lanes]`, written
 /// * `ahead`: what to ask memory for meanwhile
 pub(crate) fn scores(
@@ -24,11 +25,6 @@ pub(crate) fn scores(
     max: &mut [f32],
     ahead: &mut Ahead,
 ) {
-    let (rows, cols, without_gaps) = match &keys {
-        PanelKeys::Wide(keys) => (keys.rows(), keys.cols(), keys.has_contiguous_rows()),
-        PanelKeys::Pairs(keys, _) => (keys.rows(), keys.cols(), keys.has_contiguous_rows()),
-    };
-    assert!(without_gaps && queries.len() >= cols * max.len() && scores.len() >= rows * max.len());
     match keys {
         PanelKeys::Wide(keys) => isa.run(Scores { keys, queries, scores, max, ahead }),
         PanelKeys::Pairs(keys, factor) => {
@@ -86,6 +82,9 @@ impl PairKernel for PairScores<'_> {
 impl<K> Scores<'_, K> {
     #[inline(always)]
     fn panels<S: Simd, M: Multiply<S, Step = K>>(self, simd: S, multiply: M) {
+        let (rows, lanes) = (self.keys.rows(), self.max.len());
+        assert!(self.keys.has_contiguous_rows());
+        assert!(self.queries.len() >= self.keys.cols() * lanes && self.scores.len() >= rows * lanes);
         match self.max.len() / S::LANES {
             1 => self.blocks::<S, M, 1>(simd, multiply),
             2 if 2 * S::LANES <= PANEL_LANES => self.blocks::<S, M, 2>(simd, multiply),
@@ -98,7 +97,7 @@ impl<K> Scores<'_, K> {
     fn blocks<S: Simd, M: Multiply<S, Step = K>, const V: usize>(self, simd: S, multiply: M) {
         assert!(self.max.len() == V * S::LANES);
         let mut block = Block::<S, M, V> {
-            ahead: self.ahead.share(0),
+            ahead: self.ahead,
             arithmetic: (simd, multiply),
             keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: 1, next: 0 },
             queries: self.queries.as_ptr(),
@@ -112,15 +111,13 @@ impl<K> Scores<'_, K> {
         let blocks = EvenBlocks::new(self.keys.rows(), product_rows::<S>(V));
         for b in 0..blocks.count {
             let rows = blocks.range(b);
-            block.ahead = self.ahead.share(parts(block.steps));
             // Wrapping: keys of no elements may have any stride.
             let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
             block.keys.at = self.keys.as_ptr().wrapping_offset(offset);
             block.keys.next = self.keys.row_stride().wrapping_mul(rows.len() as isize);
-            // SAFETY: these rows of the keys and of the scores, which `scores` has checked, and no more of them than
+            // SAFETY: these rows of the keys and of the scores, which `panels` has checked, and no more of them than
             // `product_rows`.
             unsafe { by_rows::<S, V>(rows.len(), &mut block) };
-            self.ahead.go_on(block.ahead);
             block.scores = block.scores.wrapping_add(rows.len() * V * S::LANES);
         }
         for (v, max) in block.max.into_iter().enumerate() {
@@ -130,8 +127,8 @@ impl<K> Scores<'_, K> {
 }
 
 /// Some keys against the panel.
-struct Block<S: Simd, M: Multiply<S>, const V: usize> {
-    ahead: Share,
+struct Block<'a, S: Simd, M: Multiply<S>, const V: usize> {
+    ahead: &'a mut Ahead,
     arithmetic: (S, M),
     keys: Left<M::Step>,
     queries: *const f32,
@@ -140,15 +137,14 @@ struct Block<S: Simd, M: Multiply<S>, const V: usize> {
     max: [S::F32; V],
 }
 
-impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for Block<S, M, V> {
+impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for Block<'_, S, M, V> {
     /// # Safety
     /// * `keys` is valid for R rows of `steps`, `queries` for as many, `scores` for writes of R rows
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
         let (simd, _) = self.arithmetic;
         // SAFETY: the caller's promise.
-        let scores =
-            unsafe { product::<S, M, R, V>(self.arithmetic, self.keys, self.queries, self.steps, &mut self.ahead) };
+        let scores = unsafe { product::<S, M, R, V>(self.arithmetic, self.keys, self.queries, self.steps, self.ahead) };
         for (r, row) in scores.into_iter().enumerate() {
             for (v, scores) in row.into_iter().enumerate() {
                 self.max[v] = simd.max(self.max[v], scores);

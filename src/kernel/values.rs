@@ -1,10 +1,10 @@
 //! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
 
 use super::PANEL_LANES;
-use super::ahead::{Ahead, Share};
+use super::ahead::Ahead;
 use super::multiply::Singles;
 use super::pack::ValueBlocks;
-use super::product::{ByRows, Left, by_rows, parts, product};
+use super::product::{ByRows, Left, by_rows, product};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Adds `sum over j of values[j][d] * weights[j][lane]` to `out[d][lane]`.
@@ -58,11 +58,10 @@ impl AddValues<'_> {
     fn blocks<S: Simd, const V: usize>(self, simd: S) {
         assert!(self.lanes == V * S::LANES);
         for b in 0..self.blocks.count() {
-            let ahead = self.ahead.share(parts(self.keys));
             let dims = self.blocks.dims(b);
             let values = self.values[self.blocks.offset(b) + self.first * dims.len()..].as_ptr();
             let mut block = Block::<S, V> {
-                ahead,
+                ahead: &mut *self.ahead,
                 simd,
                 values: Left { at: values, row: 1, step: dims.len() as isize, next: 0 },
                 weights: self.weights.as_ptr(),
@@ -73,7 +72,6 @@ impl AddValues<'_> {
             // SAFETY: `add_values` has checked that there are values for all of `blocks`, of which these keys and
             // dimensions are a part, weights for the keys and room for the dimensions.
             unsafe { by_rows::<S, V>(dims.len(), &mut block) };
-            self.ahead.go_on(block.ahead);
         }
     }
 }
@@ -82,8 +80,8 @@ impl AddValues<'_> {
 const NEXT: isize = 16;
 
 /// Some dimensions of the values for the panel.
-struct Block<S: Simd, const V: usize> {
-    ahead: Share,
+struct Block<'a, S: Simd, const V: usize> {
+    ahead: &'a mut Ahead,
     simd: S,
     values: Left<f32>,
     weights: *const f32,
@@ -92,16 +90,15 @@ struct Block<S: Simd, const V: usize> {
     is_first: bool,
 }
 
-impl<S: Simd, const V: usize> ByRows<S> for Block<S, V> {
+impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
     /// # Safety
     /// * `values` is valid for `keys` steps of R elements, `weights` for `keys` steps, `out` for reads and writes of R rows
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
         let values = Left { step: R as isize, next: NEXT * R as isize, ..self.values };
         // SAFETY: the caller's promise.
-        let sums = unsafe {
-            product::<S, _, R, V>((self.simd, Singles::new()), values, self.weights, self.keys, &mut self.ahead)
-        };
+        let sums =
+            unsafe { product::<S, _, R, V>((self.simd, Singles::new()), values, self.weights, self.keys, self.ahead) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 let out = self.out.wrapping_add((r * V + v) * S::LANES);
