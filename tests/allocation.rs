@@ -5,22 +5,22 @@
 
 mod support;
 
-use flashtile::{Attention, Form, Level, Prepared, TensorMut, Threads, Workspace};
+use flashtile::{Attention, Form, Level, Prepared, TensorMut, Threads, Workspace, bf16};
 use support::Rng;
 use support::counting::{Counting, Usage};
-use support::problems::{Inputs, Sizes, forms_and_levels, len};
+use support::problems::{Bits, Inputs, Sizes, forms_and_levels, len};
 
 #[global_allocator]
 static COUNTING: Counting = Counting::new();
 
 /// Inputs with outputs to write to.
-struct Call {
-    inputs: Inputs<f32>,
+struct Call<T> {
+    inputs: Inputs<T>,
     out: Vec<f32>,
     lse: Vec<f32>,
 }
 
-impl Call {
+impl<T: Bits> Call<T> {
     fn new(sizes: Sizes) -> Self {
         let (out, lse) = (vec![0.0; len(sizes.out())], vec![0.0; len(sizes.lse())]);
         Call { inputs: Inputs::random(sizes, &mut Rng(1)), out, lse }
@@ -52,6 +52,7 @@ fn allocation() {
     nothing_on_later_calls();
     #[cfg(feature = "rayon")]
     nothing_within_a_pool();
+    nothing_for_queries_that_fit_no_pairs();
     flat_in_the_keys();
     bytes_are_what_is_held();
 }
@@ -71,7 +72,7 @@ fn nothing_on_later_calls() {
         let attention = Attention::new().causal().softcap(9.0).form(form).level(level).threads(Threads::Serial);
         let mut workspace = Workspace::new();
         for sizes in problems() {
-            let mut call = Call::new(sizes);
+            let mut call = Call::<f32>::new(sizes);
             let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
             for prepared in [None, Some(&prepared)] {
                 call.usage(&attention, prepared, &mut workspace);
@@ -81,9 +82,22 @@ fn nothing_on_later_calls() {
         }
         // Large ones have been seen: smaller ones find all they need.
         for sizes in problems() {
-            let later = Call::new(sizes).usage(&attention, None, &mut workspace);
+            let later = Call::<f32>::new(sizes).usage(&attention, None, &mut workspace);
             assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level}, after larger ones");
         }
+    }
+}
+
+/// Denormal queries of bf16 go a way of their own.
+fn nothing_for_queries_that_fit_no_pairs() {
+    for (form, level) in forms_and_levels() {
+        let attention = Attention::new().form(form).level(level).threads(Threads::Serial);
+        let mut workspace = Workspace::new();
+        let mut call = Call::<bf16>::new(Sizes::single(20, 300, 33));
+        call.inputs.q[40] = bf16::from_bits(1);
+        call.usage(&attention, None, &mut workspace);
+        let later = call.usage(&attention, None, &mut workspace);
+        assert_eq!(later.calls, 0, "{later:?} {form:?} {level}");
     }
 }
 
@@ -95,7 +109,7 @@ fn nothing_within_a_pool() {
         let attention = Attention::new().causal().form(form).level(level);
         let mut workspace = Workspace::new();
         for sizes in problems() {
-            let mut call = Call::new(sizes);
+            let mut call = Call::<f32>::new(sizes);
             let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
             pool.install(|| {
                 // Twice: the first time, the pool may get something ready for itself as well.
@@ -120,7 +134,7 @@ fn flat_in_the_keys() {
                 if softcap {
                     attention = attention.softcap(20.0);
                 }
-                let mut call = Call::new(Sizes::single(200, seq_kv, 64));
+                let mut call = Call::<f32>::new(Sizes::single(200, seq_kv, 64));
                 call.usage(&attention, None, &mut Workspace::new()).peak
             };
             let (short, long) = (peak(1024), peak(8192));
@@ -136,7 +150,7 @@ fn bytes_are_what_is_held() {
     for (form, level) in forms_and_levels() {
         for sizes in problems() {
             let attention = Attention::new().form(form).level(level).threads(Threads::Serial);
-            let mut call = Call::new(sizes);
+            let mut call = Call::<f32>::new(sizes);
             let mut workspace = Workspace::new();
             assert_eq!(workspace.bytes(), 0);
             call.usage(&attention, None, &mut workspace);

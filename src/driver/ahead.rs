@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::output::Rows;
 use super::schedule::Work;
 use crate::kernel::ahead::Ahead;
 use crate::kernel::load::AnyMatrix;
@@ -20,13 +21,13 @@ fn add_tile(ahead: &mut Ahead, work: Work<'_>, keys: Range<usize>) {
     ahead.add(work.values().slice_rows(keys));
 }
 
-/// The rows that a task writes into `output`, then the queries of the task after it and its first tile, unless that is of
-/// the same head, whose keys are no news.
-pub(super) fn next_task(work: Work<'_>, output: &AnyTensor<'_>, next: Option<Work<'_>>) -> Ahead {
+/// The rows that a task writes, then the first tile of the task after it, unless that is of the same head, whose keys are no
+/// news, and its queries.
+pub(super) fn next_task(rows: &Rows<'_>, next: Option<Work<'_>>) -> Ahead {
     let mut ahead = Ahead::nothing();
-    add_rows(&mut ahead, work, output);
+    rows.ask(&mut ahead);
     if let Some(next) = next {
-        let (task, before) = (next.task, work.task);
+        let (task, before) = (next.task, rows.work().task);
         if (task.batch, task.head_kv) != (before.batch, before.head_kv) {
             add_tile(&mut ahead, next, task.keys.start..task.keys.end.min(task.keys.start + next.plan.tile_keys));
         }
@@ -36,7 +37,7 @@ pub(super) fn next_task(work: Work<'_>, output: &AnyTensor<'_>, next: Option<Wor
 }
 
 /// The rows of a task in queries or output.
-fn add_rows(ahead: &mut Ahead, work: Work<'_>, tensor: &AnyTensor<'_>) {
+pub(super) fn add_rows(ahead: &mut Ahead, work: Work<'_>, tensor: &AnyTensor<'_>) {
     // Row r is query r / group of one of `group` heads.
     let (task, group) = (work.task, work.problem.dims.group());
     for r in task.rows.start..task.rows.end.min(task.rows.start + group) {

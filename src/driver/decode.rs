@@ -23,7 +23,7 @@ use crate::kernel::few::{self, RowKeys, RowMax};
 use crate::kernel::finish::log_sum_exp;
 use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::{widen_gathered, without_gaps};
-use crate::kernel::pairs::{copy_pairs_gathered, key_pairs, pairs_in};
+use crate::kernel::pairs::{self, copy_gathered, key_pairs, pairs_in};
 use crate::kernel::round_up_lanes;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -240,7 +240,7 @@ fn run_split(
 
 /// The queries of a task's rows, as the dot products read them.
 struct RowQueries<'a> {
-    /// As f32, scaled: `[rows][head_dim rounded up]`; with pairs, only the rows that must not be formed from them.
+    /// As f32, scaled: `[rows][head_dim rounded up]`; with pairs, only if one of the rows must not be formed from them.
     wide: &'a [f32],
     /// As pairs: `[rows][pairs rounded up]`.
     pairs: &'a [f32],
@@ -249,14 +249,19 @@ struct RowQueries<'a> {
 }
 
 impl<'a> RowQueries<'a> {
-    fn pack(work: Work<'_>, wide: &'a mut [f32], pairs: &'a mut [f32]) -> Self {
+    fn pack(work: Work<'_>, wide: &'a mut [f32], as_pairs: &'a mut [f32]) -> Self {
         let rows = work.task.rows.clone();
         let width = round_up_lanes(work.problem.dims.head_dim);
-        let unfit = if work.uses_pairs() { copy_pairs_gathered(work.queries(rows.clone()), pairs) } else { 0 };
+        let mut unfit = 0;
+        if work.uses_pairs() {
+            let queries = work.queries(rows.clone());
+            copy_gathered(&queries, as_pairs);
+            unfit = pairs::unfit(&queries);
+        }
         if unfit != 0 || !work.uses_pairs() {
             widen_gathered(work.plan.isa, work.queries(rows), work.query_factor(), (&mut *wide, width));
         }
-        RowQueries { wide, pairs, unfit }
+        RowQueries { wide, pairs: as_pairs, unfit }
     }
 
     /// The scores of all rows, `[rows][tile_keys]`.
@@ -297,9 +302,8 @@ fn weigh_rows(
             read_tensors(work, lane, &keys, (&mut *bias, keys.len()));
             &*bias
         });
-        let partial = !lane.see_all(&keys);
         let marks = Marks::new(work, lane, &keys, Unit::Log2);
-        let own = adjust_row(isa, marks.adjust(&keys, partial, bias), scores);
+        let own = adjust_row(isa, marks.adjust(&keys, bias), scores);
         spare.kept_scores[row].copy_from_slice(scores);
         all = Extent { peak: all.peak.max(own.peak), hides: all.hides | own.hides };
         slot.update(memory, n, |state, out| few::weights(isa, scores, own.peak, state, out));

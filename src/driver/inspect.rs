@@ -111,10 +111,5 @@ fn adjust_all(
         gather_tensors(work, lanes, keys, bias, stage_rows);
         &*bias
     });
-    adjust_panel(
-        isa,
-        Marks::new(work, lanes, keys, Unit::Natural).adjust(keys, !lanes.see_all(keys), bias),
-        scores,
-        max,
-    );
+    adjust_panel(isa, Marks::new(work, lanes, keys, Unit::Natural).adjust(keys, bias), scores, max);
 }

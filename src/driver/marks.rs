@@ -39,7 +39,7 @@ impl Lanes {
     }
 
     /// Whether every row sees all of `keys` by its position.
-    pub(super) fn see_all(&self, keys: &Range<usize>) -> bool {
+    fn see_all(&self, keys: &Range<usize>) -> bool {
         self.common.start <= keys.start && keys.end <= self.common.end
     }
 
@@ -48,21 +48,20 @@ impl Lanes {
         (self.rows.start + lane).min(self.rows.end - 1)
     }
 
-    /// `keys`, which lie inside the span, cut at the ends of what all lanes see: each part, and whether some lane may not
-    /// see all of it.
-    pub(super) fn parts(&self, keys: &Range<usize>) -> [(Range<usize>, bool); 3] {
+    /// `keys`, which lie inside the span, cut at the ends of what all lanes see.
+    pub(super) fn parts(&self, keys: &Range<usize>) -> [Range<usize>; 3] {
         let start = self.common.start.clamp(keys.start, keys.end);
         let end = self.common.end.clamp(start, keys.end);
-        [(keys.start..start, true), (start..end, false), (end..keys.end, true)]
+        [keys.start..start, start..end, end..keys.end]
     }
 }
 
 /// What holds for some lanes and the keys of a tile.
-pub(super) struct Marks {
+pub(super) struct Marks<'l> {
+    lanes: &'l Lanes,
     unit: Unit,
     softcap: Option<f32>,
     only_hides: bool,
-    lanes: usize,
     /// The first key that is adjusted, and the first one of its tile.
     first: usize,
     tile_start: usize,
@@ -73,8 +72,8 @@ pub(super) struct Marks {
     alibi: Option<[[f32; PANEL_LANES]; 2]>,
 }
 
-impl Marks {
-    pub(super) fn new(work: Work<'_>, lanes: &Lanes, keys: &Range<usize>, unit: Unit) -> Marks {
+impl<'l> Marks<'l> {
+    pub(super) fn new(work: Work<'_>, lanes: &'l Lanes, keys: &Range<usize>, unit: Unit) -> Self {
         // Counted from the tile's first key, numbers are small and so exact as f32; a bound outside may stand at the edge.
         // (A position may be far away, and rounded: but the same way for a key of the tile whichever rows are beside it.)
         let tile_start = keys.start / work.plan.tile_keys * work.plan.tile_keys;
@@ -92,20 +91,21 @@ impl Marks {
         });
         let softcap = work.problem.bias.softcap;
         let only_hides = work.problem.bias.tensor.is_none();
-        Marks { unit, softcap, only_hides, lanes: lanes.count, first: keys.start, tile_start, visible, alibi }
+        Marks { lanes, unit, softcap, only_hides, first: keys.start, tile_start, visible, alibi }
     }
 
     /// What the kernel is to do with a part of the keys; `bias` is that of all of them, laid out as the scores are.
-    pub(super) fn adjust<'a>(&'a self, part: &Range<usize>, partial: bool, bias: Option<&'a [f32]>) -> Adjust<'a> {
-        let lanes = |x: &'a [f32; PANEL_LANES]| &x[..self.lanes];
+    pub(super) fn adjust<'a>(&'a self, part: &Range<usize>, bias: Option<&'a [f32]>) -> Adjust<'a> {
+        let count = self.lanes.count;
+        let lanes = |x: &'a [f32; PANEL_LANES]| &x[..count];
         Adjust {
             unit: self.unit,
             softcap: self.softcap,
-            bias: bias.map(|bias| &bias[(part.start - self.first) * self.lanes..]),
+            bias: bias.map(|bias| &bias[(part.start - self.first) * count..]),
             only_hides: self.only_hides,
             first: part.start - self.tile_start,
             alibi: self.alibi.as_ref().map(|[slope, position]| (lanes(slope), lanes(position))),
-            visible: partial.then(|| (lanes(&self.visible[0]), lanes(&self.visible[1]))),
+            visible: (!self.lanes.see_all(part)).then(|| (lanes(&self.visible[0]), lanes(&self.visible[1]))),
         }
     }
 }

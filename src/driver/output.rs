@@ -3,9 +3,11 @@
 //! All writing of several threads into one piece of memory is here. What makes it sound: a [`Schedule`] in which each row
 //! appears once, and a counter that draws each task once.
 
+use super::ahead::add_rows;
 use super::schedule::{Schedule, Work};
 use crate::element::Element;
 use crate::kernel::PANEL_LANES;
+use crate::kernel::ahead::Ahead;
 use crate::kernel::finish::{finish_rows, log_sum_exp};
 use crate::kernel::load::store_row;
 use crate::kernel::weights::PanelState;
@@ -80,9 +82,9 @@ impl<'a> Rows<'a> {
         self.work
     }
 
-    /// The tensor that the rows are in: only its addresses are of use, for others write to it.
-    pub(super) fn tensor(&self) -> &'a AnyTensor<'a> {
-        &self.output.values
+    /// Has memory asked for the rows.
+    pub(super) fn ask(&self, ahead: &mut Ahead) {
+        add_rows(ahead, self.work, &self.output.values);
     }
 
     /// The task's place in the schedule.
@@ -98,6 +100,7 @@ impl<'a> Rows<'a> {
     /// # Panics
     /// If the rows are not the task's, or `values` doesn't have as many of them, or not as long.
     pub(super) fn write(&mut self, rows: Range<usize>, values: (&[f32], usize), lse: impl Fn(usize) -> f32) {
+        self.check(&rows);
         self.write_lse(rows.clone(), lse);
         self.work.plan.isa.run(WriteRows { owner: self, rows, values });
     }
@@ -116,14 +119,14 @@ impl<'a> Rows<'a> {
         state: &PanelState,
         stage: &mut [f32],
     ) {
+        self.check(&rows);
         assert!(rows.len() <= panel.1);
         self.write_lse(rows.clone(), |lane| log_sum_exp(state.max[lane], state.sum[lane]));
         self.work.plan.isa.run(WritePanel { owner: self, rows, panel, state, stage });
     }
 
-    /// The log-sum-exps, if they are asked for.
+    /// The log-sum-exps of rows that have been checked, if they are asked for.
     fn write_lse(&mut self, rows: Range<usize>, lse: impl Fn(usize) -> f32) {
-        self.check(&rows);
         let Some(tensor) = &self.output.lse else { return };
         for (n, r) in rows.enumerate() {
             let (h, i) = self.work.head_and_query(r);
@@ -133,6 +136,8 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// # Panics
+    /// If the rows are not the task's.
     fn check(&self, rows: &Range<usize>) {
         let task = self.work.task;
         assert!(task.rows.start <= rows.start && rows.end <= task.rows.end, "{rows:?} of a task for {:?}", task.rows);
@@ -169,7 +174,7 @@ impl Kernel for WriteRows<'_, '_> {
         with_elements!(&owner.output.values, tensor => {
             for (n, r) in self.rows.enumerate() {
                 let values = &values[n * width..][..tensor.shape()[3]];
-                // SAFETY: a row of the task (`write_lse` has checked them), and `owner` is borrowed mutably while this one
+                // SAFETY: a row of the task (`write` has checked them), and `owner` is borrowed mutably while this one
                 // result lives.
                 match unsafe { owner.row_mut(tensor, r) }.into_mut_slice() {
                     Ok(row) => store_row(simd, row, values),
@@ -206,9 +211,9 @@ impl Kernel for WritePanel<'_, '_> {
             }
             let mut slices = <[&mut [_]; PANEL_LANES]>::default();
             for (slice, r) in slices.iter_mut().zip(rows.clone()) {
-                // SAFETY: a row of the task (`write_lse` has checked them), each once, and `owner` is borrowed mutably while
+                // SAFETY: a row of the task (`write_panel` has checked them), each once, and `owner` is borrowed mutably while
                 // they live.
-                *slice = unsafe { owner.row_mut(tensor, r) }.into_mut_slice().unwrap_or_default();
+                *slice = unsafe { owner.row_mut(tensor, r) }.into_mut_slice().expect("rows without gaps");
             }
             finish_rows(simd, panel, state, &mut slices[..rows.len()]);
         });

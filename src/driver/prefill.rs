@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for each panel of the block:            pack its queries
-//! for each tile of the block's keys:      pack the values (and the keys, if they are narrower than f32)
+//! for each tile of the block's keys:      pack the values (and the keys, if they can't be read in place)
 //!     for each panel that sees the tile:  scores -> adjust -> weights -> values
 //! for each panel:                         divide, write its rows
 //! ```
@@ -111,8 +111,7 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     let panels = &mut scratch.panels;
     list_panels(work, panels);
 
-    let from_pairs = work.uses_pairs();
-    let steps = if from_pairs { pairs_in(dims.head_dim) } else { dims.head_dim };
+    let steps = if work.uses_pairs() { pairs_in(dims.head_dim) } else { dims.head_dim };
     let layout = Layout { width: round_up_lanes(steps), value_width: round_up_lanes(dims.value_dim) };
     let tile_rows = round_up_lanes(plan.tile_keys);
     let [queries, out, wide_keys, wide_values, packed_values, scores, kept_scores, bias, stage] =
@@ -133,12 +132,13 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     for (p, Panel { lanes, unfit, .. }) in panels.iter_mut().enumerate() {
         let to = (&mut queries[layout.queries(p, lanes.count)], lanes.count);
         let rows = work.queries(lanes.rows.clone());
-        if from_pairs {
+        if work.uses_pairs() {
             *unfit = gather_pairs_into_lanes(isa, rows, to, spare.stage);
         } else {
             gather_into_lanes(isa, rows, work.query_factor(), to, spare.stage);
         }
     }
+
     // 2. Tile after tile. Tiles start at multiples of their size, wherever the span does.
     let mut start = task.keys.start / plan.tile_keys * plan.tile_keys;
     while start < task.keys.end {
@@ -146,7 +146,7 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
         let mut ahead = if range.end < task.keys.end {
             next_tile(work, range.end..(range.end + plan.tile_keys).min(task.keys.end))
         } else {
-            next_task(work, rows.tensor(), next)
+            next_task(&rows, next)
         };
         let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
         // Over the products of the scores and of the values. (Panels that see a part of the tile have fewer.)
@@ -230,10 +230,10 @@ fn run_panel(
     let scores = &mut spare.scores[..seen.len() * lanes];
     let (mut max, mut raw_max) = ([f32::NEG_INFINITY; PANEL_LANES], [f32::NEG_INFINITY; PANEL_LANES]);
     let (max, raw_max) = (&mut max[..lanes], &mut raw_max[..lanes]);
-    for (part, partial) in panel.lanes.parts(&seen).into_iter().filter(|(part, _)| !part.is_empty()) {
+    for part in panel.lanes.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
         let scores = &mut scores[(part.start - seen.start) * lanes..(part.end - seen.start) * lanes];
         let keys = tile.keys.slice_rows(part.start - tile.range.start..part.end - tile.range.start);
-        let adjust = marks.adjust(&part, partial, bias);
+        let adjust = marks.adjust(&part, bias);
         let scores_max = if adjust.is_none() { &mut *max } else { &mut *raw_max };
         if panel.unfit == 0 {
             scores::scores(isa, keys, queries, scores, scores_max, ahead);
@@ -273,9 +273,11 @@ fn scores_of_elements(
     max: &mut [f32],
     (row_scores, query): (&mut [f32], &mut [f32]),
 ) {
-    let (isa, lanes, before) = (work.plan.isa, max.len(), max.to_vec());
+    let (isa, lanes) = (work.plan.isa, max.len());
+    let mut before = [0.0; PANEL_LANES];
+    before[..lanes].copy_from_slice(max);
     scores::scores(isa, keys, queries, scores, max, &mut Ahead::nothing());
-    let PanelKeys::Pairs(keys, _) = keys else { unreachable!("elements that don't fit elements") };
+    let PanelKeys::Pairs(keys, _) = keys else { unreachable!("queries that fit no pairs, without pairs") };
     let head_dim = work.problem.dims.head_dim;
     let query = &mut query[..round_up_lanes(head_dim)];
     let row_scores = &mut row_scores[..keys.rows()];

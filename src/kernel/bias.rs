@@ -1,7 +1,7 @@
 //! What tensors say about single scores: an additive bias, and a boolean mask as a bias of 0 or -inf.
 
 use super::PANEL_LANES;
-use super::lanes::{load_block, store_lanes};
+use super::lanes::{lane_rows, load_block, store_lanes};
 use super::load::{AnyMatrix, with_matrix};
 use super::multiply::Singles;
 use super::pack::widen;
@@ -113,31 +113,18 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherBias<'_, F> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Option<bool> {
-        let GatherBias { from, to, lanes } = self;
-        let mask = match from.mask {
-            Some(mask) => Some(from.rows_of(mask)?),
+        let GatherBias { from: PanelTensors { bias, mask, count, place, keys }, to, lanes } = self;
+        let mask = match mask {
+            Some(mask) => Some(lane_rows(mask, keys.clone(), count, &place)?),
             None => None,
         };
-        match from.bias {
+        match bias {
             Some(bias) => with_elements!(bias, bias => {
-                let bias = from.rows_of(bias)?;
-                Some(turn(simd, Some(&bias), mask.as_ref(), from.keys.len(), (to, lanes)))
+                let bias = lane_rows(bias, keys.clone(), count, &place)?;
+                Some(turn(simd, Some(&bias), mask.as_ref(), keys.len(), (to, lanes)))
             }),
-            None => Some(turn::<S, f32>(simd, None, mask.as_ref(), from.keys.len(), (to, lanes))),
+            None => Some(turn::<S, f32>(simd, None, mask.as_ref(), keys.len(), (to, lanes))),
         }
-    }
-}
-
-impl<F: Fn(usize) -> [usize; 3]> PanelTensors<'_, F> {
-    /// The keys' part of every lane's row.
-    #[inline(always)]
-    fn rows_of<'t, T: Copy>(&self, tensor: &Strided<'t, T, 4>) -> Option<[&'t [T]; PANEL_LANES]> {
-        let mut rows: [&[T]; PANEL_LANES] = [&[]; PANEL_LANES];
-        for (n, row) in rows.iter_mut().enumerate() {
-            let [b, h, i] = (self.place)(n.min(self.count - 1));
-            *row = tensor.matrix(b, h).row(i).slice(self.keys.clone()).as_slice()?;
-        }
-        Some(rows)
     }
 }
 
@@ -164,7 +151,7 @@ fn turn<S: Simd, T: Element>(
                     block[n] = simd.select(answers[n], block[n], hidden);
                 }
             }
-            for vector in &mut block[..S::LANES.min(keys - at)] {
+            for vector in &block[..S::LANES.min(keys - at)] {
                 // NaN is not -inf: it has to show.
                 seen = simd.max(seen, simd.select(simd.eq(*vector, hidden), simd.zero(), simd.splat(1.0)));
             }

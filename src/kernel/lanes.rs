@@ -3,11 +3,12 @@
 use super::PANEL_LANES;
 use super::multiply::{Multiply, Pairs, Singles};
 use super::pack::{Gathered, widen_gathered};
-use super::pairs::{copy_pairs, fits, pairs_in};
+use super::pairs::{copy_gathered, pairs_in, unfit};
 use crate::element::Bf16Pair;
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
-use crate::strided::Matrix;
+use crate::strided::{Matrix, Strided};
 use crate::tensor::{AnyTensor, with_elements};
+use std::ops::Range;
 
 /// Brings rows into lanes: `to[e][lane] = factor * rows[lane][e]`, zeros behind the rows' elements. Lanes without a row repeat
 /// the last one.
@@ -44,14 +45,26 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherIntoLanes<'_, F> {
     fn run<S: Simd>(self, simd: S) {
         let Gathered { tensor, count, place } = self.rows;
         with_elements!(tensor, tensor => {
-            let mut rows: [&[_]; PANEL_LANES] = [&[]; PANEL_LANES];
-            for (n, row) in rows.iter_mut().enumerate() {
-                let [i0, i1, r] = place(n.min(count - 1));
-                *row = tensor.matrix(i0, i1).row(r).as_slice().expect("rows without gaps");
-            }
+            let rows = lane_rows(tensor, 0..tensor.shape()[3], count, place).expect("rows without gaps");
             turn_rows((simd, Singles::new()), &rows, Some(self.factor), (self.to, self.lanes));
         });
     }
+}
+
+/// The elements `cols` of every lane's row, lanes without a row repeating the last one; `None` if there are gaps between them.
+#[inline(always)]
+pub(super) fn lane_rows<'a, T: Copy>(
+    tensor: &Strided<'a, T, 4>,
+    cols: Range<usize>,
+    count: usize,
+    place: impl Fn(usize) -> [usize; 3],
+) -> Option<[&'a [T]; PANEL_LANES]> {
+    let mut rows: [&[T]; PANEL_LANES] = [&[]; PANEL_LANES];
+    for (n, row) in rows.iter_mut().enumerate() {
+        let [i0, i1, r] = place(n.min(count - 1));
+        *row = tensor.matrix(i0, i1).row(r).slice(cols.clone()).as_slice()?;
+    }
+    Some(rows)
 }
 
 /// As [`gather_into_lanes`], for rows of bf16: `to[p][lane]` is pair p of the lane's row, as it is. Returns the lanes whose
@@ -80,25 +93,22 @@ impl<F: Fn(usize) -> [usize; 3]> PairKernel for GatherPairs<'_, F> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> u32 {
-        let Gathered { tensor, count, place } = self.rows;
-        let AnyTensor::Bf16(tensor) = tensor else { unreachable!("pairs of another type") };
-        let pairs = pairs_in(tensor.shape()[3]);
-        let stage = &mut self.stage[..count * pairs];
-        let mut unfit = 0;
-        for n in 0..count {
-            let [i0, i1, r] = place(n);
-            let matrix = tensor.matrix(i0, i1);
-            unfit |= u32::from(!fits(matrix.row(r))) << n;
-            if matrix.pairs().is_none() {
-                copy_pairs(matrix.row(r), &mut stage[n * pairs..(n + 1) * pairs]);
-            }
+        let unfit = unfit(&self.rows);
+        let AnyTensor::Bf16(tensor) = self.rows.tensor else { unreachable!("pairs of another type") };
+        let (count, pairs) = (self.rows.count, pairs_in(tensor.shape()[3]));
+        // In place, or copied if they don't lie so: one row is as the others.
+        let [i0, i1, _] = (self.rows.place)(0);
+        let copies = if tensor.matrix(i0, i1).pairs().is_some() { 0 } else { count };
+        let stage = &mut self.stage[..copies * pairs];
+        if copies > 0 {
+            copy_gathered(&self.rows, stage);
         }
-        let copies = Matrix::from_carried(stage, count, pairs);
+        let copies = Matrix::from_carried(stage, copies, pairs);
         let mut rows: [&[Bf16Pair]; PANEL_LANES] = [&[]; PANEL_LANES];
         for (n, row) in rows.iter_mut().enumerate() {
             let n = n.min(count - 1);
-            let [i0, i1, r] = place(n);
-            let of_row = tensor.matrix(i0, i1).pairs().map_or(copies.row(n), |pairs| pairs.row(r));
+            let [i0, i1, r] = (self.rows.place)(n);
+            let of_row = tensor.matrix(i0, i1).pairs().map_or_else(|| copies.row(n), |pairs| pairs.row(r));
             *row = of_row.as_slice().expect("pairs without gaps");
         }
         // (The factor is for sums: here, it changes nothing.)

@@ -4,7 +4,7 @@
 //! The products are exact and every sum is rounded, as it is with multiply-adds. But the instruction takes denormal numbers
 //! for 0, so it is used only where that doesn't matter: the factor is at most [`LARGEST_FACTOR`], and each element of the
 //! query is 0 or between [`SMALLEST`] and [`LARGEST`]. Then a denormal key leaves out less than 2^32 * 2^-126 of a sum, and
-//! a score of 2^20 elements is off by less than 2^-32. Other queries have their scores formed from elements, row by row.
+//! a score of 2^20 elements is off by less than 2^-33. Other queries have their scores formed from elements, row by row.
 
 use super::pack::Gathered;
 use crate::element::{Bf16Pair, bf16};
@@ -33,9 +33,9 @@ pub(crate) fn pairs_in(elements: usize) -> usize {
     elements.div_ceil(2)
 }
 
-/// Whether pairs may stand for this query.
+/// Whether pairs may stand for this query. (All of it is looked at, without a branch: that is done by vectors.)
 #[inline(always)]
-pub(crate) fn fits(query: Row<'_, bf16>) -> bool {
+fn fits(query: Row<'_, bf16>) -> bool {
     let mut all = true;
     match query.as_slice() {
         Some(query) => query.iter().for_each(|&element| all &= element_fits(element)),
@@ -65,28 +65,38 @@ pub(crate) fn key_pairs<'a>(keys: Matrix<'a, bf16>, copy: &'a mut [f32]) -> Matr
 }
 
 /// Copies a row, two elements into the bits of each f32, zeros behind its end.
-#[inline(always)]
-pub(crate) fn copy_pairs(row: Row<'_, bf16>, to: &mut [f32]) {
-    to.fill(0.0);
-    for (n, element) in row.iter().enumerate() {
-        let half = u32::from(element.to_bits()) << (n % 2 * 16);
-        to[n / 2] = f32::from_bits(to[n / 2].to_bits() | half);
+fn copy_pairs(row: Row<'_, bf16>, to: &mut [f32]) {
+    let mut elements = row.iter().map(|element| u32::from(element.to_bits()));
+    for to in to {
+        let (first, second) = (elements.next().unwrap_or(0), elements.next().unwrap_or(0));
+        *to = f32::from_bits(first | second << 16);
     }
 }
 
-/// Copies gathered rows as pairs, zeros behind each; returns those whose scores must not be formed from pairs, one bit each.
+/// Copies gathered rows as pairs, zeros behind each.
 ///
 /// * `to`: `[rows][width]`
-pub(crate) fn copy_pairs_gathered<F: Fn(usize) -> [usize; 3]>(rows: Gathered<'_, F>, to: &mut [f32]) -> u32 {
-    let AnyTensor::Bf16(tensor) = rows.tensor else { unreachable!("pairs of another type") };
-    let mut unfit = 0;
+pub(crate) fn copy_gathered<F: Fn(usize) -> [usize; 3]>(rows: &Gathered<'_, F>, to: &mut [f32]) {
     for (n, to) in to.chunks_exact_mut((to.len() / rows.count).max(1)).enumerate() {
-        let [i0, i1, r] = (rows.place)(n);
-        let row = tensor.matrix(i0, i1).row(r);
-        copy_pairs(row, to);
-        unfit |= u32::from(!fits(row)) << n;
+        copy_pairs(bf16_row(rows, n), to);
+    }
+}
+
+/// The queries among gathered rows for which pairs may not stand, one bit each.
+#[inline(always)]
+pub(crate) fn unfit<F: Fn(usize) -> [usize; 3]>(rows: &Gathered<'_, F>) -> u32 {
+    let mut unfit = 0;
+    for n in 0..rows.count {
+        unfit |= u32::from(!fits(bf16_row(rows, n))) << n;
     }
     unfit
+}
+
+#[inline(always)]
+fn bf16_row<'a, F: Fn(usize) -> [usize; 3]>(rows: &Gathered<'a, F>, n: usize) -> Row<'a, bf16> {
+    let AnyTensor::Bf16(tensor) = rows.tensor else { unreachable!("pairs of another type") };
+    let [i0, i1, r] = (rows.place)(n);
+    tensor.matrix(i0, i1).row(r)
 }
 
 #[cfg(test)]
