@@ -19,15 +19,15 @@ fn compute(attention: &Attention<'_>, q: &[bf16], inputs: &Inputs<bf16>) -> Vec<
     out
 }
 
-/// Denormal queries and giant keys, giant queries and denormal keys: scores of about 1, all of them lost by an instruction
+/// Denormal queries and giant keys, giant queries or a giant scale and denormal keys: scores of about 1, all of them lost by an instruction
 /// that takes denormal numbers for 0.
 #[test]
 fn denormal_numbers_count() {
-    for (q_size, k_size) in [(1e-39, 1e37), (5e35, 1e-38), (1e10, 1e-12)] {
+    for (q_size, k_size, scale) in [(1e-39, 1e37, 50.0), (5e35, 1e-38, 50.0), (0.3, 1e-38, 1e38), (1e10, 1e-12, 50.0)] {
         let mut inputs = Inputs::<bf16>::random(SIZES, &mut Rng(1));
         inputs.q.iter_mut().for_each(|q| *q = bf16::from_f32(q.to_f32() * q_size));
         inputs.k.iter_mut().for_each(|k| *k = bf16::from_f32(k.to_f32() * k_size));
-        let attention = Attention::new().scale(50.0);
+        let attention = Attention::new().scale(scale);
         let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap().out;
         let mean = reference::attention(&Attention::new().scale(0.0), inputs.q(), inputs.k(), inputs.v()).unwrap().out;
         let far = expected.iter().zip(&mean).filter(|(a, b)| (*a - *b).abs() > 0.1).count();

@@ -197,26 +197,25 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn transpose(self, x: [Self::F32; MAX_LANES]) -> [Self::F32; MAX_LANES] {
-        let mut turned = x;
-        for r in 0..LANES {
-            for c in 0..LANES {
-                turned[c][r] = x[r][c];
-            }
-        }
-        turned
+        turned(x)
     }
     #[inline(always)]
     fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES] {
-        let mut turned = x;
-        for r in 0..LANES {
-            for c in 0..LANES {
-                turned[c][r] = x[r][c];
-            }
-        }
-        turned
+        turned(x)
     }
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
     #[inline(always)]
     fn prefetch_near<T>(self, _: *const T) {}
+}
+
+#[inline(always)]
+fn turned<T: Copy>(x: [[T; LANES]; MAX_LANES]) -> [[T; LANES]; MAX_LANES] {
+    let mut turned = x;
+    for r in 0..LANES {
+        for c in 0..LANES {
+            turned[c][r] = x[r][c];
+        }
+    }
+    turned
 }
