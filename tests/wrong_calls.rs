@@ -19,6 +19,7 @@ static COUNTING: Counting = Counting::new();
 #[test]
 fn wrong_calls() {
     within(60, "wrong calls", || {
+        Counting::watch();
         tensors();
         problems();
         options();
