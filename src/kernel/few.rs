@@ -17,7 +17,7 @@ use super::load::{AnyMatrix, load_from, with_matrix};
 use super::multiply::{Multiply, Pairs, Singles};
 use super::round_up_lanes;
 use super::weights::{base, near, power_of_two, raised, weight};
-use crate::element::{Bf16Pair, Element};
+use crate::element::{Bf16Pair, DType, Element};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
 use crate::strided::Matrix;
 
@@ -330,6 +330,11 @@ impl Kernel for AddValues<'_> {
                     (_, 1) => strips::<S, _, 1, 4>(simd, values, weights, out, self.stride, self.ahead),
                     (_, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride, self.ahead),
                     (_, 3) => strips::<S, _, 3, 4>(simd, values, weights, out, self.stride, self.ahead),
+                    (_, 4) if in_one_go::<S, _>(values) => {
+                        let (first, last) = out.split_at_mut(2 * width);
+                        strips::<S, _, 2, 8>(simd, values, weights, first, self.stride, self.ahead);
+                        strips::<S, _, 2, 8>(simd, values, &weights[2 * self.stride..], last, self.stride, self.ahead);
+                    }
                     (_, _) => strips::<S, _, 4, 4>(simd, values, weights, out, self.stride, self.ahead),
                 }
             });
@@ -377,6 +382,13 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
             simd.store_slice(&mut out[whole..], sum);
         }
     }
+}
+
+/// Whether two rows at a time had better take whole keys than four rows halves of them: memory then reads straight on, which
+/// is a tenth of the time of values that lie as f32 there. (Others would be widened twice.)
+#[inline(always)]
+fn in_one_go<S: Simd, T: Element>(values: Matrix<'_, T>) -> bool {
+    T::DTYPE == DType::F32 && values.cols() == 8 * S::LANES
 }
 
 /// N whole vectors of the values from dimension `d` on.

@@ -26,6 +26,13 @@ pub(super) struct Strip {
 /// Vectors side by side in a wide strip: two cache lines of f32, one of a half type.
 pub(super) const WIDE: usize = 4;
 
+/// Rows of the array by which memory has a lead: those of a strip are too far apart for the processor to guess the next.
+/// A fifth of the time at 4096 x 4096.
+const LEAD: usize = 16;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// The [`RowState`]s of the lines of a strip.
 #[derive(Clone, Copy)]
 pub(super) struct States<S: Simd, const V: usize> {
@@ -166,6 +173,7 @@ fn fill<S: Simd, T: Element, const V: usize, const PLAIN: bool>(
     let mut max = [simd.splat(f32::NEG_INFINITY); V];
     for (i, tile) in tile.chunks_exact_mut(V * S::LANES).enumerate() {
         let x = &x[strip.first + i * strip.stride..][..strip.width];
+        ask::<S, T, V>(simd, x.as_ptr().wrapping_add(LEAD * strip.stride));
         let x = load::<S, T, V>(simd, x);
         for v in 0..V {
             let y = scale.adjust::<S, PLAIN>(simd, x[v]);
@@ -223,12 +231,21 @@ fn write<S: Simd, T: Element, const V: usize, const LOG: bool>(
 ) {
     for (i, tile) in tile.chunks_exact(V * S::LANES).enumerate() {
         let out = &mut out[strip.first + i * strip.stride..][..strip.width];
+        ask::<S, T, V>(simd, out.as_ptr().wrapping_add(LEAD * strip.stride));
         let mut y = norms;
         for v in 0..V {
             let e = simd.load_slice(&tile[v * S::LANES..]);
             y[v] = if LOG { simd.sub(e, norms[v]) } else { simd.mul(e, norms[v]) };
         }
         store::<S, T, V>(simd, out, y);
+    }
+}
+
+/// Asks memory for `V` vectors, which need not be there.
+#[inline(always)]
+fn ask<S: Simd, T, const V: usize>(simd: S, row: *const T) {
+    for at in (0..V * S::LANES).step_by(LINE / size_of::<T>()) {
+        simd.prefetch(row.wrapping_add(at));
     }
 }
 
