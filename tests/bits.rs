@@ -193,6 +193,26 @@ fn one_query_after_the_other() {
     }
 }
 
+/// Heads of a group by ones, twos and threes against all four, at the size where values are added two rows at a time.
+#[test]
+fn some_heads_of_a_group() {
+    let mut rng = Rng(6);
+    let sizes = Sizes { heads_q: 4, heads_kv: 1, ..Sizes::single(1, 300, 128) };
+    let (inputs, options) = (Inputs::<f32>::random(sizes, &mut rng), Options::random(&sizes, &mut rng));
+    for (form, level) in forms_and_levels() {
+        let whole = inputs.bits(&options.attention(&sizes, 0..4, 0..1).form(form).level(level));
+        for group in [0..1, 1..2, 3..4, 0..2, 1..3, 1..4] {
+            check_part(
+                &inputs,
+                &options,
+                (form, level),
+                &Part { batches: 0..1, heads_kv: 0..1, group, queries: 0..1 },
+                &whole,
+            );
+        }
+    }
+}
+
 /// Positions far beyond the numbers that f32 counts exactly.
 #[test]
 fn far_positions() {
