@@ -291,7 +291,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The same of answers.
     fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES];
 
-    /// Asks for the cache line of `p`, which need not be readable, into the second cache.
+    /// Asks for the cache line of `p` ([`LINE`]), which need not be readable, into the second cache.
     fn prefetch<T>(self, p: *const T);
     /// Asks for the cache line of `p`, which need not be readable, into the first cache.
     fn prefetch_near<T>(self, p: *const T);
@@ -415,6 +415,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         to.copy_from_slice(&whole[..to.len()]);
     }
 }
+
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
 
 /// No level has more lanes than this.
 pub(crate) const MAX_LANES: usize = 16;

@@ -5,11 +5,8 @@
 //! products hand out the lines on their way, some with every few steps.
 
 use super::load::{AnyMatrix, with_matrix};
-use crate::simd::Simd;
+use crate::simd::{LINE, Simd};
 use crate::strided::Matrix;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Matrices that one [`Ahead`] takes; more are not asked for.
 const MAX_RUNS: usize = 12;

@@ -314,7 +314,7 @@ impl Kernel for AddValues<'_> {
         if width == 0 {
             return;
         }
-        // Every strip asks once a key. (Most are four vectors wide.)
+        // Every strip asks once a key: most are four vectors wide, and where they are eight there are two for as many rows.
         let count = (self.weights.len() / self.stride).div_ceil(ROWS) * (width / (4 * S::LANES)).max(1);
         self.ahead.spread(self.values.rows() * count);
         let weights = self.weights.chunks(ROWS * self.stride);
@@ -384,8 +384,8 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     }
 }
 
-/// Whether two rows at a time had better take whole keys than four rows halves of them: memory then reads straight on, which
-/// is a tenth of the time of values that lie as f32 there. (Others would be widened twice.)
+/// Whether four rows had better take whole keys, two rows at a time, than halves of keys all at once: memory then reads straight
+/// on, a tenth of the time in f32. Half types would be widened twice. (Eight vectors of two rows fill the registers.)
 #[inline(always)]
 fn in_one_go<S: Simd, T: Element>(values: Matrix<'_, T>) -> bool {
     T::DTYPE == DType::F32 && values.cols() == 8 * S::LANES
