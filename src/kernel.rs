@@ -1,6 +1,6 @@
 //! One tile of queries and keys: no tensors' shapes to check, no threads, and nothing but f32 past the load.
 //!
-//! **Queries stand in the lanes.** A *panel* is [`PANEL_LANES`] query rows held transposed, so that a vector holds the same
+//! **Queries stand in the lanes.** A *panel* is [`panel_lanes`] query rows held transposed, so that a vector holds the same
 //! element of as many queries as it has lanes. For a panel and a tile of keys:
 //!
 //! ```text
@@ -36,16 +36,24 @@ pub(crate) mod weights;
 
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 
-/// Queries side by side in a full panel: two vectors of eight, or one of sixteen. (Two of sixteen were no faster, and a
-/// short sequence or a diagonal leaves fewer lanes empty in narrow panels.)
-pub(crate) const PANEL_LANES: usize = 16;
+/// Vectors of a full panel. A broadcast then serves two multiply-adds: with one vector a product needs a load for each, and
+/// where two multiply-adds can start in a cycle, so can only two loads.
+pub(crate) const PANEL_VECTORS: usize = 2;
 
-/// Rows of accumulators that a product over `vectors` vectors keeps in registers: what is left of the register file
-/// after the right operand, one broadcast and one to spare. With 16 registers that is 6 rows of two vectors, the most
-/// multiply-adds a load; with 32, 16 rows of one, because a block of 16 values is packed as whole vectors.
+/// Queries side by side in a full panel at a level.
+pub(crate) fn panel_lanes(isa: Isa) -> usize {
+    PANEL_VECTORS * isa.lanes()
+}
+
+/// No panel is wider than this.
+pub(crate) const MAX_PANEL_LANES: usize = PANEL_VECTORS * MAX_LANES;
+
+/// Rows of accumulators that a product over `vectors` vectors keeps in registers: what is left of the register file after
+/// the right operand, one broadcast and one to spare, but no more than [`MAX_PRODUCT_ROWS`] accumulators. With 16 registers
+/// that is 6 rows of two vectors, with 32 it is 8.
 pub(crate) const fn product_rows<S: Simd>(vectors: usize) -> usize {
-    let rows = (S::REGISTERS - 4) / vectors;
-    if rows < MAX_PRODUCT_ROWS { rows } else { MAX_PRODUCT_ROWS }
+    let accumulators = S::REGISTERS - 4;
+    if accumulators < MAX_PRODUCT_ROWS { accumulators / vectors } else { MAX_PRODUCT_ROWS / vectors }
 }
 
 /// The same for a full panel, at a level.
@@ -55,13 +63,21 @@ pub(crate) fn panel_product_rows(isa: Isa) -> usize {
         type Output = usize;
         #[inline(always)]
         fn run<S: Simd>(self, _: S) -> usize {
-            product_rows::<S>(PANEL_LANES / S::LANES)
+            product_rows::<S>(PANEL_VECTORS)
         }
     }
     isa.run(Rows)
 }
 
-/// No product has more rows than this.
+/// Dimensions of the values that are packed side by side at a level: as many whole products of a full panel as a vector holds,
+/// so that packing writes whole vectors that overlap little.
+pub(crate) fn value_block_dims(isa: Isa) -> usize {
+    let rows = panel_product_rows(isa);
+    (isa.lanes() / rows).max(1) * rows
+}
+
+/// No product has more accumulators than this, and so not more rows: two multiply-adds that can start in a cycle and take
+/// four keep eight chains busy, sixteen leave room for loads that are late, and heads are multiples of 8.
 const MAX_PRODUCT_ROWS: usize = 16;
 
 /// `n` things in the fewest blocks of at most `most`, as even as can be: the first few have one more than the rest.

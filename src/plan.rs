@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::kernel::{EvenBlocks, PANEL_LANES, round_up_lanes};
+use crate::kernel::{EvenBlocks, panel_lanes, round_up_lanes};
 use crate::machine::Machine;
 use crate::problem::{Dims, Problem};
 use crate::simd::{Isa, Level};
@@ -62,9 +62,9 @@ const MAX_PARTIALS: usize = 1 << 28;
 /// head_dim 128, that fits a second-level cache of 512 KiB. (128 KiB took 1% longer at head_dim 128.)
 const TILE_ELEMENTS: usize = 48 * 1024;
 
-/// Panels that share a packed tile of keys and values: 192 rows. Fetching and packing a key and its value
-/// costs about half as much as using them for one panel, so shared by twelve it is a twentieth of the work.
-const BLOCK_PANELS: usize = 12;
+/// Rows that share a packed tile of keys and values. Fetching and packing a key and its value costs about half as much as
+/// using them for 16 rows, so shared by twelve times as many it is a twentieth of the work.
+const BLOCK_ROWS: usize = 192;
 
 /// Below so many multiply-adds the calling thread works alone: about 20 µs, what waking a pool costs.
 const PARALLEL_WORK: usize = 1 << 20;
@@ -95,7 +95,10 @@ impl Plan {
         let heads = dims.batch.saturating_mul(dims.heads_kv);
         let (tile_keys, blocks) = match form {
             Form::FewQueries => (FEW_TILE_KEYS, EvenBlocks::new(rows, FEW_TASK_ROWS)),
-            Form::ManyQueries => (tile_keys(&dims), EvenBlocks::new(rows.div_ceil(PANEL_LANES), BLOCK_PANELS)),
+            Form::ManyQueries => {
+                let panel = panel_lanes(machine.isa);
+                (tile_keys(&dims), EvenBlocks::new(rows.div_ceil(panel), BLOCK_ROWS / panel))
+            }
         };
         // Split tasks and unsplit ones give the same bits, so this may depend on anything.
         let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < PLENTY_TASKS;
@@ -124,12 +127,17 @@ impl Plan {
         self.isa.level()
     }
 
+    /// Query rows of a full panel (many queries).
+    pub(crate) fn panel_lanes(&self) -> usize {
+        panel_lanes(self.isa)
+    }
+
     /// The rows of block `block`: whole panels, shared out evenly.
     pub(crate) fn block_rows(&self, block: usize) -> Range<usize> {
         let rows = self.dims.rows();
         let unit = match self.form {
             Form::FewQueries => 1,
-            Form::ManyQueries => PANEL_LANES,
+            Form::ManyQueries => self.panel_lanes(),
         };
         let units = self.blocks.range(block);
         (units.start * unit).min(rows)..(units.end * unit).min(rows)
@@ -159,7 +167,7 @@ impl fmt::Display for Plan {
             Form::ManyQueries => write!(
                 f,
                 "many queries, tiles of {} queries x {} keys, blocks of {} rows",
-                PANEL_LANES,
+                self.panel_lanes(),
                 self.tile_keys,
                 if self.blocks.count == 0 { 0 } else { self.block_rows(0).len() },
             )?,

@@ -13,7 +13,7 @@ use crate::kernel::ahead::Ahead;
 use crate::kernel::lanes::gather_into_lanes;
 use crate::kernel::pack::as_f32;
 use crate::kernel::scores::{self, PanelKeys};
-use crate::kernel::{PANEL_LANES, round_up_lanes};
+use crate::kernel::{MAX_PANEL_LANES, round_up_lanes};
 use crate::plan::Plan;
 use crate::problem::Problem;
 use std::ops::Range;
@@ -35,8 +35,8 @@ pub(crate) fn run(
     fan_out(for_workers(&mut workspace.scratch, workers), &|scratch| {
         while let Some(mut rows) = shared.draw() {
             let all_rows = &rows.work().task.rows;
-            for start in all_rows.clone().step_by(PANEL_LANES) {
-                run_panel(&mut rows, start..(start + PANEL_LANES).min(all_rows.end), stage, scratch);
+            for start in all_rows.clone().step_by(plan.panel_lanes()) {
+                run_panel(&mut rows, start..(start + plan.panel_lanes()).min(all_rows.end), stage, scratch);
             }
         }
     });
@@ -66,7 +66,7 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
         let seen = start..(start + plan.tile_keys).min(dims.seq_kv);
         let keys = as_f32(isa, work.keys().slice_rows(seen.clone()), wide_keys);
         let scores = &mut tile_scores[..seen.len() * count];
-        let mut max = [f32::NEG_INFINITY; PANEL_LANES];
+        let mut max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
         scores::scores(isa, PanelKeys::Wide(keys), queries, scores, &mut max[..count], &mut Ahead::nothing());
         match stage {
             ScoreStage::Raw | ScoreStage::Capped => adjust_raw(work, cap, scores, &mut max[..count]),

@@ -7,7 +7,7 @@ use crate::kernel::adjust::{Adjust, Unit};
 use crate::kernel::bias::{BiasRow, PanelTensors, gather_bias, read_bias};
 use crate::kernel::lanes::into_lanes;
 use crate::kernel::load::AnyMatrix;
-use crate::kernel::{PANEL_LANES, round_up_lanes};
+use crate::kernel::{MAX_PANEL_LANES, round_up_lanes};
 use crate::mask::{common, hull};
 use std::ops::Range;
 
@@ -22,12 +22,12 @@ pub(super) struct Lanes {
     /// The keys that every one of them sees by its position.
     pub(super) common: Range<usize>,
     /// The keys that each lane sees by its position.
-    intervals: [(usize, usize); PANEL_LANES],
+    intervals: [(usize, usize); MAX_PANEL_LANES],
 }
 
 impl Lanes {
     pub(super) fn new(work: Work<'_>, rows: Range<usize>, count: usize) -> Self {
-        let mut intervals = [(0, 0); PANEL_LANES];
+        let mut intervals = [(0, 0); MAX_PANEL_LANES];
         for (interval, r) in intervals.iter_mut().zip(rows.clone()) {
             let Range { start, end } = work.interval(r);
             *interval = (start, end);
@@ -67,9 +67,9 @@ pub(super) struct Marks<'l> {
     tile_start: usize,
     /// First visible key of each lane and the one after its last, counted from the tile's first key; not filled in where all
     /// lanes see all keys.
-    visible: [[f32; PANEL_LANES]; 2],
+    visible: [[f32; MAX_PANEL_LANES]; 2],
     /// Slope and position of each lane.
-    alibi: Option<[[f32; PANEL_LANES]; 2]>,
+    alibi: Option<[[f32; MAX_PANEL_LANES]; 2]>,
 }
 
 impl<'l> Marks<'l> {
@@ -78,7 +78,7 @@ impl<'l> Marks<'l> {
         // (A position may be far away, and rounded: but the same way for a key of the tile whichever rows are beside it.)
         let tile_start = keys.start / work.plan.tile_keys * work.plan.tile_keys;
         let within = |key: usize| (key.clamp(keys.start, keys.end) - tile_start) as f32;
-        let mut visible = [[0.0; PANEL_LANES]; 2];
+        let mut visible = [[0.0; MAX_PANEL_LANES]; 2];
         if !lanes.see_all(keys) {
             for (lane, &(start, end)) in lanes.intervals[..lanes.count].iter().enumerate() {
                 (visible[0][lane], visible[1][lane]) = (within(start), within(end));
@@ -97,7 +97,7 @@ impl<'l> Marks<'l> {
     /// What the kernel is to do with a part of the keys; `bias` is that of all of them, laid out as the scores are.
     pub(super) fn adjust<'a>(&'a self, part: &Range<usize>, bias: Option<&'a [f32]>) -> Adjust<'a> {
         let count = self.lanes.count;
-        let lanes = |x: &'a [f32; PANEL_LANES]| &x[..count];
+        let lanes = |x: &'a [f32; MAX_PANEL_LANES]| &x[..count];
         Adjust {
             unit: self.unit,
             softcap: self.softcap,

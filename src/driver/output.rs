@@ -6,7 +6,7 @@
 use super::ahead::add_rows;
 use super::schedule::{Schedule, Work};
 use crate::element::Element;
-use crate::kernel::PANEL_LANES;
+use crate::kernel::MAX_PANEL_LANES;
 use crate::kernel::ahead::Ahead;
 use crate::kernel::finish::{finish_rows, log_sum_exp};
 use crate::kernel::load::store_row;
@@ -202,14 +202,14 @@ impl Kernel for WritePanel<'_, '_> {
         with_elements!(&owner.output.values, tensor => {
             if !tensor.has_contiguous_rows() {
                 let width = tensor.shape()[3];
-                let mut slices = <[&mut [_]; PANEL_LANES]>::default();
+                let mut slices = <[&mut [_]; MAX_PANEL_LANES]>::default();
                 for (slice, stage) in slices.iter_mut().zip(stage.chunks_exact_mut(width)) {
                     *slice = stage;
                 }
                 finish_rows::<S, f32>(simd, panel, state, &mut slices[..rows.len()]);
                 return WriteRows { owner, rows, values: (stage, width) }.run(simd);
             }
-            let mut slices = <[&mut [_]; PANEL_LANES]>::default();
+            let mut slices = <[&mut [_]; MAX_PANEL_LANES]>::default();
             for (slice, r) in slices.iter_mut().zip(rows.clone()) {
                 // SAFETY: a row of the task (`write_panel` has checked them), each once, and `owner` is borrowed mutably while
                 // they live.

@@ -26,7 +26,7 @@ use crate::kernel::product::parts;
 use crate::kernel::scores::{self, PanelKeys};
 use crate::kernel::values::{add_values, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
-use crate::kernel::{PANEL_LANES, panel_product_rows, round_up_lanes};
+use crate::kernel::{MAX_PANEL_LANES, panel_product_rows, round_up_lanes};
 use crate::plan::Plan;
 use crate::problem::Problem;
 use std::ops::Range;
@@ -66,18 +66,20 @@ struct Layout {
     /// Steps of a score (elements of a query, or pairs of them) and value_dim, rounded up to vectors.
     width: usize,
     value_width: usize,
+    /// Lanes of a full panel.
+    panel_lanes: usize,
 }
 
 impl Layout {
     /// The packed queries of panel `p`, which has `lanes` lanes: `[width][lanes]`.
     fn queries(self, p: usize, lanes: usize) -> Range<usize> {
-        let start = p * self.width * PANEL_LANES;
+        let start = p * self.width * self.panel_lanes;
         start..start + self.width * lanes
     }
 
     /// Its output: `[value_width][lanes]`.
     fn out(self, p: usize, lanes: usize) -> Range<usize> {
-        let start = p * self.value_width * PANEL_LANES;
+        let start = p * self.value_width * self.panel_lanes;
         start..start + self.value_width * lanes
     }
 }
@@ -112,19 +114,20 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     list_panels(work, panels);
 
     let steps = if work.uses_pairs() { pairs_in(dims.head_dim) } else { dims.head_dim };
-    let layout = Layout { width: round_up_lanes(steps), value_width: round_up_lanes(dims.value_dim) };
+    let panel_lanes = plan.panel_lanes();
+    let layout = Layout { width: round_up_lanes(steps), value_width: round_up_lanes(dims.value_dim), panel_lanes };
     let tile_rows = round_up_lanes(plan.tile_keys);
     let [queries, out, wide_keys, wide_values, packed_values, scores, kept_scores, bias, stage] =
         scratch.floats.buffers([
-            panels.len() * layout.width * PANEL_LANES,
-            panels.len() * layout.value_width * PANEL_LANES,
+            panels.len() * layout.width * panel_lanes,
+            panels.len() * layout.value_width * panel_lanes,
             if work.keys().in_place().is_some() { 0 } else { plan.tile_keys * steps },
             if work.values().has_contiguous_rows() { 0 } else { plan.tile_keys * dims.value_dim },
             ValueBlocks::new(isa, plan.tile_keys, dims.value_dim).len(),
-            tile_rows * PANEL_LANES,
-            tile_rows * PANEL_LANES,
-            if work.has_score_tensor() { tile_rows * PANEL_LANES } else { 0 },
-            PANEL_LANES * round_up_lanes(dims.head_dim).max(layout.value_width).max(tile_rows),
+            tile_rows * panel_lanes,
+            tile_rows * panel_lanes,
+            if work.has_score_tensor() { tile_rows * panel_lanes } else { 0 },
+            panel_lanes * round_up_lanes(dims.head_dim).max(layout.value_width).max(tile_rows),
         ]);
     let mut spare = Spare { scores, kept_scores, bias, stage };
 
@@ -152,7 +155,8 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
         // Over the products of the scores and of the values. (Panels that see a part of the tile have fewer.)
         let keys = tile.range.len();
         let score_parts = keys.div_ceil(panel_product_rows(isa)) * parts(steps);
-        ahead.spread(panels.len() * (score_parts + tile.blocks.count() * parts(keys)));
+        let value_parts = dims.value_dim.div_ceil(panel_product_rows(isa)) * parts(keys);
+        ahead.spread(panels.len() * (score_parts + value_parts));
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
@@ -172,8 +176,8 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
 fn list_panels(work: Work<'_>, panels: &mut Vec<Panel>) {
     panels.clear();
     let all_rows = &work.task.rows;
-    for start in all_rows.clone().step_by(PANEL_LANES) {
-        let rows = start..(start + PANEL_LANES).min(all_rows.end);
+    for start in all_rows.clone().step_by(work.plan.panel_lanes()) {
+        let rows = start..(start + work.plan.panel_lanes()).min(all_rows.end);
         let count = rows.len().next_multiple_of(work.plan.isa.lanes());
         let lanes = Lanes::new(work, rows, count);
         panels.push(Panel { lanes, state: PanelState::EMPTY, started: false, unfit: 0 });
@@ -228,7 +232,7 @@ fn run_panel(
 
     // 2. Scores, as the softmax is to see them. What every lane sees needs no look at each pair.
     let scores = &mut spare.scores[..seen.len() * lanes];
-    let (mut max, mut raw_max) = ([f32::NEG_INFINITY; PANEL_LANES], [f32::NEG_INFINITY; PANEL_LANES]);
+    let (mut max, mut raw_max) = ([f32::NEG_INFINITY; MAX_PANEL_LANES], [f32::NEG_INFINITY; MAX_PANEL_LANES]);
     let (max, raw_max) = (&mut max[..lanes], &mut raw_max[..lanes]);
     for part in panel.lanes.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
         let scores = &mut scores[(part.start - seen.start) * lanes..(part.end - seen.start) * lanes];
@@ -274,7 +278,7 @@ fn scores_of_elements(
     (row_scores, query): (&mut [f32], &mut [f32]),
 ) {
     let (isa, lanes) = (work.plan.isa, max.len());
-    let mut before = [0.0; PANEL_LANES];
+    let mut before = [0.0; MAX_PANEL_LANES];
     before[..lanes].copy_from_slice(max);
     scores::scores(isa, keys, queries, scores, max, &mut Ahead::nothing());
     let PanelKeys::Pairs(keys, _) = keys else { unreachable!("queries that fit no pairs, without pairs") };

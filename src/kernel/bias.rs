@@ -1,6 +1,6 @@
 //! What tensors say about single scores: an additive bias, and a boolean mask as a bias of 0 or -inf.
 
-use super::PANEL_LANES;
+use super::MAX_PANEL_LANES;
 use super::lanes::{lane_rows, load_block, store_lanes};
 use super::load::{AnyMatrix, with_matrix};
 use super::multiply::Singles;
@@ -132,8 +132,8 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherBias<'_, F> {
 #[inline(always)]
 fn turn<S: Simd, T: Element>(
     simd: S,
-    bias: Option<&[&[T]; PANEL_LANES]>,
-    mask: Option<&[&[u8]; PANEL_LANES]>,
+    bias: Option<&[&[T]; MAX_PANEL_LANES]>,
+    mask: Option<&[&[u8]; MAX_PANEL_LANES]>,
     keys: usize,
     (to, lanes): (&mut [f32], usize),
 ) -> bool {
@@ -163,7 +163,7 @@ fn turn<S: Simd, T: Element>(
 
 /// The answers of `LANES` rows for `LANES` keys from `at` on; no behind their end.
 #[inline(always)]
-fn load_answers<S: Simd>(simd: S, rows: &[&[u8]; PANEL_LANES], first: usize, at: usize) -> [S::Mask; MAX_LANES] {
+fn load_answers<S: Simd>(simd: S, rows: &[&[u8]; MAX_PANEL_LANES], first: usize, at: usize) -> [S::Mask; MAX_LANES] {
     let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
     for n in 0..S::LANES {
         let row = &rows[first + n][at..];

@@ -1,6 +1,6 @@
 //! Rows of memory into the lanes of a panel, a square block at a time, turned in registers.
 
-use super::PANEL_LANES;
+use super::MAX_PANEL_LANES;
 use super::multiply::{Multiply, Pairs, Singles};
 use super::pack::{Gathered, widen_gathered};
 use super::pairs::{copy_gathered, pairs_in, unfit};
@@ -58,8 +58,8 @@ pub(super) fn lane_rows<'a, T: Copy>(
     cols: Range<usize>,
     count: usize,
     place: impl Fn(usize) -> [usize; 3],
-) -> Option<[&'a [T]; PANEL_LANES]> {
-    let mut rows: [&[T]; PANEL_LANES] = [&[]; PANEL_LANES];
+) -> Option<[&'a [T]; MAX_PANEL_LANES]> {
+    let mut rows: [&[T]; MAX_PANEL_LANES] = [&[]; MAX_PANEL_LANES];
     for (n, row) in rows.iter_mut().enumerate() {
         let [i0, i1, r] = place(n.min(count - 1));
         *row = tensor.matrix(i0, i1).row(r).slice(cols.clone()).as_slice()?;
@@ -104,7 +104,7 @@ impl<F: Fn(usize) -> [usize; 3]> PairKernel for GatherPairs<'_, F> {
             copy_gathered(&self.rows, stage);
         }
         let copies = Matrix::from_carried(stage, copies, pairs);
-        let mut rows: [&[Bf16Pair]; PANEL_LANES] = [&[]; PANEL_LANES];
+        let mut rows: [&[Bf16Pair]; MAX_PANEL_LANES] = [&[]; MAX_PANEL_LANES];
         for (n, row) in rows.iter_mut().enumerate() {
             let n = n.min(count - 1);
             let [i0, i1, r] = (self.rows.place)(n);
@@ -134,7 +134,7 @@ impl Kernel for IntoLanes<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let len = self.from.len() / self.lanes;
-        let mut rows: [&[f32]; PANEL_LANES] = [&[]; PANEL_LANES];
+        let mut rows: [&[f32]; MAX_PANEL_LANES] = [&[]; MAX_PANEL_LANES];
         for (n, row) in rows.iter_mut().enumerate() {
             let n = n.min(self.lanes - 1);
             *row = &self.from[n * len..(n + 1) * len];
@@ -147,12 +147,12 @@ impl Kernel for IntoLanes<'_> {
 #[inline(always)]
 fn turn_rows<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
-    rows: &[&[M::Step]; PANEL_LANES],
+    rows: &[&[M::Step]; MAX_PANEL_LANES],
     factor: Option<f32>,
     (to, lanes): (&mut [f32], usize),
 ) {
     let len = rows[0].len();
-    assert!(lanes <= PANEL_LANES);
+    assert!(lanes <= MAX_PANEL_LANES);
     for (b, to) in to.chunks_exact_mut(S::LANES * lanes).enumerate() {
         let at = b * S::LANES;
         for first in (0..lanes).step_by(S::LANES) {
@@ -171,7 +171,7 @@ fn turn_rows<S: Simd, M: Multiply<S>>(
 #[inline(always)]
 pub(super) fn load_block<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
-    rows: &[&[M::Step]; PANEL_LANES],
+    rows: &[&[M::Step]; MAX_PANEL_LANES],
     first: usize,
     at: usize,
 ) -> [S::F32; MAX_LANES] {

@@ -1,7 +1,7 @@
 //! Bringing a tile's operands into the order in which the products read them, widened to f32.
 
 use super::load::{AnyMatrix, load_from, with_matrix};
-use super::{EvenBlocks, panel_product_rows};
+use super::{EvenBlocks, value_block_dims};
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::strided::{Matrix, Row};
@@ -135,7 +135,7 @@ pub(crate) struct ValueBlocks {
 impl ValueBlocks {
     /// Blocks for the products of `isa`.
     pub(crate) fn new(isa: Isa, keys: usize, value_dim: usize) -> Self {
-        Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, panel_product_rows(isa)) }
+        Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, value_block_dims(isa)) }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::ahead::Ahead;
 use super::multiply::{Multiply, Pairs, Singles};
 use super::product::{ByRows, Left, by_rows, product};
-use super::{EvenBlocks, PANEL_LANES, product_rows};
+use super::{EvenBlocks, product_rows};
 use crate::element::Bf16Pair;
 use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
 use crate::strided::Matrix;
@@ -87,7 +87,7 @@ impl<K> Scores<'_, K> {
         assert!(self.queries.len() >= self.keys.cols() * lanes && self.scores.len() >= rows * lanes);
         match self.max.len() / S::LANES {
             1 => self.blocks::<S, M, 1>(simd, multiply),
-            2 if 2 * S::LANES <= PANEL_LANES => self.blocks::<S, M, 2>(simd, multiply),
+            2 => self.blocks::<S, M, 2>(simd, multiply),
             vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }

@@ -1,10 +1,10 @@
 //! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
 
-use super::PANEL_LANES;
 use super::ahead::Ahead;
 use super::multiply::Singles;
 use super::pack::ValueBlocks;
 use super::product::{ByRows, Left, by_rows, product};
+use super::{EvenBlocks, product_rows};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Adds `sum over j of values[j][d] * weights[j][lane]` to `out[d][lane]`.
@@ -47,7 +47,7 @@ impl Kernel for AddValues<'_> {
     fn run<S: Simd>(self, simd: S) {
         match self.lanes / S::LANES {
             1 => self.blocks::<S, 1>(simd),
-            2 if 2 * S::LANES <= PANEL_LANES => self.blocks::<S, 2>(simd),
+            2 => self.blocks::<S, 2>(simd),
             vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }
@@ -60,18 +60,21 @@ impl AddValues<'_> {
         for b in 0..self.blocks.count() {
             let dims = self.blocks.dims(b);
             let values = self.values[self.blocks.offset(b) + self.first * dims.len()..].as_ptr();
-            let mut block = Block::<S, V> {
-                ahead: &mut *self.ahead,
-                simd,
-                values: Left { at: values, row: 1, step: dims.len() as isize, next: 0 },
-                weights: self.weights.as_ptr(),
-                keys: self.keys,
-                out: self.out[dims.start * self.lanes..].as_mut_ptr(),
-                is_first: self.is_first,
-            };
-            // SAFETY: `add_values` has checked that there are values for all of `blocks`, of which these keys and
-            // dimensions are a part, weights for the keys and room for the dimensions.
-            unsafe { by_rows::<S, V>(dims.len(), &mut block) };
+            let products = EvenBlocks::new(dims.len(), product_rows::<S>(V));
+            for part in (0..products.count).map(|p| products.range(p)) {
+                let mut block = Block::<S, V> {
+                    ahead: &mut *self.ahead,
+                    simd,
+                    values: Left { at: values.wrapping_add(part.start), row: 1, step: dims.len() as isize, next: 0 },
+                    weights: self.weights.as_ptr(),
+                    keys: self.keys,
+                    out: self.out[(dims.start + part.start) * self.lanes..].as_mut_ptr(),
+                    is_first: self.is_first,
+                };
+                // SAFETY: `add_values` has checked that there are values for all of `blocks`, of which these keys and
+                // dimensions are a part, weights for the keys and room for the dimensions.
+                unsafe { by_rows::<S, V>(part.len(), &mut block) };
+            }
         }
     }
 }
@@ -95,7 +98,7 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
     /// * `values` is valid for `keys` steps of R elements, `weights` for `keys` steps, `out` for reads and writes of R rows
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
-        let values = Left { step: R as isize, next: NEXT * R as isize, ..self.values };
+        let values = Left { next: NEXT * self.values.step, ..self.values };
         // SAFETY: the caller's promise.
         let sums =
             unsafe { product::<S, _, R, V>((self.simd, Singles::new()), values, self.weights, self.keys, self.ahead) };

@@ -12,7 +12,7 @@
 //!
 //! m is set [`SLACK`] above the maximum that moved it, so it moves rarely, and P never exceeds 1.
 
-use super::PANEL_LANES;
+use super::MAX_PANEL_LANES;
 use crate::simd::exp::{ROUND, exp2_fraction};
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -31,14 +31,14 @@ const LOWEST: f32 = -8_388_608.0; // -2^23
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PanelState {
     /// m: an integer, in units of log2; -inf before the first visible key.
-    pub(crate) max: [f32; PANEL_LANES],
+    pub(crate) max: [f32; MAX_PANEL_LANES],
     /// l: the sum of 2^(s - m).
-    pub(crate) sum: [f32; PANEL_LANES],
+    pub(crate) sum: [f32; MAX_PANEL_LANES],
 }
 
 impl PanelState {
     /// The state of rows that have seen nothing.
-    pub(crate) const EMPTY: Self = Self { max: [f32::NEG_INFINITY; PANEL_LANES], sum: [0.0; PANEL_LANES] };
+    pub(crate) const EMPTY: Self = Self { max: [f32::NEG_INFINITY; MAX_PANEL_LANES], sum: [0.0; MAX_PANEL_LANES] };
 }
 
 /// Turns scores into weights, and folds them into the state; where the maximum moves, rescales what was summed before.
@@ -64,7 +64,7 @@ impl Kernel for Weights<'_> {
     fn run<S: Simd>(self, simd: S) {
         match self.tile_max.len() / S::LANES {
             1 => self.steps::<S, 1>(simd),
-            2 if 2 * S::LANES <= PANEL_LANES => self.steps::<S, 2>(simd),
+            2 => self.steps::<S, 2>(simd),
             vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }
