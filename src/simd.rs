@@ -179,7 +179,12 @@ pub(crate) trait PairDots<S: Simd>: Copy {
     /// In every lane, `c + a.second * b.second`, rounded, plus `a.first * b.first`, rounded. The products are exact.
     /// **Denormal numbers count as 0**, as operands and as results, and the rounding is to nearest whatever the thread's mode.
     fn add_dots(self, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
-    /// The same with one pair, `a`, in every lane.
+    /// One pair in every lane.
+    ///
+    /// # Safety
+    /// * `a` is valid for reads
+    unsafe fn broadcast(self, a: *const Bf16Pair) -> S::F32;
+    /// [`PairDots::add_dots`] with one pair, `a`, in every lane.
     ///
     /// # Safety
     /// * `a` is valid for reads

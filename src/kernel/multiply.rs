@@ -9,11 +9,11 @@ pub(super) trait Multiply<S: Simd>: Copy {
     /// What one step takes of a row in memory; zero by default.
     type Step: Copy + Default;
 
-    /// `a * b + c`, a being one step, in every lane.
+    /// `c[v] += a * b[v]` for each of V vectors, a being one step, in every lane.
     ///
     /// # Safety
     /// * `a` is valid for reads
-    unsafe fn mul_add_at(self, simd: S, a: *const Self::Step, b: S::F32, c: S::F32) -> S::F32;
+    unsafe fn mul_add_at<const V: usize>(self, simd: S, a: *const Self::Step, b: [S::F32; V], c: &mut [S::F32; V]);
     /// `LANES` steps.
     ///
     /// # Safety
@@ -49,9 +49,12 @@ impl<S: Simd, T: Element> Multiply<S> for Singles<T> {
     type Step = T;
 
     #[inline(always)]
-    unsafe fn mul_add_at(self, simd: S, a: *const T, b: S::F32, c: S::F32) -> S::F32 {
+    unsafe fn mul_add_at<const V: usize>(self, simd: S, a: *const T, b: [S::F32; V], c: &mut [S::F32; V]) {
         // SAFETY: the caller's promise.
-        simd.mul_add(simd.splat(unsafe { *a }.to_f32()), b, c)
+        let a = simd.splat(unsafe { *a }.to_f32());
+        for v in 0..V {
+            c[v] = simd.mul_add(a, b[v], c[v]);
+        }
     }
     #[inline(always)]
     unsafe fn load(self, simd: S, p: *const T) -> S::F32 {
@@ -79,9 +82,17 @@ impl<S: Simd, D: PairDots<S>> Multiply<S> for Pairs<D> {
     type Step = Bf16Pair;
 
     #[inline(always)]
-    unsafe fn mul_add_at(self, _: S, a: *const Bf16Pair, b: S::F32, c: S::F32) -> S::F32 {
+    unsafe fn mul_add_at<const V: usize>(self, _: S, a: *const Bf16Pair, b: [S::F32; V], c: &mut [S::F32; V]) {
+        if V == 1 {
+            // SAFETY: the caller's promise.
+            c[0] = unsafe { self.dots.add_dots_at(a, b[0], c[0]) };
+            return;
+        }
         // SAFETY: the caller's promise.
-        unsafe { self.dots.add_dots_at(a, b, c) }
+        let a = unsafe { self.dots.broadcast(a) };
+        for v in 0..V {
+            c[v] = self.dots.add_dots(a, b[v], c[v]);
+        }
     }
     #[inline(always)]
     unsafe fn load(self, _: S, p: *const Bf16Pair) -> S::F32 {

@@ -99,10 +99,8 @@ unsafe fn step<S: Simd, M: Multiply<S>, const R: usize, const V: usize>(
     for (r, c) in c.iter_mut().enumerate() {
         // SAFETY: row r < R: the caller's promise.
         let a = a.wrapping_offset(r as isize * row);
-        for v in 0..V {
-            // SAFETY: row r < R: the caller's promise.
-            c[v] = unsafe { multiply.mul_add_at(simd, a, lanes[v], c[v]) };
-        }
+        // SAFETY: row r < R: the caller's promise.
+        unsafe { multiply.mul_add_at(simd, a, lanes, c) };
     }
 }
 

@@ -50,14 +50,39 @@ impl PairDots<Avx512> for Avx512Bf16 {
         op!(_mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)))
     }
     #[inline(always)]
+    unsafe fn broadcast(self, a: *const Bf16Pair) -> __m512 {
+        // SAFETY: the caller's promise; the token for the instruction.
+        unsafe { broadcast(a) }
+    }
+    #[inline(always)]
     unsafe fn add_dots_at(self, a: *const Bf16Pair, b: __m512, c: __m512) -> __m512 {
         // SAFETY: the caller's promise; the token for the instructions.
         unsafe { add_dots_at(a, b, c) }
     }
 }
 
-/// The instruction with a broadcast as its operand. Left to itself, the compiler takes the broadcasts of many steps together
-/// and spills them: bf16 prefill took a fifth longer.
+/// A broadcast that stays where it is. Left to itself, the compiler takes the broadcasts of many steps together and spills
+/// them: bf16 prefill took a fifth longer.
+///
+/// # Safety
+/// * `a` is valid for reads
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
+    let lanes;
+    // SAFETY: the caller's promise.
+    unsafe {
+        std::arch::asm!(
+            "vbroadcastss {lanes}, dword ptr [{a}]",
+            a = in(reg) a,
+            lanes = lateout(zmm_reg) lanes,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    lanes
+}
+
+/// The instruction with a broadcast as its operand, for the same reason.
 ///
 /// # Safety
 /// * `a` is valid for reads
