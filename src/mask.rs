@@ -92,10 +92,14 @@ impl Mask<'_> {
             && self.tensor.is_none_or(|tensor| tensor.get([b, h, i, j]).is_some_and(|byte| byte != 0))
     }
 
+    /// Whether queries of a batch see different keys by their positions.
+    pub(crate) fn goes_by_position(&self) -> bool {
+        self.causal || self.window != (None, None)
+    }
+
     /// The keys that query `i` of batch `b` may see by its position: all that [`Mask::sees`] allows but for the tensor.
     pub(crate) fn interval(&self, b: usize, i: usize) -> Range<usize> {
-        // (An encoder asks often, and has no rule to work out.)
-        if !self.causal && self.window == (None, None) {
+        if !self.goes_by_position() {
             return 0..self.key_length(b);
         }
         let p = self.position(b, i);

@@ -27,7 +27,11 @@ pub(super) struct Lanes {
 
 impl Lanes {
     pub(super) fn new(work: Work<'_>, rows: Range<usize>, count: usize) -> Self {
-        let mut intervals = [(0, 0); MAX_PANEL_LANES];
+        let first = work.interval(rows.start);
+        let mut intervals = [(first.start, first.end); MAX_PANEL_LANES];
+        if !work.problem.mask.goes_by_position() {
+            return Lanes { rows, count, span: first.clone(), common: first, intervals };
+        }
         for (interval, r) in intervals.iter_mut().zip(rows.clone()) {
             let Range { start, end } = work.interval(r);
             *interval = (start, end);

@@ -1,7 +1,6 @@
 //! What tensors say about single scores: an additive bias, and a boolean mask as a bias of 0 or -inf.
 
-use super::MAX_PANEL_LANES;
-use super::lanes::{lane_rows, load_block, store_lanes};
+use super::lanes::{LaneRows, load_block, store_lanes};
 use super::load::{AnyMatrix, with_matrix};
 use super::multiply::Singles;
 use super::pack::widen;
@@ -115,12 +114,12 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherBias<'_, F> {
     fn run<S: Simd>(self, simd: S) -> Option<bool> {
         let GatherBias { from: PanelTensors { bias, mask, count, place, keys }, to, lanes } = self;
         let mask = match mask {
-            Some(mask) => Some(lane_rows(mask, keys.clone(), count, &place)?),
+            Some(mask) => Some(LaneRows::new(mask, keys.clone(), count, &place)?),
             None => None,
         };
         match bias {
             Some(bias) => with_elements!(bias, bias => {
-                let bias = lane_rows(bias, keys.clone(), count, &place)?;
+                let bias = LaneRows::new(bias, keys.clone(), count, &place)?;
                 Some(turn(simd, Some(&bias), mask.as_ref(), keys.len(), (to, lanes)))
             }),
             None => Some(turn::<S, f32>(simd, None, mask.as_ref(), keys.len(), (to, lanes))),
@@ -128,54 +127,70 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherBias<'_, F> {
     }
 }
 
-/// A square block of bias and mask at a time, turned; returns whether any is above -inf.
+/// Turns bias and mask block by block; returns whether any is above -inf.
 #[inline(always)]
 fn turn<S: Simd, T: Element>(
     simd: S,
-    bias: Option<&[&[T]; MAX_PANEL_LANES]>,
-    mask: Option<&[&[u8]; MAX_PANEL_LANES]>,
+    bias: Option<&LaneRows<'_, T>>,
+    mask: Option<&LaneRows<'_, u8>>,
     keys: usize,
     (to, lanes): (&mut [f32], usize),
 ) -> bool {
-    let hidden = simd.splat(f32::NEG_INFINITY);
-    let mut seen = simd.zero();
-    for (at, to) in (0..keys).step_by(S::LANES).zip(to.chunks_exact_mut(S::LANES * lanes)) {
-        for first in (0..lanes).step_by(S::LANES) {
-            let mut block = [simd.zero(); MAX_LANES];
-            if let Some(bias) = bias {
-                block = simd.transpose(load_block((simd, Singles::new()), bias, first, at));
-            }
-            if let Some(mask) = mask {
-                let answers = simd.transpose_answers(load_answers(simd, mask, first, at));
-                for n in 0..S::LANES {
-                    block[n] = simd.select(answers[n], block[n], hidden);
-                }
-            }
-            for vector in &block[..S::LANES.min(keys - at)] {
-                // NaN is not -inf: it has to show.
-                seen = simd.max(seen, simd.select(simd.eq(*vector, hidden), simd.zero(), simd.splat(1.0)));
-            }
-            store_lanes(simd, block, &mut to[first..], lanes);
-        }
+    let block = S::LANES * lanes;
+    let (whole, rest) = to.split_at_mut(keys / S::LANES * block);
+    let mut all_hidden = simd.eq(simd.zero(), simd.zero());
+    for (b, to) in whole.chunks_exact_mut(block).enumerate() {
+        all_hidden = turn_blocks(simd, bias, mask, b * S::LANES, (to, lanes), all_hidden);
     }
-    simd.max_lane(seen) > 0.0
+    if !keys.is_multiple_of(S::LANES) {
+        // Behind the last key everything is hidden, and nobody looks.
+        let bias = bias.map(|bias| bias.rest(S::LANES, T::from_f32(f32::NEG_INFINITY)));
+        let mask = mask.map(|mask| mask.rest(S::LANES, 0));
+        let (bias, mask) = (bias.as_ref().map(LaneRows::of_rest), mask.as_ref().map(LaneRows::of_rest));
+        all_hidden = turn_blocks(simd, bias.as_ref(), mask.as_ref(), 0, (&mut rest[..block], lanes), all_hidden);
+    }
+    simd.max_lane(simd.select(all_hidden, simd.zero(), simd.splat(1.0))) > 0.0
 }
 
-/// The answers of `LANES` rows for `LANES` keys from `at` on; no behind their end.
+/// A vector of each row, from `at` on, a square block after the other; returns the lanes of `all_hidden` that still are.
 #[inline(always)]
-fn load_answers<S: Simd>(simd: S, rows: &[&[u8]; MAX_PANEL_LANES], first: usize, at: usize) -> [S::Mask; MAX_LANES] {
+fn turn_blocks<S: Simd, T: Element>(
+    simd: S,
+    bias: Option<&LaneRows<'_, T>>,
+    mask: Option<&LaneRows<'_, u8>>,
+    at: usize,
+    (to, lanes): (&mut [f32], usize),
+    mut all_hidden: S::Mask,
+) -> S::Mask {
+    let hidden = simd.splat(f32::NEG_INFINITY);
+    for first in (0..lanes).step_by(S::LANES) {
+        let mut block = [simd.zero(); MAX_LANES];
+        if let Some(bias) = bias {
+            block = simd.transpose(load_block((simd, Singles::new()), bias, first, at));
+        }
+        if let Some(mask) = mask {
+            let answers = simd.transpose_answers(load_answers(simd, mask, first, at));
+            for n in 0..S::LANES {
+                block[n] = simd.select(answers[n], block[n], hidden);
+            }
+        }
+        for n in 0..S::LANES {
+            // NaN is not -inf: it has to show.
+            all_hidden = simd.and(all_hidden, simd.eq(block[n], hidden));
+        }
+        store_lanes(simd, block, &mut to[first..], lanes);
+    }
+    all_hidden
+}
+
+/// The answers of `LANES` rows for `LANES` keys from `at` on.
+#[inline(always)]
+fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
+    assert!(at + S::LANES <= rows.len());
     let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
     for n in 0..S::LANES {
-        let row = &rows[first + n][at..];
-        let mut part = [0; MAX_LANES];
-        let row = if row.len() >= S::LANES {
-            row
-        } else {
-            part[..row.len()].copy_from_slice(row);
-            &part
-        };
-        // SAFETY: LANES elements or more.
-        answers[n] = unsafe { simd.load_answers(row.as_ptr()) };
+        // SAFETY: LANES elements from `at` on lie inside the row.
+        answers[n] = unsafe { simd.load_answers(rows.from(first + n, at).as_ptr()) };
     }
     answers
 }

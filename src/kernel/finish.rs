@@ -20,6 +20,7 @@ pub(crate) fn finish_rows<S: Simd, T: Element>(
         let sum = simd.load_slice(&state.sum[first..]);
         let nothing = simd.eq(sum, simd.zero());
         let inverse = simd.div(simd.splat(1.0), sum);
+        let reach = rows.iter().map(|row| row.len()).min().unwrap_or(0);
         for (b, panel) in panel.chunks_exact(S::LANES * lanes).enumerate() {
             let mut block = [simd.zero(); MAX_LANES];
             for n in 0..S::LANES {
@@ -27,16 +28,38 @@ pub(crate) fn finish_rows<S: Simd, T: Element>(
                 let out = simd.add(simd.load_slice(&panel[n * lanes + first..]), simd.zero());
                 block[n] = simd.select(nothing, simd.zero(), simd.mul(out, inverse));
             }
-            let block = simd.transpose(block);
-            for (row, vector) in rows.iter_mut().zip(block) {
-                let at = (b * S::LANES).min(row.len());
-                let row = &mut row[at..];
-                if row.len() >= S::LANES {
-                    simd.store_elements(row, vector);
-                } else {
-                    simd.store_elements_part(row, vector);
-                }
-            }
+            // SAFETY: `reach` is the shortest row's length.
+            unsafe { write_block(simd, simd.transpose(block), (&mut *rows, reach), b * S::LANES) };
+        }
+    }
+}
+
+/// Writes a vector to each of at most `LANES` rows, from `at` on, as far as they reach.
+///
+/// # Safety
+/// * no row is shorter than `reach`
+#[inline(always)]
+unsafe fn write_block<S: Simd, T: Element>(
+    simd: S,
+    block: [S::F32; MAX_LANES],
+    (rows, reach): (&mut [&mut [T]], usize),
+    at: usize,
+) {
+    if rows.len() == S::LANES && at + S::LANES <= reach {
+        for n in 0..S::LANES {
+            let row = &mut rows[n];
+            // SAFETY: LANES elements from `at` on lie inside the row: the caller's promise.
+            unsafe { simd.store_as(row.as_mut_ptr().wrapping_add(at), block[n]) };
+        }
+        return;
+    }
+    for (row, vector) in rows.iter_mut().zip(block) {
+        let at = at.min(row.len());
+        let row = &mut row[at..];
+        if row.len() >= S::LANES {
+            simd.store_elements(row, vector);
+        } else {
+            simd.store_elements_part(row, vector);
         }
     }
 }

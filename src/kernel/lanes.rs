@@ -4,10 +4,10 @@ use super::MAX_PANEL_LANES;
 use super::multiply::{Multiply, Pairs, Singles};
 use super::pack::{Gathered, widen_gathered};
 use super::pairs::{copy_gathered, pairs_in, unfit};
-use crate::element::Bf16Pair;
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
 use crate::strided::{Matrix, Strided};
 use crate::tensor::{AnyTensor, with_elements};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Brings rows into lanes: `to[e][lane] = factor * rows[lane][e]`, zeros behind the rows' elements. Lanes without a row repeat
@@ -45,26 +45,10 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherIntoLanes<'_, F> {
     fn run<S: Simd>(self, simd: S) {
         let Gathered { tensor, count, place } = self.rows;
         with_elements!(tensor, tensor => {
-            let rows = lane_rows(tensor, 0..tensor.shape()[3], count, place).expect("rows without gaps");
+            let rows = LaneRows::new(tensor, 0..tensor.shape()[3], count, place).expect("rows without gaps");
             turn_rows((simd, Singles::new()), &rows, Some(self.factor), (self.to, self.lanes));
         });
     }
-}
-
-/// The elements `cols` of every lane's row, lanes without a row repeating the last one; `None` if there are gaps between them.
-#[inline(always)]
-pub(super) fn lane_rows<'a, T: Copy>(
-    tensor: &Strided<'a, T, 4>,
-    cols: Range<usize>,
-    count: usize,
-    place: impl Fn(usize) -> [usize; 3],
-) -> Option<[&'a [T]; MAX_PANEL_LANES]> {
-    let mut rows: [&[T]; MAX_PANEL_LANES] = [&[]; MAX_PANEL_LANES];
-    for (n, row) in rows.iter_mut().enumerate() {
-        let [i0, i1, r] = place(n.min(count - 1));
-        *row = tensor.matrix(i0, i1).row(r).slice(cols.clone()).as_slice()?;
-    }
-    Some(rows)
 }
 
 /// As [`gather_into_lanes`], for rows of bf16: `to[p][lane]` is pair p of the lane's row, as it is. Returns the lanes whose
@@ -104,13 +88,12 @@ impl<F: Fn(usize) -> [usize; 3]> PairKernel for GatherPairs<'_, F> {
             copy_gathered(&self.rows, stage);
         }
         let copies = Matrix::from_carried(stage, copies, pairs);
-        let mut rows: [&[Bf16Pair]; MAX_PANEL_LANES] = [&[]; MAX_PANEL_LANES];
-        for (n, row) in rows.iter_mut().enumerate() {
-            let n = n.min(count - 1);
+        let row = |n| {
             let [i0, i1, r] = (self.rows.place)(n);
             let of_row = tensor.matrix(i0, i1).pairs().map_or_else(|| copies.row(n), |pairs| pairs.row(r));
-            *row = of_row.as_slice().expect("pairs without gaps");
-        }
+            of_row.as_slice()
+        };
+        let rows = LaneRows::of(count, row).expect("pairs without gaps");
         // (The factor is for sums: here, it changes nothing.)
         turn_rows((simd, Pairs { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
         unfit
@@ -134,57 +117,135 @@ impl Kernel for IntoLanes<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let len = self.from.len() / self.lanes;
-        let mut rows: [&[f32]; MAX_PANEL_LANES] = [&[]; MAX_PANEL_LANES];
-        for (n, row) in rows.iter_mut().enumerate() {
-            let n = n.min(self.lanes - 1);
-            *row = &self.from[n * len..(n + 1) * len];
-        }
+        let rows = LaneRows::of(self.lanes, |n| Some(&self.from[n * len..(n + 1) * len])).expect("slices");
         turn_rows((simd, Singles::new()), &rows, None, (self.to, self.lanes));
     }
 }
 
-/// `to[s][lane]` is step s of `rows[lane]`, times `factor`; zeros behind each row's end. All rows are of one length.
-#[inline(always)]
-fn turn_rows<S: Simd, M: Multiply<S>>(
-    (simd, multiply): (S, M),
-    rows: &[&[M::Step]; MAX_PANEL_LANES],
-    factor: Option<f32>,
-    (to, lanes): (&mut [f32], usize),
-) {
-    let len = rows[0].len();
-    assert!(lanes <= MAX_PANEL_LANES);
-    for (b, to) in to.chunks_exact_mut(S::LANES * lanes).enumerate() {
-        let at = b * S::LANES;
-        for first in (0..lanes).step_by(S::LANES) {
-            let mut block = load_block((simd, multiply), rows, first, at.min(len));
-            if let Some(factor) = factor {
-                for vector in &mut block {
-                    *vector = simd.mul(*vector, simd.splat(factor));
-                }
-            }
-            store_lanes(simd, simd.transpose(block), &mut to[first..], lanes);
+/// The rows of a panel's lanes: as long as each other, without gaps.
+pub(super) struct LaneRows<'a, T> {
+    at: [*const T; MAX_PANEL_LANES],
+    len: usize,
+    borrow: PhantomData<&'a [T]>,
+}
+
+impl<'a, T: Copy> LaneRows<'a, T> {
+    /// The elements `cols` of rows of a tensor, lanes without a row repeating the last one; `None` if there are gaps between
+    /// them.
+    #[inline(always)]
+    pub(super) fn new(
+        tensor: &Strided<'a, T, 4>,
+        cols: Range<usize>,
+        count: usize,
+        place: impl Fn(usize) -> [usize; 3],
+    ) -> Option<Self> {
+        Self::of(count, |n| {
+            let [i0, i1, r] = place(n);
+            tensor.matrix(i0, i1).row(r).slice(cols.clone()).as_slice()
+        })
+    }
+
+    /// Row n of the first `count` lanes is `row(n)`; the other lanes repeat the last one.
+    #[inline(always)]
+    fn of(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
+        assert!((1..=MAX_PANEL_LANES).contains(&count));
+        let first = row(0)?;
+        let mut rows = LaneRows { at: [first.as_ptr(); MAX_PANEL_LANES], len: first.len(), borrow: PhantomData };
+        for n in 1..count {
+            let row = row(n)?;
+            assert!(row.len() == rows.len);
+            rows.at[n] = row.as_ptr();
         }
+        let last = rows.at[count - 1];
+        rows.at[count..].fill(last);
+        Some(rows)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// What stands from `at` on in a lane's row.
+    #[inline(always)]
+    pub(super) fn from(&self, lane: usize, at: usize) -> &'a [T] {
+        assert!(at <= self.len);
+        // SAFETY: made from a slice of `len` elements, borrowed for 'a, of which `at` are left out.
+        unsafe { std::slice::from_raw_parts(self.at[lane].wrapping_add(at), self.len - at) }
+    }
+
+    /// What stands behind the last whole vector of `lanes` elements, and `fill` behind that: one more vector of each row.
+    pub(super) fn rest(&self, lanes: usize, fill: T) -> [[T; MAX_LANES]; MAX_PANEL_LANES] {
+        let mut rest = [[fill; MAX_LANES]; MAX_PANEL_LANES];
+        for (lane, to) in rest.iter_mut().enumerate() {
+            let row = self.from(lane, self.len / lanes * lanes);
+            to[..row.len()].copy_from_slice(row);
+        }
+        rest
+    }
+
+    /// The rows that [`LaneRows::rest`] has made.
+    pub(super) fn of_rest(rest: &'a [[T; MAX_LANES]; MAX_PANEL_LANES]) -> Self {
+        LaneRows { at: rest.each_ref().map(|row| row.as_ptr()), len: MAX_LANES, borrow: PhantomData }
     }
 }
 
-/// A vector of each of `LANES` rows: the steps from `at` on, zeros behind the end. All rows are of one length.
+/// `to[s][lane]` is step s of the lane's row, times `factor`; zeros behind the rows' ends.
+///
+/// * `to`: `[steps rounded up][lanes]`
+#[inline(always)]
+fn turn_rows<S: Simd, M: Multiply<S>>(
+    (simd, multiply): (S, M),
+    rows: &LaneRows<'_, M::Step>,
+    factor: Option<f32>,
+    (to, lanes): (&mut [f32], usize),
+) {
+    assert!(lanes <= MAX_PANEL_LANES);
+    let block = S::LANES * lanes;
+    let whole = rows.len() / S::LANES;
+    let (whole, rest) = to.split_at_mut(whole * block);
+    for (b, to) in whole.chunks_exact_mut(block).enumerate() {
+        turn_blocks((simd, multiply), rows, b * S::LANES, factor, (to, lanes));
+    }
+    if let Some((first, behind)) = rest.split_at_mut_checked(block) {
+        let rest = rows.rest(S::LANES, M::Step::default());
+        turn_blocks((simd, multiply), &LaneRows::of_rest(&rest), 0, factor, (first, lanes));
+        behind.fill(0.0);
+    }
+}
+
+/// A vector of each row, from `at` on, a square block after the other.
+#[inline(always)]
+fn turn_blocks<S: Simd, M: Multiply<S>>(
+    (simd, multiply): (S, M),
+    rows: &LaneRows<'_, M::Step>,
+    at: usize,
+    factor: Option<f32>,
+    (to, lanes): (&mut [f32], usize),
+) {
+    for first in (0..lanes).step_by(S::LANES) {
+        let mut block = load_block((simd, multiply), rows, first, at);
+        if let Some(factor) = factor {
+            for vector in &mut block {
+                *vector = simd.mul(*vector, simd.splat(factor));
+            }
+        }
+        store_lanes(simd, simd.transpose(block), &mut to[first..], lanes);
+    }
+}
+
+/// A vector of each of `LANES` rows, the steps from `at` on.
 #[inline(always)]
 pub(super) fn load_block<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
-    rows: &[&[M::Step]; MAX_PANEL_LANES],
+    rows: &LaneRows<'_, M::Step>,
     first: usize,
     at: usize,
 ) -> [S::F32; MAX_LANES] {
-    let rows = &rows[first..first + S::LANES];
+    assert!(at + S::LANES <= rows.len());
     let mut block = [simd.zero(); MAX_LANES];
-    let whole = rows.iter().all(|row| row.len() >= at + S::LANES);
-    for (vector, row) in block.iter_mut().zip(rows) {
-        *vector = if whole {
-            // SAFETY: LANES steps from `at` on lie inside the row.
-            unsafe { multiply.load(simd, row.as_ptr().wrapping_add(at)) }
-        } else {
-            multiply.load_part(simd, &row[at..])
-        };
+    for n in 0..S::LANES {
+        // SAFETY: LANES steps from `at` on lie inside the row.
+        block[n] = unsafe { multiply.load(simd, rows.from(first + n, at).as_ptr()) };
     }
     block
 }
@@ -192,7 +253,9 @@ pub(super) fn load_block<S: Simd, M: Multiply<S>>(
 /// Writes the first `LANES` vectors of `block`, `lanes` apart.
 #[inline(always)]
 pub(super) fn store_lanes<S: Simd>(simd: S, block: [S::F32; MAX_LANES], to: &mut [f32], lanes: usize) {
-    for (n, vector) in block.into_iter().enumerate().take(S::LANES) {
-        simd.store_slice(&mut to[n * lanes..], vector);
+    assert!(to.len() >= (S::LANES - 1) * lanes + S::LANES);
+    for n in 0..S::LANES {
+        // SAFETY: vector n of `LANES`, the last of which ends inside `to`.
+        unsafe { simd.store(to.as_mut_ptr().wrapping_add(n * lanes), block[n]) };
     }
 }
