@@ -56,23 +56,23 @@ pub(crate) const fn product_rows<S: Simd>(vectors: usize) -> usize {
     if accumulators < MAX_PRODUCT_ROWS { accumulators / vectors } else { MAX_PRODUCT_ROWS / vectors }
 }
 
-/// The same for a full panel, at a level.
-pub(crate) fn panel_product_rows(isa: Isa) -> usize {
-    struct Rows;
+/// The same for a panel of so many lanes, at a level.
+pub(crate) fn panel_product_rows(isa: Isa, lanes: usize) -> usize {
+    struct Rows(usize);
     impl Kernel for Rows {
         type Output = usize;
         #[inline(always)]
         fn run<S: Simd>(self, _: S) -> usize {
-            product_rows::<S>(PANEL_VECTORS)
+            product_rows::<S>(self.0 / S::LANES)
         }
     }
-    isa.run(Rows)
+    isa.run(Rows(lanes))
 }
 
 /// Dimensions of the values that are packed side by side at a level: as many whole products of a full panel as a vector holds,
 /// so that packing writes whole vectors that overlap little.
 pub(crate) fn value_block_dims(isa: Isa) -> usize {
-    let rows = panel_product_rows(isa);
+    let rows = panel_product_rows(isa, panel_lanes(isa));
     (isa.lanes() / rows).max(1) * rows
 }
 

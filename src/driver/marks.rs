@@ -47,6 +47,11 @@ impl Lanes {
         self.common.start <= keys.start && keys.end <= self.common.end
     }
 
+    /// Those of `keys` that any of the rows sees by its position.
+    pub(super) fn seen(&self, keys: &Range<usize>) -> Range<usize> {
+        keys.start.max(self.span.start)..keys.end.min(self.span.end)
+    }
+
     /// The row of each lane.
     fn row(&self, lane: usize) -> usize {
         (self.rows.start + lane).min(self.rows.end - 1)

@@ -152,11 +152,13 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
             next_task(&rows, next)
         };
         let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
-        // Over the products of the scores and of the values. (Panels that see a part of the tile have fewer.)
-        let keys = tile.range.len();
-        let score_parts = keys.div_ceil(panel_product_rows(isa)) * parts(steps);
-        let value_parts = dims.value_dim.div_ceil(panel_product_rows(isa)) * parts(keys);
-        ahead.spread(panels.len() * (score_parts + value_parts));
+        // Over the products of the scores and of the values.
+        let panel_parts = |lanes: &Lanes| {
+            let keys = lanes.seen(&tile.range).len();
+            let products = |n: usize| n.div_ceil(panel_product_rows(isa, lanes.count));
+            products(keys) * parts(steps) + products(dims.value_dim) * parts(keys)
+        };
+        ahead.spread(panels.iter().map(|panel| panel_parts(&panel.lanes)).sum());
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
@@ -212,8 +214,7 @@ fn run_panel(
     ahead: &mut Ahead,
 ) {
     // The keys of the tile that this panel sees, and where they start in the tile.
-    let Range { start, end } = panel.lanes.span;
-    let seen = tile.range.start.max(start)..tile.range.end.min(end);
+    let seen = panel.lanes.seen(&tile.range);
     if seen.is_empty() {
         return;
     }

@@ -99,7 +99,7 @@ impl<K> Scores<'_, K> {
         let mut block = Block::<S, M, V> {
             ahead: self.ahead,
             arithmetic: (simd, multiply),
-            keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: 1, next: 0 },
+            keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: 1 },
             queries: self.queries.as_ptr(),
             steps: self.keys.cols(),
             scores: self.scores.as_mut_ptr(),
@@ -114,7 +114,6 @@ impl<K> Scores<'_, K> {
             // Wrapping: keys of no elements may have any stride.
             let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
             block.keys.at = self.keys.as_ptr().wrapping_offset(offset);
-            block.keys.next = self.keys.row_stride().wrapping_mul(rows.len() as isize);
             // SAFETY: these rows of the keys and of the scores, which `panels` has checked, and no more of them than
             // `product_rows`.
             unsafe { by_rows::<S, V>(rows.len(), &mut block) };

@@ -65,7 +65,7 @@ impl AddValues<'_> {
                 let mut block = Block::<S, V> {
                     ahead: &mut *self.ahead,
                     simd,
-                    values: Left { at: values.wrapping_add(part.start), row: 1, step: dims.len() as isize, next: 0 },
+                    values: Left { at: values.wrapping_add(part.start), row: 1, step: dims.len() as isize },
                     weights: self.weights.as_ptr(),
                     keys: self.keys,
                     out: self.out[(dims.start + part.start) * self.lanes..].as_mut_ptr(),
@@ -78,9 +78,6 @@ impl AddValues<'_> {
         }
     }
 }
-
-/// Keys ahead at which values are asked for.
-const NEXT: isize = 16;
 
 /// Some dimensions of the values for the panel.
 struct Block<'a, S: Simd, const V: usize> {
@@ -95,13 +92,12 @@ struct Block<'a, S: Simd, const V: usize> {
 
 impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
     /// # Safety
-    /// * `values` is valid for `keys` steps of R elements, `weights` for `keys` steps, `out` for reads and writes of R rows
+    /// * `values` is valid for R rows of `keys` steps, `weights` for `keys` steps, `out` for reads and writes of R rows
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
-        let values = Left { next: NEXT * self.values.step, ..self.values };
+        let arithmetic = (self.simd, Singles::new());
         // SAFETY: the caller's promise.
-        let sums =
-            unsafe { product::<S, _, R, V>((self.simd, Singles::new()), values, self.weights, self.keys, self.ahead) };
+        let sums = unsafe { product::<S, _, R, V>(arithmetic, self.values, self.weights, self.keys, self.ahead) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 let out = self.out.wrapping_add((r * V + v) * S::LANES);
