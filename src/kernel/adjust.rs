@@ -75,62 +75,127 @@ pub(crate) fn adjust_row(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32]) -> Ex
     isa.run(AdjustRow { adjust, scores })
 }
 
-/// [`Adjust`] with its numbers in vectors, whichever way queries and keys lie.
+/// The steps of an adjustment, a bit each, in the order of `bias.rs`.
+mod step {
+    pub(super) const CAP: u8 = 1;
+    pub(super) const BIAS: u8 = 2;
+    pub(super) const ALIBI: u8 = 4;
+    // What hides comes last, and is selected, not added: a NaN score plus -inf would show.
+    pub(super) const HIDE_BY_BIAS: u8 = 8;
+    pub(super) const HIDE_BY_POSITION: u8 = 16;
+}
+
+impl Adjust<'_> {
+    /// The steps that there are.
+    fn steps(&self) -> u8 {
+        let bias = if self.only_hides { step::HIDE_BY_BIAS } else { step::BIAS | step::HIDE_BY_BIAS };
+        [
+            (self.softcap.is_some(), step::CAP),
+            (self.bias.is_some(), bias),
+            (self.alibi.is_some(), step::ALIBI),
+            (self.visible.is_some(), step::HIDE_BY_POSITION),
+        ]
+        .into_iter()
+        .fold(0, |steps, (there, step)| if there { steps | step } else { steps })
+    }
+}
+
+/// The numbers of an [`Adjust`] in vectors, whichever way queries and keys lie; 0 for steps that there are not.
 struct Terms<S: Simd> {
     simd: S,
     unit: S::F32,
     /// The lowest bias that is finite in that unit.
     lowest: S::F32,
-    cap: Option<S::F32>,
-    only_hides: bool,
-    alibi: Option<(S::F32, S::F32)>,
-    visible: Option<(S::F32, S::F32)>,
+    cap: S::F32,
+    slope: S::F32,
+    position: S::F32,
+    /// The first visible key and the one after the last.
+    start: S::F32,
+    end: S::F32,
 }
 
 impl<S: Simd> Terms<S> {
     #[inline(always)]
     fn new(simd: S, adjust: &Adjust<'_>, vector: impl Fn(&[f32]) -> S::F32) -> Self {
-        let unit = adjust.unit.factor();
+        let (unit, zero) = (adjust.unit.factor(), simd.zero());
+        let (slope, position) = adjust.alibi.map_or((zero, zero), |(slope, at)| {
+            // Kept finite: infinity times the distance 0 would be NaN.
+            let slope = simd.min(simd.splat(f32::MAX), simd.mul(simd.splat(unit), vector(slope)));
+            (simd.max(simd.splat(f32::MIN), slope), vector(at))
+        });
+        let (start, end) = adjust.visible.map_or((zero, zero), |(start, end)| (vector(start), vector(end)));
         Self {
             simd,
             unit: simd.splat(unit),
             lowest: simd.splat(f32::MIN / unit),
-            only_hides: adjust.only_hides,
-            cap: adjust.softcap.map(|cap| simd.splat(cap * unit)),
-            alibi: adjust.alibi.map(|(slope, at)| {
-                // Kept finite: infinity times the distance 0 would be NaN.
-                let slope = simd.min(simd.splat(f32::MAX), simd.mul(simd.splat(unit), vector(slope)));
-                (simd.max(simd.splat(f32::MIN), slope), vector(at))
-            }),
-            visible: adjust.visible.map(|(start, end)| (vector(start), vector(end))),
+            cap: simd.splat(adjust.softcap.unwrap_or(0.0) * unit),
+            slope,
+            position,
+            start,
+            end,
         }
     }
 
-    /// The order of things, as `bias.rs` has it.
+    /// Takes `STEPS`; the others cost nothing.
     #[inline(always)]
-    fn apply(&self, mut score: S::F32, bias: Option<S::F32>, key: S::F32) -> S::F32 {
+    fn apply<const STEPS: u8>(&self, mut score: S::F32, bias: S::F32, key: S::F32) -> S::F32 {
         let simd = self.simd;
         let hidden = simd.splat(f32::NEG_INFINITY);
-        if let Some(cap) = self.cap {
-            score = simd.mul(cap, tanh(simd, score));
+        if STEPS & step::CAP != 0 {
+            score = simd.mul(self.cap, tanh(simd, score));
         }
-        if let Some(bias) = bias.filter(|_| !self.only_hides) {
+        if STEPS & step::BIAS != 0 {
             // f32::MIN is a common bias of keys that are to count for nothing. It does not hide them: in a row where all
             // have it they count alike, so it must not become -inf.
             score = simd.mul_add(simd.max(self.lowest, bias), self.unit, score);
         }
-        if let Some((slope, position)) = self.alibi {
-            score = simd.sub(score, simd.mul(slope, simd.abs(simd.sub(position, key))));
+        if STEPS & step::ALIBI != 0 {
+            score = simd.sub(score, simd.mul(self.slope, simd.abs(simd.sub(self.position, key))));
         }
-        // What hides comes last, and is selected, not added: a NaN score plus -inf would show.
-        if let Some(bias) = bias {
+        if STEPS & step::HIDE_BY_BIAS != 0 {
             score = simd.select(simd.eq(bias, hidden), hidden, score);
         }
-        if let Some((start, end)) = self.visible {
-            let sees = simd.and(simd.le(start, key), simd.lt(key, end));
+        if STEPS & step::HIDE_BY_POSITION != 0 {
+            let sees = simd.and(simd.le(self.start, key), simd.lt(key, self.end));
             score = simd.select(sees, score, hidden);
         }
         score
+    }
+}
+
+/// Scores that are passed over, whichever way they lie.
+trait Passes<S: Simd> {
+    /// Takes some steps with each score, and finds what the scores then are like.
+    fn pass<const STEPS: u8>(&mut self, simd: S);
+}
+
+/// Takes `steps`, each in a pass of its own (but for a bias, which is read once): so each pass is a loop without branches.
+/// Without steps, there is still a pass.
+#[inline(always)]
+fn take<S: Simd>(simd: S, steps: u8, scores: &mut impl Passes<S>) {
+    const BIAS_THAT_HIDES: u8 = step::BIAS | step::HIDE_BY_BIAS;
+    if steps == 0 {
+        scores.pass::<0>(simd);
+    }
+    if steps & step::CAP != 0 {
+        scores.pass::<{ step::CAP }>(simd);
+    }
+    match steps & (BIAS_THAT_HIDES | step::ALIBI) {
+        BIAS_THAT_HIDES => scores.pass::<BIAS_THAT_HIDES>(simd),
+        together => {
+            if together & step::BIAS != 0 {
+                scores.pass::<{ step::BIAS }>(simd);
+            }
+            if together & step::ALIBI != 0 {
+                scores.pass::<{ step::ALIBI }>(simd);
+            }
+            if together & step::HIDE_BY_BIAS != 0 {
+                scores.pass::<{ step::HIDE_BY_BIAS }>(simd);
+            }
+        }
+    }
+    if steps & step::HIDE_BY_POSITION != 0 {
+        scores.pass::<{ step::HIDE_BY_POSITION }>(simd);
     }
 }
 
@@ -145,26 +210,52 @@ impl Kernel for AdjustPanel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let lanes = self.max.len();
+        let AdjustPanel { adjust, scores, max } = self;
+        let lanes = max.len();
         for at in (0..lanes).step_by(S::LANES) {
-            let terms = Terms::new(simd, &self.adjust, |x| simd.load_slice(&x[at..]));
-            let mut max = simd.load_slice(&self.max[at..]);
-            for (j, scores) in self.scores.chunks_exact_mut(lanes).enumerate() {
-                let bias = bias_at(simd, &self.adjust, j * lanes + at, S::LANES);
-                let score =
-                    terms.apply(simd.load_slice(&scores[at..]), bias, simd.splat((self.adjust.first + j) as f32));
-                max = simd.max(max, score);
-                simd.store_slice(&mut scores[at..], score);
-            }
-            simd.store_slice(&mut self.max[at..], max);
+            let terms = Terms::new(simd, &adjust, |x| simd.load_slice(&x[at..]));
+            let before = simd.load_slice(&max[at..]);
+            let mut vectors = LaneVectors { adjust: &adjust, terms, scores: &mut *scores, lanes, at, before, max: before };
+            take(simd, adjust.steps(), &mut vectors);
+            simd.store_slice(&mut max[at..], vectors.max);
         }
     }
 }
 
-/// Up to a vector of the bias, if there is one.
-#[inline(always)]
-fn bias_at<S: Simd>(simd: S, adjust: &Adjust<'_>, at: usize, len: usize) -> Option<S::F32> {
-    Some(simd.load_part(&adjust.bias?[at..at + len], 0.0))
+/// One vector of lanes of a panel, key after key.
+struct LaneVectors<'a, S: Simd> {
+    adjust: &'a Adjust<'a>,
+    terms: Terms<S>,
+    scores: &'a mut [f32],
+    lanes: usize,
+    /// The first lane.
+    at: usize,
+    /// The largest score of each lane, of keys before these, and of all.
+    before: S::F32,
+    max: S::F32,
+}
+
+impl<S: Simd> Passes<S> for LaneVectors<'_, S> {
+    #[inline(always)]
+    fn pass<const STEPS: u8>(&mut self, simd: S) {
+        let mut max = self.before;
+        let mut key = self.adjust.first as f32;
+        let bias = self.adjust.bias.filter(|_| STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0).unwrap_or(&[]);
+        assert!(bias.is_empty() || bias.len() >= self.scores.len());
+        for (j, scores) in self.scores.chunks_exact_mut(self.lanes).enumerate() {
+            let scores = &mut scores[self.at..self.at + S::LANES];
+            let bias = if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 {
+                simd.load_slice(&bias[j * self.lanes + self.at..])
+            } else {
+                simd.zero()
+            };
+            let score = self.terms.apply::<STEPS>(simd.load_slice(scores), bias, simd.splat(key));
+            max = simd.max(max, score);
+            simd.store_slice(scores, score);
+            key += 1.0;
+        }
+        self.max = max;
+    }
 }
 
 struct AdjustRow<'a> {
@@ -177,20 +268,45 @@ impl Kernel for AdjustRow<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Extent {
-        let terms = Terms::new(simd, &self.adjust, |x| simd.splat(x[0]));
+        let AdjustRow { adjust, scores } = self;
+        let terms = Terms::new(simd, &adjust, |x| simd.splat(x[0]));
+        let mut row = KeyVectors { adjust: &adjust, terms, scores, max: simd.zero(), hides: simd.zero() };
+        take(simd, adjust.steps(), &mut row);
+        Extent { peak: simd.max_lane(row.max), hides: simd.max_lane(row.hides) > 0.0 }
+    }
+}
+
+/// The scores of one query, keys along the lanes.
+struct KeyVectors<'a, S: Simd> {
+    adjust: &'a Adjust<'a>,
+    terms: Terms<S>,
+    scores: &'a mut [f32],
+    /// The largest score of each lane.
+    max: S::F32,
+    /// Above 0 where a score is -inf.
+    hides: S::F32,
+}
+
+impl<S: Simd> Passes<S> for KeyVectors<'_, S> {
+    #[inline(always)]
+    fn pass<const STEPS: u8>(&mut self, simd: S) {
         let none = simd.splat(f32::NEG_INFINITY);
-        let one = simd.splat(1.0);
         let (mut max, mut hides) = (none, simd.zero());
         for (c, scores) in self.scores.chunks_mut(S::LANES).enumerate() {
             let first = c * S::LANES;
             let key = simd.add(simd.splat((self.adjust.first + first) as f32), simd.lane_numbers());
-            let bias = bias_at(simd, &self.adjust, first, scores.len());
-            let score = terms.apply(simd.load_part(scores, f32::NEG_INFINITY), bias, key);
+            let bias = match self.adjust.bias {
+                Some(bias) if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 => {
+                    simd.load_part(&bias[first..first + scores.len()], 0.0)
+                }
+                _ => simd.zero(),
+            };
+            let score = self.terms.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), bias, key);
             simd.store_part(scores, score);
             // Read back twice, for lanes behind the last key: they are neither the largest nor hidden.
             max = simd.max(max, simd.load_part(scores, f32::NEG_INFINITY));
-            hides = simd.select(simd.eq(simd.load_part(scores, 0.0), none), one, hides);
+            hides = simd.select(simd.eq(simd.load_part(scores, 0.0), none), simd.splat(1.0), hides);
         }
-        Extent { peak: simd.max_lane(max), hides: simd.max_lane(hides) > 0.0 }
+        (self.max, self.hides) = (max, hides);
     }
 }
