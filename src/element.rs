@@ -20,7 +20,7 @@ mod sealed {
 ///
 /// The half types are storage: a value is widened exactly when it is read and rounded once, to nearest with ties to even,
 /// when it is written. Scores, probabilities and sums are f32, always. The trait is sealed.
-pub trait Element: Copy + Default + Send + Sync + fmt::Debug + sealed::Sealed + 'static {
+pub trait Element: Copy + Default + PartialEq + Send + Sync + fmt::Debug + sealed::Sealed + 'static {
     /// The type as a value.
     const DTYPE: DType;
     /// The element as f32, exactly.

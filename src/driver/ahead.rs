@@ -5,7 +5,7 @@
 use super::output::Rows;
 use super::schedule::Work;
 use crate::kernel::ahead::Ahead;
-use crate::kernel::load::AnyMatrix;
+use crate::kernel::load::{AnyMatrix, with_matrix};
 use crate::tensor::AnyTensor;
 use std::ops::Range;
 
@@ -34,6 +34,22 @@ pub(super) fn next_task(rows: &Rows<'_>, next: Option<Work<'_>>) -> Ahead {
         add_rows(&mut ahead, next, &next.problem.q);
     }
     ahead
+}
+
+/// What bias and mask say about some rows of a task.
+pub(super) fn add_score_tensors(ahead: &mut Ahead, work: Work<'_>, rows: Range<usize>, keys: Range<usize>) {
+    let group = work.problem.dims.group();
+    for r in rows.start..rows.end.min(rows.start + group) {
+        let (h, first) = work.head_and_query(r);
+        let queries = first..first + (rows.end - r).div_ceil(group);
+        if let Some(bias) = &work.problem.bias.tensor {
+            let bias = AnyMatrix::new(bias, work.task.batch, h).slice_rows(queries.clone());
+            with_matrix!(bias, bias => ahead.add_rows(bias.slice_cols(keys.clone())));
+        }
+        if let Some(mask) = &work.problem.mask.tensor {
+            ahead.add_rows(mask.matrix(work.task.batch, h).slice_rows(queries).slice_cols(keys.clone()));
+        }
+    }
 }
 
 /// The rows of a task in queries or output.

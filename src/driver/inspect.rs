@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::marks::{Lanes, Marks, gather_tensors};
+use super::marks::{Lanes, Marks, panel_tensors};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
@@ -50,12 +50,12 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
     let count = round_up_lanes(panel_rows.len());
     let lanes = Lanes::new(work, panel_rows.clone(), count);
     let (width, tile) = (round_up_lanes(dims.head_dim), round_up_lanes(plan.tile_keys));
-    let [queries, wide_keys, tile_scores, bias, stage_rows, whole_rows] = scratch.floats.buffers([
+    let [queries, wide_keys, tile_scores, tensor_rows, stage_rows, whole_rows] = scratch.floats.buffers([
         width * count,
         plan.tile_keys * dims.head_dim,
         tile * count,
         tile * count,
-        count * width.max(tile),
+        count * width,
         panel_rows.len() * dims.seq_kv,
     ]);
     let cap = problem.bias.softcap.filter(|_| stage != ScoreStage::Raw);
@@ -71,7 +71,7 @@ fn run_panel(rows: &mut Rows<'_>, panel_rows: Range<usize>, stage: ScoreStage, s
         match stage {
             ScoreStage::Raw | ScoreStage::Capped => adjust_raw(work, cap, scores, &mut max[..count]),
             ScoreStage::Biased | ScoreStage::Probabilities => {
-                adjust_all(work, &lanes, &seen, scores, &mut max[..count], (&mut *bias, &mut *stage_rows));
+                adjust_all(work, &lanes, &seen, scores, &mut max[..count], &mut *tensor_rows);
             }
         }
         for (lane, row) in whole_rows.chunks_exact_mut(dims.seq_kv).enumerate() {
@@ -93,7 +93,7 @@ fn adjust_raw(work: Work<'_>, softcap: Option<f32>, scores: &mut [f32], max: &mu
     let adjust =
         Adjust { unit: Unit::Natural, softcap, bias: None, only_hides: true, first: 0, alibi: None, visible: None };
     if !adjust.is_none() {
-        adjust_panel(work.plan.isa, adjust, scores, max);
+        adjust_panel(work.plan.isa, adjust, None, scores, max);
     }
 }
 
@@ -104,12 +104,10 @@ fn adjust_all(
     keys: &Range<usize>,
     scores: &mut [f32],
     max: &mut [f32],
-    (bias, stage_rows): (&mut [f32], &mut [f32]),
+    tensor_rows: &mut [f32],
 ) {
     let isa = work.plan.isa;
-    let bias = work.has_score_tensor().then(|| {
-        gather_tensors(work, lanes, keys, bias, stage_rows);
-        &*bias
-    });
-    adjust_panel(isa, Marks::new(work, lanes, keys, Unit::Natural).adjust(keys, bias), scores, max);
+    let tensors = work.has_score_tensor().then(|| panel_tensors(work, lanes, keys, tensor_rows));
+    let marks = Marks::new(work, lanes, keys, Unit::Natural);
+    adjust_panel(isa, marks.adjust(keys, None), tensors.as_ref().map(|tensors| (tensors, 0)), scores, max);
 }

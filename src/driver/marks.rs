@@ -3,11 +3,10 @@
 #![forbid(unsafe_code)]
 
 use super::schedule::Work;
+use crate::kernel::MAX_PANEL_LANES;
 use crate::kernel::adjust::{Adjust, Unit};
-use crate::kernel::bias::{BiasRow, PanelTensors, gather_bias, read_bias};
-use crate::kernel::lanes::into_lanes;
+use crate::kernel::bias::{BiasRow, PanelTensors, read_bias};
 use crate::kernel::load::AnyMatrix;
-use crate::kernel::{MAX_PANEL_LANES, round_up_lanes};
 use crate::mask::{common, hull};
 use std::ops::Range;
 
@@ -141,32 +140,23 @@ pub(super) fn read_tensors(
     any
 }
 
-/// As [`read_tensors`], into the lanes of a panel: `[keys rounded up][lanes]`.
+/// What tensors say about `keys` for the lanes of a panel.
 ///
-/// * `stage`: as much again
-pub(super) fn gather_tensors(
-    work: Work<'_>,
+/// * `rows`: `[lanes][keys]` or more, for tensors whose rows have gaps
+pub(super) fn panel_tensors<'a>(
+    work: Work<'a>,
     lanes: &Lanes,
     keys: &Range<usize>,
-    to: &mut [f32],
-    stage: &mut [f32],
-) -> bool {
+    rows: &'a mut [f32],
+) -> PanelTensors<'a> {
     let place = |lane| {
         let (h, i) = work.head_and_query(lanes.rows.start + lane);
         [work.task.batch, h, i]
     };
-    let from = PanelTensors {
-        bias: work.problem.bias.tensor.as_ref(),
-        mask: work.problem.mask.tensor.as_ref(),
-        count: lanes.rows.len(),
-        place,
-        keys: keys.clone(),
-    };
-    gather_bias(work.plan.isa, from, (&mut *to, lanes.count)).unwrap_or_else(|| {
-        let row_len = round_up_lanes(keys.len());
-        let len = row_len * lanes.count;
-        let any = read_tensors(work, lanes, keys, (&mut *stage, row_len));
-        into_lanes(work.plan.isa, &stage[..len], lanes.count, &mut to[..len]);
-        any
+    let (bias, mask) = (&work.problem.bias.tensor, &work.problem.mask.tensor);
+    PanelTensors::new(bias.as_ref(), mask.as_ref(), keys.clone(), lanes.rows.len(), place).unwrap_or_else(|| {
+        let rows = &mut rows[..lanes.rows.len() * keys.len()];
+        read_tensors(work, lanes, keys, (&mut *rows, keys.len()));
+        PanelTensors::of_rows(rows, lanes.rows.len(), bias.is_none())
     })
 }

@@ -9,8 +9,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::ahead::{next_task, next_tile};
-use super::marks::{Lanes, Marks, gather_tensors};
+use super::ahead::{add_score_tensors, next_task, next_tile};
+use super::marks::{Lanes, Marks, panel_tensors};
 use super::output::{Output, Rows};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
@@ -21,7 +21,7 @@ use crate::kernel::few::{self, RowKeys};
 use crate::kernel::lanes::{gather_into_lanes, gather_pairs_into_lanes};
 use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::{ValueBlocks, as_f32, pack_values, widen_gathered, without_gaps};
-use crate::kernel::pairs::{key_pairs, pairs_in};
+use crate::kernel::pairs::key_pairs;
 use crate::kernel::product::parts;
 use crate::kernel::scores::{self, PanelKeys};
 use crate::kernel::values::{add_values, add_visible_values};
@@ -90,8 +90,8 @@ struct Spare<'a> {
     scores: &'a mut [f32],
     /// The scores, kept where the weights alone don't tell hidden keys from faint ones.
     kept_scores: &'a mut [f32],
-    /// Bias and boolean mask, `[keys rounded up][lanes]`.
-    bias: &'a mut [f32],
+    /// Bias and boolean mask of each lane, where the tensors' rows have gaps: `[lanes][keys]`.
+    tensor_rows: &'a mut [f32],
     /// Rows on their way into lanes or out of them.
     stage: &'a mut [f32],
 }
@@ -113,11 +113,11 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
     let panels = &mut scratch.panels;
     list_panels(work, panels);
 
-    let steps = if work.uses_pairs() { pairs_in(dims.head_dim) } else { dims.head_dim };
+    let steps = work.score_steps();
     let panel_lanes = plan.panel_lanes();
     let layout = Layout { width: round_up_lanes(steps), value_width: round_up_lanes(dims.value_dim), panel_lanes };
     let tile_rows = round_up_lanes(plan.tile_keys);
-    let [queries, out, wide_keys, wide_values, packed_values, scores, kept_scores, bias, stage] =
+    let [queries, out, wide_keys, wide_values, packed_values, scores, kept_scores, tensor_rows, stage] =
         scratch.floats.buffers([
             panels.len() * layout.width * panel_lanes,
             panels.len() * layout.value_width * panel_lanes,
@@ -129,7 +129,7 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
             if work.has_score_tensor() { tile_rows * panel_lanes } else { 0 },
             panel_lanes * round_up_lanes(dims.head_dim).max(layout.value_width).max(tile_rows),
         ]);
-    let mut spare = Spare { scores, kept_scores, bias, stage };
+    let mut spare = Spare { scores, kept_scores, tensor_rows, stage };
 
     // 1. Queries into lanes.
     for (p, Panel { lanes, unfit, .. }) in panels.iter_mut().enumerate() {
@@ -152,13 +152,7 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
             next_task(&rows, next)
         };
         let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
-        // Over the products of the scores and of the values.
-        let panel_parts = |lanes: &Lanes| {
-            let keys = lanes.seen(&tile.range).len();
-            let products = |n: usize| n.div_ceil(panel_product_rows(isa, lanes.count));
-            products(keys) * parts(steps) + products(dims.value_dim) * parts(keys)
-        };
-        ahead.spread(panels.iter().map(|panel| panel_parts(&panel.lanes)).sum());
+        ahead.spread(panels.iter().map(|panel| free_parts(work, &panel.lanes, &tile.range)).sum());
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
@@ -172,6 +166,19 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
         let panel = (&out[layout.out(p, lanes.count)], lanes.count);
         rows.write_panel(lanes.rows.clone(), panel, state, spare.stage);
     }
+}
+
+/// Parts of the products that form the scores of `keys` keys for a panel of `lanes` lanes.
+fn score_parts(work: Work<'_>, keys: usize, lanes: usize) -> usize {
+    keys.div_ceil(panel_product_rows(work.plan.isa, lanes)) * parts(work.score_steps())
+}
+
+/// Parts of a panel's products over a tile that can ask for what comes after it: all that don't ask for bias and mask.
+fn free_parts(work: Work<'_>, lanes: &Lanes, tile: &Range<usize>) -> usize {
+    let keys = lanes.seen(tile).len();
+    let scores = if work.has_score_tensor() { 0 } else { score_parts(work, keys, lanes.count) };
+    let products = work.problem.dims.value_dim.div_ceil(panel_product_rows(work.plan.isa, lanes.count));
+    scores + products * parts(keys)
 }
 
 /// Cuts the rows of a task into panels: full ones, and at the end one of as many vectors as are needed.
@@ -222,13 +229,19 @@ fn run_panel(
     let (isa, lanes) = (work.plan.isa, panel.lanes.count);
 
     // 1. What the mask and the biases say.
-    let mut bias = None;
+    let mut tensors = None;
+    let mut tensor_ahead = Ahead::nothing();
     if work.has_score_tensor() {
-        if !gather_tensors(work, &panel.lanes, &seen, spare.bias, spare.stage) {
+        let of_panel = panel_tensors(work, &panel.lanes, &seen, spare.tensor_rows);
+        if !of_panel.any_visible() {
             return;
         }
-        bias = Some(&*spare.bias);
+        tensors = Some(of_panel);
+        add_score_tensors(&mut tensor_ahead, work, panel.lanes.rows.clone(), seen.clone());
+        tensor_ahead.spread(score_parts(work, seen.len(), lanes));
     }
+    // While the scores are formed, memory brings what the tensors say about them, if there are any.
+    let score_ahead = if tensors.is_some() { &mut tensor_ahead } else { &mut *ahead };
     let marks = Marks::new(work, &panel.lanes, &seen, Unit::Log2);
 
     // 2. Scores, as the softmax is to see them. What every lane sees needs no look at each pair.
@@ -238,16 +251,18 @@ fn run_panel(
     for part in panel.lanes.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
         let scores = &mut scores[(part.start - seen.start) * lanes..(part.end - seen.start) * lanes];
         let keys = tile.keys.slice_rows(part.start - tile.range.start..part.end - tile.range.start);
-        let adjust = marks.adjust(&part, bias);
-        let scores_max = if adjust.is_none() { &mut *max } else { &mut *raw_max };
+        let adjust = marks.adjust(&part, None);
+        let tensors = tensors.as_ref().map(|tensors| (tensors, part.start - seen.start));
+        let changes = !adjust.is_none() || tensors.is_some();
+        let scores_max = if changes { &mut *raw_max } else { &mut *max };
         if panel.unfit == 0 {
-            scores::scores(isa, keys, queries, scores, scores_max, ahead);
+            scores::scores(isa, keys, queries, scores, scores_max, score_ahead);
         } else {
             let buffers = (&mut *spare.kept_scores, &mut *spare.stage);
             scores_of_elements(work, panel, (keys, queries), scores, scores_max, buffers);
         }
-        if !adjust.is_none() {
-            adjust_panel(isa, adjust, scores, max);
+        if changes {
+            adjust_panel(isa, adjust, tensors, scores, max);
         }
     }
 

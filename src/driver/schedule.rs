@@ -62,6 +62,12 @@ impl<'a> Work<'a> {
         pairs::apply(self.plan.isa, &self.problem.q, &self.problem.k, self.query_factor())
     }
 
+    /// Steps of the sum that a score is: elements of a query, or pairs of them.
+    pub(super) fn score_steps(&self) -> usize {
+        let head_dim = self.problem.dims.head_dim;
+        if self.uses_pairs() { pairs::pairs_in(head_dim) } else { head_dim }
+    }
+
     /// All keys of the head, `[seq_kv, head_dim]`.
     pub(super) fn keys(&self) -> AnyMatrix<'a> {
         AnyMatrix::new(&self.problem.k, self.task.batch, self.task.head_kv)

@@ -1,8 +1,13 @@
 //! From raw scores to those that the softmax sees: softcap, bias, ALiBi, and -inf for hidden keys.
 
+use super::bias::{AnyLaneRows, PanelTensors};
+use super::lanes::{LaneRows, load_answers, load_block};
+use super::multiply::Singles;
+use crate::element::{Element, bf16, f16};
 use crate::simd::exp::tanh;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use std::f32::consts::LOG2_E;
+use std::ops::Range;
 
 /// The unit that scores are counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +37,13 @@ pub(crate) fn query_factor(scale: f32, softcap: Option<f32>, unit: Unit) -> f32 
     }
 }
 
-/// What happens to the scores of one tile; for a panel each entry has one value a lane, for a row only one.
+/// What happens to the scores of one tile, but for what tensors say of a panel; for a panel each entry has one value a lane, for
+/// a row only one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Adjust<'a> {
     pub(crate) unit: Unit,
     pub(crate) softcap: Option<f32>,
-    /// Added to the scores, in natural units, and laid out as they are; -inf hides.
+    /// Added to the scores of a row, in natural units; -inf hides.
     pub(crate) bias: Option<&'a [f32]>,
     /// Whether all of the bias is 0 or -inf, so that there is nothing to add.
     pub(crate) only_hides: bool,
@@ -57,8 +63,16 @@ impl Adjust<'_> {
 }
 
 /// Adjusts the scores of a panel, `[keys][lanes]`, and raises `max[lane]` to the largest of each lane.
-pub(crate) fn adjust_panel(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32], max: &mut [f32]) {
-    isa.run(AdjustPanel { adjust, scores, max });
+///
+/// * `tensors`: bias and mask, if there are any, and the number in their rows of the first of these keys
+pub(crate) fn adjust_panel(
+    isa: Isa,
+    adjust: Adjust<'_>,
+    tensors: Option<(&PanelTensors<'_>, usize)>,
+    scores: &mut [f32],
+    max: &mut [f32],
+) {
+    isa.run(AdjustPanel { adjust, tensors, scores, max });
 }
 
 /// What the adjusted scores of one query are like.
@@ -82,22 +96,37 @@ mod step {
     pub(super) const ALIBI: u8 = 4;
     // What hides comes last, and is selected, not added: a NaN score plus -inf would show.
     pub(super) const HIDE_BY_BIAS: u8 = 8;
-    pub(super) const HIDE_BY_POSITION: u8 = 16;
+    pub(super) const HIDE_BY_MASK: u8 = 16;
+    pub(super) const HIDE_BY_POSITION: u8 = 32;
+
+    /// What a bias does.
+    pub(super) const fn of_bias(only_hides: bool) -> u8 {
+        if only_hides { HIDE_BY_BIAS } else { BIAS | HIDE_BY_BIAS }
+    }
 }
 
 impl Adjust<'_> {
     /// The steps that there are.
     fn steps(&self) -> u8 {
-        let bias = if self.only_hides { step::HIDE_BY_BIAS } else { step::BIAS | step::HIDE_BY_BIAS };
         [
             (self.softcap.is_some(), step::CAP),
-            (self.bias.is_some(), bias),
+            (self.bias.is_some(), step::of_bias(self.only_hides)),
             (self.alibi.is_some(), step::ALIBI),
             (self.visible.is_some(), step::HIDE_BY_POSITION),
         ]
         .into_iter()
         .fold(0, |steps, (there, step)| if there { steps | step } else { steps })
     }
+}
+
+/// What is known of a vector of pairs; anything where no step asks for it.
+#[derive(Clone, Copy)]
+struct Pairs<S: Simd> {
+    bias: S::F32,
+    /// What a boolean mask says.
+    attends: S::Mask,
+    /// The key's number in its tile.
+    key: S::F32,
 }
 
 /// The numbers of an [`Adjust`] in vectors, whichever way queries and keys lie; 0 for steps that there are not.
@@ -136,10 +165,10 @@ impl<S: Simd> Terms<S> {
         }
     }
 
-    /// Takes `STEPS`; the others cost nothing.
+    /// Takes `STEPS` with the scores of a vector of pairs; the others cost nothing.
     #[inline(always)]
-    fn apply<const STEPS: u8>(&self, mut score: S::F32, bias: S::F32, key: S::F32) -> S::F32 {
-        let simd = self.simd;
+    fn apply<const STEPS: u8>(&self, mut score: S::F32, pairs: Pairs<S>) -> S::F32 {
+        let (simd, Pairs { bias, attends, key }) = (self.simd, pairs);
         let hidden = simd.splat(f32::NEG_INFINITY);
         if STEPS & step::CAP != 0 {
             score = simd.mul(self.cap, tanh(simd, score));
@@ -154,6 +183,9 @@ impl<S: Simd> Terms<S> {
         }
         if STEPS & step::HIDE_BY_BIAS != 0 {
             score = simd.select(simd.eq(bias, hidden), hidden, score);
+        }
+        if STEPS & step::HIDE_BY_MASK != 0 {
+            score = simd.select(attends, score, hidden);
         }
         if STEPS & step::HIDE_BY_POSITION != 0 {
             let sees = simd.and(simd.le(self.start, key), simd.lt(key, self.end));
@@ -194,6 +226,9 @@ fn take<S: Simd>(simd: S, steps: u8, scores: &mut impl Passes<S>) {
             }
         }
     }
+    if steps & step::HIDE_BY_MASK != 0 {
+        scores.pass::<{ step::HIDE_BY_MASK }>(simd);
+    }
     if steps & step::HIDE_BY_POSITION != 0 {
         scores.pass::<{ step::HIDE_BY_POSITION }>(simd);
     }
@@ -201,6 +236,7 @@ fn take<S: Simd>(simd: S, steps: u8, scores: &mut impl Passes<S>) {
 
 struct AdjustPanel<'a> {
     adjust: Adjust<'a>,
+    tensors: Option<(&'a PanelTensors<'a>, usize)>,
     scores: &'a mut [f32],
     max: &'a mut [f32],
 }
@@ -210,26 +246,38 @@ impl Kernel for AdjustPanel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let AdjustPanel { adjust, scores, max } = self;
+        let AdjustPanel { adjust, tensors, scores, max } = self;
         let lanes = max.len();
+        let steps = adjust.steps() | tensors.map_or(0, |(tensors, _)| tensors.steps());
         for at in (0..lanes).step_by(S::LANES) {
             let terms = Terms::new(simd, &adjust, |x| simd.load_slice(&x[at..]));
             let before = simd.load_slice(&max[at..]);
-            let mut vectors = LaneVectors { adjust: &adjust, terms, scores: &mut *scores, lanes, at, before, max: before };
-            take(simd, adjust.steps(), &mut vectors);
+            let place = (lanes, at);
+            let mut vectors =
+                LaneVectors { first: adjust.first, terms, tensors, scores: &mut *scores, place, before, max: before };
+            take(simd, steps, &mut vectors);
             simd.store_slice(&mut max[at..], vectors.max);
         }
     }
 }
 
+impl PanelTensors<'_> {
+    fn steps(&self) -> u8 {
+        let bias = self.bias.as_ref().map_or(0, |_| step::of_bias(self.only_hides));
+        let mask = self.mask.as_ref().map_or(0, |_| step::HIDE_BY_MASK);
+        bias | mask
+    }
+}
+
 /// One vector of lanes of a panel, key after key.
 struct LaneVectors<'a, S: Simd> {
-    adjust: &'a Adjust<'a>,
+    /// The number of the first key in its tile.
+    first: usize,
     terms: Terms<S>,
+    tensors: Option<(&'a PanelTensors<'a>, usize)>,
     scores: &'a mut [f32],
-    lanes: usize,
-    /// The first lane.
-    at: usize,
+    /// The panel's lanes, and the first of these.
+    place: (usize, usize),
     /// The largest score of each lane, of keys before these, and of all.
     before: S::F32,
     max: S::F32,
@@ -238,23 +286,104 @@ struct LaneVectors<'a, S: Simd> {
 impl<S: Simd> Passes<S> for LaneVectors<'_, S> {
     #[inline(always)]
     fn pass<const STEPS: u8>(&mut self, simd: S) {
-        let mut max = self.before;
-        let mut key = self.adjust.first as f32;
-        let bias = self.adjust.bias.filter(|_| STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0).unwrap_or(&[]);
-        assert!(bias.is_empty() || bias.len() >= self.scores.len());
-        for (j, scores) in self.scores.chunks_exact_mut(self.lanes).enumerate() {
-            let scores = &mut scores[self.at..self.at + S::LANES];
-            let bias = if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 {
-                simd.load_slice(&bias[j * self.lanes + self.at..])
-            } else {
-                simd.zero()
-            };
-            let score = self.terms.apply::<STEPS>(simd.load_slice(scores), bias, simd.splat(key));
+        self.max = self.before;
+        match self.tensors {
+            Some((tensors, at)) if STEPS & step::HIDE_BY_MASK != 0 => {
+                self.turned::<STEPS, f32>(simd, (None, tensors.mask.as_ref()), at);
+            }
+            Some((tensors, at)) if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 => match &tensors.bias {
+                None => {}
+                Some(AnyLaneRows::F32(bias)) => self.turned::<STEPS, f32>(simd, (Some(bias), None), at),
+                Some(AnyLaneRows::F16(bias)) => self.turned::<STEPS, f16>(simd, (Some(bias), None), at),
+                Some(AnyLaneRows::Bf16(bias)) => self.turned::<STEPS, bf16>(simd, (Some(bias), None), at),
+            },
+            _ => self.plain::<STEPS>(simd),
+        }
+    }
+}
+
+impl<S: Simd> LaneVectors<'_, S> {
+    /// Steps that need no tensor.
+    #[inline(always)]
+    fn plain<const STEPS: u8>(&mut self, simd: S) {
+        let (lanes, lane) = self.place;
+        let mut key = self.first as f32;
+        let mut max = self.max;
+        for scores in self.scores.chunks_exact_mut(lanes) {
+            let scores = &mut scores[lane..lane + S::LANES];
+            let pairs = Pairs { key: simd.splat(key), ..Pairs::none(simd) };
+            let score = self.terms.apply::<STEPS>(simd.load_slice(scores), pairs);
             max = simd.max(max, score);
             simd.store_slice(scores, score);
             key += 1.0;
         }
         self.max = max;
+    }
+
+    /// Steps that need bias or mask, whose rows lie along the keys: a square block of them at a time, turned in registers.
+    ///
+    /// * `at`: the number in those rows of the first key
+    #[inline(always)]
+    fn turned<const STEPS: u8, T: Element>(
+        &mut self,
+        simd: S,
+        (bias, mask): (Option<&LaneRows<'_, T>>, Option<&LaneRows<'_, u8>>),
+        at: usize,
+    ) {
+        let keys = self.scores.len() / self.place.0;
+        let whole = keys / S::LANES * S::LANES;
+        for first in (0..whole).step_by(S::LANES) {
+            self.block::<STEPS, T>(simd, (bias, mask), at + first, first..first + S::LANES);
+        }
+        if whole < keys {
+            let bias = bias.map(|rows| rows.rest(at + whole));
+            let mask = mask.map(|rows| rows.rest(at + whole));
+            let (bias, mask) = (bias.as_ref().map(LaneRows::of_rest), mask.as_ref().map(LaneRows::of_rest));
+            self.block::<STEPS, T>(simd, (bias.as_ref(), mask.as_ref()), 0, whole..keys);
+        }
+    }
+
+    /// At most `LANES` keys; the rows have as many elements from `at` on.
+    #[inline(always)]
+    fn block<const STEPS: u8, T: Element>(
+        &mut self,
+        simd: S,
+        (bias, mask): (Option<&LaneRows<'_, T>>, Option<&LaneRows<'_, u8>>),
+        at: usize,
+        keys: Range<usize>,
+    ) {
+        let (lanes, lane) = self.place;
+        let none = Pairs::none(simd);
+        let biases = match bias {
+            Some(bias) => simd.transpose(load_block((simd, Singles::new()), bias, lane, at)),
+            None => [none.bias; MAX_LANES],
+        };
+        let answers = match mask {
+            Some(mask) => simd.transpose_answers(load_answers(simd, mask, lane, at)),
+            None => [none.attends; MAX_LANES],
+        };
+        let scores = &mut self.scores[keys.start * lanes..keys.end * lanes];
+        assert!(keys.len() <= S::LANES && lane + S::LANES <= lanes);
+        for n in 0..S::LANES {
+            if n == keys.len() {
+                break;
+            }
+            let to = scores.as_mut_ptr().wrapping_add(n * lanes + lane);
+            let pairs = Pairs { bias: biases[n], attends: answers[n], ..none };
+            // SAFETY: lanes from `lane` on of one of the `lanes` scores of key n, which is one of `keys`.
+            let score = self.terms.apply::<STEPS>(unsafe { simd.load(to) }, pairs);
+            self.max = simd.max(self.max, score);
+            // SAFETY: as above.
+            unsafe { simd.store(to, score) };
+        }
+    }
+}
+
+impl<S: Simd> Pairs<S> {
+    /// Of which nothing is known.
+    #[inline(always)]
+    fn none(simd: S) -> Self {
+        Pairs { bias: simd.zero(), attends: simd.eq(simd.zero(), simd.zero()), key: simd.zero() }
     }
 }
 
@@ -301,7 +430,8 @@ impl<S: Simd> Passes<S> for KeyVectors<'_, S> {
                 }
                 _ => simd.zero(),
             };
-            let score = self.terms.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), bias, key);
+            let pairs = Pairs { bias, key, ..Pairs::none(simd) };
+            let score = self.terms.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), pairs);
             simd.store_part(scores, score);
             // Read back twice, for lanes behind the last key: they are neither the largest nor hidden.
             max = simd.max(max, simd.load_part(scores, f32::NEG_INFINITY));

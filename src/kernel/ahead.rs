@@ -109,7 +109,8 @@ impl Ahead {
         with_matrix!(matrix, matrix => self.add_rows(matrix));
     }
 
-    fn add_rows<T: Copy>(&mut self, matrix: Matrix<'_, T>) {
+    /// The same, of any type.
+    pub(crate) fn add_rows<T: Copy>(&mut self, matrix: Matrix<'_, T>) {
         let (rows, cols, size) = (matrix.rows(), matrix.cols(), size_of::<T>());
         // Rows with gaps are read an element at a time, and slowly: nothing is gained by having them there.
         if self.count == MAX_RUNS || !matrix.has_contiguous_rows() || rows == 0 || cols == 0 {

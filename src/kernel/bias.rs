@@ -1,13 +1,13 @@
 //! What tensors say about single scores: an additive bias, and a boolean mask as a bias of 0 or -inf.
 
-use super::lanes::{LaneRows, load_block, store_lanes};
+use super::MAX_PANEL_LANES;
+use super::lanes::LaneRows;
 use super::load::{AnyMatrix, with_matrix};
-use super::multiply::Singles;
 use super::pack::widen;
-use crate::element::Element;
-use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::element::{Element, bf16, f16};
+use crate::simd::{Isa, Kernel, Simd};
 use crate::strided::{Matrix, Strided};
-use crate::tensor::{AnyTensor, with_elements};
+use crate::tensor::AnyTensor;
 use std::ops::Range;
 
 /// Bias and boolean mask of one query, for some keys.
@@ -77,120 +77,72 @@ fn hide<S: Simd>(simd: S, mask: Matrix<'_, u8>, row: usize, keys: Range<usize>, 
     }
 }
 
-/// What tensors say about the scores of a panel: those of lane `n`, for `n < count`, stand in row `place(n)` of each.
-pub(crate) struct PanelTensors<'a, F> {
-    pub(crate) bias: Option<&'a AnyTensor<'a>>,
+/// What tensors say about the scores of a panel: a row for each lane, lanes without one repeating the last.
+pub(crate) struct PanelTensors<'a> {
+    pub(super) bias: Option<AnyLaneRows<'a>>,
+    /// Whether all of the bias is 0 or -inf, so that there is nothing to add.
+    pub(super) only_hides: bool,
     /// Not 0 where the query may attend.
-    pub(crate) mask: Option<&'a Strided<'a, u8, 4>>,
-    pub(crate) count: usize,
-    pub(crate) place: F,
-    pub(crate) keys: Range<usize>,
+    pub(super) mask: Option<LaneRows<'a, u8>>,
 }
 
-/// As [`read_bias`] for every lane of a panel: `to[key][lane]`. Lanes without a row repeat the last one. `None` if there are
-/// gaps between the elements of a row; then nothing is written.
-///
-/// All lanes' rows are read side by side: each lies in pages of its own, and their misses overlap.
-///
-/// * `to`: `[keys rounded up][lanes]`
-pub(crate) fn gather_bias<F: Fn(usize) -> [usize; 3]>(
-    isa: Isa,
-    from: PanelTensors<'_, F>,
-    (to, lanes): (&mut [f32], usize),
-) -> Option<bool> {
-    isa.run(GatherBias { from, to, lanes })
+/// Rows of any type.
+pub(super) enum AnyLaneRows<'a> {
+    F32(LaneRows<'a, f32>),
+    F16(LaneRows<'a, f16>),
+    Bf16(LaneRows<'a, bf16>),
 }
 
-struct GatherBias<'a, F> {
-    from: PanelTensors<'a, F>,
-    to: &'a mut [f32],
-    lanes: usize,
-}
-
-impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherBias<'_, F> {
-    type Output = Option<bool>;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> Option<bool> {
-        let GatherBias { from: PanelTensors { bias, mask, count, place, keys }, to, lanes } = self;
-        let mask = match mask {
-            Some(mask) => Some(LaneRows::new(mask, keys.clone(), count, &place)?),
+impl<'a> PanelTensors<'a> {
+    /// The elements `keys` of the rows `place(n)`, for `n < count`; `None` if there are gaps between them.
+    pub(crate) fn new(
+        bias: Option<&AnyTensor<'a>>,
+        mask: Option<&Strided<'a, u8, 4>>,
+        keys: Range<usize>,
+        count: usize,
+        place: impl Fn(usize) -> [usize; 3],
+    ) -> Option<Self> {
+        let bias = match bias {
             None => None,
+            Some(AnyTensor::F32(bias)) => Some(AnyLaneRows::F32(LaneRows::new(bias, keys.clone(), count, &place)?)),
+            Some(AnyTensor::F16(bias)) => Some(AnyLaneRows::F16(LaneRows::new(bias, keys.clone(), count, &place)?)),
+            Some(AnyTensor::Bf16(bias)) => Some(AnyLaneRows::Bf16(LaneRows::new(bias, keys.clone(), count, &place)?)),
         };
-        match bias {
-            Some(bias) => with_elements!(bias, bias => {
-                let bias = LaneRows::new(bias, keys.clone(), count, &place)?;
-                Some(turn(simd, Some(&bias), mask.as_ref(), keys.len(), (to, lanes)))
-            }),
-            None => Some(turn::<S, f32>(simd, None, mask.as_ref(), keys.len(), (to, lanes))),
+        let mask = match mask {
+            None => None,
+            Some(mask) => Some(LaneRows::new(mask, keys, count, &place)?),
+        };
+        Some(Self { bias, only_hides: false, mask })
+    }
+
+    /// Rows that [`read_bias`] has written, as far apart as they are long.
+    pub(crate) fn of_rows(rows: &'a [f32], count: usize, only_hides: bool) -> Self {
+        let len = rows.len() / count;
+        let rows = LaneRows::of(count, |n| Some(&rows[n * len..(n + 1) * len])).expect("slices");
+        Self { bias: Some(AnyLaneRows::F32(rows)), only_hides, mask: None }
+    }
+
+    /// Whether they leave any key visible to any lane.
+    pub(crate) fn any_visible(&self) -> bool {
+        match &self.bias {
+            None => any_visible::<f32>(None, self.mask.as_ref()),
+            Some(AnyLaneRows::F32(bias)) => any_visible(Some(bias), self.mask.as_ref()),
+            Some(AnyLaneRows::F16(bias)) => any_visible(Some(bias), self.mask.as_ref()),
+            Some(AnyLaneRows::Bf16(bias)) => any_visible(Some(bias), self.mask.as_ref()),
         }
     }
 }
 
-/// Turns bias and mask block by block; returns whether any is above -inf.
-#[inline(always)]
-fn turn<S: Simd, T: Element>(
-    simd: S,
-    bias: Option<&LaneRows<'_, T>>,
-    mask: Option<&LaneRows<'_, u8>>,
-    keys: usize,
-    (to, lanes): (&mut [f32], usize),
-) -> bool {
-    let block = S::LANES * lanes;
-    let (whole, rest) = to.split_at_mut(keys / S::LANES * block);
-    let mut all_hidden = simd.eq(simd.zero(), simd.zero());
-    for (b, to) in whole.chunks_exact_mut(block).enumerate() {
-        all_hidden = turn_blocks(simd, bias, mask, b * S::LANES, (to, lanes), all_hidden);
-    }
-    if !keys.is_multiple_of(S::LANES) {
-        // Behind the last key everything is hidden, and nobody looks.
-        let bias = bias.map(|bias| bias.rest(S::LANES, T::from_f32(f32::NEG_INFINITY)));
-        let mask = mask.map(|mask| mask.rest(S::LANES, 0));
-        let (bias, mask) = (bias.as_ref().map(LaneRows::of_rest), mask.as_ref().map(LaneRows::of_rest));
-        all_hidden = turn_blocks(simd, bias.as_ref(), mask.as_ref(), 0, (&mut rest[..block], lanes), all_hidden);
-    }
-    simd.max_lane(simd.select(all_hidden, simd.zero(), simd.splat(1.0))) > 0.0
-}
-
-/// A vector of each row, from `at` on, a square block after the other; returns the lanes of `all_hidden` that still are.
-#[inline(always)]
-fn turn_blocks<S: Simd, T: Element>(
-    simd: S,
-    bias: Option<&LaneRows<'_, T>>,
-    mask: Option<&LaneRows<'_, u8>>,
-    at: usize,
-    (to, lanes): (&mut [f32], usize),
-    mut all_hidden: S::Mask,
-) -> S::Mask {
-    let hidden = simd.splat(f32::NEG_INFINITY);
-    for first in (0..lanes).step_by(S::LANES) {
-        let mut block = [simd.zero(); MAX_LANES];
-        if let Some(bias) = bias {
-            block = simd.transpose(load_block((simd, Singles::new()), bias, first, at));
-        }
-        if let Some(mask) = mask {
-            let answers = simd.transpose_answers(load_answers(simd, mask, first, at));
-            for n in 0..S::LANES {
-                block[n] = simd.select(answers[n], block[n], hidden);
-            }
-        }
-        for n in 0..S::LANES {
-            // NaN is not -inf: it has to show.
-            all_hidden = simd.and(all_hidden, simd.eq(block[n], hidden));
-        }
-        store_lanes(simd, block, &mut to[first..], lanes);
-    }
-    all_hidden
-}
-
-/// The answers of `LANES` rows for `LANES` keys from `at` on.
-#[inline(always)]
-fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
-    assert!(at + S::LANES <= rows.len());
-    let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
-    for n in 0..S::LANES {
-        // SAFETY: LANES elements from `at` on lie inside the row.
-        answers[n] = unsafe { simd.load_answers(rows.from(first + n, at).as_ptr()) };
-    }
-    answers
+fn any_visible<T: Element>(bias: Option<&LaneRows<'_, T>>, mask: Option<&LaneRows<'_, u8>>) -> bool {
+    let hidden = T::from_f32(f32::NEG_INFINITY);
+    // A few elements at a time, all of which are looked at: that is done by vectors. Most often the first few will do.
+    (0..MAX_PANEL_LANES).any(|lane| match (bias.map(|rows| rows.row(lane)), mask.map(|rows| rows.row(lane))) {
+        (None, None) => true,
+        // NaN is not -inf: it has to show.
+        (Some(bias), None) => bias.chunks(64).any(|bias| bias.iter().fold(false, |seen, x| seen | (*x != hidden))),
+        (None, Some(mask)) => mask.chunks(64).any(|mask| mask.iter().fold(0, |seen, x| seen | x) != 0),
+        (Some(bias), Some(mask)) => bias.chunks(64).zip(mask.chunks(64)).any(|(bias, mask)| {
+            bias.iter().zip(mask).fold(false, |seen, (bias, mask)| seen | ((*bias != hidden) & (*mask != 0)))
+        }),
+    })
 }

@@ -27,7 +27,25 @@ pub(crate) fn gather_into_lanes<F: Fn(usize) -> [usize; 3]>(
     } else {
         let stage = &mut stage[..to.len()];
         widen_gathered(isa, rows, factor, (stage, to.len() / lanes));
-        into_lanes(isa, stage, lanes, to);
+        isa.run(IntoLanes { from: stage, lanes, to });
+    }
+}
+
+/// `to[c][lane] = from[lane][c]`.
+struct IntoLanes<'a> {
+    from: &'a [f32],
+    lanes: usize,
+    to: &'a mut [f32],
+}
+
+impl Kernel for IntoLanes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let len = self.from.len() / self.lanes;
+        let rows = LaneRows::of(self.lanes, |n| Some(&self.from[n * len..(n + 1) * len])).expect("slices");
+        turn_rows((simd, Singles::new()), &rows, None, (self.to, self.lanes));
     }
 }
 
@@ -100,30 +118,8 @@ impl<F: Fn(usize) -> [usize; 3]> PairKernel for GatherPairs<'_, F> {
     }
 }
 
-/// `to[c][lane] = from[lane][c]`; both hold `lanes` times a multiple of [`MAX_LANES`].
-pub(crate) fn into_lanes(isa: Isa, from: &[f32], lanes: usize, to: &mut [f32]) {
-    isa.run(IntoLanes { from, lanes, to });
-}
-
-struct IntoLanes<'a> {
-    from: &'a [f32],
-    lanes: usize,
-    to: &'a mut [f32],
-}
-
-impl Kernel for IntoLanes<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let len = self.from.len() / self.lanes;
-        let rows = LaneRows::of(self.lanes, |n| Some(&self.from[n * len..(n + 1) * len])).expect("slices");
-        turn_rows((simd, Singles::new()), &rows, None, (self.to, self.lanes));
-    }
-}
-
 /// The rows of a panel's lanes: as long as each other, without gaps.
-pub(super) struct LaneRows<'a, T> {
+pub(crate) struct LaneRows<'a, T> {
     at: [*const T; MAX_PANEL_LANES],
     len: usize,
     borrow: PhantomData<&'a [T]>,
@@ -147,7 +143,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
 
     /// Row n of the first `count` lanes is `row(n)`; the other lanes repeat the last one.
     #[inline(always)]
-    fn of(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
+    pub(super) fn of(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
         assert!((1..=MAX_PANEL_LANES).contains(&count));
         let first = row(0)?;
         let mut rows = LaneRows { at: [first.as_ptr(); MAX_PANEL_LANES], len: first.len(), borrow: PhantomData };
@@ -161,24 +157,33 @@ impl<'a, T: Copy> LaneRows<'a, T> {
         Some(rows)
     }
 
-    pub(super) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.len
     }
 
     /// What stands from `at` on in a lane's row.
     #[inline(always)]
-    pub(super) fn from(&self, lane: usize, at: usize) -> &'a [T] {
+    fn from(&self, lane: usize, at: usize) -> &'a [T] {
         assert!(at <= self.len);
         // SAFETY: made from a slice of `len` elements, borrowed for 'a, of which `at` are left out.
         unsafe { std::slice::from_raw_parts(self.at[lane].wrapping_add(at), self.len - at) }
     }
 
-    /// What stands behind the last whole vector of `lanes` elements, and `fill` behind that: one more vector of each row.
-    pub(super) fn rest(&self, lanes: usize, fill: T) -> [[T; MAX_LANES]; MAX_PANEL_LANES] {
-        let mut rest = [[fill; MAX_LANES]; MAX_PANEL_LANES];
+    /// A lane's row.
+    pub(super) fn row(&self, lane: usize) -> &'a [T] {
+        self.from(lane, 0)
+    }
+
+    /// Less than a vector of each row, from `at` on, with zeros behind it.
+    pub(super) fn rest(&self, at: usize) -> [[T; MAX_LANES]; MAX_PANEL_LANES]
+    where
+        T: Default,
+    {
+        let mut rest = [[T::default(); MAX_LANES]; MAX_PANEL_LANES];
         for (lane, to) in rest.iter_mut().enumerate() {
-            let row = self.from(lane, self.len / lanes * lanes);
-            to[..row.len()].copy_from_slice(row);
+            let row = self.from(lane, at);
+            let len = row.len().min(MAX_LANES);
+            to[..len].copy_from_slice(&row[..len]);
         }
         rest
     }
@@ -207,7 +212,7 @@ fn turn_rows<S: Simd, M: Multiply<S>>(
         turn_blocks((simd, multiply), rows, b * S::LANES, factor, (to, lanes));
     }
     if let Some((first, behind)) = rest.split_at_mut_checked(block) {
-        let rest = rows.rest(S::LANES, M::Step::default());
+        let rest = rows.rest(rows.len() / S::LANES * S::LANES);
         turn_blocks((simd, multiply), &LaneRows::of_rest(&rest), 0, factor, (first, lanes));
         behind.fill(0.0);
     }
@@ -250,9 +255,21 @@ pub(super) fn load_block<S: Simd, M: Multiply<S>>(
     block
 }
 
+/// The answers of `LANES` rows, for `LANES` keys from `at` on.
+#[inline(always)]
+pub(super) fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
+    assert!(at + S::LANES <= rows.len());
+    let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
+    for n in 0..S::LANES {
+        // SAFETY: LANES elements from `at` on lie inside the row.
+        answers[n] = unsafe { simd.load_answers(rows.from(first + n, at).as_ptr()) };
+    }
+    answers
+}
+
 /// Writes the first `LANES` vectors of `block`, `lanes` apart.
 #[inline(always)]
-pub(super) fn store_lanes<S: Simd>(simd: S, block: [S::F32; MAX_LANES], to: &mut [f32], lanes: usize) {
+fn store_lanes<S: Simd>(simd: S, block: [S::F32; MAX_LANES], to: &mut [f32], lanes: usize) {
     assert!(to.len() >= (S::LANES - 1) * lanes + S::LANES);
     for n in 0..S::LANES {
         // SAFETY: vector n of `LANES`, the last of which ends inside `to`.
