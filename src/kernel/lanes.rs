@@ -145,12 +145,11 @@ impl<'a, T: Copy> LaneRows<'a, T> {
     #[inline(always)]
     pub(super) fn of(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
         assert!((1..=MAX_PANEL_LANES).contains(&count));
-        let first = row(0)?;
-        let mut rows = LaneRows { at: [first.as_ptr(); MAX_PANEL_LANES], len: first.len(), borrow: PhantomData };
-        for n in 1..count {
+        let mut rows = LaneRows { at: [std::ptr::null(); MAX_PANEL_LANES], len: 0, borrow: PhantomData };
+        for n in 0..count {
             let row = row(n)?;
-            assert!(row.len() == rows.len);
-            rows.at[n] = row.as_ptr();
+            assert!(n == 0 || row.len() == rows.len);
+            (rows.at[n], rows.len) = (row.as_ptr(), row.len());
         }
         let last = rows.at[count - 1];
         rows.at[count..].fill(last);
