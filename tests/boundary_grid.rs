@@ -26,15 +26,16 @@ fn queries() {
     let boundaries = [
         boundary(1, "none, and a single query"),
         boundary(4, "few queries: rows that share a load of keys"),
-        boundary(8, "one vector of lanes"),
-        boundary(16, "a panel of two vectors"),
-        boundary(24, "the plan's step from few to many queries; few queries: rows of a task"),
-        boundary(32, "two panels"),
-        boundary(192, "a block of twelve panels: another task, packing anew"),
+        boundary(8, "one vector of eight lanes"),
+        boundary(12, "the plan's step from few to many queries; few queries: rows of a task"),
+        boundary(16, "a panel of two vectors of eight, or of one of sixteen"),
+        boundary(32, "a panel of two vectors of sixteen; two panels of eight"),
+        boundary(48, "a panel and a half of sixteen"),
+        boundary(256, "a block of panels: another task, packing anew"),
     ];
     check_around(&boundaries, |seq_q| Dims { seq_q, ..SMALL });
     // The same rows made of heads that share a key/value head: positions repeat, rows of one query straddle panels.
-    check_around(&boundaries[..6], |seq_q| Dims { seq_q, heads_q: 3, ..SMALL });
+    check_around(&boundaries[..7], |seq_q| Dims { seq_q, heads_q: 3, ..SMALL });
 }
 
 #[test]
@@ -43,9 +44,15 @@ fn keys() {
         &[
             boundary(1, "none, and a single key"),
             boundary(6, "a product's rows of accumulators with sixteen registers and two vectors"),
-            boundary(8, "a vector of keys: biases and few queries' weights"),
-            boundary(12, "a product's rows with one vector"),
-            boundary(16, "few queries: keys whose values are added strip by strip"),
+            boundary(
+                8,
+                "a vector of keys: biases and few queries' weights; a product's rows with two vectors of sixteen",
+            ),
+            boundary(12, "a product's rows with one vector of eight"),
+            boundary(
+                16,
+                "a product's rows with one vector of sixteen; few queries: keys whose values are added strip by strip",
+            ),
             boundary(32, "many queries: keys whose values are packed block after block"),
             boundary(240, "many queries: the largest tile"),
             boundary(256, "few queries: a tile"),
@@ -74,13 +81,14 @@ fn keys_around_the_tile_of_each_width() {
     assert!(tiles.len() >= 4 && tiles.contains(&240) && tiles.contains(&48), "tiles of {tiles:?} keys");
 }
 
-const WIDTHS: [Boundary; 8] = [
+const WIDTHS: [Boundary; 9] = [
     boundary(1, "none, and a single element"),
     boundary(2, "the portable level's rows of accumulators"),
     boundary(6, "a product's rows of accumulators: a block of packed values"),
-    boundary(8, "a vector"),
-    boundary(12, "two blocks of packed values"),
-    boundary(16, "two vectors"),
+    boundary(8, "a vector of eight; a product's rows of accumulators with thirty-two registers"),
+    boundary(12, "two blocks of packed values with sixteen registers"),
+    boundary(16, "two vectors; a block of packed values with thirty-two registers, of two products"),
+    boundary(32, "two blocks of packed values"),
     boundary(64, "eight vectors: the widest strip of few queries"),
     boundary(128, "two strips; a tile of 96 keys and less"),
 ];
@@ -102,8 +110,8 @@ fn value_dims() {
 #[test]
 fn diagonals() {
     for edge in [48, 64, 240, 512] {
-        for offset in [edge - 18, edge - 17, edge - 16, edge - 2, edge - 1, edge] {
-            let dims = Dims { seq_q: 17, seq_kv: 530, ..SMALL };
+        for offset in [edge - 34, edge - 33, edge - 32, edge - 17, edge - 16, edge - 2, edge - 1, edge] {
+            let dims = Dims { seq_q: 33, seq_kv: 530, ..SMALL };
             check_all(dims, "a diagonal that crosses the edge of a tile", |problem| {
                 problem.causal = true;
                 problem.offset = support::any_problem::Offset::At(offset);

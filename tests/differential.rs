@@ -207,7 +207,7 @@ fn check_seeds(test: &str, count: u64, make: impl Fn(&mut Rng) -> Problem + Sync
     found
 }
 
-/// Mostly small, often at an edge: nothing, one, a whole vector (8), a whole panel (16) and one more or less.
+/// Mostly small, often at an edge: nothing, one, a whole vector (8 or 16), a whole panel (16 or 32) and one more or less.
 fn size(rng: &mut Rng, edges: &[usize], most: usize) -> usize {
     match rng.below(8) {
         0..3 => edges[rng.below(edges.len())],
@@ -235,7 +235,7 @@ fn small_dims(rng: &mut Rng) -> Dims {
         batch: few(rng, 3),
         heads_q: heads_kv * few(rng, 4),
         heads_kv,
-        seq_q: size(rng, &[0, 1, 1, 1, 2, 7, 8, 9, 15, 16, 17], 20),
+        seq_q: size(rng, &[0, 1, 1, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33], 40),
         // 48: the smallest tile; 64: the tile of few queries.
         seq_kv: size(rng, &[0, 1, 2, 8, 16, 47, 48, 49, 63, 64, 65], 70),
         head_dim: size(rng, &[0, 1, 2, 7, 8, 9, 16, 17, 64, 65], 70),
@@ -251,7 +251,7 @@ fn large_dims(rng: &mut Rng) -> Dims {
         batch: 1 + rng.below(2),
         heads_q: heads_kv * (1 + rng.below(4)),
         heads_kv,
-        seq_q: [1, 2, 8, 17, 100, 193, 400][rng.below(7)] + rng.below(4),
+        seq_q: [1, 2, 8, 17, 100, 257, 400][rng.below(7)] + rng.below(4),
         seq_kv: [100, 240, 480, 512, 1024, 2000][rng.below(6)] + rng.below(4),
         head_dim: DIMS[rng.below(11)],
         value_dim: DIMS[rng.below(11)],

@@ -143,11 +143,7 @@ impl Weights<'_> {
 /// Turns scores into weights, `KEYS` keys at a time, and returns their sums: a weight is a chain of operations, of which the
 /// processor alone overlaps too few. (Four vectors, which the registers hold with all constants, take 0.88 of the time.)
 #[inline(always)]
-fn weigh<S: Simd, const V: usize, const KEYS: usize>(
-    simd: S,
-    scores: &mut [f32],
-    bases: [S::F32; V],
-) -> [S::F32; V] {
+fn weigh<S: Simd, const V: usize, const KEYS: usize>(simd: S, scores: &mut [f32], bases: [S::F32; V]) -> [S::F32; V] {
     let mut sum = [simd.zero(); V];
     let mut blocks = scores.chunks_exact_mut(KEYS * V * S::LANES);
     for scores in &mut blocks {
