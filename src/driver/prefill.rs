@@ -24,11 +24,12 @@ use crate::kernel::pack::{ValueBlocks, as_f32, pack_values, widen_gathered, with
 use crate::kernel::pairs::key_pairs;
 use crate::kernel::product::parts;
 use crate::kernel::scores::{self, PanelKeys};
-use crate::kernel::values::{add_values, add_visible_values};
+use crate::kernel::values::{add_values, add_values_in_place, add_visible_values};
 use crate::kernel::weights::{PanelState, weights};
 use crate::kernel::{MAX_PANEL_LANES, panel_product_rows, round_up_lanes};
 use crate::plan::Plan;
 use crate::problem::Problem;
+use crate::simd::Isa;
 use std::ops::Range;
 
 pub(super) fn run(
@@ -100,9 +101,23 @@ struct Spare<'a> {
 struct Tile<'a> {
     range: Range<usize>,
     keys: PanelKeys<'a>,
-    values: &'a [f32],
+    values: TileValues<'a>,
+}
+
+/// The values of a tile.
+enum TileValues<'a> {
+    /// For several panels.
+    Packed(Values<'a>),
+    /// As they lie in memory, for a lone panel, and where to pack them should they not be finite.
+    InPlace(AnyMatrix<'a>, &'a mut [f32]),
+}
+
+/// Packed values.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    packed: &'a [f32],
     blocks: ValueBlocks,
-    /// Whether every value is finite.
+    /// Whether all of them are finite.
     finite: bool,
 }
 
@@ -151,12 +166,13 @@ fn run_task(mut rows: Rows<'_>, next: Option<Work<'_>>, scratch: &mut Scratch) {
         } else {
             next_task(&rows, next)
         };
-        let tile = pack_tile(work, range, (&mut *wide_keys, &mut *wide_values, &mut *packed_values));
+        let buffers = (&mut *wide_keys, &mut *wide_values, &mut *packed_values);
+        let mut tile = prepare_tile(work, range, panels.len(), buffers);
         ahead.spread(panels.iter().map(|panel| free_parts(work, &panel.lanes, &tile.range)).sum());
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
-            run_panel(work, &tile, panel, queries, out, &mut spare, &mut ahead);
+            run_panel(work, &mut tile, panel, queries, out, &mut spare, &mut ahead);
         }
         start += plan.tile_keys;
     }
@@ -193,27 +209,62 @@ fn list_panels(work: Work<'_>, panels: &mut Vec<Panel>) {
     }
 }
 
-/// Packs the values of a tile, and copies its keys if they can't be read in place.
-fn pack_tile<'a>(
+/// Packs the values of a tile for several panels, and copies its keys if they can't be read in place.
+fn prepare_tile<'a>(
     work: Work<'a>,
     range: Range<usize>,
-    (wide_keys, wide_values, packed_values): (&'a mut [f32], &mut [f32], &'a mut [f32]),
+    panels: usize,
+    (wide_keys, wide_values, packed_values): (&'a mut [f32], &'a mut [f32], &'a mut [f32]),
 ) -> Tile<'a> {
-    let (isa, dims) = (work.plan.isa, &work.problem.dims);
-    let blocks = ValueBlocks::new(isa, range.len(), dims.value_dim);
+    let isa = work.plan.isa;
     let values = without_gaps(isa, work.values().slice_rows(range.clone()), wide_values);
-    let finite = pack_values(isa, values, blocks, packed_values);
+    let values = if panels == 1 && values.cols().is_multiple_of(isa.lanes()) {
+        TileValues::InPlace(values, packed_values)
+    } else {
+        TileValues::Packed(Values::pack(isa, values, packed_values))
+    };
     let keys = match work.keys().slice_rows(range.clone()) {
         AnyMatrix::Bf16(keys) if work.uses_pairs() => PanelKeys::Pairs(key_pairs(keys, wide_keys), work.query_factor()),
         keys => PanelKeys::Wide(as_f32(isa, keys, wide_keys)),
     };
-    Tile { range, keys, values: packed_values, blocks, finite }
+    Tile { range, keys, values }
+}
+
+impl<'a> Values<'a> {
+    fn pack(isa: Isa, values: AnyMatrix<'_>, packed: &'a mut [f32]) -> Self {
+        let blocks = ValueBlocks::new(isa, values.rows(), values.cols());
+        let finite = pack_values(isa, values, blocks, packed);
+        Values { packed, blocks, finite }
+    }
+
+    /// Adds them, weighted, to a panel's output. A hidden key's weight is 0, which is enough unless its value is not finite.
+    ///
+    /// * `first`: the number of the first weight's key among these
+    /// * `scores`: from before they were weights, looked at only where values are not finite
+    fn add(
+        self,
+        isa: Isa,
+        first: usize,
+        (weights, scores): (&[f32], &[f32]),
+        (out, is_first): (&mut [f32], bool),
+        lanes: usize,
+        ahead: &mut Ahead,
+    ) {
+        let packed = (self.packed, self.blocks, first);
+        if self.finite {
+            return add_values(isa, packed, weights, (out, is_first), lanes, ahead);
+        }
+        if is_first {
+            out.fill(0.0);
+        }
+        add_visible_values(isa, packed, (weights, scores), out, lanes);
+    }
 }
 
 /// One panel against one tile.
 fn run_panel(
     work: Work<'_>,
-    tile: &Tile<'_>,
+    tile: &mut Tile<'_>,
     panel: &mut Panel,
     queries: &[f32],
     out: &mut [f32],
@@ -266,21 +317,23 @@ fn run_panel(
         }
     }
 
-    // 3. Weights and values. A hidden key's weight is 0, which is enough unless its value is not finite. (Even in a full
-    // tile: a score that overflowed to -inf hides its key, too.)
-    let packed = (tile.values, tile.blocks, first);
-    let first_sum = !std::mem::replace(&mut panel.started, true);
-    if tile.finite {
-        weights(isa, scores, max, &mut panel.state, if first_sum { &mut [] } else { out });
-        add_values(isa, packed, scores, (out, first_sum), lanes, ahead);
-    } else {
-        let kept = &mut spare.kept_scores[..seen.len() * lanes];
+    // 3. Weights and values. (Even where all keys are seen, scores may be asked for: one that overflowed to -inf hides its
+    // key, too.)
+    let is_first = !std::mem::replace(&mut panel.started, true);
+    let kept = &mut spare.kept_scores[..scores.len()];
+    if !matches!(tile.values, TileValues::Packed(Values { finite: true, .. })) {
         kept.copy_from_slice(scores);
-        if first_sum {
-            out.fill(0.0);
+    }
+    weights(isa, scores, max, &mut panel.state, if is_first { &mut [] } else { &mut *out });
+    match &mut tile.values {
+        TileValues::Packed(values) => values.add(isa, first, (scores, kept), (out, is_first), lanes, ahead),
+        TileValues::InPlace(values, packed) => {
+            let values = values.slice_rows(first..first + seen.len());
+            if !add_values_in_place(isa, values, scores, spare.stage, (&mut *out, is_first), lanes, ahead) {
+                let values = Values::pack(isa, values, packed);
+                values.add(isa, 0, (scores, kept), (out, is_first), lanes, ahead);
+            }
         }
-        weights(isa, scores, max, &mut panel.state, out);
-        add_visible_values(isa, packed, (scores, kept), out, lanes);
     }
 }
 

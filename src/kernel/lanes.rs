@@ -156,7 +156,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
         Some(rows)
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 

@@ -3,6 +3,7 @@
 use super::ahead::Ahead;
 use super::multiply::Multiply;
 use super::{MAX_PRODUCT_ROWS, product_rows};
+use crate::element::Element;
 use crate::simd::Simd;
 
 /// A left operand, read one step at a time: that of row r and step s is at `at.offset(r * row + s * step)`.
@@ -13,7 +14,14 @@ pub(super) struct Left<A> {
     pub(super) step: isize,
 }
 
-/// `C[r][lane] = sum over s of A[r][s] * B[s][lane]`, in `R * V` registers; B has `V` vectors a step, one after the other.
+/// A right operand: `V` vectors a step, of which those of step s start at `at.offset(s * step)`.
+#[derive(Clone, Copy)]
+pub(super) struct Right<B> {
+    pub(super) at: *const B,
+    pub(super) step: isize,
+}
+
+/// `C[r][lane] = sum over s of A[r][s] * B[s][lane]`, in `R * V` registers.
 ///
 /// Each step broadcasts R elements (or pairs, as `multiply` says) of A and multiplies them into V vectors of B: R * V
 /// multiply-adds for R + V loads. Two multiply-adds can start in a cycle and each takes four, so eight chains or more keep
@@ -21,17 +29,17 @@ pub(super) struct Left<A> {
 ///
 /// # Safety
 /// * `a` is valid for reads of every element with r < R and s < steps
-/// * `b` is valid for reads of `steps * V` vectors
+/// * `b` is valid for reads of `V` vectors at every step
 #[inline(always)]
-pub(super) unsafe fn product<S: Simd, M: Multiply<S>, const R: usize, const V: usize>(
+pub(super) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usize>(
     (simd, multiply): (S, M),
     a: Left<M::Step>,
-    b: *const f32,
+    b: Right<B>,
     steps: usize,
     ahead: &mut Ahead,
 ) -> [[S::F32; V]; R] {
     let mut c = [[simd.zero(); V]; R];
-    let (mut at, mut b, mut share) = (a.at, b, ahead.share(parts(steps)));
+    let (mut at, mut from, mut share) = (a.at, b.at, ahead.share(parts(steps)));
     // Unrolled, so that addresses and the loop's end cost one instruction slot in four, and the rest is arithmetic.
     for n in 0..steps / UNROLL {
         // Ask for what the next tile will need of memory. (What the next product needs, the processor sees coming by itself:
@@ -42,17 +50,17 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, const R: usize, const V: u
         for s in 0..UNROLL {
             let at = at.wrapping_offset(s as isize * a.step);
             // SAFETY: a step below `steps`: the caller's promise.
-            unsafe { step((simd, multiply), at, a.row, b.wrapping_add(s * V * S::LANES), &mut c) };
+            unsafe { step((simd, multiply), at, a.row, from.wrapping_offset(s as isize * b.step), &mut c) };
         }
         at = at.wrapping_offset(UNROLL as isize * a.step);
-        b = b.wrapping_add(UNROLL * V * S::LANES);
+        from = from.wrapping_offset(UNROLL as isize * b.step);
     }
     ahead.go_on(share);
     for _ in 0..steps % UNROLL {
         // SAFETY: as above.
-        unsafe { step((simd, multiply), at, a.row, b, &mut c) };
+        unsafe { step((simd, multiply), at, a.row, from, &mut c) };
         at = at.wrapping_offset(a.step);
-        b = b.wrapping_add(V * S::LANES);
+        from = from.wrapping_offset(b.step);
     }
     for row in &mut c {
         for sum in row {
@@ -78,17 +86,17 @@ const UNROLL: usize = 4;
 /// # Safety
 /// * `a.offset(r * row)` is valid for reads for every r < R, and `b` for reads of V vectors
 #[inline(always)]
-unsafe fn step<S: Simd, M: Multiply<S>, const R: usize, const V: usize>(
+unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usize>(
     (simd, multiply): (S, M),
     a: *const M::Step,
     row: isize,
-    b: *const f32,
+    b: *const B,
     c: &mut [[S::F32; V]; R],
 ) {
     let mut lanes = [simd.zero(); V];
     for (v, lanes) in lanes.iter_mut().enumerate() {
         // SAFETY: vector v < V: the caller's promise.
-        *lanes = unsafe { simd.load(b.wrapping_add(v * S::LANES)) };
+        *lanes = unsafe { simd.load_as(b.wrapping_add(v * S::LANES)) };
     }
     for (r, c) in c.iter_mut().enumerate() {
         // SAFETY: row r < R: the caller's promise.

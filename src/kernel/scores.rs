@@ -2,7 +2,7 @@
 
 use super::ahead::Ahead;
 use super::multiply::{Multiply, Pairs, Singles};
-use super::product::{ByRows, Left, by_rows, product};
+use super::product::{ByRows, Left, Right, by_rows, product};
 use super::{EvenBlocks, product_rows};
 use crate::element::Bf16Pair;
 use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
@@ -142,8 +142,9 @@ impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for Block<'_, S, M, V> {
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
         let (simd, _) = self.arithmetic;
+        let queries = Right { at: self.queries, step: (V * S::LANES) as isize };
         // SAFETY: the caller's promise.
-        let scores = unsafe { product::<S, M, R, V>(self.arithmetic, self.keys, self.queries, self.steps, self.ahead) };
+        let scores = unsafe { product::<S, M, f32, R, V>(self.arithmetic, self.keys, queries, self.steps, self.ahead) };
         for (r, row) in scores.into_iter().enumerate() {
             for (v, scores) in row.into_iter().enumerate() {
                 self.max[v] = simd.max(self.max[v], scores);
