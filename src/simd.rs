@@ -296,6 +296,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The same of answers.
     fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES];
 
+    /// The same pointer, which the compiler no longer knows to be at some distance from another one.
+    #[inline(always)]
+    fn unrelated<T>(self, p: *const T) -> *const T {
+        p
+    }
     /// Asks for the cache line of `p` ([`LINE`]), which need not be readable, into the second cache.
     fn prefetch<T>(self, p: *const T);
     /// Asks for the cache line of `p`, which need not be readable, into the first cache.

@@ -39,7 +39,7 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, const R: usize
     ahead: &mut Ahead,
 ) -> [[S::F32; V]; R] {
     let mut c = [[simd.zero(); V]; R];
-    let (mut at, mut from, mut share) = (a.at, b.at, ahead.share(parts(steps)));
+    let (mut at, mut from, mut share) = (Rows::<_, R>::new(simd, a), b.at, ahead.share(parts(steps)));
     // Unrolled, so that addresses and the loop's end cost one instruction slot in four, and the rest is arithmetic.
     for n in 0..steps / UNROLL {
         // Ask for what the next tile will need of memory. (What the next product needs, the processor sees coming by itself:
@@ -48,18 +48,18 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, const R: usize
             share.ask(simd);
         }
         for s in 0..UNROLL {
-            let at = at.wrapping_offset(s as isize * a.step);
+            let at = at.after(s as isize * a.step);
             // SAFETY: a step below `steps`: the caller's promise.
-            unsafe { step((simd, multiply), at, a.row, from.wrapping_offset(s as isize * b.step), &mut c) };
+            unsafe { step((simd, multiply), at, from.wrapping_offset(s as isize * b.step), &mut c) };
         }
-        at = at.wrapping_offset(UNROLL as isize * a.step);
+        at = at.after(UNROLL as isize * a.step);
         from = from.wrapping_offset(UNROLL as isize * b.step);
     }
     ahead.go_on(share);
     for _ in 0..steps % UNROLL {
         // SAFETY: as above.
-        unsafe { step((simd, multiply), at, a.row, from, &mut c) };
-        at = at.wrapping_offset(a.step);
+        unsafe { step((simd, multiply), at, from, &mut c) };
+        at = at.after(a.step);
         from = from.wrapping_offset(b.step);
     }
     for row in &mut c {
@@ -68,6 +68,50 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, const R: usize
         }
     }
     c
+}
+
+/// Where the rows of a left operand are at some step.
+///
+/// Of more rows than an address of base and scaled index reaches with few registers, every third has a pointer of its own: the
+/// compiler would keep each row's distance from the first one in memory, and read it back at every step.
+#[derive(Clone, Copy)]
+struct Rows<A, const R: usize> {
+    thirds: [*const A; MAX_PRODUCT_ROWS.div_ceil(3)],
+    row: isize,
+}
+
+impl<A, const R: usize> Rows<A, R> {
+    /// Whether the first row's pointer does for all.
+    const FEW: bool = R <= 8;
+
+    #[inline(always)]
+    fn new<S: Simd>(simd: S, a: Left<A>) -> Self {
+        let mut thirds = [a.at; MAX_PRODUCT_ROWS.div_ceil(3)];
+        for n in 1..MAX_PRODUCT_ROWS.div_ceil(3) {
+            if !Self::FEW && 3 * n < R {
+                thirds[n] = simd.unrelated(a.at.wrapping_offset(3 * n as isize * a.row));
+            }
+        }
+        Rows { thirds, row: a.row }
+    }
+
+    /// Row `3 * n + r`.
+    #[inline(always)]
+    fn row(self, n: usize, r: usize) -> *const A {
+        if Self::FEW {
+            self.thirds[0].wrapping_offset((3 * n + r) as isize * self.row)
+        } else {
+            self.thirds[n].wrapping_offset(r as isize * self.row)
+        }
+    }
+
+    #[inline(always)]
+    fn after(mut self, elements: isize) -> Self {
+        for n in 0..self.thirds.len() {
+            self.thirds[n] = self.thirds[n].wrapping_offset(elements);
+        }
+        self
+    }
 }
 
 /// Steps in a cache line of f32, or of pairs of bf16.
@@ -84,12 +128,11 @@ const UNROLL: usize = 4;
 /// `c[r][lane] += A[r] * B[lane]` for one step.
 ///
 /// # Safety
-/// * `a.offset(r * row)` is valid for reads for every r < R, and `b` for reads of V vectors
+/// * `a.row(r)` is valid for reads for every r < R, and `b` for reads of V vectors
 #[inline(always)]
 unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usize>(
     (simd, multiply): (S, M),
-    a: *const M::Step,
-    row: isize,
+    a: Rows<M::Step, R>,
     b: *const B,
     c: &mut [[S::F32; V]; R],
 ) {
@@ -98,11 +141,17 @@ unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usi
         // SAFETY: vector v < V: the caller's promise.
         *lanes = unsafe { simd.load_as(b.wrapping_add(v * S::LANES)) };
     }
-    for (r, c) in c.iter_mut().enumerate() {
-        // SAFETY: row r < R: the caller's promise.
-        let a = a.wrapping_offset(r as isize * row);
-        // SAFETY: row r < R: the caller's promise.
-        unsafe { multiply.mul_add_at(simd, a, lanes, c) };
+    // (By threes, or the compiler gives up unrolling sixteen rows.)
+    let (threes, rest) = c.as_chunks_mut::<3>();
+    for (n, three) in threes.iter_mut().enumerate() {
+        for (r, c) in three.iter_mut().enumerate() {
+            // SAFETY: a row below R: the caller's promise.
+            unsafe { multiply.mul_add_at(simd, a.row(n, r), lanes, c) };
+        }
+    }
+    for (r, c) in rest.iter_mut().enumerate() {
+        // SAFETY: a row below R: the caller's promise.
+        unsafe { multiply.mul_add_at(simd, a.row(R / 3, r), lanes, c) };
     }
 }
 

@@ -345,6 +345,12 @@ impl Simd for Avx512 {
         columns
     }
     #[inline(always)]
+    fn unrelated<T>(self, mut p: *const T) -> *const T {
+        // SAFETY: no instruction at all.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
+        p
+    }
+    #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }
