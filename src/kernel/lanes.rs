@@ -247,9 +247,9 @@ pub(super) fn load_block<S: Simd, M: Multiply<S>>(
 ) -> [S::F32; MAX_LANES] {
     assert!(at + S::LANES <= rows.len());
     let mut block = [simd.zero(); MAX_LANES];
-    for n in 0..S::LANES {
+    for (n, vector) in block.iter_mut().enumerate().take(S::LANES) {
         // SAFETY: LANES steps from `at` on lie inside the row.
-        block[n] = unsafe { multiply.load(simd, rows.from(first + n, at).as_ptr()) };
+        *vector = unsafe { multiply.load(simd, rows.from(first + n, at).as_ptr()) };
     }
     block
 }
@@ -259,9 +259,9 @@ pub(super) fn load_block<S: Simd, M: Multiply<S>>(
 pub(super) fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
     assert!(at + S::LANES <= rows.len());
     let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
-    for n in 0..S::LANES {
+    for (n, answers) in answers.iter_mut().enumerate().take(S::LANES) {
         // SAFETY: LANES elements from `at` on lie inside the row.
-        answers[n] = unsafe { simd.load_answers(rows.from(first + n, at).as_ptr()) };
+        *answers = unsafe { simd.load_answers(rows.from(first + n, at).as_ptr()) };
     }
     answers
 }
@@ -270,8 +270,8 @@ pub(super) fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usi
 #[inline(always)]
 fn store_lanes<S: Simd>(simd: S, block: [S::F32; MAX_LANES], to: &mut [f32], lanes: usize) {
     assert!(to.len() >= (S::LANES - 1) * lanes + S::LANES);
-    for n in 0..S::LANES {
+    for (n, vector) in block.into_iter().enumerate().take(S::LANES) {
         // SAFETY: vector n of `LANES`, the last of which ends inside `to`.
-        unsafe { simd.store(to.as_mut_ptr().wrapping_add(n * lanes), block[n]) };
+        unsafe { simd.store(to.as_mut_ptr().wrapping_add(n * lanes), vector) };
     }
 }

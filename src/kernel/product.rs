@@ -87,9 +87,9 @@ impl<A, const R: usize> Rows<A, R> {
     #[inline(always)]
     fn new<S: Simd>(simd: S, a: Left<A>) -> Self {
         let mut thirds = [a.at; MAX_PRODUCT_ROWS.div_ceil(3)];
-        for n in 1..MAX_PRODUCT_ROWS.div_ceil(3) {
+        for (n, third) in thirds.iter_mut().enumerate().skip(1) {
             if !Self::FEW && 3 * n < R {
-                thirds[n] = simd.unrelated(a.at.wrapping_offset(3 * n as isize * a.row));
+                *third = simd.unrelated(a.at.wrapping_offset(3 * n as isize * a.row));
             }
         }
         Rows { thirds, row: a.row }

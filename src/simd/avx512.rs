@@ -347,7 +347,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn unrelated<T>(self, mut p: *const T) -> *const T {
         // SAFETY: no instruction at all.
-        unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags)) };
         p
     }
     #[inline(always)]
