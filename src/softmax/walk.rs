@@ -13,6 +13,10 @@ use crate::simd::{Isa, Kernel, Simd};
 /// Longest block of a strip: 512 KiB of tile, half of a common second-level cache.
 const COLUMN_TILE: usize = 4096;
 
+/// An output of so many bytes is not in a cache when its reader comes, and each line would be read before it is written
+/// over.
+const STREAM_BYTES: usize = 16 << 20;
+
 /// A tile up to this length lies on the stack: short rows are not worth an allocation.
 const STACK_TILE: usize = 256;
 
@@ -48,13 +52,17 @@ impl<T: Stored, F: FnMut(usize, RowState), const LOG: bool, const PLAIN: bool> K
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self(Softmax { mut buffers, axis, scale, gains, .. }, mut visit) = self;
-        let own_tile = T::IS_F32 && axis.after() == 1 && axis.line_len() <= ROW_TILE;
+        let stream = streams(&buffers);
+        let own_tile = T::IS_F32 && !stream && axis.after() == 1 && axis.line_len() <= ROW_TILE;
         let mut tile = if own_tile { Tile::none() } else { Tile::new::<S>(axis) };
         let tile = tile.as_mut_slice();
         if axis.after() == 1 {
             for (line, row) in rows(axis).enumerate() {
                 let gain = gains.map_or(1.0, |gains| gains[line]);
-                visit(line, row::softmax::<S, T, LOG, PLAIN>(simd, &mut buffers, row, tile, scale, gain));
+                visit(line, row::softmax::<S, T, LOG, PLAIN>(simd, &mut buffers, row, tile, scale, gain, stream));
+            }
+            if stream {
+                simd.fence();
             }
             return;
         }
@@ -66,6 +74,14 @@ impl<T: Stored, F: FnMut(usize, RowState), const LOG: bool, const PLAIN: bool> K
                 column::softmax::<S, T, 1, LOG, PLAIN>(simd, &mut buffers, strip, tile, scale, gains);
             }
         }
+    }
+}
+
+/// Whether the output is written past the caches.
+fn streams<T>(buffers: &Buffers<'_, T>) -> bool {
+    match buffers {
+        Buffers::InPlace(_) => false,
+        Buffers::Into { to, .. } => size_of_val(*to) >= STREAM_BYTES,
     }
 }
 
