@@ -215,14 +215,29 @@ fn write<S: Simd, T: Element, const LOG: bool>(simd: S, tile: &[f32], out: &mut 
     let (tile_head, tile) = tile.split_at(head);
     let (head, out) = out.split_at_mut(head);
     write_parts::<S, T, LOG>(simd, tile_head, head, norm);
-    let mut from = tile.chunks_exact(2 * S::LANES);
-    let mut to = out.chunks_exact_mut(2 * S::LANES);
-    for (tile, out) in from.by_ref().zip(to.by_ref()) {
+    let whole = out.len() - out.len() % (2 * S::LANES);
+    let (tile, tile_rest) = tile.split_at(whole);
+    let (out, rest) = out.split_at_mut(whole);
+    if stream {
+        write_pairs::<S, T, LOG, true>(simd, tile, out, norm);
+    } else {
+        write_pairs::<S, T, LOG, false>(simd, tile, out, norm);
+    }
+    write_parts::<S, T, LOG>(simd, tile_rest, rest, norm);
+}
+
+#[inline(always)]
+fn write_pairs<S: Simd, T: Element, const LOG: bool, const STREAM: bool>(
+    simd: S,
+    tile: &[f32],
+    out: &mut [T],
+    norm: S::F32,
+) {
+    for (tile, out) in tile.chunks_exact(2 * S::LANES).zip(out.chunks_exact_mut(2 * S::LANES)) {
         let (a, b) = (simd.load_slice(tile), simd.load_slice(&tile[S::LANES..]));
         let pair = [finish::<S, LOG>(simd, a, norm), finish::<S, LOG>(simd, b, norm)];
-        if stream { simd.stream_pair(out, pair) } else { simd.store_pair(out, pair) }
+        if STREAM { simd.stream_pair(out, pair) } else { simd.store_pair(out, pair) }
     }
-    write_parts::<S, T, LOG>(simd, from.remainder(), to.into_remainder(), norm);
 }
 
 #[inline(always)]

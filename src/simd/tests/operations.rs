@@ -136,6 +136,10 @@ impl Kernel for Lanes {
         // SAFETY: LANES bytes.
         let answers = unsafe { simd.load_answers(bytes.as_ptr()) };
         assert_eq!(read_mask(simd, answers), bytes.iter().map(|&byte| byte != 0).collect::<Vec<_>>(), "load_answers");
+        let k: Vec<i32> = (0..S::LANES as i32).map(|i| i * 5 - 9 + (i << 20)).collect();
+        let bits: Vec<f32> = k.iter().map(|k| f32::from_bits(*k as u32)).collect();
+        let picked: Vec<f32> = k.iter().map(|k| x[*k as usize % S::LANES]).collect();
+        same("pick", &read(simd, simd.pick(simd.load_slice(&x), simd.bits(simd.load_slice(&bits)))), &picked);
         assert_eq!(simd.sum(simd.load_slice(&x)), x.iter().sum::<f32>(), "small integers add up exactly");
         assert_eq!(simd.max_lane(simd.load_slice(&x)), x.iter().copied().fold(f32::MIN, f32::max));
         for len in 0..=S::LANES {
