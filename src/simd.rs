@@ -261,6 +261,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// `a < b`; false where either is NaN.
     fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `!(a < b)`; **true** where either is NaN.
+    fn not_lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
     /// `a <= b`; false where either is NaN.
     fn le(self, a: Self::F32, b: Self::F32) -> Self::Mask;
     /// `a == b`; false where either is NaN.

@@ -170,6 +170,10 @@ impl Simd for Avx2 {
         op!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
     }
     #[inline(always)]
+    fn not_lt(self, a: __m256, b: __m256) -> __m256 {
+        op!(_mm256_cmp_ps::<_CMP_NLT_UQ>(a, b))
+    }
+    #[inline(always)]
     fn le(self, a: __m256, b: __m256) -> __m256 {
         op!(_mm256_cmp_ps::<_CMP_LE_OQ>(a, b))
     }

@@ -191,6 +191,10 @@ impl Simd for Avx512 {
         op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
     }
     #[inline(always)]
+    fn not_lt(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, b))
+    }
+    #[inline(always)]
     fn le(self, a: __m512, b: __m512) -> __mmask16 {
         op!(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b))
     }

@@ -139,9 +139,9 @@ fn weight_from_root<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let root = simd.bits(simd.pick(simd.load_slice(&Roots::<S>::TABLE), k));
     let power = simd
         .float_of_bits(simd.add_i32(root, if S::LANES == 16 { simd.shl_i32::<19>(k) } else { simd.shl_i32::<20>(k) }));
-    // Below the range, power means nothing. (A NaN is not below it and is still one in `expm1`.)
-    let below = simd.lt(x, simd.splat(LEAST_WEIGHT));
-    simd.select(below, simd.zero(), simd.mul_add(power, expm1, power))
+    // Below the range, power means nothing. (A NaN is not below it, and `expm1` is still one.)
+    let in_range = simd.not_lt(x, simd.splat(LEAST_WEIGHT));
+    simd.select(in_range, simd.mul_add(power, expm1, power), simd.zero())
 }
 
 /// exp of this is 2^-150.01 and rounds to 0; its weight would have an exponent field of 0.

@@ -141,6 +141,10 @@ impl Simd for Portable {
         map2(a, b, |a, b| a < b)
     }
     #[inline(always)]
+    fn not_lt(self, a: Self::F32, b: Self::F32) -> Self::Mask {
+        map2(a, b, |a, b| !matches!(a.partial_cmp(&b), Some(std::cmp::Ordering::Less)))
+    }
+    #[inline(always)]
     fn le(self, a: Self::F32, b: Self::F32) -> Self::Mask {
         map2(a, b, |a, b| a <= b)
     }

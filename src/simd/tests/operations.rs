@@ -76,6 +76,8 @@ impl Kernel for Arithmetic {
             same("min", &skip(simd.min(x, y)), &two_apart(|a, b| if a < b { a } else { b }));
             let asked = |f: fn(&f32, &f32) -> bool| a.iter().zip(&b).map(|(a, b)| f(a, b)).collect::<Vec<_>>();
             assert_eq!(read_mask(simd, simd.lt(x, y)), asked(|a, b| a < b), "lt {a:?} {b:?}");
+            let not_lt = read_mask(simd, simd.not_lt(x, y)).into_iter().map(|yes| !yes).collect::<Vec<_>>();
+            assert_eq!(not_lt, asked(|a, b| a < b), "not_lt {a:?} {b:?}");
             assert_eq!(read_mask(simd, simd.le(x, y)), asked(|a, b| a <= b), "le {a:?} {b:?}");
             assert_eq!(read_mask(simd, simd.eq(x, y)), asked(|a, b| a == b), "eq {a:?} {b:?}");
             let both = simd.and(simd.le(x, y), simd.lt(simd.zero(), x));
