@@ -194,8 +194,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Vectors that the register file holds at once: how many accumulators a loop can afford.
     const REGISTERS: usize;
-    /// Whether [`pick`](Self::pick) is one instruction, and multiply-add fused.
-    const PICKS: bool;
+    /// Whether [`pick`](Self::pick) is one instruction, of sixteen lanes, and multiply-add fused. (With eight roots and half
+    /// as many registers, AVX2 is a quarter slower than with none.)
+    const PICKS_OF_SIXTEEN: bool;
     /// `LANES` values of f32.
     type F32: Copy;
     /// `LANES` values of i32; what it adds and shifts wraps.

@@ -82,6 +82,8 @@ fn every_axis_of_every_shape() {
     }
 }
 
+type Along<T> = fn(&[T], &mut [T], Axis) -> Result<(), Error>;
+
 /// The large array starts a few elements behind the start of a line of the cache. All of it, and then every line that is
 /// asked for, alone.
 fn check_large<T: Number<Real = f32> + PartialEq>(shape: [usize; 2], from: impl Fn(f32) -> T, lines: &[usize]) {
@@ -89,7 +91,7 @@ fn check_large<T: Number<Real = f32> + PartialEq>(shape: [usize; 2], from: impl 
     for offset in [0, 3] {
         let x: Vec<T> = numbers(offset + len, 3).into_iter().map(&from).collect();
         let x = &x[offset..];
-        let functions: [fn(&[T], &mut [T], Axis) -> Result<(), Error>; 2] =
+        let functions: [Along<T>; 2] =
             [|x, y, axis| softmax_into(x, y, axis, 1.0), |x, y, axis| log_softmax_into(x, y, axis, 1.0)];
         for (number, function) in [0, 1].into_iter().flat_map(|number| functions.map(|f| (number, f))) {
             let axis = Axis::new(&shape, number).unwrap();

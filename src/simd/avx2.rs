@@ -66,7 +66,7 @@ impl Avx2 {
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
-    const PICKS: bool = true;
+    const PICKS_OF_SIXTEEN: bool = false;
     type F32 = __m256;
     type I32 = __m256i;
     type Mask = __m256;

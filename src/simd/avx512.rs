@@ -80,7 +80,7 @@ unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, mut c: __m512) -> __m512 {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
-    const PICKS: bool = true;
+    const PICKS_OF_SIXTEEN: bool = true;
     type F32 = __m512;
     type I32 = __m512i;
     type Mask = __mmask16;

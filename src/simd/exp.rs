@@ -1,6 +1,6 @@
 //! Vector exponentials.
 
-use super::{MAX_LANES, Simd};
+use super::Simd;
 
 /// 1.5 * 2^23: a float of this size has steps of exactly 1, so adding it rounds to the nearest integer and leaves that
 /// integer in the low bits of the sum.
@@ -106,7 +106,7 @@ pub(crate) const WEIGHT_ONE: f32 = 16_777_216.0;
 /// results has an ordinary exponent here.
 #[inline(always)]
 pub(crate) fn exp_weight<S: Simd>(simd: S, x: S::F32) -> S::F32 {
-    if S::PICKS { weight_from_root(simd, x) } else { weight_from_polynomial(simd, x) }
+    if S::PICKS_OF_SIXTEEN { weight_from_root(simd, x) } else { weight_from_polynomial(simd, x) }
 }
 
 /// One factor 2^n makes the weight where [`exp`] needs two: what is below the range meets the bit pattern of +0.
@@ -119,26 +119,24 @@ fn weight_from_polynomial<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     simd.mul(p, simd.float_of_bits(simd.shl_i32::<23>(exponent)))
 }
 
-/// exp(x) = 2^(k/L) * exp(r), where L is the number of lanes: as r is so much smaller than for a whole power of two, three
-/// coefficients less do. A power of two, 2^(k/L) is in a register, as one of L roots, but for its exponent.
+/// exp(x) = 2^(k/16) * exp(r): as r is so much smaller than for a whole power of two, three coefficients less do. The
+/// fraction of 2^(k/16) is one of sixteen roots, which a register holds.
 ///
-/// Eight multiply-adds where the polynomial has eleven, and a chain of 29 cycles of them instead of 42, which is what
-/// the processor's look ahead is too short for: 5.3 cycles a vector instead of 8.4 on Zen 5.
+/// Eight multiply-adds where the polynomial has eleven, in a chain of 29 cycles instead of 42, which is more than the
+/// processor can look past: 5.3 cycles a vector instead of 8.4 on Zen 5.
 #[inline(always)]
 fn weight_from_root<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let round = simd.splat(ROUND);
-    let shifted = simd.mul_add(x, simd.splat(S::LANES as f32 * LOG2_E), round);
+    let shifted = simd.mul_add(x, simd.splat(16.0 * LOG2_E), round);
     let k = simd.sub(shifted, round);
-    let r = simd.mul_add(k, simd.splat(-Roots::<S>::STEP), x);
+    let r = simd.mul_add(k, simd.splat(-STEP), x);
     // k times what STEP is short of, at most 2^-21, matters beside 1 but not in the square.
-    let exact = simd.mul_add(k, simd.splat(-Roots::<S>::STEP_LOW), r);
-    let [c2, c3] = Roots::<S>::EXP;
-    let q = simd.mul_add(simd.splat(c3), r, simd.splat(c2));
+    let exact = simd.mul_add(k, simd.splat(-STEP_LOW), r);
+    let q = simd.mul_add(simd.splat(ROOT_EXP[1]), r, simd.splat(ROOT_EXP[0]));
     let expm1 = simd.mul_add(simd.mul(r, r), q, exact);
     let k = simd.bits(shifted);
-    let root = simd.bits(simd.pick(simd.load_slice(&Roots::<S>::TABLE), k));
-    let power = simd
-        .float_of_bits(simd.add_i32(root, if S::LANES == 16 { simd.shl_i32::<19>(k) } else { simd.shl_i32::<20>(k) }));
+    let root = simd.bits(simd.pick(simd.load_slice(&ROOTS), k));
+    let power = simd.float_of_bits(simd.add_i32(root, simd.shl_i32::<19>(k)));
     // Below the range, power means nothing. (A NaN is not below it, and `expm1` is still one.)
     let in_range = simd.not_lt(x, simd.splat(LEAST_WEIGHT));
     simd.select(in_range, simd.mul_add(power, expm1, power), simd.zero())
@@ -147,29 +145,26 @@ fn weight_from_root<S: Simd>(simd: S, x: S::F32) -> S::F32 {
 /// exp of this is 2^-150.01 and rounds to 0; its weight would have an exponent field of 0.
 const LEAST_WEIGHT: f32 = -103.98;
 
-/// What [`weight_from_root`] needs for as many roots as the level has lanes, 8 or 16.
-struct Roots<S>(std::marker::PhantomData<S>);
+/// ln(2) / 16: its product with any k is exact within a fused multiply-add.
+const STEP: f32 = std::f32::consts::LN_2 / 16.0;
 
-impl<S: Simd> Roots<S> {
-    /// ln(2) / lanes: its product with any k is exact within a fused multiply-add.
-    const STEP: f32 = std::f32::consts::LN_2 / S::LANES as f32;
-    /// What it is short of. (ln(2) is 1.9e-9 less than the nearest f32; lanes are a power of two.)
-    const STEP_LOW: f32 = -1.904_654_2e-9 / S::LANES as f32;
-    /// Coefficients of exp(r) = 1 + r + r^2*(C2 + r*C3) for |r| <= STEP/2, a minimax fit in units of the last place (ours):
-    /// 0.44 u off with 8 lanes, 0.03 u with 16.
-    const EXP: [f32; 2] = if S::LANES == 16 { [0.500_016_2, 0.166_669_13] } else { [0.500_064_9, 0.166_676_52] };
-    /// 2^24 * 2^(i/lanes), less i in the bits where k puts its own last ones beside the exponent that it adds.
-    const TABLE: [f32; MAX_LANES] = {
-        let mut table = [0.0; MAX_LANES];
-        let mut i = 0;
-        while i < S::LANES {
-            let taken = ((i as u32) << 23) / S::LANES as u32;
-            table[i] = f32::from_bits(SIXTEENTHS[i * 16 / S::LANES] + (24 << 23) - taken);
-            i += 1;
-        }
-        table
-    };
-}
+/// What it is short of. (ln(2) is 1.9e-9 less than the nearest f32.)
+const STEP_LOW: f32 = -1.904_654_2e-9 / 16.0;
+
+/// Coefficients of exp(r) = 1 + r + r^2*(C2 + r*C3) for |r| <= STEP/2: a minimax fit in units of the last place (ours), 0.03 u
+/// off.
+const ROOT_EXP: [f32; 2] = [0.500_016_2, 0.166_669_13];
+
+/// 2^24 * 2^(i/16), less i in the bits where k puts its own last ones beside the exponent that it adds.
+const ROOTS: [f32; 16] = {
+    let mut roots = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        roots[i] = f32::from_bits(SIXTEENTHS[i] + (24 << 23) - ((i as u32) << 19));
+        i += 1;
+    }
+    roots
+};
 
 /// The bits of 2^(i/16), rounded to f32.
 const SIXTEENTHS: [u32; 16] = [

@@ -36,7 +36,7 @@ impl Simd for Portable {
     const LANES: usize = LANES;
     // Sixteen 128-bit registers (x86-64 without extensions) hold eight of these vectors.
     const REGISTERS: usize = 8;
-    const PICKS: bool = false;
+    const PICKS_OF_SIXTEEN: bool = false;
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
     type Mask = [bool; LANES];

@@ -254,7 +254,7 @@ pub(super) fn states<S: Simd, T: Element>(
                 visit(strip.first - panel.lines.first + i, state)
             }
         };
-        with_vectors!(strip, S, V => total::<S, V>(simd, scratch, place, scale.scale).each(simd, visit));
+        with_vectors!(strip, S, V => total::<S, V, true>(simd, scratch, place, scale.scale).each(simd, visit));
     }
 }
 
@@ -379,9 +379,14 @@ fn weigh<S: Simd, T: Element, const V: usize, const LOG: bool, const PLAIN: bool
     sum
 }
 
-/// From the states of the blocks to those of the lines.
+/// From the states of the blocks to those of the lines. Maxima then are weights of blocks, or their exponents where `LOG`.
 #[inline(always)]
-fn total<S: Simd, const V: usize>(simd: S, scratch: &Scratch<'_>, place: usize, scale: f32) -> States<S, V> {
+fn total<S: Simd, const V: usize, const LOG: bool>(
+    simd: S,
+    scratch: &mut Scratch<'_>,
+    place: usize,
+    scale: f32,
+) -> States<S, V> {
     let mut max = [simd.splat(f32::NEG_INFINITY); V];
     for maxima in scratch.maxima.chunks_exact(scratch.width) {
         for v in 0..V {
@@ -391,12 +396,15 @@ fn total<S: Simd, const V: usize>(simd: S, scratch: &Scratch<'_>, place: usize, 
     let mut sum = [simd.zero(); V];
     // Runs keep the chain of additions short.
     let run = BLOCK * scratch.width;
-    for (maxima, sums) in scratch.maxima.chunks(run).zip(scratch.sums.chunks(run)) {
+    for (maxima, sums) in scratch.maxima.chunks_mut(run).zip(scratch.sums.chunks(run)) {
         let mut part = [simd.zero(); V];
-        for (maxima, sums) in maxima.chunks_exact(scratch.width).zip(sums.chunks_exact(scratch.width)) {
+        for (maxima, sums) in maxima.chunks_exact_mut(scratch.width).zip(sums.chunks_exact(scratch.width)) {
             for v in 0..V {
                 let at = place + v * S::LANES;
-                let share = exp_weight(simd, below(simd, simd.load_slice(&maxima[at..]), max[v], scale));
+                let below = simd.sub(simd.load_slice(&maxima[at..]), visible(simd, max[v]));
+                let t = simd.mul(simd.splat(scale), below);
+                let share = exp_weight(simd, t);
+                simd.store_slice(&mut maxima[at..], if LOG { t } else { share });
                 part[v] = simd.mul_add(simd.load_slice(&sums[at..]), share, part[v]);
             }
         }
@@ -405,12 +413,6 @@ fn total<S: Simd, const V: usize>(simd: S, scratch: &Scratch<'_>, place: usize, 
         }
     }
     States { max, sum }
-}
-
-/// scale * (max - top), where `top` is the largest.
-#[inline(always)]
-fn below<S: Simd>(simd: S, max: S::F32, top: S::F32, scale: f32) -> S::F32 {
-    simd.mul(simd.splat(scale), simd.sub(max, visible(simd, top)))
 }
 
 /// Below this, a factor needs a second one: no single f32 could take the least weights to where they belong.
@@ -426,7 +428,7 @@ fn factors<S: Simd, const V: usize, const LOG: bool>(
     scale: f32,
     gains: Option<&[f32]>,
 ) {
-    let states = total::<S, V>(simd, scratch, place, scale);
+    let states = total::<S, V, LOG>(simd, scratch, place, scale);
     let mut norms = states.norms::<LOG>(simd);
     if let Some(gains) = gains {
         let gains = load::<S, f32, V>(simd, gains);
@@ -436,17 +438,17 @@ fn factors<S: Simd, const V: usize, const LOG: bool>(
     }
     let width = scratch.width;
     for (maxima, sums) in scratch.maxima.chunks_exact_mut(width).zip(scratch.sums.chunks_exact_mut(width)) {
-        for v in 0..V {
+        for (v, &norm) in norms.iter().enumerate() {
             let at = place + v * S::LANES;
-            let t = below(simd, simd.load_slice(&maxima[at..]), states.max[v], scale);
+            let (share, unit) = (simd.load_slice(&maxima[at..]), simd.splat(STATE_UNIT));
             if LOG {
-                simd.store_slice(&mut maxima[at..], simd.sub(t, norms[v]));
+                simd.store_slice(&mut maxima[at..], simd.sub(share, norm));
                 continue;
             }
-            let (share, unit) = (exp_weight(simd, t), simd.splat(STATE_UNIT));
-            let small = simd.lt(share, simd.splat(SMALL));
+            // (A block of hidden elements has the share 0, which needs none.)
+            let small = simd.and(simd.lt(simd.zero(), share), simd.lt(share, simd.splat(SMALL)));
             let factor = simd.select(small, share, simd.mul(share, unit));
-            simd.store_slice(&mut maxima[at..], simd.mul(factor, norms[v]));
+            simd.store_slice(&mut maxima[at..], simd.mul(factor, norm));
             simd.store_slice(&mut sums[at..], simd.select(small, unit, simd.splat(1.0)));
         }
     }
@@ -463,7 +465,28 @@ fn write<S: Simd, T: Element, const V: usize, const LOG: bool>(
 ) {
     let at = block * scratch.width + place;
     let (factors, seconds) = (get::<S, V>(simd, &scratch.maxima[at..]), get::<S, V>(simd, &scratch.sums[at..]));
+    let mut twice = false;
+    for second in seconds {
+        twice |= !LOG && simd.any(simd.lt(second, simd.splat(1.0)));
+    }
     let tile = scratch.weights((block, place), strip.len, V * S::LANES);
+    if twice {
+        write_rows::<S, T, V, LOG, true>(simd, tile, out, strip, [factors, seconds], stream);
+    } else {
+        write_rows::<S, T, V, LOG, false>(simd, tile, out, strip, [factors, seconds], stream);
+    }
+}
+
+/// `TWICE` says whether any of the second factors is not 1: a line's bits don't depend on it.
+#[inline(always)]
+fn write_rows<S: Simd, T: Element, const V: usize, const LOG: bool, const TWICE: bool>(
+    simd: S,
+    tile: &[f32],
+    out: &mut [T],
+    strip: Strip,
+    [factors, seconds]: [[S::F32; V]; 2],
+    stream: bool,
+) {
     for (i, tile) in tile.chunks_exact(V * S::LANES).enumerate() {
         let out = &mut out[strip.first + i * strip.stride..][..strip.width];
         if !stream {
@@ -473,7 +496,10 @@ fn write<S: Simd, T: Element, const V: usize, const LOG: bool>(
         for v in 0..V {
             simd.prefetch_near(tile.as_ptr().wrapping_add(2 * TILE_LEAD + v * S::LANES));
             let e = simd.load_slice(&tile[v * S::LANES..]);
-            y[v] = if LOG { simd.add(e, factors[v]) } else { simd.mul(simd.mul(e, factors[v]), seconds[v]) };
+            y[v] = if LOG { simd.add(e, factors[v]) } else { simd.mul(e, factors[v]) };
+            if TWICE {
+                y[v] = simd.mul(y[v], seconds[v]);
+            }
         }
         store::<S, T, V>(simd, out, y, stream);
     }

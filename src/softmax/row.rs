@@ -10,7 +10,7 @@
 //!    f32 that fits it needs no tile: its output serves.
 //! 2. A row longer than the tile is folded block by block into a [`RowState`]; then each block is filled and weighed
 //!    again, now with the row's maximum, and written: x is read twice and no tile is ever larger.
-//! 3. `fill` takes four vectors at a time, `weigh` two: an exp is a chain of some fifty cycles, of which the
+//! 3. `fill` takes four vectors at a time, `weigh` two: an exp is a chain of thirty to fifty cycles, of which the
 //!    processor alone overlaps too few; four would no longer fit the registers.
 //! 4. An output that no cache can hold is written past them (`stream`): otherwise each of its lines would be read before
 //!    it is written over, a third of all traffic. Then f32, too, waits in a tile.

@@ -10,7 +10,7 @@ use super::state::RowState;
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, LINE, Simd};
 
-/// Numbers kept of a panel, at most: 5 MiB, which a common third-level cache has to spare.
+/// Numbers kept of a panel, at most: 10 MiB, which a common third-level cache has to spare.
 const KEPT: usize = 10 << 18;
 
 /// An array of so many bytes is written past the caches: half of a common third-level cache.
