@@ -199,6 +199,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Vectors that the register file holds at once: how many accumulators a loop can afford.
     const REGISTERS: usize;
+    /// Whether [`pick`](Self::pick) is one instruction, of sixteen lanes, and multiply-add fused. (With eight roots and half
+    /// as many registers, AVX2 is a quarter slower than with none.)
+    const PICKS_OF_SIXTEEN: bool;
     /// `LANES` values of f32.
     type F32: Copy;
     /// `LANES` values of i32; what it adds and shifts wraps.
@@ -264,6 +267,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// `a < b`; false where either is NaN.
     fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `!(a < b)`; **true** where either is NaN.
+    fn not_lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
     /// `a <= b`; false where either is NaN.
     fn le(self, a: Self::F32, b: Self::F32) -> Self::Mask;
     /// `a == b`; false where either is NaN.
@@ -301,6 +306,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn unrelated<T>(self, p: *const T) -> *const T {
         p
     }
+    /// In every lane, the lane of `table` whose number is what the lowest bits of `k` say.
+    fn pick(self, table: Self::F32, k: Self::I32) -> Self::F32;
+    /// Rounds to f16 as [`store_f16`](Self::store_f16): the `2 * LANES` results are carried as one vector, which is never
+    /// computed with as such.
+    fn pack_f16(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The same to bf16.
+    fn pack_bf16(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// [`store`](Self::store) past the caches, where the level can: memory need not be read before it is written over.
+    /// Whole cache lines, please, and a [`fence`](Self::fence) after the last.
+    ///
+    /// # Safety
+    /// * `p` is valid for writes of `LANES` f32 and aligned to as many bytes.
+    unsafe fn stream(self, p: *mut f32, x: Self::F32);
+    /// Orders what was streamed before whatever is written next, as ordinary stores are.
+    fn fence(self);
+
     /// Asks for the cache line of `p` ([`LINE`]), which need not be readable, into the second cache.
     fn prefetch<T>(self, p: *const T);
     /// Asks for the cache line of `p`, which need not be readable, into the first cache.
@@ -407,6 +428,52 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         assert!(to.len() >= Self::LANES);
         // SAFETY: the assertion above.
         unsafe { self.store_as(to.as_mut_ptr(), x) }
+    }
+
+    /// Two vectors of `T`, rounded, in the order of memory: one vector of a half type, or both as they are.
+    #[inline(always)]
+    fn pack<T: Element>(self, [a, b]: [Self::F32; 2]) -> (Self::F32, Option<Self::F32>) {
+        match T::DTYPE {
+            DType::F32 => (a, Some(b)),
+            DType::F16 => (self.pack_f16(a, b), None),
+            DType::Bf16 => (self.pack_bf16(a, b), None),
+        }
+    }
+
+    /// Rounds to `T` and writes the first `2 * LANES` elements of `to`.
+    ///
+    /// # Panics
+    /// Where `to` is shorter than that.
+    #[inline(always)]
+    fn store_pair<T: Element>(self, to: &mut [T], pair: [Self::F32; 2]) {
+        assert!(to.len() >= 2 * Self::LANES);
+        let p = to.as_mut_ptr().cast::<f32>();
+        let (first, second) = self.pack::<T>(pair);
+        // SAFETY: the assertion above. A second vector is there for f32 alone, of which there are two vectors.
+        unsafe {
+            self.store(p, first);
+            if let Some(second) = second {
+                self.store(p.add(Self::LANES), second);
+            }
+        }
+    }
+
+    /// [`store_pair`](Self::store_pair) past the caches: see [`stream`](Self::stream).
+    ///
+    /// # Panics
+    /// Where `to` is shorter than that or is not aligned to a vector.
+    #[inline(always)]
+    fn stream_pair<T: Element>(self, to: &mut [T], pair: [Self::F32; 2]) {
+        let p = to.as_mut_ptr().cast::<f32>();
+        assert!(to.len() >= 2 * Self::LANES && p.addr().is_multiple_of(4 * Self::LANES));
+        let (first, second) = self.pack::<T>(pair);
+        // SAFETY: the assertion above. A second vector is there for f32 alone, of which there are two vectors.
+        unsafe {
+            self.stream(p, first);
+            if let Some(second) = second {
+                self.stream(p.add(Self::LANES), second);
+            }
+        }
     }
 
     /// The elements of `x`, which is at most `LANES` long, widened, then `fill` in the lanes past its end.

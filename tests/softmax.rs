@@ -30,7 +30,7 @@ fn places(shape: &[usize], axis: usize, line: usize) -> Vec<usize> {
     (0..len).map(|i| line / after * len * after + i * after + line % after).collect()
 }
 
-/// Relative: (64 + n/1024 + 10) u of the module page with n <= 20000 is below 94 u = 5.6e-6 at worst; differences of
+/// Relative: (64 + n/1024 + 16) u of the module page with n <= 20000 is below 100 u = 6e-6 at worst; differences of
 /// |x| <= 8 scaled by at most 2 are below 32, whose rounding costs another 32 * 2 u.
 const BOUND: f64 = 1e-5;
 
@@ -73,11 +73,84 @@ fn every_axis_of_every_shape() {
         check_axes(&[n, 33], -1.5);
     }
     check_axes(&[2, 3, 4, 5], 1.0);
-    // Longer than any tile: the row in blocks (16384), the strip in blocks (4096).
+    // Longer than any tile: the row in blocks (16384), the strip in blocks (32 rows, 32 of them to a sum).
     check_axes(&[2, 20_000], 1.0);
     check_axes(&[4100, 41], 1.0);
+    check_axes(&[170_000, 2], 1.0);
     for shape in [&[0][..], &[0, 4], &[4, 0], &[2, 0, 3], &[0, 0]] {
         check_axes(shape, 1.0);
+    }
+}
+
+type Along<T> = fn(&[T], &mut [T], Axis) -> Result<(), Error>;
+
+/// The large array starts a few elements behind the start of a line of the cache. All of it, and then every line that is
+/// asked for, alone.
+fn check_large<T: Number<Real = f32> + PartialEq>(shape: [usize; 2], from: impl Fn(f32) -> T, lines: &[usize]) {
+    let len = shape[0] * shape[1];
+    for offset in [0, 3] {
+        let x: Vec<T> = numbers(offset + len, 3).into_iter().map(&from).collect();
+        let x = &x[offset..];
+        let functions: [Along<T>; 2] =
+            [|x, y, axis| softmax_into(x, y, axis, 1.0), |x, y, axis| log_softmax_into(x, y, axis, 1.0)];
+        for (number, function) in [0, 1].into_iter().flat_map(|number| functions.map(|f| (number, f))) {
+            let axis = Axis::new(&shape, number).unwrap();
+            let mut y = vec![from(9.0); offset + len];
+            function(x, &mut y[offset..], axis).unwrap();
+            assert!(y[..offset].iter().all(|y| *y == from(9.0)), "writes in front of its output");
+            let y = &y[offset..];
+            for &line in lines.iter().filter(|line| **line < axis.lines()) {
+                let places = places(&shape, number, line);
+                // A column stands beside itself: with one column alone, the first axis is the last.
+                let copies = 2 - number;
+                let alone: Vec<T> = places.iter().flat_map(|p| vec![x[*p]; copies]).collect();
+                let mut expected = alone.clone();
+                let own = if number == 0 { [places.len(), copies] } else { [1, places.len()] };
+                function(&alone, &mut expected, Axis::new(&own, number).unwrap()).unwrap();
+                let same = places.iter().zip(expected.iter().step_by(copies)).all(|(p, expected)| y[*p] == *expected);
+                assert!(same, "{shape:?}, axis {number}, line {line}, offset {offset}");
+            }
+        }
+        let axis = Axis::new(&shape, 0).unwrap();
+        let (mut y, mut in_place) = (x.to_vec(), x.to_vec());
+        softmax_into(x, &mut y, axis, 1.0).unwrap();
+        softmax_in_place(&mut in_place, axis, 1.0).unwrap();
+        assert!(y == in_place, "{shape:?} in place");
+    }
+}
+
+/// What depends on the size of the array alone, never on a line: panels, whether weights are kept, and writing past the
+/// caches (from 16 MiB on; columns only where rows are whole lines of the cache).
+#[test]
+fn a_line_has_the_same_bits_alone_and_in_a_large_array() {
+    let lines = [0, 1, 11, 12, 13, 28, 255, 256, 269, 511, 777, 1023, 2050, 4095, 4096, 4111];
+    check_large([1030, 4112], |x| x, &lines);
+    check_large([1030, 4113], |x| x, &lines);
+    check_large([2060, 4128], bf16::from_f32, &lines);
+    check_large([2060, 4128], f16::from_f32, &lines);
+    // The tile holds so many weights of one line, not of the vectors of seventeen.
+    check_large([100_000, 17], |x| x, &[0, 8, 16]);
+    check_large([60_000, 40], |x| x, &[0, 31, 32, 39]);
+}
+
+/// Weights are counted from the maximum of a block of 32 rows; here blocks are so far apart that those of the lower ones
+/// come out as the smallest numbers there are, or as nothing.
+#[test]
+fn small_probabilities_come_out_whatever_stands_beside_them() {
+    for gap in [30.0f32, 60.0, 80.0, 90.0, 100.0, 103.0, 110.0] {
+        let x: Vec<f32> =
+            numbers(200, 5).iter().enumerate().map(|(i, x)| x / 8.0 - (i / 32 % 2) as f32 * gap).collect();
+        let (exact, log, _) = by_formula(&x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), 1.0);
+        let mut y: Vec<f32> = x.iter().flat_map(|x| [*x; 2]).collect();
+        let (mut y_log, axis) = (y.clone(), Axis::new(&[200, 2], 0).unwrap());
+        softmax_in_place(&mut y, axis, 1.0).unwrap();
+        log_softmax_in_place(&mut y_log, axis, 1.0).unwrap();
+        let (y, y_log): (Vec<_>, Vec<_>) = y.into_iter().zip(y_log).step_by(2).unzip();
+        let least = f64::from(f32::from_bits(1));
+        for i in 0..200 {
+            assert!((f64::from(y[i]) - exact[i]).abs() <= BOUND * exact[i] + least, "{gap}: {} {}", y[i], exact[i]);
+            assert!((f64::from(y_log[i]) - log[i]).abs() <= BOUND * (1.0 + log[i].abs()), "{gap}: {}", y_log[i]);
+        }
     }
 }
 

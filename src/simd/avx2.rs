@@ -46,9 +46,27 @@ macro_rules! op {
 }
 pub(super) use op;
 
+impl Avx2 {
+    /// The bf16 nearest to each lane, in its lower half.
+    #[inline(always)]
+    fn round_bf16(self, x: __m256) -> __m256i {
+        op!({
+            let bits = _mm256_castps_si256(x);
+            // Adding 0x7fff and the bit that will be last carries into the upper half exactly when it rounds up.
+            let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+            // A NaN must stay one: set its quiet bit instead of rounding its payload.
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+        })
+    }
+}
+
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
+    const PICKS_OF_SIXTEEN: bool = false;
     type F32 = __m256;
     type I32 = __m256i;
     type Mask = __m256;
@@ -96,14 +114,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: __m256) {
         let halves = op!({
-            let bits = _mm256_castps_si256(x);
-            // Adding 0x7fff and the bit that will be last carries into the upper half exactly when it rounds up.
-            let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
-            // A NaN must stay one: set its quiet bit instead of rounding its payload.
-            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
-            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-            let upper = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+            let upper = self.round_bf16(x);
             _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper))
         });
         // SAFETY: the caller's promise (eight bf16 are sixteen bytes); the token for the instruction.
@@ -157,6 +168,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn lt(self, a: __m256, b: __m256) -> __m256 {
         op!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn not_lt(self, a: __m256, b: __m256) -> __m256 {
+        op!(_mm256_cmp_ps::<_CMP_NLT_UQ>(a, b))
     }
     #[inline(always)]
     fn le(self, a: __m256, b: __m256) -> __m256 {
@@ -261,6 +276,36 @@ impl Simd for Avx2 {
     fn transpose_answers(self, rows: [__m256; MAX_LANES]) -> [__m256; MAX_LANES] {
         self.transpose(rows)
     }
+    #[inline(always)]
+    fn pick(self, table: __m256, k: __m256i) -> __m256 {
+        op!(_mm256_permutevar8x32_ps(table, k))
+    }
+    #[inline(always)]
+    fn pack_f16(self, a: __m256, b: __m256) -> __m256 {
+        op!({
+            let (low, high) =
+                (_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(b));
+            _mm256_castsi256_ps(_mm256_set_m128i(high, low))
+        })
+    }
+    #[inline(always)]
+    fn pack_bf16(self, a: __m256, b: __m256) -> __m256 {
+        op!({
+            // Halves of a, b, a, b: the middle ones change places.
+            let packed = _mm256_packus_epi32(self.round_bf16(a), self.round_bf16(b));
+            _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(packed))
+        })
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, x: __m256) {
+        // SAFETY: the caller's promise; the token for the instruction.
+        unsafe { _mm256_stream_ps(p, x) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        op!(_mm_sfence())
+    }
+
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))

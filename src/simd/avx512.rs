@@ -105,6 +105,7 @@ unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, mut c: __m512) -> __m512 {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
+    const PICKS_OF_SIXTEEN: bool = true;
     type F32 = __m512;
     type I32 = __m512i;
     type Mask = __mmask16;
@@ -213,6 +214,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn lt(self, a: __m512, b: __m512) -> __mmask16 {
         op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn not_lt(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, b))
     }
     #[inline(always)]
     fn le(self, a: __m512, b: __m512) -> __mmask16 {
@@ -350,6 +355,48 @@ impl Simd for Avx512 {
         unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags)) };
         p
     }
+    #[inline(always)]
+    fn pick(self, table: __m512, k: __m512i) -> __m512 {
+        op!(_mm512_permutexvar_ps(k, table))
+    }
+    #[inline(always)]
+    fn pack_f16(self, a: __m512, b: __m512) -> __m512 {
+        op!({
+            let low = _mm512_castsi256_si512(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
+            let high = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(b);
+            _mm512_castsi512_ps(_mm512_inserti64x4::<1>(low, high))
+        })
+    }
+    #[inline(always)]
+    fn pack_bf16(self, a: __m512, b: __m512) -> __m512 {
+        op!({
+            let mut upper = [_mm512_setzero_si512(); 2];
+            for (upper, x) in upper.iter_mut().zip([a, b]) {
+                // A NaN becomes the default one: rounding could carry a payload into the sign.
+                let x = _mm512_fixupimm_ps::<0>(x, x, _mm512_set1_epi32(0x33));
+                let bits = _mm512_castps_si512(x);
+                // As in `store_bf16`, with the bit that will be last in a mask: one instruction less.
+                let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
+                let even = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+                *upper = _mm512_mask_add_epi32(even, odd, bits, _mm512_set1_epi32(0x8000));
+            }
+            let odd_words = _mm512_set_epi16(
+                63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13,
+                11, 9, 7, 5, 3, 1,
+            );
+            _mm512_castsi512_ps(_mm512_permutex2var_epi16(upper[0], odd_words, upper[1]))
+        })
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, x: __m512) {
+        // SAFETY: the caller's promise; the token for the instruction.
+        unsafe { _mm512_stream_ps(p, x) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        op!(_mm_sfence())
+    }
+
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))

@@ -20,10 +20,23 @@ fn map2<A: Copy, B: Copy, C: Copy + Default>(a: [A; LANES], b: [B; LANES], f: im
     out
 }
 
+/// The halves of all elements of a, then of b, in the order of memory.
+#[inline(always)]
+fn pack(a: [f32; LANES], b: [f32; LANES], half: impl Fn(f32) -> u16) -> [f32; LANES] {
+    let mut packed = [0.0; LANES];
+    for i in 0..LANES {
+        let x = if i < LANES / 2 { &a[2 * i..] } else { &b[2 * i - LANES..] };
+        let ([a, b], [c, d]) = (half(x[0]).to_ne_bytes(), half(x[1]).to_ne_bytes());
+        packed[i] = f32::from_ne_bytes([a, b, c, d]);
+    }
+    packed
+}
+
 impl Simd for Portable {
     const LANES: usize = LANES;
     // Sixteen 128-bit registers (x86-64 without extensions) hold eight of these vectors.
     const REGISTERS: usize = 8;
+    const PICKS_OF_SIXTEEN: bool = false;
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
     type Mask = [bool; LANES];
@@ -128,6 +141,10 @@ impl Simd for Portable {
         map2(a, b, |a, b| a < b)
     }
     #[inline(always)]
+    fn not_lt(self, a: Self::F32, b: Self::F32) -> Self::Mask {
+        map2(a, b, |a, b| !matches!(a.partial_cmp(&b), Some(std::cmp::Ordering::Less)))
+    }
+    #[inline(always)]
     fn le(self, a: Self::F32, b: Self::F32) -> Self::Mask {
         map2(a, b, |a, b| a <= b)
     }
@@ -203,6 +220,26 @@ impl Simd for Portable {
     fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES] {
         turned(x)
     }
+    #[inline(always)]
+    fn pick(self, table: Self::F32, k: Self::I32) -> Self::F32 {
+        k.map(|k| table[k as usize % LANES])
+    }
+    #[inline(always)]
+    fn pack_f16(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        pack(a, b, |x| f16::from_f32(x).to_bits())
+    }
+    #[inline(always)]
+    fn pack_bf16(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        pack(a, b, |x| bf16::from_f32(x).to_bits())
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, x: Self::F32) {
+        // SAFETY: the caller's promise covers this write.
+        unsafe { self.store(p, x) }
+    }
+    #[inline(always)]
+    fn fence(self) {}
+
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
     #[inline(always)]

@@ -13,7 +13,7 @@ use super::axis::Axis;
 use super::buffers::Buffers;
 use super::column::{self, Strip, load, store};
 use super::row::RUN;
-use super::walk::Strips;
+use super::walk::Panels;
 use crate::element::Element;
 use crate::simd::exp::exp;
 use crate::simd::{Kernel, Simd};
@@ -42,11 +42,13 @@ impl<T: Element, const LOG: bool> Kernel for Backward<'_, T, LOG> {
             }
             return;
         }
-        for (_, strip) in Strips::new::<S>(axis) {
-            if strip.width == column::WIDE * S::LANES {
-                strip_backward::<S, T, { column::WIDE }, LOG>(simd, y, &mut buffers, strip, scale);
-            } else {
-                strip_backward::<S, T, 1, LOG>(simd, y, &mut buffers, strip, scale);
+        for (_, panel) in Panels::new(axis, axis.after(), 0) {
+            for (_, strip) in panel.strips::<S>() {
+                if strip.width == column::WIDE * S::LANES {
+                    strip_backward::<S, T, { column::WIDE }, LOG>(simd, y, &mut buffers, strip, scale);
+                } else {
+                    strip_backward::<S, T, 1, LOG>(simd, y, &mut buffers, strip, scale);
+                }
             }
         }
     }
@@ -122,5 +124,5 @@ fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
         };
         dx[v] = simd.mul(simd.splat(scale), unscaled);
     }
-    store::<S, T, V>(simd, &mut buffers.output()[place], dx);
+    store::<S, T, V>(simd, &mut buffers.output()[place], dx, false);
 }

@@ -10,24 +10,26 @@
 //!    f32 that fits it needs no tile: its output serves.
 //! 2. A row longer than the tile is folded block by block into a [`RowState`]; then each block is filled and weighed
 //!    again, now with the row's maximum, and written: x is read twice and no tile is ever larger.
-//! 3. `fill` and `write` take four vectors at a time, `weigh` two: an exp is a chain of some fifty cycles, of which the
+//! 3. `fill` takes four vectors at a time, `weigh` two: an exp is a chain of thirty to fifty cycles, of which the
 //!    processor alone overlaps too few; four would no longer fit the registers.
-//! 4. Division by the sum is multiplication with its inverse.
-//! 5. While a row is weighed, which is arithmetic alone, the next one is asked for from memory.
+//! 4. An output that no cache can hold is written past them (`stream`): otherwise each of its lines would be read before
+//!    it is written over, a third of all traffic. Then f32, too, waits in a tile.
+//! 5. Division by the sum is multiplication with its inverse.
+//! 6. While a row is weighed, which is arithmetic alone, the next one is asked for from memory.
 #![forbid(unsafe_code)]
 
 use super::buffers::{Buffers, Stored};
 use super::scale::Scale;
 use super::state::RowState;
 use crate::element::Element;
-use crate::simd::Simd;
 use crate::simd::exp::{WEIGHT_ONE, exp_weight};
+use crate::simd::{LINE, Simd};
 use std::ops::Range;
 
 /// Longest block of a row, in elements: 64 KiB of tile, in the second-level cache beside what is read and written.
 pub(super) const ROW_TILE: usize = 16 * 1024;
 
-/// Vectors side by side in `fill` and `write`.
+/// Vectors side by side in `fill`.
 const WIDE: usize = 4;
 
 /// Vectors side by side in `weigh`.
@@ -45,8 +47,10 @@ pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
     tile: &mut [f32],
     scale: Scale,
     gain: f32,
+    stream: bool,
 ) -> RowState {
-    if row.len() <= ROW_TILE
+    if !stream
+        && row.len() <= ROW_TILE
         && let Some(state) = softmax_f32::<S, T, LOG, PLAIN>(simd, buffers, row.clone(), scale, gain)
     {
         return state;
@@ -67,7 +71,7 @@ pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
             let ahead = buffers.input()[block.clone()].as_ptr_range().end;
             weigh::<S, T, LOG>(simd, tile, state.max, scale.scale, ahead);
         }
-        write::<S, T, LOG>(simd, tile, &mut buffers.output()[block], norm);
+        write::<S, T, LOG>(simd, tile, &mut buffers.output()[block], norm, stream);
     }
     state
 }
@@ -175,14 +179,13 @@ pub(super) fn weigh<S: Simd, T, const LOG: bool>(
     let max = simd.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
     let scale = simd.splat(scale);
     let mut sum = [simd.zero(); PAIR];
-    let len = tile.len();
     for run in tile.chunks_mut(RUN * PAIR * S::LANES) {
         let mut part = [simd.zero(); PAIR];
         let mut pairs = run.chunks_exact_mut(PAIR * S::LANES);
         for tile in pairs.by_ref() {
-            simd.prefetch(ahead);
-            // Where the output serves as the tile, its next row: a quarter of the time at 4096 x 4096.
-            simd.prefetch(tile.as_ptr().wrapping_add(len));
+            for line in (0..PAIR * S::LANES).step_by(LINE / size_of::<T>()) {
+                simd.prefetch(ahead.wrapping_add(line));
+            }
             ahead = ahead.wrapping_add(PAIR * S::LANES);
             for i in 0..PAIR {
                 let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[i * S::LANES..]), max));
@@ -204,19 +207,42 @@ pub(super) fn weigh<S: Simd, T, const LOG: bool>(
     simd.sum(simd.add(sum[0], sum[1])) / WEIGHT_ONE
 }
 
-/// out = e * norm, or t - norm where `LOG`.
+/// out = e * norm, or t - norm where `LOG`; past the caches where `stream`, whole lines of them.
 #[inline(always)]
-pub(super) fn write<S: Simd, T: Element, const LOG: bool>(simd: S, tile: &[f32], out: &mut [T], norm: f32) {
+fn write<S: Simd, T: Element, const LOG: bool>(simd: S, tile: &[f32], out: &mut [T], norm: f32, stream: bool) {
     let norm = simd.splat(norm);
-    let mut from = tile.chunks_exact(WIDE * S::LANES);
-    let mut to = out.chunks_exact_mut(WIDE * S::LANES);
-    for (tile, out) in from.by_ref().zip(to.by_ref()) {
-        for i in 0..WIDE {
-            let e = simd.load_slice(&tile[i * S::LANES..]);
-            simd.store_elements(&mut out[i * S::LANES..], finish::<S, LOG>(simd, e, norm));
-        }
+    let head = if stream { out.as_ptr().align_offset(LINE).min(out.len()) } else { 0 };
+    let (tile_head, tile) = tile.split_at(head);
+    let (head, out) = out.split_at_mut(head);
+    write_parts::<S, T, LOG>(simd, tile_head, head, norm);
+    let whole = out.len() - out.len() % (2 * S::LANES);
+    let (tile, tile_rest) = tile.split_at(whole);
+    let (out, rest) = out.split_at_mut(whole);
+    if stream {
+        write_pairs::<S, T, LOG, true>(simd, tile, out, norm);
+    } else {
+        write_pairs::<S, T, LOG, false>(simd, tile, out, norm);
     }
-    for (tile, out) in from.remainder().chunks(S::LANES).zip(to.into_remainder().chunks_mut(S::LANES)) {
+    write_parts::<S, T, LOG>(simd, tile_rest, rest, norm);
+}
+
+#[inline(always)]
+fn write_pairs<S: Simd, T: Element, const LOG: bool, const STREAM: bool>(
+    simd: S,
+    tile: &[f32],
+    out: &mut [T],
+    norm: S::F32,
+) {
+    for (tile, out) in tile.chunks_exact(2 * S::LANES).zip(out.chunks_exact_mut(2 * S::LANES)) {
+        let (a, b) = (simd.load_slice(tile), simd.load_slice(&tile[S::LANES..]));
+        let pair = [finish::<S, LOG>(simd, a, norm), finish::<S, LOG>(simd, b, norm)];
+        if STREAM { simd.stream_pair(out, pair) } else { simd.store_pair(out, pair) }
+    }
+}
+
+#[inline(always)]
+fn write_parts<S: Simd, T: Element, const LOG: bool>(simd: S, tile: &[f32], out: &mut [T], norm: S::F32) {
+    for (tile, out) in tile.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
         simd.store_elements_part(out, finish::<S, LOG>(simd, simd.load_part(tile, 0.0), norm));
     }
 }

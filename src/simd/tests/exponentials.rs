@@ -113,7 +113,8 @@ fn weights_are_exp_in_other_units() {
                 assert!(y.is_nan(), "{level}: the NaN {:08x} gives {y}", x.to_bits());
             } else if x < -104.4 {
                 assert_eq!(y, 0.0, "{level}: {x}"); // below 2^-150.5
-            } else if x >= -104.3 || y != 0.0 {
+            } else if x >= -103.97 || y != 0.0 {
+                // (from 2^-150 on; what is between the two rounds to 0 and may be there already)
                 let off = (place(y) - place(exact as f32)).abs();
                 assert!(off <= 2, "{level}: {x} gives {y}, {off} places off {exact}");
             }

@@ -76,6 +76,8 @@ impl Kernel for Arithmetic {
             same("min", &skip(simd.min(x, y)), &two_apart(|a, b| if a < b { a } else { b }));
             let asked = |f: fn(&f32, &f32) -> bool| a.iter().zip(&b).map(|(a, b)| f(a, b)).collect::<Vec<_>>();
             assert_eq!(read_mask(simd, simd.lt(x, y)), asked(|a, b| a < b), "lt {a:?} {b:?}");
+            let not_lt = read_mask(simd, simd.not_lt(x, y)).into_iter().map(|yes| !yes).collect::<Vec<_>>();
+            assert_eq!(not_lt, asked(|a, b| a < b), "not_lt {a:?} {b:?}");
             assert_eq!(read_mask(simd, simd.le(x, y)), asked(|a, b| a <= b), "le {a:?} {b:?}");
             assert_eq!(read_mask(simd, simd.eq(x, y)), asked(|a, b| a == b), "eq {a:?} {b:?}");
             let both = simd.and(simd.le(x, y), simd.lt(simd.zero(), x));
@@ -136,6 +138,10 @@ impl Kernel for Lanes {
         // SAFETY: LANES bytes.
         let answers = unsafe { simd.load_answers(bytes.as_ptr()) };
         assert_eq!(read_mask(simd, answers), bytes.iter().map(|&byte| byte != 0).collect::<Vec<_>>(), "load_answers");
+        let k: Vec<i32> = (0..S::LANES as i32).map(|i| i * 5 - 9 + (i << 20)).collect();
+        let bits: Vec<f32> = k.iter().map(|k| f32::from_bits(*k as u32)).collect();
+        let picked: Vec<f32> = k.iter().map(|k| x[*k as usize % S::LANES]).collect();
+        same("pick", &read(simd, simd.pick(simd.load_slice(&x), simd.bits(simd.load_slice(&bits)))), &picked);
         assert_eq!(simd.sum(simd.load_slice(&x)), x.iter().sum::<f32>(), "small integers add up exactly");
         assert_eq!(simd.max_lane(simd.load_slice(&x)), x.iter().copied().fold(f32::MIN, f32::max));
         for len in 0..=S::LANES {
