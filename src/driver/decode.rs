@@ -25,7 +25,7 @@ use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::{widen_gathered, without_gaps};
 use crate::kernel::pairs::{self, copy_gathered, key_pairs, pairs_in};
 use crate::kernel::round_up_lanes;
-use crate::plan::Plan;
+use crate::plan::{FEW_TASK_ROWS, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
 
@@ -54,9 +54,8 @@ pub(super) fn run(
                 };
                 let coming = slots.next();
                 let next = schedule.tasks().get(coming / splits).map(|task| split(coming, task));
-                let next = next.map_or(Ahead::nothing(), |(work, keys)| first_keys(work, keys));
-                let (work, keys) = split(index, &schedule.tasks()[index / splits]);
-                run_split(work, keys, next, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
+                let own = split(index, &schedule.tasks()[index / splits]);
+                run_split(own, next, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
             }
         });
         done = Some(&workspace.partials[..needed]);
@@ -145,11 +144,11 @@ fn merge_splits(
             Some(done) => &done[split * slot.len()..][..slot.len()],
             None => {
                 let next = match (split_keys(work, split + 1), next_task) {
-                    (keys, _) if !keys.is_empty() => first_keys(work, keys),
-                    (_, Some(next)) => first_keys(next, next.task.keys.clone()),
-                    (_, None) => Ahead::nothing(),
+                    (keys, _) if !keys.is_empty() => Some((work, keys)),
+                    (_, Some(next)) => Some((next, next.task.keys.clone())),
+                    (_, None) => None,
                 };
-                run_split(work, keys, next, slot, own, (&mut *floats, &mut *lanes));
+                run_split((work, keys), next, slot, own, (&mut *floats, &mut *lanes));
                 &*own
             }
         };
@@ -165,10 +164,29 @@ fn merge_splits(
     }
 }
 
-/// The first tile of some keys, to be asked for.
-fn first_keys(work: Work<'_>, keys: Range<usize>) -> Ahead {
+/// Some keys of a task, of which its worker looks at all.
+type TaskKeys<'a> = (Work<'a>, Range<usize>);
+
+/// How far ahead of what is read memory is asked, in bytes: for as long as it takes to deliver.
+const LEAD_BYTES: usize = 12 * 1024;
+
+/// What to ask for while the rows `seen` are read of the keys, or of the values: as many rows some way ahead, and behind the
+/// worker's own keys, the first rows of those that come `next`.
+fn coming<'a>(
+    rows: fn(&Work<'a>) -> AnyMatrix<'a>,
+    (work, keys): &TaskKeys<'a>,
+    seen: &Range<usize>,
+    next: &Option<TaskKeys<'a>>,
+) -> Ahead {
+    let own = rows(work);
+    let lead = LEAD_BYTES / own.row_bytes().max(1);
+    let (start, end) = (seen.start + lead, seen.end + lead);
     let mut ahead = Ahead::nothing();
-    ahead.add(work.keys().slice_rows(keys.start..keys.end.min(keys.start + work.plan.tile_keys)));
+    ahead.add(own.slice_rows(start.min(keys.end)..end.min(keys.end)));
+    if let Some((work, more)) = next {
+        let from = |n: usize| (more.start + n.saturating_sub(keys.end)).min(more.end);
+        ahead.add(rows(work).slice_rows(from(start)..from(end)));
+    }
     ahead
 }
 
@@ -183,10 +201,9 @@ struct Spare<'a> {
 }
 
 /// Computes one split of one task, `keys`, into `memory`, and asks for what comes `next`.
-fn run_split(
-    work: Work<'_>,
-    keys: Range<usize>,
-    mut next: Ahead,
+fn run_split<'a>(
+    (work, keys): TaskKeys<'a>,
+    next: Option<TaskKeys<'a>>,
     slot: Slot,
     memory: &mut [f32],
     (floats, lanes): (&mut Floats, &mut Vec<Lanes>),
@@ -219,20 +236,18 @@ fn run_split(
     while start < keys.end {
         let seen = start.max(keys.start)..(start + tile).min(keys.end);
         let tile_values = without_gaps(isa, all_values.slice_rows(seen.clone()), wide_values);
-        // Memory always has a tile's lead: it delivers the values while the keys are looked at, and then the next keys.
-        let mut values_ahead = Ahead::nothing();
-        values_ahead.add(all_values.slice_rows(seen.clone()));
-        queries.scores(work, all_keys.slice_rows(seen.clone()), copied_keys, spare.scores, &mut values_ahead);
-        let more = seen.end..(seen.end + tile).min(keys.end);
-        let keys_ahead = if more.is_empty() { &mut next } else { &mut first_keys(work, more) };
-        let extent = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
+        let own = (work, keys.clone());
+        let ahead = coming(Work::keys, &own, &seen, &next);
+        queries.scores(work, all_keys.slice_rows(seen.clone()), copied_keys, spare.scores, &ahead);
+        let extent = weigh_rows(work, lanes, seen.clone(), slot, memory, &mut spare);
         let out = slot.out(memory, rows);
         if extent.peak == f32::NEG_INFINITY {
             // Nobody sees any of it. (Or the scores are NaN, which the sums have taken up.)
         } else if extent.hides && !few::all_finite(isa, tile_values) {
             few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
         } else {
-            few::add_values(isa, tile_values, spare.scores, out, tile, keys_ahead);
+            let ahead = coming(Work::values, &own, &seen, &next);
+            few::add_values(isa, tile_values, spare.scores, out, tile, &ahead);
         }
         start += tile;
     }
@@ -265,7 +280,7 @@ impl<'a> RowQueries<'a> {
     }
 
     /// The scores of all rows, `[rows][tile_keys]`.
-    fn scores(&self, work: Work<'_>, keys: AnyMatrix<'_>, copy: &mut [f32], scores: &mut [f32], ahead: &mut Ahead) {
+    fn scores(&self, work: Work<'_>, keys: AnyMatrix<'_>, copy: &mut [f32], scores: &mut [f32], ahead: &Ahead) {
         let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
         let keys = match keys {
             AnyMatrix::Bf16(keys) if work.uses_pairs() => key_pairs(keys, copy),
@@ -279,7 +294,7 @@ impl<'a> RowQueries<'a> {
         let rows = self.wide.chunks_exact(round_up_lanes(head_dim).max(1)).zip(scores.chunks_exact_mut(tile));
         for (_, (query, scores)) in rows.enumerate().filter(|(n, _)| self.unfit >> n & 1 == 1) {
             let elements = RowKeys::Any(AnyMatrix::Bf16(keys.elements(head_dim)));
-            few::scores(isa, elements, query, scores, tile, &mut Ahead::nothing());
+            few::scores(isa, elements, query, scores, tile, &Ahead::nothing());
         }
     }
 }
@@ -295,18 +310,27 @@ fn weigh_rows(
 ) -> Extent {
     let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
     let mut all = Extent { peak: f32::NEG_INFINITY, hides: false };
+    let mut peaks = [f32::NEG_INFINITY; FEW_TASK_ROWS];
     for (n, lane) in lanes.iter().enumerate() {
         let row = n * tile..n * tile + keys.len();
-        let (scores, bias) = (&mut spare.scores[row.clone()], &mut spare.bias[row.clone()]);
+        let (scores, bias) = (&mut spare.scores[row.clone()], &mut spare.bias[row]);
         let bias = work.has_score_tensor().then(|| {
             read_tensors(work, lane, &keys, (&mut *bias, keys.len()));
             &*bias
         });
         let marks = Marks::new(work, lane, &keys, Unit::Log2);
-        let own = adjust_row(isa, marks.adjust(&keys, bias), scores);
-        spare.kept_scores[row].copy_from_slice(scores);
+        let adjust = marks.adjust(&keys, bias);
+        let own = if adjust.is_none() { few::extent(isa, scores) } else { adjust_row(isa, adjust, scores) };
+        peaks[n] = own.peak;
         all = Extent { peak: all.peak.max(own.peak), hides: all.hides | own.hides };
-        slot.update(memory, n, |state, out| few::weights(isa, scores, own.peak, state, out));
+    }
+    if all.hides {
+        spare.kept_scores.copy_from_slice(spare.scores);
+    }
+    let whole = round_up_lanes(keys.len());
+    for n in 0..lanes.len() {
+        let scores = (&mut spare.scores[n * tile..][..whole], keys.len());
+        slot.update(memory, n, |state, out| few::weights(isa, scores, peaks[n], state, out));
     }
     all
 }
