@@ -123,9 +123,9 @@ impl Lines<'_> {
     }
 
     /// What a loop of so many turns asks for, each for as many lines as `bytes` are: where that is less than one, some of
-    /// the turns only.
+    /// the turns only. Where there is nothing more to ask for it asks for `idle`, a line that is in use anyway.
     #[inline(always)]
-    pub(super) fn share<S: Simd>(&mut self, simd: S, turns: usize, bytes: usize) -> LineShare {
+    pub(super) fn share<S: Simd, T>(&mut self, simd: S, turns: usize, bytes: usize, idle: *const T) -> LineShare {
         let lines = if bytes >= LINE { turns * (bytes / LINE) } else { turns.div_ceil(LINE / bytes) };
         if lines < self.left {
             // Within a row, as nearly always.
@@ -134,21 +134,19 @@ impl Lines<'_> {
             self.left -= lines;
             return share;
         }
-        // Across the end of a row, all at once. The loop then goes on asking for what has been there all along.
-        let mut at = self.at;
+        // Across the end of a row, all at once.
         for _ in 0..lines {
             if self.left == 0 {
                 break;
             }
-            at = self.at;
-            simd.prefetch_near(at);
+            simd.prefetch_near(self.at);
             self.at = self.at.wrapping_add(LINE);
             self.left -= 1;
             if self.left == 0 {
                 self.next_row();
             }
         }
-        LineShare { at, advance: 0 }
+        LineShare { at: idle.cast(), advance: 0 }
     }
 
     fn next_row(&mut self) {

@@ -13,7 +13,7 @@
 //! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
 
 use super::adjust::Extent;
-use super::ahead::{Ahead, Lines};
+use super::ahead::{Ahead, LineShare, Lines};
 use super::load::{AnyMatrix, load_from, with_matrix};
 use super::multiply::{Multiply, Pairs, Singles};
 use super::round_up_lanes;
@@ -135,55 +135,58 @@ fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>
     let width = round_up_lanes(keys.cols());
     assert!(keys.has_contiguous_rows() && queries.len() >= R * width);
     assert!(scores.len() >= (R - 1) * stride + keys.rows() && keys.rows() <= stride);
+    let bytes = N * S::LANES * size_of::<M::Step>();
+    let mut share = lines.share(simd, keys.rows().div_ceil(N) * keys.cols().div_ceil(S::LANES), bytes, keys.as_ptr());
     let mut first = 0;
     while first < keys.rows() {
+        let count = (keys.rows() - first).min(N * G);
         let mut sums = [simd.zero(); MAX_LANES];
         for g in 0..G {
-            // SAFETY: the queries are R rows of `width`, and rows of keys have no gaps (asserted).
-            let own = unsafe { add_up::<S, M, R, N>((simd, multiply), keys, first + g * N, queries, lines) };
+            // Behind the last key, the last one again: its scores are not written.
+            let mut rows = [keys.as_ptr(); N];
+            for (n, at) in rows.iter_mut().enumerate() {
+                let row = if count == N * G { first + g * N + n } else { (first + g * N + n).min(keys.rows() - 1) };
+                *at = at.wrapping_offset(keys.row_stride().wrapping_mul(row as isize));
+            }
+            // SAFETY: the rows are keys without gaps, and the queries R rows of `width` (asserted).
+            let own = unsafe { add_up::<S, M, R, N>((simd, multiply), rows, keys.cols(), queries, &mut share) };
             for (r, own) in own.into_iter().enumerate() {
                 sums[(r * G + g) * N..][..N].copy_from_slice(&own);
             }
         }
         let mut folded = [0.0; MAX_LANES];
         simd.store_slice(&mut folded, multiply.finish(simd, simd.sums(sums)));
-        let count = keys.rows() - first;
         for r in 0..R {
-            let folded = &folded[r * N * G..(r + 1) * N * G];
-            let scores = &mut scores[r * stride + first..];
-            if count >= N * G {
-                scores[..N * G].copy_from_slice(folded);
-            } else {
-                scores[..count].copy_from_slice(&folded[..count]);
+            let (folded, scores) = (&folded[r * N * G..(r + 1) * N * G], scores[r * stride + first..].as_mut_ptr());
+            // SAFETY: so many scores of row r there are from `first` on (asserted), and in `folded`.
+            unsafe {
+                if count == N * G {
+                    scores.copy_from_nonoverlapping(folded.as_ptr(), N * G); // as one vector
+                } else {
+                    scores.copy_from_nonoverlapping(folded.as_ptr(), count);
+                }
             }
         }
         first += N * G;
     }
 }
 
-/// The products of R queries with N keys from `first` on, added up lane by lane. Behind the last key, the last one again.
+/// The products of R queries with N keys, added up lane by lane.
 ///
 /// # Safety
-/// * `queries` has R rows of `keys.cols()`, rounded up
-/// * rows of keys have no gaps
+/// * each of `keys` is valid for reads of `steps`
+/// * `queries` has R rows of `steps`, rounded up
 #[inline(always)]
 unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     (simd, multiply): (S, M),
-    keys: Matrix<'_, M::Step>,
-    first: usize,
+    keys: [*const M::Step; N],
+    steps: usize,
     queries: &[f32],
-    lines: &mut Lines<'_>,
+    share: &mut LineShare,
 ) -> [[S::F32; N]; R] {
-    let steps = keys.cols();
     let width = round_up_lanes(steps);
     let whole = steps / S::LANES * S::LANES;
-    let mut rows = [keys.as_ptr(); N];
-    for (n, at) in rows.iter_mut().enumerate() {
-        let row = (first + n).min(keys.rows() - 1) as isize;
-        *at = at.wrapping_offset(keys.row_stride().wrapping_mul(row));
-    }
     let bytes = N * S::LANES * size_of::<M::Step>();
-    let mut share = lines.share(simd, steps.div_ceil(S::LANES), bytes);
     let mut sums = [[simd.zero(); N]; R];
     let mut e = 0;
     while e < whole {
@@ -191,7 +194,7 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
         let mut vectors = [simd.zero(); N];
         for n in 0..N {
             // SAFETY: e + LANES <= whole <= steps, so within the row.
-            vectors[n] = unsafe { multiply.load(simd, rows[n].wrapping_add(e)) };
+            vectors[n] = unsafe { multiply.load(simd, keys[n].wrapping_add(e)) };
         }
         // SAFETY: as above, and the queries are R rows of `width` (the caller's promise).
         unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, e, &mut sums) };
@@ -200,9 +203,10 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     if whole < steps {
         share.ask(simd, whole / S::LANES, bytes);
         let mut vectors = [simd.zero(); N];
-        for (n, vector) in vectors.iter_mut().enumerate() {
-            let row = keys.row((first + n).min(keys.rows() - 1));
-            *vector = multiply.load_part(simd, &row.as_slice().expect("rows without gaps")[whole..]);
+        for n in 0..N {
+            // SAFETY: what is left of the row: the caller's promise.
+            let rest = unsafe { std::slice::from_raw_parts(keys[n].wrapping_add(whole), steps - whole) };
+            vectors[n] = multiply.load_part(simd, rest);
         }
         // SAFETY: `width` is `whole` and another vector, and the queries are R rows of it (the caller's promise).
         unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, whole, &mut sums) };
@@ -362,7 +366,7 @@ struct AddValues<'a> {
 }
 
 /// Keys whose values are added for all rows before the next ones: their lines stay in the first cache.
-const VALUE_KEYS: usize = 16;
+const VALUE_KEYS: usize = 32;
 
 impl Kernel for AddValues<'_> {
     type Output = ();
@@ -467,7 +471,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     let row_stride = values.row_stride();
     let mut row = values.as_ptr().wrapping_add(d);
     let bytes = N * S::LANES * size_of::<T>();
-    let mut share = lines.share(simd, values.rows(), bytes);
+    let mut share = lines.share(simd, values.rows(), bytes, row);
     for j in 0..values.rows() {
         share.ask(simd, j, bytes);
         let mut vectors = [simd.zero(); N];
