@@ -41,11 +41,8 @@ pub(super) fn run(
     let slot = Slot::of(problem, schedule);
     let mut done = None;
     if plan.split_tasks {
-        let needed = tasks * splits * slot.len();
-        if workspace.partials.len() < needed {
-            workspace.partials.resize(needed, 0.0);
-        }
-        let slots = Slots::new(&mut workspace.partials[..needed], slot.len());
+        let [partials] = workspace.partials.buffers([tasks * splits * slot.len()]);
+        let slots = Slots::new(partials, slot.len());
         fan_out(scratch, &|scratch| {
             while let Some((index, memory)) = slots.draw() {
                 let split = |index: usize, task| {
@@ -58,7 +55,7 @@ pub(super) fn run(
                 run_split(own, next, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
             }
         });
-        done = Some(&workspace.partials[..needed]);
+        done = Some(&*partials);
     }
     let shared = output.share(problem, plan, schedule);
     let workers = workers(plan.parallel, tasks).min(scratch.len());
@@ -72,7 +69,8 @@ pub(super) fn run(
     even_out(scratch);
 }
 
-/// The layout of a partial result: maxima, sums, then the values summed so far, `[rows][value_dim rounded up]`.
+/// The layout of a partial result: the values summed so far, `[rows][value_dim rounded up]`, then maxima, then sums; all in
+/// whole vectors, so that none of them straddles two lines.
 #[derive(Clone, Copy)]
 struct Slot {
     rows: usize,
@@ -87,31 +85,37 @@ impl Slot {
     }
 
     fn len(self) -> usize {
-        self.rows * (2 + self.width)
+        self.rows * self.width + 2 * round_up_lanes(self.rows)
     }
 
     fn clear(self, memory: &mut [f32]) {
-        let (max, rest) = memory[..self.len()].split_at_mut(self.rows);
-        max.fill(RowMax::EMPTY.max);
-        rest.fill(RowMax::EMPTY.sum); // 0, which is also where values start from
+        memory.fill(RowMax::EMPTY.sum); // 0, which is also where values start from
+        self.states(memory).0.fill(RowMax::EMPTY.max);
+    }
+
+    /// The maxima and the sums.
+    fn states(self, memory: &mut [f32]) -> (&mut [f32], &mut [f32]) {
+        memory[self.rows * self.width..].split_at_mut(round_up_lanes(self.rows))
     }
 
     /// The values of the first `rows` rows.
     fn out(self, memory: &mut [f32], rows: usize) -> &mut [f32] {
-        &mut memory[2 * self.rows..][..rows * self.width]
+        &mut memory[..rows * self.width]
     }
 
     /// The state and the values of row `n`.
     fn row(self, memory: &[f32], n: usize) -> (RowMax, &[f32]) {
-        let state = RowMax { max: memory[n], sum: memory[self.rows + n] };
-        (state, &memory[2 * self.rows + n * self.width..][..self.width])
+        let (values, states) = memory.split_at(self.rows * self.width);
+        let state = RowMax { max: states[n], sum: states[round_up_lanes(self.rows) + n] };
+        (state, &values[n * self.width..][..self.width])
     }
 
     /// Changes the state and the values of row `n`.
     fn update(self, memory: &mut [f32], n: usize, change: impl FnOnce(&mut RowMax, &mut [f32])) {
         let (mut state, _) = self.row(memory, n);
-        change(&mut state, &mut memory[2 * self.rows + n * self.width..][..self.width]);
-        (memory[n], memory[self.rows + n]) = (state.max, state.sum);
+        change(&mut state, &mut memory[n * self.width..][..self.width]);
+        let (max, sum) = self.states(memory);
+        (max[n], sum[n]) = (state.max, state.sum);
     }
 }
 
@@ -168,7 +172,7 @@ fn merge_splits(
 type TaskKeys<'a> = (Work<'a>, Range<usize>);
 
 /// How far ahead of what is read memory is asked, in bytes: for as long as it takes to deliver.
-const LEAD_BYTES: usize = 12 * 1024;
+const LEAD_BYTES: usize = 16 * 1024;
 
 /// What to ask for while the rows `seen` are read of the keys, or of the values: as many rows some way ahead, and behind the
 /// worker's own keys, the first rows of those that come `next`.
