@@ -171,8 +171,11 @@ fn merge_splits(
 /// Some keys of a task, of which its worker looks at all.
 type TaskKeys<'a> = (Work<'a>, Range<usize>);
 
-/// How far ahead of what is read memory is asked, in bytes: for as long as it takes to deliver.
-const LEAD_BYTES: usize = 16 * 1024;
+/// How far ahead of what is read memory is asked, in bytes: 8 KiB of f32, 16 KiB of halves. (On Zen 5, f32 asked for 16 KiB
+/// ahead took a tenth longer, and halves 8 KiB ahead a sixth.)
+const fn lead_bytes(element_bytes: usize) -> usize {
+    32 * 1024 / element_bytes
+}
 
 /// What to ask for while the rows `seen` are read of the keys, or of the values: as many rows some way ahead, and behind the
 /// worker's own keys, the first rows of those that come `next`.
@@ -183,7 +186,7 @@ fn coming<'a>(
     next: &Option<TaskKeys<'a>>,
 ) -> Ahead {
     let own = rows(work);
-    let lead = LEAD_BYTES / own.row_bytes().max(1);
+    let lead = lead_bytes(own.element_bytes()) / (own.element_bytes() * own.cols()).max(1);
     let (start, end) = (seen.start + lead, seen.end + lead);
     let mut ahead = Ahead::nothing();
     ahead.add(own.slice_rows(start.min(keys.end)..end.min(keys.end)));

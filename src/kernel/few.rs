@@ -121,7 +121,7 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     }
 }
 
-/// The dot products of R queries with all keys, N keys at a time; G times as many are folded together.
+/// The dot products of R queries with all keys, in blocks of G times N keys, which are folded together.
 #[inline(always)]
 fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>(
     (simd, multiply): (S, M),
@@ -131,43 +131,52 @@ fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>
     stride: usize,
     lines: &mut Lines<'_>,
 ) {
-    assert!(R * N * G <= S::LANES);
-    let width = round_up_lanes(keys.cols());
-    assert!(keys.has_contiguous_rows() && queries.len() >= R * width);
-    assert!(scores.len() >= (R - 1) * stride + keys.rows() && keys.rows() <= stride);
+    let (count, steps) = (keys.rows(), keys.cols());
+    let block = N * G;
+    assert!(R * block <= S::LANES && count > 0 && count <= stride && keys.has_contiguous_rows());
+    assert!(queries.len() >= R * round_up_lanes(steps) && scores.len() >= (R - 1) * stride + count);
     let bytes = N * S::LANES * size_of::<M::Step>();
-    let mut share = lines.share(simd, keys.rows().div_ceil(N) * keys.cols().div_ceil(S::LANES), bytes, keys.as_ptr());
+    let mut share = lines.share(simd, count.div_ceil(N) * steps.div_ceil(S::LANES), bytes, keys.as_ptr());
+    // From the first key of a block to each of its keys; where there are not as many, the last one again.
+    let mut offsets = [0; MAX_LANES];
+    for (n, offset) in offsets[..block].iter_mut().enumerate() {
+        *offset = keys.row_stride().wrapping_mul(n.min(count - 1) as isize);
+    }
+    // The last block ends with the last key: it may form some of the scores once more.
+    let last = count.saturating_sub(block);
     let mut first = 0;
-    while first < keys.rows() {
-        let count = (keys.rows() - first).min(N * G);
+    loop {
+        let at = keys.as_ptr().wrapping_offset(keys.row_stride().wrapping_mul(first as isize));
         let mut sums = [simd.zero(); MAX_LANES];
         for g in 0..G {
-            // Behind the last key, the last one again: its scores are not written.
-            let mut rows = [keys.as_ptr(); N];
-            for (n, at) in rows.iter_mut().enumerate() {
-                let row = if count == N * G { first + g * N + n } else { (first + g * N + n).min(keys.rows() - 1) };
-                *at = at.wrapping_offset(keys.row_stride().wrapping_mul(row as isize));
+            let mut rows = [at; N];
+            for n in 0..N {
+                rows[n] = at.wrapping_offset(offsets[g * N + n]);
             }
-            // SAFETY: the rows are keys without gaps, and the queries R rows of `width` (asserted).
-            let own = unsafe { add_up::<S, M, R, N>((simd, multiply), rows, keys.cols(), queries, &mut share) };
-            for (r, own) in own.into_iter().enumerate() {
-                sums[(r * G + g) * N..][..N].copy_from_slice(&own);
+            // SAFETY: the rows are keys without gaps, and the queries R rows of `steps`, rounded up (asserted).
+            let own = unsafe { add_up::<S, M, R, N>((simd, multiply), rows, steps, queries, &mut share) };
+            for r in 0..R {
+                sums[r * block + g * N..][..N].copy_from_slice(&own[r]);
             }
         }
         let mut folded = [0.0; MAX_LANES];
         simd.store_slice(&mut folded, multiply.finish(simd, simd.sums(sums)));
-        for r in 0..R {
-            let (folded, scores) = (&folded[r * N * G..(r + 1) * N * G], scores[r * stride + first..].as_mut_ptr());
-            // SAFETY: so many scores of row r there are from `first` on (asserted), and in `folded`.
+        let (mut from, mut to) = (folded.as_ptr(), scores.as_mut_ptr().wrapping_add(first));
+        for _ in 0..R {
+            // SAFETY: a block of scores from `first` on, or as many as there are, in each of R rows (asserted).
             unsafe {
-                if count == N * G {
-                    scores.copy_from_nonoverlapping(folded.as_ptr(), N * G); // as one vector
+                if count >= block {
+                    to.copy_from_nonoverlapping(from, block); // as a vector
                 } else {
-                    scores.copy_from_nonoverlapping(folded.as_ptr(), count);
+                    to.copy_from_nonoverlapping(from, count);
                 }
             }
+            (from, to) = (from.wrapping_add(block), to.wrapping_add(stride));
         }
-        first += N * G;
+        if first == last {
+            return;
+        }
+        first = (first + block).min(last);
     }
 }
 

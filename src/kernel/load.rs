@@ -58,10 +58,10 @@ impl<'a> AnyMatrix<'a> {
         with_matrix!(self, matrix => matrix.cols())
     }
 
-    /// Bytes of the elements of a row.
-    pub(crate) fn row_bytes(&self) -> usize {
-        fn of<T>(matrix: &Matrix<'_, T>) -> usize {
-            matrix.cols() * size_of::<T>()
+    /// Bytes of an element.
+    pub(crate) fn element_bytes(&self) -> usize {
+        fn of<T>(_: &Matrix<'_, T>) -> usize {
+            size_of::<T>()
         }
         with_matrix!(self, matrix => of(matrix))
     }
