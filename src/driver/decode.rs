@@ -179,22 +179,22 @@ const fn lead_bytes(element_bytes: usize) -> usize {
 
 /// What to ask for while the rows `seen` are read of the keys, or of the values: as many rows some way ahead, and behind the
 /// worker's own keys, the first rows of those that come `next`.
-fn coming<'a>(
+fn ask_ahead<'a>(
+    ahead: &mut Ahead,
     rows: fn(&Work<'a>) -> AnyMatrix<'a>,
     (work, keys): &TaskKeys<'a>,
     seen: &Range<usize>,
     next: &Option<TaskKeys<'a>>,
-) -> Ahead {
+) {
     let own = rows(work);
     let lead = lead_bytes(own.element_bytes()) / (own.element_bytes() * own.cols()).max(1);
     let (start, end) = (seen.start + lead, seen.end + lead);
-    let mut ahead = Ahead::nothing();
+    ahead.clear();
     ahead.add(own.slice_rows(start.min(keys.end)..end.min(keys.end)));
     if let Some((work, more)) = next {
         let from = |n: usize| (more.start + n.saturating_sub(keys.end)).min(more.end);
         ahead.add(rows(work).slice_rows(from(start)..from(end)));
     }
-    ahead
 }
 
 /// What a worker fills anew for each tile: a row of `tile_keys` for each row of the task.
@@ -239,12 +239,12 @@ fn run_split<'a>(
     lanes.clear();
     lanes.extend(work.task.rows.clone().map(|r| Lanes::new(work, r..r + 1, 1)));
 
+    let (mut ahead, own) = (Ahead::nothing(), (work, keys.clone()));
     let mut start = keys.start / tile * tile;
     while start < keys.end {
         let seen = start.max(keys.start)..(start + tile).min(keys.end);
         let tile_values = without_gaps(isa, all_values.slice_rows(seen.clone()), wide_values);
-        let own = (work, keys.clone());
-        let ahead = coming(Work::keys, &own, &seen, &next);
+        ask_ahead(&mut ahead, Work::keys, &own, &seen, &next);
         queries.scores(work, all_keys.slice_rows(seen.clone()), copied_keys, spare.scores, &ahead);
         let extent = weigh_rows(work, lanes, seen.clone(), slot, memory, &mut spare);
         let out = slot.out(memory, rows);
@@ -253,7 +253,7 @@ fn run_split<'a>(
         } else if extent.hides && !few::all_finite(isa, tile_values) {
             few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
         } else {
-            let ahead = coming(Work::values, &own, &seen, &next);
+            ask_ahead(&mut ahead, Work::values, &own, &seen, &next);
             few::add_values(isa, tile_values, spare.scores, out, tile, &ahead);
         }
         start += tile;

@@ -184,6 +184,11 @@ impl Ahead {
         Ahead { runs: [Run::NONE; MAX_RUNS], count: 0, run: 0, cursor: nowhere, left: 0, quota: 0 }
     }
 
+    /// Nothing any more.
+    pub(crate) fn clear(&mut self) {
+        (self.count, self.run, self.left) = (0, 0, 0);
+    }
+
     /// Adds the rows of a matrix.
     pub(crate) fn add(&mut self, matrix: AnyMatrix<'_>) {
         with_matrix!(matrix, matrix => self.add_rows(matrix));
