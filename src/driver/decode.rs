@@ -29,6 +29,9 @@ use crate::plan::{FEW_TASK_ROWS, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
 
+/// Draws of each worker, where splits are drawn: the last to be done keeps the others waiting for a 32nd of the time.
+const DRAWS: usize = 16;
+
 pub(super) fn run(
     problem: &Problem<'_>,
     plan: &Plan,
@@ -39,20 +42,28 @@ pub(super) fn run(
     let (tasks, splits) = (schedule.tasks().len(), plan.splits());
     let scratch = for_workers(&mut workspace.scratch, workers(plan.parallel, plan.tasks()));
     let slot = Slot::of(problem, schedule);
+    // Splits beside each other are drawn together, so that a worker reads straight on: some draws for each, so that all are
+    // done at about the same time.
+    let run = (tasks * splits / (DRAWS * scratch.len())).clamp(1, splits.max(1));
+    let (runs, own) = (splits.div_ceil(run), splits.next_multiple_of(run) * slot.len());
     let mut done = None;
     if plan.split_tasks {
-        let [partials] = workspace.partials.buffers([tasks * splits * slot.len()]);
-        let slots = Slots::new(partials, slot.len());
+        let [partials] = workspace.partials.buffers([tasks * own]);
+        let slots = Slots::new(partials, run * slot.len());
+        let drawn = |index: usize| {
+            let work = Work { problem, plan, task: schedule.tasks().get(index / runs)? };
+            Some((work, index % runs * run))
+        };
         fan_out(scratch, &|scratch| {
             while let Some((index, memory)) = slots.draw() {
-                let split = |index: usize, task| {
-                    let work = Work { problem, plan, task };
-                    (work, split_keys(work, index % splits))
-                };
-                let coming = slots.next();
-                let next = schedule.tasks().get(coming / splits).map(|task| split(coming, task));
-                let own = split(index, &schedule.tasks()[index / splits]);
-                run_split(own, next, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
+                let Some((work, first)) = drawn(index) else { return };
+                let then = drawn(slots.next()).map(|(work, first)| (work, split_keys(work, first)));
+                let mut worker = Worker::new(work, slot, &mut scratch.floats, &mut scratch.lanes);
+                let last = (first + run).min(splits) - 1;
+                for (split, memory) in (first..=last).zip(memory.chunks_exact_mut(slot.len())) {
+                    let next = if split < last { Some((work, split_keys(work, split + 1))) } else { then.clone() };
+                    worker.compute(split_keys(work, split), next, memory);
+                }
             }
         });
         done = Some(&*partials);
@@ -61,7 +72,6 @@ pub(super) fn run(
     let workers = workers(plan.parallel, tasks).min(scratch.len());
     fan_out(&mut scratch[..workers], &|scratch| {
         while let Some(rows) = shared.draw() {
-            let own = splits * slot.len();
             let done = done.map(|done| &done[rows.index() * own..][..own]);
             merge_splits(rows, shared.peek(), done, slot, scratch);
         }
@@ -139,22 +149,22 @@ fn merge_splits(
     let Scratch { floats, merged, lanes, .. } = scratch;
     let [total, own] = merged.buffers([slot.len(), slot.len()]);
     slot.clear(total);
+    let mut worker = done.is_none().then(|| Worker::new(work, slot, floats, lanes));
     for split in 0..work.plan.splits() {
         let keys = split_keys(work, split);
         if keys.is_empty() {
             continue;
         }
-        let part = match done {
-            Some(done) => &done[split * slot.len()..][..slot.len()],
-            None => {
+        let part = match (&mut worker, done) {
+            (Some(worker), _) => {
                 let next = match (split_keys(work, split + 1), next_task) {
                     (keys, _) if !keys.is_empty() => Some((work, keys)),
-                    (_, Some(next)) => Some((next, next.task.keys.clone())),
-                    (_, None) => None,
+                    (_, next) => next.map(|next| (next, next.task.keys.clone())),
                 };
-                run_split((work, keys), next, slot, own, (&mut *floats, &mut *lanes));
+                worker.compute(keys, next, own);
                 &*own
             }
+            (None, done) => &done.unwrap_or_default()[split * slot.len()..][..slot.len()],
         };
         for n in 0..task.rows.len() {
             let (other, other_out) = slot.row(part, n);
@@ -197,7 +207,17 @@ fn ask_ahead<'a>(
     }
 }
 
-/// What a worker fills anew for each tile: a row of `tile_keys` for each row of the task.
+/// What a worker needs for the splits of a task.
+struct Worker<'a> {
+    work: Work<'a>,
+    slot: Slot,
+    queries: RowQueries<'a>,
+    lanes: &'a [Lanes],
+    spare: Spare<'a>,
+    ahead: Ahead,
+}
+
+/// What a worker fills anew for each tile: a row of `tile_keys` for each row of the task, and copies.
 struct Spare<'a> {
     /// Scores, then weights.
     scores: &'a mut [f32],
@@ -205,58 +225,63 @@ struct Spare<'a> {
     kept_scores: &'a mut [f32],
     /// Bias and boolean mask.
     bias: &'a mut [f32],
+    /// Keys and values with gaps between their elements, and keys that are no pairs.
+    copied_keys: &'a mut [f32],
+    wide_values: &'a mut [f32],
 }
 
-/// Computes one split of one task, `keys`, into `memory`, and asks for what comes `next`.
-fn run_split<'a>(
-    (work, keys): TaskKeys<'a>,
-    next: Option<TaskKeys<'a>>,
-    slot: Slot,
-    memory: &mut [f32],
-    (floats, lanes): (&mut Floats, &mut Vec<Lanes>),
-) {
-    slot.clear(memory);
-    if keys.is_empty() {
-        return;
-    }
-    let (isa, rows, tile) = (work.plan.isa, work.task.rows.len(), work.plan.tile_keys);
-    let head_dim = work.problem.dims.head_dim;
-    let width = round_up_lanes(head_dim);
-    // Rows with gaps between their elements are copied, tile by tile; so are those without pairs.
-    let copy = |matrix: AnyMatrix<'_>| if matrix.has_contiguous_rows() { 0 } else { tile * matrix.cols() };
-    let (all_keys, all_values) = (work.keys(), work.values());
-    let [queries, pair_queries, scores, kept_scores, bias, copied_keys, wide_values] = floats.buffers([
-        rows * width,
-        if work.uses_pairs() { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
-        rows * tile,
-        rows * tile,
-        rows * tile,
-        if work.uses_pairs() { tile * pairs_in(head_dim) } else { copy(all_keys) },
-        copy(all_values),
-    ]);
-    let mut spare = Spare { scores, kept_scores, bias };
-    let queries = RowQueries::pack(work, queries, pair_queries);
-    lanes.clear();
-    lanes.extend(work.task.rows.clone().map(|r| Lanes::new(work, r..r + 1, 1)));
-
-    let (mut ahead, own) = (Ahead::nothing(), (work, keys.clone()));
-    let mut start = keys.start / tile * tile;
-    while start < keys.end {
-        let seen = start.max(keys.start)..(start + tile).min(keys.end);
-        let tile_values = without_gaps(isa, all_values.slice_rows(seen.clone()), wide_values);
-        ask_ahead(&mut ahead, Work::keys, &own, &seen, &next);
-        queries.scores(work, all_keys.slice_rows(seen.clone()), copied_keys, spare.scores, &ahead);
-        let extent = weigh_rows(work, lanes, seen.clone(), slot, memory, &mut spare);
-        let out = slot.out(memory, rows);
-        if extent.peak == f32::NEG_INFINITY {
-            // Nobody sees any of it. (Or the scores are NaN, which the sums have taken up.)
-        } else if extent.hides && !few::all_finite(isa, tile_values) {
-            few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
-        } else {
-            ask_ahead(&mut ahead, Work::values, &own, &seen, &next);
-            few::add_values(isa, tile_values, spare.scores, out, tile, &ahead);
+impl<'a> Worker<'a> {
+    fn new(work: Work<'a>, slot: Slot, floats: &'a mut Floats, lanes: &'a mut Vec<Lanes>) -> Self {
+        let (rows, tile, head_dim) = (work.task.rows.len(), work.plan.tile_keys, work.problem.dims.head_dim);
+        let copy = |matrix: AnyMatrix<'_>| if matrix.has_contiguous_rows() { 0 } else { tile * matrix.cols() };
+        let [queries, pair_queries, scores, kept_scores, bias, copied_keys, wide_values] = floats.buffers([
+            rows * round_up_lanes(head_dim),
+            if work.uses_pairs() { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
+            rows * tile,
+            rows * tile,
+            rows * tile,
+            if work.uses_pairs() { tile * pairs_in(head_dim) } else { copy(work.keys()) },
+            copy(work.values()),
+        ]);
+        lanes.clear();
+        lanes.extend(work.task.rows.clone().map(|r| Lanes::new(work, r..r + 1, 1)));
+        Worker {
+            work,
+            slot,
+            queries: RowQueries::pack(work, queries, pair_queries),
+            lanes,
+            spare: Spare { scores, kept_scores, bias, copied_keys, wide_values },
+            ahead: Ahead::nothing(),
         }
-        start += tile;
+    }
+
+    /// Computes one split, `keys`, into `memory`, and asks for what comes `next`.
+    fn compute(&mut self, keys: Range<usize>, next: Option<TaskKeys<'a>>, memory: &mut [f32]) {
+        self.slot.clear(memory);
+        if keys.is_empty() {
+            return;
+        }
+        let Worker { work, slot, queries, spare, ahead, .. } = self;
+        let (isa, rows, tile, own) = (work.plan.isa, work.task.rows.len(), work.plan.tile_keys, (*work, keys.clone()));
+        let (all_keys, all_values) = (work.keys(), work.values());
+        let mut start = keys.start / tile * tile;
+        while start < keys.end {
+            let seen = start.max(keys.start)..(start + tile).min(keys.end);
+            ask_ahead(ahead, Work::keys, &own, &seen, &next);
+            queries.scores(*work, all_keys.slice_rows(seen.clone()), spare.copied_keys, spare.scores, ahead);
+            let extent = weigh_rows(*work, self.lanes, seen.clone(), *slot, memory, spare);
+            let values = without_gaps(isa, all_values.slice_rows(seen.clone()), spare.wide_values);
+            let out = slot.out(memory, rows);
+            if extent.peak == f32::NEG_INFINITY {
+                // Nobody sees any of it. (Or the scores are NaN, which the sums have taken up.)
+            } else if extent.hides && !few::all_finite(isa, values) {
+                few::add_visible_values(isa, values, (spare.scores, spare.kept_scores), out, tile);
+            } else {
+                ask_ahead(ahead, Work::values, &own, &seen, &next);
+                few::add_values(isa, values, spare.scores, out, tile, ahead);
+            }
+            start += tile;
+        }
     }
 }
 
