@@ -32,10 +32,10 @@ impl Run {
     }
 }
 
-/// What one loop asks for of [`Lines`]: a line after the other.
+/// What one loop asks for of [`Lines`].
 pub(super) struct LineShare {
     at: *const u8,
-    /// From one to the next; 0 where there is nothing to ask for.
+    /// From what one turn asks for to what the next one does; 0 where there is nothing to ask for.
     advance: usize,
 }
 
@@ -43,12 +43,25 @@ impl LineShare {
     /// Asks for what turn `turn` of the loop asks for, as [`Lines::share`] has it.
     #[inline(always)]
     pub(super) fn ask<S: Simd>(&mut self, simd: S, turn: usize, bytes: usize) {
-        let lines = if bytes >= LINE { bytes / LINE } else { turn.is_multiple_of(LINE / bytes) as usize };
-        for _ in 0..lines {
-            simd.prefetch_near(self.at);
+        if turn.is_multiple_of(turns_a_line(bytes)) {
+            for n in 0..lines_a_turn(bytes) {
+                simd.prefetch_near(self.at.wrapping_add(n * LINE));
+            }
             self.at = self.at.wrapping_add(self.advance);
         }
     }
+}
+
+/// Lines to ask for in a turn that reads so many bytes, where it asks for any.
+#[inline(always)]
+fn lines_a_turn(bytes: usize) -> usize {
+    (bytes / LINE).max(1)
+}
+
+/// One of so many turns asks for any.
+#[inline(always)]
+fn turns_a_line(bytes: usize) -> usize {
+    (LINE / bytes).max(1)
 }
 
 /// Where asking has come to in some rows, and how to go on.
@@ -122,14 +135,14 @@ impl Lines<'_> {
         Lines { at: std::ptr::null(), left: 0, run: Run::NONE, more: &[] }
     }
 
-    /// What a loop of so many turns asks for, each for as many lines as `bytes` are: where that is less than one, some of
-    /// the turns only. Where there is nothing more to ask for it asks for `idle`, a line that is in use anyway.
+    /// What a loop of so many turns asks for, which reads so many bytes in each: as many lines as that is. Where there is
+    /// nothing more to ask for it asks for `idle`, which is in use anyway.
     #[inline(always)]
     pub(super) fn share<S: Simd, T>(&mut self, simd: S, turns: usize, bytes: usize, idle: *const T) -> LineShare {
-        let lines = if bytes >= LINE { turns * (bytes / LINE) } else { turns.div_ceil(LINE / bytes) };
+        let lines = turns.div_ceil(turns_a_line(bytes)) * lines_a_turn(bytes);
         if lines < self.left {
             // Within a row, as nearly always.
-            let share = LineShare { at: self.at, advance: LINE };
+            let share = LineShare { at: self.at, advance: lines_a_turn(bytes) * LINE };
             self.at = self.at.wrapping_add(lines * LINE);
             self.left -= lines;
             return share;

@@ -17,7 +17,7 @@ use super::ahead::{Ahead, LineShare, Lines};
 use super::load::{AnyMatrix, load_from, with_matrix};
 use super::multiply::{Multiply, Pairs, Singles};
 use super::round_up_lanes;
-use super::weights::{base, near, power_of_two, raised, weight};
+use super::weights::{base, power_of_two, raised, weight};
 use crate::element::{Bf16Pair, Element};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
 use crate::strided::Matrix;
@@ -198,16 +198,15 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut sums = [[simd.zero(); N]; R];
     let mut e = 0;
-    while e + UNROLLED * S::LANES <= whole {
-        for _ in 0..UNROLLED {
-            // SAFETY: e + LANES <= whole <= steps; the caller's promises.
-            unsafe { add_step::<S, M, R, N>((simd, multiply), keys, queries, width, e, share, &mut sums) };
-            e += S::LANES;
-        }
-    }
     while e < whole {
-        // SAFETY: as above.
-        unsafe { add_step::<S, M, R, N>((simd, multiply), keys, queries, width, e, share, &mut sums) };
+        share.ask(simd, e / S::LANES, bytes);
+        let mut vectors = [simd.zero(); N];
+        for n in 0..N {
+            // SAFETY: e + LANES <= whole <= steps, so within the row.
+            vectors[n] = unsafe { multiply.load(simd, keys[n].wrapping_add(e)) };
+        }
+        // SAFETY: as above, and the queries are R rows of `width` (the caller's promise).
+        unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, e, &mut sums) };
         e += S::LANES;
     }
     if whole < steps {
@@ -222,28 +221,6 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
         unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, whole, &mut sums) };
     }
     sums
-}
-
-const UNROLLED: usize = 4;
-
-#[inline(always)]
-unsafe fn add_step<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
-    (simd, multiply): (S, M),
-    keys: [*const M::Step; N],
-    queries: &[f32],
-    width: usize,
-    e: usize,
-    share: &mut LineShare,
-    sums: &mut [[S::F32; N]; R],
-) {
-    share.ask(simd, e / S::LANES, N * S::LANES * size_of::<M::Step>());
-    let mut vectors = [simd.zero(); N];
-    for n in 0..N {
-        // SAFETY: the caller's promise.
-        vectors[n] = unsafe { multiply.load(simd, keys[n].wrapping_add(e)) };
-    }
-    // SAFETY: the caller's promise.
-    unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, e, sums) };
 }
 
 /// Adds the products of one vector of N keys and R queries to their sums.
@@ -339,7 +316,8 @@ impl Kernel for Weights<'_> {
             state.sum *= first_lane(simd, factor);
             scale(simd, self.out, factor);
         }
-        let mut max = first_lane(simd, near(simd, simd.splat(state.max)));
+        // As `near` has it, without a way through vectors.
+        let mut max = if state.max == f32::NEG_INFINITY { 0.0 } else { state.max };
         if max.abs() > super::weights::FAR {
             self.scores.iter_mut().for_each(|score| *score -= max);
             max = 0.0;
