@@ -149,19 +149,27 @@ impl Lines<'_> {
         }
         // Across the end of a row, all at once.
         for _ in 0..lines {
-            if self.left == 0 {
-                break;
-            }
-            simd.prefetch_near(self.at);
-            self.at = self.at.wrapping_add(LINE);
-            self.left -= 1;
-            if self.left == 0 {
-                self.next_row();
-            }
+            let Some(line) = self.next_line() else { break };
+            simd.prefetch_near(line);
         }
         LineShare { at: idle.cast(), advance: 0 }
     }
 
+    #[inline(always)]
+    fn next_line(&mut self) -> Option<*const u8> {
+        if self.left == 0 {
+            return None;
+        }
+        let line = self.at;
+        self.at = self.at.wrapping_add(LINE);
+        self.left -= 1;
+        if self.left == 0 {
+            self.next_row();
+        }
+        Some(line)
+    }
+
+    /// Goes to the start of the next row that has any lines, if there is one.
     fn next_row(&mut self) {
         if self.run.rows == 0
             && let Some((run, more)) = self.more.split_first()
@@ -314,6 +322,51 @@ mod tests {
             assert!(expected.iter().all(|line| lines.contains(line)), "{lines:?}");
             assert!(parts < 9 || lines == expected);
         }
+    }
+
+    struct TakeShare<'a, 'l>(&'a mut Lines<'l>, [usize; 2], *const u8);
+    impl crate::simd::Kernel for TakeShare<'_, '_> {
+        type Output = LineShare;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> LineShare {
+            self.0.share(simd, self.1[0], self.1[1], self.2)
+        }
+    }
+
+    /// Loops ask for every line once and in order, whatever they read in a turn, and then for nothing but the idle one.
+    #[test]
+    fn loops_share_the_lines() {
+        let (data, idle) = ([0.0f32; 3 * 100], 0u8);
+        let strided = crate::strided::Strided::new(&data, 0, [1, 1, 3, 50], [0, 0, 100, 1]).unwrap();
+        let mut ahead = Ahead::nothing();
+        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 3, 100))); // 1200 bytes
+        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data[..0], 0, 100)));
+        ahead.add(AnyMatrix::F32(strided.matrix(0, 0))); // three rows of 200 bytes, 400 apart
+        let at = |byte: usize| data.as_ptr().cast::<u8>().wrapping_add(byte);
+        let rows = (0..3).flat_map(|row| (0..4).map(move |line| 400 * row + 64 * line));
+        let expected: Vec<_> = (0..19).map(|line| 64 * line).chain(rows).map(at).collect();
+        for (turns, bytes, each) in
+            [(1, 64, 1), (5, 64, 5), (2, 256, 8), (3, 32, 2), (4, 32, 2), (8, 16, 2), (40, 64, 40)]
+        {
+            let mut lines = ahead.lines();
+            let mut asked = Vec::new();
+            while asked.len() < expected.len() {
+                let mut own = Lines { ..lines };
+                let share = crate::simd::Isa::best().run(TakeShare(&mut lines, [turns, bytes], &raw const idle));
+                let taken: Vec<_> = (0..each).map_while(|_| own.next_line()).collect();
+                if share.advance > 0 {
+                    assert_eq!((share.at, taken.len()), (taken[0], each), "{turns} turns of {bytes}");
+                    assert_eq!(share.advance, bytes.max(LINE));
+                    assert!(taken.iter().enumerate().all(|(n, line)| *line == share.at.wrapping_add(n * LINE)));
+                }
+                assert_eq!((lines.at, lines.left), (own.at, own.left));
+                asked.extend(taken);
+            }
+            assert_eq!(asked, expected, "{turns} turns of {bytes}");
+            let share = crate::simd::Isa::best().run(TakeShare(&mut lines, [turns, bytes], &raw const idle));
+            assert_eq!((share.at, share.advance), (&raw const idle, 0));
+        }
+        assert!(Ahead::nothing().lines().next_line().is_none() && Lines::none().next_line().is_none());
     }
 
     /// All has been asked for after as many parts as it was spread over, for each run rounded up to whole products.
