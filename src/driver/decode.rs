@@ -7,8 +7,8 @@
 //! for each row:                   divide, write
 //! ```
 //!
-//! Where there are too few tasks for the threads, each split is a task of its own, leaves its result in a slot, and the
-//! slots are merged afterwards, in the same order: the bits are the same.
+//! Where there are too few tasks for the threads, splits are drawn by themselves, some of a task at a time; each leaves its
+//! result in a slot, and the slots are merged afterwards, in the same order: the bits are the same.
 
 #![forbid(unsafe_code)]
 
@@ -42,30 +42,13 @@ pub(super) fn run(
     let (tasks, splits) = (schedule.tasks().len(), plan.splits());
     let scratch = for_workers(&mut workspace.scratch, workers(plan.parallel, plan.tasks()));
     let slot = Slot::of(problem, schedule);
-    // Splits beside each other are drawn together, so that a worker reads straight on: some draws for each, so that all are
-    // done at about the same time.
-    let run = (tasks * splits / (DRAWS * scratch.len())).clamp(1, splits.max(1));
-    let (runs, own) = (splits.div_ceil(run), splits.next_multiple_of(run) * slot.len());
+    // Splits beside each other are drawn together: their worker reads straight on.
+    let run = splits.div_ceil((DRAWS * scratch.len()).div_ceil(tasks.max(1))).max(1);
+    let own = splits.next_multiple_of(run).saturating_mul(slot.len());
     let mut done = None;
     if plan.split_tasks {
         let [partials] = workspace.partials.buffers([tasks * own]);
-        let slots = Slots::new(partials, run * slot.len());
-        let drawn = |index: usize| {
-            let work = Work { problem, plan, task: schedule.tasks().get(index / runs)? };
-            Some((work, index % runs * run))
-        };
-        fan_out(scratch, &|scratch| {
-            while let Some((index, memory)) = slots.draw() {
-                let Some((work, first)) = drawn(index) else { return };
-                let then = drawn(slots.next()).map(|(work, first)| (work, split_keys(work, first)));
-                let mut worker = Worker::new(work, slot, &mut scratch.floats, &mut scratch.lanes);
-                let last = (first + run).min(splits) - 1;
-                for (split, memory) in (first..=last).zip(memory.chunks_exact_mut(slot.len())) {
-                    let next = if split < last { Some((work, split_keys(work, split + 1))) } else { then.clone() };
-                    worker.compute(split_keys(work, split), next, memory);
-                }
-            }
-        });
+        compute_splits((problem, plan, schedule), run, slot, partials, scratch);
         done = Some(&*partials);
     }
     let shared = output.share(problem, plan, schedule);
@@ -77,6 +60,38 @@ pub(super) fn run(
         }
     });
     even_out(scratch);
+}
+
+/// Computes the splits of all tasks into their slots, `run` of a task at a time.
+///
+/// * `partials`: `[tasks][splits, rounded up to whole runs][slot]`
+fn compute_splits(
+    (problem, plan, schedule): (&Problem<'_>, &Plan, &Schedule),
+    run: usize,
+    slot: Slot,
+    partials: &mut [f32],
+    scratch: &mut [Scratch],
+) {
+    let splits = plan.splits();
+    let runs = splits.div_ceil(run);
+    let slots = Slots::new(partials, run * slot.len());
+    // The task of a draw, and its first split.
+    let drawn = |index: usize| {
+        let work = Work { problem, plan, task: schedule.tasks().get(index / runs)? };
+        Some((work, index % runs * run))
+    };
+    fan_out(scratch, &|scratch| {
+        while let Some((index, memory)) = slots.draw() {
+            let Some((work, first)) = drawn(index) else { return };
+            let next_run = drawn(slots.next()).map(|(work, first)| (work, split_keys(work, first)));
+            let mut worker = Worker::new(work, slot, &mut scratch.floats, &mut scratch.lanes);
+            let end = (first + run).min(splits);
+            for (split, memory) in (first..end).zip(memory.chunks_exact_mut(slot.len())) {
+                let next = if split + 1 < end { Some((work, split_keys(work, split + 1))) } else { next_run.clone() };
+                worker.compute(split_keys(work, split), next, memory);
+            }
+        }
+    });
 }
 
 /// The layout of a partial result: the values summed so far, `[rows][value_dim rounded up]`, then maxima, then sums; all in
@@ -136,6 +151,12 @@ fn split_keys(work: Work<'_>, split: usize) -> Range<usize> {
     start..end.max(start)
 }
 
+/// The results of a task's splits: in their slots, or to be computed one after the other.
+enum Parts<'a> {
+    Done(&'a [f32]),
+    ToDo(Worker<'a>, &'a mut [f32]),
+}
+
 /// Merges the results of all splits of a task in order, `done` or still to be computed, and writes the rows.
 fn merge_splits(
     mut rows: Rows<'_>,
@@ -149,22 +170,25 @@ fn merge_splits(
     let Scratch { floats, merged, lanes, .. } = scratch;
     let [total, own] = merged.buffers([slot.len(), slot.len()]);
     slot.clear(total);
-    let mut worker = done.is_none().then(|| Worker::new(work, slot, floats, lanes));
+    let mut parts = match done {
+        Some(done) => Parts::Done(done),
+        None => Parts::ToDo(Worker::new(work, slot, floats, lanes), own),
+    };
     for split in 0..work.plan.splits() {
         let keys = split_keys(work, split);
         if keys.is_empty() {
             continue;
         }
-        let part = match (&mut worker, done) {
-            (Some(worker), _) => {
+        let part = match &mut parts {
+            Parts::Done(done) => &done[split * slot.len()..][..slot.len()],
+            Parts::ToDo(worker, memory) => {
                 let next = match (split_keys(work, split + 1), next_task) {
                     (keys, _) if !keys.is_empty() => Some((work, keys)),
                     (_, next) => next.map(|next| (next, next.task.keys.clone())),
                 };
-                worker.compute(keys, next, own);
-                &*own
+                worker.compute(keys, next, memory);
+                &**memory
             }
-            (None, done) => &done.unwrap_or_default()[split * slot.len()..][..slot.len()],
         };
         for n in 0..task.rows.len() {
             let (other, other_out) = slot.row(part, n);
@@ -312,7 +336,7 @@ impl<'a> RowQueries<'a> {
     }
 
     /// The scores of all rows, `[rows][tile_keys]`.
-    fn scores(&self, work: Work<'_>, keys: AnyMatrix<'_>, copy: &mut [f32], scores: &mut [f32], ahead: &Ahead) {
+    fn scores(&self, work: Work<'_>, keys: AnyMatrix<'_>, copy: &mut [f32], scores: &mut [f32], ahead: &mut Ahead) {
         let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
         let keys = match keys {
             AnyMatrix::Bf16(keys) if work.uses_pairs() => key_pairs(keys, copy),
@@ -326,7 +350,7 @@ impl<'a> RowQueries<'a> {
         let rows = self.wide.chunks_exact(round_up_lanes(head_dim).max(1)).zip(scores.chunks_exact_mut(tile));
         for (_, (query, scores)) in rows.enumerate().filter(|(n, _)| self.unfit >> n & 1 == 1) {
             let elements = RowKeys::Any(AnyMatrix::Bf16(keys.elements(head_dim)));
-            few::scores(isa, elements, query, scores, tile, &Ahead::nothing());
+            few::scores(isa, elements, query, scores, tile, &mut Ahead::nothing());
         }
     }
 }
@@ -360,9 +384,9 @@ fn weigh_rows(
         spare.kept_scores.copy_from_slice(spare.scores);
     }
     let whole = round_up_lanes(keys.len());
-    for n in 0..lanes.len() {
+    for (n, peak) in peaks[..lanes.len()].iter().enumerate() {
         let scores = (&mut spare.scores[n * tile..][..whole], keys.len());
-        slot.update(memory, n, |state, out| few::weights(isa, scores, peaks[n], state, out));
+        slot.update(memory, n, |state, out| few::weights(isa, scores, *peak, state, out));
     }
     all
 }

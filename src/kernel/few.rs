@@ -32,7 +32,14 @@ const ROWS: usize = 4;
 /// * `queries`: `[rows][width]`, where width is `head_dim`, or as many as there are pairs, rounded up; zeros behind the end
 /// * `scores`: `[rows][stride]`, `stride >= keys`
 /// * `ahead`: what to ask memory for meanwhile, all of it
-pub(crate) fn scores(isa: Isa, keys: RowKeys<'_>, queries: &[f32], scores: &mut [f32], stride: usize, ahead: &Ahead) {
+pub(crate) fn scores(
+    isa: Isa,
+    keys: RowKeys<'_>,
+    queries: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+    ahead: &mut Ahead,
+) {
     match keys {
         RowKeys::Any(keys) => isa.run(Scores { keys, queries, scores, stride, ahead }),
         RowKeys::Pairs(keys, factor) => {
@@ -269,6 +276,7 @@ impl Kernel for ExtentOf<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Extent {
+        // (A NaN takes away what its lane has seen. But its row becomes NaN, whatever the others are.)
         let hidden = simd.splat(f32::NEG_INFINITY);
         let (mut max, mut min) = (hidden, simd.splat(f32::INFINITY));
         let mut whole = self.0.chunks_exact(S::LANES);
@@ -359,7 +367,7 @@ pub(crate) fn add_values(
     weights: &[f32],
     out: &mut [f32],
     stride: usize,
-    ahead: &Ahead,
+    ahead: &mut Ahead,
 ) {
     let width = round_up_lanes(values.cols());
     let rows = weights.len() / stride;
