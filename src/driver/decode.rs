@@ -152,9 +152,9 @@ fn split_keys(work: Work<'_>, split: usize) -> Range<usize> {
 }
 
 /// The results of a task's splits: in their slots, or to be computed one after the other.
-enum Parts<'a> {
+enum Parts<'a, 'w> {
     Done(&'a [f32]),
-    ToDo(Worker<'a>, &'a mut [f32]),
+    ToDo(&'a mut Worker<'w>, &'a mut [f32]),
 }
 
 /// Merges the results of all splits of a task in order, `done` or still to be computed, and writes the rows.
@@ -170,9 +170,13 @@ fn merge_splits(
     let Scratch { floats, merged, lanes, .. } = scratch;
     let [total, own] = merged.buffers([slot.len(), slot.len()]);
     slot.clear(total);
+    let mut worker;
     let mut parts = match done {
         Some(done) => Parts::Done(done),
-        None => Parts::ToDo(Worker::new(work, slot, floats, lanes), own),
+        None => {
+            worker = Worker::new(work, slot, floats, lanes);
+            Parts::ToDo(&mut worker, own)
+        }
     };
     for split in 0..work.plan.splits() {
         let keys = split_keys(work, split);
