@@ -41,7 +41,7 @@ pub enum Threads {
 const FEW_ROWS: usize = 12;
 
 /// Rows of one task of the few-queries form: all that the plan gives to it, so that keys and values are read once.
-const FEW_TASK_ROWS: usize = FEW_ROWS;
+pub(crate) const FEW_TASK_ROWS: usize = FEW_ROWS;
 
 /// Keys of one split of the few-queries form. At head_dim 128 and 16 bits, 256 KiB of keys and values: some 15 µs of
 /// memory time, long beside the cost of handing out a task, and the partial result is 1/128 of it.

@@ -7,8 +7,8 @@
 //! for each row:                   divide, write
 //! ```
 //!
-//! Where there are too few tasks for the threads, each split is a task of its own, leaves its result in a slot, and the
-//! slots are merged afterwards, in the same order: the bits are the same.
+//! Where there are too few tasks for the threads, splits are drawn by themselves, some of a task at a time; each leaves its
+//! result in a slot, and the slots are merged afterwards, in the same order: the bits are the same.
 
 #![forbid(unsafe_code)]
 
@@ -25,9 +25,12 @@ use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::{widen_gathered, without_gaps};
 use crate::kernel::pairs::{self, copy_gathered, key_pairs, pairs_in};
 use crate::kernel::round_up_lanes;
-use crate::plan::Plan;
+use crate::plan::{FEW_TASK_ROWS, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
+
+/// Draws of each worker, where splits are drawn: the last to be done keeps the others waiting for a 32nd of the time.
+const DRAWS: usize = 16;
 
 pub(super) fn run(
     problem: &Problem<'_>,
@@ -39,33 +42,19 @@ pub(super) fn run(
     let (tasks, splits) = (schedule.tasks().len(), plan.splits());
     let scratch = for_workers(&mut workspace.scratch, workers(plan.parallel, plan.tasks()));
     let slot = Slot::of(problem, schedule);
+    // Splits beside each other are drawn together: their worker reads straight on.
+    let run = splits.div_ceil((DRAWS * scratch.len()).div_ceil(tasks.max(1))).max(1);
+    let own = splits.next_multiple_of(run).saturating_mul(slot.len());
     let mut done = None;
     if plan.split_tasks {
-        let needed = tasks * splits * slot.len();
-        if workspace.partials.len() < needed {
-            workspace.partials.resize(needed, 0.0);
-        }
-        let slots = Slots::new(&mut workspace.partials[..needed], slot.len());
-        fan_out(scratch, &|scratch| {
-            while let Some((index, memory)) = slots.draw() {
-                let split = |index: usize, task| {
-                    let work = Work { problem, plan, task };
-                    (work, split_keys(work, index % splits))
-                };
-                let coming = slots.next();
-                let next = schedule.tasks().get(coming / splits).map(|task| split(coming, task));
-                let next = next.map_or(Ahead::nothing(), |(work, keys)| first_keys(work, keys));
-                let (work, keys) = split(index, &schedule.tasks()[index / splits]);
-                run_split(work, keys, next, slot, memory, (&mut scratch.floats, &mut scratch.lanes));
-            }
-        });
-        done = Some(&workspace.partials[..needed]);
+        let [partials] = workspace.partials.buffers([tasks * own]);
+        compute_splits((problem, plan, schedule), run, slot, partials, scratch);
+        done = Some(&*partials);
     }
     let shared = output.share(problem, plan, schedule);
     let workers = workers(plan.parallel, tasks).min(scratch.len());
     fan_out(&mut scratch[..workers], &|scratch| {
         while let Some(rows) = shared.draw() {
-            let own = splits * slot.len();
             let done = done.map(|done| &done[rows.index() * own..][..own]);
             merge_splits(rows, shared.peek(), done, slot, scratch);
         }
@@ -73,7 +62,40 @@ pub(super) fn run(
     even_out(scratch);
 }
 
-/// The layout of a partial result: maxima, sums, then the values summed so far, `[rows][value_dim rounded up]`.
+/// Computes the splits of all tasks into their slots, `run` of a task at a time.
+///
+/// * `partials`: `[tasks][splits, rounded up to whole runs][slot]`
+fn compute_splits(
+    (problem, plan, schedule): (&Problem<'_>, &Plan, &Schedule),
+    run: usize,
+    slot: Slot,
+    partials: &mut [f32],
+    scratch: &mut [Scratch],
+) {
+    let splits = plan.splits();
+    let runs = splits.div_ceil(run);
+    let slots = Slots::new(partials, run * slot.len());
+    // The task of a draw, and its first split.
+    let drawn = |index: usize| {
+        let work = Work { problem, plan, task: schedule.tasks().get(index / runs)? };
+        Some((work, index % runs * run))
+    };
+    fan_out(scratch, &|scratch| {
+        while let Some((index, memory)) = slots.draw() {
+            let Some((work, first)) = drawn(index) else { return };
+            let next_run = drawn(slots.next()).map(|(work, first)| (work, split_keys(work, first)));
+            let mut worker = Worker::new(work, slot, &mut scratch.floats, &mut scratch.lanes);
+            let end = (first + run).min(splits);
+            for (split, memory) in (first..end).zip(memory.chunks_exact_mut(slot.len())) {
+                let next = if split + 1 < end { Some((work, split_keys(work, split + 1))) } else { next_run.clone() };
+                worker.compute(split_keys(work, split), next, memory);
+            }
+        }
+    });
+}
+
+/// The layout of a partial result: the values summed so far, `[rows][value_dim rounded up]`, then maxima, then sums; all in
+/// whole vectors, so that none of them straddles two lines.
 #[derive(Clone, Copy)]
 struct Slot {
     rows: usize,
@@ -88,31 +110,37 @@ impl Slot {
     }
 
     fn len(self) -> usize {
-        self.rows * (2 + self.width)
+        self.rows * self.width + 2 * round_up_lanes(self.rows)
     }
 
     fn clear(self, memory: &mut [f32]) {
-        let (max, rest) = memory[..self.len()].split_at_mut(self.rows);
-        max.fill(RowMax::EMPTY.max);
-        rest.fill(RowMax::EMPTY.sum); // 0, which is also where values start from
+        memory.fill(RowMax::EMPTY.sum); // 0, which is also where values start from
+        self.states(memory).0.fill(RowMax::EMPTY.max);
+    }
+
+    /// The maxima and the sums.
+    fn states(self, memory: &mut [f32]) -> (&mut [f32], &mut [f32]) {
+        memory[self.rows * self.width..].split_at_mut(round_up_lanes(self.rows))
     }
 
     /// The values of the first `rows` rows.
     fn out(self, memory: &mut [f32], rows: usize) -> &mut [f32] {
-        &mut memory[2 * self.rows..][..rows * self.width]
+        &mut memory[..rows * self.width]
     }
 
     /// The state and the values of row `n`.
     fn row(self, memory: &[f32], n: usize) -> (RowMax, &[f32]) {
-        let state = RowMax { max: memory[n], sum: memory[self.rows + n] };
-        (state, &memory[2 * self.rows + n * self.width..][..self.width])
+        let (values, states) = memory.split_at(self.rows * self.width);
+        let state = RowMax { max: states[n], sum: states[round_up_lanes(self.rows) + n] };
+        (state, &values[n * self.width..][..self.width])
     }
 
     /// Changes the state and the values of row `n`.
     fn update(self, memory: &mut [f32], n: usize, change: impl FnOnce(&mut RowMax, &mut [f32])) {
         let (mut state, _) = self.row(memory, n);
-        change(&mut state, &mut memory[2 * self.rows + n * self.width..][..self.width]);
-        (memory[n], memory[self.rows + n]) = (state.max, state.sum);
+        change(&mut state, &mut memory[n * self.width..][..self.width]);
+        let (max, sum) = self.states(memory);
+        (max[n], sum[n]) = (state.max, state.sum);
     }
 }
 
@@ -121,6 +149,12 @@ fn split_keys(work: Work<'_>, split: usize) -> Range<usize> {
     let (start, seen) = (split * work.plan.split_keys, &work.task.keys);
     let (start, end) = (start.max(seen.start), (start + work.plan.split_keys).min(seen.end));
     start..end.max(start)
+}
+
+/// The results of a task's splits: in their slots, or to be computed one after the other.
+enum Parts<'a, 'w> {
+    Done(&'a [f32]),
+    ToDo(&'a mut Worker<'w>, &'a mut [f32]),
 }
 
 /// Merges the results of all splits of a task in order, `done` or still to be computed, and writes the rows.
@@ -136,21 +170,28 @@ fn merge_splits(
     let Scratch { floats, merged, lanes, .. } = scratch;
     let [total, own] = merged.buffers([slot.len(), slot.len()]);
     slot.clear(total);
+    let mut worker;
+    let mut parts = match done {
+        Some(done) => Parts::Done(done),
+        None => {
+            worker = Worker::new(work, slot, floats, lanes);
+            Parts::ToDo(&mut worker, own)
+        }
+    };
     for split in 0..work.plan.splits() {
         let keys = split_keys(work, split);
         if keys.is_empty() {
             continue;
         }
-        let part = match done {
-            Some(done) => &done[split * slot.len()..][..slot.len()],
-            None => {
+        let part = match &mut parts {
+            Parts::Done(done) => &done[split * slot.len()..][..slot.len()],
+            Parts::ToDo(worker, memory) => {
                 let next = match (split_keys(work, split + 1), next_task) {
-                    (keys, _) if !keys.is_empty() => first_keys(work, keys),
-                    (_, Some(next)) => first_keys(next, next.task.keys.clone()),
-                    (_, None) => Ahead::nothing(),
+                    (keys, _) if !keys.is_empty() => Some((work, keys)),
+                    (_, next) => next.map(|next| (next, next.task.keys.clone())),
                 };
-                run_split(work, keys, next, slot, own, (&mut *floats, &mut *lanes));
-                &*own
+                worker.compute(keys, next, memory);
+                &**memory
             }
         };
         for n in 0..task.rows.len() {
@@ -165,14 +206,46 @@ fn merge_splits(
     }
 }
 
-/// The first tile of some keys, to be asked for.
-fn first_keys(work: Work<'_>, keys: Range<usize>) -> Ahead {
-    let mut ahead = Ahead::nothing();
-    ahead.add(work.keys().slice_rows(keys.start..keys.end.min(keys.start + work.plan.tile_keys)));
-    ahead
+/// Some keys of a task, of which its worker looks at all.
+type TaskKeys<'a> = (Work<'a>, Range<usize>);
+
+/// How far ahead of what is read memory is asked, in bytes: 8 KiB of f32, 16 KiB of halves. (On Zen 5, f32 asked for 16 KiB
+/// ahead took a tenth longer, and halves 8 KiB ahead a sixth.)
+const fn lead_bytes(element_bytes: usize) -> usize {
+    32 * 1024 / element_bytes
 }
 
-/// What a worker fills anew for each tile: a row of `tile_keys` for each row of the task.
+/// What to ask for while the rows `seen` are read of the keys, or of the values: as many rows some way ahead, and behind the
+/// worker's own keys, the first rows of those that come `next`.
+fn ask_ahead<'a>(
+    ahead: &mut Ahead,
+    rows: fn(&Work<'a>) -> AnyMatrix<'a>,
+    (work, keys): &TaskKeys<'a>,
+    seen: &Range<usize>,
+    next: &Option<TaskKeys<'a>>,
+) {
+    let own = rows(work);
+    let lead = lead_bytes(own.element_bytes()) / (own.element_bytes() * own.cols()).max(1);
+    let (start, end) = (seen.start + lead, seen.end + lead);
+    ahead.clear();
+    ahead.add(own.slice_rows(start.min(keys.end)..end.min(keys.end)));
+    if let Some((work, more)) = next {
+        let from = |n: usize| (more.start + n.saturating_sub(keys.end)).min(more.end);
+        ahead.add(rows(work).slice_rows(from(start)..from(end)));
+    }
+}
+
+/// What a worker needs for the splits of a task.
+struct Worker<'a> {
+    work: Work<'a>,
+    slot: Slot,
+    queries: RowQueries<'a>,
+    lanes: &'a [Lanes],
+    spare: Spare<'a>,
+    ahead: Ahead,
+}
+
+/// What a worker fills anew for each tile: a row of `tile_keys` for each row of the task, and copies.
 struct Spare<'a> {
     /// Scores, then weights.
     scores: &'a mut [f32],
@@ -180,61 +253,63 @@ struct Spare<'a> {
     kept_scores: &'a mut [f32],
     /// Bias and boolean mask.
     bias: &'a mut [f32],
+    /// Keys and values with gaps between their elements, and keys that are no pairs.
+    copied_keys: &'a mut [f32],
+    wide_values: &'a mut [f32],
 }
 
-/// Computes one split of one task, `keys`, into `memory`, and asks for what comes `next`.
-fn run_split(
-    work: Work<'_>,
-    keys: Range<usize>,
-    mut next: Ahead,
-    slot: Slot,
-    memory: &mut [f32],
-    (floats, lanes): (&mut Floats, &mut Vec<Lanes>),
-) {
-    slot.clear(memory);
-    if keys.is_empty() {
-        return;
-    }
-    let (isa, rows, tile) = (work.plan.isa, work.task.rows.len(), work.plan.tile_keys);
-    let head_dim = work.problem.dims.head_dim;
-    let width = round_up_lanes(head_dim);
-    // Rows with gaps between their elements are copied, tile by tile; so are those without pairs.
-    let copy = |matrix: AnyMatrix<'_>| if matrix.has_contiguous_rows() { 0 } else { tile * matrix.cols() };
-    let (all_keys, all_values) = (work.keys(), work.values());
-    let [queries, pair_queries, scores, kept_scores, bias, copied_keys, wide_values] = floats.buffers([
-        rows * width,
-        if work.uses_pairs() { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
-        rows * tile,
-        rows * tile,
-        rows * tile,
-        if work.uses_pairs() { tile * pairs_in(head_dim) } else { copy(all_keys) },
-        copy(all_values),
-    ]);
-    let mut spare = Spare { scores, kept_scores, bias };
-    let queries = RowQueries::pack(work, queries, pair_queries);
-    lanes.clear();
-    lanes.extend(work.task.rows.clone().map(|r| Lanes::new(work, r..r + 1, 1)));
-
-    let mut start = keys.start / tile * tile;
-    while start < keys.end {
-        let seen = start.max(keys.start)..(start + tile).min(keys.end);
-        let tile_values = without_gaps(isa, all_values.slice_rows(seen.clone()), wide_values);
-        // Memory always has a tile's lead: it delivers the values while the keys are looked at, and then the next keys.
-        let mut values_ahead = Ahead::nothing();
-        values_ahead.add(all_values.slice_rows(seen.clone()));
-        queries.scores(work, all_keys.slice_rows(seen.clone()), copied_keys, spare.scores, &mut values_ahead);
-        let more = seen.end..(seen.end + tile).min(keys.end);
-        let keys_ahead = if more.is_empty() { &mut next } else { &mut first_keys(work, more) };
-        let extent = weigh_rows(work, lanes, seen, slot, memory, &mut spare);
-        let out = slot.out(memory, rows);
-        if extent.peak == f32::NEG_INFINITY {
-            // Nobody sees any of it. (Or the scores are NaN, which the sums have taken up.)
-        } else if extent.hides && !few::all_finite(isa, tile_values) {
-            few::add_visible_values(isa, tile_values, (spare.scores, spare.kept_scores), out, tile);
-        } else {
-            few::add_values(isa, tile_values, spare.scores, out, tile, keys_ahead);
+impl<'a> Worker<'a> {
+    fn new(work: Work<'a>, slot: Slot, floats: &'a mut Floats, lanes: &'a mut Vec<Lanes>) -> Self {
+        let (rows, tile, head_dim) = (work.task.rows.len(), work.plan.tile_keys, work.problem.dims.head_dim);
+        let copy = |matrix: AnyMatrix<'_>| if matrix.has_contiguous_rows() { 0 } else { tile * matrix.cols() };
+        let [queries, pair_queries, scores, kept_scores, bias, copied_keys, wide_values] = floats.buffers([
+            rows * round_up_lanes(head_dim),
+            if work.uses_pairs() { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
+            rows * tile,
+            rows * tile,
+            rows * tile,
+            if work.uses_pairs() { tile * pairs_in(head_dim) } else { copy(work.keys()) },
+            copy(work.values()),
+        ]);
+        lanes.clear();
+        lanes.extend(work.task.rows.clone().map(|r| Lanes::new(work, r..r + 1, 1)));
+        Worker {
+            work,
+            slot,
+            queries: RowQueries::pack(work, queries, pair_queries),
+            lanes,
+            spare: Spare { scores, kept_scores, bias, copied_keys, wide_values },
+            ahead: Ahead::nothing(),
         }
-        start += tile;
+    }
+
+    /// Computes one split, `keys`, into `memory`, and asks for what comes `next`.
+    fn compute(&mut self, keys: Range<usize>, next: Option<TaskKeys<'a>>, memory: &mut [f32]) {
+        self.slot.clear(memory);
+        if keys.is_empty() {
+            return;
+        }
+        let Worker { work, slot, queries, spare, ahead, .. } = self;
+        let (isa, rows, tile, own) = (work.plan.isa, work.task.rows.len(), work.plan.tile_keys, (*work, keys.clone()));
+        let (all_keys, all_values) = (work.keys(), work.values());
+        let mut start = keys.start / tile * tile;
+        while start < keys.end {
+            let seen = start.max(keys.start)..(start + tile).min(keys.end);
+            ask_ahead(ahead, Work::keys, &own, &seen, &next);
+            queries.scores(*work, all_keys.slice_rows(seen.clone()), spare.copied_keys, spare.scores, ahead);
+            let extent = weigh_rows(*work, self.lanes, seen.clone(), *slot, memory, spare);
+            let values = without_gaps(isa, all_values.slice_rows(seen.clone()), spare.wide_values);
+            let out = slot.out(memory, rows);
+            if extent.peak == f32::NEG_INFINITY {
+                // Nobody sees any of it. (Or the scores are NaN, which the sums have taken up.)
+            } else if extent.hides && !few::all_finite(isa, values) {
+                few::add_visible_values(isa, values, (spare.scores, spare.kept_scores), out, tile);
+            } else {
+                ask_ahead(ahead, Work::values, &own, &seen, &next);
+                few::add_values(isa, values, spare.scores, out, tile, ahead);
+            }
+            start += tile;
+        }
     }
 }
 
@@ -295,18 +370,27 @@ fn weigh_rows(
 ) -> Extent {
     let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
     let mut all = Extent { peak: f32::NEG_INFINITY, hides: false };
+    let mut peaks = [f32::NEG_INFINITY; FEW_TASK_ROWS];
     for (n, lane) in lanes.iter().enumerate() {
         let row = n * tile..n * tile + keys.len();
-        let (scores, bias) = (&mut spare.scores[row.clone()], &mut spare.bias[row.clone()]);
+        let (scores, bias) = (&mut spare.scores[row.clone()], &mut spare.bias[row]);
         let bias = work.has_score_tensor().then(|| {
             read_tensors(work, lane, &keys, (&mut *bias, keys.len()));
             &*bias
         });
         let marks = Marks::new(work, lane, &keys, Unit::Log2);
-        let own = adjust_row(isa, marks.adjust(&keys, bias), scores);
-        spare.kept_scores[row].copy_from_slice(scores);
+        let adjust = marks.adjust(&keys, bias);
+        let own = if adjust.is_none() { few::extent(isa, scores) } else { adjust_row(isa, adjust, scores) };
+        peaks[n] = own.peak;
         all = Extent { peak: all.peak.max(own.peak), hides: all.hides | own.hides };
-        slot.update(memory, n, |state, out| few::weights(isa, scores, own.peak, state, out));
+    }
+    if all.hides {
+        spare.kept_scores.copy_from_slice(spare.scores);
+    }
+    let whole = round_up_lanes(keys.len());
+    for (n, peak) in peaks[..lanes.len()].iter().enumerate() {
+        let scores = (&mut spare.scores[n * tile..][..whole], keys.len());
+        slot.update(memory, n, |state, out| few::weights(isa, scores, *peak, state, out));
     }
     all
 }

@@ -35,7 +35,7 @@ pub struct Workspace {
     pub(super) schedule: Schedule,
     pub(super) scratch: Vec<Scratch>,
     /// Partial results of split keys.
-    pub(super) partials: Vec<f32>,
+    pub(super) partials: Floats,
 }
 
 impl Workspace {
@@ -47,7 +47,7 @@ impl Workspace {
     /// Bytes held at the moment.
     pub fn bytes(&self) -> usize {
         let scratch = self.scratch.iter().map(Scratch::bytes).sum::<usize>();
-        scratch + self.partials.capacity() * size_of::<f32>() + self.schedule.bytes()
+        scratch + self.partials.bytes() + self.schedule.bytes()
     }
 }
 
@@ -63,7 +63,8 @@ pub(super) struct Scratch {
 
 impl Scratch {
     fn bytes(&self) -> usize {
-        (self.floats.memory.capacity() + self.merged.memory.capacity()) * size_of::<f32>()
+        self.floats.bytes()
+            + self.merged.bytes()
             + self.panels.capacity() * size_of::<Panel>()
             + self.lanes.capacity() * size_of::<Lanes>()
     }
@@ -103,6 +104,10 @@ pub(super) struct Floats {
 const LINE: usize = 16;
 
 impl Floats {
+    fn bytes(&self) -> usize {
+        self.memory.capacity() * size_of::<f32>()
+    }
+
     fn grow(&mut self, len: usize) {
         if self.memory.len() < len {
             self.memory.resize(len, 0.0);

@@ -21,6 +21,8 @@ struct Run {
 }
 
 impl Run {
+    const NONE: Self = Run { at: std::ptr::null(), stride: 0, bytes: 0, rows: 0 };
+
     fn row_lines(&self) -> usize {
         self.bytes.div_ceil(LINE)
     }
@@ -28,6 +30,38 @@ impl Run {
     fn lines(&self) -> usize {
         self.rows * self.row_lines()
     }
+}
+
+/// What one loop asks for of [`Lines`].
+pub(super) struct LineShare {
+    at: *const u8,
+    /// From what one turn asks for to what the next one does; 0 where there is nothing to ask for.
+    advance: usize,
+}
+
+impl LineShare {
+    /// Asks for what turn `turn` of the loop asks for, as [`Lines::share`] has it.
+    #[inline(always)]
+    pub(super) fn ask<S: Simd>(&mut self, simd: S, turn: usize, bytes: usize) {
+        if turn.is_multiple_of(turns_a_line(bytes)) {
+            for n in 0..lines_a_turn(bytes) {
+                simd.prefetch_near(self.at.wrapping_add(n * LINE));
+            }
+            self.at = self.at.wrapping_add(self.advance);
+        }
+    }
+}
+
+/// Lines to ask for in a turn that reads so many bytes, where it asks for any.
+#[inline(always)]
+fn lines_a_turn(bytes: usize) -> usize {
+    (bytes / LINE).max(1)
+}
+
+/// One of so many turns asks for any.
+#[inline(always)]
+fn turns_a_line(bytes: usize) -> usize {
+    (LINE / bytes).max(1)
 }
 
 /// Where asking has come to in some rows, and how to go on.
@@ -82,6 +116,74 @@ impl Share {
     }
 }
 
+/// Lines that are asked for one after the other, into the first cache: what is read a little later.
+///
+/// In the order of memory, whichever way the rows are read: on Zen 5, asked for by rows side by side, they came a tenth later.
+pub(super) struct Lines<'a> {
+    /// The next one, and how many are left in its row: none where all have been asked for.
+    at: *const u8,
+    left: usize,
+    /// Where the next row starts; `rows` are left from there on.
+    run: Run,
+    /// What comes behind these rows.
+    more: &'a [Run],
+}
+
+impl Lines<'_> {
+    /// Nothing to ask for.
+    pub(super) fn none() -> Self {
+        Lines { at: std::ptr::null(), left: 0, run: Run::NONE, more: &[] }
+    }
+
+    /// What a loop of so many turns asks for, which reads so many bytes in each: as many lines as that is. Where there is
+    /// nothing more to ask for it asks for `idle`, which is in use anyway.
+    #[inline(always)]
+    pub(super) fn share<S: Simd, T>(&mut self, simd: S, turns: usize, bytes: usize, idle: *const T) -> LineShare {
+        let lines = turns.div_ceil(turns_a_line(bytes)) * lines_a_turn(bytes);
+        if lines < self.left {
+            // Within a row, as nearly always.
+            let share = LineShare { at: self.at, advance: lines_a_turn(bytes) * LINE };
+            self.at = self.at.wrapping_add(lines * LINE);
+            self.left -= lines;
+            return share;
+        }
+        // Across the end of a row, all at once.
+        for _ in 0..lines {
+            let Some(line) = self.next_line() else { break };
+            simd.prefetch_near(line);
+        }
+        LineShare { at: idle.cast(), advance: 0 }
+    }
+
+    #[inline(always)]
+    fn next_line(&mut self) -> Option<*const u8> {
+        if self.left == 0 {
+            return None;
+        }
+        let line = self.at;
+        self.at = self.at.wrapping_add(LINE);
+        self.left -= 1;
+        if self.left == 0 {
+            self.next_row();
+        }
+        Some(line)
+    }
+
+    /// Goes to the start of the next row that has any lines, if there is one.
+    fn next_row(&mut self) {
+        if self.run.rows == 0
+            && let Some((run, more)) = self.more.split_first()
+        {
+            (self.run, self.more) = (*run, more);
+        }
+        if self.run.rows > 0 {
+            (self.at, self.left) = (self.run.at, self.run.row_lines());
+            self.run.at = self.run.at.wrapping_offset(self.run.stride);
+            self.run.rows -= 1;
+        }
+    }
+}
+
 /// Lines to ask for.
 #[derive(Clone, Debug)]
 pub(crate) struct Ahead {
@@ -99,9 +201,13 @@ pub(crate) struct Ahead {
 impl Ahead {
     /// Nothing to ask for.
     pub(crate) fn nothing() -> Self {
-        let none = Run { at: std::ptr::null(), stride: 0, bytes: 0, rows: 0 };
         let nowhere = Cursor { at: std::ptr::null(), left: 0, row_lines: 0, jump: 0 };
-        Ahead { runs: [none; MAX_RUNS], count: 0, run: 0, cursor: nowhere, left: 0, quota: 0 }
+        Ahead { runs: [Run::NONE; MAX_RUNS], count: 0, run: 0, cursor: nowhere, left: 0, quota: 0 }
+    }
+
+    /// Nothing any more.
+    pub(crate) fn clear(&mut self) {
+        (self.count, self.run, self.left) = (0, 0, 0);
     }
 
     /// Adds the rows of a matrix.
@@ -121,6 +227,13 @@ impl Ahead {
         let stride = matrix.row_stride().wrapping_mul(size as isize);
         self.runs[self.count] = Run { at: matrix.as_ptr().cast(), stride, bytes: cols * size, rows };
         self.count += 1;
+    }
+
+    /// All lines, from the first on.
+    pub(super) fn lines(&self) -> Lines<'_> {
+        let mut lines = Lines { more: &self.runs[..self.count], ..Lines::none() };
+        lines.next_row();
+        lines
     }
 
     /// Spreads the lines over so many parts of products.
@@ -210,6 +323,51 @@ mod tests {
             assert!(expected.iter().all(|line| lines.contains(line)), "{lines:?}");
             assert!(parts < 9 || lines == expected);
         }
+    }
+
+    struct TakeShare<'a, 'l>(&'a mut Lines<'l>, [usize; 2], *const u8);
+    impl crate::simd::Kernel for TakeShare<'_, '_> {
+        type Output = LineShare;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> LineShare {
+            self.0.share(simd, self.1[0], self.1[1], self.2)
+        }
+    }
+
+    /// Loops ask for every line once and in order, whatever they read in a turn, and then for nothing but the idle one.
+    #[test]
+    fn loops_share_the_lines() {
+        let (data, idle) = ([0.0f32; 3 * 100], 0u8);
+        let strided = crate::strided::Strided::new(&data, 0, [1, 1, 3, 50], [0, 0, 100, 1]).unwrap();
+        let mut ahead = Ahead::nothing();
+        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 3, 100))); // 1200 bytes
+        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data[..0], 0, 100)));
+        ahead.add(AnyMatrix::F32(strided.matrix(0, 0))); // three rows of 200 bytes, 400 apart
+        let at = |byte: usize| data.as_ptr().cast::<u8>().wrapping_add(byte);
+        let rows = (0..3).flat_map(|row| (0..4).map(move |line| 400 * row + 64 * line));
+        let expected: Vec<_> = (0..19).map(|line| 64 * line).chain(rows).map(at).collect();
+        for (turns, bytes, each) in
+            [(1, 64, 1), (5, 64, 5), (2, 256, 8), (3, 32, 2), (4, 32, 2), (8, 16, 2), (40, 64, 40)]
+        {
+            let mut lines = ahead.lines();
+            let mut asked = Vec::new();
+            while asked.len() < expected.len() {
+                let mut own = Lines { ..lines };
+                let share = crate::simd::Isa::best().run(TakeShare(&mut lines, [turns, bytes], &raw const idle));
+                let taken: Vec<_> = (0..each).map_while(|_| own.next_line()).collect();
+                if share.advance > 0 {
+                    assert_eq!((share.at, taken.len()), (taken[0], each), "{turns} turns of {bytes}");
+                    assert_eq!(share.advance, bytes.max(LINE));
+                    assert!(taken.iter().enumerate().all(|(n, line)| *line == share.at.wrapping_add(n * LINE)));
+                }
+                assert_eq!((lines.at, lines.left), (own.at, own.left));
+                asked.extend(taken);
+            }
+            assert_eq!(asked, expected, "{turns} turns of {bytes}");
+            let share = crate::simd::Isa::best().run(TakeShare(&mut lines, [turns, bytes], &raw const idle));
+            assert_eq!((share.at, share.advance), (&raw const idle, 0));
+        }
+        assert!(Ahead::nothing().lines().next_line().is_none() && Lines::none().next_line().is_none());
     }
 
     /// All has been asked for after as many parts as it was spread over, for each run rounded up to whole products.

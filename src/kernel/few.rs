@@ -12,12 +12,13 @@
 //!
 //! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
 
-use super::ahead::Ahead;
+use super::adjust::Extent;
+use super::ahead::{Ahead, LineShare, Lines};
 use super::load::{AnyMatrix, load_from, with_matrix};
 use super::multiply::{Multiply, Pairs, Singles};
 use super::round_up_lanes;
-use super::weights::{base, near, power_of_two, raised, weight};
-use crate::element::{Bf16Pair, DType, Element};
+use super::weights::{base, power_of_two, raised, weight};
+use crate::element::{Bf16Pair, Element};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
 use crate::strided::Matrix;
 
@@ -61,7 +62,7 @@ struct Scores<'a, K> {
     queries: &'a [f32],
     scores: &'a mut [f32],
     stride: usize,
-    ahead: &'a mut Ahead,
+    ahead: &'a Ahead,
 }
 
 impl Kernel for Scores<'_, AnyMatrix<'_>> {
@@ -86,6 +87,9 @@ impl PairKernel for PairScores<'_> {
     }
 }
 
+/// Keys whose scores with all queries are formed before the next ones: their lines stay in the first cache meanwhile.
+const DOT_KEYS: usize = 32;
+
 /// The dot products of all queries with all keys, as many queries at a time as share a load.
 #[inline(always)]
 fn all_dots<S: Simd, M: Multiply<S>>(
@@ -94,7 +98,7 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
-    ahead: &mut Ahead,
+    ahead: &Ahead,
 ) {
     const { assert!(ROWS == 4 && (S::LANES == 8 || S::LANES == 16)) };
     let width = round_up_lanes(keys.cols());
@@ -103,82 +107,129 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     }
     let rows = scores.len() / stride;
     assert!(queries.len() >= rows * width);
-    // As many keys at a time as make `LANES` chains with the rows, which one vector of sums holds. Each such block asks once
-    // for every vector of a key.
-    ahead.spread(rows * keys.rows() / S::LANES * (keys.cols() / S::LANES));
-    for (queries, scores) in queries.chunks(ROWS * width).zip(scores.chunks_mut(ROWS * stride)) {
-        match (S::LANES, scores.len() / stride) {
-            (8, 1) => dots::<S, M, 1, 8>(arithmetic, keys, queries, scores, stride, ahead),
-            (8, 2) => dots::<S, M, 2, 4>(arithmetic, keys, queries, scores, stride, ahead),
-            (8, 3) => dots::<S, M, 3, 2>(arithmetic, keys, queries, scores, stride, ahead),
-            (8, _) => dots::<S, M, 4, 2>(arithmetic, keys, queries, scores, stride, ahead),
-            (_, 1) => dots::<S, M, 1, 16>(arithmetic, keys, queries, scores, stride, ahead),
-            (_, 2) => dots::<S, M, 2, 8>(arithmetic, keys, queries, scores, stride, ahead),
-            (_, 3) => dots::<S, M, 3, 4>(arithmetic, keys, queries, scores, stride, ahead),
-            (_, _) => dots::<S, M, 4, 4>(arithmetic, keys, queries, scores, stride, ahead),
+    let mut asking = ahead.lines();
+    for first in (0..keys.rows()).step_by(DOT_KEYS) {
+        let keys = keys.slice_rows(first..(first + DOT_KEYS).min(keys.rows()));
+        for (n, queries) in queries[..rows * width].chunks(ROWS * width).enumerate() {
+            let scores = &mut scores[n * ROWS * stride + first..];
+            // The first rows ask for all.
+            let lines = if n == 0 { &mut asking } else { &mut Lines::none() };
+            // A lone row reads two keys at a time, nearly straight on: with four, eight or sixteen side by side, bare loops
+            // over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5).
+            match (S::LANES, queries.len() / width) {
+                (8, 1) => dots::<S, M, 1, 8, 1>(arithmetic, keys, queries, scores, stride, lines),
+                (8, 2) => dots::<S, M, 2, 4, 1>(arithmetic, keys, queries, scores, stride, lines),
+                (8, 3) => dots::<S, M, 3, 2, 1>(arithmetic, keys, queries, scores, stride, lines),
+                (8, _) => dots::<S, M, 4, 2, 1>(arithmetic, keys, queries, scores, stride, lines),
+                (_, 1) => dots::<S, M, 1, 2, 8>(arithmetic, keys, queries, scores, stride, lines),
+                (_, 2) => dots::<S, M, 2, 4, 2>(arithmetic, keys, queries, scores, stride, lines),
+                (_, 3) => dots::<S, M, 3, 4, 1>(arithmetic, keys, queries, scores, stride, lines),
+                (_, _) => dots::<S, M, 4, 4, 1>(arithmetic, keys, queries, scores, stride, lines),
+            }
         }
     }
 }
 
-/// The dot products of R queries with all keys, N keys at a time.
+/// The dot products of R queries with all keys, in blocks of G times N keys, which are folded together.
 #[inline(always)]
-fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
+fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>(
     (simd, multiply): (S, M),
     keys: Matrix<'_, M::Step>,
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
-    ahead: &mut Ahead,
+    lines: &mut Lines<'_>,
 ) {
-    let steps = keys.cols();
-    let width = round_up_lanes(steps);
-    let whole = steps / S::LANES * S::LANES;
-    assert!(keys.has_contiguous_rows() && queries.len() >= R * width);
-    assert!(scores.len() == R * stride && keys.rows() <= stride);
+    let (count, steps) = (keys.rows(), keys.cols());
+    let block = N * G;
+    assert!(R * block <= S::LANES && count > 0 && count <= stride && keys.has_contiguous_rows());
+    assert!(queries.len() >= R * round_up_lanes(steps) && scores.len() >= (R - 1) * stride + count);
+    let bytes = N * S::LANES * size_of::<M::Step>();
+    let mut share = lines.share(simd, count.div_ceil(N) * steps.div_ceil(S::LANES), bytes, keys.as_ptr());
+    // From the first key of a block to each of its keys; where there are not as many, the last one again.
+    let mut offsets = [0; MAX_LANES];
+    for (n, offset) in offsets[..block].iter_mut().enumerate() {
+        *offset = keys.row_stride().wrapping_mul(n.min(count - 1) as isize);
+    }
+    // The last block ends with the last key: it may form some of the scores once more.
+    let last = count.saturating_sub(block);
     let mut first = 0;
-    while first < keys.rows() {
-        // Behind the last key, the last one again: its scores are not written.
-        let mut rows = [keys.as_ptr(); N];
-        for (n, at) in rows.iter_mut().enumerate() {
-            let row = (first + n).min(keys.rows() - 1) as isize;
-            *at = at.wrapping_offset(keys.row_stride().wrapping_mul(row));
-        }
-        let mut share = ahead.share(whole / S::LANES);
+    loop {
+        let at = keys.as_ptr().wrapping_offset(keys.row_stride().wrapping_mul(first as isize));
         let mut sums = [simd.zero(); MAX_LANES];
-        let mut e = 0;
-        while e < whole {
-            share.ask(simd);
-            let mut vectors = [simd.zero(); N];
+        for g in 0..G {
+            let mut rows = [at; N];
             for n in 0..N {
-                // SAFETY: e + LANES <= whole <= steps, so within the row.
-                vectors[n] = unsafe { multiply.load(simd, rows[n].wrapping_add(e)) };
+                rows[n] = at.wrapping_offset(offsets[g * N + n]);
             }
-            // SAFETY: as above, and the queries are R rows of `width` (asserted).
-            unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, e, &mut sums) };
-            e += S::LANES;
-        }
-        ahead.go_on(share);
-        if whole < steps {
-            let mut vectors = [simd.zero(); N];
-            for (n, vector) in vectors.iter_mut().enumerate() {
-                let row = keys.row((first + n).min(keys.rows() - 1));
-                *vector = multiply.load_part(simd, &row.as_slice().expect("rows without gaps")[whole..]);
+            // SAFETY: the rows are keys without gaps, and the queries R rows of `steps`, rounded up (asserted).
+            let own = unsafe { add_up::<S, M, R, N>((simd, multiply), rows, steps, queries, &mut share) };
+            for r in 0..R {
+                sums[r * block + g * N..][..N].copy_from_slice(&own[r]);
             }
-            // SAFETY: `width` is `whole` and another vector, and the queries are R rows of it (asserted).
-            unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, whole, &mut sums) };
         }
         let mut folded = [0.0; MAX_LANES];
         simd.store_slice(&mut folded, multiply.finish(simd, simd.sums(sums)));
-        for r in 0..R {
-            let folded = &folded[r * N..(r + 1) * N];
-            let scores = &mut scores[r * stride + first..r * stride + keys.rows()];
-            match scores.first_chunk_mut::<N>() {
-                Some(scores) => scores.copy_from_slice(folded),
-                None => scores.copy_from_slice(&folded[..keys.rows() - first]),
+        let (mut from, mut to) = (folded.as_ptr(), scores.as_mut_ptr().wrapping_add(first));
+        for _ in 0..R {
+            // SAFETY: a block of scores from `first` on, or as many as there are, in each of R rows (asserted).
+            unsafe {
+                if count >= block {
+                    to.copy_from_nonoverlapping(from, block); // as a vector
+                } else {
+                    to.copy_from_nonoverlapping(from, count);
+                }
             }
+            (from, to) = (from.wrapping_add(block), to.wrapping_add(stride));
         }
-        first += N;
+        if first == last {
+            return;
+        }
+        first = (first + block).min(last);
     }
+}
+
+/// The products of R queries with N keys, added up lane by lane.
+///
+/// # Safety
+/// * each of `keys` is valid for reads of `steps`
+/// * `queries` has R rows of `steps`, rounded up
+#[inline(always)]
+unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
+    (simd, multiply): (S, M),
+    keys: [*const M::Step; N],
+    steps: usize,
+    queries: &[f32],
+    share: &mut LineShare,
+) -> [[S::F32; N]; R] {
+    let width = round_up_lanes(steps);
+    let whole = steps / S::LANES * S::LANES;
+    let bytes = N * S::LANES * size_of::<M::Step>();
+    let mut sums = [[simd.zero(); N]; R];
+    let mut e = 0;
+    while e < whole {
+        share.ask(simd, e / S::LANES, bytes);
+        let mut vectors = [simd.zero(); N];
+        for n in 0..N {
+            // SAFETY: e + LANES <= whole <= steps, so within the row.
+            vectors[n] = unsafe { multiply.load(simd, keys[n].wrapping_add(e)) };
+        }
+        // SAFETY: as above, and the queries are R rows of `width` (the caller's promise).
+        unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, e, &mut sums) };
+        e += S::LANES;
+    }
+    if whole < steps {
+        share.ask(simd, whole / S::LANES, bytes);
+        let mut vectors = [simd.zero(); N];
+        for n in 0..N {
+            // SAFETY: what is left of the row: the caller's promise.
+            let rest = unsafe { std::slice::from_raw_parts(keys[n].wrapping_add(whole), steps - whole) };
+            vectors[n] = multiply.load_part(simd, rest);
+        }
+        // SAFETY: `width` is `whole` and another vector, and the queries are R rows of it (the caller's promise).
+        unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, whole, &mut sums) };
+    }
+    sums
 }
 
 /// Adds the products of one vector of N keys and R queries to their sums.
@@ -192,13 +243,13 @@ unsafe fn add_products<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     queries: &[f32],
     width: usize,
     e: usize,
-    sums: &mut [S::F32; MAX_LANES],
+    sums: &mut [[S::F32; N]; R],
 ) {
-    for r in 0..R {
+    for (r, sums) in sums.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
         let query = unsafe { simd.load(queries.as_ptr().wrapping_add(r * width + e)) };
         for n in 0..N {
-            sums[r * N + n] = multiply.mul_add(simd, query, keys[n], sums[r * N + n]);
+            sums[n] = multiply.mul_add(simd, query, keys[n], sums[n]);
         }
     }
 }
@@ -215,11 +266,42 @@ impl RowMax {
     pub(crate) const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
 }
 
+/// What the scores of one query are like that nothing adjusts.
+pub(crate) fn extent(isa: Isa, scores: &[f32]) -> Extent {
+    isa.run(ExtentOf(scores))
+}
+
+struct ExtentOf<'a>(&'a [f32]);
+
+impl Kernel for ExtentOf<'_> {
+    type Output = Extent;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Extent {
+        // (A NaN takes away what its lane has seen. But its row becomes NaN, whatever the others are.)
+        let hidden = simd.splat(f32::NEG_INFINITY);
+        let (mut max, mut min) = (hidden, simd.splat(f32::INFINITY));
+        let mut whole = self.0.chunks_exact(S::LANES);
+        for scores in &mut whole {
+            let scores = simd.load_slice(scores);
+            (max, min) = (simd.max(max, scores), simd.min(min, scores));
+        }
+        let (mut peak, mut hides) = (simd.max_lane(max), simd.any(simd.eq(min, hidden)));
+        for &score in whole.remainder() {
+            (peak, hides) = (peak.max(score), hides | (score == f32::NEG_INFINITY));
+        }
+        Extent { peak, hides }
+    }
+}
+
 /// Turns the scores of one query into weights and folds them into its state; where the maximum moves, rescales `out`.
 ///
-/// * `scores`: one for each key, -inf where hidden; `peak`: the largest of them
+/// * `scores`: whole vectors, of which the first `count` are one for each key, -inf where hidden; weights of 0 behind them
+/// * `peak`: the largest of them
 /// * `out`: `[value_dim rounded up]`, the values summed so far
-pub(crate) fn weights(isa: Isa, scores: &mut [f32], peak: f32, state: &mut RowMax, out: &mut [f32]) {
+pub(crate) fn weights(isa: Isa, scores: (&mut [f32], usize), peak: f32, state: &mut RowMax, out: &mut [f32]) {
+    let (scores, count) = scores;
+    scores[count..].fill(f32::NEG_INFINITY);
     isa.run(Weights { scores, peak, state, out });
 }
 
@@ -244,17 +326,18 @@ impl Kernel for Weights<'_> {
             state.sum *= first_lane(simd, factor);
             scale(simd, self.out, factor);
         }
-        let mut max = first_lane(simd, near(simd, simd.splat(state.max)));
+        // As `near` has it, without a way through vectors.
+        let mut max = if state.max == f32::NEG_INFINITY { 0.0 } else { state.max };
         if max.abs() > super::weights::FAR {
             self.scores.iter_mut().for_each(|score| *score -= max);
             max = 0.0;
         }
         let base = base(simd, simd.splat(max));
         let mut sum = simd.zero();
-        for scores in self.scores.chunks_mut(S::LANES) {
-            let weight = weight(simd, simd.load_part(scores, f32::NEG_INFINITY), base);
+        for scores in self.scores.chunks_exact_mut(S::LANES) {
+            let weight = weight(simd, simd.load_slice(scores), base);
             sum = simd.add(sum, weight);
-            simd.store_part(scores, weight);
+            simd.store_slice(scores, weight);
         }
         state.sum += simd.sum(sum);
     }
@@ -299,11 +382,11 @@ struct AddValues<'a> {
     weights: &'a [f32],
     out: &'a mut [f32],
     stride: usize,
-    ahead: &'a mut Ahead,
+    ahead: &'a Ahead,
 }
 
-/// Keys whose values are added before the next strip of dimensions: their lines stay in the first cache.
-const KEYS: usize = 16;
+/// Keys whose values are added for all rows before the next ones: their lines stay in the first cache.
+const VALUE_KEYS: usize = 32;
 
 impl Kernel for AddValues<'_> {
     type Output = ();
@@ -314,31 +397,30 @@ impl Kernel for AddValues<'_> {
         if width == 0 {
             return;
         }
-        // Every strip asks once a key: most are four vectors wide, and where they are eight there are two for as many rows.
-        let count = (self.weights.len() / self.stride).div_ceil(ROWS) * (width / (4 * S::LANES)).max(1);
-        self.ahead.spread(self.values.rows() * count);
-        let weights = self.weights.chunks(ROWS * self.stride);
-        for (weights, out) in weights.zip(self.out.chunks_mut(ROWS * width)) {
-            with_matrix!(self.values, values => for first in (0..values.rows()).step_by(KEYS) {
-                let values = values.slice_rows(first..(first + KEYS).min(values.rows()));
-                let weights = &weights[first..];
+        let mut asking = self.ahead.lines();
+        with_matrix!(self.values, values => for first in (0..values.rows()).step_by(VALUE_KEYS) {
+            let values = values.slice_rows(first..(first + VALUE_KEYS).min(values.rows()));
+            let weights = self.weights.chunks(ROWS * self.stride);
+            for (n, (weights, out)) in weights.zip(self.out.chunks_mut(ROWS * width)).enumerate() {
+                // The first rows ask for all.
+                let lines = if n == 0 { &mut asking } else { &mut Lines::none() };
+                let (weights, stride) = (&weights[first..], self.stride);
+                // Whole keys at a time where there are registers for them: memory then reads straight on.
+                let eight = values.cols() >= 8 * S::LANES;
                 match (S::LANES, out.len() / width) {
-                    (8, 1) => strips::<S, _, 1, 8>(simd, values, weights, out, self.stride, self.ahead),
-                    (8, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride, self.ahead),
-                    (8, 3) => strips::<S, _, 3, 2>(simd, values, weights, out, self.stride, self.ahead),
-                    (8, _) => strips::<S, _, 4, 2>(simd, values, weights, out, self.stride, self.ahead),
-                    (_, 1) => strips::<S, _, 1, 4>(simd, values, weights, out, self.stride, self.ahead),
-                    (_, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, self.stride, self.ahead),
-                    (_, 3) => strips::<S, _, 3, 4>(simd, values, weights, out, self.stride, self.ahead),
-                    (_, 4) if in_one_go::<S, _>(values) => {
-                        let (first, last) = out.split_at_mut(2 * width);
-                        strips::<S, _, 2, 8>(simd, values, weights, first, self.stride, self.ahead);
-                        strips::<S, _, 2, 8>(simd, values, &weights[2 * self.stride..], last, self.stride, self.ahead);
-                    }
-                    (_, _) => strips::<S, _, 4, 4>(simd, values, weights, out, self.stride, self.ahead),
+                    (8, 1) => strips::<S, _, 1, 8>(simd, values, weights, out, stride, lines),
+                    (8, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, stride, lines),
+                    (8, 3) => strips::<S, _, 3, 2>(simd, values, weights, out, stride, lines),
+                    (8, _) => strips::<S, _, 4, 2>(simd, values, weights, out, stride, lines),
+                    (_, 1) if eight => strips::<S, _, 1, 8>(simd, values, weights, out, stride, lines),
+                    (_, 1) => strips::<S, _, 1, 4>(simd, values, weights, out, stride, lines),
+                    (_, 2) if eight => strips::<S, _, 2, 8>(simd, values, weights, out, stride, lines),
+                    (_, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, stride, lines),
+                    (_, 3) => strips::<S, _, 3, 4>(simd, values, weights, out, stride, lines),
+                    (_, _) => strips::<S, _, 4, 4>(simd, values, weights, out, stride, lines),
                 }
-            });
-        }
+            }
+        });
     }
 }
 
@@ -350,7 +432,7 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     weights: &[f32],
     out: &mut [f32],
     stride: usize,
-    ahead: &mut Ahead,
+    lines: &mut Lines<'_>,
 ) {
     let value_dim = values.cols();
     let width = round_up_lanes(value_dim);
@@ -364,10 +446,10 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
         unsafe {
             let (weights, out) = ((weights.as_ptr(), stride), (out.as_mut_ptr().add(d), width));
             if d < wide {
-                strip::<S, T, R, N>(simd, values, d, weights, out, ahead);
+                strip::<S, T, R, N>(simd, values, d, weights, out, lines);
                 d += N * S::LANES;
             } else {
-                strip::<S, T, R, 1>(simd, values, d, weights, out, ahead);
+                strip::<S, T, R, 1>(simd, values, d, weights, out, lines);
                 d += S::LANES;
             }
         }
@@ -384,13 +466,6 @@ fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     }
 }
 
-/// Whether four rows had better take whole keys, two rows at a time, than halves of keys all at once: memory then reads straight
-/// on, a tenth of the time in f32. Half types would be widened twice. (Eight vectors of two rows fill the registers.)
-#[inline(always)]
-fn in_one_go<S: Simd, T: Element>(values: Matrix<'_, T>) -> bool {
-    T::DTYPE == DType::F32 && values.cols() == 8 * S::LANES
-}
-
 /// N whole vectors of the values from dimension `d` on.
 ///
 /// # Safety
@@ -404,7 +479,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     d: usize,
     (weights, stride): (*const f32, usize),
     (out, width): (*mut f32, usize),
-    ahead: &mut Ahead,
+    lines: &mut Lines<'_>,
 ) {
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
@@ -415,9 +490,10 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     }
     let row_stride = values.row_stride();
     let mut row = values.as_ptr().wrapping_add(d);
-    let mut share = ahead.share(values.rows());
+    let bytes = N * S::LANES * size_of::<T>();
+    let mut share = lines.share(simd, values.rows(), bytes, row);
     for j in 0..values.rows() {
-        share.ask(simd);
+        share.ask(simd, j, bytes);
         let mut vectors = [simd.zero(); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
             // SAFETY: N vectors from d on of row j: the caller's promise.
@@ -432,7 +508,6 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
         }
         row = row.wrapping_offset(row_stride);
     }
-    ahead.go_on(share);
     for (r, sums) in sums.into_iter().enumerate() {
         for (n, sum) in sums.into_iter().enumerate() {
             // SAFETY: vector n of row r: the caller's promise.

@@ -58,6 +58,14 @@ impl<'a> AnyMatrix<'a> {
         with_matrix!(self, matrix => matrix.cols())
     }
 
+    /// Bytes of an element.
+    pub(crate) fn element_bytes(&self) -> usize {
+        fn of<T>(_: &Matrix<'_, T>) -> usize {
+            size_of::<T>()
+        }
+        with_matrix!(self, matrix => of(matrix))
+    }
+
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         with_matrix!(self, matrix => matrix.has_contiguous_rows())
     }

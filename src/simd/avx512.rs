@@ -135,8 +135,9 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const f16) -> __m512 {
+        // (What `_mm512_cvtph_ps` becomes suppresses exceptions, and then the instruction takes no operand from memory.)
         // SAFETY: the caller's promise (sixteen f16 are 32 bytes); the token for the instruction.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+        unsafe { _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
