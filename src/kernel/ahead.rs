@@ -104,13 +104,13 @@ impl Share {
         if self.lines < self.cursor.left {
             // Within a row, as nearly always: without a look at its end.
             for n in 0..self.lines {
-                simd.prefetch(self.cursor.at.wrapping_add(n * LINE));
+                simd.prefetch_near(self.cursor.at.wrapping_add(n * LINE));
             }
             self.cursor.at = self.cursor.at.wrapping_add(self.lines * LINE);
             self.cursor.left -= self.lines;
         } else {
             for _ in 0..self.lines {
-                simd.prefetch(self.cursor.step());
+                simd.prefetch_near(self.cursor.step());
             }
         }
     }
