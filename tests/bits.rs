@@ -137,7 +137,8 @@ fn parts<T: Bits>(seed: u64, rounds: usize) {
             seq_q: [1 + rng.below(4), 1 + rng.below(40), 180 + rng.below(30)][rng.below(3)],
             seq_kv,
             head_dim: 1 + rng.below(20),
-            value_dim: 1 + rng.below(20),
+            // Whole vectors now and then: a lone panel multiplies them where they lie.
+            value_dim: if rng.one_in(3) { 16 * (1 + rng.below(4)) } else { 1 + rng.below(20) },
         };
         let (inputs, options) = (Inputs::<T>::random(sizes, &mut rng), Options::random(&sizes, &mut rng));
         for (form, level) in forms_and_levels() {
@@ -193,7 +194,7 @@ fn one_query_after_the_other() {
     }
 }
 
-/// Heads of a group by ones, twos and threes against all four, at the size where values are added two rows at a time.
+/// Heads of a group by ones, twos and threes against all four: as many rows share each load of keys and values.
 #[test]
 fn some_heads_of_a_group() {
     let mut rng = Rng(6);
