@@ -89,7 +89,8 @@ impl<A, const R: usize> Rows<A, R> {
         let mut thirds = [a.at; MAX_PRODUCT_ROWS.div_ceil(3)];
         for (n, third) in thirds.iter_mut().enumerate().skip(1) {
             if !Self::FEW && 3 * n < R {
-                *third = simd.unrelated(a.at.wrapping_offset(3 * n as isize * a.row));
+                // Wrapping: keys of no elements may have any stride.
+                *third = simd.unrelated(a.at.wrapping_offset((3 * n as isize).wrapping_mul(a.row)));
             }
         }
         Rows { thirds, row: a.row }
