@@ -34,10 +34,10 @@ pub enum Threads {
     Serial,
 }
 
-/// Up to so many rows per key/value head, the few-queries form is used. A lone panel has to pack its values for itself, and
-/// below 16 rows its lanes are not full. With 4096 keys of 128, f16, few against many make 70 and 21 GF/s at 4 rows, 73 and
-/// 64 at 12, 74 and 85 at 16; of 64, f32, 41 and 20, 59 and 65, 59 and 86 (AVX-512). With AVX2 they cross in the same places,
-/// but for f16 of 128, where 16 rows make 63 and 59. `cargo bench --bench growth` measures it.
+/// Up to so many rows per key/value head, the few-queries form is used: below 16 rows, the lanes of a panel are not full. With
+/// 4096 keys of 128, f16, few against many make 150 and 50 GF/s at 4 rows, 177 and 149 at 12, 169 and 198 at 16; of 64, f32,
+/// 112 and 47, 144 and 142, 135 and 189 (AVX-512, Zen 5). Few would be faster again from 17 to 24 rows of 128, whose second
+/// vector of lanes is half empty, by a fifth at most. `cargo bench --bench growth` measures it.
 const FEW_ROWS: usize = 12;
 
 /// Rows of one task of the few-queries form: all that the plan gives to it, so that keys and values are read once.
@@ -179,7 +179,8 @@ impl fmt::Display for Plan {
 }
 
 /// Keys of a tile of the many-queries form: as [`TILE_ELEMENTS`] allows, but enough that the ends of a tile don't count,
-/// and not so many that its scores leave the first cache (256 keys of 16 queries are 16 KiB).
+/// and not so many that its scores leave the first cache: 240 keys of 32 queries are 30 KiB. (Where that is all of it, blocks of
+/// scores are still read and written straight on; on Zen 5, whose first cache has 48 KiB, 192 keys were no faster and 144 slower.)
 fn tile_keys(dims: &Dims) -> usize {
     let elements = round_up_lanes(dims.head_dim + dims.value_dim).max(1);
     (TILE_ELEMENTS / elements / 48 * 48).clamp(48, 240)

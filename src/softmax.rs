@@ -40,8 +40,8 @@
 //!
 //! [`exp_into`] is at most one place beside the correctly rounded exponential for each of the 2^32 numbers. With
 //! u = 2^-24, a softmax of n elements is off by at most (64 + n/1024 + 16) u relative, in practice by 1 or 2 u, beside
-//! what the rounding of scale * (x - max) does to exp: |scale * (x - max)| u, or nothing at scale 1 where the
-//! difference is exact.
+//! what the roundings of scale * (x - max) do to exp: 2 |scale * (x - max)| u, or nothing at scale 1 where differences
+//! are exact. (Along other axes than the last, x - max is taken in two steps.)
 //!
 //! # Example
 //!

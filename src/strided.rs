@@ -268,16 +268,21 @@ impl<'a, T> Matrix<'a, T> {
     /// # Panics
     /// If there are no such rows.
     #[inline]
-    pub(crate) fn slice_cols(&self, range: std::ops::Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
-        let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.col_stride));
-        Matrix { origin, cols: range.len(), ..*self }
-    }
-
     pub(crate) fn slice_rows(&self, range: std::ops::Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
         let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.row_stride));
         Matrix { origin, rows: range.len(), ..*self }
+    }
+
+    /// Columns `range.start` to `range.end`.
+    ///
+    /// # Panics
+    /// If there are no such columns.
+    #[inline]
+    pub(crate) fn slice_cols(&self, range: std::ops::Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
+        let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.col_stride));
+        Matrix { origin, cols: range.len(), ..*self }
     }
 
     /// # Panics

@@ -154,6 +154,40 @@ fn small_probabilities_come_out_whatever_stands_beside_them() {
     }
 }
 
+/// A gain that makes factors tiny leaves no bits behind, as long as the result is an ordinary number.
+#[test]
+fn small_gains_keep_small_probabilities_exact() {
+    for gap in [0.0f32, 30.0, 50.0, 57.0, 80.0] {
+        for gain in [1.0f32, -1e-6, 1e-8, -1e-12, 1e-25] {
+            let x: Vec<f32> =
+                numbers(200, 5).iter().enumerate().map(|(i, x)| x / 8.0 - (i / 100) as f32 * gap).collect();
+            let (exact, _, _) = by_formula(&x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), 1.0);
+            let (twice, mut dx) = (x.iter().flat_map(|x| [*x; 2]).collect::<Vec<_>>(), vec![0.0; 400]);
+            logsumexp_backward_into(&twice, &[gain; 2], &mut dx, Axis::new(&[200, 2], 0).unwrap(), 1.0).unwrap();
+            for (dx, exact) in dx.into_iter().step_by(2).zip(&exact) {
+                let (exact, least) = (exact * f64::from(gain), f64::from(f32::from_bits(1)));
+                assert!((f64::from(dx) - exact).abs() <= BOUND * exact.abs() + least, "{gap} {gain}: {dx} {exact}");
+            }
+        }
+    }
+}
+
+/// A line of NaN is one NaN throughout, in whole vectors and behind them, in place and into an output.
+#[test]
+fn a_line_holds_one_nan() {
+    for (shape, number) in [([3, 70], 1), ([70, 70], 0), ([3, 20003], 1)] {
+        let axis = Axis::new(&shape, number).unwrap();
+        let mut x: Vec<bf16> = numbers(shape[0] * shape[1], 7).into_iter().map(bf16::from_f32).collect();
+        x[places(&shape, number, 1)[5]] = bf16::from_bits(0x7fc1);
+        let mut into = vec![bf16::ZERO; x.len()];
+        softmax_into(&x, &mut into, axis, 1.0).unwrap();
+        softmax_in_place(&mut x, axis, 1.0).unwrap();
+        let line = places(&shape, number, 1);
+        let first = x[line[0]].to_bits();
+        assert!(line.iter().all(|&at| x[at].is_nan() && x[at].to_bits() == first && into[at].to_bits() == first));
+    }
+}
+
 fn check_half<T: Number<Real = f32> + PartialEq>(
     from: impl Fn(f32) -> T,
     to: impl Fn(T) -> f32,

@@ -72,6 +72,7 @@ pub(crate) fn adjust_panel(
     scores: &mut [f32],
     max: &mut [f32],
 ) {
+    assert!(adjust.bias.is_none(), "a panel's bias is among its tensors");
     isa.run(AdjustPanel { adjust, tensors, scores, max });
 }
 
@@ -292,7 +293,7 @@ impl<S: Simd> Passes<S> for LaneVectors<'_, S> {
                 self.turned::<STEPS, f32>(simd, (None, tensors.mask.as_ref()), at);
             }
             Some((tensors, at)) if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 => match &tensors.bias {
-                None => {}
+                None => unreachable!("a step of a bias, without one"),
                 Some(AnyLaneRows::F32(bias)) => self.turned::<STEPS, f32>(simd, (Some(bias), None), at),
                 Some(AnyLaneRows::F16(bias)) => self.turned::<STEPS, f16>(simd, (Some(bias), None), at),
                 Some(AnyLaneRows::Bf16(bias)) => self.turned::<STEPS, bf16>(simd, (Some(bias), None), at),

@@ -1,4 +1,4 @@
-//! What tensors say about single scores: an additive bias, and a boolean mask as a bias of 0 or -inf.
+//! What tensors say about single scores: an additive bias, and a boolean mask, which for a row becomes a bias of 0 or -inf.
 
 use super::MAX_PANEL_LANES;
 use super::lanes::LaneRows;

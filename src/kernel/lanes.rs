@@ -173,7 +173,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
         self.from(lane, 0)
     }
 
-    /// Less than a vector of each row, from `at` on, with zeros behind it.
+    /// A vector of each row, from `at` on, with zeros behind the row's end.
     pub(super) fn rest(&self, at: usize) -> [[T; MAX_LANES]; MAX_PANEL_LANES]
     where
         T: Default,

@@ -122,8 +122,8 @@ impl Kernel for WidenRows<'_> {
     }
 }
 
-/// How a tile of values is packed: even blocks of as many dimensions as a product has rows, and in each block key after
-/// key. So the product over the keys reads the values in one ascending stream, where rows of values would lie a power
+/// How a tile of values is packed: even blocks of at most [`value_block_dims`] dimensions, no more than a vector holds, and in
+/// each block key after key. So the product over the keys reads the values in one ascending stream, where rows of values would lie a power
 /// of two apart and crowd into a few sets of the first cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ValueBlocks {

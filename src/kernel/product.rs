@@ -42,8 +42,8 @@ pub(super) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, const R: usize
     let (mut at, mut from, mut share) = (Rows::<_, R>::new(simd, a), b.at, ahead.share(parts(steps)));
     // Unrolled, so that addresses and the loop's end cost one instruction slot in four, and the rest is arithmetic.
     for n in 0..steps / UNROLL {
-        // Ask for what the next tile will need of memory. (What the next product needs, the processor sees coming by itself:
-        // asked for into the first cache, short sequences took 3% longer.)
+        // Ask for what the next tile will need of memory. (The operands of the next product, of this same tile, the
+        // processor sees coming by itself: with asking for those, too, short sequences took 3% longer.)
         if n % (LINE / UNROLL) == 0 {
             share.ask(simd);
         }
@@ -96,7 +96,7 @@ impl<A, const R: usize> Rows<A, R> {
         Rows { thirds, row: a.row }
     }
 
-    /// Row `3 * n + r`.
+    /// Row `3 * n + r`. (Asked for at a step only, so that the row lies inside its tensor: no product overflows.)
     #[inline(always)]
     fn row(self, n: usize, r: usize) -> *const A {
         if Self::FEW {

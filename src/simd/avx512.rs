@@ -38,6 +38,21 @@ impl Avx512Bf16 {
     }
 }
 
+impl Avx512 {
+    /// Rounds to bf16, which are the upper halves of what comes out. A NaN becomes the default one, wherever it stands:
+    /// rounding could carry a payload into the sign. (The instruction of AVX512-BF16 takes denormal numbers for 0.)
+    #[inline(always)]
+    fn round_to_bf16(self, x: __m512) -> __m512i {
+        op!({
+            let bits = _mm512_castps_si512(_mm512_fixupimm_ps::<0>(x, x, _mm512_set1_epi32(0x33)));
+            // Adding 0x7fff and the bit that will be last carries into the upper half exactly when it rounds up.
+            let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
+            let even = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+            _mm512_mask_add_epi32(even, odd, bits, _mm512_set1_epi32(0x8000))
+        })
+    }
+}
+
 impl PairDots<Avx512> for Avx512Bf16 {
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const Bf16Pair) -> __m512 {
@@ -153,17 +168,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: __m512) {
-        // (The instruction of AVX512-BF16 takes denormal numbers for 0.)
-        let halves = op!({
-            let bits = _mm512_castps_si512(x);
-            // Adding 0x7fff and the bit that will be last carries into the upper half exactly when it rounds up.
-            let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
-            // A NaN must stay one: set its quiet bit instead of rounding its payload.
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, rounded, quiet)))
-        });
+        let halves = op!(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(self.round_to_bf16(x))));
         // SAFETY: the caller's promise (sixteen bf16 are 32 bytes); the token for the instruction.
         unsafe { _mm256_storeu_si256(p.cast(), halves) }
     }
@@ -352,7 +357,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn unrelated<T>(self, mut p: *const T) -> *const T {
-        // SAFETY: no instruction at all.
+        // SAFETY: an empty template touches neither memory, stack nor flags; what comes out is what goes in.
         unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags)) };
         p
     }
@@ -371,21 +376,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn pack_bf16(self, a: __m512, b: __m512) -> __m512 {
         op!({
-            let mut upper = [_mm512_setzero_si512(); 2];
-            for (upper, x) in upper.iter_mut().zip([a, b]) {
-                // A NaN becomes the default one: rounding could carry a payload into the sign.
-                let x = _mm512_fixupimm_ps::<0>(x, x, _mm512_set1_epi32(0x33));
-                let bits = _mm512_castps_si512(x);
-                // As in `store_bf16`, with the bit that will be last in a mask: one instruction less.
-                let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
-                let even = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
-                *upper = _mm512_mask_add_epi32(even, odd, bits, _mm512_set1_epi32(0x8000));
-            }
             let odd_words = _mm512_set_epi16(
                 63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13,
                 11, 9, 7, 5, 3, 1,
             );
-            _mm512_castsi512_ps(_mm512_permutex2var_epi16(upper[0], odd_words, upper[1]))
+            _mm512_castsi512_ps(_mm512_permutex2var_epi16(self.round_to_bf16(a), odd_words, self.round_to_bf16(b)))
         })
     }
     #[inline(always)]

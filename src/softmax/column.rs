@@ -415,8 +415,9 @@ fn total<S: Simd, const V: usize, const LOG: bool>(
     States { max, sum }
 }
 
-/// Below this, a factor needs a second one: no single f32 could take the least weights to where they belong.
-const SMALL: f32 = f32::from_bits((127 - 60) << 23);
+/// Below this, a factor needs a second one: denormal, it would be short of bits that the weights, up to 2^24 times as large
+/// where they belong, would show.
+const SMALL: f32 = f32::from_bits((127 - 100) << 23);
 
 /// Turns the states of blocks into what makes their weights probabilities: two factors, of which the second is nearly
 /// always 1. Of logarithms it is a number to add.
@@ -445,10 +446,11 @@ fn factors<S: Simd, const V: usize, const LOG: bool>(
                 simd.store_slice(&mut maxima[at..], simd.sub(share, norm));
                 continue;
             }
-            // (A block of hidden elements has the share 0, which needs none.)
-            let small = simd.and(simd.lt(simd.zero(), share), simd.lt(share, simd.splat(SMALL)));
-            let factor = simd.select(small, share, simd.mul(share, unit));
-            simd.store_slice(&mut maxima[at..], simd.mul(factor, norm));
+            // (A block of hidden elements has the share 0, which needs none; gains may be negative.)
+            let product = simd.mul(simd.mul(share, unit), norm);
+            let size = simd.max(product, simd.sub(simd.zero(), product));
+            let small = simd.and(simd.lt(simd.zero(), share), simd.lt(size, simd.splat(SMALL)));
+            simd.store_slice(&mut maxima[at..], simd.select(small, simd.mul(share, norm), product));
             simd.store_slice(&mut sums[at..], simd.select(small, unit, simd.splat(1.0)));
         }
     }
