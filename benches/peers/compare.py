@@ -433,7 +433,9 @@ def draw(lines, path, title):
 
     rows = by_row(lines)
     peers = [peer for peer in PEERS if any(line["contestant"] == peer for line in lines)]
-    figure, axes = pyplot.subplots(figsize=(9, 1.6 + len(rows) * (0.12 + 0.11 * len(peers))), dpi=110)
+    # (Laid out by what title and legend take: their height is the same in inches, however long the axes are.)
+    size = (9, 1.4 + len(rows) * (0.1 + 0.09 * len(peers)))
+    figure, axes = pyplot.subplots(figsize=size, dpi=110, layout="constrained")
     height = 0.84 / len(peers)
     for place, peer in enumerate(peers):
         at, ratios = [], []
@@ -463,7 +465,7 @@ def draw(lines, path, title):
     axes.grid(axis="x", linewidth=0.4, zorder=0)
     axes.set_xlabel("time over flashtile's (right of 1: flashtile is faster)")
     axes.set_title(title, fontsize=9)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.03 if len(rows) > 12 else 1.12), ncols=len(peers), fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(peers), fontsize=8)
     figure.savefig(path, bbox_inches="tight")
 
 
