@@ -55,8 +55,13 @@ const FEW_TILE_KEYS: usize = 256;
 const PLENTY_TASKS: usize = 64;
 
 /// Partial results of split keys are kept if there are no more elements of them than this: 1 GiB. One query of 128 values
-/// gets there with a billion keys.
+/// gets there with 860 million keys.
 const MAX_PARTIALS: usize = 1 << 28;
+
+/// Elements of a partial result: the values of some rows, then the rows' maxima and sums, each in whole vectors.
+pub(crate) fn partial_len(rows: usize, value_dim: usize) -> usize {
+    rows * round_up_lanes(value_dim) + 2 * round_up_lanes(rows)
+}
 
 /// Elements of a K tile and a V tile together: 192 KiB as f32. With as much for the packed queries and outputs of a block of
 /// head_dim 128, that fits a second-level cache of 512 KiB. (128 KiB took 1% longer at head_dim 128.)
@@ -103,7 +108,7 @@ impl Plan {
         };
         // Split tasks and unsplit ones give the same bits, so this may depend on anything.
         let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < PLENTY_TASKS;
-        let partial = rows.min(FEW_TASK_ROWS).saturating_mul(dims.value_dim.saturating_add(2));
+        let partial = partial_len(rows.min(FEW_TASK_ROWS), dims.value_dim);
         let partials =
             [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
         Plan {

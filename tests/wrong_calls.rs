@@ -26,6 +26,7 @@ fn wrong_calls() {
         outputs();
         prepared();
         too_large();
+        endless_keys();
         extreme_options();
         extreme_tensors();
         extreme_problems();
@@ -330,6 +331,27 @@ fn too_large() {
         let many = zeros([1, 1, u32::MAX as usize, 1 << 20]);
         let error = Attention::new().run(many, zeros([1, 1, 0, 1 << 20]), zeros([1, 1, 0, 1 << 20])).unwrap_err();
         assert_eq!(error, Error::TooLarge { what: "the result" });
+    }
+}
+
+/// Keys that share their memory may be any number: where few of them are seen, a call takes no longer, and no more memory,
+/// than those few.
+fn endless_keys() {
+    let lengths = [3];
+    for seq_kv in [1 << 35, 1 << 50, (1 << 59) - 1] {
+        for (form, seq_q) in FORMS.into_iter().flat_map(|form| [1, 12, 300].map(|seq_q| (form, seq_q))) {
+            let base = Attention::new().form(form);
+            for attention in [base.clone().key_lengths(&lengths), base.window(Some(2), Some(0))] {
+                let (mut out, mut workspace) = (vec![f32::NAN; seq_q], Workspace::new());
+                let to = TensorMut::from_slice(&mut out, [1, 1, seq_q, 1]).unwrap();
+                let (q, kv) = (zeros([1, 1, seq_q, 1]), zeros([1, 1, seq_kv, 1]));
+                let prepared = attention.prepare(q, kv, kv).unwrap();
+                let (done, usage) = COUNTING.usage(|| prepared.compute(q, kv, kv, to, None, &mut workspace));
+                done.unwrap();
+                assert!(usage.peak < 1 << 20, "{usage:?} {seq_kv} {form:?} {attention:?}");
+                assert!(out.iter().all(|x| *x == 0.0));
+            }
+        }
     }
 }
 

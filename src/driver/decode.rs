@@ -25,7 +25,7 @@ use crate::kernel::load::AnyMatrix;
 use crate::kernel::pack::{widen_gathered, without_gaps};
 use crate::kernel::pairs::{self, copy_gathered, key_pairs, pairs_in};
 use crate::kernel::round_up_lanes;
-use crate::plan::{FEW_TASK_ROWS, Plan};
+use crate::plan::{FEW_TASK_ROWS, Plan, partial_len};
 use crate::problem::Problem;
 use std::ops::Range;
 
@@ -44,7 +44,8 @@ pub(super) fn run(
     let slot = Slot::of(problem, schedule);
     // Splits beside each other are drawn together: their worker reads straight on.
     let run = splits.div_ceil((DRAWS * scratch.len()).div_ceil(tasks.max(1))).max(1);
-    let own = splits.next_multiple_of(run).saturating_mul(slot.len());
+    // (Splits that are tasks of their own the plan has bounded; there may be any number of others, which take no memory.)
+    let own = if plan.split_tasks { splits.next_multiple_of(run) * slot.len() } else { 0 };
     let mut done = None;
     if plan.split_tasks {
         let [partials] = workspace.partials.buffers([tasks * own]);
@@ -110,7 +111,7 @@ impl Slot {
     }
 
     fn len(self) -> usize {
-        self.rows * self.width + 2 * round_up_lanes(self.rows)
+        partial_len(self.rows, self.width)
     }
 
     fn clear(self, memory: &mut [f32]) {
@@ -142,6 +143,12 @@ impl Slot {
         let (max, sum) = self.states(memory);
         (max[n], sum[n]) = (state.max, state.sum);
     }
+}
+
+/// The splits that hold all keys that the task sees: with a window, or lengths, a few of any number.
+fn seen_splits(work: Work<'_>) -> Range<usize> {
+    let (keys, size) = (&work.task.keys, work.plan.split_keys);
+    keys.start / size..keys.end.div_ceil(size)
 }
 
 /// The keys of split `split` that the task sees.
@@ -178,11 +185,8 @@ fn merge_splits(
             Parts::ToDo(&mut worker, own)
         }
     };
-    for split in 0..work.plan.splits() {
+    for split in seen_splits(work) {
         let keys = split_keys(work, split);
-        if keys.is_empty() {
-            continue;
-        }
         let part = match &mut parts {
             Parts::Done(done) => &done[split * slot.len()..][..slot.len()],
             Parts::ToDo(worker, memory) => {
@@ -215,6 +219,12 @@ const fn lead_bytes(element_bytes: usize) -> usize {
     32 * 1024 / element_bytes
 }
 
+/// The same in rows: one at least, where a single row is longer.
+fn lead_rows(rows: AnyMatrix<'_>) -> usize {
+    let row_bytes = rows.element_bytes() * rows.cols();
+    (lead_bytes(rows.element_bytes()) / row_bytes.max(1)).max(1)
+}
+
 /// What to ask for while the rows `seen` are read of the keys, or of the values: as many rows some way ahead, and behind the
 /// worker's own keys, the first rows of those that come `next`.
 fn ask_ahead<'a>(
@@ -225,7 +235,7 @@ fn ask_ahead<'a>(
     next: &Option<TaskKeys<'a>>,
 ) {
     let own = rows(work);
-    let lead = lead_bytes(own.element_bytes()) / (own.element_bytes() * own.cols()).max(1);
+    let lead = lead_rows(own);
     let (start, end) = (seen.start + lead, seen.end + lead);
     ahead.clear();
     ahead.add(own.slice_rows(start.min(keys.end)..end.min(keys.end)));
@@ -340,7 +350,7 @@ impl<'a> RowQueries<'a> {
     }
 
     /// The scores of all rows, `[rows][tile_keys]`.
-    fn scores(&self, work: Work<'_>, keys: AnyMatrix<'_>, copy: &mut [f32], scores: &mut [f32], ahead: &mut Ahead) {
+    fn scores(&self, work: Work<'_>, keys: AnyMatrix<'_>, copy: &mut [f32], scores: &mut [f32], ahead: &Ahead) {
         let (isa, tile) = (work.plan.isa, work.plan.tile_keys);
         let keys = match keys {
             AnyMatrix::Bf16(keys) if work.uses_pairs() => key_pairs(keys, copy),
@@ -354,7 +364,7 @@ impl<'a> RowQueries<'a> {
         let rows = self.wide.chunks_exact(round_up_lanes(head_dim).max(1)).zip(scores.chunks_exact_mut(tile));
         for (_, (query, scores)) in rows.enumerate().filter(|(n, _)| self.unfit >> n & 1 == 1) {
             let elements = RowKeys::Any(AnyMatrix::Bf16(keys.elements(head_dim)));
-            few::scores(isa, elements, query, scores, tile, &mut Ahead::nothing());
+            few::scores(isa, elements, query, scores, tile, &Ahead::nothing());
         }
     }
 }
@@ -393,4 +403,20 @@ fn weigh_rows(
         slot.update(memory, n, |state, out| few::weights(isa, scores, *peak, state, out));
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::strided::Matrix;
+
+    /// As many rows as the lead is long; one where a row is longer, or there is nothing in it.
+    #[test]
+    fn the_lead_is_a_row_at_least() {
+        let (wide, half) = ([0.0f32; 5000], [crate::f16::ZERO; 5000]);
+        let lead = |cols| lead_rows(AnyMatrix::F32(Matrix::from_slice(&wide[..cols], 1, cols)));
+        assert_eq!([128, 2048, 2049, 5000].map(lead), [16, 1, 1, 1]);
+        assert_eq!(lead_rows(AnyMatrix::F16(Matrix::from_slice(&half[..128], 1, 128))), 64);
+        assert!(lead(0) > 0);
+    }
 }

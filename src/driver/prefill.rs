@@ -359,7 +359,7 @@ fn scores_of_elements(
         let width = query.len();
         widen_gathered(isa, work.queries(row..row + 1), work.query_factor(), (&mut *query, width));
         let elements = RowKeys::Any(AnyMatrix::Bf16(keys.elements(head_dim)));
-        few::scores(isa, elements, query, row_scores, keys.rows(), &mut Ahead::nothing());
+        few::scores(isa, elements, query, row_scores, keys.rows(), &Ahead::nothing());
         for (scores, &score) in scores.chunks_exact_mut(lanes).zip(&*row_scores) {
             scores[lane] = score;
         }

@@ -132,7 +132,13 @@ impl Schedule {
         }
         // A long task drawn last would leave the other workers waiting. (Equal ones stay in the order of memory.)
         self.tasks.sort_unstable_by_key(|task| {
-            (std::cmp::Reverse(task.rows.len() * task.keys.len()), task.batch, task.head_kv, task.rows.start)
+            // (Saturating: keys that share their memory may be any number.)
+            (
+                std::cmp::Reverse(task.rows.len().saturating_mul(task.keys.len())),
+                task.batch,
+                task.head_kv,
+                task.rows.start,
+            )
         });
     }
 

@@ -32,14 +32,7 @@ const ROWS: usize = 4;
 /// * `queries`: `[rows][width]`, where width is `head_dim`, or as many as there are pairs, rounded up; zeros behind the end
 /// * `scores`: `[rows][stride]`, `stride >= keys`
 /// * `ahead`: what to ask memory for meanwhile, all of it
-pub(crate) fn scores(
-    isa: Isa,
-    keys: RowKeys<'_>,
-    queries: &[f32],
-    scores: &mut [f32],
-    stride: usize,
-    ahead: &mut Ahead,
-) {
+pub(crate) fn scores(isa: Isa, keys: RowKeys<'_>, queries: &[f32], scores: &mut [f32], stride: usize, ahead: &Ahead) {
     match keys {
         RowKeys::Any(keys) => isa.run(Scores { keys, queries, scores, stride, ahead }),
         RowKeys::Pairs(keys, factor) => {
@@ -369,7 +362,7 @@ pub(crate) fn add_values(
     weights: &[f32],
     out: &mut [f32],
     stride: usize,
-    ahead: &mut Ahead,
+    ahead: &Ahead,
 ) {
     let width = round_up_lanes(values.cols());
     let rows = weights.len() / stride;
