@@ -1,6 +1,5 @@
 //! What tensors say about single scores: an additive bias, and a boolean mask, which for a row becomes a bias of 0 or -inf.
 
-use super::MAX_PANEL_LANES;
 use super::lanes::LaneRows;
 use super::load::{AnyMatrix, with_matrix};
 use super::pack::widen;
@@ -84,6 +83,8 @@ pub(crate) struct PanelTensors<'a> {
     pub(super) only_hides: bool,
     /// Not 0 where the query may attend.
     pub(super) mask: Option<LaneRows<'a, u8>>,
+    /// Lanes that have a row of their own.
+    rows: usize,
 }
 
 /// Rows of any type.
@@ -112,31 +113,31 @@ impl<'a> PanelTensors<'a> {
             None => None,
             Some(mask) => Some(LaneRows::new(mask, keys, count, &place)?),
         };
-        Some(Self { bias, only_hides: false, mask })
+        Some(Self { bias, only_hides: false, mask, rows: count })
     }
 
     /// Rows that [`read_bias`] has written, as far apart as they are long.
     pub(crate) fn of_rows(rows: &'a [f32], count: usize, only_hides: bool) -> Self {
         let len = rows.len() / count;
-        let rows = LaneRows::of(count, |n| Some(&rows[n * len..(n + 1) * len])).expect("slices");
-        Self { bias: Some(AnyLaneRows::F32(rows)), only_hides, mask: None }
+        let lanes = LaneRows::of(count, |n| Some(&rows[n * len..(n + 1) * len])).expect("slices");
+        Self { bias: Some(AnyLaneRows::F32(lanes)), only_hides, mask: None, rows: count }
     }
 
     /// Whether they leave any key visible to any lane.
     pub(crate) fn any_visible(&self) -> bool {
         match &self.bias {
-            None => any_visible::<f32>(None, self.mask.as_ref()),
-            Some(AnyLaneRows::F32(bias)) => any_visible(Some(bias), self.mask.as_ref()),
-            Some(AnyLaneRows::F16(bias)) => any_visible(Some(bias), self.mask.as_ref()),
-            Some(AnyLaneRows::Bf16(bias)) => any_visible(Some(bias), self.mask.as_ref()),
+            None => any_visible::<f32>(self.rows, None, self.mask.as_ref()),
+            Some(AnyLaneRows::F32(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
+            Some(AnyLaneRows::F16(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
+            Some(AnyLaneRows::Bf16(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
         }
     }
 }
 
-fn any_visible<T: Element>(bias: Option<&LaneRows<'_, T>>, mask: Option<&LaneRows<'_, u8>>) -> bool {
+fn any_visible<T: Element>(rows: usize, bias: Option<&LaneRows<'_, T>>, mask: Option<&LaneRows<'_, u8>>) -> bool {
     let hidden = T::from_f32(f32::NEG_INFINITY);
     // A few elements at a time, all of which are looked at: that is done by vectors. Most often the first few will do.
-    (0..MAX_PANEL_LANES).any(|lane| match (bias.map(|rows| rows.row(lane)), mask.map(|rows| rows.row(lane))) {
+    (0..rows).any(|lane| match (bias.map(|rows| rows.row(lane)), mask.map(|rows| rows.row(lane))) {
         (None, None) => true,
         // NaN is not -inf: it has to show.
         (Some(bias), None) => bias.chunks(64).any(|bias| bias.iter().fold(false, |seen, x| seen | (*x != hidden))),
