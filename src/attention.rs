@@ -35,7 +35,7 @@ use crate::tensor::{AnyTensor, TensorMut, TensorRef};
 /// The edge rules, for every option and type:
 /// * a query that sees no key gets an output of exactly 0 and an lse of -inf;
 /// * a hidden key never reaches the output, whatever bits it holds (NaN, infinity, uninitialised padding); a score of -inf
-///   hides its key, however it came about;
+///   hides its key, however it came about: by a bias, beyond the range of f32, or by an infinite element of the key;
 /// * a visible NaN comes out as NaN in the rows that see it, and in no others; so does a score of +inf;
 /// * the bits of a row depend on that row's own inputs, the [`Level`] and the [`Form`] alone: not on threads, on the batch
 ///   around it, or on how queries are cut into calls.

@@ -373,7 +373,7 @@ fn problem(rng: &mut Rng, dims: Dims) -> Problem {
 }
 
 /// Puts NaN and infinity where they must not show: into keys and values that no query sees. And, now and then, a NaN or
-/// infinity where it must.
+/// infinity where it must, or where it makes scores of either infinity.
 fn poison(rng: &mut Rng, problem: &mut Problem) {
     let dims = problem.dims;
     let shared = |tensor: &Tensor| tensor.layout().strides.contains(&0);
@@ -382,6 +382,9 @@ fn poison(rng: &mut Rng, problem: &mut Problem) {
     }
     let group = dims.heads_q / dims.heads_kv;
     const POISONS: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+    // (Times a query's element that scaling rounds to 0, infinity would be NaN.)
+    let mut queries = problem.q.layout().indices().map(|index| problem.q.get(index).abs());
+    let of_keys = if queries.any(|x| x > 0.0 && x < 1e-20) { 1 } else { 3 };
     for b in 0..dims.batch {
         for (h, j) in (0..dims.heads_kv).flat_map(|h| (0..dims.seq_kv).map(move |j| (h, j))) {
             let mut pairs = (h * group..(h + 1) * group).flat_map(|h| (0..dims.seq_q).map(move |i| (h, i)));
@@ -391,7 +394,13 @@ fn poison(rng: &mut Rng, problem: &mut Problem) {
                 (0..dims.value_dim).for_each(|d| problem.v.set([b, h, j, d], poison));
             } else if rng.one_in(4 * dims.seq_kv) {
                 match rng.below(2) {
-                    0 if dims.head_dim > 0 => problem.k.set([b, h, j, rng.below(dims.head_dim)], f32::NAN),
+                    0 if dims.head_dim > 0 => {
+                        problem.k.set([b, h, j, rng.below(dims.head_dim)], POISONS[rng.below(of_keys)]);
+                        // Where that hides the key, its value is left out, whatever it is.
+                        if dims.value_dim > 0 && rng.one_in(2) {
+                            problem.v.set([b, h, j, rng.below(dims.value_dim)], POISONS[rng.below(3)]);
+                        }
+                    }
                     _ if dims.value_dim > 0 => {
                         problem.v.set([b, h, j, rng.below(dims.value_dim)], POISONS[rng.below(3)]);
                     }

@@ -5,7 +5,7 @@
 
 mod support;
 
-use flashtile::{AlibiSlopes, Attention, Form, Level, QueryOffset, TensorRef, Threads, bf16, f16};
+use flashtile::{AlibiSlopes, Attention, Form, Level, QueryOffset, TensorRef, Threads, bf16, f16, reference};
 use support::Rng;
 use support::layouts::Layout;
 use support::problems::{Bits, Inputs, Sizes, bits, forms_and_levels, len};
@@ -382,6 +382,70 @@ fn the_lowest_bias_hides_nothing() {
             assert!(lse.iter().all(|x| x.is_finite()), "{lse:?} {form:?} {level}");
         }
     }
+}
+
+/// A key with an infinite element is as good as hidden where its score is -inf: the same bits as where a mask hides it,
+/// whatever its value. Where the score is +inf, the row is NaN.
+fn infinite_keys<T: Bits>(seed: u64) {
+    let mut rng = Rng(seed);
+    let infinity = |sign: f32| T::from_f32(sign * f32::INFINITY);
+    for round in 0..80 {
+        let sizes = Sizes { heads_q: 2, ..random_sizes(&mut rng) };
+        let sizes = Sizes { heads_kv: 1 + rng.below(2), value_dim: [sizes.value_dim, 16, 32][rng.below(3)], ..sizes };
+        let mut inputs = Inputs::<T>::random(sizes, &mut rng);
+        // Half of the queries have the sign of the infinite elements in their column, the others the other one.
+        let column = rng.below(sizes.head_dim);
+        let hides: Vec<bool> = sizes.rows().map(|_| rng.one_in(2)).collect();
+        for (query, hides) in inputs.q.chunks_exact_mut(sizes.head_dim).zip(&hides) {
+            query[column] = T::from_f32(if *hides { 0.5 } else { -0.5 });
+        }
+        let attend: Vec<bool> = (0..sizes.seq_kv).map(|_| !rng.one_in(1 + sizes.seq_kv / 3)).collect();
+        let poison = [T::from_f32(f32::NAN), infinity(1.0), infinity(-1.0)];
+        for row in (0..sizes.batch * sizes.heads_kv * sizes.seq_kv).filter(|row| !attend[row % sizes.seq_kv]) {
+            inputs.k[row * sizes.head_dim + column] = infinity(-1.0);
+            inputs.v[row * sizes.value_dim + rng.below(sizes.value_dim)] = poison[rng.below(3)];
+        }
+        let mask = TensorRef::from_slice(&attend, [1, 1, 1, sizes.seq_kv]).unwrap();
+        for (form, level) in forms_and_levels() {
+            let mut attention = Attention::new().form(form).level(level);
+            if round % 2 == 1 {
+                attention = attention.causal();
+            }
+            let exact = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
+            let masked = attention.clone().mask(mask);
+            let (out, lse) = inputs.bits(&attention);
+            let (masked_out, masked_lse) = inputs.bits(&masked);
+            let exact_masked = reference::attention(&masked, inputs.q(), inputs.k(), inputs.v()).unwrap();
+            for (n, [_, _, i]) in sizes.rows().enumerate() {
+                let case = || format!("round {round} row {n}: {sizes:?} {form:?} {level} {attend:?}");
+                let row = n * sizes.value_dim..(n + 1) * sizes.value_dim;
+                let last =
+                    if round % 2 == 1 { sizes.seq_kv as isize - sizes.seq_q as isize + i as isize } else { isize::MAX };
+                let sees_one = (0..sizes.seq_kv).any(|j| !attend[j] && j as isize <= last);
+                if hides[n] || !sees_one {
+                    assert_eq!((&out[row.clone()], lse[n]), (&masked_out[row.clone()], masked_lse[n]), "{}", case());
+                    assert_eq!(exact.out[row.clone()], exact_masked.out[row.clone()], "{}", case());
+                    assert!(out[row].iter().all(|x| f32::from_bits(*x).is_finite()), "{}", case());
+                } else {
+                    assert!(out[row.clone()].iter().chain([&lse[n]]).all(|x| *x == f32::NAN.to_bits()), "{}", case());
+                    assert!(exact.out[row].iter().all(|x| x.is_nan()), "{}", case());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn infinite_keys_f32() {
+    infinite_keys::<f32>(8);
+}
+#[test]
+fn infinite_keys_f16() {
+    infinite_keys::<f16>(9);
+}
+#[test]
+fn infinite_keys_bf16() {
+    infinite_keys::<bf16>(10);
 }
 
 /// A score of -inf, too, hides its key, in every tile alike: whether the tile is one that every row sees or not.

@@ -203,8 +203,8 @@ typedef struct flashtile_options {
  *   options                                      NULL for plain attention
  *
  * q, k, v and out are f32, f16 or bf16 each. Every dimension may be 0. A query that sees no key gets an output of 0 and an
- * lse of -inf; a hidden key never reaches the output, whatever it holds; a visible NaN comes out as NaN in the rows that
- * see it. */
+ * lse of -inf; a hidden key never reaches the output, whatever it holds, and a score of -inf hides its key; a visible NaN
+ * comes out as NaN in the rows that see it. */
 int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
                             const flashtile_tensor *out, const flashtile_tensor *lse, const flashtile_options *options);
 

@@ -81,7 +81,7 @@ struct Score {
 
 /// A row's keys, once for all dimensions of the value.
 struct Row {
-    /// The visible keys.
+    /// The visible keys, but for those whose score is -inf.
     keys: Vec<usize>,
     scores: Vec<Score>,
 }
@@ -102,7 +102,10 @@ pub fn exact(problem: &Problem, chains: Chains) -> Exact {
             let score = |&j: &usize| {
                 score(problem, [b, h, i, j], &query, &keys[j * dims.head_dim..][..dims.head_dim], chains.dot)
             };
-            let row = Row { scores: visible.iter().map(score).collect(), keys: visible };
+            // A score of -inf (of an infinite key: finite ones give finite scores here) hides its key.
+            let scored = visible.iter().map(|j| (*j, score(j))).filter(|(_, score)| score.value != f64::NEG_INFINITY);
+            let (keys, scores) = scored.unzip();
+            let row = Row { keys, scores };
             add_row(&mut exact, &row, &values, dims.value_dim, chains.sum);
         }
     }
