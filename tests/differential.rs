@@ -6,14 +6,15 @@
 
 mod support;
 
-use flashtile::{DType, Form, Level, Threads};
+use flashtile::{DType, Form, Level};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::Rng;
-use support::any_problem::{Alibi, Broadcast, Dims, Layout, Offset, Problem, Tensor};
-use support::bound::{Chains, exact, round_to, sees};
+use support::any_problem::{Broadcast, Dims, Layout, Problem, Tensor};
+use support::bound::{Chains, exact, round_to};
 use support::check::{Found, check};
+use support::random_problem::problem;
 
 #[test]
 fn small_problems() {
@@ -267,150 +268,4 @@ fn large_dims(rng: &mut Rng) -> Dims {
         }
     }
     dims
-}
-
-fn dtype(rng: &mut Rng) -> DType {
-    [DType::F32, DType::F32, DType::F16, DType::Bf16][rng.below(4)]
-}
-
-/// Elements of one kind: mostly normal, now and then what brings out a special path.
-fn values(rng: &mut Rng) -> impl FnMut([usize; 4]) -> f32 + use<> {
-    let kind = rng.below(16);
-    let amplitude = [1.0, 1.0, 1.0, 0.1, 4.0, 30.0][rng.below(6)];
-    let mut rng = rng.clone();
-    move |[b, h, i, e]| match kind {
-        0 => amplitude,                                  // all equal
-        1 => 0.0,                                        // nothing
-        2 => ((i * 5 + e * 3 + h + b) % 7) as f32 - 3.0, // many ties, exact sums
-        3 => 1e-40 * rng.normal(),                       // denormals
-        4 => 1000.0 * amplitude * rng.normal(),          // beyond one score's weight
-        5 => amplitude * i as f32 * 0.5,                 // growing from key to key: the maximum always moves
-        6 if rng.one_in(9) => 50.0 * rng.normal(),       // a few stand out
-        6 => 0.0,
-        7 => 10f32.powi(rng.below(24) as i32 - 12) * rng.normal(), // every magnitude whose products f32 can hold
-        _ => amplitude * rng.normal(),
-    }
-}
-
-/// The shape of a mask or bias: 1 in any dimension, and lower ranks.
-fn broadcast_shape(rng: &mut Rng, dims: &Dims) -> (usize, [usize; 4]) {
-    let rank = [4, 4, 4, 3, 2, 2, 1][rng.below(7)];
-    let full = [dims.batch, dims.heads_q, dims.seq_q, dims.seq_kv];
-    let shape = std::array::from_fn(|axis| if axis < 4 - rank || rng.one_in(4) { 1 } else { full[axis] });
-    (rank, shape)
-}
-
-/// Options, types and layouts for `dims`, all at random.
-fn problem(rng: &mut Rng, dims: Dims) -> Problem {
-    let mut problem = Problem::plain(Dims { batch: 0, ..dims }, || 0.0);
-    problem.dims = dims;
-    let [q, k, v, out] = dims.shapes();
-    let [batch, heads, queries, _] = out;
-    let tensor = |rng: &mut Rng, shape| {
-        let (dtype, layout) = (dtype(rng), Layout::random(rng, shape, true));
-        Tensor::new(dtype, layout, values(rng))
-    };
-    problem.q = tensor(rng, q);
-    problem.k = tensor(rng, k);
-    problem.v = tensor(rng, v);
-    problem.out = (dtype(rng), Layout::random(rng, out, false));
-    problem.lse = Layout::random(rng, [batch, heads, queries], false);
-
-    if rng.one_in(3) {
-        problem.scale = Some([0.0, -0.5, 1.0, 0.1, 3.0, -1e-3, 100.0][rng.below(7)]);
-    }
-    problem.causal = rng.one_in(2);
-    if rng.one_in(3) {
-        let bound = |rng: &mut Rng| match rng.below(4) {
-            0 => None,
-            1 => Some([0, 1, dims.seq_kv, usize::MAX][rng.below(4)]),
-            _ => Some(rng.below(dims.seq_kv + 2)),
-        };
-        problem.window = (bound(rng), bound(rng));
-    }
-    let near = |rng: &mut Rng| rng.below(dims.seq_kv + 12) as isize - 8;
-    problem.offset = match rng.below(12) {
-        0 | 1 => Offset::FromStart,
-        2 | 3 => Offset::At(near(rng)),
-        4 => Offset::At([isize::MIN, isize::MAX, 1 << 24, -(1 << 30)][rng.below(4)]),
-        5 | 6 => Offset::PerBatch((0..dims.batch).map(|_| near(rng)).collect()),
-        _ => Offset::FromEnd,
-    };
-    if rng.one_in(4) {
-        let length = |_| if rng.one_in(4) { dims.seq_kv } else { rng.below(dims.seq_kv + 1) };
-        problem.key_lengths = Some((0..dims.batch).map(length).collect());
-    }
-    if rng.one_in(4) {
-        let (rank, shape) = broadcast_shape(rng, &dims);
-        let one_in = [2, 2, 10, 100][rng.below(4)];
-        let most = rng.one_in(4);
-        let layout = Layout::random(rng, shape, true);
-        problem.mask = Some(Broadcast::<_>::new(rank, layout, |_| rng.one_in(one_in) == most));
-    }
-    if rng.one_in(8) {
-        problem.softcap = Some([0.5, 5.0, 30.0, 1e4][rng.below(4)]);
-    }
-    if rng.one_in(4) {
-        let (rank, shape) = broadcast_shape(rng, &dims);
-        let (hidden, amplitude) = (rng.one_in(2), [1.0, 1.0, 10.0, 1e4][rng.below(4)]);
-        let (dtype, layout) = (dtype(rng), Layout::random(rng, shape, true));
-        let value = |_| if hidden && rng.one_in(3) { f32::NEG_INFINITY } else { amplitude * rng.normal() };
-        problem.bias = Some(Broadcast { rank, tensor: Tensor::new(dtype, layout, value) });
-    }
-    if rng.one_in(6) {
-        let slopes = |_| if rng.one_in(4) { 0.0 } else { rng.normal() };
-        problem.alibi = Some(match dims.heads_q % 2 {
-            0 => Alibi::Standard,
-            _ => Alibi::PerHead((0..dims.heads_q).map(slopes).collect()),
-        });
-    }
-    problem.form = [None, Some(Form::FewQueries), Some(Form::ManyQueries)][rng.below(3)];
-    problem.threads = [Threads::Pool, Threads::Serial][rng.below(2)];
-    if rng.one_in(4) {
-        poison(rng, &mut problem);
-    }
-    problem
-}
-
-/// Puts NaN and infinity where they must not show: into keys and values that no query sees. And, now and then, a NaN or
-/// infinity where it must, or where it makes scores of either infinity.
-fn poison(rng: &mut Rng, problem: &mut Problem) {
-    let dims = problem.dims;
-    let shared = |tensor: &Tensor| tensor.layout().strides.contains(&0);
-    if shared(&problem.k) || shared(&problem.v) || shared(&problem.q) || dims.heads_kv == 0 {
-        return;
-    }
-    let group = dims.heads_q / dims.heads_kv;
-    const POISONS: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
-    // (Times a query's element that scaling rounds to 0, infinity would be NaN.)
-    let mut queries = problem.q.layout().indices().map(|index| problem.q.get(index).abs());
-    let of_keys = if queries.any(|x| x > 0.0 && x < 1e-20) { 1 } else { 3 };
-    for b in 0..dims.batch {
-        for (h, j) in (0..dims.heads_kv).flat_map(|h| (0..dims.seq_kv).map(move |j| (h, j))) {
-            let mut pairs = (h * group..(h + 1) * group).flat_map(|h| (0..dims.seq_q).map(move |i| (h, i)));
-            if !pairs.any(|(h, i)| sees(problem, [b, h, i, j])) {
-                let poison = POISONS[rng.below(3)];
-                (0..dims.head_dim).for_each(|e| problem.k.set([b, h, j, e], poison));
-                (0..dims.value_dim).for_each(|d| problem.v.set([b, h, j, d], poison));
-            } else if rng.one_in(4 * dims.seq_kv) {
-                match rng.below(2) {
-                    0 if dims.head_dim > 0 => {
-                        problem.k.set([b, h, j, rng.below(dims.head_dim)], POISONS[rng.below(of_keys)]);
-                        // Where that hides the key, its value is left out, whatever it is.
-                        if dims.value_dim > 0 && rng.one_in(2) {
-                            problem.v.set([b, h, j, rng.below(dims.value_dim)], POISONS[rng.below(3)]);
-                        }
-                    }
-                    _ if dims.value_dim > 0 => {
-                        problem.v.set([b, h, j, rng.below(dims.value_dim)], POISONS[rng.below(3)]);
-                    }
-                    _ => {}
-                }
-            }
-        }
-        if dims.heads_q * dims.seq_q * dims.head_dim > 0 && rng.one_in(4) {
-            let (h, i) = (rng.below(dims.heads_q), rng.below(dims.seq_q));
-            problem.q.set([b, h, i, rng.below(dims.head_dim)], f32::NAN);
-        }
-    }
 }

@@ -3,9 +3,10 @@
 use super::Rng;
 use flashtile::{
     AlibiSlopes, Attention, DType, Element, Form, Level, Plan, QueryOffset, TensorMut, TensorRef, Threads, Workspace,
-    bf16, f16, reference,
+    alibi_slope, bf16, f16, reference,
 };
 use std::fmt;
+use std::ops::Range;
 
 /// The sizes of a problem.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,6 +102,18 @@ impl<const N: usize> Layout<N> {
     }
 }
 
+impl Layout {
+    /// Some of the first three axes' indices; those of size 1 hold for all.
+    fn cut(&mut self, ranges: [&Range<usize>; 3]) {
+        for (axis, range) in ranges.into_iter().enumerate() {
+            if self.shape[axis] != 1 {
+                self.offset = (self.offset as isize + range.start as isize * self.strides[axis]) as usize;
+                self.shape[axis] = range.len();
+            }
+        }
+    }
+}
+
 /// Elements and where they lie.
 #[derive(Clone, Debug)]
 pub struct Laid<T> {
@@ -185,6 +198,10 @@ impl Tensor {
         with_laid!(self, laid => laid.layout)
     }
 
+    fn layout_mut(&mut self) -> &mut Layout {
+        with_laid!(self, laid => &mut laid.layout)
+    }
+
     pub fn get(&self, index: [usize; 4]) -> f32 {
         with_laid!(self, laid => laid.data[laid.layout.at(index)].to_f32())
     }
@@ -264,6 +281,14 @@ pub struct Problem {
     pub threads: Threads,
 }
 
+/// Some batches, heads and queries of a problem: all heads, or some that share a key/value head.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub batches: Range<usize>,
+    pub heads: Range<usize>,
+    pub queries: Range<usize>,
+}
+
 /// What a call gave, rows without gaps.
 #[derive(Debug)]
 pub struct Results {
@@ -307,6 +332,44 @@ impl Problem {
             form: None,
             threads: Threads::Serial,
         }
+    }
+
+    /// The problem of a part alone: the same memory, queries at the same positions.
+    pub fn part(&self, part: &Part) -> Problem {
+        let (Part { batches, heads, queries }, dims, mut own) = (part, self.dims, self.clone());
+        let group = dims.heads_q / dims.heads_kv;
+        let heads_kv = heads.start / group..heads.end.div_ceil(group);
+        assert!(*heads == (0..dims.heads_q) || heads_kv.len() == 1);
+        own.dims =
+            Dims { batch: batches.len(), heads_q: heads.len(), heads_kv: heads_kv.len(), seq_q: queries.len(), ..dims };
+        let all_keys = 0..dims.seq_kv;
+        own.q.layout_mut().cut([batches, heads, queries]);
+        own.k.layout_mut().cut([batches, &heads_kv, &all_keys]);
+        own.v.layout_mut().cut([batches, &heads_kv, &all_keys]);
+        if let Some(mask) = &mut own.mask {
+            mask.tensor.layout.cut([batches, heads, queries]);
+        }
+        if let Some(bias) = &mut own.bias {
+            bias.tensor.layout_mut().cut([batches, heads, queries]);
+        }
+        let offset = |b: usize| match &self.offset {
+            Offset::FromEnd => {
+                self.key_lengths.as_ref().map_or(dims.seq_kv, |lengths| lengths[b]) as isize - dims.seq_q as isize
+            }
+            Offset::FromStart => 0,
+            Offset::At(offset) => *offset,
+            Offset::PerBatch(offsets) => offsets[b],
+        };
+        own.offset = Offset::PerBatch(batches.clone().map(|b| offset(b) + queries.start as isize).collect());
+        own.key_lengths = self.key_lengths.as_ref().map(|lengths| lengths[batches.clone()].to_vec());
+        own.alibi = self.alibi.as_ref().map(|alibi| match alibi {
+            Alibi::Standard => Alibi::PerHead(heads.clone().map(|h| alibi_slope(h, dims.heads_q)).collect()),
+            Alibi::PerHead(slopes) => Alibi::PerHead(slopes[heads.clone()].to_vec()),
+        });
+        let [.., out] = own.dims.shapes();
+        own.out.1 = Layout::contiguous(out);
+        own.lse = Layout::contiguous([out[0], out[1], out[2]]);
+        own
     }
 
     pub fn attention(&self) -> Attention<'_> {

@@ -9,6 +9,7 @@ pub mod counting;
 pub mod guarded;
 pub mod layouts;
 pub mod problems;
+pub mod random_problem;
 pub mod watchdog;
 
 /// SplitMix64: small, seeded, the same everywhere.
