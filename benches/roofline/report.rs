@@ -61,6 +61,23 @@ impl Row {
         Some(self.outcome.peak? / self.serial?.peak?)
     }
 
+    /// How the roof scales that binds the row.
+    fn roof_speed_up(&self) -> Option<f64> {
+        Some(self.serial?.roof / self.outcome.roof)
+    }
+
+    /// What to say of a speed-up below the one that is asked for. Multiply-adds are what shows that the machine has a second
+    /// thread to give; where it is memory that binds, and reading gains less than is asked, they show nothing.
+    fn verdict(&self, spin: f64, roof: f64) -> &'static str {
+        if self.outcome.roof_name == "memory" && roof < SPEED_UP {
+            "bound by memory"
+        } else if spin >= SPIN_SPEED_UP {
+            "not reached"
+        } else {
+            "not judged"
+        }
+    }
+
     /// Its line of the file, and another for one thread if that was measured.
     pub(crate) fn csv(&self) -> String {
         let serial = self.serial.iter().map(|serial| self.csv_line(1, serial));
@@ -80,7 +97,10 @@ impl Row {
     /// Its line of a table for `threads` threads; `rows` are those of its group, with the one that it is judged by.
     pub(crate) fn text(&self, rows: &[Row], threads: usize) -> String {
         let Outcome { best, median, roof_name, .. } = self.outcome;
-        let asked = self.judgement(rows).map_or(String::new(), |judgement| judgement.text());
+        let asked = match self.workload.reach {
+            Reach::BelowPeers => "less than peers: see benches/peers".into(),
+            _ => self.judgement(rows).map_or(String::new(), |judgement| judgement.text()),
+        };
         let gflops = if self.flops > 0.0 { format!("{:.1}", self.flops / best / 1e9) } else { "-".into() };
         format!(
             "{:<22} {:<5} {:>7} {:>11} {:>11} {gflops:>7} {:>6.1} {:>8.3} {roof_name:<7} {asked:<34}{}  {}",
@@ -115,9 +135,9 @@ impl Row {
         let judge = rows.iter().find(|row| (row.workload.name, row.dtype) == judge)?;
         let (fractions, times) = (self.fraction() / judge.fraction(), self.outcome.best / judge.outcome.best);
         let (what, got, bound) = match self.workload.reach {
-            Reach::Fraction(_) | Reach::OfF32(_) => ("f32's time", times, Bound::Most(HALVES_TIME)),
             Reach::FractionOf(name, least) => (name, fractions, Bound::Least(least)),
             Reach::TimeOf(name, most) => (name, times, Bound::Most(most)),
+            _ => ("f32's time", times, Bound::Most(HALVES_TIME)),
         };
         Some(Judgement { what: format!(" of {what}"), got, bound })
     }
@@ -182,8 +202,9 @@ pub(crate) fn scaling(rows: &[Row], threads: usize) -> String {
         judged.len()
     );
     for (row, speed_up, spin) in judged.iter().filter(|(_, speed_up, _)| *speed_up < SPEED_UP) {
-        let verdict = if *spin >= SPIN_SPEED_UP { "not reached" } else { "not judged" };
-        text += &format!("  {} {}: {speed_up:.2}, multiply-adds {spin:.2}: {verdict}\n", row.workload.name, row.dtype);
+        let (name, dtype, roof) = (row.workload.name, row.dtype, row.roof_speed_up().unwrap_or(f64::NAN));
+        let verdict = row.verdict(*spin, roof);
+        text += &format!("  {name} {dtype}: {speed_up:.2}, its roof {roof:.2}, multiply-adds {spin:.2}: {verdict}\n");
     }
     text
 }
