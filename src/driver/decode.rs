@@ -159,9 +159,19 @@ fn split_keys(work: Work<'_>, split: usize) -> Range<usize> {
 }
 
 /// The results of a task's splits: in their slots, or to be computed one after the other.
-enum Parts<'a, 'w> {
+enum Parts<'a> {
     Done(&'a [f32]),
-    ToDo(&'a mut Worker<'w>, &'a mut [f32]),
+    ToDo(Worker<'a>),
+}
+
+impl<'a> Parts<'a> {
+    /// Puts the result of split `split`, which has `keys`, into `memory`; while it is computed, asks for what comes `next`.
+    fn put(&mut self, split: usize, keys: Range<usize>, next: Option<TaskKeys<'a>>, memory: &mut [f32]) {
+        match self {
+            Parts::Done(done) => memory.copy_from_slice(&done[split * memory.len()..][..memory.len()]),
+            Parts::ToDo(worker) => worker.compute(keys, next, memory),
+        }
+    }
 }
 
 /// Merges the results of all splits of a task in order, `done` or still to be computed, and writes the rows.
@@ -176,30 +186,26 @@ fn merge_splits(
     let (isa, task) = (work.plan.isa, work.task);
     let Scratch { floats, merged, lanes, .. } = scratch;
     let [total, own] = merged.buffers([slot.len(), slot.len()]);
-    slot.clear(total);
-    let mut worker;
     let mut parts = match done {
         Some(done) => Parts::Done(done),
-        None => {
-            worker = Worker::new(work, slot, floats, lanes);
-            Parts::ToDo(&mut worker, own)
-        }
+        None => Parts::ToDo(Worker::new(work, slot, floats, lanes)),
     };
-    for split in seen_splits(work) {
-        let keys = split_keys(work, split);
-        let part = match &mut parts {
-            Parts::Done(done) => &done[split * slot.len()..][..slot.len()],
-            Parts::ToDo(worker, memory) => {
-                let next = match (split_keys(work, split + 1), next_task) {
-                    (keys, _) if !keys.is_empty() => Some((work, keys)),
-                    (_, next) => next.map(|next| (next, next.task.keys.clone())),
-                };
-                worker.compute(keys, next, memory);
-                &**memory
-            }
+    let mut put = |split: usize, memory: &mut [f32]| {
+        let next = match (split_keys(work, split + 1), next_task) {
+            (keys, _) if !keys.is_empty() => Some((work, keys)),
+            (_, next) => next.map(|next| (next, next.task.keys.clone())),
         };
+        parts.put(split, split_keys(work, split), next, memory);
+    };
+    let mut splits = seen_splits(work);
+    match splits.next() {
+        Some(first) => put(first, total),
+        None => slot.clear(total),
+    }
+    for split in splits {
+        put(split, own);
         for n in 0..task.rows.len() {
-            let (other, other_out) = slot.row(part, n);
+            let (other, other_out) = slot.row(own, n);
             slot.update(total, n, |state, out| few::merge(isa, state, out, other, other_out));
         }
     }
@@ -250,7 +256,7 @@ struct Worker<'a> {
     work: Work<'a>,
     slot: Slot,
     queries: RowQueries<'a>,
-    lanes: &'a [Lanes],
+    lanes: &'a [Lanes<1>],
     spare: Spare<'a>,
     ahead: Ahead,
 }
@@ -269,7 +275,7 @@ struct Spare<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(work: Work<'a>, slot: Slot, floats: &'a mut Floats, lanes: &'a mut Vec<Lanes>) -> Self {
+    fn new(work: Work<'a>, slot: Slot, floats: &'a mut Floats, lanes: &'a mut Vec<Lanes<1>>) -> Self {
         let (rows, tile, head_dim) = (work.task.rows.len(), work.plan.tile_keys, work.problem.dims.head_dim);
         let copy = |matrix: AnyMatrix<'_>| if matrix.has_contiguous_rows() { 0 } else { tile * matrix.cols() };
         let [queries, pair_queries, scores, kept_scores, bias, copied_keys, wide_values] = floats.buffers([
@@ -372,7 +378,7 @@ impl<'a> RowQueries<'a> {
 /// Turns the raw scores of all rows into weights, folded into their states; returns what they are like together.
 fn weigh_rows(
     work: Work<'_>,
-    lanes: &[Lanes],
+    lanes: &[Lanes<1>],
     keys: Range<usize>,
     slot: Slot,
     memory: &mut [f32],

@@ -10,9 +10,10 @@ use crate::kernel::load::AnyMatrix;
 use crate::mask::{common, hull};
 use std::ops::Range;
 
-/// Query rows whose scores are adjusted together: the lanes of a panel, or a single row.
+/// Query rows whose scores are adjusted together: the lanes of a panel, or a single row, for which `N` is 1: decoding makes
+/// these anew for each row of a tile.
 #[derive(Clone, Debug)]
-pub(super) struct Lanes {
+pub(super) struct Lanes<const N: usize = MAX_PANEL_LANES> {
     pub(super) rows: Range<usize>,
     /// Lanes computed; those without a row repeat the last one.
     pub(super) count: usize,
@@ -21,13 +22,13 @@ pub(super) struct Lanes {
     /// The keys that every one of them sees by its position.
     pub(super) common: Range<usize>,
     /// The keys that each lane sees by its position.
-    intervals: [(usize, usize); MAX_PANEL_LANES],
+    intervals: [(usize, usize); N],
 }
 
-impl Lanes {
+impl<const N: usize> Lanes<N> {
     pub(super) fn new(work: Work<'_>, rows: Range<usize>, count: usize) -> Self {
         let first = work.interval(rows.start);
-        let mut intervals = [(first.start, first.end); MAX_PANEL_LANES];
+        let mut intervals = [(first.start, first.end); N];
         if !work.problem.mask.goes_by_position() {
             return Lanes { rows, count, span: first.clone(), common: first, intervals };
         }
@@ -65,8 +66,8 @@ impl Lanes {
 }
 
 /// What holds for some lanes and the keys of a tile.
-pub(super) struct Marks<'l> {
-    lanes: &'l Lanes,
+pub(super) struct Marks<'l, const N: usize> {
+    lanes: &'l Lanes<N>,
     unit: Unit,
     softcap: Option<f32>,
     only_hides: bool,
@@ -75,18 +76,18 @@ pub(super) struct Marks<'l> {
     tile_start: usize,
     /// First visible key of each lane and the one after its last, counted from the tile's first key; not filled in where all
     /// lanes see all keys.
-    visible: [[f32; MAX_PANEL_LANES]; 2],
+    visible: [[f32; N]; 2],
     /// Slope and position of each lane.
-    alibi: Option<[[f32; MAX_PANEL_LANES]; 2]>,
+    alibi: Option<[[f32; N]; 2]>,
 }
 
-impl<'l> Marks<'l> {
-    pub(super) fn new(work: Work<'_>, lanes: &'l Lanes, keys: &Range<usize>, unit: Unit) -> Self {
+impl<'l, const N: usize> Marks<'l, N> {
+    pub(super) fn new(work: Work<'_>, lanes: &'l Lanes<N>, keys: &Range<usize>, unit: Unit) -> Self {
         // Counted from the tile's first key, numbers are small and so exact as f32; a bound outside may stand at the edge.
         // (A position may be far away, and rounded: but the same way for a key of the tile whichever rows are beside it.)
         let tile_start = keys.start / work.plan.tile_keys * work.plan.tile_keys;
         let within = |key: usize| (key.clamp(keys.start, keys.end) - tile_start) as f32;
-        let mut visible = [[0.0; MAX_PANEL_LANES]; 2];
+        let mut visible = [[0.0; N]; 2];
         if !lanes.see_all(keys) {
             for (lane, &(start, end)) in lanes.intervals[..lanes.count].iter().enumerate() {
                 (visible[0][lane], visible[1][lane]) = (within(start), within(end));
@@ -105,7 +106,7 @@ impl<'l> Marks<'l> {
     /// What the kernel is to do with a part of the keys; `bias` is that of all of them, laid out as the scores are.
     pub(super) fn adjust<'a>(&'a self, part: &Range<usize>, bias: Option<&'a [f32]>) -> Adjust<'a> {
         let count = self.lanes.count;
-        let lanes = |x: &'a [f32; MAX_PANEL_LANES]| &x[..count];
+        let lanes = |x: &'a [f32; N]| &x[..count];
         Adjust {
             unit: self.unit,
             softcap: self.softcap,
@@ -120,9 +121,9 @@ impl<'l> Marks<'l> {
 
 /// Reads what the bias and mask tensors say about `keys`, one row for each lane that has one, `[rows][width]`; returns
 /// whether they leave any key visible.
-pub(super) fn read_tensors(
+pub(super) fn read_tensors<const N: usize>(
     work: Work<'_>,
-    lanes: &Lanes,
+    lanes: &Lanes<N>,
     keys: &Range<usize>,
     (to, width): (&mut [f32], usize),
 ) -> bool {

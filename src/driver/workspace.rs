@@ -58,7 +58,7 @@ pub(super) struct Scratch {
     /// Results that are merged while `floats` is in use for the next.
     pub(super) merged: Floats,
     pub(super) panels: Vec<Panel>,
-    pub(super) lanes: Vec<Lanes>,
+    pub(super) lanes: Vec<Lanes<1>>,
 }
 
 impl Scratch {
@@ -66,7 +66,7 @@ impl Scratch {
         self.floats.bytes()
             + self.merged.bytes()
             + self.panels.capacity() * size_of::<Panel>()
-            + self.lanes.capacity() * size_of::<Lanes>()
+            + self.lanes.capacity() * size_of::<Lanes<1>>()
     }
 }
 
