@@ -288,21 +288,26 @@ impl Simd for Avx512 {
     fn sums(self, x: [__m512; MAX_LANES]) -> __m512 {
         op!({
             // (Loops and macros: a closure that is not inlined is compiled without the level's instructions.)
-            macro_rules! fold {
+            // Of each quarter the lanes two apart: one half by a blend, which any unit does, the other by a shuffle, which two do.
+            macro_rules! halves {
                 ($a:expr, $b:expr) => {
-                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>($a, $b), _mm512_shuffle_f32x4::<0xdd>($a, $b))
+                    _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, $a, $b), _mm512_shuffle_ps::<0x4e>($a, $b))
                 };
             }
-            // In each quarter: lanes two apart, then neighbours, which leaves four vectors' sums side by side.
+            // Then neighbours, which leaves four vectors' sums side by side.
             let mut quarters = [_mm512_setzero_ps(); 4];
             for (n, quarter) in quarters.iter_mut().enumerate() {
-                let [a, b, c, d] = [x[4 * n], x[4 * n + 1], x[4 * n + 2], x[4 * n + 3]];
-                let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-                let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-                *quarter = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd));
+                let (ab, cd) = (halves!(x[4 * n], x[4 * n + 1]), halves!(x[4 * n + 2], x[4 * n + 3]));
+                *quarter = _mm512_add_ps(_mm512_shuffle_ps::<0x88>(ab, cd), _mm512_shuffle_ps::<0xdd>(ab, cd));
             }
-            // Then quarter by quarter: neighbours, then halves.
-            fold!(fold!(quarters[0], quarters[1]), fold!(quarters[2], quarters[3]))
+            // The same with quarters: those two apart, then neighbours.
+            macro_rules! far {
+                ($a:expr, $b:expr) => {
+                    _mm512_add_ps(_mm512_mask_blend_ps(0xff00, $a, $b), _mm512_shuffle_f32x4::<0x4e>($a, $b))
+                };
+            }
+            let (low, high) = (far!(quarters[0], quarters[1]), far!(quarters[2], quarters[3]));
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(low, high), _mm512_shuffle_f32x4::<0xdd>(low, high))
         })
     }
     #[inline(always)]
