@@ -159,12 +159,12 @@ fn split_keys(work: Work<'_>, split: usize) -> Range<usize> {
 }
 
 /// The results of a task's splits: in their slots, or to be computed one after the other.
-enum Parts<'a> {
+enum Parts<'a, 'w> {
     Done(&'a [f32]),
-    ToDo(Worker<'a>),
+    ToDo(&'w mut Worker<'a>),
 }
 
-impl<'a> Parts<'a> {
+impl<'a> Parts<'a, '_> {
     /// Puts the result of split `split`, which has `keys`, into `memory`; while it is computed, asks for what comes `next`.
     fn put(&mut self, split: usize, keys: Range<usize>, next: Option<TaskKeys<'a>>, memory: &mut [f32]) {
         match self {
@@ -186,9 +186,13 @@ fn merge_splits(
     let (isa, task) = (work.plan.isa, work.task);
     let Scratch { floats, merged, lanes, .. } = scratch;
     let [total, own] = merged.buffers([slot.len(), slot.len()]);
+    let mut worker;
     let mut parts = match done {
         Some(done) => Parts::Done(done),
-        None => Parts::ToDo(Worker::new(work, slot, floats, lanes)),
+        None => {
+            worker = Worker::new(work, slot, floats, lanes);
+            Parts::ToDo(&mut worker)
+        }
     };
     let mut put = |split: usize, memory: &mut [f32]| {
         let next = match (split_keys(work, split + 1), next_task) {
