@@ -134,7 +134,7 @@ const MAX_ROWS: usize = u32::MAX as usize;
 /// The most key/value heads of one call, in all batches together: 16 M. Each is a task at least, and tasks are listed.
 const MAX_HEADS: usize = 1 << 24;
 
-/// The longest row of queries or values: a million elements. Tiles and blocks of up to 240 rows are copied.
+/// The longest row of queries or values: a million elements. Tiles and blocks of up to 256 rows are copied.
 const MAX_ROW_LEN: usize = 1 << 20;
 
 fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Error> {
@@ -162,7 +162,7 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
             return Err(Error::TooLarge { what: "a tile of such long rows" });
         }
     }
-    // Tasks are listed, about one for 192 rows: what no memory could hold the log-sum-exps of is refused before.
+    // Tasks are listed, about one for 256 rows (12, where few queries are forced): what no memory could hold the log-sum-exps of is refused before.
     if [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul) > MAX_ROWS {
         return Err(Error::TooLarge { what: "the number of queries" });
     }

@@ -8,7 +8,8 @@
 //!   that runs at whatever level it is handed, and [`Isa::run`] enters it through the one function per level that
 //!   enables the level's instructions. Everything below a kernel is `#[inline(always)]`, so that it is compiled inside
 //!   that function.
-//! * **Lanes are independent.** No operation here mixes lanes but the sums, `max_lane` and the transposes, which say so.
+//! * **Lanes are independent.** No operation here mixes lanes but the sums, `max_lane`, the transposes, `pick` and the packing of
+//!   half types, which say so.
 //!
 //! Nothing here knows what the numbers mean.
 
@@ -217,12 +218,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Reads `LANES` f32 from `p`.
     ///
     /// # Safety
-    /// * `p` is valid for reads of `LANES` f32; it needs no alignment beyond that of f32.
+    /// * `p` is valid for reads of `LANES` f32; it needs no alignment.
     unsafe fn load(self, p: *const f32) -> Self::F32;
     /// Writes `LANES` f32 to `p`.
     ///
     /// # Safety
-    /// * `p` is valid for writes of `LANES` f32; it needs no alignment beyond that of f32.
+    /// * `p` is valid for writes of `LANES` f32; it needs no alignment.
     unsafe fn store(self, p: *mut f32, x: Self::F32);
     /// Reads `LANES` f16 from `p` and widens them, exactly.
     ///
@@ -292,7 +293,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The sum of all lanes, in a fixed order: halves folded onto each other. So rotating the lanes does not change it,
     /// which makes the sum of a row independent of the lane that its first key falls in.
     fn sum(self, a: Self::F32) -> f32;
-    /// The sum of all lanes of each of `LANES` vectors (`x[..LANES]`), each in the same fixed order (neighbours first).
+    /// The sum of all lanes of each of `LANES` vectors (`x[..LANES]`), each in the same order, wherever it stands among them;
+    /// which order is the level's own.
     fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32;
     /// The largest lane; NaN lanes may be ignored.
     fn max_lane(self, a: Self::F32) -> f32;
@@ -314,10 +316,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The same to bf16.
     fn pack_bf16(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// [`store`](Self::store) past the caches, where the level can: memory need not be read before it is written over.
-    /// Whole cache lines, please, and a [`fence`](Self::fence) after the last.
+    /// Whole cache lines, please.
     ///
     /// # Safety
     /// * `p` is valid for writes of `LANES` f32 and aligned to as many bytes.
+    /// * A [`fence`](Self::fence) comes after the last, before anybody reads or writes that memory.
     unsafe fn stream(self, p: *mut f32, x: Self::F32);
     /// Orders what was streamed before whatever is written next, as ordinary stores are.
     fn fence(self);
@@ -458,7 +461,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
-    /// [`store_pair`](Self::store_pair) past the caches: see [`stream`](Self::stream).
+    /// [`store_pair`](Self::store_pair) past the caches: see [`stream`](Self::stream). Safe within this crate alone, where
+    /// `softmax/walk.rs` makes the [`fence`](Self::fence) before it returns, and nothing in between looks at the output.
     ///
     /// # Panics
     /// Where `to` is shorter than that or is not aligned to a vector.
@@ -467,7 +471,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let p = to.as_mut_ptr().cast::<f32>();
         assert!(to.len() >= 2 * Self::LANES && p.addr().is_multiple_of(4 * Self::LANES));
         let (first, second) = self.pack::<T>(pair);
-        // SAFETY: the assertion above. A second vector is there for f32 alone, of which there are two vectors.
+        // SAFETY: the assertion above; the fence is the caller's promise. A second vector is there for f32 alone, of which
+        // there are two vectors.
         unsafe {
             self.stream(p, first);
             if let Some(second) = second {

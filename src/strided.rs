@@ -26,7 +26,8 @@ impl<T, const N: usize> Clone for Strided<'_, T, N> {
 }
 impl<T, const N: usize> Copy for Strided<'_, T, N> {}
 
-// SAFETY: it gives out nothing but what `&'a T` would.
+// SAFETY: safe code gets nothing from it but what `&'a T` would give. (What `row_mut` and `write` hand out was a `StridedMut` of
+// elements that are `Send`: `into_shared`.)
 unsafe impl<T: Sync, const N: usize> Send for Strided<'_, T, N> {}
 // SAFETY: as above.
 unsafe impl<T: Sync, const N: usize> Sync for Strided<'_, T, N> {}
@@ -409,7 +410,8 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
         Self { strided, exclusive: PhantomData }
     }
 
-    pub(crate) fn as_ref(&self) -> &Strided<'a, T, N> {
+    /// For reading, no longer than it is borrowed.
+    pub(crate) fn as_ref(&self) -> &Strided<'_, T, N> {
         &self.strided
     }
 
@@ -421,8 +423,12 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
         StridedMut { strided: self.strided, exclusive: PhantomData }
     }
 
-    /// Gives up the claim to be alone, to share the rows out between threads; see [`Strided::row_mut`].
-    pub(crate) fn into_shared(self) -> Strided<'a, T, N> {
+    /// Gives up the claim to be alone, to share the rows out between threads, which then write them; see
+    /// [`Strided::row_mut`].
+    pub(crate) fn into_shared(self) -> Strided<'a, T, N>
+    where
+        T: Send,
+    {
         self.strided
     }
 }

@@ -165,11 +165,21 @@ enum Parts<'a, 'w> {
 }
 
 impl<'a> Parts<'a, '_> {
-    /// Puts the result of split `split`, which has `keys`, into `memory`; while it is computed, asks for what comes `next`.
-    fn put(&mut self, split: usize, keys: Range<usize>, next: Option<TaskKeys<'a>>, memory: &mut [f32]) {
+    /// The result of split `split`, which has `keys`: in its slot, or computed into `own`, while memory is asked for what
+    /// comes `next`.
+    fn part<'m>(
+        &'m mut self,
+        split: usize,
+        keys: Range<usize>,
+        next: Option<TaskKeys<'a>>,
+        own: &'m mut [f32],
+    ) -> &'m [f32] {
         match self {
-            Parts::Done(done) => memory.copy_from_slice(&done[split * memory.len()..][..memory.len()]),
-            Parts::ToDo(worker) => worker.compute(keys, next, memory),
+            Parts::Done(done) => &done[split * own.len()..][..own.len()],
+            Parts::ToDo(worker) => {
+                worker.compute(keys, next, own);
+                own
+            }
         }
     }
 }
@@ -194,22 +204,22 @@ fn merge_splits(
             Parts::ToDo(&mut worker)
         }
     };
-    let mut put = |split: usize, memory: &mut [f32]| {
+    let splits = seen_splits(work);
+    if splits.is_empty() {
+        slot.clear(total);
+    }
+    for split in splits.clone() {
         let next = match (split_keys(work, split + 1), next_task) {
             (keys, _) if !keys.is_empty() => Some((work, keys)),
             (_, next) => next.map(|next| (next, next.task.keys.clone())),
         };
-        parts.put(split, split_keys(work, split), next, memory);
-    };
-    let mut splits = seen_splits(work);
-    match splits.next() {
-        Some(first) => put(first, total),
-        None => slot.clear(total),
-    }
-    for split in splits {
-        put(split, own);
+        let part = parts.part(split, split_keys(work, split), next, own);
+        if split == splits.start {
+            total.copy_from_slice(part); // nothing to merge it with yet
+            continue;
+        }
         for n in 0..task.rows.len() {
-            let (other, other_out) = slot.row(own, n);
+            let (other, other_out) = slot.row(part, n);
             slot.update(total, n, |state, out| few::merge(isa, state, out, other, other_out));
         }
     }

@@ -11,7 +11,7 @@ use crate::mask::{common, hull};
 use std::ops::Range;
 
 /// Query rows whose scores are adjusted together: the lanes of a panel, or a single row, for which `N` is 1: decoding makes
-/// these anew for each row of a tile.
+/// these for each row of a task, and [`Marks`] for each row of a tile.
 #[derive(Clone, Debug)]
 pub(super) struct Lanes<const N: usize = MAX_PANEL_LANES> {
     pub(super) rows: Range<usize>,

@@ -10,7 +10,7 @@ use super::schedule::Schedule;
 ///
 /// A call takes what it needs and leaves it here; once a workspace has seen a problem, calls for problems that are no
 /// larger do not allocate. Its size grows with the number of threads and the size of a tile, not with the sequences
-/// (apart from one partial row for each 512 keys when decoding, and a few bytes for each 192 queries of a head).
+/// (apart from one partial row for each 512 keys when decoding, and a few bytes for each 256 queries of a head).
 ///
 /// ```
 /// use flashtile::{Attention, TensorMut, TensorRef, Workspace};

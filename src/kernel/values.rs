@@ -133,6 +133,7 @@ pub(crate) fn add_values_in_place(
 ) -> bool {
     assert!(values.has_contiguous_rows() && values.cols().is_multiple_of(isa.lanes()));
     assert!(weights.len() == values.rows() * lanes && lanes.is_multiple_of(isa.lanes()));
+    assert!(out.len() >= lanes * values.cols());
     let sums = &mut sums[..lanes * values.cols()];
     isa.run(AddValuesInPlace { values, weights, sums, out, is_first, lanes, ahead })
 }

@@ -183,6 +183,32 @@ impl Kernel for Transpose {
     }
 }
 
+struct Sums;
+impl Kernel for Sums {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // Integers, whose sums are exact: each vector's in its own lane.
+        let number = |n: usize, i: usize| ((n * 131 + i * 37 + n * i * i) % 1009) as f32;
+        let mut vectors = [simd.zero(); MAX_LANES];
+        for (n, vector) in vectors.iter_mut().enumerate().take(S::LANES) {
+            let row: [f32; MAX_LANES] = std::array::from_fn(|i| number(n, i));
+            *vector = simd.load_slice(&row);
+        }
+        let expected: Vec<f32> = (0..S::LANES).map(|n| (0..S::LANES).map(|i| number(n, i)).sum()).collect();
+        same("sums", &read(simd, simd.sums(vectors)), &expected);
+        // Numbers whose sum depends on the order: it is the same wherever a vector stands.
+        for seed in 1..200u32 {
+            let row: [f32; MAX_LANES] = std::array::from_fn(|i| {
+                let bits = (i as u32 + 1).wrapping_mul(seed).wrapping_mul(0x9e37_79b9);
+                (bits >> 8) as f32 * 1.1f32.powi((bits % 97) as i32)
+            });
+            let sums = read(simd, simd.sums([simd.load_slice(&row); MAX_LANES]));
+            same("sums of one vector", &sums, &vec![sums[0]; S::LANES]);
+        }
+    }
+}
+
 #[test]
 fn operations_match_the_scalar_ones() {
     for level in Level::available() {
@@ -193,6 +219,7 @@ fn operations_match_the_scalar_ones() {
         isa.run(Integers);
         isa.run(Lanes);
         isa.run(Transpose);
+        isa.run(Sums);
     }
 }
 
