@@ -178,19 +178,26 @@ impl Iterator for Panels {
     }
 }
 
-/// Room for tiles and what goes with them.
+/// Numbers of a cache line.
+const LINE_ROOM: usize = LINE / size_of::<f32>();
+
+/// Room for tiles and what goes with them, from the start of a cache line on: a vector that lies across two takes longer
+/// to load and to store.
 struct Room {
-    small: [f32; STACK_ROOM],
+    small: [f32; STACK_ROOM + LINE_ROOM],
     large: Vec<f32>,
     len: usize,
 }
 
 impl Room {
     fn new(len: usize) -> Self {
-        Self { small: [0.0; STACK_ROOM], large: if len > STACK_ROOM { vec![0.0; len] } else { Vec::new() }, len }
+        let large = if len > STACK_ROOM { vec![0.0; len + LINE_ROOM] } else { Vec::new() };
+        Self { small: [0.0; STACK_ROOM + LINE_ROOM], large, len }
     }
 
     fn as_mut_slice(&mut self) -> &mut [f32] {
-        if self.len <= STACK_ROOM { &mut self.small[..self.len] } else { &mut self.large }
+        let room = if self.len <= STACK_ROOM { &mut self.small[..] } else { &mut self.large };
+        let start = room.as_ptr().align_offset(LINE).min(LINE_ROOM);
+        &mut room[start..][..self.len]
     }
 }
