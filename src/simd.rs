@@ -316,13 +316,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The same to bf16.
     fn pack_bf16(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// [`store`](Self::store) past the caches, where the level can: memory need not be read before it is written over.
-    /// Whole cache lines, please.
+    /// Whole cache lines, please. What is streamed is in no order with other stores until a [`fence`](Self::fence), which
+    /// belongs to whoever owns the whole call (`softmax/walk.rs`, and nobody below it): one after the last line, before
+    /// anything can tell another thread that the output is there.
     ///
     /// # Safety
     /// * `p` is valid for writes of `LANES` f32 and aligned to as many bytes.
     /// * A [`fence`](Self::fence) comes after the last, before anybody reads or writes that memory.
     unsafe fn stream(self, p: *mut f32, x: Self::F32);
-    /// Orders what was streamed before whatever is written next, as ordinary stores are.
+    /// Orders what was streamed before whatever is written next, as ordinary stores are. Once a call, by `softmax/walk.rs`
+    /// alone.
     fn fence(self);
 
     /// Asks for the cache line of `p` ([`LINE`]), which need not be readable, into the second cache.

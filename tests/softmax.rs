@@ -215,6 +215,30 @@ fn half_types_are_f32_rounded_once() {
     check_half(bf16::from_f32, bf16::to_f32, |x, step| bf16::from_bits(x.to_bits().wrapping_add_signed(step)));
 }
 
+/// Scales of 1, of other positive numbers and of negative ones are compiled apart.
+#[test]
+fn scales_that_undo_powers_of_two_give_the_same_bits() {
+    let special = [-INF, -0.0, 1e-39, -1e-39, -200.0, -103.98, 0.0];
+    for (shape, number) in [([3, 9], 1), ([3, 77], 1), ([2, 4097], 1), ([2, 20_000], 1), ([77, 9], 0), ([70, 140], 0)] {
+        let axis = Axis::new(&shape, number).unwrap();
+        let mut x: Vec<f32> = numbers(axis.elements(), 11);
+        for (place, special) in places(&shape, number, 0).into_iter().zip(special) {
+            x[place] = special;
+        }
+        x[places(&shape, number, 1)[5]] = f32::NAN;
+        let bits = |factor: f32, log: bool| {
+            let scaled: Vec<f32> = x.iter().map(|x| x * factor).collect();
+            let mut y = vec![0.0; x.len()];
+            let function = if log { log_softmax_into } else { softmax_into };
+            function(&scaled, &mut y, axis, 1.0 / factor).unwrap();
+            y.iter().map(|y| if y.is_nan() { f32::NAN.to_bits() } else { y.to_bits() }).collect::<Vec<_>>()
+        };
+        for (factor, log) in [(2.0, false), (2.0, true), (-2.0, false), (-2.0, true), (-1.0, false)] {
+            assert!(bits(1.0, log) == bits(factor, log), "{shape:?}, axis {number}, factor {factor}, log {log}");
+        }
+    }
+}
+
 #[track_caller]
 fn row(x: &[f32], scale: f32) -> Vec<f32> {
     let mut y = x.to_vec();

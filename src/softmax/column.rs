@@ -20,7 +20,7 @@
 
 use super::buffers::Buffers;
 use super::row::PAIR;
-use super::scale::Scale;
+use super::scale::{Scale, Scaling};
 use super::state::RowState;
 use crate::element::Element;
 use crate::simd::exp::{WEIGHT_ONE, exp_weight};
@@ -209,27 +209,27 @@ impl<S: Simd, const V: usize> States<S, V> {
 
 /// Softmax of the lines of a panel, times the gain of each, or its logarithm where `LOG`.
 #[inline(always)]
-pub(super) fn softmax<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
+pub(super) fn softmax<S: Simd, T: Element, C: Scaling, const LOG: bool>(
     simd: S,
     buffers: &mut Buffers<'_, T>,
     panel: Panel,
     scratch: &mut Scratch<'_>,
-    scale: Scale,
+    scale: C,
     gains: Option<&[f32]>,
     stream: bool,
 ) {
-    fold::<S, T, LOG, PLAIN>(simd, buffers.input(), panel, scratch, scale);
+    fold::<S, T, C, LOG>(simd, buffers.input(), panel, scratch, scale);
     for (place, strip) in panel.strips::<S>() {
         let gains = gains.map(|gains| &gains[strip.first - panel.lines.first..][..strip.width]);
-        with_vectors!(strip, S, V => factors::<S, V, LOG>(simd, scratch, place, scale.scale, gains));
+        with_vectors!(strip, S, V => factors::<S, V, LOG>(simd, scratch, place, scale.scale(), gains));
     }
     for (b, block) in panel.blocks().enumerate() {
         for (place, strip) in block.strips::<S>() {
             with_vectors!(strip, S, V => {
                 if !scratch.keeps {
                     let (x, tile) = (buffers.input(), scratch.weights((b, place), strip.len, V * S::LANES));
-                    let max = peak::<S, T, V, PLAIN>(simd, x, strip, scale);
-                    weigh::<S, T, V, LOG, PLAIN>(simd, x, strip, tile, max, scale, &mut Ahead::of(x, strip));
+                    let max = peak::<S, T, C, V>(simd, x, strip, scale);
+                    weigh::<S, T, C, V, LOG>(simd, x, strip, tile, max, scale, &mut Ahead::of(x, strip));
                 }
                 write::<S, T, V, LOG>(simd, scratch, (b, place), buffers.output(), strip, stream)
             });
@@ -247,7 +247,7 @@ pub(super) fn states<S: Simd, T: Element>(
     scale: Scale,
     mut visit: impl FnMut(usize, RowState),
 ) {
-    fold::<S, T, true, false>(simd, x, panel, scratch, scale);
+    fold::<S, T, Scale, true>(simd, x, panel, scratch, scale);
     for (place, strip) in panel.strips::<S>() {
         let visit = |i, state| {
             if i < strip.width {
@@ -260,21 +260,21 @@ pub(super) fn states<S: Simd, T: Element>(
 
 /// States of all blocks, and weights of as many as the tile holds.
 #[inline(always)]
-fn fold<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
+fn fold<S: Simd, T: Element, C: Scaling, const LOG: bool>(
     simd: S,
     x: &[T],
     panel: Panel,
     scratch: &mut Scratch<'_>,
-    scale: Scale,
+    scale: C,
 ) {
     for (b, block) in panel.blocks().enumerate() {
         let row = b * scratch.width..(b + 1) * scratch.width;
         for (place, strip) in block.peaks::<S>() {
             let maxima = &mut scratch.maxima[row.clone()][place..];
             if strip.width == WIDEST * S::LANES {
-                put(simd, maxima, peak::<S, T, WIDEST, PLAIN>(simd, x, strip, scale));
+                put(simd, maxima, peak::<S, T, C, WIDEST>(simd, x, strip, scale));
             } else {
-                with_vectors!(strip, S, V => put(simd, maxima, peak::<S, T, V, PLAIN>(simd, x, strip, scale)));
+                with_vectors!(strip, S, V => put(simd, maxima, peak::<S, T, C, V>(simd, x, strip, scale)));
             }
         }
         let mut ahead = Ahead::of(x, block.lines);
@@ -282,7 +282,7 @@ fn fold<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
             with_vectors!(strip, S, V => {
                 let max = get::<S, V>(simd, &scratch.maxima[row.clone()][place..]);
                 let tile = scratch.weights((b, place), strip.len, V * S::LANES);
-                let sum = weigh::<S, T, V, LOG, PLAIN>(simd, x, strip, tile, max, scale, &mut ahead);
+                let sum = weigh::<S, T, C, V, LOG>(simd, x, strip, tile, max, scale, &mut ahead);
                 put(simd, &mut scratch.sums[row.clone()][place..], sum);
             });
         }
@@ -324,17 +324,12 @@ fn visible<S: Simd>(simd: S, max: S::F32) -> S::F32 {
 
 /// The maximum of each line, -inf where there is none, past NaN.
 #[inline(always)]
-fn peak<S: Simd, T: Element, const V: usize, const PLAIN: bool>(
-    simd: S,
-    x: &[T],
-    strip: Strip,
-    scale: Scale,
-) -> [S::F32; V] {
+fn peak<S: Simd, T: Element, C: Scaling, const V: usize>(simd: S, x: &[T], strip: Strip, scale: C) -> [S::F32; V] {
     let mut max = [simd.splat(f32::NEG_INFINITY); V];
     for i in 0..strip.len {
         let x = load::<S, T, V>(simd, &x[strip.first + i * strip.stride..][..strip.width]);
         for v in 0..V {
-            max[v] = simd.max(scale.adjust::<S, PLAIN>(simd, x[v]), max[v]);
+            max[v] = simd.max(scale.adjust(simd, x[v]), max[v]);
         }
     }
     max
@@ -343,13 +338,13 @@ fn peak<S: Simd, T: Element, const V: usize, const PLAIN: bool>(
 /// Puts weights exp(scale*(y - max)) in units of 1/`WEIGHT_ONE` into the tile, or their exponents where `LOG`; gives the
 /// sums of exp.
 #[inline(always)]
-fn weigh<S: Simd, T: Element, const V: usize, const LOG: bool, const PLAIN: bool>(
+fn weigh<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
     simd: S,
     x: &[T],
     strip: Strip,
     tile: &mut [f32],
     mut max: [S::F32; V],
-    scale: Scale,
+    scale: C,
     ahead: &mut Ahead<T>,
 ) -> [S::F32; V] {
     for max in &mut max {
@@ -368,8 +363,8 @@ fn weigh<S: Simd, T: Element, const V: usize, const LOG: bool, const PLAIN: bool
                 simd.prefetch_near(tile.as_ptr().wrapping_add(TILE_LEAD + v * S::LANES));
                 let x =
                     if V == 1 { load::<S, T, 1>(simd, x)[0] } else { simd.load_elements(&x[(first + v) * S::LANES..]) };
-                let y = scale.adjust::<S, PLAIN>(simd, x);
-                let t = simd.mul(simd.splat(scale.scale), simd.sub(y, max[first + v]));
+                let y = scale.adjust(simd, x);
+                let t = scale.exponent(simd, y, max[first + v]);
                 let e = exp_weight(simd, t);
                 simd.store_slice(&mut tile[v * S::LANES..], if LOG { t } else { e });
                 sum[first + v] = simd.add(sum[first + v], e);

@@ -19,7 +19,7 @@
 #![forbid(unsafe_code)]
 
 use super::buffers::{Buffers, Stored};
-use super::scale::Scale;
+use super::scale::Scaling;
 use super::state::RowState;
 use crate::element::Element;
 use crate::simd::exp::{WEIGHT_ONE, exp_weight};
@@ -40,18 +40,18 @@ pub(super) const RUN: usize = 64;
 
 /// Softmax of one row times `gain`, or its logarithm where `LOG` (which knows no gain). The tile is as long as the row, or a block of it.
 #[inline(always)]
-pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
+pub(super) fn softmax<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
     simd: S,
     buffers: &mut Buffers<'_, T>,
     row: Range<usize>,
     tile: &mut [f32],
-    scale: Scale,
+    scale: C,
     gain: f32,
     stream: bool,
 ) -> RowState {
     if !stream
         && row.len() <= ROW_TILE
-        && let Some(state) = softmax_f32::<S, T, LOG, PLAIN>(simd, buffers, row.clone(), scale, gain)
+        && let Some(state) = softmax_f32::<S, T, C, LOG>(simd, buffers, row.clone(), scale, gain)
     {
         return state;
     }
@@ -60,16 +60,16 @@ pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
     let mut state = RowState::default();
     for block in blocks.clone() {
         let tile = &mut tile[..block.len()];
-        let part = fold::<S, T, LOG, PLAIN>(simd, &buffers.input()[block], tile, scale);
-        state = state.merge_scaled(part, scale.scale);
+        let part = fold::<S, T, C, LOG>(simd, &buffers.input()[block], tile, scale);
+        state = state.merge_scaled(part, scale.scale());
     }
     let norm = if LOG { state.log_sum() } else { weight_norm(state) * gain };
     for block in blocks {
         let tile = &mut tile[..block.len()];
         if block.len() < row.len() {
-            fill::<S, T, PLAIN>(simd, &buffers.input()[block.clone()], tile, scale);
+            fill::<S, T, C>(simd, &buffers.input()[block.clone()], tile, scale);
             let ahead = buffers.input()[block.clone()].as_ptr_range().end;
-            weigh::<S, T, LOG>(simd, tile, state.max, scale.scale, ahead);
+            weigh::<S, T, C, LOG>(simd, tile, state.max, scale, ahead);
         }
         write::<S, T, LOG>(simd, tile, &mut buffers.output()[block], norm, stream);
     }
@@ -78,25 +78,25 @@ pub(super) fn softmax<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
 
 /// A row of f32 that fits the tile needs none: its output serves. `None` for other types.
 #[inline(always)]
-fn softmax_f32<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
+fn softmax_f32<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
     simd: S,
     buffers: &mut Buffers<'_, T>,
     row: Range<usize>,
-    scale: Scale,
+    scale: C,
     gain: f32,
 ) -> Option<RowState> {
     let ahead = buffers.input()[row.clone()].as_ptr_range().end;
     let (max, out) = match buffers {
         Buffers::InPlace(x) => {
             let x = T::as_f32(&mut x[row])?;
-            (fill_in_place::<S, PLAIN>(simd, x, scale), x)
+            (fill_in_place::<S, C>(simd, x, scale), x)
         }
         Buffers::Into { from, to } => {
             let out = T::as_f32(&mut to[row.clone()])?;
-            (fill::<S, T, PLAIN>(simd, &from[row], out, scale), out)
+            (fill::<S, T, C>(simd, &from[row], out, scale), out)
         }
     };
-    let state = RowState { max, sum: weigh::<S, T, LOG>(simd, out, max, scale.scale, ahead) };
+    let state = RowState { max, sum: weigh::<S, T, C, LOG>(simd, out, max, scale, ahead) };
     if LOG {
         finish_in_place::<S, true>(simd, out, state.log_sum());
     } else {
@@ -107,14 +107,14 @@ fn softmax_f32<S: Simd, T: Stored, const LOG: bool, const PLAIN: bool>(
 
 /// The state of `x`. The tile, just as long, then holds the weights e, or their logarithms where `LOG`.
 #[inline(always)]
-pub(super) fn fold<S: Simd, T: Element, const LOG: bool, const PLAIN: bool>(
+pub(super) fn fold<S: Simd, T: Element, C: Scaling, const LOG: bool>(
     simd: S,
     x: &[T],
     tile: &mut [f32],
-    scale: Scale,
+    scale: C,
 ) -> RowState {
-    let max = fill::<S, T, PLAIN>(simd, x, tile, scale);
-    RowState { max, sum: weigh::<S, T, LOG>(simd, tile, max, scale.scale, x.as_ptr_range().end) }
+    let max = fill::<S, T, C>(simd, x, tile, scale);
+    RowState { max, sum: weigh::<S, T, C, LOG>(simd, tile, max, scale, x.as_ptr_range().end) }
 }
 
 /// What a weight is multiplied by to become a probability.
@@ -124,19 +124,19 @@ pub(super) fn weight_norm(state: RowState) -> f32 {
 
 /// Widens x into the tile; gives the maximum, -inf where there is none, past NaN.
 #[inline(always)]
-fn fill<S: Simd, T: Element, const PLAIN: bool>(simd: S, x: &[T], tile: &mut [f32], scale: Scale) -> f32 {
+fn fill<S: Simd, T: Element, C: Scaling>(simd: S, x: &[T], tile: &mut [f32], scale: C) -> f32 {
     let mut max = [simd.splat(f32::NEG_INFINITY); WIDE];
     let mut from = x.chunks_exact(WIDE * S::LANES);
     let mut to = tile.chunks_exact_mut(WIDE * S::LANES);
     for (x, tile) in from.by_ref().zip(to.by_ref()) {
         for i in 0..WIDE {
-            let y = scale.adjust::<S, PLAIN>(simd, simd.load_elements(&x[i * S::LANES..]));
+            let y = scale.adjust(simd, simd.load_elements(&x[i * S::LANES..]));
             simd.store_slice(&mut tile[i * S::LANES..], y);
             max[i] = simd.max(y, max[i]);
         }
     }
     for (x, tile) in from.remainder().chunks(S::LANES).zip(to.into_remainder().chunks_mut(S::LANES)) {
-        let y = scale.adjust::<S, PLAIN>(simd, simd.load_elements_part(x, f32::NEG_INFINITY));
+        let y = scale.adjust(simd, simd.load_elements_part(x, f32::NEG_INFINITY));
         simd.store_part(tile, y);
         max[0] = simd.max(y, max[0]);
     }
@@ -145,20 +145,20 @@ fn fill<S: Simd, T: Element, const PLAIN: bool>(simd: S, x: &[T], tile: &mut [f3
 
 /// As [`fill`], where x is the tile.
 #[inline(always)]
-fn fill_in_place<S: Simd, const PLAIN: bool>(simd: S, x: &mut [f32], scale: Scale) -> f32 {
+fn fill_in_place<S: Simd, C: Scaling>(simd: S, x: &mut [f32], scale: C) -> f32 {
     let mut max = [simd.splat(f32::NEG_INFINITY); WIDE];
     let mut chunks = x.chunks_exact_mut(WIDE * S::LANES);
     for x in chunks.by_ref() {
         for i in 0..WIDE {
-            let y = scale.adjust::<S, PLAIN>(simd, simd.load_slice(&x[i * S::LANES..]));
-            if !PLAIN {
+            let y = scale.adjust(simd, simd.load_slice(&x[i * S::LANES..]));
+            if !C::PLAIN {
                 simd.store_slice(&mut x[i * S::LANES..], y);
             }
             max[i] = simd.max(y, max[i]);
         }
     }
     for x in chunks.into_remainder().chunks_mut(S::LANES) {
-        let y = scale.adjust::<S, PLAIN>(simd, simd.load_part(x, f32::NEG_INFINITY));
+        let y = scale.adjust(simd, simd.load_part(x, f32::NEG_INFINITY));
         simd.store_part(x, y);
         max[0] = simd.max(y, max[0]);
     }
@@ -168,16 +168,15 @@ fn fill_in_place<S: Simd, const PLAIN: bool>(simd: S, x: &mut [f32], scale: Scal
 /// Turns y in the tile into the weight e = exp(scale*(y - max)) in units of 1/`WEIGHT_ONE`, or into the exponent where
 /// `LOG`; gives the sum of exp. Meanwhile as many elements from `ahead` on come from memory; it may point anywhere.
 #[inline(always)]
-pub(super) fn weigh<S: Simd, T, const LOG: bool>(
+pub(super) fn weigh<S: Simd, T, C: Scaling, const LOG: bool>(
     simd: S,
     tile: &mut [f32],
     max: f32,
-    scale: f32,
+    scale: C,
     mut ahead: *const T,
 ) -> f32 {
     // Where nothing is visible any number will do but -inf itself: -inf - -inf is NaN.
     let max = simd.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
-    let scale = simd.splat(scale);
     let mut sum = [simd.zero(); PAIR];
     for run in tile.chunks_mut(RUN * PAIR * S::LANES) {
         let mut part = [simd.zero(); PAIR];
@@ -188,14 +187,14 @@ pub(super) fn weigh<S: Simd, T, const LOG: bool>(
             }
             ahead = ahead.wrapping_add(PAIR * S::LANES);
             for i in 0..PAIR {
-                let t = simd.mul(scale, simd.sub(simd.load_slice(&tile[i * S::LANES..]), max));
+                let t = scale.exponent(simd, simd.load_slice(&tile[i * S::LANES..]), max);
                 let e = exp_weight(simd, t);
                 simd.store_slice(&mut tile[i * S::LANES..], if LOG { t } else { e });
                 part[i] = simd.add(part[i], e);
             }
         }
         for tile in pairs.into_remainder().chunks_mut(S::LANES) {
-            let t = simd.mul(scale, simd.sub(simd.load_part(tile, f32::NEG_INFINITY), max));
+            let t = scale.exponent(simd, simd.load_part(tile, f32::NEG_INFINITY), max);
             let e = exp_weight(simd, t);
             simd.store_part(tile, if LOG { t } else { e });
             part[0] = simd.add(part[0], e);

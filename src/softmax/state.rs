@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::row;
-use super::scale::Scale;
+use super::scale::One;
 use crate::simd::{Isa, Kernel, Simd};
 
 /// What a softmax has to remember of the elements it has seen: their maximum and `sum(exp(x - max))`.
@@ -113,7 +113,7 @@ impl Kernel for Fold<'_> {
         let mut tile = [0.0; TILE];
         let mut state = RowState::default();
         for x in self.0.chunks(TILE) {
-            state = state.merge(row::fold::<S, f32, true, true>(simd, x, &mut tile[..x.len()], Scale::ONE));
+            state = state.merge(row::fold::<S, f32, One, true>(simd, x, &mut tile[..x.len()], One));
         }
         state
     }
@@ -126,7 +126,7 @@ impl Kernel for Finish<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let ahead = self.1.as_ptr_range().end;
-        row::weigh::<S, f32, false>(simd, self.1, self.0.max, 1.0, ahead);
+        row::weigh::<S, f32, One, false>(simd, self.1, self.0.max, One, ahead);
         row::finish_in_place::<S, false>(simd, self.1, row::weight_norm(self.0));
     }
 }

@@ -5,7 +5,7 @@ use super::axis::Axis;
 use super::buffers::{Buffers, Stored};
 use super::column::{self, Panel, Scratch, Strip};
 use super::row::{self, ROW_TILE};
-use super::scale::Scale;
+use super::scale::{One, Plain, Scale, Scaling};
 use super::state::RowState;
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, LINE, Simd};
@@ -31,26 +31,32 @@ pub(super) struct Softmax<'a, T> {
 impl<T: Stored> Softmax<'_, T> {
     /// Runs on this processor. Of the last axis, `visit` gets the state of every row.
     pub(super) fn run(self, visit: impl FnMut(usize, RowState)) {
-        let (isa, plain) = (Isa::best(), self.scale.is_plain());
-        match (self.log, plain) {
-            (false, true) => isa.run(Typed::<_, _, false, true>(self, visit)),
-            (false, false) => isa.run(Typed::<_, _, false, false>(self, visit)),
-            (true, true) => isa.run(Typed::<_, _, true, true>(self, visit)),
-            (true, false) => isa.run(Typed::<_, _, true, false>(self, visit)),
+        match self.scale {
+            Scale { factor: 1.0, scale: 1.0 } => self.run_scaled(One, visit),
+            Scale { factor: 1.0, scale } => self.run_scaled(Plain(scale), visit),
+            scale => self.run_scaled(scale, visit),
+        }
+    }
+
+    fn run_scaled(self, scale: impl Scaling, visit: impl FnMut(usize, RowState)) {
+        if self.log {
+            Isa::best().run(Typed::<_, _, _, true>(self, scale, visit));
+        } else {
+            Isa::best().run(Typed::<_, _, _, false>(self, scale, visit));
         }
     }
 }
 
 /// [`Softmax`] with its options in the type, where they cost nothing in the loops.
-struct Typed<'a, T, F, const LOG: bool, const PLAIN: bool>(Softmax<'a, T>, F);
+struct Typed<'a, T, C, F, const LOG: bool>(Softmax<'a, T>, C, F);
 
 // The vector code of a kernel must not stand in a closure: one that is not inlined is compiled without the level's
 // instructions. Hence loops here, and iterators that only count.
-impl<T: Stored, F: FnMut(usize, RowState), const LOG: bool, const PLAIN: bool> Kernel for Typed<'_, T, F, LOG, PLAIN> {
+impl<T: Stored, C: Scaling, F: FnMut(usize, RowState), const LOG: bool> Kernel for Typed<'_, T, C, F, LOG> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self(Softmax { mut buffers, axis, scale, gains, .. }, mut visit) = self;
+        let Self(Softmax { mut buffers, axis, gains, .. }, scale, mut visit) = self;
         if axis.after() == 1 {
             // (In place, a row is still in the first cache when it is written.)
             let stream = matches!(buffers, Buffers::Into { .. }) && is_far::<T>(axis);
@@ -59,7 +65,7 @@ impl<T: Stored, F: FnMut(usize, RowState), const LOG: bool, const PLAIN: bool> K
             let tile = tile.as_mut_slice();
             for (line, row) in rows(axis).enumerate() {
                 let gain = gains.map_or(1.0, |gains| gains[line]);
-                visit(line, row::softmax::<S, T, LOG, PLAIN>(simd, &mut buffers, row, tile, scale, gain, stream));
+                visit(line, row::softmax::<S, T, C, LOG>(simd, &mut buffers, row, tile, scale, gain, stream));
             }
             if stream {
                 simd.fence();
@@ -75,7 +81,7 @@ impl<T: Stored, F: FnMut(usize, RowState), const LOG: bool, const PLAIN: bool> K
         let mut scratch = Scratch::new::<S>(room.as_mut_slice(), panels.widest(), axis.line_len(), keeps);
         for (line, panel) in panels {
             let gains = gains.map(|gains| &gains[line..][..panel.lines.width]);
-            column::softmax::<S, T, LOG, PLAIN>(simd, &mut buffers, panel, &mut scratch, scale, gains, stream);
+            column::softmax::<S, T, C, LOG>(simd, &mut buffers, panel, &mut scratch, scale, gains, stream);
         }
         if stream {
             simd.fence();
@@ -107,7 +113,7 @@ impl<T: Element, F: FnMut(usize, RowState)> Kernel for States<'_, T, F> {
             for (line, row) in rows(axis).enumerate() {
                 let mut state = RowState::default();
                 for x in x[row].chunks(ROW_TILE) {
-                    let part = row::fold::<S, T, true, false>(simd, x, &mut tile[..x.len()], scale);
+                    let part = row::fold::<S, T, Scale, true>(simd, x, &mut tile[..x.len()], scale);
                     state = state.merge_scaled(part, scale.scale);
                 }
                 visit(line, state);
@@ -172,19 +178,26 @@ impl Iterator for Panels {
     }
 }
 
-/// Room for tiles and what goes with them.
+/// Numbers of a cache line.
+const LINE_ROOM: usize = LINE / size_of::<f32>();
+
+/// Room for tiles and what goes with them, from the start of a cache line on: a vector that lies across two takes longer
+/// to load and to store.
 struct Room {
-    small: [f32; STACK_ROOM],
+    small: [f32; STACK_ROOM + LINE_ROOM],
     large: Vec<f32>,
     len: usize,
 }
 
 impl Room {
     fn new(len: usize) -> Self {
-        Self { small: [0.0; STACK_ROOM], large: if len > STACK_ROOM { vec![0.0; len] } else { Vec::new() }, len }
+        let large = if len > STACK_ROOM { vec![0.0; len + LINE_ROOM] } else { Vec::new() };
+        Self { small: [0.0; STACK_ROOM + LINE_ROOM], large, len }
     }
 
     fn as_mut_slice(&mut self) -> &mut [f32] {
-        if self.len <= STACK_ROOM { &mut self.small[..self.len] } else { &mut self.large }
+        let room = if self.len <= STACK_ROOM { &mut self.small[..] } else { &mut self.large };
+        let start = room.as_ptr().align_offset(LINE).min(LINE_ROOM);
+        &mut room[start..][..self.len]
     }
 }
