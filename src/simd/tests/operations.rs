@@ -247,6 +247,9 @@ impl PairKernel for Pairs {
                 // SAFETY: a pair of `a`.
                 let got = unsafe { dots.add_dots_at(&a[shift % S::LANES], y, simd.splat(c)) };
                 same("add_dots_at", &read(simd, got), &one);
+                // SAFETY: a pair of `a`.
+                let everywhere = unsafe { dots.broadcast(&a[shift % S::LANES]) };
+                same("broadcast", &read(simd, dots.add_dots(everywhere, y, simd.splat(c))), &one);
             }
         }
     }
