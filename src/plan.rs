@@ -8,7 +8,7 @@
 use crate::kernel::{EvenBlocks, panel_lanes, round_up_lanes};
 use crate::machine::Machine;
 use crate::problem::{Dims, Problem};
-use crate::simd::{Isa, Level, MAX_LANES};
+use crate::simd::{Isa, Level};
 use std::fmt;
 use std::ops::Range;
 
@@ -59,10 +59,9 @@ const PLENTY_TASKS: usize = 64;
 const MAX_PARTIALS: usize = 1 << 28;
 
 /// Elements of a partial result: the values of some rows, then the rows' maxima and sums, each in whole vectors.
-/// (Saturating: a problem without an output may have any dimensions.)
+/// (No overflow: a problem's rows times its value_dim stay below 2^60, output or not.)
 pub(crate) fn partial_len(rows: usize, value_dim: usize) -> usize {
-    let width = value_dim.div_ceil(MAX_LANES).saturating_mul(MAX_LANES);
-    rows.saturating_mul(width).saturating_add(2 * round_up_lanes(rows))
+    rows * round_up_lanes(value_dim) + 2 * round_up_lanes(rows)
 }
 
 /// Elements of a K tile and a V tile together: 192 KiB as f32. With as much for the packed queries and outputs of a block of
