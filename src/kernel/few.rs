@@ -80,8 +80,55 @@ impl PairKernel for PairScores<'_> {
     }
 }
 
-/// Keys whose scores with all queries are formed before the next ones: their lines stay in the first cache meanwhile.
-const DOT_KEYS: usize = 32;
+/// Keys that all rows are done with before the next ones: their lines stay in the first cache meanwhile.
+const BLOCK_KEYS: usize = 32;
+
+/// Some neighbouring keys, or their values: rows of `cols` elements without gaps, `stride` apart.
+///
+/// (Like [`Group`], pointers in registers and not a view: with views cut from views, the address of a block's first load came
+/// out of memory, by way of other addresses that did, and the multipliers ran out of work meanwhile: a tenth of decoding.)
+#[derive(Clone, Copy)]
+struct Block<T> {
+    at: *const T,
+    stride: isize,
+    count: usize,
+    cols: usize,
+}
+
+impl<T: Copy> Block<T> {
+    #[inline(always)]
+    fn all(rows: Matrix<'_, T>) -> Self {
+        assert!(rows.has_contiguous_rows());
+        Self { at: rows.as_ptr(), stride: rows.row_stride(), count: rows.rows(), cols: rows.cols() }
+    }
+
+    /// At most [`BLOCK_KEYS`] of them, and the rest.
+    #[inline(always)]
+    fn split(self) -> (Self, Self) {
+        let count = BLOCK_KEYS.min(self.count);
+        let at = self.at.wrapping_offset(self.stride.wrapping_mul(count as isize));
+        (Self { count, ..self }, Self { at, count: self.count - count, ..self })
+    }
+}
+
+/// Rows that share each load: what one has of f32 to multiply with, `from_stride` after the row before, and where its results go,
+/// `to_stride` after.
+#[derive(Clone, Copy)]
+struct Group {
+    from: *const f32,
+    from_stride: usize,
+    to: *mut f32,
+    to_stride: usize,
+}
+
+impl Group {
+    /// The next [`ROWS`] rows.
+    #[inline(always)]
+    fn next(self) -> Self {
+        let (from, to) = (self.from.wrapping_add(ROWS * self.from_stride), self.to.wrapping_add(ROWS * self.to_stride));
+        Self { from, to, ..self }
+    }
+}
 
 /// The dot products of all queries with all keys, as many queries at a time as share a load.
 #[inline(always)]
@@ -99,86 +146,95 @@ fn all_dots<S: Simd, M: Multiply<S>>(
         return scores.fill(0.0);
     }
     let rows = scores.len() / stride;
-    assert!(queries.len() >= rows * width);
+    assert!(queries.len() >= rows * width && keys.rows() <= stride);
     let mut asking = ahead.lines();
-    for first in (0..keys.rows()).step_by(DOT_KEYS) {
-        let keys = keys.slice_rows(first..(first + DOT_KEYS).min(keys.rows()));
-        for (n, queries) in queries[..rows * width].chunks(ROWS * width).enumerate() {
-            let scores = &mut scores[n * ROWS * stride + first..];
+    let (mut left, mut to) = (Block::all(keys), scores.as_mut_ptr());
+    while left.count > 0 {
+        let (block, more) = left.split();
+        let mut group = Group { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
+        for row in (0..rows).step_by(ROWS) {
             // The first rows ask for all.
-            let lines = if n == 0 { &mut asking } else { &mut Lines::none() };
+            let lines = if row == 0 { &mut asking } else { &mut Lines::none() };
             // A lone row reads two keys at a time, nearly straight on: with four, eight or sixteen side by side, bare loops
             // over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5).
-            match (S::LANES, queries.len() / width) {
-                (8, 1) => dots::<S, M, 1, 8, 1>(arithmetic, keys, queries, scores, stride, lines),
-                (8, 2) => dots::<S, M, 2, 4, 1>(arithmetic, keys, queries, scores, stride, lines),
-                (8, 3) => dots::<S, M, 3, 2, 1>(arithmetic, keys, queries, scores, stride, lines),
-                (8, _) => dots::<S, M, 4, 2, 1>(arithmetic, keys, queries, scores, stride, lines),
-                (_, 1) => dots::<S, M, 1, 2, 8>(arithmetic, keys, queries, scores, stride, lines),
-                (_, 2) => dots::<S, M, 2, 4, 2>(arithmetic, keys, queries, scores, stride, lines),
-                (_, 3) => dots::<S, M, 3, 4, 1>(arithmetic, keys, queries, scores, stride, lines),
-                (_, _) => dots::<S, M, 4, 4, 1>(arithmetic, keys, queries, scores, stride, lines),
+            // SAFETY: there are as many rows from `row` on, of queries and of scores, and the block lies within both (asserted).
+            unsafe {
+                match (S::LANES, ROWS.min(rows - row)) {
+                    (8, 1) => dots::<S, M, 1, 8, 1>(arithmetic, block, group, lines),
+                    (8, 2) => dots::<S, M, 2, 4, 1>(arithmetic, block, group, lines),
+                    (8, 3) => dots::<S, M, 3, 2, 1>(arithmetic, block, group, lines),
+                    (8, _) => dots::<S, M, 4, 2, 1>(arithmetic, block, group, lines),
+                    (_, 1) => dots::<S, M, 1, 2, 8>(arithmetic, block, group, lines),
+                    (_, 2) => dots::<S, M, 2, 4, 2>(arithmetic, block, group, lines),
+                    (_, 3) => dots::<S, M, 3, 4, 1>(arithmetic, block, group, lines),
+                    (_, _) => dots::<S, M, 4, 4, 1>(arithmetic, block, group, lines),
+                }
             }
+            group = group.next();
         }
+        (left, to) = (more, to.wrapping_add(block.count));
     }
 }
 
-/// The dot products of R queries with all keys, in blocks of G times N keys, which are folded together.
+/// The dot products of R queries with the keys of a block, G times N keys at a time, which are folded together.
+///
+/// # Safety
+/// * `keys` has a row at least, and all of its rows are valid for reads
+/// * `group` has R queries of `keys.cols` elements, rounded up, and room for R rows of a score for each key
 #[inline(always)]
-fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>(
+unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>(
     (simd, multiply): (S, M),
-    keys: Matrix<'_, M::Step>,
-    queries: &[f32],
-    scores: &mut [f32],
-    stride: usize,
+    keys: Block<M::Step>,
+    group: Group,
     lines: &mut Lines<'_>,
 ) {
-    let (count, steps) = (keys.rows(), keys.cols());
-    let block = N * G;
-    assert!(R * block <= S::LANES && count > 0 && count <= stride && keys.has_contiguous_rows());
-    assert!(queries.len() >= R * round_up_lanes(steps) && scores.len() >= (R - 1) * stride + count);
+    let Block { mut at, stride, count, cols } = keys;
+    let Group { from: queries, from_stride: width, to: mut scores, to_stride } = group;
+    let together = N * G;
+    debug_assert!(R * together <= S::LANES && count > 0 && width >= cols);
     let bytes = N * S::LANES * size_of::<M::Step>();
-    let mut share = lines.share(simd, count.div_ceil(N) * steps.div_ceil(S::LANES), bytes, keys.as_ptr());
-    // From the first key of a block to each of its keys; where there are not as many, the last one again.
+    let mut share = lines.share(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
+    // From the first of the keys to each of them; where there are not as many, the last one again.
     let mut offsets = [0; MAX_LANES];
-    for (n, offset) in offsets[..block].iter_mut().enumerate() {
-        *offset = keys.row_stride().wrapping_mul(n.min(count - 1) as isize);
+    for (n, offset) in offsets[..together].iter_mut().enumerate() {
+        *offset = stride.wrapping_mul(n.min(count - 1) as isize);
     }
-    // The last block ends with the last key: it may form some of the scores once more.
-    let last = count.saturating_sub(block);
-    let mut first = 0;
+    let mut left = count;
     loop {
-        let at = keys.as_ptr().wrapping_offset(keys.row_stride().wrapping_mul(first as isize));
         let mut sums = [simd.zero(); MAX_LANES];
         for g in 0..G {
             let mut rows = [at; N];
             for n in 0..N {
                 rows[n] = at.wrapping_offset(offsets[g * N + n]);
             }
-            // SAFETY: the rows are keys without gaps, and the queries R rows of `steps`, rounded up (asserted).
-            let own = unsafe { add_up::<S, M, R, N>((simd, multiply), rows, steps, queries, &mut share) };
+            // SAFETY: the rows are keys, and the queries R rows (the caller's promise).
+            let own = unsafe { add_up::<S, M, R, N>((simd, multiply), rows, cols, (queries, width), &mut share) };
             for r in 0..R {
-                sums[r * block + g * N..][..N].copy_from_slice(&own[r]);
+                sums[r * together + g * N..][..N].copy_from_slice(&own[r]);
             }
         }
         let mut folded = [0.0; MAX_LANES];
         simd.store_slice(&mut folded, multiply.finish(simd, simd.sums(sums)));
-        let (mut from, mut to) = (folded.as_ptr(), scores.as_mut_ptr().wrapping_add(first));
+        let (mut from, mut to) = (folded.as_ptr(), scores);
         for _ in 0..R {
-            // SAFETY: a block of scores from `first` on, or as many as there are, in each of R rows (asserted).
+            // SAFETY: a score for each of these keys, or for as many as there are, in R rows (the caller's promise).
             unsafe {
-                if count >= block {
-                    to.copy_from_nonoverlapping(from, block); // as a vector
+                if count >= together {
+                    to.copy_from_nonoverlapping(from, together); // as a vector
                 } else {
                     to.copy_from_nonoverlapping(from, count);
                 }
             }
-            (from, to) = (from.wrapping_add(block), to.wrapping_add(stride));
+            (from, to) = (from.wrapping_add(together), to.wrapping_add(to_stride));
         }
-        if first == last {
+        if left <= together {
             return;
         }
-        first = (first + block).min(last);
+        // The last keys that go together end with the last key: some of their scores may be formed once more.
+        left -= together;
+        let step = together.min(left);
+        at = at.wrapping_offset(stride.wrapping_mul(step as isize));
+        scores = scores.wrapping_add(step);
     }
 }
 
@@ -192,10 +248,9 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     (simd, multiply): (S, M),
     keys: [*const M::Step; N],
     steps: usize,
-    queries: &[f32],
+    queries: (*const f32, usize),
     share: &mut LineShare,
 ) -> [[S::F32; N]; R] {
-    let width = round_up_lanes(steps);
     let whole = steps / S::LANES * S::LANES;
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut sums = [[simd.zero(); N]; R];
@@ -207,8 +262,8 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
             // SAFETY: e + LANES <= whole <= steps, so within the row.
             vectors[n] = unsafe { multiply.load(simd, keys[n].wrapping_add(e)) };
         }
-        // SAFETY: as above, and the queries are R rows of `width` (the caller's promise).
-        unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, e, &mut sums) };
+        // SAFETY: as above, and there are R queries (the caller's promise).
+        unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, e, &mut sums) };
         e += S::LANES;
     }
     if whole < steps {
@@ -219,8 +274,8 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
             let rest = unsafe { std::slice::from_raw_parts(keys[n].wrapping_add(whole), steps - whole) };
             vectors[n] = multiply.load_part(simd, rest);
         }
-        // SAFETY: `width` is `whole` and another vector, and the queries are R rows of it (the caller's promise).
-        unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, width, whole, &mut sums) };
+        // SAFETY: rounded up, the queries have `whole` elements and another vector (the caller's promise).
+        unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, whole, &mut sums) };
     }
     sums
 }
@@ -228,19 +283,18 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
 /// Adds the products of one vector of N keys and R queries to their sums.
 ///
 /// # Safety
-/// * `e + LANES <= width`, and `queries` has R rows of `width`
+/// * `queries` are R rows, `width` apart, each valid for reads of a vector at `e`
 #[inline(always)]
 unsafe fn add_products<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     (simd, multiply): (S, M),
     keys: [S::F32; N],
-    queries: &[f32],
-    width: usize,
+    (queries, width): (*const f32, usize),
     e: usize,
     sums: &mut [[S::F32; N]; R],
 ) {
     for (r, sums) in sums.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        let query = unsafe { simd.load(queries.as_ptr().wrapping_add(r * width + e)) };
+        let query = unsafe { simd.load(queries.wrapping_add(r * width + e)) };
         for n in 0..N {
             sums[n] = multiply.mul_add(simd, query, keys[n], sums[n]);
         }
@@ -364,9 +418,6 @@ pub(crate) fn add_values(
     stride: usize,
     ahead: &Ahead,
 ) {
-    let width = round_up_lanes(values.cols());
-    let rows = weights.len() / stride;
-    assert!(values.has_contiguous_rows() && values.rows() <= stride && out.len() >= rows * width);
     isa.run(AddValues { values, weights, out, stride, ahead });
 }
 
@@ -378,133 +429,149 @@ struct AddValues<'a> {
     ahead: &'a Ahead,
 }
 
-/// Keys whose values are added for all rows before the next ones: their lines stay in the first cache.
-const VALUE_KEYS: usize = 32;
-
 impl Kernel for AddValues<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let width = round_up_lanes(self.values.cols());
-        if width == 0 {
-            return;
-        }
-        let mut asking = self.ahead.lines();
-        with_matrix!(self.values, values => for first in (0..values.rows()).step_by(VALUE_KEYS) {
-            let values = values.slice_rows(first..(first + VALUE_KEYS).min(values.rows()));
-            let weights = self.weights.chunks(ROWS * self.stride);
-            for (n, (weights, out)) in weights.zip(self.out.chunks_mut(ROWS * width)).enumerate() {
-                // The first rows ask for all.
-                let lines = if n == 0 { &mut asking } else { &mut Lines::none() };
-                let (weights, stride) = (&weights[first..], self.stride);
-                // Whole keys at a time where there are registers for them: memory then reads straight on.
-                let eight = values.cols() >= 8 * S::LANES;
-                match (S::LANES, out.len() / width) {
-                    (8, 1) => strips::<S, _, 1, 8>(simd, values, weights, out, stride, lines),
-                    (8, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, stride, lines),
-                    (8, 3) => strips::<S, _, 3, 2>(simd, values, weights, out, stride, lines),
-                    (8, _) => strips::<S, _, 4, 2>(simd, values, weights, out, stride, lines),
-                    (_, 1) if eight => strips::<S, _, 1, 8>(simd, values, weights, out, stride, lines),
-                    (_, 1) => strips::<S, _, 1, 4>(simd, values, weights, out, stride, lines),
-                    (_, 2) if eight => strips::<S, _, 2, 8>(simd, values, weights, out, stride, lines),
-                    (_, 2) => strips::<S, _, 2, 4>(simd, values, weights, out, stride, lines),
-                    (_, 3) => strips::<S, _, 3, 4>(simd, values, weights, out, stride, lines),
-                    (_, _) => strips::<S, _, 4, 4>(simd, values, weights, out, stride, lines),
-                }
-            }
-        });
+        with_matrix!(self.values, values => add_all(simd, values, self.weights, self.out, self.stride, self.ahead));
     }
 }
 
-/// Weighted values for R rows, strip after strip of N vectors; the last vector may be a part of one.
+/// The weighted values of all rows, as many rows at a time as share a load.
 #[inline(always)]
-fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
+fn add_all<S: Simd, T: Element>(
     simd: S,
     values: Matrix<'_, T>,
     weights: &[f32],
     out: &mut [f32],
     stride: usize,
+    ahead: &Ahead,
+) {
+    let width = round_up_lanes(values.cols());
+    let rows = weights.len() / stride;
+    assert!(values.rows() <= stride && out.len() >= rows * width);
+    // Whole keys at a time where there are registers for them: memory then reads straight on.
+    let eight = values.cols() >= 8 * S::LANES;
+    let mut asking = ahead.lines();
+    let (mut left, mut from) = (Block::all(values), weights.as_ptr());
+    while left.count > 0 {
+        let (block, more) = left.split();
+        let mut group = Group { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
+        for row in (0..rows).step_by(ROWS) {
+            // The first rows ask for all.
+            let lines = if row == 0 { &mut asking } else { &mut Lines::none() };
+            // SAFETY: there are as many rows from `row` on, of weights and of `out`, and the block lies within both (asserted).
+            unsafe {
+                match (S::LANES, ROWS.min(rows - row)) {
+                    (8, 1) => strips::<S, _, 1, 8>(simd, block, group, lines),
+                    (8, 2) => strips::<S, _, 2, 4>(simd, block, group, lines),
+                    (8, 3) => strips::<S, _, 3, 2>(simd, block, group, lines),
+                    (8, _) => strips::<S, _, 4, 2>(simd, block, group, lines),
+                    (_, 1) if eight => strips::<S, _, 1, 8>(simd, block, group, lines),
+                    (_, 1) => strips::<S, _, 1, 4>(simd, block, group, lines),
+                    (_, 2) if eight => strips::<S, _, 2, 8>(simd, block, group, lines),
+                    (_, 2) => strips::<S, _, 2, 4>(simd, block, group, lines),
+                    (_, 3) => strips::<S, _, 3, 4>(simd, block, group, lines),
+                    (_, _) => strips::<S, _, 4, 4>(simd, block, group, lines),
+                }
+            }
+            group = group.next();
+        }
+        (left, from) = (more, from.wrapping_add(block.count));
+    }
+}
+
+/// Weighted values for R rows, strip after strip of N vectors; the last vector may be a part of one.
+///
+/// # Safety
+/// * all rows of `values` are valid for reads
+/// * `group` has R rows of a weight for each of them, and R rows of `values.cols` elements, rounded up, to add to
+#[inline(always)]
+unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
+    simd: S,
+    values: Block<T>,
+    group: Group,
     lines: &mut Lines<'_>,
 ) {
-    let value_dim = values.cols();
-    let width = round_up_lanes(value_dim);
-    assert!(values.has_contiguous_rows() && out.len() >= R * width);
-    assert!(weights.len() >= (R - 1) * stride + values.rows());
-    let wide = value_dim / (N * S::LANES) * (N * S::LANES);
-    let whole = value_dim / S::LANES * S::LANES;
+    let wide = values.cols / (N * S::LANES) * (N * S::LANES);
+    let whole = values.cols / S::LANES * S::LANES;
     let mut d = 0;
     while d < whole {
-        // SAFETY: as many vectors from d on as are within the row; the assertions.
+        let values = Block { at: values.at.wrapping_add(d), ..values };
+        let group = Group { to: group.to.wrapping_add(d), ..group };
+        // SAFETY: as many vectors from d on as are within the row; the caller's promise.
         unsafe {
-            let (weights, out) = ((weights.as_ptr(), stride), (out.as_mut_ptr().add(d), width));
             if d < wide {
-                strip::<S, T, R, N>(simd, values, d, weights, out, lines);
+                strip::<S, T, R, N>(simd, values, group, lines);
                 d += N * S::LANES;
             } else {
-                strip::<S, T, R, 1>(simd, values, d, weights, out, lines);
+                strip::<S, T, R, 1>(simd, values, group, lines);
                 d += S::LANES;
             }
         }
     }
-    if whole < value_dim {
-        for (r, out) in out.chunks_exact_mut(width).enumerate() {
-            let mut sum = simd.load_slice(&out[whole..]);
-            for j in 0..values.rows() {
-                let value = load_from(simd, values.row(j).as_slice().expect("rows without gaps"), whole);
-                sum = simd.mul_add(simd.splat(weights[r * stride + j]), value, sum);
+    if whole < values.cols {
+        for r in 0..R {
+            // SAFETY: the rest of each row of values, rounded up in `out`; weight j of row r: the caller's promise.
+            unsafe {
+                let out = group.to.wrapping_add(r * group.to_stride + whole);
+                let mut sum = simd.load(out);
+                for j in 0..values.count {
+                    let row = values.at.wrapping_offset(values.stride.wrapping_mul(j as isize)).wrapping_add(whole);
+                    let value = simd.load_elements_part(std::slice::from_raw_parts(row, values.cols - whole), 0.0);
+                    let weight = *group.from.wrapping_add(r * group.from_stride + j);
+                    sum = simd.mul_add(simd.splat(weight), value, sum);
+                }
+                simd.store(out, sum);
             }
-            simd.store_slice(&mut out[whole..], sum);
         }
     }
 }
 
-/// N whole vectors of the values from dimension `d` on.
+/// The first N vectors of each row of values.
 ///
 /// # Safety
-/// * `d + N * LANES` is at most the length of a row, and rows have no gaps
-/// * `weights` is valid for reads of R rows, `stride` apart, of one weight a key
-/// * `out` is valid for reads and writes of R rows, `width` apart, of N vectors
+/// * all rows of `values` are valid for reads of N vectors
+/// * `group` has R rows of a weight for each of them, and R rows of N vectors to add to
 #[inline(always)]
 unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
     simd: S,
-    values: Matrix<'_, T>,
-    d: usize,
-    (weights, stride): (*const f32, usize),
-    (out, width): (*mut f32, usize),
+    values: Block<T>,
+    group: Group,
     lines: &mut Lines<'_>,
 ) {
+    let Block { mut at, stride, count, .. } = values;
+    let Group { from: weights, from_stride, to: out, to_stride: width } = group;
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
         for (n, sum) in sums.iter_mut().enumerate() {
             // SAFETY: vector n of row r: the caller's promise.
-            *sum = unsafe { simd.load(out.add(r * width + n * S::LANES)) };
+            *sum = unsafe { simd.load(out.wrapping_add(r * width + n * S::LANES)) };
         }
     }
-    let row_stride = values.row_stride();
-    let mut row = values.as_ptr().wrapping_add(d);
     let bytes = N * S::LANES * size_of::<T>();
-    let mut share = lines.share(simd, values.rows(), bytes, row);
-    for j in 0..values.rows() {
+    let mut share = lines.share(simd, count, bytes, at);
+    for j in 0..count {
         share.ask(simd, j, bytes);
         let mut vectors = [simd.zero(); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
-            // SAFETY: N vectors from d on of row j: the caller's promise.
-            *vector = unsafe { simd.load_as(row.wrapping_add(n * S::LANES)) };
+            // SAFETY: vector n of row j: the caller's promise.
+            *vector = unsafe { simd.load_as(at.wrapping_add(n * S::LANES)) };
         }
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the weight of key j in row r: the caller's promise.
-            let weight = simd.splat(unsafe { *weights.add(r * stride + j) });
+            let weight = simd.splat(unsafe { *weights.wrapping_add(r * from_stride + j) });
             for (n, sum) in sums.iter_mut().enumerate() {
                 *sum = simd.mul_add(weight, vectors[n], *sum);
             }
         }
-        row = row.wrapping_offset(row_stride);
+        at = at.wrapping_offset(stride);
     }
     for (r, sums) in sums.into_iter().enumerate() {
         for (n, sum) in sums.into_iter().enumerate() {
             // SAFETY: vector n of row r: the caller's promise.
-            unsafe { simd.store(out.add(r * width + n * S::LANES), sum) };
+            unsafe { simd.store(out.wrapping_add(r * width + n * S::LANES), sum) };
         }
     }
 }
