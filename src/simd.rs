@@ -177,6 +177,8 @@ pub(crate) trait PairDots<S: Simd>: Copy {
     /// # Safety
     /// * `p` is valid for reads of `LANES` pairs
     unsafe fn load_pairs(self, p: *const Bf16Pair) -> S::F32;
+    /// The pairs of `x`, which is at most `LANES` long, then zeros in the lanes past its end.
+    fn load_pairs_part(self, x: &[Bf16Pair]) -> S::F32;
     /// In every lane, `c + a.second * b.second`, rounded, plus `a.first * b.first`, rounded. The products are exact.
     /// **Denormal numbers count as 0**, as operands and as results, and the rounding is to nearest whatever the thread's mode.
     fn add_dots(self, a: S::F32, b: S::F32, c: S::F32) -> S::F32;

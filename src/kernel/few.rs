@@ -512,20 +512,40 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
         }
     }
     if whole < values.cols {
-        for r in 0..R {
-            // SAFETY: the rest of each row of values, rounded up in `out`; weight j of row r: the caller's promise.
-            unsafe {
-                let out = group.to.wrapping_add(r * group.to_stride + whole);
-                let mut sum = simd.load(out);
-                for j in 0..values.count {
-                    let row = values.at.wrapping_offset(values.stride.wrapping_mul(j as isize)).wrapping_add(whole);
-                    let value = simd.load_elements_part(std::slice::from_raw_parts(row, values.cols - whole), 0.0);
-                    let weight = *group.from.wrapping_add(r * group.from_stride + j);
-                    sum = simd.mul_add(simd.splat(weight), value, sum);
-                }
-                simd.store(out, sum);
-            }
+        let values = Block { at: values.at.wrapping_add(whole), cols: values.cols - whole, ..values };
+        let group = Group { to: group.to.wrapping_add(whole), ..group };
+        // SAFETY: the rest of each row, rounded up; the caller's promise.
+        unsafe { last_strip::<S, T, R>(simd, values, group) };
+    }
+}
+
+/// What is left of each row of values, less than a vector.
+///
+/// # Safety
+/// * all rows of `values` are valid for reads of `cols` elements, less than a vector
+/// * `group` has R rows of a weight for each of them, and R rows of a vector to add to
+#[inline(always)]
+unsafe fn last_strip<S: Simd, T: Element, const R: usize>(simd: S, values: Block<T>, group: Group) {
+    let Block { mut at, stride, count, cols } = values;
+    let Group { from: weights, from_stride, to: out, to_stride: width } = group;
+    let mut sums = [simd.zero(); R];
+    for (r, sum) in sums.iter_mut().enumerate() {
+        // SAFETY: the vector of row r: the caller's promise.
+        *sum = unsafe { simd.load(out.wrapping_add(r * width)) };
+    }
+    for j in 0..count {
+        // SAFETY: row j: the caller's promise.
+        let value = simd.load_elements_part(unsafe { std::slice::from_raw_parts(at, cols) }, 0.0);
+        for (r, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the weight of key j in row r: the caller's promise.
+            let weight = simd.splat(unsafe { *weights.wrapping_add(r * from_stride + j) });
+            *sum = simd.mul_add(weight, value, *sum);
         }
+        at = at.wrapping_offset(stride);
+    }
+    for (r, sum) in sums.into_iter().enumerate() {
+        // SAFETY: the vector of row r: the caller's promise.
+        unsafe { simd.store(out.wrapping_add(r * width), sum) };
     }
 }
 

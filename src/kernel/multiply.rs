@@ -1,7 +1,7 @@
 //! What one step of a product multiplies: an element of either side, or a pair of neighbours.
 
 use crate::element::{Bf16Pair, Element};
-use crate::simd::{MAX_LANES, PairDots, Simd};
+use crate::simd::{PairDots, Simd};
 use std::marker::PhantomData;
 
 /// The arithmetic of a product's steps; a vector holds what `LANES` steps need of one row, or one step of `LANES` rows.
@@ -19,20 +19,12 @@ pub(super) trait Multiply<S: Simd>: Copy {
     /// # Safety
     /// * `p` is valid for reads of `LANES` steps
     unsafe fn load(self, simd: S, p: *const Self::Step) -> S::F32;
+    /// The steps of `row`, at most `LANES`, zeros behind its end.
+    fn load_part(self, simd: S, row: &[Self::Step]) -> S::F32;
     /// `a * b + c`.
     fn mul_add(self, simd: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
     /// What a finished sum stands for.
     fn finish(self, simd: S, sum: S::F32) -> S::F32;
-
-    /// The first `LANES` steps of `row`, zeros behind its end.
-    #[inline(always)]
-    fn load_part(self, simd: S, row: &[Self::Step]) -> S::F32 {
-        let mut whole = [Self::Step::default(); MAX_LANES];
-        let len = row.len().min(S::LANES);
-        whole[..len].copy_from_slice(&row[..len]);
-        // SAFETY: `MAX_LANES` steps, which no level exceeds.
-        unsafe { self.load(simd, whole.as_ptr()) }
-    }
 }
 
 /// Elements of any type, widened to f32.
@@ -60,6 +52,10 @@ impl<S: Simd, T: Element> Multiply<S> for Singles<T> {
     unsafe fn load(self, simd: S, p: *const T) -> S::F32 {
         // SAFETY: the caller's promise.
         unsafe { simd.load_as(p) }
+    }
+    #[inline(always)]
+    fn load_part(self, simd: S, row: &[T]) -> S::F32 {
+        simd.load_elements_part(row, 0.0)
     }
     #[inline(always)]
     fn mul_add(self, simd: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32 {
@@ -98,6 +94,10 @@ impl<S: Simd, D: PairDots<S>> Multiply<S> for Pairs<D> {
     unsafe fn load(self, _: S, p: *const Bf16Pair) -> S::F32 {
         // SAFETY: the caller's promise.
         unsafe { self.dots.load_pairs(p) }
+    }
+    #[inline(always)]
+    fn load_part(self, _: S, row: &[Bf16Pair]) -> S::F32 {
+        self.dots.load_pairs_part(row)
     }
     #[inline(always)]
     fn mul_add(self, _: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32 {

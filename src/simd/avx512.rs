@@ -3,7 +3,7 @@
 
 use super::avx2::{level, op};
 use super::{Kernel, MAX_LANES, PairDots, PairKernel, Simd};
-use crate::element::{Bf16Pair, bf16, f16};
+use crate::element::{Bf16Pair, DType, Element, bf16, f16};
 use std::arch::x86_64::*;
 
 level! {
@@ -53,11 +53,39 @@ impl Avx512 {
     }
 }
 
+/// The halves of a vector in memory, and the masks for a part of one.
+impl Avx512 {
+    /// A bf16 is the upper half of the f32 of the same value.
+    #[inline(always)]
+    fn widen_bf16(self, halves: __m256i) -> __m512 {
+        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+    }
+    #[inline(always)]
+    fn narrow_f16(self, x: __m512) -> __m256i {
+        op!(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
+    }
+    #[inline(always)]
+    fn narrow_bf16(self, x: __m512) -> __m256i {
+        op!(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(self.round_to_bf16(x))))
+    }
+    /// The first `count` lanes.
+    #[inline(always)]
+    fn first(self, count: usize) -> __mmask16 {
+        assert!(count <= Self::LANES);
+        ((1u32 << count) - 1) as __mmask16
+    }
+}
+
 impl PairDots<Avx512> for Avx512Bf16 {
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const Bf16Pair) -> __m512 {
         // SAFETY: the caller's promise (sixteen pairs are 64 bytes, and the instruction asks for no alignment); the token.
         unsafe { _mm512_loadu_ps(p.cast()) }
+    }
+    #[inline(always)]
+    fn load_pairs_part(self, x: &[Bf16Pair]) -> __m512 {
+        // SAFETY: pairs that the mask leaves out are not read; the token for the instruction.
+        unsafe { _mm512_maskz_loadu_ps(self.0.first(x.len()), x.as_ptr().cast()) }
     }
     #[inline(always)]
     fn add_dots(self, a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -157,20 +185,55 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
         // SAFETY: the caller's promise (sixteen bf16 are 32 bytes); the token for the instruction.
-        let halves = unsafe { _mm256_loadu_si256(p.cast()) };
-        // A bf16 is the upper half of the f32 of the same value.
-        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+        self.widen_bf16(unsafe { _mm256_loadu_si256(p.cast()) })
     }
     #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16, x: __m512) {
         // SAFETY: the caller's promise (sixteen f16 are 32 bytes); the token for the instruction.
-        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+        unsafe { _mm256_storeu_si256(p.cast(), self.narrow_f16(x)) }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: __m512) {
-        let halves = op!(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(self.round_to_bf16(x))));
         // SAFETY: the caller's promise (sixteen bf16 are 32 bytes); the token for the instruction.
-        unsafe { _mm256_storeu_si256(p.cast(), halves) }
+        unsafe { _mm256_storeu_si256(p.cast(), self.narrow_bf16(x)) }
+    }
+
+    #[inline(always)]
+    fn load_part(self, x: &[f32], fill: f32) -> __m512 {
+        let some = self.first(x.len());
+        // SAFETY: lanes that the mask leaves out are not read; the token for the instruction.
+        unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), some, x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store_part(self, to: &mut [f32], x: __m512) {
+        let some = self.first(to.len());
+        // SAFETY: lanes that the mask leaves out are not written; the token for the instruction.
+        unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), some, x) }
+    }
+    #[inline(always)]
+    fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> __m512 {
+        let some = self.first(x.len());
+        // SAFETY: elements that the mask leaves out are not read; the type is that of the data; the token for the instructions.
+        unsafe {
+            let read = match T::DTYPE {
+                DType::F32 => _mm512_maskz_loadu_ps(some, x.as_ptr().cast()),
+                DType::F16 => _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, x.as_ptr().cast())),
+                DType::Bf16 => self.widen_bf16(_mm256_maskz_loadu_epi16(some, x.as_ptr().cast())),
+            };
+            _mm512_mask_blend_ps(some, _mm512_set1_ps(fill), read)
+        }
+    }
+    #[inline(always)]
+    fn store_elements_part<T: Element>(self, to: &mut [T], x: __m512) {
+        let some = self.first(to.len());
+        // SAFETY: elements that the mask leaves out are not written; the type is that of the data; the token.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => _mm512_mask_storeu_ps(to.as_mut_ptr().cast(), some, x),
+                DType::F16 => _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), some, self.narrow_f16(x)),
+                DType::Bf16 => _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), some, self.narrow_bf16(x)),
+            }
+        }
     }
 
     #[inline(always)]
