@@ -5,7 +5,8 @@
 
 #![forbid(unsafe_code)]
 
-use crate::kernel::{EvenBlocks, panel_lanes, round_up_lanes};
+use crate::kernel::adjust::{Unit, query_factor};
+use crate::kernel::{EvenBlocks, pairs, panel_lanes, round_up_lanes};
 use crate::machine::Machine;
 use crate::problem::{Dims, Problem};
 use crate::simd::{Isa, Level};
@@ -34,14 +35,24 @@ pub enum Threads {
     Serial,
 }
 
-/// Up to so many rows per key/value head, the few-queries form is used: below 16 rows, the lanes of a panel are not full. With
-/// 4096 keys of 128, f16, few against many make 150 and 50 GF/s at 4 rows, 177 and 149 at 12, 169 and 198 at 16; of 64, f32,
-/// 112 and 47, 144 and 142, 135 and 189 (AVX-512, Zen 5). Few would be faster again from 17 to 24 rows of 128, whose second
-/// vector of lanes is half empty, by a fifth at most. `cargo bench --bench growth` measures it.
-const FEW_ROWS: usize = 12;
+/// Rows per key/value head that the few-queries form is used for. It takes as long as there are rows; the other form as long
+/// as there are vectors of lanes, full or not. So few wins below three quarters of the first vector, and of the second, which
+/// fills a panel and is cheaper. Where a score from pairs of bf16 costs half as much, the lanes may be emptier.
+///
+/// Few's time by many's, 4096 keys of 128, f16: 0.53 at 8 rows, 0.77 at 12, 1.07 at 16, 0.71 at 18, 0.86 at 24, 1.1 at 28; of 64,
+/// f32: 0.65, 0.86, 1.25, 0.83, 0.93, 1.3, but 1.16 at 24 where memory is cold; of 128, bf16: 0.64, 0.99, 1.32, 0.8, 1.0, 1.3
+/// (AVX-512, Zen 5; AVX2 the same within a tenth). `cargo bench --bench growth` measures it.
+fn suit_few(rows: usize, head_dim: usize, from_pairs: bool) -> bool {
+    let (in_one, in_two) = match head_dim {
+        _ if from_pairs => (10, 20),
+        128.. => (12, 24),
+        _ => (12, 20),
+    };
+    rows <= in_one || (17..=in_two).contains(&rows)
+}
 
 /// Rows of one task of the few-queries form: all that the plan gives to it, so that keys and values are read once.
-pub(crate) const FEW_TASK_ROWS: usize = FEW_ROWS;
+pub(crate) const FEW_TASK_ROWS: usize = 24;
 
 /// Keys of one split of the few-queries form. At head_dim 128 and 16 bits, 256 KiB of keys and values: some 15 µs of
 /// memory time, long beside the cost of handing out a task, and the partial result is 1/128 of it.
@@ -98,7 +109,11 @@ impl Plan {
     pub(crate) fn new(problem: &Problem<'_>, machine: Machine, form: Option<Form>, threads: Threads) -> Self {
         let dims = problem.dims;
         let rows = dims.rows();
-        let form = form.unwrap_or(if rows <= FEW_ROWS { Form::FewQueries } else { Form::ManyQueries });
+        let form = form.unwrap_or_else(|| {
+            let factor = query_factor(problem.scale, problem.bias.softcap, Unit::Log2);
+            let from_pairs = pairs::apply(machine.isa, &problem.q, &problem.k, factor);
+            if suit_few(rows, dims.head_dim, from_pairs) { Form::FewQueries } else { Form::ManyQueries }
+        });
         let heads = dims.batch.saturating_mul(dims.heads_kv);
         let (tile_keys, blocks) = match form {
             Form::FewQueries => (FEW_TILE_KEYS, EvenBlocks::new(rows, FEW_TASK_ROWS)),

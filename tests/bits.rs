@@ -265,6 +265,8 @@ fn thresholds() -> Vec<Sizes> {
         Sizes::single(7, 1030, 17),
         Sizes::single(15, 1030, 17),
         Sizes::single(17, 1030, 17),
+        Sizes::single(24, 1030, 17),
+        Sizes::single(25, 1030, 17),
         Sizes::single(33, 520, 64),
         Sizes::single(255, 300, 32),
         Sizes::single(256, 300, 32),

@@ -27,15 +27,18 @@ fn queries() {
         boundary(1, "none, and a single query"),
         boundary(4, "few queries: rows that share a load of keys"),
         boundary(8, "one vector of eight lanes"),
-        boundary(12, "the plan's step from few to many queries; few queries: rows of a task"),
-        boundary(16, "a panel of two vectors of eight, or of one of sixteen"),
+        boundary(10, "the plan's step from few to many queries where scores are formed from pairs"),
+        boundary(12, "the same where they are not"),
+        boundary(16, "a panel of two vectors of eight, or of one of sixteen; the plan's step back to few queries"),
+        boundary(20, "the plan's step to many queries again, with pairs or short heads"),
+        boundary(24, "the same without; few queries: rows of a task"),
         boundary(32, "a panel of two vectors of sixteen; two panels of eight"),
         boundary(48, "a panel and a half of sixteen"),
         boundary(256, "a block of panels: another task, packing anew"),
     ];
     check_around(&boundaries, |seq_q| Dims { seq_q, ..SMALL });
     // The same rows made of heads that share a key/value head: positions repeat, rows of one query straddle panels.
-    check_around(&boundaries[..7], |seq_q| Dims { seq_q, heads_q: 3, ..SMALL });
+    check_around(&boundaries[..10], |seq_q| Dims { seq_q, heads_q: 3, ..SMALL });
 }
 
 #[test]
@@ -49,11 +52,8 @@ fn keys() {
                 "a vector of keys: biases and few queries' weights; a product's rows with two vectors of sixteen",
             ),
             boundary(12, "a product's rows with one vector of eight"),
-            boundary(
-                16,
-                "a product's rows with one vector of sixteen; few queries: keys whose values are added strip by strip",
-            ),
-            boundary(32, "many queries: keys whose values are packed block after block"),
+            boundary(16, "a product's rows with one vector of sixteen"),
+            boundary(32, "many queries: keys whose values are packed block after block; few queries: keys of a block"),
             boundary(240, "many queries: the largest tile"),
             boundary(256, "few queries: a tile"),
             boundary(480, "two of the largest tiles"),

@@ -9,7 +9,7 @@ mod support;
 
 mod plot;
 
-use flashtile::{Attention, Element, Form, Level, Threads, f16};
+use flashtile::{Attention, Element, Form, Level, Threads, bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use plot::{Panel, Series, pair};
 use std::error::Error;
@@ -244,7 +244,7 @@ impl Growth {
             "\n### Few queries or many\n\nRows of one key/value head, {CROSSOVER_KEYS} keys, one thread: GF/s of either form, best of turns. The plan's loss is how\nmuch longer its choice takes than the other form would, at the worst of these row counts.\n"
         );
         println!(
-            "| type, head_dim | rows: few / many queries | few last faster at | plan: few up to | plan's loss at most |"
+            "| type, head_dim | rows: few / many queries | few is faster at | plan takes few for | plan's loss at most |"
         );
         println!("|---|---|---:|---:|---:|");
         let panels = [
@@ -255,12 +255,12 @@ impl Growth {
     }
 
     fn forms(&self, dim: usize) -> Result<Vec<Series>, Box<dyn Error>> {
-        Ok([self.forms_of::<f32>(dim)?, self.forms_of::<f16>(dim)?].concat())
+        Ok([self.forms_of::<f32>(dim)?, self.forms_of::<f16>(dim)?, self.forms_of::<bf16>(dim)?].concat())
     }
 
     /// The speed of both forms.
     fn forms_of<T: Element>(&self, dim: usize) -> Result<Vec<Series>, Box<dyn Error>> {
-        let rows = self.steps(&[1, 2, 4, 6, 8, 12, 16, 20, 24, 25, 28, 32, 40, 48, 64], 1);
+        let rows = self.steps(&[1, 2, 4, 6, 8, 10, 12, 16, 18, 20, 22, 24, 28, 32, 40, 48, 64], 1);
         let (mut times, mut loss, mut texts) = (Vec::new(), 1.0f64, Vec::new());
         self.tell(format!("{} {dim}: few queries or many", T::DTYPE));
         for &rows in &rows {
@@ -271,16 +271,19 @@ impl Growth {
             texts.push(format!("{rows}: {few:.0} / {many:.0}"));
             times.push([few, many]);
         }
-        let faster = rows.iter().zip(&times).filter(|(_, [few, many])| few >= many).map(|(rows, _)| *rows).max();
-        let mut planned_few = 0;
-        while planned::<T>(planned_few + 1, dim)? == Form::FewQueries {
-            planned_few += 1;
+        let faster = rows.iter().zip(&times).filter(|(_, [few, many])| few >= many).map(|(rows, _)| *rows);
+        let mut planned_few = Vec::new();
+        for rows in 1..=64 {
+            if planned::<T>(rows, dim)? == Form::FewQueries {
+                planned_few.push(rows);
+            }
         }
         println!(
-            "| {}, {dim} | {} | {} | {planned_few} | {:.0}% |",
+            "| {}, {dim} | {} | {} | {} | {:.0}% |",
             T::DTYPE,
             texts.join(", "),
-            faster.unwrap_or(0),
+            faster.map(|rows| rows.to_string()).collect::<Vec<_>>().join(", "),
+            runs_of(&planned_few),
             100.0 * (loss - 1.0)
         );
         let names = ["few", "many"].map(|form| format!("{}, {form}", T::DTYPE));
@@ -310,6 +313,12 @@ impl Growth {
 
 fn sizes_of(rows: usize, dim: usize) -> Sizes {
     Sizes::new(1, rows, CROSSOVER_KEYS, dim)
+}
+
+/// Numbers in order, neighbours as `1-12`.
+fn runs_of(numbers: &[usize]) -> String {
+    let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| format!("{}-{}", run[0], run[run.len() - 1]));
+    runs.collect::<Vec<_>>().join(", ")
 }
 
 /// The form that the plan chooses.
