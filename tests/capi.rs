@@ -2,7 +2,7 @@
 //! works from C and from Python.
 //!
 //! A machine without a C compiler, or without Python and numpy, can't run all of it and says so; with FLASHTILE_EXPECT_CC=1
-//! and FLASHTILE_EXPECT_PYTHON=1 that is a failure.
+//! and FLASHTILE_EXPECT_PYTHON=1 that is a failure. FLASHTILE_LIBRARY names a library that is built already.
 
 mod support;
 
@@ -421,6 +421,9 @@ fn softmax_is_that_of_rust() {
 fn library() -> &'static Path {
     static LIBRARY: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     LIBRARY.get_or_init(|| {
+        if let Some(built) = std::env::var_os("FLASHTILE_LIBRARY") {
+            return built.into();
+        }
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi");
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["rustc", "--offline", "--lib", "--features", "capi", "--crate-type", "cdylib", "--target-dir"]);
