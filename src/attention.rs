@@ -79,7 +79,8 @@ impl<'a> Attention<'a> {
         Self::default()
     }
 
-    /// Multiplies scores with `scale` instead of `1 / sqrt(head_dim)`. Any number that stays finite when multiplied by log2(e): up to 2.3e38, zero and negative ones too.
+    /// Multiplies scores with `scale` instead of `1 / sqrt(head_dim)`. Any number that stays finite when multiplied by log2(e) (up
+    /// to 2.3e38), and when divided by a softcap; zero and negative ones too.
     pub fn scale(mut self, scale: f32) -> Self {
         self.scale = Some(scale);
         self
@@ -155,7 +156,7 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// Uses this form instead of the one that the shape suggests; any shape can be computed in either.
+    /// Uses this form instead of the one that shapes, types and level suggest; any shape can be computed in either.
     pub fn form(mut self, form: Form) -> Self {
         self.form = Some(form);
         self
@@ -362,7 +363,8 @@ impl Prepared<'_> {
         &self.plan
     }
 
-    /// As [`Attention::compute`], for tensors of the shapes that this was prepared for; types and strides may differ.
+    /// As [`Attention::compute`], for tensors of the shapes that this was prepared for; types and strides may differ. (The form is
+    /// the one for the types that it was prepared for.)
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] for other shapes.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! This order is written here once and obeyed by the reference and by the kernel. A bias never hides a key, but for an
-//! additive -inf, which does.
+//! additive -inf, which does. (f32::MIN would, beside a score below -7e30: their sum leaves the range of f32.)
 
 #![forbid(unsafe_code)]
 

@@ -168,6 +168,10 @@ unsafe fn plan(kept: &mut Kept, [q, k, v]: [*const Tensor; 3], options: *const O
 /// # Safety
 /// `to` is null or leads to `capacity` bytes, `length` is null or leads to a size.
 unsafe fn write_text(from: &str, to: *mut c_char, capacity: usize, length: *mut usize) -> Result<(), Failure> {
+    // Both are looked at before either is written to.
+    if capacity > 0 {
+        check_pointer("text", to)?;
+    }
     if !length.is_null() {
         check_pointer("length", length)?;
         // SAFETY: neither null nor misaligned; the rest is the caller's promise.
@@ -176,7 +180,6 @@ unsafe fn write_text(from: &str, to: *mut c_char, capacity: usize, length: *mut 
     if capacity == 0 {
         return Ok(());
     }
-    check_pointer("text", to)?;
     let fits = from.len().min(capacity - 1);
     // SAFETY: `fits` bytes and a zero are no more than `capacity`.
     unsafe {

@@ -10,6 +10,7 @@ use crate::kernel::{EvenBlocks, pairs, panel_lanes, round_up_lanes};
 use crate::machine::Machine;
 use crate::problem::{Dims, Problem};
 use crate::simd::{Isa, Level};
+use crate::tensor::AnyTensor;
 use std::fmt;
 use std::ops::Range;
 
@@ -35,23 +36,41 @@ pub enum Threads {
     Serial,
 }
 
-/// Rows per key/value head that the few-queries form is used for. It takes as long as there are rows; the other form as long
-/// as there are vectors of lanes, full or not. So few wins below three quarters of the first vector, and of the second, which
-/// fills a panel and is cheaper. Where a score from pairs of bf16 costs half as much, the lanes may be emptier.
+/// Whether the few-queries form is the faster one. It takes as long as there are rows; the other form as long as there are vectors
+/// of lanes, full or not, of which the second one of a panel is cheaper. What either does for each row or panel counts, too,
+/// where there are few keys; and pairs of bf16 make both quicker, so that it counts for longer.
 ///
-/// Few's time by many's, 4096 keys of 128, f16: 0.53 at 8 rows, 0.77 at 12, 1.07 at 16, 0.71 at 18, 0.86 at 24, 1.1 at 28; of 64,
-/// f32: 0.65, 0.86, 1.25, 0.83, 0.93, 1.3, but 1.16 at 24 where memory is cold; of 128, bf16: 0.64, 0.99, 1.32, 0.8, 1.0, 1.3
-/// (AVX-512, Zen 5; AVX2 the same within a tenth). `cargo bench --bench growth` measures it.
-fn suit_few(rows: usize, head_dim: usize, from_pairs: bool) -> bool {
-    let (in_one, in_two) = match head_dim {
-        _ if from_pairs => (10, 20),
-        128.. => (12, 24),
+/// Few's time by many's (AVX-512, Zen 5, in cache; AVX2 is within a fifth of it, and on the same side):
+///
+/// | rows | 8 | 10 | 12 | 16 | 20 | 24 |
+/// |---|---|---|---|---|---|---|
+/// | 64, f32, 32 / 128 / 4096 keys | 0.97 / 0.76 / 0.65 | 1.16 / 0.94 / 0.75 | 1.31 / 1.04 / 0.86 | – / – / 1.2 | 1.27 / 0.96 / 0.85 | 1.4 / 1.1 / 0.95 |
+/// | 128, f16, 32 / 128 / 4096 keys | 0.69 / 0.61 / 0.53 | 0.83 / 0.75 / 0.65 | 0.95 / 0.85 / 0.77 | – / – / 1.0 | 0.94 / 0.82 / 0.72 | 1.1 / 0.95 / 0.86 |
+/// | 128, bf16, 32 / 256 / 4096 keys | 1.02 / 0.67 / 0.64 | 1.21 / 0.83 / 0.8 | 1.39 / 0.96 / 0.99 | – / – / 1.3 | 1.36 / 0.85 / 0.87 | 1.56 / 1.01 / 1.0 |
+///
+/// Heads of 32 are like those of 64, a fifth higher. 24 rows of f32 are slower where memory is cold. `cargo bench --bench growth`
+/// measures it.
+///
+/// `halves`: whether keys are of a half type.
+fn suits_few(rows: usize, dims: &Dims, level: Level, halves: bool, from_pairs: bool) -> bool {
+    let (always, enough_keys) = if from_pairs { (6, 256) } else { (8, 128) };
+    if rows <= always {
+        return true;
+    }
+    if dims.head_dim < 64 || dims.seq_kv < enough_keys {
+        return false;
+    }
+    let (in_one, in_two) = match (from_pairs, halves && dims.head_dim >= 128) {
+        (true, _) => (10, 20),
+        (_, true) => (12, 24),
         _ => (12, 20),
     };
-    rows <= in_one || (17..=in_two).contains(&rows)
+    // (Portable code keeps fewer sums in registers: with 20 rows it takes up to three times as long.)
+    rows <= in_one || level != Level::Portable && (17..=in_two).contains(&rows)
 }
 
-/// Rows of one task of the few-queries form: all that the plan gives to it, so that keys and values are read once.
+/// Rows of one task of the few-queries form: all that the plan gives to it, so that keys and values are read once. (With 12, 20
+/// rows took 6 to 10% longer.)
 pub(crate) const FEW_TASK_ROWS: usize = 24;
 
 /// Keys of one split of the few-queries form. At head_dim 128 and 16 bits, 256 KiB of keys and values: some 15 µs of
@@ -112,7 +131,8 @@ impl Plan {
         let form = form.unwrap_or_else(|| {
             let factor = query_factor(problem.scale, problem.bias.softcap, Unit::Log2);
             let from_pairs = pairs::apply(machine.isa, &problem.q, &problem.k, factor);
-            if suit_few(rows, dims.head_dim, from_pairs) { Form::FewQueries } else { Form::ManyQueries }
+            let few = suits_few(rows, &dims, machine.isa.level(), !matches!(problem.k, AnyTensor::F32(_)), from_pairs);
+            if few { Form::FewQueries } else { Form::ManyQueries }
         });
         let heads = dims.batch.saturating_mul(dims.heads_kv);
         let (tile_keys, blocks) = match form {
@@ -211,4 +231,30 @@ fn multiply_adds(dims: &Dims) -> usize {
     let pairs = [dims.batch, dims.heads_q, dims.seq_q, dims.seq_kv];
     let each = dims.head_dim.saturating_add(dims.value_dim);
     pairs.into_iter().fold(each, usize::saturating_mul)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rows of either side of every step, for each kind of keys.
+    #[test]
+    fn few_queries_are_chosen_where_they_are_faster() {
+        let rows = |level, (head_dim, seq_kv), halves, from_pairs| -> Vec<usize> {
+            let dims = Dims { batch: 1, heads_q: 1, heads_kv: 1, seq_q: 1, seq_kv, head_dim, value_dim: head_dim };
+            let chosen = (1..=64).map(|rows| suits_few(rows, &dims, level, halves, from_pairs)).collect::<Vec<_>>();
+            (1..64).filter(|&rows| chosen[rows - 1] != chosen[rows]).collect() // the last ones of a form
+        };
+        let avx2 = Level::Avx2;
+        assert_eq!(rows(avx2, (64, 128), false, false), [12, 16, 20]);
+        assert_eq!(rows(avx2, (128, 128), false, false), [12, 16, 20]);
+        assert_eq!(rows(avx2, (128, 128), true, false), [12, 16, 24]);
+        assert_eq!(rows(avx2, (64, 128), true, false), [12, 16, 20]);
+        assert_eq!(rows(Level::Portable, (128, 128), true, false), [12]);
+        for (head_dim, seq_kv) in [(64, 127), (63, 128)] {
+            assert_eq!(rows(avx2, (head_dim, seq_kv), false, false), [8]);
+        }
+        assert_eq!(rows(Level::Avx512Bf16, (128, 255), true, true), [6]);
+        assert_eq!(rows(Level::Avx512Bf16, (128, 256), true, true), [10, 16, 20]);
+    }
 }

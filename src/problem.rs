@@ -84,7 +84,10 @@ impl<'a> Problem<'a> {
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
         // Scores are formed in units of log2: a number that leaves the range there would make them NaN.
         check_number("scale", scale, (scale * LOG2_E).is_finite(), "between -2.3e38 and 2.3e38")?;
-        Ok(Problem { dims, q, k, v, scale, mask: check_mask(options, &dims)?, bias: check_bias(options, &dims)? })
+        let (mask, bias) = (check_mask(options, &dims)?, check_bias(options, &dims)?);
+        let in_caps = bias.softcap.map_or(0.0, |cap| (scale as f64 / cap as f64) as f32);
+        check_number("scale", scale, in_caps.is_finite(), "at most 3.4e38 times the softcap")?;
+        Ok(Problem { dims, q, k, v, scale, mask, bias })
     }
 
     /// The problem of scores alone: values of dimension 0.
@@ -162,7 +165,7 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
             return Err(Error::TooLarge { what: "a tile of such long rows" });
         }
     }
-    // Tasks are listed, about one for 256 rows (12, where few queries are forced): what no memory could hold the log-sum-exps of is refused before.
+    // Tasks are listed, about one for 256 rows (24, where few queries are forced): what no memory could hold the log-sum-exps of is refused before.
     if [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul) > MAX_ROWS {
         return Err(Error::TooLarge { what: "the number of queries" });
     }

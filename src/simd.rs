@@ -486,7 +486,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
-    /// The elements of `x`, which is at most `LANES` long, widened, then `fill` in the lanes past its end.
+    /// The elements of `x`, which is at most `LANES` long, widened, then `fill`, a number that `T` has, in the lanes past its end.
     #[inline(always)]
     fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> Self::F32 {
         let mut whole = [T::from_f32(fill); MAX_LANES];

@@ -27,18 +27,16 @@ fn queries() {
         boundary(1, "none, and a single query"),
         boundary(4, "few queries: rows that share a load of keys"),
         boundary(8, "one vector of eight lanes"),
-        boundary(10, "the plan's step from few to many queries where scores are formed from pairs"),
-        boundary(12, "the same where they are not"),
-        boundary(16, "a panel of two vectors of eight, or of one of sixteen; the plan's step back to few queries"),
-        boundary(20, "the plan's step to many queries again, with pairs or short heads"),
-        boundary(24, "the same without; few queries: rows of a task"),
+        boundary(12, "few queries: half of a task's rows, where there are two tasks"),
+        boundary(16, "a panel of two vectors of eight, or of one of sixteen"),
+        boundary(24, "few queries: rows of a task"),
         boundary(32, "a panel of two vectors of sixteen; two panels of eight"),
         boundary(48, "a panel and a half of sixteen"),
         boundary(256, "a block of panels: another task, packing anew"),
     ];
     check_around(&boundaries, |seq_q| Dims { seq_q, ..SMALL });
     // The same rows made of heads that share a key/value head: positions repeat, rows of one query straddle panels.
-    check_around(&boundaries[..10], |seq_q| Dims { seq_q, heads_q: 3, ..SMALL });
+    check_around(&boundaries[..8], |seq_q| Dims { seq_q, heads_q: 3, ..SMALL });
 }
 
 #[test]

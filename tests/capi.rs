@@ -272,6 +272,8 @@ fn every_wrong_call_has_its_code() {
     refuse(InvalidOption, "FLASHTILE_WINDOW_RIGHT", Options { window_right: 1, ..plain });
     refuse(InvalidOption, "FLASHTILE_AT", Options { query_offset: 1, ..plain });
     refuse(InvalidOption, "FLASHTILE_PER_BATCH", Options { query_offsets: negative, ..plain });
+    refuse(InvalidOption, "FLASHTILE_PER_BATCH", Options { query_offset_count: 1, ..plain });
+    refuse(InvalidOption, "FLASHTILE_ALIBI_PER_HEAD", Options { alibi_slope_count: 4, ..plain });
     refuse(InvalidOption, "query_position is 4", Options { query_position: 4, ..plain });
     refuse(InvalidOption, "alibi is 3", Options { alibi: 3, ..plain });
     refuse(InvalidOption, "form is -1", Options { form: -1, ..plain });
@@ -383,7 +385,9 @@ fn plans_are_cut_to_the_buffer() {
     assert_eq!(plan(&mut []), length);
     // SAFETY: as above.
     unsafe {
-        assert_eq!(flashtile_plan(&q, &k, &v, null(), null_mut(), 5, null_mut()), Code::NullPointer as i32);
+        let mut length = 7;
+        assert_eq!(flashtile_plan(&q, &k, &v, null(), null_mut(), 5, &mut length), Code::NullPointer as i32);
+        assert_eq!(length, 7, "refused before anything is written");
         assert_eq!(flashtile_plan(&q, &k, &v, null(), null_mut(), 0, null_mut()), 0);
     }
 }

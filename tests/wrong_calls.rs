@@ -223,6 +223,11 @@ fn options() {
             &format!("softcap is {got} but must be a normal number above 0 and below 2.3e38"),
         );
     }
+    options_refused(
+        &new().scale(-1e20).softcap(1e-19),
+        number("scale", -1e20, "at most 3.4e38 times the softcap"),
+        "scale is -100000000000000000000 but must be at most 3.4e38 times the softcap",
+    );
     // (NaN is not equal to itself.)
     let (q, k, v) = (zeros([2, 4, 3, 8]), zeros([2, 2, 5, 8]), zeros([2, 2, 5, 6]));
     for attention in
@@ -391,7 +396,9 @@ fn extreme_options() {
                         for scale in scales {
                             let to = TensorMut::from_slice(&mut out, [1, 1, 5, 4]).unwrap();
                             let attention = attention.clone().scale(scale).softcap(f32::MIN_POSITIVE);
-                            attention.run_into(tensor, tensor, tensor, to).unwrap();
+                            // (A scale beyond 3.4e38 caps is refused.)
+                            let done = attention.run_into(tensor, tensor, tensor, to);
+                            assert_eq!(done.is_err(), scale.abs() >= 4.0, "scale {scale}");
                         }
                     }
                 }

@@ -34,8 +34,8 @@
  * Rules for every function:
  *
  * Errors.     A function that returns int32_t returns FLASHTILE_OK (0) or one of the codes below; flashtile_last_error()
- *             then says what was wrong, with the numbers that disagree. A call is refused before anything is written.
- *             Nothing is thrown or unwound into the caller.
+ *             then says what was wrong, with the numbers that disagree. A call is refused before anything is written
+ *             (FLASHTILE_PANIC is no refusal: outputs may be half written). Nothing is thrown or unwound into the caller.
  * Memory.     The caller owns all memory and keeps it valid for the length of the call; the library keeps no pointer. You
  *             vouch that pointers lead to as much memory as shapes, strides and counts reach. All else is checked: null and
  *             misaligned pointers, sizes, strides that overflow, outputs that overlap.
@@ -44,9 +44,14 @@
  *             one buffer is refused even if no element is shared. Softmax may overwrite its input: pass the same memory
  *             and strides twice.
  * Threads.    Any function may be called from any number of threads at once, if no call writes what another reads or writes.
- *             Each thread keeps scratch memory of its own, so repeated calls don't allocate: flashtile_release().
- * fork().     Threads don't survive a fork. In the child use `threads = 1`.
+ *             Each thread keeps scratch memory of its own, so repeated calls of flashtile_attention with `threads = 1` don't
+ *             allocate: flashtile_release(). Where there is no memory for scratch, the process aborts.
+ *             Once `threads = 0` was used, the library must stay loaded: rayon's threads never end.
+ * fork().     Threads don't survive a fork. In the child use `threads = 1`, and don't call flashtile_release().
+ * Floats.     Every thread must have the default floating-point environment. With another rounding mode results are wrong;
+ *             flush-to-zero (-ffast-math links it in) costs accuracy, and bits where threads differ in it.
  * Results.    The bits of a row depend on its own inputs, the level and the form: not on threads or the batch around it.
+ *             (FLASHTILE_AUTO chooses the form by the number of rows of a key/value head, their length and type.)
  */
 #ifndef FLASHTILE_H
 #define FLASHTILE_H
@@ -68,19 +73,22 @@ enum flashtile_code {
     FLASHTILE_BAD_STRUCT_SIZE = 3,       /* struct_size was not set, or a newer option is set than this library knows */
     FLASHTILE_BAD_DTYPE = 4,             /* no such dtype, or not taken there */
     FLASHTILE_BAD_RANK = 5,              /* a rank that is not taken there */
-    FLASHTILE_NEGATIVE_SIZE = 6,         /* a dimension, count or length below 0 */
+    FLASHTILE_NEGATIVE_SIZE = 6,         /* a dimension, count, length or window below 0 */
     FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor */
     FLASHTILE_OVERLAPPING_OUTPUT = 8,    /* two indices of an output (may) lead to one element */
-    FLASHTILE_TOO_LARGE = 9,             /* more than any memory could hold, or than there is */
+    FLASHTILE_TOO_LARGE = 9,             /* more than any memory could hold, or than there is for lists and copies; more than
+                                            2^32 - 1 query rows or 2^24 key/value heads in all batches together, or rows of
+                                            more than 2^20 elements */
     FLASHTILE_SHAPE_MISMATCH = 10,       /* dimensions that must agree don't */
     FLASHTILE_HEADS_NOT_DIVISIBLE = 11,  /* heads_q is no multiple of heads_kv */
     FLASHTILE_NOT_BROADCASTABLE = 12,    /* a dimension of mask or bias is neither 1 nor that of the scores */
     FLASHTILE_WRONG_COUNT = 13,          /* a list has not one entry for each batch or head */
     FLASHTILE_KEY_LENGTH_PAST_END = 14,  /* a key length is above seq_kv */
-    FLASHTILE_INVALID_OPTION = 15,       /* an option has a value that it can't take, or has no effect without another */
+    FLASHTILE_INVALID_OPTION = 15,       /* an option has a value that it can't take (an unknown flag, too), or has no effect
+                                            without another */
     FLASHTILE_LEVEL_UNAVAILABLE = 16,    /* the processor or this build has no such level */
     FLASHTILE_AXIS_OUT_OF_RANGE = 17,    /* the tensor has no such axis */
-    FLASHTILE_THREADS = 18,              /* threads could not be started */
+    FLASHTILE_THREADS = 18,              /* threads could not be started, or this build has none to start */
     FLASHTILE_PANIC = 19                 /* a fault of the library, stopped at the border: please report it */
 };
 
@@ -168,7 +176,7 @@ typedef struct flashtile_options {
     uint32_t flags;               /* FLASHTILE_CAUSAL and so on */
     int32_t threads;              /* 0: all cores (rayon's pool, RAYON_NUM_THREADS); 1: the calling thread; n up to 1024: n
                                      threads, started once for each n. Small work stays on the calling thread anyway. */
-    float scale;                  /* up to 2.3e38; zero and negative ones too */
+    float scale;                  /* up to 2.3e38, and 3.4e38 times the softcap; zero and negative ones too */
     float softcap;                /* cap * tanh(score / cap), before any bias; a normal number above 0, up to 2.3e38 */
     int64_t window_left;          /* not negative */
     int64_t window_right;         /* not negative */
@@ -202,9 +210,10 @@ typedef struct flashtile_options {
  *   lse   [batch, heads_q, seq_q], f32           written, natural logarithm; NULL if not wanted
  *   options                                      NULL for plain attention
  *
- * q, k, v and out are f32, f16 or bf16 each. Every dimension may be 0. A query that sees no key gets an output of 0 and an
- * lse of -inf; a hidden key never reaches the output, whatever it holds, and a score of -inf hides its key; a visible NaN
- * comes out as NaN in the rows that see it. */
+ * q, k, v and out are f32, f16 or bf16 each. Every dimension may be 0 (heads_kv only with heads_q). A query that sees no key
+ * gets an output of 0 and an lse of -inf; a hidden key never reaches the output, whatever it holds, and a score of -inf hides
+ * its key; a visible NaN comes out as NaN in the rows that see it, and so does a score of +inf. Biases, and ALiBi after them,
+ * are added behind the softcap. */
 int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
                             const flashtile_tensor *out, const flashtile_tensor *lse, const flashtile_options *options);
 
@@ -212,7 +221,7 @@ int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k
  * may change with any version.
  *
  * Writes as much as fits into capacity bytes of `text`, ending with a zero, and the whole length without the zero to
- * *length, which may be NULL. With capacity 0, text may be NULL. Elements aren't looked at. */
+ * *length, which may be NULL. With capacity 0, text may be NULL. Elements aren't looked at, but `data` is checked as ever. */
 int32_t flashtile_plan(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
                        const flashtile_options *options, char *text, size_t capacity, size_t *length);
 
@@ -221,7 +230,10 @@ int32_t flashtile_plan(const flashtile_tensor *q, const flashtile_tensor *k, con
  *   out_a = (exp(lse_a) * out_a + exp(lse_b) * out_b) / w          lse_a = log w
  *
  *   out_a, out_b   [batch, heads, seq_q, value_dim]
- *   lse_a, lse_b   [batch, heads, seq_q] */
+ *   lse_a, lse_b   [batch, heads, seq_q]
+ *
+ * Nothing is added by (0, -inf): start from it. An lse of f32 is off by 2^-24 of itself, and the weights by as much as e to
+ * that: at lse = 1e4, 6e-4. Runs on the calling thread. */
 int32_t flashtile_merge(const flashtile_tensor *out_a, const flashtile_tensor *lse_a, const flashtile_tensor *out_b,
                         const flashtile_tensor *lse_b);
 
@@ -233,8 +245,9 @@ int32_t flashtile_merge(const flashtile_tensor *out_a, const flashtile_tensor *l
  *   log_softmax   out = scale * (x - max) - log(sum)
  *
  * `scale` is the inverse temperature: 1 for the plain softmax. x and out are f32, f16, bf16 or f64, both of one type and
- * shape. An element of -inf gives 0 (-inf), a line of nothing else as well; a NaN makes its line NaN, and no other. Runs on
- * the calling thread; copies blocks of tensors that have gaps behind the axis. */
+ * shape. An element of -inf gives 0 (-inf), a line of nothing else as well; a NaN makes its line NaN, and no other, and so
+ * does +inf, but that it is hidden under a negative scale. `scale` is rounded to f32, but for f64; one that is not finite then
+ * makes all results NaN. Runs on the calling thread; copies blocks of tensors that have gaps along or behind the axis. */
 int32_t flashtile_softmax(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
 int32_t flashtile_log_softmax(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
 
@@ -255,7 +268,7 @@ const char *flashtile_version(void);
 /* The best instruction set of this processor, such as "avx2": what is used unless options.level says otherwise. */
 const char *flashtile_level(void);
 
-/* How many threads `threads = 0` uses. */
+/* How many threads `threads = 0` uses. (Starts them.) */
 int32_t flashtile_default_threads(void);
 
 /* Gives back the scratch memory of the calling thread, and the threads that were started for `threads = n`; both come again

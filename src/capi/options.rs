@@ -140,7 +140,14 @@ impl Options {
                 self.query_position == 3,
                 "query_position FLASHTILE_PER_BATCH",
             ),
+            (
+                "query_offset_count",
+                self.query_offset_count != 0,
+                self.query_position == 3,
+                "query_position FLASHTILE_PER_BATCH",
+            ),
             ("alibi_slopes", !self.alibi_slopes.is_null(), self.alibi == 2, "alibi FLASHTILE_ALIBI_PER_HEAD"),
+            ("alibi_slope_count", self.alibi_slope_count != 0, self.alibi == 2, "alibi FLASHTILE_ALIBI_PER_HEAD"),
         ];
         match stray.iter().find(|(_, set, wanted, _)| *set && !wanted) {
             Some((name, .., by)) => Err(Failure::option(format!("{name} is set but has no effect without the {by}"))),

@@ -11,6 +11,7 @@ pub(super) const MAX_THREADS: i32 = 1024;
 mod kept {
     use super::*;
     use rayon::{ThreadPool, ThreadPoolBuilder};
+    use std::panic::catch_unwind;
     use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
     static POOLS: Mutex<Vec<Arc<ThreadPool>>> = Mutex::new(Vec::new());
@@ -38,6 +39,12 @@ mod kept {
         // Small work would be done before a pool is awake.
         match usize::try_from(threads) {
             Ok(threads @ 2..) if parallel => pool(threads)?.install(work),
+            Ok(0) if parallel => {
+                // Starts rayon's own pool, which panics where it can't.
+                catch_unwind(rayon::current_num_threads)
+                    .map_err(|_| Failure::new(Code::Threads, "the threads of rayon's pool could not be started"))?;
+                work();
+            }
             _ => work(),
         }
         Ok(())

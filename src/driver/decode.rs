@@ -355,6 +355,7 @@ struct RowQueries<'a> {
 
 impl<'a> RowQueries<'a> {
     fn pack(work: Work<'_>, wide: &'a mut [f32], as_pairs: &'a mut [f32]) -> Self {
+        const { assert!(FEW_TASK_ROWS <= u32::BITS as usize) }; // `unfit`
         let rows = work.task.rows.clone();
         let width = round_up_lanes(work.problem.dims.head_dim);
         let mut unfit = 0;

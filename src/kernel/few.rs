@@ -157,7 +157,8 @@ fn all_dots<S: Simd, M: Multiply<S>>(
             let lines = if row == 0 { &mut asking } else { &mut Lines::none() };
             // A lone row reads two keys at a time, nearly straight on: with four, eight or sixteen side by side, bare loops
             // over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5).
-            // SAFETY: there are as many rows from `row` on, of queries and of scores, and the block lies within both (asserted).
+            // SAFETY: the block is of keys without gaps; the group has moved on to `row`, with as many queries and rows of scores
+            // from there on, and a row has room for every key (asserted).
             unsafe {
                 match (S::LANES, ROWS.min(rows - row)) {
                     (8, 1) => dots::<S, M, 1, 8, 1>(arithmetic, block, group, lines),
@@ -179,7 +180,7 @@ fn all_dots<S: Simd, M: Multiply<S>>(
 /// The dot products of R queries with the keys of a block, G times N keys at a time, which are folded together.
 ///
 /// # Safety
-/// * `keys` has a row at least, and all of its rows are valid for reads
+/// * `keys` has a row at least, and all of its rows are valid for reads of `cols` elements
 /// * `group` has R queries of `keys.cols` elements, rounded up, and room for R rows of a score for each key
 #[inline(always)]
 unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>(
@@ -191,7 +192,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
     let Block { mut at, stride, count, cols } = keys;
     let Group { from: queries, from_stride: width, to: mut scores, to_stride } = group;
     let together = N * G;
-    debug_assert!(R * together <= S::LANES && count > 0 && width >= cols);
+    debug_assert!(R * together <= S::LANES && count > 0 && width >= round_up_lanes(cols));
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut share = lines.share(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
     // From the first of the keys to each of them; where there are not as many, the last one again.
@@ -242,7 +243,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
 ///
 /// # Safety
 /// * each of `keys` is valid for reads of `steps`
-/// * `queries` has R rows of `steps`, rounded up
+/// * `queries` are R rows of `steps`, rounded up, as far apart as its second number says
 #[inline(always)]
 unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     (simd, multiply): (S, M),
@@ -461,7 +462,8 @@ fn add_all<S: Simd, T: Element>(
         for row in (0..rows).step_by(ROWS) {
             // The first rows ask for all.
             let lines = if row == 0 { &mut asking } else { &mut Lines::none() };
-            // SAFETY: there are as many rows from `row` on, of weights and of `out`, and the block lies within both (asserted).
+            // SAFETY: the block is of values without gaps; the group has moved on to `row`, with as many rows of weights and of
+            // `out` from there on, and a row has a weight for every key (asserted).
             unsafe {
                 match (S::LANES, ROWS.min(rows - row)) {
                     (8, 1) => strips::<S, _, 1, 8>(simd, block, group, lines),
@@ -485,7 +487,7 @@ fn add_all<S: Simd, T: Element>(
 /// Weighted values for R rows, strip after strip of N vectors; the last vector may be a part of one.
 ///
 /// # Safety
-/// * all rows of `values` are valid for reads
+/// * all rows of `values` are valid for reads of `cols` elements
 /// * `group` has R rows of a weight for each of them, and R rows of `values.cols` elements, rounded up, to add to
 #[inline(always)]
 unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
@@ -498,7 +500,7 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     let whole = values.cols / S::LANES * S::LANES;
     let mut d = 0;
     while d < whole {
-        let values = Block { at: values.at.wrapping_add(d), ..values };
+        let values = Block { at: values.at.wrapping_add(d), cols: values.cols - d, ..values };
         let group = Group { to: group.to.wrapping_add(d), ..group };
         // SAFETY: as many vectors from d on as are within the row; the caller's promise.
         unsafe {

@@ -3,7 +3,8 @@
 //!
 //! The products are exact and every sum is rounded, as it is with multiply-adds. But the instruction takes denormal numbers
 //! for 0, so it is used only where that doesn't matter: the factor is at most [`LARGEST_FACTOR`], and each element of the
-//! query is 0 or between [`SMALLEST`] and [`LARGEST`]. Then a denormal key leaves out less than 2^32 * 2^-126 of a sum, and
+//! query is 0 or between [`SMALLEST`] and [`LARGEST`]. (Nor is the factor below [`SMALLEST_FACTOR`]: sums come without it, and
+//! would overflow where the score is an ordinary number.) Then a denormal key leaves out less than 2^32 * 2^-126 of a sum, and
 //! a score of 2^20 elements is off by less than 2^-33. Other queries have their scores formed from elements, row by row.
 
 use super::pack::Gathered;
@@ -15,6 +16,9 @@ use crate::tensor::AnyTensor;
 /// 2^40: what a score may be multiplied with.
 const LARGEST_FACTOR: f32 = 1_099_511_627_776.0;
 
+/// 2^-12: below the default scale of the longest head.
+const SMALLEST_FACTOR: f32 = 1.0 / 4096.0;
+
 /// The bits of 2^32, the largest element of a query.
 const LARGEST: u16 = (127 + 32) << 7;
 
@@ -25,7 +29,7 @@ const SMALLEST: u16 = 1 << 7;
 pub(crate) fn apply(isa: Isa, queries: &AnyTensor<'_>, keys: &AnyTensor<'_>, factor: f32) -> bool {
     isa.has_pair_dots()
         && matches!((queries, keys), (AnyTensor::Bf16(_), AnyTensor::Bf16(_)))
-        && factor.abs() <= LARGEST_FACTOR
+        && (SMALLEST_FACTOR..=LARGEST_FACTOR).contains(&factor.abs())
 }
 
 /// Pairs in a row of `elements`: behind an odd one's last element stands a zero.

@@ -9,7 +9,8 @@ pub(crate) const ROUND: f32 = 12_582_912.0;
 /// Coefficients of 2^r = 1 + r*(C1 + r*(C2 + …)) for |r| <= 1/2.
 ///
 /// A minimax fit in units of the last place, searched over neighbouring f32 coefficients (ours): 1.79 ulp at most,
-/// Horner's rounding with fused multiply-add included. The constant is exactly 1, so that 2^0 is.
+/// Horner's rounding with fused multiply-add included. The constant is exactly 1, so that 2^0 is; and 2^(1/2) comes out twice
+/// 2^(-1/2), bit for bit, with and without fused multiply-add: running maxima rely on it (docs/numerics.md).
 const EXP2: [f32; 5] = [0.693_146_8, 0.240_222_38, 0.055_508_96, 0.009_671_721, 0.001_322_455_1];
 
 /// 2^r for |r| <= 1/2, at most 1.8 ulp off with fused multiply-add and 2.1 without. Elsewhere a finite number of no meaning; NaN for NaN.

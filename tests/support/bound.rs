@@ -21,6 +21,8 @@ const EXP2: f64 = 3.0;
 const TANH: f64 = 8.0;
 /// Weights below this part of the largest may be dropped: 2^-110.
 const DROPPED: f64 = 7.703_719_777_548_943e-34;
+/// The lowest bias that is a finite f32 in units of log2.
+const LOWEST: f64 = -(f32::MAX as f64) * std::f64::consts::LN_2;
 /// The oracle's own f64 arithmetic.
 const F64: f64 = 1e-13;
 
@@ -30,7 +32,7 @@ fn gamma(n: f64) -> f64 {
 }
 
 /// How many roundings a term passes through on its way into a sum.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chains {
     /// The dot product of a query and a key.
     pub dot: usize,
@@ -45,8 +47,8 @@ impl Chains {
         let sum = keys.min(dims.seq_kv) + dims.seq_kv.div_ceil(keys);
         match plan.form() {
             Form::ManyQueries => Chains { dot: dims.head_dim, sum },
-            // One partial sum for each of 4 to 16 lanes, then folded.
-            _ => Chains { dot: dims.head_dim.div_ceil(4) + 4, sum },
+            // One partial sum for each of 8 or 16 lanes, then folded.
+            _ => Chains { dot: dims.head_dim.div_ceil(8) + 4, sum },
         }
     }
 }
@@ -106,7 +108,7 @@ pub fn exact(problem: &Problem, chains: Chains) -> Exact {
             let scored = visible.iter().map(|j| (*j, score(j))).filter(|(_, score)| score.value != f64::NEG_INFINITY);
             let (keys, scores) = scored.unzip();
             let row = Row { keys, scores };
-            add_row(&mut exact, &row, &values, dims.value_dim, chains.sum);
+            add_row(&mut exact, &row, &values, dims, chains.sum);
         }
     }
     exact
@@ -147,11 +149,12 @@ fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64]
         keys += k.abs();
         flushed += FLUSHED * q.abs().min(LARGEST_IN_PAIR);
     }
-    let n = dot_steps as f64;
+    // Roundings in a chain, and all that there are.
+    let (n, roundings) = (dot_steps as f64, 2.0 * query.len() as f64 + 1.0);
     let scale = problem.scale.unwrap_or(1.0 / (query.len().max(1) as f32).sqrt()) as f64;
-    let denormal = ETA * (products + keys + 2.0 * n) * 1.001;
+    let denormal = ETA * (products + keys + roundings) * 1.001;
     // (What only scores of bf16 may lose, allowed to all: nothing beside their other errors.)
-    flushed += FLUSHED * 2.0 * n;
+    flushed += FLUSHED * roundings;
     // 1. scale * dot, or tanh(scale * dot / cap) * cap.
     let (mut value, mut error, mut size);
     match problem.softcap {
@@ -178,7 +181,8 @@ fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64]
         let bias = tensor.get([b, h, i, j]) as f64;
         value += bias;
         size += bias.abs();
-        error += gamma(1.0 + LOG2_E) * bias.abs();
+        // (Held within the range of f32, in units of log2.)
+        error += (LOWEST - bias).max(0.0) + gamma(1.0 + LOG2_E) * bias.abs();
         error += U * (value.abs() + error) + 2.0 * ETA;
     }
     // 3. ALiBi.
@@ -187,19 +191,17 @@ fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64]
         Alibi::PerHead(slopes) => slopes[h] as f64,
     });
     if let Some(slope) = slope {
-        let step = slope * (position(problem, b, i) - j as i128).unsigned_abs() as f64;
+        let distance = (position(problem, b, i) - j as i128).unsigned_abs() as f64;
+        let step = slope * distance;
         value -= step;
         size += step.abs();
-        error += gamma(4.0 + LOG2_E) * step.abs();
+        error += (slope.abs() + LOWEST).max(0.0) * distance + gamma(4.0 + LOG2_E) * step.abs();
         error += U * (value.abs() + error) + 2.0 * ETA;
     }
-    // 4. Held within the range of f32, in units of log2.
-    let lowest = -(f32::MAX as f64) * std::f64::consts::LN_2;
-    error += (lowest - value).max(0.0);
     Score { value, error: error + F64 * size }
 }
 
-fn add_row(exact: &mut Exact, row: &Row, values: &[f64], value_dim: usize, sum_steps: usize) {
+fn add_row(exact: &mut Exact, row: &Row, values: &[f64], Dims { value_dim, seq_kv, .. }: Dims, sum_steps: usize) {
     let undefined = row.scores.iter().any(|score| score.value.is_nan() || score.value == f64::INFINITY);
     if row.keys.is_empty() || undefined {
         let (out, lse) = if undefined { (f64::NAN, f64::NAN) } else { (0.0, f64::NEG_INFINITY) };
@@ -232,7 +234,7 @@ fn add_row(exact: &mut Exact, row: &Row, values: &[f64], value_dim: usize, sum_s
     }
 
     let rounding = gamma(2.0 * sum_steps as f64 + 2.0) + F64;
-    let denormal = (2.0 * sum_steps as f64 + 2.0) * ETA * (1u64 << 17) as f64;
+    let denormal = (4.0 * seq_kv as f64 + 4.0) * ETA * (1u64 << 17) as f64;
     for d in 0..value_dim {
         let value = |&j: &usize| values[j * value_dim + d];
         let out = row.keys.iter().map(value).zip(&shares).map(|(value, share)| value * share).sum::<f64>();
@@ -260,9 +262,8 @@ fn add_row(exact: &mut Exact, row: &Row, values: &[f64], value_dim: usize, sum_s
     }
     let by_scores = most.ln().max(-least.ln());
     exact.lse.push(lse);
-    exact
-        .lse_bound
-        .push(by_scores + gamma(sum_steps as f64 + EXP2) + 2.0 * DROPPED * visible + (U + F64) * lse.abs() + F64);
+    let before_rounding = by_scores + gamma(sum_steps as f64 + EXP2) + 2.0 * DROPPED * visible;
+    exact.lse_bound.push(before_rounding * (1.0 + U) + (U + F64) * lse.abs() + F64);
 }
 
 /// The f32 nearest to `x` but never a tie that `x` is not: rounding the result to a shorter type rounds `x` itself.

@@ -39,15 +39,21 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 
 /// Computes `problem` at every level and compares every element with the exact answer.
 pub fn check(problem: &Problem) -> Result<Found, String> {
-    let plan = problem.plan(Level::Portable);
-    let exact = exact(problem, Chains::of(&plan, &problem.dims));
-    check_reference(problem, &exact)?;
     let mut found = Found::default();
+    // The levels may differ in the form that the plan chooses, and so in their bounds.
+    let mut answers: Vec<(Chains, Exact)> = Vec::new();
     for level in Level::available() {
         let plan = problem.plan(level);
+        let chains = Chains::of(&plan, &problem.dims);
+        if !answers.iter().any(|(known, _)| *known == chains) {
+            answers.push((chains, exact(problem, chains)));
+            check_reference(problem, &answers[answers.len() - 1].1)?;
+        }
+        let (_, exact) = answers.iter().find(|(known, _)| *known == chains).expect("just pushed");
         let results = problem.run(level);
-        check_results(problem, &plan, &exact, &results, &mut found).map_err(|error| format!("at {level}: {error}"))?;
+        check_results(problem, &plan, exact, &results, &mut found).map_err(|error| format!("at {level}: {error}"))?;
     }
+    let (_, exact) = &answers[0];
     let relative = exact.out.iter().zip(&exact.out_bound).filter(|(out, _)| **out != 0.0);
     found.bounds.push(median(relative.map(|(out, bound)| bound / out.abs()).filter(|x| x.is_finite()).collect()));
     Ok(found)

@@ -40,6 +40,25 @@ impl Function for Weight {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Fraction;
+impl Function for Fraction {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
+        let [[y]] = exp2_fractions(simd, [[x]]);
+        y
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Tanh;
+impl Function for Tanh {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
+        tanh(simd, x)
+    }
+}
+
 /// The place of a float in the order of all floats: neighbours differ by one, -0 and 0 are the same.
 fn place(x: f32) -> i64 {
     let bits = x.to_bits() as i32;
@@ -121,6 +140,43 @@ fn weights_are_exp_in_other_units() {
         });
         each(level, Weight, [0.0f32, -0.0, f32::NEG_INFINITY].map(f32::to_bits).into_iter(), |x, y| {
             assert_eq!(y, if x == 0.0 { 16_777_216.0 } else { 0.0 });
+        });
+    }
+}
+
+/// The unit roundoff of f32.
+const U: f64 = 1.0 / (1u64 << 24) as f64;
+
+/// 2^r for every |r| from 2^-26 to 1/2, and 0: at most 3 u from it, which every bound of attention takes for granted.
+#[test]
+fn powers_of_two_within_3_roundoffs() {
+    for level in Level::available() {
+        let both = |bits: u32| [bits, bits | 1 << 31];
+        let magnitudes = std::iter::once(0).chain(patterns(0x3280_0000, 0.5f32.to_bits())).chain([0.5f32.to_bits()]);
+        each(level, Fraction, magnitudes.flat_map(both), |r, y| {
+            let right = f64::from(r).exp2();
+            assert!((f64::from(y) - right).abs() <= 3.0 * U * right, "2^{r:e} is {y:e} at {level}");
+        });
+    }
+}
+
+/// A score halfway between two integers may be rounded to either: the weight is the same, bit for bit.
+#[test]
+fn halves_on_either_side_make_the_same_power() {
+    for level in Level::available() {
+        let mut powers = Vec::new();
+        each(level, Fraction, [0.5f32, -0.5].map(f32::to_bits).into_iter(), |_, y| powers.push(y));
+        assert_eq!(powers[0], 2.0 * powers[1], "{level}");
+    }
+}
+
+/// tanh from the smallest number to where it is 1: at most 8 u from it.
+#[test]
+fn tanh_within_8_roundoffs() {
+    for level in Level::available() {
+        each(level, Tanh, patterns(0x0080_0000, 10.0f32.to_bits()), |x, y| {
+            let right = f64::from(x).tanh();
+            assert!((f64::from(y) - right).abs() <= 8.0 * U * right, "tanh({x:e}) is {y:e} at {level}");
         });
     }
 }
