@@ -210,6 +210,7 @@ impl Simd for Avx512 {
         // SAFETY: lanes that the mask leaves out are not written; the token for the instruction.
         unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), some, x) }
     }
+    // (Stores of a part go by way of the stack, for half types: masked by words, softmax of bf16 took 15% longer on Zen 5.)
     #[inline(always)]
     fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> __m512 {
         let some = self.first(x.len());
@@ -223,19 +224,6 @@ impl Simd for Avx512 {
             _mm512_mask_blend_ps(some, _mm512_set1_ps(fill), read)
         }
     }
-    #[inline(always)]
-    fn store_elements_part<T: Element>(self, to: &mut [T], x: __m512) {
-        let some = self.first(to.len());
-        // SAFETY: elements that the mask leaves out are not written; the type is that of the data; the token.
-        unsafe {
-            match T::DTYPE {
-                DType::F32 => _mm512_mask_storeu_ps(to.as_mut_ptr().cast(), some, x),
-                DType::F16 => _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), some, self.narrow_f16(x)),
-                DType::Bf16 => _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), some, self.narrow_bf16(x)),
-            }
-        }
-    }
-
     #[inline(always)]
     unsafe fn load_answers(self, p: *const u8) -> __mmask16 {
         // SAFETY: the caller's promise (of sixteen bytes); the token for the instruction.
