@@ -90,6 +90,9 @@ pub fn scores<'t, Q: Element, K: Element>(
 ) -> Result<Vec<f64>, Error> {
     let problem = Problem::of_scores(options, q.into(), k.into())?;
     let mut result = Vec::new();
+    if problem.dims.seq_kv == 0 {
+        return Ok(result); // however many queries there are
+    }
     let mut row_of_scores = Vec::new();
     for [b, h] in heads(&problem) {
         row_of_scores.resize(problem.dims.seq_kv, 0.0);
@@ -108,7 +111,7 @@ pub fn scores<'t, Q: Element, K: Element>(
 /// Every batch and query head; none if there are no queries.
 fn heads(problem: &Problem<'_>) -> impl Iterator<Item = [usize; 2]> + use<> {
     let Dims { batch, heads_q, seq_q, .. } = problem.dims;
-    let batch = if seq_q == 0 { 0 } else { batch };
+    let batch = if heads_q == 0 || seq_q == 0 { 0 } else { batch }; // of which there may be any number
     (0..batch).flat_map(move |b| (0..heads_q).map(move |h| [b, h]))
 }
 

@@ -125,6 +125,19 @@ impl Isa {
         self.run(Lanes)
     }
 
+    /// [`Simd::PICKS_OF_SIXTEEN`] of this level.
+    pub(crate) fn picks_of_sixteen(self) -> bool {
+        struct Picks;
+        impl Kernel for Picks {
+            type Output = bool;
+            #[inline(always)]
+            fn run<S: Simd>(self, _: S) -> bool {
+                S::PICKS_OF_SIXTEEN
+            }
+        }
+        self.run(Picks)
+    }
+
     /// Runs `kernel` compiled for this level.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {

@@ -3,7 +3,7 @@
 
 mod support;
 
-use flashtile::{Attention, Error, QueryOffset, TensorMut, TensorRef, Workspace, merge, reference};
+use flashtile::{Attention, Error, QueryOffset, ScoreStage, TensorMut, TensorRef, Workspace, merge, reference};
 use support::Rng;
 use support::problems::{FORMS, Inputs, Sizes, forms_and_levels, len};
 use support::watchdog::within;
@@ -168,6 +168,10 @@ fn huge_without_elements() {
                         assert!(!plan.unwrap().to_string().is_empty());
                         let reference = reference::attention(&attention, q, k, v).unwrap();
                         assert!(reference.out.is_empty() && reference.lse.is_empty());
+                        let scores = reference::scores(&attention, ScoreStage::Biased, q, k);
+                        assert!(
+                            scores.as_ref().is_ok_and(Vec::is_empty) || matches!(scores, Err(Error::TooLarge { .. }))
+                        );
                     }
                     let lse_ref = TensorRef::<f32, 3>::from_slice(&[], lse).unwrap();
                     merge(to(), to_lse().unwrap(), empty(out), lse_ref).unwrap();

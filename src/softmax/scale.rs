@@ -35,6 +35,8 @@ impl Scale {
 pub(super) trait Scaling: Copy {
     /// Whether y is x itself.
     const PLAIN: bool = true;
+    /// Whether levels whose weights come from no roots do without it: there they don't wait for the multipliers.
+    const FOR_ROOTS: bool = false;
 
     fn scale(self) -> f32;
 
@@ -60,6 +62,8 @@ pub(super) struct One;
 pub(super) struct Plain(pub(super) f32);
 
 impl Scaling for One {
+    const FOR_ROOTS: bool = true;
+
     #[inline(always)]
     fn scale(self) -> f32 {
         1.0
