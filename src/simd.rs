@@ -114,28 +114,12 @@ impl Isa {
 
     /// Elements in one vector of this level.
     pub(crate) fn lanes(self) -> usize {
-        struct Lanes;
-        impl Kernel for Lanes {
-            type Output = usize;
-            #[inline(always)]
-            fn run<S: Simd>(self, _: S) -> usize {
-                S::LANES
-            }
-        }
-        self.run(Lanes)
+        self.run(Constants).0
     }
 
     /// [`Simd::PICKS_OF_SIXTEEN`] of this level.
     pub(crate) fn picks_of_sixteen(self) -> bool {
-        struct Picks;
-        impl Kernel for Picks {
-            type Output = bool;
-            #[inline(always)]
-            fn run<S: Simd>(self, _: S) -> bool {
-                S::PICKS_OF_SIXTEEN
-            }
-        }
-        self.run(Picks)
+        self.run(Constants).1
     }
 
     /// Runs `kernel` compiled for this level.
@@ -168,6 +152,18 @@ impl Isa {
             Isa::Avx512Bf16(simd) => simd.enter_pairs(kernel),
             _ => unreachable!("pairs of bf16 at the level {}", self.level()),
         }
+    }
+}
+
+/// [`Simd::LANES`] and [`Simd::PICKS_OF_SIXTEEN`], for those who know the level at run time.
+struct Constants;
+
+impl Kernel for Constants {
+    type Output = (usize, bool);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> (usize, bool) {
+        (S::LANES, S::PICKS_OF_SIXTEEN)
     }
 }
 

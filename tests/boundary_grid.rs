@@ -27,7 +27,7 @@ fn queries() {
         boundary(1, "none, and a single query"),
         boundary(4, "few queries: rows that share a load of keys"),
         boundary(8, "one vector of eight lanes"),
-        boundary(12, "few queries: half of a task's rows, where there are two tasks"),
+        boundary(12, "few queries: three groups of rows that share a load"),
         boundary(16, "a panel of two vectors of eight, or of one of sixteen"),
         boundary(24, "few queries: rows of a task"),
         boundary(32, "a panel of two vectors of sixteen; two panels of eight"),

@@ -101,6 +101,21 @@ fn layouts_give_the_same_bits() {
     }
 }
 
+/// Pairs are summed before the scale comes: of a tiny one they must not be formed, or sums overflow where scores are small.
+#[test]
+fn tiny_scales_do_not_overflow() {
+    let [tiny, big, bigger] = [-100, 32, 97].map(|exponent| 2.0f32.powi(exponent));
+    let sizes = Sizes { head_dim: 2, ..SIZES };
+    let filled = |x: &[bf16], value: f32| vec![bf16::from_f32(value); x.len()];
+    let mut inputs = Inputs::<bf16>::random(sizes, &mut Rng(4));
+    (inputs.q, inputs.k) = (filled(&inputs.q, -big), filled(&inputs.k, bigger));
+    for (form, level) in forms_and_levels() {
+        // Every score is -2^30: all keys count alike, and none is hidden.
+        let (_, lse) = inputs.compute(&Attention::new().scale(tiny).form(form).level(level));
+        assert!(lse.iter().all(|lse| (lse + 2.0f32.powi(30)).abs() < 1e3), "{form:?} {level}: {lse:?}");
+    }
+}
+
 /// The level is there wherever the standard library says so, and is the best there.
 #[test]
 fn the_best_level_has_pairs_if_the_processor_has() {

@@ -51,7 +51,7 @@
  * Floats.     Every thread must have the default floating-point environment. With another rounding mode results are wrong;
  *             flush-to-zero (-ffast-math links it in) costs accuracy, and bits where threads differ in it.
  * Results.    The bits of a row depend on its own inputs, the level and the form: not on threads or the batch around it.
- *             (FLASHTILE_AUTO chooses the form by the number of rows of a key/value head, their length and type.)
+ *             (FLASHTILE_AUTO chooses the form by the rows and keys of a key/value head, their length and type, and the level.)
  */
 #ifndef FLASHTILE_H
 #define FLASHTILE_H

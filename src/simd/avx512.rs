@@ -55,6 +55,11 @@ impl Avx512 {
 
 /// The halves of a vector in memory, and the masks for a part of one.
 impl Avx512 {
+    /// (What `_mm512_cvtph_ps` becomes suppresses exceptions, and then the instruction takes no operand from memory.)
+    #[inline(always)]
+    fn widen_f16(self, halves: __m256i) -> __m512 {
+        op!(_mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves))
+    }
     /// A bf16 is the upper half of the f32 of the same value.
     #[inline(always)]
     fn widen_bf16(self, halves: __m256i) -> __m512 {
@@ -178,9 +183,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const f16) -> __m512 {
-        // (What `_mm512_cvtph_ps` becomes suppresses exceptions, and then the instruction takes no operand from memory.)
         // SAFETY: the caller's promise (sixteen f16 are 32 bytes); the token for the instruction.
-        unsafe { _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(p.cast())) }
+        self.widen_f16(unsafe { _mm256_loadu_si256(p.cast()) })
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
@@ -218,12 +222,13 @@ impl Simd for Avx512 {
         unsafe {
             let read = match T::DTYPE {
                 DType::F32 => _mm512_maskz_loadu_ps(some, x.as_ptr().cast()),
-                DType::F16 => _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, x.as_ptr().cast())),
+                DType::F16 => self.widen_f16(_mm256_maskz_loadu_epi16(some, x.as_ptr().cast())),
                 DType::Bf16 => self.widen_bf16(_mm256_maskz_loadu_epi16(some, x.as_ptr().cast())),
             };
             _mm512_mask_blend_ps(some, _mm512_set1_ps(fill), read)
         }
     }
+
     #[inline(always)]
     unsafe fn load_answers(self, p: *const u8) -> __mmask16 {
         // SAFETY: the caller's promise (of sixteen bytes); the token for the instruction.

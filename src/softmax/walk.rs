@@ -56,7 +56,7 @@ impl<T: Stored, C: Scaling, F: FnMut(usize, RowState), const LOG: bool> Kernel f
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // (Known when it is compiled: a sixth of the library's code less.)
+        // (Known when it is compiled: for other levels nothing but this line is.)
         assert!(S::PICKS_OF_SIXTEEN || !C::FOR_ROOTS, "`Softmax::run` chooses by the level");
         let Self(Softmax { mut buffers, axis, gains, .. }, scale, mut visit) = self;
         if axis.after() == 1 {
