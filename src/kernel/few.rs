@@ -505,10 +505,10 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
         // SAFETY: as many vectors from d on as are within the row; the caller's promise.
         unsafe {
             if d < wide {
-                strip::<S, T, R, N>(simd, values, group, lines);
+                strip::<S, T, R, N, true>(simd, values, group, lines);
                 d += N * S::LANES;
             } else {
-                strip::<S, T, R, 1>(simd, values, group, lines);
+                strip::<S, T, R, 1, true>(simd, values, group, lines);
                 d += S::LANES;
             }
         }
@@ -517,53 +517,23 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
         let values = Block { at: values.at.wrapping_add(whole), cols: values.cols - whole, ..values };
         let group = Group { to: group.to.wrapping_add(whole), ..group };
         // SAFETY: the rest of each row, rounded up; the caller's promise.
-        unsafe { last_strip::<S, T, R>(simd, values, group) };
+        unsafe { strip::<S, T, R, 1, false>(simd, values, group, lines) };
     }
 }
 
-/// What is left of each row of values, less than a vector.
+/// The first N vectors of each row of values; or, unless `WHOLE`, a row's only one, which is less than a vector.
 ///
 /// # Safety
-/// * all rows of `values` are valid for reads of `cols` elements, less than a vector
-/// * `group` has R rows of a weight for each of them, and R rows of a vector to add to
-#[inline(always)]
-unsafe fn last_strip<S: Simd, T: Element, const R: usize>(simd: S, values: Block<T>, group: Group) {
-    let Block { mut at, stride, count, cols } = values;
-    let Group { from: weights, from_stride, to: out, to_stride: width } = group;
-    let mut sums = [simd.zero(); R];
-    for (r, sum) in sums.iter_mut().enumerate() {
-        // SAFETY: the vector of row r: the caller's promise.
-        *sum = unsafe { simd.load(out.wrapping_add(r * width)) };
-    }
-    for j in 0..count {
-        // SAFETY: row j: the caller's promise.
-        let value = simd.load_elements_part(unsafe { std::slice::from_raw_parts(at, cols) }, 0.0);
-        for (r, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the weight of key j in row r: the caller's promise.
-            let weight = simd.splat(unsafe { *weights.wrapping_add(r * from_stride + j) });
-            *sum = simd.mul_add(weight, value, *sum);
-        }
-        at = at.wrapping_offset(stride);
-    }
-    for (r, sum) in sums.into_iter().enumerate() {
-        // SAFETY: the vector of row r: the caller's promise.
-        unsafe { simd.store(out.wrapping_add(r * width), sum) };
-    }
-}
-
-/// The first N vectors of each row of values.
-///
-/// # Safety
-/// * all rows of `values` are valid for reads of N vectors
+/// * all rows of `values` are valid for reads of N vectors, or of `cols` elements, less than a vector
 /// * `group` has R rows of a weight for each of them, and R rows of N vectors to add to
 #[inline(always)]
-unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
+unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE: bool>(
     simd: S,
     values: Block<T>,
     group: Group,
     lines: &mut Lines<'_>,
 ) {
-    let Block { mut at, stride, count, .. } = values;
+    let Block { mut at, stride, count, cols } = values;
     let Group { from: weights, from_stride, to: out, to_stride: width } = group;
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
@@ -578,8 +548,13 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize>(
         share.ask(simd, j, bytes);
         let mut vectors = [simd.zero(); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
-            // SAFETY: vector n of row j: the caller's promise.
-            *vector = unsafe { simd.load_as(at.wrapping_add(n * S::LANES)) };
+            // SAFETY: vector n of row j, or all of it: the caller's promise.
+            *vector = unsafe {
+                match WHOLE {
+                    true => simd.load_as(at.wrapping_add(n * S::LANES)),
+                    false => simd.load_elements_part(std::slice::from_raw_parts(at, cols), 0.0),
+                }
+            };
         }
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the weight of key j in row r: the caller's promise.
