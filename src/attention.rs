@@ -6,13 +6,14 @@ use crate::bias::{AlibiSlopes, ScoreStage};
 use crate::driver::{self, Output, Schedule, Workspace};
 use crate::element::Element;
 use crate::error::Error;
+use crate::level::Level;
 use crate::machine::Machine;
 use crate::mask::QueryOffset;
 use crate::plan::{Form, Plan, Threads};
 use crate::problem::{Problem, check_shape};
-use crate::simd::Level;
-use crate::strided::Strided;
-use crate::tensor::{AnyTensor, TensorMut, TensorRef};
+use crate::tensor::any::AnyTensor;
+use crate::tensor::strided::Strided;
+use crate::tensor::{TensorMut, TensorRef};
 
 /// Scaled-dot-product attention: what to compute, apart from the tensors.
 ///
@@ -438,7 +439,7 @@ where
     [usize; N]: ndarray::IntoDimension<Dim = D>,
 {
     let too_large = Error::TooLarge { what: "the result" };
-    let (_, len) = crate::strided::contiguous(&shape)?;
+    let (_, len) = crate::tensor::strided::contiguous(&shape)?;
     let mut elements = Vec::new();
     elements.try_reserve_exact(len).map_err(|_| too_large.clone())?;
     elements.resize(len, T::default());

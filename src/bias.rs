@@ -11,7 +11,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::tensor::AnyTensor;
+use crate::tensor::any::AnyTensor;
 
 /// The point on a score's way at which to look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

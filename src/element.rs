@@ -1,26 +1,22 @@
 //! The element types of tensors: f32, f16 and bf16.
 
-use crate::strided::Strided;
-use crate::tensor::AnyTensor;
 pub use half::{bf16, f16};
 use std::fmt;
 
 mod sealed {
-    use crate::strided::Strided;
-    use crate::tensor::AnyTensor;
-
-    #[allow(unreachable_pub, private_interfaces, reason = "unnameable outside the crate: that is what seals the trait")]
-    pub trait Sealed: Sized {
-        /// The tensor with its element type made a value.
-        fn erase(tensor: Strided<'_, Self, 4>) -> AnyTensor<'_>;
-    }
+    pub trait Sealed {}
 }
 
 /// An element type of queries, keys, values and outputs: [`f32`], [`struct@f16`] or [`bf16`].
 ///
 /// The half types are storage: a value is widened exactly when it is read and rounded once, to nearest with ties to even,
 /// when it is written. Scores, probabilities and sums are f32, always. The trait is sealed.
-pub trait Element: Copy + Default + PartialEq + Send + Sync + fmt::Debug + sealed::Sealed + 'static {
+///
+/// # Safety
+/// [`DTYPE`](Element::DTYPE) names the type itself: unsafe code casts pointers by it.
+pub unsafe trait Element:
+    Copy + Default + PartialEq + Send + Sync + fmt::Debug + sealed::Sealed + 'static
+{
     /// The type as a value.
     const DTYPE: DType;
     /// The element as f32, exactly.
@@ -62,14 +58,10 @@ impl fmt::Display for DType {
 }
 
 macro_rules! element {
-    ($t:ty, $dtype:expr, $any:expr, $to:expr, $from:expr) => {
-        impl sealed::Sealed for $t {
-            #[allow(private_interfaces, reason = "as in the trait")]
-            fn erase(tensor: Strided<'_, Self, 4>) -> AnyTensor<'_> {
-                $any(tensor)
-            }
-        }
-        impl Element for $t {
+    ($t:ty, $dtype:expr, $to:expr, $from:expr) => {
+        impl sealed::Sealed for $t {}
+        // SAFETY: each of the three calls below pairs a type with its own name.
+        unsafe impl Element for $t {
             const DTYPE: DType = $dtype;
             #[inline(always)]
             fn to_f32(self) -> f32 {
@@ -83,9 +75,9 @@ macro_rules! element {
     };
 }
 
-element!(f32, DType::F32, AnyTensor::F32, |x| x, |x| x);
-element!(f16, DType::F16, AnyTensor::F16, f16::to_f32, f16::from_f32);
-element!(bf16, DType::Bf16, AnyTensor::Bf16, bf16::to_f32, bf16::from_f32);
+element!(f32, DType::F32, |x| x, |x| x);
+element!(f16, DType::F16, f16::to_f32, f16::from_f32);
+element!(bf16, DType::Bf16, bf16::to_f32, bf16::from_f32);
 
 /// Two neighbouring bf16 of a row, what [`PairDots`](crate::simd::PairDots) multiplies at once; (0, 0) by default.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,6 +1,6 @@
 //! What can be wrong with a call.
 
-use crate::simd::Level;
+use crate::level::Level;
 use std::fmt;
 
 /// Why a call was refused. Every refusal comes before any work is done and names the numbers that disagree.

@@ -90,6 +90,7 @@ mod driver;
 mod element;
 mod error;
 mod kernel;
+mod level;
 mod machine;
 mod mask;
 mod merge;
@@ -98,7 +99,6 @@ mod problem;
 pub mod reference;
 mod simd;
 pub mod softmax;
-mod strided;
 mod tensor;
 
 pub use attention::{Attention, Prepared};
@@ -106,10 +106,10 @@ pub use bias::{AlibiSlopes, ScoreStage, alibi_slope};
 pub use driver::Workspace;
 pub use element::{DType, Element, bf16, f16};
 pub use error::Error;
+pub use level::Level;
 pub use mask::QueryOffset;
 pub use merge::merge;
 pub use plan::{Form, Plan, Threads};
-pub use simd::Level;
 pub use tensor::{TensorMut, TensorRef};
 
 /// The README's code is compiled and run, too.

@@ -3,7 +3,8 @@
 #![forbid(unsafe_code)]
 
 use crate::error::Error;
-use crate::simd::{Isa, Level};
+use crate::level::Level;
+use crate::simd::Isa;
 
 /// The hardware as the plan sees it. Cache sizes are not among it: tile sizes decide in which order numbers are added, and
 /// the same problem shall give the same bits on every machine of a level.

@@ -12,7 +12,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::strided::Strided;
+use crate::tensor::strided::Strided;
 use std::ops::Range;
 
 /// Where the queries stand among the keys: query `i` is at key position `query_offset + i`.

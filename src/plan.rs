@@ -7,10 +7,11 @@
 
 use crate::kernel::adjust::{Unit, query_factor};
 use crate::kernel::{EvenBlocks, pairs, panel_lanes, round_up_lanes};
+use crate::level::Level;
 use crate::machine::Machine;
 use crate::problem::{Dims, Problem};
-use crate::simd::{Isa, Level};
-use crate::tensor::AnyTensor;
+use crate::simd::Isa;
+use crate::tensor::any::AnyTensor;
 use std::fmt;
 use std::ops::Range;
 

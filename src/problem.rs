@@ -10,7 +10,8 @@ use crate::bias::Bias;
 use crate::element::Element;
 use crate::error::Error;
 use crate::mask::{Mask, QueryOffset};
-use crate::tensor::{AnyTensor, TensorMut, TensorRef};
+use crate::tensor::any::AnyTensor;
+use crate::tensor::{TensorMut, TensorRef};
 use std::f32::consts::LOG2_E;
 
 /// The sizes of a problem.

@@ -16,7 +16,8 @@ use crate::bias::ScoreStage;
 use crate::element::Element;
 use crate::error::Error;
 use crate::problem::{Dims, Problem};
-use crate::tensor::{AnyTensor, TensorRef};
+use crate::tensor::TensorRef;
+use crate::tensor::any::AnyTensor;
 
 /// What [`attention`] returns: f64, row by row without gaps.
 #[derive(Clone, Debug, PartialEq)]

@@ -19,32 +19,13 @@ pub(crate) mod exp;
 mod portable;
 
 use crate::element::{Bf16Pair, DType, Element, bf16, f16};
+use crate::level::Level;
 use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use {avx2::Avx2, avx512::Avx512, avx512::Avx512Bf16};
 
-/// An instruction set that the kernels are compiled for.
-///
-/// The best one that the processor has is picked at run time; [`Attention::level`](crate::Attention::level) forces
-/// another, in tests and benches. Levels agree within the error bound of `docs/numerics.md`, not bit for bit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Level {
-    /// Plain Rust that runs everywhere; the compiler vectorises it for the target's baseline.
-    Portable,
-    /// x86-64 with AVX2, FMA and F16C: Intel Haswell (2013), AMD Zen (2017) and later.
-    Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL: Intel Skylake-SP (2017), AMD Zen 4 (2022) and later.
-    Avx512,
-    /// [`Level::Avx512`] with BF16, which forms two products of bf16 in the time of one multiply-add: Intel Cooper Lake
-    /// (2020), AMD Zen 4 (2022) and later. It makes a difference where both queries and keys are bf16.
-    Avx512Bf16,
-}
-
+/// Detection: the rest of [`Level`] is plain data.
 impl Level {
-    /// Every level, whether this processor has it or not, from the plainest to the fastest.
-    pub const ALL: &'static [Level] = &[Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
-
     /// The levels that this processor has, from the plainest to the fastest.
     pub fn available() -> impl DoubleEndedIterator<Item = Level> {
         Self::ALL.iter().copied().filter(|level| Isa::detect(*level).is_some())
@@ -53,17 +34,6 @@ impl Level {
     /// The fastest level that this processor has.
     pub fn best() -> Level {
         Self::available().next_back().unwrap_or(Level::Portable)
-    }
-}
-
-impl std::fmt::Display for Level {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Level::Portable => "portable",
-            Level::Avx2 => "avx2",
-            Level::Avx512 => "avx512",
-            Level::Avx512Bf16 => "avx512bf16",
-        })
     }
 }
 

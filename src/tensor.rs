@@ -5,11 +5,14 @@
 //! `[batch, heads, seq, dim]`, `[batch, seq, heads, dim]` and slices of a packed QKV buffer are all the same thing to the
 //! crate.
 
-#![forbid(unsafe_code)]
+pub(crate) mod any;
+#[cfg(feature = "ndarray")]
+mod from_ndarray;
+pub(crate) mod matrix;
+pub(crate) mod strided;
 
-use crate::element::{Element, bf16, f16};
 use crate::error::Error;
-use crate::strided::{Strided, StridedMut, contiguous};
+use strided::{Strided, StridedMut, contiguous};
 
 /// A borrowed tensor of rank `N`, read only.
 ///
@@ -151,98 +154,3 @@ macro_rules! from_lower_rank {
     )+};
 }
 from_lower_rank!(1, 2, 3);
-
-#[cfg(feature = "ndarray")]
-mod from_ndarray {
-    use super::*;
-    use ndarray::{ArrayBase, ArrayView, ArrayViewMut, Data, DataMut, Ix1, Ix2, Ix3, Ix4};
-
-    macro_rules! from_ndarray {
-        ($($dim:ty, $n:literal);+) => {$(
-            impl<'a, T> From<ArrayView<'a, T, $dim>> for TensorRef<'a, T, $n> {
-                fn from(view: ArrayView<'a, T, $dim>) -> Self {
-                    TensorRef { strided: Strided::from_ndarray(view) }
-                }
-            }
-            impl<'a, S: Data> From<&'a ArrayBase<S, $dim>> for TensorRef<'a, S::Elem, $n> {
-                fn from(array: &'a ArrayBase<S, $dim>) -> Self {
-                    array.view().into()
-                }
-            }
-            impl<'a, T> From<ArrayViewMut<'a, T, $dim>> for TensorMut<'a, T, $n> {
-                fn from(view: ArrayViewMut<'a, T, $dim>) -> Self {
-                    TensorMut { strided: StridedMut::from_ndarray(view) }
-                }
-            }
-            impl<'a, S: DataMut> From<&'a mut ArrayBase<S, $dim>> for TensorMut<'a, S::Elem, $n> {
-                fn from(array: &'a mut ArrayBase<S, $dim>) -> Self {
-                    array.view_mut().into()
-                }
-            }
-        )+};
-    }
-    from_ndarray!(Ix1, 1; Ix2, 2; Ix3, 3; Ix4, 4);
-
-    macro_rules! from_lower_rank_ndarray {
-        ($($dim:ty, $n:literal);+) => {$(
-            impl<'a, T> From<ArrayView<'a, T, $dim>> for TensorRef<'a, T, 4> {
-                fn from(view: ArrayView<'a, T, $dim>) -> Self {
-                    TensorRef::<'a, T, $n>::from(view).into()
-                }
-            }
-            impl<'a, S: Data> From<&'a ArrayBase<S, $dim>> for TensorRef<'a, S::Elem, 4> {
-                fn from(array: &'a ArrayBase<S, $dim>) -> Self {
-                    array.view().into()
-                }
-            }
-        )+};
-    }
-    from_lower_rank_ndarray!(Ix1, 1; Ix2, 2; Ix3, 3);
-}
-
-/// A tensor that is read, whatever its element type: so that the floors below need not be compiled once for each
-/// combination of types.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum AnyTensor<'a> {
-    F32(Strided<'a, f32, 4>),
-    F16(Strided<'a, f16, 4>),
-    Bf16(Strided<'a, bf16, 4>),
-}
-
-/// Evaluates an expression with a name bound to what an [`AnyTensor`] holds, whichever type that is.
-macro_rules! with_elements {
-    ($any:expr, $tensor:ident => $value:expr) => {
-        match $any {
-            $crate::tensor::AnyTensor::F32($tensor) => $value,
-            $crate::tensor::AnyTensor::F16($tensor) => $value,
-            $crate::tensor::AnyTensor::Bf16($tensor) => $value,
-        }
-    };
-}
-pub(crate) use with_elements;
-
-impl<'a> AnyTensor<'a> {
-    pub(crate) fn new<T: Element>(strided: Strided<'a, T, 4>) -> Self {
-        T::erase(strided)
-    }
-
-    pub(crate) fn shape(&self) -> [usize; 4] {
-        with_elements!(self, tensor => *tensor.shape())
-    }
-
-    pub(crate) fn broadcast(self, shape: [usize; 4]) -> Option<Self> {
-        Some(match self {
-            AnyTensor::F32(tensor) => AnyTensor::F32(tensor.broadcast(shape)?),
-            AnyTensor::F16(tensor) => AnyTensor::F16(tensor.broadcast(shape)?),
-            AnyTensor::Bf16(tensor) => AnyTensor::Bf16(tensor.broadcast(shape)?),
-        })
-    }
-
-    /// One element as f32, exactly.
-    ///
-    /// # Panics
-    /// If the index is outside the shape.
-    pub(crate) fn at(&self, index: [usize; 4]) -> f32 {
-        with_elements!(self, tensor => tensor.get(index).expect("inside the shape").to_f32())
-    }
-}

@@ -10,7 +10,7 @@ use crate::softmax::{
     Axis, Number, log_softmax_backward_in_place, log_softmax_backward_into, log_softmax_in_place, log_softmax_into,
     softmax_backward_in_place, softmax_backward_into, softmax_in_place, softmax_into,
 };
-use crate::strided::{Strided, StridedMut};
+use crate::tensor::strided::{Strided, StridedMut};
 use std::ops::Range;
 
 /// What is computed along an axis: softmax or its logarithm.

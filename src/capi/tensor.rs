@@ -3,8 +3,9 @@
 use super::failure::{Code, Failure};
 use crate::Error;
 use crate::element::{bf16, f16};
-use crate::strided::{Strided, StridedMut, reach};
-use crate::tensor::{AnyTensor, TensorMut, TensorRef};
+use crate::tensor::any::AnyTensor;
+use crate::tensor::strided::{Strided, StridedMut, reach};
+use crate::tensor::{TensorMut, TensorRef};
 use std::ffi::c_void;
 use std::ops::RangeInclusive;
 use std::ptr;

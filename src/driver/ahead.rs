@@ -6,7 +6,7 @@ use super::output::Rows;
 use super::schedule::Work;
 use crate::kernel::ahead::Ahead;
 use crate::kernel::load::{AnyMatrix, with_matrix};
-use crate::tensor::AnyTensor;
+use crate::tensor::any::AnyTensor;
 use std::ops::Range;
 
 /// The next tile of a task.

@@ -429,7 +429,7 @@ fn weigh_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::strided::Matrix;
+    use crate::tensor::matrix::Matrix;
 
     /// As many rows as the lead is long; one where a row is longer, or there is nothing in it.
     #[test]

@@ -6,7 +6,7 @@
 
 use super::load::{AnyMatrix, with_matrix};
 use crate::simd::{LINE, Simd};
-use crate::strided::Matrix;
+use crate::tensor::matrix::Matrix;
 
 /// Matrices that one [`Ahead`] takes; more are not asked for.
 const MAX_RUNS: usize = 12;
@@ -312,7 +312,7 @@ mod tests {
         assert!(asked(&mut ahead, 1).is_empty());
         ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 4, 40).slice_rows(1..3))); // 320 bytes
         ahead.add(AnyMatrix::F32(Matrix::from_slice(&data[..0], 0, 40)));
-        let strided = crate::strided::Strided::new(&data, 0, [1, 1, 2, 20], [0, 0, 80, 1]).unwrap();
+        let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 2, 20], [0, 0, 80, 1]).unwrap();
         ahead.add(AnyMatrix::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
         let expected =
             [160, 224, 288, 352, 416, 0, 64, 320, 384].map(|byte| data.as_ptr().cast::<u8>().wrapping_add(byte));
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn loops_share_the_lines() {
         let (data, idle) = ([0.0f32; 3 * 100], 0u8);
-        let strided = crate::strided::Strided::new(&data, 0, [1, 1, 3, 50], [0, 0, 100, 1]).unwrap();
+        let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 3, 50], [0, 0, 100, 1]).unwrap();
         let mut ahead = Ahead::nothing();
         ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 3, 100))); // 1200 bytes
         ahead.add(AnyMatrix::F32(Matrix::from_slice(&data[..0], 0, 100)));
@@ -377,7 +377,7 @@ mod tests {
         for (products, parts) in (1..20).flat_map(|products| [1, 2, 7].map(|parts| (products, parts))) {
             let mut ahead = Ahead::nothing();
             ahead.add(AnyMatrix::Bf16(Matrix::from_slice(&data, 7, 100)));
-            let strided = crate::strided::Strided::new(&data, 0, [1, 1, 6, 90], [0, 0, 100, 1]).unwrap();
+            let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 6, 90], [0, 0, 100, 1]).unwrap();
             ahead.add(AnyMatrix::Bf16(strided.matrix(0, 0)));
             ahead.spread(products * parts);
             for _ in 0..products + 2 {

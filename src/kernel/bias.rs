@@ -5,8 +5,9 @@ use super::load::{AnyMatrix, with_matrix};
 use super::pack::widen;
 use crate::element::{Element, bf16, f16};
 use crate::simd::{Isa, Kernel, Simd};
-use crate::strided::{Matrix, Strided};
-use crate::tensor::AnyTensor;
+use crate::tensor::any::AnyTensor;
+use crate::tensor::matrix::Matrix;
+use crate::tensor::strided::Strided;
 use std::ops::Range;
 
 /// Bias and boolean mask of one query, for some keys.

@@ -20,7 +20,7 @@ use super::round_up_lanes;
 use super::weights::{base, power_of_two, raised, weight};
 use crate::element::{Bf16Pair, Element};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
-use crate::strided::Matrix;
+use crate::tensor::matrix::Matrix;
 
 /// Rows that share a load of keys or values. With eight lanes, four rows and two keys (or vectors of values) make eight
 /// chains, which keep the multipliers busy and leave registers for the operands; with sixteen there are registers for four.

@@ -5,8 +5,9 @@ use super::multiply::{Multiply, Pairs, Singles};
 use super::pack::{Gathered, widen_gathered};
 use super::pairs::{copy_gathered, pairs_in, unfit};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
-use crate::strided::{Matrix, Strided};
-use crate::tensor::{AnyTensor, with_elements};
+use crate::tensor::any::{AnyTensor, with_elements};
+use crate::tensor::matrix::Matrix;
+use crate::tensor::strided::Strided;
 use std::marker::PhantomData;
 use std::ops::Range;
 

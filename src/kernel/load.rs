@@ -2,8 +2,9 @@
 
 use crate::element::{Element, bf16, f16};
 use crate::simd::Simd;
-use crate::strided::{Matrix, Strided};
-use crate::tensor::AnyTensor;
+use crate::tensor::any::AnyTensor;
+use crate::tensor::matrix::Matrix;
+use crate::tensor::strided::Strided;
 
 /// The elements of `row` from `at` on: as many as there are up to a vector, then zeros.
 #[inline(always)]

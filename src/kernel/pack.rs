@@ -4,8 +4,8 @@ use super::load::{AnyMatrix, load_from, with_matrix};
 use super::{EvenBlocks, value_block_dims};
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
-use crate::strided::{Matrix, Row};
-use crate::tensor::{AnyTensor, with_elements};
+use crate::tensor::any::{AnyTensor, with_elements};
+use crate::tensor::matrix::{Matrix, Row};
 use std::ops::Range;
 
 /// `to = factor * row`, which is as long. (A factor of 1 changes nothing.)

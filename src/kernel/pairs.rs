@@ -10,8 +10,8 @@
 use super::pack::Gathered;
 use crate::element::{Bf16Pair, bf16};
 use crate::simd::Isa;
-use crate::strided::{Matrix, Row};
-use crate::tensor::AnyTensor;
+use crate::tensor::any::AnyTensor;
+use crate::tensor::matrix::{Matrix, Row};
 
 /// 2^40: what a score may be multiplied with.
 const LARGEST_FACTOR: f32 = 1_099_511_627_776.0;
@@ -128,7 +128,8 @@ mod tests {
     fn copies_are_like_rows_in_place() {
         let data: Vec<bf16> = (0..60).map(|n| bf16::from_f32(n as f32)).collect();
         for (cols, stride, step) in [(6, 6, 1), (6, 7, 1), (5, 6, 1), (5, 9, 2), (0, 3, 1), (1, 1, 4)] {
-            let strided = crate::strided::Strided::new(&data, 0, [1, 1, 4, cols], [0, 0, stride, step]).unwrap();
+            let strided =
+                crate::tensor::strided::Strided::new(&data, 0, [1, 1, 4, cols], [0, 0, stride, step]).unwrap();
             let keys = strided.matrix(0, 0);
             let mut copy = vec![f32::NAN; 4 * pairs_in(cols)];
             let pairs = key_pairs(keys, &mut copy);

@@ -6,7 +6,7 @@ use super::product::{ByRows, Left, Right, by_rows, product};
 use super::{EvenBlocks, product_rows};
 use crate::element::Bf16Pair;
 use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
-use crate::strided::Matrix;
+use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
 /// Writes `scores[j][lane] = sum over e of keys[j][e] * queries[e][lane]`, times the factor that comes with pairs, and raises

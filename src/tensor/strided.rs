@@ -4,7 +4,7 @@
 //! element. All that is read or written further down goes through a [`Matrix`] or [`Row`] cut from it, by index checks
 //! that are cheap because there is one for each row and not for each element.
 
-use crate::element::{Bf16Pair, bf16};
+use super::matrix::{Matrix, RowMut};
 use crate::error::Error;
 use std::marker::PhantomData;
 
@@ -146,6 +146,14 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         Some(Self::from_checked(self.origin, shape, strides))
     }
 
+    /// The same memory as elements of type `U`.
+    ///
+    /// # Safety
+    /// * `U` has the size and alignment of `T`, and every bit pattern in this tensor is a value of `U`
+    pub(crate) unsafe fn cast<U>(self) -> Strided<'a, U, N> {
+        Strided::from_checked(self.origin.cast(), self.shape, self.strides)
+    }
+
     /// The same elements with axes of size 1 in front.
     pub(crate) fn with_rank<const M: usize>(self) -> Strided<'a, T, M> {
         const { assert!(N <= M) };
@@ -204,183 +212,8 @@ impl<'a, T> Strided<'a, T, 4> {
         let [_, _, rows, cols] = self.shape;
         let [_, _, row_stride, col_stride] = self.strides;
         let origin = if rows == 0 || cols == 0 { self.origin } else { self.at([i0, i1, 0, 0]) };
-        Matrix { origin, rows, cols, row_stride, col_stride, borrow: PhantomData }
-    }
-}
-
-/// Two axes of a [`Strided`], under the same invariant.
-#[derive(Debug)]
-pub(crate) struct Matrix<'a, T> {
-    origin: *const T,
-    rows: usize,
-    cols: usize,
-    row_stride: isize,
-    col_stride: isize,
-    borrow: PhantomData<&'a T>,
-}
-
-impl<T> Clone for Matrix<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<T> Copy for Matrix<'_, T> {}
-
-impl<'a, T> Matrix<'a, T> {
-    /// A matrix without gaps.
-    ///
-    /// # Panics
-    /// If `data` is not `rows * cols` long.
-    #[inline]
-    pub(crate) fn from_slice(data: &'a [T], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols);
-        Matrix { origin: data.as_ptr(), rows, cols, row_stride: cols as isize, col_stride: 1, borrow: PhantomData }
-    }
-
-    #[inline]
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    #[inline]
-    pub(crate) fn cols(&self) -> usize {
-        self.cols
-    }
-
-    #[inline]
-    pub(crate) fn row_stride(&self) -> isize {
-        self.row_stride
-    }
-
-    /// Whether the elements of a row stand side by side.
-    #[inline]
-    pub(crate) fn has_contiguous_rows(&self) -> bool {
-        self.col_stride == 1 || self.cols <= 1
-    }
-
-    /// The address of the first element.
-    #[inline]
-    pub(crate) fn as_ptr(&self) -> *const T {
-        self.origin
-    }
-
-    /// Rows `range.start` to `range.end`.
-    ///
-    /// # Panics
-    /// If there are no such rows.
-    #[inline]
-    pub(crate) fn slice_rows(&self, range: std::ops::Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
-        let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.row_stride));
-        Matrix { origin, rows: range.len(), ..*self }
-    }
-
-    /// Columns `range.start` to `range.end`.
-    ///
-    /// # Panics
-    /// If there are no such columns.
-    #[inline]
-    pub(crate) fn slice_cols(&self, range: std::ops::Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
-        let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.col_stride));
-        Matrix { origin, cols: range.len(), ..*self }
-    }
-
-    /// # Panics
-    /// If there is no such row.
-    #[inline]
-    pub(crate) fn row(&self, r: usize) -> Row<'a, T> {
-        assert!(r < self.rows, "row {r} of {}", self.rows);
-        let origin = self.origin.wrapping_offset((r as isize).wrapping_mul(self.row_stride));
-        Row { origin, len: self.cols, stride: self.col_stride, borrow: PhantomData }
-    }
-}
-
-impl<'a> Matrix<'a, bf16> {
-    /// Neighbours taken together, if that takes no more than another look at the same memory.
-    pub(crate) fn pairs(&self) -> Option<Matrix<'a, Bf16Pair>> {
-        let even = self.has_contiguous_rows() && self.cols.is_multiple_of(2) && self.row_stride % 2 == 0;
-        // Every pair is two elements of a row, side by side, so the invariant holds for it.
-        even.then(|| Matrix {
-            origin: self.origin.cast(),
-            rows: self.rows,
-            cols: self.cols / 2,
-            row_stride: self.row_stride / 2,
-            col_stride: 1,
-            borrow: PhantomData,
-        })
-    }
-}
-
-impl<'a> Matrix<'a, Bf16Pair> {
-    /// A matrix without gaps, of pairs that stand in the bits of f32.
-    ///
-    /// # Panics
-    /// If `data` is not `rows * cols` long.
-    pub(crate) fn from_carried(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols);
-        // A pair has the size of an f32 and needs less alignment, and any bits are one.
-        let origin = data.as_ptr().cast();
-        Matrix { origin, rows, cols, row_stride: cols as isize, col_stride: 1, borrow: PhantomData }
-    }
-
-    /// The first `cols` elements of every row, one by one.
-    ///
-    /// # Panics
-    /// If rows have gaps or fewer elements.
-    pub(crate) fn elements(&self, cols: usize) -> Matrix<'a, bf16> {
-        assert!(self.has_contiguous_rows() && cols <= 2 * self.cols);
-        // Each element is one half of a pair, so the invariant holds for it.
-        Matrix {
-            origin: self.origin.cast(),
-            rows: self.rows,
-            cols,
-            row_stride: self.row_stride.wrapping_mul(2),
-            col_stride: 1,
-            borrow: PhantomData,
-        }
-    }
-}
-
-/// One row of a [`Matrix`], under the same invariant.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Row<'a, T> {
-    origin: *const T,
-    len: usize,
-    stride: isize,
-    borrow: PhantomData<&'a T>,
-}
-
-impl<'a, T: Copy> Row<'a, T> {
-    /// Elements `range.start` to `range.end`.
-    ///
-    /// # Panics
-    /// If there are no such elements.
-    #[inline]
-    pub(crate) fn slice(&self, range: std::ops::Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
-        let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.stride));
-        Row { origin, len: range.len(), ..*self }
-    }
-
-    /// The row as a slice, if its elements stand side by side.
-    #[inline]
-    pub(crate) fn as_slice(&self) -> Option<&'a [T]> {
-        match self.len {
-            0 => Some(&[]),
-            // SAFETY: the invariant: `len` elements from `origin` on, one after the other, readable for 'a.
-            1 => Some(unsafe { std::slice::from_raw_parts(self.origin, 1) }),
-            // SAFETY: as above.
-            _ if self.stride == 1 => Some(unsafe { std::slice::from_raw_parts(self.origin, self.len) }),
-            _ => None,
-        }
-    }
-
-    #[inline]
-    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = T> + 'a {
-        let row = *self;
-        // SAFETY: k is below `len`: an element that the invariant vouches for.
-        (0..row.len).map(move |k| unsafe { *row.origin.wrapping_offset((k as isize).wrapping_mul(row.stride)) })
+        // SAFETY: the invariant of `Strided`: every index within the last two axes leads to an element that is readable for `'a`.
+        unsafe { Matrix::from_parts(origin, [rows, cols], [row_stride, col_stride]) }
     }
 }
 
@@ -453,7 +286,8 @@ macro_rules! rows_of_rank {
                 let mut first = [0; $n];
                 first[..$outer].copy_from_slice(&index);
                 let origin = if len == 0 { self.origin } else { self.at(first) };
-                RowMut { origin: origin.cast_mut(), len, stride: self.strides[$outer], borrow: PhantomData }
+                // SAFETY: the invariant of `Strided`, and the caller's promise that nobody else uses the row.
+                unsafe { RowMut::from_parts(origin.cast_mut(), len, self.strides[$outer]) }
             }
         }
 
@@ -485,47 +319,6 @@ impl<T> Strided<'_, T, 3> {
     pub(crate) unsafe fn write(&self, index: [usize; 3], value: T) {
         // SAFETY: `at` has checked the index; the rest is the caller's promise.
         unsafe { self.at(index).cast_mut().write(value) };
-    }
-}
-
-/// A row that is written.
-#[derive(Debug)]
-pub(crate) struct RowMut<'a, T> {
-    origin: *mut T,
-    len: usize,
-    stride: isize,
-    borrow: PhantomData<&'a mut T>,
-}
-
-impl<'a, T> RowMut<'a, T> {
-    /// The row as a slice, if its elements stand side by side.
-    #[inline]
-    pub(crate) fn into_mut_slice(self) -> Result<&'a mut [T], Self> {
-        match self.len {
-            0 => Ok(&mut []),
-            // SAFETY: `row_mut`: `len` elements from `origin` on, one after the other, for us alone.
-            1 => Ok(unsafe { std::slice::from_raw_parts_mut(self.origin, 1) }),
-            // SAFETY: as above.
-            _ if self.stride == 1 => Ok(unsafe { std::slice::from_raw_parts_mut(self.origin, self.len) }),
-            _ => Err(self),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut T> {
-        let (origin, stride) = (self.origin, self.stride);
-        // SAFETY: k is below `len`: an element that `row_mut` vouches for, and each k comes once.
-        (0..self.len).map(move |k| unsafe { &mut *origin.wrapping_offset((k as isize).wrapping_mul(stride)) })
-    }
-
-    /// Writes every element from `values`.
-    ///
-    /// # Panics
-    /// If there are not as many values.
-    #[inline]
-    pub(crate) fn fill_from(&mut self, values: impl ExactSizeIterator<Item = T>) {
-        assert_eq!(values.len(), self.len);
-        self.iter_mut().zip(values).for_each(|(to, value)| *to = value);
     }
 }
 

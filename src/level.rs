@@ -1,0 +1,39 @@
+//! The names of the instruction sets.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+/// An instruction set that the kernels are compiled for.
+///
+/// The best one that the processor has is picked at run time; [`Attention::level`](crate::Attention::level) forces
+/// another, in tests and benches. Levels agree within the error bound of `docs/numerics.md`, not bit for bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Level {
+    /// Plain Rust that runs everywhere; the compiler vectorises it for the target's baseline.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C: Intel Haswell (2013), AMD Zen (2017) and later.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL: Intel Skylake-SP (2017), AMD Zen 4 (2022) and later.
+    Avx512,
+    /// [`Level::Avx512`] with BF16, which forms two products of bf16 in the time of one multiply-add: Intel Cooper Lake
+    /// (2020), AMD Zen 4 (2022) and later. It makes a difference where both queries and keys are bf16.
+    Avx512Bf16,
+}
+
+impl Level {
+    /// Every level, whether this processor has it or not, from the plainest to the fastest.
+    pub const ALL: &'static [Level] = &[Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+            Level::Avx512Bf16 => "avx512bf16",
+        })
+    }
+}
