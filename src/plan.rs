@@ -5,8 +5,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::kernel::adjust::{Unit, query_factor};
-use crate::kernel::{EvenBlocks, pairs, panel_lanes, round_up_lanes};
+use crate::kernel::bf16_pairs as pairs;
+use crate::kernel::shape::{EvenBlocks, panel_lanes, round_up_lanes};
+use crate::kernel::tile::{Unit, query_factor};
 use crate::level::Level;
 use crate::machine::Machine;
 use crate::problem::{Dims, Problem};

@@ -4,8 +4,8 @@
 
 use super::output::Rows;
 use super::schedule::Work;
-use crate::kernel::ahead::Ahead;
-use crate::kernel::load::{AnyMatrix, with_matrix};
+use crate::kernel::convert::{AnyMatrix, with_matrix};
+use crate::kernel::prefetch::Ahead;
 use crate::tensor::any::AnyTensor;
 use std::ops::Range;
 

@@ -17,14 +17,16 @@ use super::output::{Output, Rows, Slots};
 use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Floats, Scratch, Workspace, even_out, for_workers};
-use crate::kernel::adjust::{Extent, Unit, adjust_row};
-use crate::kernel::ahead::Ahead;
-use crate::kernel::few::{self, RowKeys, RowMax};
-use crate::kernel::finish::log_sum_exp;
-use crate::kernel::load::AnyMatrix;
-use crate::kernel::pack::{widen_gathered, without_gaps};
-use crate::kernel::pairs::{self, copy_gathered, key_pairs, pairs_in};
-use crate::kernel::round_up_lanes;
+use crate::kernel::bf16_pairs::{self, copy_gathered, key_pairs, pairs_in};
+use crate::kernel::convert::AnyMatrix;
+use crate::kernel::decode::scores::{self, RowKeys};
+use crate::kernel::decode::softmax::RowMax;
+use crate::kernel::decode::{softmax, values};
+use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefill::finish::log_sum_exp;
+use crate::kernel::shape::round_up_lanes;
+use crate::kernel::tile::{Extent, Unit, adjust_row};
+use crate::kernel::widen::{widen_gathered, without_gaps};
 use crate::plan::{FEW_TASK_ROWS, Plan, partial_len};
 use crate::problem::Problem;
 use std::ops::Range;
@@ -220,11 +222,11 @@ fn merge_splits(
         }
         for n in 0..task.rows.len() {
             let (other, other_out) = slot.row(part, n);
-            slot.update(total, n, |state, out| few::merge(isa, state, out, other, other_out));
+            slot.update(total, n, |state, out| softmax::merge(isa, state, out, other, other_out));
         }
     }
     for (n, r) in task.rows.clone().enumerate() {
-        slot.update(total, n, |state, out| few::finish(isa, *state, out));
+        slot.update(total, n, |state, out| softmax::finish(isa, *state, out));
         let (state, out) = slot.row(total, n);
         rows.write(r..r + 1, (out, slot.width), |_| log_sum_exp(state.max, state.sum));
     }
@@ -332,11 +334,11 @@ impl<'a> Worker<'a> {
             let out = slot.out(memory, rows);
             if extent.peak == f32::NEG_INFINITY {
                 // Nobody sees any of it. (Or the scores are NaN, which the sums have taken up.)
-            } else if extent.hides && !few::all_finite(isa, values) {
-                few::add_visible_values(isa, values, (spare.scores, spare.kept_scores), out, tile);
+            } else if extent.hides && !values::all_finite(isa, values) {
+                values::add_visible_values(isa, values, (spare.scores, spare.kept_scores), out, tile);
             } else {
                 ask_ahead(ahead, Work::values, &own, &seen, &next);
-                few::add_values(isa, values, spare.scores, out, tile, ahead);
+                values::add_values(isa, values, spare.scores, out, tile, ahead);
             }
             start += tile;
         }
@@ -362,7 +364,7 @@ impl<'a> RowQueries<'a> {
         if work.uses_pairs() {
             let queries = work.queries(rows.clone());
             copy_gathered(&queries, as_pairs);
-            unfit = pairs::unfit(&queries);
+            unfit = bf16_pairs::unfit(&queries);
         }
         if unfit != 0 || !work.uses_pairs() {
             widen_gathered(work.plan.isa, work.queries(rows), work.query_factor(), (&mut *wide, width));
@@ -377,15 +379,15 @@ impl<'a> RowQueries<'a> {
             AnyMatrix::Bf16(keys) if work.uses_pairs() => key_pairs(keys, copy),
             keys => {
                 let keys = RowKeys::Any(without_gaps(isa, keys, copy));
-                return few::scores(isa, keys, self.wide, scores, tile, ahead);
+                return scores::scores(isa, keys, self.wide, scores, tile, ahead);
             }
         };
-        few::scores(isa, RowKeys::Pairs(keys, work.query_factor()), self.pairs, scores, tile, ahead);
+        scores::scores(isa, RowKeys::Pairs(keys, work.query_factor()), self.pairs, scores, tile, ahead);
         let head_dim = work.problem.dims.head_dim;
         let rows = self.wide.chunks_exact(round_up_lanes(head_dim).max(1)).zip(scores.chunks_exact_mut(tile));
         for (_, (query, scores)) in rows.enumerate().filter(|(n, _)| self.unfit >> n & 1 == 1) {
             let elements = RowKeys::Any(AnyMatrix::Bf16(keys.elements(head_dim)));
-            few::scores(isa, elements, query, scores, tile, &Ahead::nothing());
+            scores::scores(isa, elements, query, scores, tile, &Ahead::nothing());
         }
     }
 }
@@ -411,7 +413,7 @@ fn weigh_rows(
         });
         let marks = Marks::new(work, lane, &keys, Unit::Log2);
         let adjust = marks.adjust(&keys, bias);
-        let own = if adjust.is_none() { few::extent(isa, scores) } else { adjust_row(isa, adjust, scores) };
+        let own = if adjust.is_none() { softmax::extent(isa, scores) } else { adjust_row(isa, adjust, scores) };
         peaks[n] = own.peak;
         all = Extent { peak: all.peak.max(own.peak), hides: all.hides | own.hides };
     }
@@ -421,7 +423,7 @@ fn weigh_rows(
     let whole = round_up_lanes(keys.len());
     for (n, peak) in peaks[..lanes.len()].iter().enumerate() {
         let scores = (&mut spare.scores[n * tile..][..whole], keys.len());
-        slot.update(memory, n, |state, out| few::weights(isa, scores, *peak, state, out));
+        slot.update(memory, n, |state, out| softmax::weights(isa, scores, *peak, state, out));
     }
     all
 }

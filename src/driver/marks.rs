@@ -3,10 +3,10 @@
 #![forbid(unsafe_code)]
 
 use super::schedule::Work;
-use crate::kernel::MAX_PANEL_LANES;
-use crate::kernel::adjust::{Adjust, Unit};
-use crate::kernel::bias::{BiasRow, PanelTensors, read_bias};
-use crate::kernel::load::AnyMatrix;
+use crate::kernel::convert::AnyMatrix;
+use crate::kernel::score_tensors::{BiasRow, PanelTensors, read_bias};
+use crate::kernel::shape::MAX_PANEL_LANES;
+use crate::kernel::tile::{Adjust, Unit};
 use crate::mask::{common, hull};
 use std::ops::Range;
 

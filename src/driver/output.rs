@@ -6,11 +6,11 @@
 use super::ahead::add_rows;
 use super::schedule::{Schedule, Work};
 use crate::element::Element;
-use crate::kernel::MAX_PANEL_LANES;
-use crate::kernel::ahead::Ahead;
-use crate::kernel::finish::{finish_rows, log_sum_exp};
-use crate::kernel::load::store_row;
-use crate::kernel::weights::PanelState;
+use crate::kernel::convert::store_row;
+use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefill::finish::{finish_rows, log_sum_exp};
+use crate::kernel::shape::MAX_PANEL_LANES;
+use crate::kernel::state::PanelState;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::simd::{Kernel, Simd};

@@ -2,10 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use crate::kernel::adjust::{Unit, query_factor};
-use crate::kernel::load::AnyMatrix;
-use crate::kernel::pack::Gathered;
-use crate::kernel::pairs;
+use crate::kernel::bf16_pairs as pairs;
+use crate::kernel::convert::AnyMatrix;
+use crate::kernel::tile::{Unit, query_factor};
+use crate::kernel::widen::Gathered;
 use crate::mask::hull;
 use crate::plan::Plan;
 use crate::problem::Problem;

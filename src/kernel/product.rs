@@ -1,24 +1,24 @@
 //! The product that both halves of attention are made of.
 
-use super::ahead::Ahead;
-use super::multiply::Multiply;
-use super::{MAX_PRODUCT_ROWS, product_rows};
 use crate::element::Element;
+use crate::kernel::arithmetic::Multiply;
+use crate::kernel::prefetch::Ahead;
+use crate::kernel::shape::{MAX_PRODUCT_ROWS, product_rows};
 use crate::simd::Simd;
 
 /// A left operand, read one step at a time: that of row r and step s is at `at.offset(r * row + s * step)`.
 #[derive(Clone, Copy)]
-pub(super) struct Left<A> {
-    pub(super) at: *const A,
-    pub(super) row: isize,
-    pub(super) step: isize,
+pub(in crate::kernel) struct Left<A> {
+    pub(in crate::kernel) at: *const A,
+    pub(in crate::kernel) row: isize,
+    pub(in crate::kernel) step: isize,
 }
 
 /// A right operand: `V` vectors a step, of which those of step s start at `at.offset(s * step)`.
 #[derive(Clone, Copy)]
-pub(super) struct Right<B> {
-    pub(super) at: *const B,
-    pub(super) step: isize,
+pub(in crate::kernel) struct Right<B> {
+    pub(in crate::kernel) at: *const B,
+    pub(in crate::kernel) step: isize,
 }
 
 /// `C[r][lane] = sum over s of A[r][s] * B[s][lane]`, in `R * V` registers.
@@ -31,7 +31,7 @@ pub(super) struct Right<B> {
 /// * `a` is valid for reads of every element with r < R and s < steps
 /// * `b` is valid for reads of `V` vectors at every step
 #[inline(always)]
-pub(super) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usize>(
+pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usize>(
     (simd, multiply): (S, M),
     a: Left<M::Step>,
     b: Right<B>,
@@ -157,7 +157,7 @@ unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usi
 }
 
 /// What to do with a product of `R` rows, for whichever R it comes in.
-pub(super) trait ByRows<S: Simd> {
+pub(in crate::kernel) trait ByRows<S: Simd> {
     /// # Safety
     /// As each implementation says.
     unsafe fn call<const R: usize>(&mut self);
@@ -168,7 +168,7 @@ pub(super) trait ByRows<S: Simd> {
 /// # Safety
 /// * as `body` says
 #[inline(always)]
-pub(super) unsafe fn by_rows<S: Simd, const V: usize>(rows: usize, body: &mut impl ByRows<S>) {
+pub(in crate::kernel) unsafe fn by_rows<S: Simd, const V: usize>(rows: usize, body: &mut impl ByRows<S>) {
     macro_rules! call {
         ($($r:literal)+) => {
             match rows {

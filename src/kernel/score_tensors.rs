@@ -1,9 +1,9 @@
 //! What tensors say about single scores: an additive bias, and a boolean mask, which for a row becomes a bias of 0 or -inf.
 
-use super::lanes::LaneRows;
-use super::load::{AnyMatrix, with_matrix};
-use super::pack::widen;
 use crate::element::{Element, bf16, f16};
+use crate::kernel::convert::{AnyMatrix, with_matrix};
+use crate::kernel::transpose::LaneRows;
+use crate::kernel::widen::widen;
 use crate::simd::{Isa, Kernel, Simd};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::matrix::Matrix;
@@ -79,17 +79,17 @@ fn hide<S: Simd>(simd: S, mask: Matrix<'_, u8>, row: usize, keys: Range<usize>, 
 
 /// What tensors say about the scores of a panel: a row for each lane, lanes without one repeating the last.
 pub(crate) struct PanelTensors<'a> {
-    pub(super) bias: Option<AnyLaneRows<'a>>,
+    pub(in crate::kernel) bias: Option<AnyLaneRows<'a>>,
     /// Whether all of the bias is 0 or -inf, so that there is nothing to add.
-    pub(super) only_hides: bool,
+    pub(in crate::kernel) only_hides: bool,
     /// Not 0 where the query may attend.
-    pub(super) mask: Option<LaneRows<'a, u8>>,
+    pub(in crate::kernel) mask: Option<LaneRows<'a, u8>>,
     /// Lanes that have a row of their own.
     rows: usize,
 }
 
 /// Rows of any type.
-pub(super) enum AnyLaneRows<'a> {
+pub(in crate::kernel) enum AnyLaneRows<'a> {
     F32(LaneRows<'a, f32>),
     F16(LaneRows<'a, f16>),
     Bf16(LaneRows<'a, bf16>),

@@ -5,7 +5,7 @@ use crate::simd::{PairDots, Simd};
 use std::marker::PhantomData;
 
 /// The arithmetic of a product's steps; a vector holds what `LANES` steps need of one row, or one step of `LANES` rows.
-pub(super) trait Multiply<S: Simd>: Copy {
+pub(in crate::kernel) trait Multiply<S: Simd>: Copy {
     /// What one step takes of a row in memory; zero by default.
     type Step: Copy + Default;
 
@@ -29,10 +29,10 @@ pub(super) trait Multiply<S: Simd>: Copy {
 
 /// Elements of any type, widened to f32.
 #[derive(Clone, Copy)]
-pub(super) struct Singles<T>(PhantomData<T>);
+pub(in crate::kernel) struct Singles<T>(PhantomData<T>);
 
 impl<T> Singles<T> {
-    pub(super) fn new() -> Self {
+    pub(in crate::kernel) fn new() -> Self {
         Singles(PhantomData)
     }
 }
@@ -69,9 +69,9 @@ impl<S: Simd, T: Element> Multiply<S> for Singles<T> {
 
 /// Pairs of bf16, as they lie in memory. It is the sums that are multiplied with `factor`: queries would no longer be bf16.
 #[derive(Clone, Copy)]
-pub(super) struct Pairs<D> {
-    pub(super) dots: D,
-    pub(super) factor: f32,
+pub(in crate::kernel) struct Pairs<D> {
+    pub(in crate::kernel) dots: D,
+    pub(in crate::kernel) factor: f32,
 }
 
 impl<S: Simd, D: PairDots<S>> Multiply<S> for Pairs<D> {

@@ -7,8 +7,8 @@
 //! would overflow where the score is an ordinary number.) Then a denormal key leaves out less than 2^32 * 2^-126 of a sum, and
 //! a score of 2^20 elements is off by less than 2^-33. Other queries have their scores formed from elements, row by row.
 
-use super::pack::Gathered;
 use crate::element::{Bf16Pair, bf16};
+use crate::kernel::widen::Gathered;
 use crate::simd::Isa;
 use crate::tensor::any::AnyTensor;
 use crate::tensor::matrix::{Matrix, Row};

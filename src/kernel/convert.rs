@@ -25,9 +25,9 @@ pub(crate) enum AnyMatrix<'a> {
 macro_rules! with_matrix {
     ($any:expr, $matrix:ident => $value:expr) => {
         match $any {
-            $crate::kernel::load::AnyMatrix::F32($matrix) => $value,
-            $crate::kernel::load::AnyMatrix::F16($matrix) => $value,
-            $crate::kernel::load::AnyMatrix::Bf16($matrix) => $value,
+            $crate::kernel::convert::AnyMatrix::F32($matrix) => $value,
+            $crate::kernel::convert::AnyMatrix::F16($matrix) => $value,
+            $crate::kernel::convert::AnyMatrix::Bf16($matrix) => $value,
         }
     };
 }

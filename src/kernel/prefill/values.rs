@@ -1,13 +1,13 @@
 //! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
 
-use super::ahead::Ahead;
-use super::lanes::{LaneRows, load_block};
-use super::load::{AnyMatrix, with_matrix};
-use super::multiply::Singles;
-use super::pack::ValueBlocks;
-use super::product::{ByRows, Left, Right, by_rows, product};
-use super::{EvenBlocks, PANEL_VECTORS, product_rows};
 use crate::element::Element;
+use crate::kernel::arithmetic::Singles;
+use crate::kernel::convert::{AnyMatrix, with_matrix};
+use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefill::pack::ValueBlocks;
+use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
+use crate::kernel::shape::{EvenBlocks, PANEL_VECTORS, product_rows};
+use crate::kernel::transpose::{LaneRows, load_block};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Adds `sum over j of values[j][d] * weights[j][lane]` to `out[d][lane]`.

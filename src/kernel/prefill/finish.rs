@@ -1,7 +1,7 @@
 //! `out = O / l`, and the log-sum-exp.
 
-use super::weights::PanelState;
 use crate::element::Element;
+use crate::kernel::state::PanelState;
 use crate::simd::{MAX_LANES, Simd};
 use std::f64::consts::LN_2;
 

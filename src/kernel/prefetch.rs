@@ -4,7 +4,7 @@
 //! multiplies pays for both. Asked for in one go, they would fill the processor's queue of misses and hold up its loads: so
 //! products hand out the lines on their way, some with every few steps.
 
-use super::load::{AnyMatrix, with_matrix};
+use crate::kernel::convert::{AnyMatrix, with_matrix};
 use crate::simd::{LINE, Simd};
 use crate::tensor::matrix::Matrix;
 
@@ -33,7 +33,7 @@ impl Run {
 }
 
 /// What one loop asks for of [`Lines`].
-pub(super) struct LineShare {
+pub(in crate::kernel) struct LineShare {
     at: *const u8,
     /// From what one turn asks for to what the next one does; 0 where there is nothing to ask for.
     advance: usize,
@@ -42,7 +42,7 @@ pub(super) struct LineShare {
 impl LineShare {
     /// Asks for what turn `turn` of the loop asks for, as [`Lines::share`] has it.
     #[inline(always)]
-    pub(super) fn ask<S: Simd>(&mut self, simd: S, turn: usize, bytes: usize) {
+    pub(in crate::kernel) fn ask<S: Simd>(&mut self, simd: S, turn: usize, bytes: usize) {
         if turn.is_multiple_of(turns_a_line(bytes)) {
             for n in 0..lines_a_turn(bytes) {
                 simd.prefetch_near(self.at.wrapping_add(n * LINE));
@@ -91,7 +91,7 @@ impl Cursor {
 
 /// What one product asks for: some lines in each of its parts.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Share {
+pub(in crate::kernel) struct Share {
     cursor: Cursor,
     /// In each part.
     lines: usize,
@@ -100,7 +100,7 @@ pub(super) struct Share {
 impl Share {
     /// Asks for the lines of one part. (It may go on behind the last row until the product ends: that is harmless.)
     #[inline(always)]
-    pub(super) fn ask<S: Simd>(&mut self, simd: S) {
+    pub(in crate::kernel) fn ask<S: Simd>(&mut self, simd: S) {
         if self.lines < self.cursor.left {
             // Within a row, as nearly always: without a look at its end.
             for n in 0..self.lines {
@@ -119,7 +119,7 @@ impl Share {
 /// Lines that are asked for one after the other, into the first cache: what is read a little later.
 ///
 /// In the order of memory, whichever way the rows are read: on Zen 5, asked for by rows side by side, they came a tenth later.
-pub(super) struct Lines<'a> {
+pub(in crate::kernel) struct Lines<'a> {
     /// The next one, and how many are left in its row: none where all have been asked for.
     at: *const u8,
     left: usize,
@@ -131,14 +131,20 @@ pub(super) struct Lines<'a> {
 
 impl Lines<'_> {
     /// Nothing to ask for.
-    pub(super) fn none() -> Self {
+    pub(in crate::kernel) fn none() -> Self {
         Lines { at: std::ptr::null(), left: 0, run: Run::NONE, more: &[] }
     }
 
     /// What a loop of so many turns asks for, which reads so many bytes in each: as many lines as that is. Where there is
     /// nothing more to ask for it asks for `idle`, which is in use anyway.
     #[inline(always)]
-    pub(super) fn share<S: Simd, T>(&mut self, simd: S, turns: usize, bytes: usize, idle: *const T) -> LineShare {
+    pub(in crate::kernel) fn share<S: Simd, T>(
+        &mut self,
+        simd: S,
+        turns: usize,
+        bytes: usize,
+        idle: *const T,
+    ) -> LineShare {
         let lines = turns.div_ceil(turns_a_line(bytes)) * lines_a_turn(bytes);
         if lines < self.left {
             // Within a row, as nearly always.
@@ -230,7 +236,7 @@ impl Ahead {
     }
 
     /// All lines, from the first on.
-    pub(super) fn lines(&self) -> Lines<'_> {
+    pub(in crate::kernel) fn lines(&self) -> Lines<'_> {
         let mut lines = Lines { more: &self.runs[..self.count], ..Lines::none() };
         lines.next_row();
         lines
@@ -244,7 +250,7 @@ impl Ahead {
 
     /// What a product of so many parts is to ask for; [`Ahead::go_on`] takes it back.
     #[inline(always)]
-    pub(super) fn share(&mut self, parts: usize) -> Share {
+    pub(in crate::kernel) fn share(&mut self, parts: usize) -> Share {
         if self.left == 0 {
             self.next_run();
         }
@@ -256,7 +262,7 @@ impl Ahead {
 
     /// Goes on where a product has come to.
     #[inline(always)]
-    pub(super) fn go_on(&mut self, share: Share) {
+    pub(in crate::kernel) fn go_on(&mut self, share: Share) {
         self.cursor = share.cursor;
     }
 

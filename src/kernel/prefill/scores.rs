@@ -1,10 +1,10 @@
 //! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
 
-use super::ahead::Ahead;
-use super::multiply::{Multiply, Pairs, Singles};
-use super::product::{ByRows, Left, Right, by_rows, product};
-use super::{EvenBlocks, product_rows};
 use crate::element::Bf16Pair;
+use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
+use crate::kernel::prefetch::Ahead;
+use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
+use crate::kernel::shape::{EvenBlocks, product_rows};
 use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;

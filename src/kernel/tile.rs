@@ -1,9 +1,9 @@
 //! From raw scores to those that the softmax sees: softcap, bias, ALiBi, and -inf for hidden keys.
 
-use super::bias::{AnyLaneRows, PanelTensors};
-use super::lanes::{LaneRows, load_answers, load_block};
-use super::multiply::Singles;
 use crate::element::{Element, bf16, f16};
+use crate::kernel::arithmetic::Singles;
+use crate::kernel::score_tensors::{AnyLaneRows, PanelTensors};
+use crate::kernel::transpose::{LaneRows, load_answers, load_block};
 use crate::simd::exp::tanh;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use std::f32::consts::LOG2_E;
@@ -92,16 +92,16 @@ pub(crate) fn adjust_row(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32]) -> Ex
 
 /// The steps of an adjustment, a bit each, in the order of `bias.rs`.
 mod step {
-    pub(super) const CAP: u8 = 1;
-    pub(super) const BIAS: u8 = 2;
-    pub(super) const ALIBI: u8 = 4;
+    pub(in crate::kernel) const CAP: u8 = 1;
+    pub(in crate::kernel) const BIAS: u8 = 2;
+    pub(in crate::kernel) const ALIBI: u8 = 4;
     // What hides comes last, and is selected, not added: a NaN score plus -inf would show.
-    pub(super) const HIDE_BY_BIAS: u8 = 8;
-    pub(super) const HIDE_BY_MASK: u8 = 16;
-    pub(super) const HIDE_BY_POSITION: u8 = 32;
+    pub(in crate::kernel) const HIDE_BY_BIAS: u8 = 8;
+    pub(in crate::kernel) const HIDE_BY_MASK: u8 = 16;
+    pub(in crate::kernel) const HIDE_BY_POSITION: u8 = 32;
 
     /// What a bias does.
-    pub(super) const fn of_bias(only_hides: bool) -> u8 {
+    pub(in crate::kernel) const fn of_bias(only_hides: bool) -> u8 {
         if only_hides { HIDE_BY_BIAS } else { BIAS | HIDE_BY_BIAS }
     }
 }

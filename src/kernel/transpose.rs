@@ -1,9 +1,9 @@
 //! Rows of memory into the lanes of a panel, a square block at a time, turned in registers.
 
-use super::MAX_PANEL_LANES;
-use super::multiply::{Multiply, Pairs, Singles};
-use super::pack::{Gathered, widen_gathered};
-use super::pairs::{copy_gathered, pairs_in, unfit};
+use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
+use crate::kernel::bf16_pairs::{copy_gathered, pairs_in, unfit};
+use crate::kernel::shape::MAX_PANEL_LANES;
+use crate::kernel::widen::{Gathered, widen_gathered};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
 use crate::tensor::any::{AnyTensor, with_elements};
 use crate::tensor::matrix::Matrix;
@@ -130,7 +130,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
     /// The elements `cols` of rows of a tensor, lanes without a row repeating the last one; `None` if there are gaps between
     /// them.
     #[inline(always)]
-    pub(super) fn new(
+    pub(in crate::kernel) fn new(
         tensor: &Strided<'a, T, 4>,
         cols: Range<usize>,
         count: usize,
@@ -144,7 +144,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
 
     /// Row n of the first `count` lanes is `row(n)`; the other lanes repeat the last one.
     #[inline(always)]
-    pub(super) fn of(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
+    pub(in crate::kernel) fn of(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
         assert!((1..=MAX_PANEL_LANES).contains(&count));
         let mut rows = LaneRows { at: [std::ptr::null(); MAX_PANEL_LANES], len: 0, borrow: PhantomData };
         for n in 0..count {
@@ -157,7 +157,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
         Some(rows)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::kernel) fn len(&self) -> usize {
         self.len
     }
 
@@ -170,12 +170,12 @@ impl<'a, T: Copy> LaneRows<'a, T> {
     }
 
     /// A lane's row.
-    pub(super) fn row(&self, lane: usize) -> &'a [T] {
+    pub(in crate::kernel) fn row(&self, lane: usize) -> &'a [T] {
         self.from(lane, 0)
     }
 
     /// A vector of each row, from `at` on, with zeros behind the row's end.
-    pub(super) fn rest(&self, at: usize) -> [[T; MAX_LANES]; MAX_PANEL_LANES]
+    pub(in crate::kernel) fn rest(&self, at: usize) -> [[T; MAX_LANES]; MAX_PANEL_LANES]
     where
         T: Default,
     {
@@ -189,7 +189,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
     }
 
     /// The rows that [`LaneRows::rest`] has made.
-    pub(super) fn of_rest(rest: &'a [[T; MAX_LANES]; MAX_PANEL_LANES]) -> Self {
+    pub(in crate::kernel) fn of_rest(rest: &'a [[T; MAX_LANES]; MAX_PANEL_LANES]) -> Self {
         LaneRows { at: rest.each_ref().map(|row| row.as_ptr()), len: MAX_LANES, borrow: PhantomData }
     }
 }
@@ -240,7 +240,7 @@ fn turn_blocks<S: Simd, M: Multiply<S>>(
 
 /// A vector of each of `LANES` rows, the steps from `at` on.
 #[inline(always)]
-pub(super) fn load_block<S: Simd, M: Multiply<S>>(
+pub(in crate::kernel) fn load_block<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
     rows: &LaneRows<'_, M::Step>,
     first: usize,
@@ -257,7 +257,12 @@ pub(super) fn load_block<S: Simd, M: Multiply<S>>(
 
 /// The answers of `LANES` rows, for `LANES` keys from `at` on.
 #[inline(always)]
-pub(super) fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
+pub(in crate::kernel) fn load_answers<S: Simd>(
+    simd: S,
+    rows: &LaneRows<'_, u8>,
+    first: usize,
+    at: usize,
+) -> [S::Mask; MAX_LANES] {
     assert!(at + S::LANES <= rows.len());
     let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
     for (n, answers) in answers.iter_mut().enumerate().take(S::LANES) {
