@@ -30,7 +30,7 @@ const KEYS: usize = 4096;
 
 fn run<'a, T: Element>(queries: usize, head_dim: usize, value_dim: usize) -> Result<Run<'a>, Box<dyn Error>> {
     let sizes = Sizes { head_dim, value_dim, ..Sizes::new(1, queries, KEYS, 0) };
-    let attention = Attention::new().scale(0.1).form(Form::ManyQueries).threads(Threads::Serial);
+    let attention = Attention::new().scale(0.1).form(Form::Prefill).threads(Threads::Serial);
     let mut case = Case::<T>::new(sizes, attention).checked()?;
     Ok(Box::new(move || case.run()))
 }

@@ -2,17 +2,18 @@
 
 #![forbid(unsafe_code)]
 
-use crate::bias::{AlibiSlopes, ScoreStage};
 use crate::driver::{self, Output, Schedule, Workspace};
 use crate::element::Element;
 use crate::error::Error;
 use crate::level::Level;
-use crate::machine::Machine;
-use crate::mask::QueryOffset;
+use crate::mask::{MaskTensor, Window};
+use crate::options::Options;
 use crate::plan::{Form, Plan, Threads};
 use crate::problem::{Problem, check_shape};
+use crate::score::{AlibiSlopes, BiasTensor, ScoreStage};
+use crate::sequence::QueryOffset;
+use crate::simd::Isa;
 use crate::tensor::any::AnyTensor;
-use crate::tensor::strided::Strided;
 use crate::tensor::{TensorMut, TensorRef};
 
 /// Scaled-dot-product attention: what to compute, apart from the tensors.
@@ -59,15 +60,7 @@ use crate::tensor::{TensorMut, TensorRef};
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Attention<'a> {
-    pub(crate) scale: Option<f32>,
-    pub(crate) causal: bool,
-    pub(crate) window: (Option<usize>, Option<usize>),
-    pub(crate) query_offset: QueryOffset<'a>,
-    pub(crate) key_lengths: Option<&'a [usize]>,
-    pub(crate) mask: Option<Strided<'a, u8, 4>>,
-    pub(crate) softcap: Option<f32>,
-    pub(crate) bias: Option<AnyTensor<'a>>,
-    pub(crate) alibi: Option<AlibiSlopes<'a>>,
+    pub(crate) options: Options<'a>,
     level: Option<Level>,
     form: Option<Form>,
     threads: Threads,
@@ -83,14 +76,14 @@ impl<'a> Attention<'a> {
     /// Multiplies scores with `scale` instead of `1 / sqrt(head_dim)`. Any number that stays finite when multiplied by log2(e) (up
     /// to 2.3e38), and when divided by a softcap; zero and negative ones too.
     pub fn scale(mut self, scale: f32) -> Self {
-        self.scale = Some(scale);
+        self.options.scale = Some(scale);
         self
     }
 
     /// A query sees the key at its own position and those before it: `j <= p`. Which position that is,
     /// [`query_offset`](Attention::query_offset) says.
     pub fn causal(mut self) -> Self {
-        self.causal = true;
+        self.options.causal = true;
         self
     }
 
@@ -98,7 +91,7 @@ impl<'a> Attention<'a> {
     ///
     /// `window(Some(511), Some(0))` shows a query its own key and the 511 before it.
     pub fn window(mut self, left: Option<usize>, right: Option<usize>) -> Self {
-        self.window = (left, right);
+        self.options.window = self.options.window.intersect(Window { left, right });
         self
     }
 
@@ -107,13 +100,14 @@ impl<'a> Attention<'a> {
     ///
     /// Causal order, windows and ALiBi go by it; other options don't.
     pub fn query_offset(mut self, offset: QueryOffset<'a>) -> Self {
-        self.query_offset = offset;
+        self.options.query_offset = offset;
         self
     }
 
     /// How many keys each batch has, `[batch]`, none above `seq_kv`: the keys from there on are padding.
     pub fn key_lengths(mut self, lengths: &'a [usize]) -> Self {
-        self.key_lengths = Some(lengths);
+        self.options.note("key_lengths", self.options.key_lengths.is_some());
+        self.options.key_lengths = Some(lengths);
         self
     }
 
@@ -122,14 +116,15 @@ impl<'a> Attention<'a> {
     /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
     /// first ones.
     pub fn mask(mut self, attend: impl Into<TensorRef<'a, bool>>) -> Self {
-        self.mask = Some(attend.into().strided.into_bytes());
+        self.options.note("mask", self.options.mask.is_some());
+        self.options.mask = Some(MaskTensor(attend.into().strided.into_bytes()));
         self
     }
 
     /// Caps scores smoothly to `-cap..cap`: `cap * tanh(score / cap)`, before any bias. `cap` is a normal number above 0, up to
     /// 2.3e38.
     pub fn softcap(mut self, cap: f32) -> Self {
-        self.softcap = Some(cap);
+        self.options.softcap = Some(cap);
         self
     }
 
@@ -138,13 +133,15 @@ impl<'a> Attention<'a> {
     /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
     /// first ones.
     pub fn bias<T: Element>(mut self, bias: impl Into<TensorRef<'a, T>>) -> Self {
-        self.bias = Some(AnyTensor::new(bias.into().strided));
+        self.options.note("bias", self.options.bias.is_some());
+        self.options.bias = Some(BiasTensor(AnyTensor::new(bias.into().strided)));
         self
     }
 
     /// Subtracts `slope[h] * |p - j|` from the score of key j for a query of head h at position p.
     pub fn alibi(mut self, slopes: AlibiSlopes<'a>) -> Self {
-        self.alibi = Some(slopes);
+        self.options.note("alibi", self.options.alibi.is_some());
+        self.options.alibi = Some(slopes);
         self
     }
 }
@@ -183,7 +180,7 @@ impl<'a> Attention<'a> {
     }
 
     pub(crate) fn plan_for(&self, problem: &Problem<'_>) -> Result<Plan, Error> {
-        Ok(Plan::new(problem, Machine::new(self.level)?, self.form, self.threads))
+        Ok(Plan::new(problem, Isa::for_level(self.level)?, self.form, self.threads))
     }
 
     fn problem<'t, Q: Element, K: Element, V: Element>(
@@ -192,7 +189,7 @@ impl<'a> Attention<'a> {
         k: TensorRef<'t, K>,
         v: TensorRef<'t, V>,
     ) -> Result<Problem<'t>, Error> {
-        Problem::new(self, q, k, v)
+        Problem::new(&self.options, q, k, v)
     }
 }
 
@@ -305,7 +302,7 @@ impl<'a> Attention<'a> {
         k: impl Into<TensorRef<'t, K>>,
     ) -> Result<ndarray::Array4<f32>, Error> {
         let (q, k) = (q.into(), k.into());
-        let mut out = array(Problem::of_scores(self, q, k)?.dims.scores_shape())?;
+        let mut out = array(Problem::of_scores(&self.options, q, k)?.dims.scores_shape())?;
         self.scores_into(stage, q, k, &mut out)?;
         Ok(out)
     }
@@ -324,11 +321,21 @@ impl<'a> Attention<'a> {
         out: impl Into<TensorMut<'t, f32>>,
     ) -> Result<(), Error> {
         let (q, k, out) = (q.into(), k.into(), out.into());
-        let problem = Problem::of_scores(self, q, k)?;
-        let plan = Plan::new(&problem, Machine::new(self.level)?, Some(Form::ManyQueries), self.threads);
+        let problem = Problem::of_scores(&self.options, q, k)?;
+        let plan = Plan::for_scores(&problem, Isa::for_level(self.level)?, self.threads);
         let names = ["batch", "heads_q", "seq_q", "seq_kv"];
         check_shape("output", names, out.shape(), problem.dims.scores_shape())?;
-        driver::inspect::run(&problem, &plan, stage, Output::new(out, None), &mut Workspace::new());
+        let finish_row = match stage {
+            ScoreStage::Probabilities => |row: &mut [f32]| crate::softmax::softmax(row, 1.0),
+            _ => |_: &mut [f32]| (),
+        };
+        driver::inspect::run(
+            &problem.at_stage(stage),
+            &plan,
+            finish_row,
+            Output::new(out, None),
+            &mut Workspace::new(),
+        );
         Ok(())
     }
 }
@@ -385,7 +392,8 @@ impl Prepared<'_> {
         check_shape("values", ["batch", "heads_kv", "seq_kv", "value_dim"], v.shape(), v_shape)?;
         let problem = self.attention.problem(q, k, v)?;
         let output = checked_output(&problem, out.into(), lse)?;
-        driver::run_scheduled(&problem, &self.plan, &self.schedule, output, workspace);
+        let plan = self.plan.for_types_of(&problem);
+        driver::run_scheduled(&problem, &plan, &self.schedule, output, workspace);
         Ok(())
     }
 }
@@ -412,7 +420,7 @@ impl<'a> Call<'a> {
     /// Whether the work is worth more than one thread.
     #[cfg(feature = "capi")]
     pub(crate) fn is_parallel(&self) -> bool {
-        self.plan.parallel
+        self.plan.is_parallel()
     }
 
     pub(crate) fn run(self, workspace: &mut Workspace) {

@@ -114,7 +114,7 @@ unsafe fn attention(
     let attention = unsafe { options.attention(lists, &tensors)? };
     let [q, k, v] = inputs;
     // SAFETY: as above; nothing that is written meets what is read.
-    let problem = Problem::of_any(&attention, unsafe { [q.any()?, k.any()?, v.any()?] })?;
+    let problem = Problem::of_any(&attention.options, unsafe { [q.any()?, k.any()?, v.any()?] })?;
     // SAFETY: as above, and the two outputs don't meet.
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.
@@ -159,7 +159,7 @@ unsafe fn plan(kept: &mut Kept, [q, k, v]: [*const Tensor; 3], options: *const O
     // SAFETY: as above.
     let attention = unsafe { options.attention(&mut kept.lists, &tensors)? };
     // SAFETY: as above; a plan goes by the shapes.
-    let problem = Problem::of_any(&attention, unsafe { [q.any()?, k.any()?, v.any()?] })?;
+    let problem = Problem::of_any(&attention.options, unsafe { [q.any()?, k.any()?, v.any()?] })?;
     Ok(attention.plan_for(&problem)?.to_string())
 }
 

@@ -94,6 +94,11 @@ pub enum Error {
         /// What it must be.
         expected: &'static str,
     },
+    /// An option that can be given once was given twice.
+    GivenTwice {
+        /// The option: "mask", "bias", …
+        option: &'static str,
+    },
     /// The level asked for is not one that this processor has.
     LevelUnavailable {
         /// The level asked for.
@@ -148,6 +153,9 @@ impl fmt::Display for Error {
             }
             Error::InvalidOption { option, got, expected } => {
                 write!(f, "{option} is {got} but must be {expected}")
+            }
+            Error::GivenTwice { option } => {
+                write!(f, "the option {option} was given twice; combine both into one, or set it once")
             }
             Error::LevelUnavailable { level } => {
                 write!(f, "this processor does not have the level {level}; Level::available() lists those that it has")

@@ -83,33 +83,35 @@
 #![deny(missing_docs)]
 
 mod attention;
-mod bias;
 #[cfg(feature = "capi")]
 pub mod capi;
 mod driver;
 mod element;
 mod error;
 mod kernel;
+mod kv;
 mod level;
-mod machine;
 mod mask;
 mod merge;
+mod options;
 mod plan;
 mod problem;
 pub mod reference;
+mod score;
+mod sequence;
 mod simd;
 pub mod softmax;
 mod tensor;
 
 pub use attention::{Attention, Prepared};
-pub use bias::{AlibiSlopes, ScoreStage, alibi_slope};
 pub use driver::Workspace;
 pub use element::{DType, Element, bf16, f16};
 pub use error::Error;
 pub use level::Level;
-pub use mask::QueryOffset;
 pub use merge::merge;
 pub use plan::{Form, Plan, Threads};
+pub use score::{AlibiSlopes, ScoreStage, alibi_slope};
+pub use sequence::QueryOffset;
 pub use tensor::{TensorMut, TensorRef};
 
 /// The README's code is compiled and run, too.

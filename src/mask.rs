@@ -1,144 +1,89 @@
 //! Which keys a query may see.
 //!
-//! **One idea for all that depends on position.** Query `i` stands at key position `p = query_offset + i`, and causal
-//! order, windows and key lengths each allow one run of keys around or up to `p`. Their intersection is one interval of
-//! keys per query; everything that skips work is derived from that interval. An explicit boolean tensor is looked at only
-//! inside it.
+//! Each mask is one file in `mask/`. All of them compose by intersection, here.
+//!
+//! **Masks by position.** Query `i` stands at key position `p` ([`Sequence::position`]). Causal order, windows and key lengths
+//! each show it one run of keys ([`PositionMask`]). Their intersection is one run per query, its *span*, and everything that
+//! skips work comes from spans ([`cover`]). An explicit boolean tensor is read only inside the span.
 //!
 //! A mask answers three questions, and a test holds the answers together:
 //! * is the pair (i, j) visible? [`Mask::sees`], straight from the definition;
-//! * which keys can query i see by its position? [`Mask::interval`];
-//! * which keys does any query of a tile see, and which do all of them? [`hull`] and [`common`], from the intervals.
+//! * which keys can query i see by its position? [`Mask::span`];
+//! * which keys does any query of a tile see, and which do all of them? [`Cover`](cover::Cover).
 
 #![forbid(unsafe_code)]
 
-use crate::tensor::strided::Strided;
+mod by_position;
+mod causal;
+pub(crate) mod cover;
+mod lengths;
+mod tensor;
+mod window;
+
+pub(crate) use causal::Causal;
+pub(crate) use tensor::MaskTensor;
+pub(crate) use window::Window;
+
+use crate::sequence::Sequence;
+use by_position::PositionMask;
+use lengths::Lengths;
 use std::ops::Range;
 
-/// Where the queries stand among the keys: query `i` is at key position `query_offset + i`.
-///
-/// With 2 queries and 4 keys, a causal mask shows (rows are queries, columns keys, 1 is visible):
-///
-/// ```text
-/// FromEnd     FromStart    At(1)
-/// 1 1 1 0     1 0 0 0      1 1 0 0
-/// 1 1 1 1     1 1 0 0      1 1 1 0
-/// ```
-///
-/// and with 4 queries and 2 keys:
-///
-/// ```text
-/// FromEnd   FromStart   At(-1)
-/// 0 0       1 0         0 0
-/// 0 0       1 1         1 0
-/// 1 0       1 1         1 1
-/// 1 1       1 1         1 1
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum QueryOffset<'a> {
-    /// The last query stands at the last key: the offset is `seq_kv - seq_q`, or `key_lengths[b] - seq_q` where lengths
-    /// are given. What a decoder with a cache wants, and the default.
-    #[default]
-    FromEnd,
-    /// The first query stands at the first key: the offset is 0. What PyTorch's `is_causal` means.
-    FromStart,
-    /// The first query stands at this position, which may be negative.
-    At(isize),
-    /// As [`QueryOffset::At`], one for each batch.
-    PerBatch(&'a [isize]),
-}
-
-/// The checked mask of a problem.
-#[derive(Clone, Copy, Debug)]
+/// The mask of a problem: the intersection of these and of each sequence's length.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Mask<'a> {
-    pub(crate) seq_q: usize,
-    pub(crate) seq_kv: usize,
-    pub(crate) query_offset: QueryOffset<'a>,
-    pub(crate) causal: bool,
-    /// Keys visible before and after the query's own position; `None` for all.
-    pub(crate) window: (Option<usize>, Option<usize>),
-    /// How many keys each batch has; `None` for `seq_kv`.
-    pub(crate) key_lengths: Option<&'a [usize]>,
-    /// Not 0 where the query may attend, broadcast to the shape of the scores. Bytes: a mask that comes from C may hold any.
-    pub(crate) tensor: Option<Strided<'a, u8, 4>>,
+    pub(crate) causal: Option<Causal>,
+    pub(crate) window: Option<Window>,
+    pub(crate) tensor: Option<MaskTensor<'a>>,
 }
 
 impl Mask<'_> {
-    /// How many keys batch `b` has.
-    pub(crate) fn key_length(&self, b: usize) -> usize {
-        self.key_lengths.map_or(self.seq_kv, |lengths| lengths[b])
+    /// Whether query `i` of head `h` may see key `j` of a sequence: the definition.
+    pub(crate) fn sees(&self, sequence: &Sequence, h: usize, i: usize, j: usize) -> bool {
+        let (p, key) = (sequence.position(i), j as i128);
+        Lengths { length: sequence.keys }.sees(p, key)
+            && self.causal.is_none_or(|causal| causal.sees(p, key))
+            && self.window.is_none_or(|window| window.sees(p, key))
+            && self.tensor.is_none_or(|tensor| tensor.sees([sequence.batch, h, i], j))
     }
 
-    /// The key position of query `i` of batch `b`. In i128, in which no sum of offsets and windows can overflow.
-    pub(crate) fn position(&self, b: usize, i: usize) -> i128 {
-        let offset = match self.query_offset {
-            QueryOffset::FromEnd => self.key_length(b) as i128 - self.seq_q as i128,
-            QueryOffset::FromStart => 0,
-            QueryOffset::At(offset) => offset as i128,
-            QueryOffset::PerBatch(offsets) => offsets[b] as i128,
-        };
-        offset + i as i128
-    }
-
-    /// Whether query `i` of head `h` may see key `j`: the definition.
-    pub(crate) fn sees(&self, b: usize, h: usize, i: usize, j: usize) -> bool {
-        let (p, key) = (self.position(b, i), j as i128);
-        let (left, right) = self.window;
-        j < self.key_length(b)
-            && (!self.causal || key <= p)
-            && left.is_none_or(|left| p - left as i128 <= key)
-            && right.is_none_or(|right| key <= p + right as i128)
-            && self.tensor.is_none_or(|tensor| tensor.get([b, h, i, j]).is_some_and(|byte| byte != 0))
-    }
-
-    /// Whether queries of a batch see different keys by their positions.
+    /// Whether queries of one sequence see different keys by their positions.
     pub(crate) fn goes_by_position(&self) -> bool {
-        self.causal || self.window != (None, None)
+        self.causal.is_some() || self.window.is_some()
     }
 
-    /// The keys that query `i` of batch `b` may see by its position: all that [`Mask::sees`] allows but for the tensor.
-    pub(crate) fn interval(&self, b: usize, i: usize) -> Range<usize> {
+    /// The keys that query `i` of a sequence may see by its position: all that [`Mask::sees`] allows but for the tensor.
+    pub(crate) fn span(&self, sequence: &Sequence, i: usize) -> Range<usize> {
         if !self.goes_by_position() {
-            return 0..self.key_length(b);
+            return 0..sequence.keys;
         }
-        let p = self.position(b, i);
-        let length = self.key_length(b) as i128;
-        let (left, right) = self.window;
-        let start = left.map_or(0, |left| p - left as i128);
-        let mut end = right.map_or(length, |right| p + right as i128 + 1);
-        if self.causal {
-            end = end.min(p + 1);
+        let p = sequence.position(i);
+        let mut span = Lengths { length: sequence.keys }.span(p);
+        if let Some(window) = &self.window {
+            span = intersection(span, window.span(p));
         }
-        // Clamped into 0..=length, so that the conversion is exact; an empty interval is 0..0.
-        let (start, end) = (start.clamp(0, length) as usize, end.clamp(0, length) as usize);
-        if start < end { start..end } else { 0..0 }
+        if let Some(causal) = &self.causal {
+            span = intersection(span, causal.span(p));
+        }
+        // Inside 0..length, so that the conversion is exact; an empty span is 0..0.
+        if span.is_empty() { 0..0 } else { span.start as usize..span.end as usize }
     }
 }
 
-/// The smallest interval that holds all of `intervals`, empty ones aside: the span of keys that a tile of queries needs.
-pub(crate) fn hull(intervals: impl Iterator<Item = Range<usize>>) -> Range<usize> {
-    intervals
-        .filter(|interval| !interval.is_empty())
-        .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
-        .unwrap_or(0..0)
-}
-
-/// The intersection of `intervals`: keys at which nobody's position needs a look. Without any, or where they don't meet,
-/// an empty one.
-pub(crate) fn common(intervals: impl Iterator<Item = Range<usize>>) -> Range<usize> {
-    let all = intervals.reduce(|a, b| a.start.max(b.start)..a.end.min(b.end)).unwrap_or(0..0);
-    if all.is_empty() { 0..0 } else { all }
+fn intersection(a: Range<i128>, b: Range<i128>) -> Range<i128> {
+    a.start.max(b.start)..a.end.min(b.end)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::cover::{Cover, union};
     use super::*;
+    use crate::sequence::{QueryOffset, Sequences};
 
     const MOST: usize = 6;
 
     /// Every mask by position on every shape up to [`MOST`] queries and keys.
-    fn for_every_mask(mut check: impl FnMut(Mask<'_>)) {
+    fn for_every_mask(mut check: impl FnMut(Mask<'_>, Sequences<'_>)) {
         const BOUNDS: [Option<usize>; 5] = [None, Some(0), Some(1), Some(3), Some(usize::MAX)];
         let lengths: Vec<[usize; 1]> = (0..=MOST).map(|length| [length]).collect();
         let mut offsets = vec![QueryOffset::FromEnd, QueryOffset::FromStart, QueryOffset::PerBatch(&[-2])];
@@ -150,8 +95,10 @@ mod tests {
                     for (left, right) in BOUNDS.into_iter().flat_map(|left| BOUNDS.map(|right| (left, right))) {
                         for causal in [false, true] {
                             let key_lengths = length.map(|length| &lengths[length][..]);
-                            let window = (left, right);
-                            check(Mask { seq_q, seq_kv, query_offset, causal, window, key_lengths, tensor: None });
+                            let window = (left, right) != (None, None);
+                            let window = window.then_some(Window { left, right });
+                            let mask = Mask { causal: causal.then_some(Causal), window, tensor: None };
+                            check(mask, Sequences { seq_q, seq_kv, query_offset, key_lengths });
                         }
                     }
                 }
@@ -160,45 +107,64 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_holds_the_keys_that_are_seen() {
-        for_every_mask(|mask| {
-            for i in 0..mask.seq_q {
-                let interval = mask.interval(0, i);
-                assert!(interval.end <= mask.seq_kv, "{mask:?}, query {i}: {interval:?}");
-                assert!(!interval.is_empty() || interval == (0..0), "{mask:?}, query {i}: {interval:?}");
-                for j in 0..mask.seq_kv {
-                    assert_eq!(mask.sees(0, 0, i, j), interval.contains(&j), "{mask:?}, query {i}, key {j}");
+    fn a_span_holds_the_keys_that_are_seen() {
+        for_every_mask(|mask, sequences| {
+            let sequence = sequences.get(0);
+            for i in 0..sequences.seq_q {
+                let span = mask.span(&sequence, i);
+                assert!(span.end <= sequences.seq_kv, "{mask:?}, {sequence:?}, query {i}: {span:?}");
+                assert!(!span.is_empty() || span == (0..0), "{mask:?}, {sequence:?}, query {i}: {span:?}");
+                for j in 0..sequences.seq_kv {
+                    assert_eq!(
+                        mask.sees(&sequence, 0, i, j),
+                        span.contains(&j),
+                        "{mask:?}, {sequence:?}, query {i}, key {j}"
+                    );
                 }
             }
         });
     }
 
     #[test]
-    fn hull_and_common_are_those_of_the_pairs() {
-        for_every_mask(|mask| {
+    fn a_cover_is_that_of_the_pairs() {
+        for_every_mask(|mask, sequences| {
+            let sequence = sequences.get(0);
             // Every run of queries from the first, and every run of keys.
-            for queries in 1..=mask.seq_q.min(3) {
-                let intervals = || (0..queries).map(|i| mask.interval(0, i));
-                let seen = |j: usize| (0..queries).filter(|&i| mask.sees(0, 0, i, j)).count();
-                let first = (0..mask.seq_kv).find(|&j| seen(j) > 0);
-                let last = (0..mask.seq_kv).rfind(|&j| seen(j) > 0);
+            for queries in 1..=sequences.seq_q.min(3) {
+                let spans = || (0..queries).map(|i| mask.span(&sequence, i));
+                let seen = |j: usize| (0..queries).filter(|&i| mask.sees(&sequence, 0, i, j)).count();
+                let first = (0..sequences.seq_kv).find(|&j| seen(j) > 0);
+                let last = (0..sequences.seq_kv).rfind(|&j| seen(j) > 0);
                 let brute = first.zip(last).map_or(0..0, |(first, last)| first..last + 1);
-                assert_eq!(hull(intervals()), brute, "{mask:?}, {queries} queries");
-                let all = || (0..mask.seq_kv).filter(|&j| seen(j) == queries);
+                assert_eq!(union(spans()), brute, "{mask:?}, {sequence:?}, {queries} queries");
+                let all = || (0..sequences.seq_kv).filter(|&j| seen(j) == queries);
                 let brute = all().next().zip(all().next_back()).map_or(0..0, |(first, last)| first..last + 1);
-                assert_eq!(common(intervals()), brute, "{mask:?}, {queries} queries");
-                assert_eq!(all().count(), brute.len(), "{mask:?}, {queries} queries");
+                assert_eq!(Cover::new(spans()).full, brute, "{mask:?}, {sequence:?}, {queries} queries");
+                assert_eq!(all().count(), brute.len(), "{mask:?}, {sequence:?}, {queries} queries");
             }
         });
+    }
+
+    /// Both windows of two show what one shows that is as narrow as the narrower on either side.
+    #[test]
+    fn windows_intersect() {
+        let sizes = [None, Some(0), Some(2), Some(5)];
+        let windows = || sizes.into_iter().flat_map(|left| sizes.map(|right| Window { left, right }));
+        for (a, b) in windows().flat_map(|a| windows().map(move |b| (a, b))) {
+            for j in -8..8 {
+                assert_eq!(a.intersect(b).sees(0, j), a.sees(0, j) && b.sees(0, j), "{a:?}, {b:?}, {j}");
+            }
+        }
     }
 
     /// The matrices in the documentation of [`QueryOffset`].
     #[test]
     fn causal_matrices_are_as_drawn() {
         let draw = |seq_q, seq_kv, query_offset| {
-            let window = (None, None);
-            let mask = Mask { seq_q, seq_kv, query_offset, causal: true, window, key_lengths: None, tensor: None };
-            let row = |i| (0..seq_kv).map(|j| if mask.sees(0, 0, i, j) { '1' } else { '0' }).collect::<String>();
+            let mask = Mask { causal: Some(Causal), ..Mask::default() };
+            let sequence = Sequences { seq_q, seq_kv, query_offset, key_lengths: None }.get(0);
+            let row =
+                |i| (0..seq_kv).map(|j| if mask.sees(&sequence, 0, i, j) { '1' } else { '0' }).collect::<String>();
             (0..seq_q).map(row).collect::<Vec<_>>()
         };
         assert_eq!(draw(2, 4, QueryOffset::FromEnd), ["1110", "1111"]);

@@ -5,11 +5,12 @@
 
 #![forbid(unsafe_code)]
 
-use crate::attention::Attention;
-use crate::bias::Bias;
 use crate::element::Element;
 use crate::error::Error;
-use crate::mask::{Mask, QueryOffset};
+use crate::mask::{Causal, Mask, MaskTensor, Window};
+use crate::options::Options;
+use crate::score::{Alibi, AlibiSlopes, BiasTensor, ScoreMods, ScoreStage, Softcap};
+use crate::sequence::{QueryOffset, Sequences};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::{TensorMut, TensorRef};
 use std::f32::consts::LOG2_E;
@@ -65,13 +66,14 @@ pub(crate) struct Problem<'a> {
     pub(crate) k: AnyTensor<'a>,
     pub(crate) v: AnyTensor<'a>,
     pub(crate) scale: f32,
+    pub(crate) sequences: Sequences<'a>,
     pub(crate) mask: Mask<'a>,
-    pub(crate) bias: Bias<'a>,
+    pub(crate) score_mods: ScoreMods<'a>,
 }
 
 impl<'a> Problem<'a> {
     pub(crate) fn new<Q: Element, K: Element, V: Element>(
-        options: &Attention<'a>,
+        options: &Options<'a>,
         q: TensorRef<'a, Q>,
         k: TensorRef<'a, K>,
         v: TensorRef<'a, V>,
@@ -80,20 +82,22 @@ impl<'a> Problem<'a> {
     }
 
     /// As [`Problem::new`], for element types that are known at run time only.
-    pub(crate) fn of_any(options: &Attention<'a>, [q, k, v]: [AnyTensor<'a>; 3]) -> Result<Self, Error> {
+    pub(crate) fn of_any(options: &Options<'a>, [q, k, v]: [AnyTensor<'a>; 3]) -> Result<Self, Error> {
         let dims = check_shapes(q.shape(), k.shape(), v.shape())?;
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
         // Scores are formed in units of log2: a number that leaves the range there would make them NaN.
         check_number("scale", scale, (scale * LOG2_E).is_finite(), "between -2.3e38 and 2.3e38")?;
-        let (mask, bias) = (check_mask(options, &dims)?, check_bias(options, &dims)?);
-        let in_caps = bias.softcap.map_or(0.0, |cap| (scale as f64 / cap as f64) as f32);
+        let sequences = check_sequences(options, &dims)?;
+        let (mask, score_mods) = (check_mask(options, &dims)?, check_score_mods(options, &dims)?);
+        let in_caps = score_mods.softcap.map_or(0.0, |Softcap(cap)| (scale as f64 / cap as f64) as f32);
         check_number("scale", scale, in_caps.is_finite(), "at most 3.4e38 times the softcap")?;
-        Ok(Problem { dims, q, k, v, scale, mask, bias })
+        options.given_twice.map_or(Ok(()), |option| Err(Error::GivenTwice { option }))?;
+        Ok(Problem { dims, q, k, v, scale, sequences, mask, score_mods })
     }
 
     /// The problem of scores alone: values of dimension 0.
     pub(crate) fn of_scores<Q: Element, K: Element>(
-        options: &Attention<'a>,
+        options: &Options<'a>,
         q: TensorRef<'a, Q>,
         k: TensorRef<'a, K>,
     ) -> Result<Self, Error> {
@@ -102,6 +106,18 @@ impl<'a> Problem<'a> {
         let problem = Self::new(options, q, k, no_values)?;
         check_size("the scores", problem.dims.scores_shape())?;
         Ok(problem)
+    }
+
+    /// The same problem with the scores left at `stage`: without the modifications after it; and, before the last of them,
+    /// without a mask, since no key is hidden yet.
+    pub(crate) fn at_stage(mut self, stage: ScoreStage) -> Self {
+        if matches!(stage, ScoreStage::Raw | ScoreStage::Capped) {
+            let softcap = self.score_mods.softcap.filter(|_| stage == ScoreStage::Capped);
+            self.score_mods = ScoreMods { softcap, ..ScoreMods::default() };
+            self.mask = Mask::default();
+            self.sequences.key_lengths = None;
+        }
+        self
     }
 
     /// Refuses an output of another shape, or whose elements overlap.
@@ -180,47 +196,52 @@ fn check_size(what: &'static str, shape: [usize; 4]) -> Result<(), Error> {
     if elements.is_some_and(|n| n <= isize::MAX as usize / 8) { Ok(()) } else { Err(Error::TooLarge { what }) }
 }
 
-fn check_mask<'a>(options: &Attention<'a>, dims: &Dims) -> Result<Mask<'a>, Error> {
-    if let Some(lengths) = options.key_lengths {
+fn check_sequences<'a>(options: &Options<'a>, dims: &Dims) -> Result<Sequences<'a>, Error> {
+    let Options { key_lengths, query_offset, .. } = *options;
+    if let Some(lengths) = key_lengths {
         check_count("key lengths", lengths.len(), dims.batch)?;
         if let Some(batch) = lengths.iter().position(|&length| length > dims.seq_kv) {
             return Err(Error::KeyLengthPastEnd { batch, length: lengths[batch], seq_kv: dims.seq_kv });
         }
     }
-    if let QueryOffset::PerBatch(offsets) = options.query_offset {
+    if let QueryOffset::PerBatch(offsets) = query_offset {
         check_count("query offsets", offsets.len(), dims.batch)?;
     }
-    let tensor = options.mask.map(|mask| {
-        let fits = mask.broadcast(dims.scores_shape());
+    Ok(Sequences { seq_q: dims.seq_q, seq_kv: dims.seq_kv, query_offset, key_lengths })
+}
+
+fn check_mask<'a>(options: &Options<'a>, dims: &Dims) -> Result<Mask<'a>, Error> {
+    let tensor = options.mask.map(|MaskTensor(mask)| {
+        let fits = mask.broadcast(dims.scores_shape()).map(MaskTensor);
         fits.ok_or_else(|| not_broadcastable("mask", *mask.shape(), dims))
     });
     Ok(Mask {
-        seq_q: dims.seq_q,
-        seq_kv: dims.seq_kv,
-        query_offset: options.query_offset,
-        causal: options.causal,
-        window: options.window,
-        key_lengths: options.key_lengths,
+        causal: options.causal.then_some(Causal),
+        window: (options.window != Window::default()).then_some(options.window),
         tensor: tensor.transpose()?,
     })
 }
 
-fn check_bias<'a>(options: &Attention<'a>, dims: &Dims) -> Result<Bias<'a>, Error> {
+fn check_score_mods<'a>(options: &Options<'a>, dims: &Dims) -> Result<ScoreMods<'a>, Error> {
     if let Some(cap) = options.softcap {
         let usable = cap.is_normal() && cap > 0.0 && (cap * LOG2_E).is_finite();
         check_number("softcap", cap, usable, "a normal number above 0 and below 2.3e38")?;
     }
-    if let Some(crate::AlibiSlopes::PerHead(slopes)) = options.alibi {
+    if let Some(AlibiSlopes::PerHead(slopes)) = options.alibi {
         check_count("ALiBi slopes", slopes.len(), dims.heads_q)?;
         for &slope in slopes {
             check_number("an ALiBi slope", slope, slope.is_finite(), "finite")?;
         }
     }
-    let tensor = options.bias.map(|bias| {
-        let fits = bias.broadcast(dims.scores_shape());
+    let bias = options.bias.map(|BiasTensor(bias)| {
+        let fits = bias.broadcast(dims.scores_shape()).map(BiasTensor);
         fits.ok_or_else(|| not_broadcastable("bias", bias.shape(), dims))
     });
-    Ok(Bias { heads: dims.heads_q, softcap: options.softcap, tensor: tensor.transpose()?, alibi: options.alibi })
+    Ok(ScoreMods {
+        softcap: options.softcap.map(Softcap),
+        bias: bias.transpose()?,
+        alibi: options.alibi.map(|slopes| Alibi { slopes, heads: dims.heads_q }),
+    })
 }
 
 fn check_count(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {

@@ -12,10 +12,10 @@
 #![forbid(unsafe_code)]
 
 use crate::attention::Attention;
-use crate::bias::ScoreStage;
 use crate::element::Element;
 use crate::error::Error;
 use crate::problem::{Dims, Problem};
+use crate::score::ScoreStage;
 use crate::tensor::TensorRef;
 use crate::tensor::any::AnyTensor;
 
@@ -54,7 +54,7 @@ pub fn attention<'t, Q: Element, K: Element, V: Element>(
     k: impl Into<TensorRef<'t, K>>,
     v: impl Into<TensorRef<'t, V>>,
 ) -> Result<Reference, Error> {
-    let problem = Problem::new(options, q.into(), k.into(), v.into())?;
+    let problem = Problem::new(&options.options, q.into(), k.into(), v.into())?;
     let shape = problem.dims.output_shape();
     let [.., value_dim] = shape;
     let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
@@ -89,7 +89,7 @@ pub fn scores<'t, Q: Element, K: Element>(
     q: impl Into<TensorRef<'t, Q>>,
     k: impl Into<TensorRef<'t, K>>,
 ) -> Result<Vec<f64>, Error> {
-    let problem = Problem::of_scores(options, q.into(), k.into())?;
+    let problem = Problem::of_scores(&options.options, q.into(), k.into())?;
     let mut result = Vec::new();
     if problem.dims.seq_kv == 0 {
         return Ok(result); // however many queries there are
@@ -122,36 +122,18 @@ fn widen(tensor: &AnyTensor<'_>, b: usize, h: usize) -> Vec<f64> {
     (0..rows).flat_map(|j| (0..cols).map(move |e| tensor.at([b, h, j, e]) as f64)).collect()
 }
 
-/// Whether the key is visible: to the mask, and not hidden by a bias of -inf.
-fn sees(problem: &Problem<'_>, [b, h, i]: [usize; 3], j: usize) -> bool {
-    problem.mask.sees(b, h, i, j) && problem.bias.tensor.is_none_or(|bias| bias.at([b, h, i, j]) != f32::NEG_INFINITY)
-}
-
 /// The scores of one query at a stage (those of [`ScoreStage::Biased`] if the softmax is still to come).
 fn row_scores(problem: &Problem<'_>, row: [usize; 3], keys: &[f64], stage: ScoreStage, scores: &mut [f64]) {
     let [b, h, i] = row;
-    let (bias, head_dim) = (&problem.bias, problem.dims.head_dim);
+    let (mods, head_dim) = (&problem.score_mods, problem.dims.head_dim);
+    let sequence = problem.sequences.get(b);
     let query: Vec<f64> = (0..head_dim).map(|e| problem.q.at([b, h, i, e]) as f64).collect();
     for (j, score) in scores.iter_mut().enumerate() {
         let key = &keys[j * head_dim..][..head_dim];
         let dot = query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
-        *score = problem.scale as f64 * dot;
-        if stage == ScoreStage::Raw {
-            continue;
-        }
-        if let Some(cap) = bias.softcap {
-            *score = cap as f64 * (*score / cap as f64).tanh();
-        }
-        if stage == ScoreStage::Capped {
-            continue;
-        }
-        if let Some(tensor) = &bias.tensor {
-            *score += tensor.at([b, h, i, j]) as f64;
-        }
-        if let Some(slope) = bias.slope(h) {
-            *score -= slope as f64 * (problem.mask.position(b, i) - j as i128).unsigned_abs() as f64;
-        }
-        if !sees(problem, row, j) {
+        *score = mods.define(problem.scale as f64 * dot, row, sequence.position(i), j, stage);
+        let shows_hidden = matches!(stage, ScoreStage::Raw | ScoreStage::Capped);
+        if !shows_hidden && !(problem.mask.sees(&sequence, h, i, j) && mods.sees(row, j)) {
             *score = f64::NEG_INFINITY;
         }
     }

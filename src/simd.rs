@@ -19,6 +19,7 @@ pub(crate) mod exp;
 mod portable;
 
 use crate::element::{Bf16Pair, DType, Element, bf16, f16};
+use crate::error::Error;
 use crate::level::Level;
 use portable::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -62,6 +63,17 @@ impl Isa {
             Level::Avx512Bf16 => Avx512Bf16::detect().map(Isa::Avx512Bf16),
             #[cfg(not(target_arch = "x86_64"))]
             Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 => None,
+        }
+    }
+
+    /// The proof for `level`, or for the fastest level of this processor.
+    ///
+    /// # Errors
+    /// [`Error::LevelUnavailable`].
+    pub(crate) fn for_level(level: Option<Level>) -> Result<Isa, Error> {
+        match level {
+            None => Ok(Isa::best()),
+            Some(level) => Isa::detect(level).ok_or(Error::LevelUnavailable { level }),
         }
     }
 

@@ -8,6 +8,7 @@
 pub(crate) mod any;
 #[cfg(feature = "ndarray")]
 mod from_ndarray;
+pub(crate) mod group;
 pub(crate) mod matrix;
 pub(crate) mod strided;
 

@@ -131,8 +131,7 @@ fn flat_in_the_keys() {
     for level in Level::available() {
         for softcap in [false, true] {
             let peak = |seq_kv| {
-                let mut attention =
-                    Attention::new().form(Form::ManyQueries).level(level).threads(Threads::Serial).causal();
+                let mut attention = Attention::new().form(Form::Prefill).level(level).threads(Threads::Serial).causal();
                 if softcap {
                     attention = attention.softcap(20.0);
                 }

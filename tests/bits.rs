@@ -358,15 +358,15 @@ fn split_and_unsplit() {
     );
     for level in Level::available() {
         let attention = none.attention(&sizes, 0..2, 0..1).level(level);
-        assert_eq!(attention.plan(inputs.q(), inputs.k(), inputs.v()).unwrap().form(), Form::FewQueries);
+        assert_eq!(attention.plan(inputs.q(), inputs.k(), inputs.v()).unwrap().form(), Form::Decode);
         let whole = inputs.bits(&attention);
         for batches in [0..1, 69..70, 3..50, 7..71 - 1] {
             let part = Part { batches, heads_kv: 0..1, group: 0..2, queries: 0..1 };
-            check_part(&inputs, &none, (Form::FewQueries, level), &part, &whole);
+            check_part(&inputs, &none, (Form::Decode, level), &part, &whole);
         }
         // Of which a single head takes the same form.
         let part = Part { batches: 5..6, heads_kv: 0..1, group: 1..2, queries: 0..1 };
-        check_part(&inputs, &none, (Form::FewQueries, level), &part, &whole);
+        check_part(&inputs, &none, (Form::Decode, level), &part, &whole);
     }
 }
 

@@ -69,7 +69,7 @@ fn keys_around_the_tile_of_each_width() {
     for (head_dim, value_dim) in [(64, 64), (80, 80), (128, 128), (192, 128), (256, 256), (576, 512)] {
         let dims = Dims { head_dim, value_dim, seq_q: 3, ..SMALL };
         let mut problem = Problem::plain(dims, || 0.0);
-        problem.form = Some(Form::ManyQueries);
+        problem.form = Some(Form::Prefill);
         let tile = tile_keys(&problem.plan(Level::Portable));
         tiles.push(tile);
         let guards = "a tile of the printed size";
@@ -134,7 +134,7 @@ fn check_around(boundaries: &[Boundary], dims: impl Fn(usize) -> Dims) {
 /// Both forms, every level, f32 and 16-bit keys and values.
 fn check_all(dims: Dims, guards: &str, options: impl Fn(&mut Problem)) {
     let mut found = Found::default();
-    for form in [Form::FewQueries, Form::ManyQueries] {
+    for form in [Form::Decode, Form::Prefill] {
         for dtype in [DType::F32, DType::F16] {
             let mut rng = Rng(7);
             let mut problem = Problem::plain(dims, || rng.normal());

@@ -158,8 +158,8 @@ fn results_are_those_of_rust() {
         ),
         (Options { mask: &mask, ..plain }, attention().mask(TensorRef::from_slice(&bools, SCORES).unwrap())),
         (Options { bias: &bias, ..plain }, attention().bias(TensorRef::from_slice(&row, [30]).unwrap())),
-        (Options { form: 1, ..plain }, attention().form(Form::FewQueries)),
-        (Options { form: 2, ..plain }, attention().form(Form::ManyQueries)),
+        (Options { form: 1, ..plain }, attention().form(Form::Decode)),
+        (Options { form: 2, ..plain }, attention().form(Form::Prefill)),
         (Options { level: portable.as_ptr(), ..plain }, attention().level(Level::Portable)),
         (Options { threads: 1, ..plain }, attention()),
     ];

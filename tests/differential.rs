@@ -73,7 +73,7 @@ fn half_outputs_are_rounded_once() {
 /// Values chosen to hurt, in both forms: more keys than two tiles or splits, and more queries than a panel.
 #[test]
 fn adversarial_values() {
-    for form in [Form::FewQueries, Form::ManyQueries] {
+    for form in [Form::Decode, Form::Prefill] {
         for seed in 0..8 {
             let with = |name: &str, scale: f32, key: &mut dyn FnMut(usize, &mut Rng) -> f32, value: f32| {
                 let mut problem = adversarial(form, seed, scale, key, value);
@@ -120,8 +120,7 @@ const LAST: usize = 1029;
 /// that number: the row's output is the mean of the values, and not the 0 of a row that sees nothing.
 #[test]
 fn rows_of_one_huge_bias_are_uniform() {
-    for (form, level) in
-        [Form::FewQueries, Form::ManyQueries].into_iter().flat_map(|f| Level::available().map(move |l| (f, l)))
+    for (form, level) in [Form::Decode, Form::Prefill].into_iter().flat_map(|f| Level::available().map(move |l| (f, l)))
     {
         for (dtype, bias) in [
             (DType::F32, -1e9),

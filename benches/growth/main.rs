@@ -265,7 +265,7 @@ impl Growth {
         self.tell(format!("{} {dim}: few queries or many", T::DTYPE));
         for &rows in &rows {
             let (sizes, both) = (sizes_of(rows, dim), self.both_forms::<T>(rows, dim)?);
-            let chosen = if planned::<T>(rows, dim)? == Form::FewQueries { both[0] } else { both[1] };
+            let chosen = if planned::<T>(rows, dim)? == Form::Decode { both[0] } else { both[1] };
             loss = loss.max(chosen / both[0].min(both[1]));
             let [few, many] = both.map(|seconds| sizes.flops(sizes.pairs(false, None)) / seconds / 1e9);
             texts.push(format!("{rows}: {few:.0} / {many:.0}"));
@@ -274,7 +274,7 @@ impl Growth {
         let faster = rows.iter().zip(&times).filter(|(_, [few, many])| few >= many).map(|(rows, _)| *rows);
         let mut planned_few = Vec::new();
         for rows in 1..=64 {
-            if planned::<T>(rows, dim)? == Form::FewQueries {
+            if planned::<T>(rows, dim)? == Form::Decode {
                 planned_few.push(rows);
             }
         }
@@ -297,7 +297,7 @@ impl Growth {
             let mut case = Case::<T>::new(sizes_of(rows, dim), attention).checked()?;
             Ok(Box::new(move || case.run()))
         };
-        let mut runs = [run(Form::FewQueries)?, run(Form::ManyQueries)?];
+        let mut runs = [run(Form::Decode)?, run(Form::Prefill)?];
         let once: f64 = best_times(1, &mut runs)?.iter().sum();
         let rounds = if self.bench { (0.5 / once).clamp(5.0, 500.0) as usize } else { 1 };
         let times = best_times(rounds, &mut runs)?;

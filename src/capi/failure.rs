@@ -84,6 +84,7 @@ impl From<Error> for Failure {
             Error::WrongCount { .. } => Code::WrongCount,
             Error::KeyLengthPastEnd { .. } => Code::KeyLengthPastEnd,
             Error::InvalidOption { .. } => Code::InvalidOption,
+            Error::GivenTwice { .. } => Code::InvalidOption,
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,
             Error::AxisOutOfRange { .. } => Code::AxisOutOfRange,
             // Of slices and classes, which don't cross this border.

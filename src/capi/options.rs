@@ -3,6 +3,8 @@
 use super::failure::{Code, Failure};
 use super::pools::MAX_THREADS;
 use super::tensor::{Checked, Tensor, check_pointer, list, size};
+use crate::mask::MaskTensor;
+use crate::score::BiasTensor;
 use crate::{AlibiSlopes, Attention, Form, Level, QueryOffset, Threads};
 use std::ffi::{CStr, c_char};
 use std::{mem, ptr};
@@ -186,7 +188,7 @@ impl Options {
         if !self.key_lengths.is_null() || self.key_length_count != 0 {
             attention = attention.key_lengths(&lists.key_lengths);
         }
-        attention.alibi = match self.alibi {
+        attention.options.alibi = match self.alibi {
             0 => None,
             1 => Some(AlibiSlopes::Standard),
             // SAFETY: as above.
@@ -194,9 +196,9 @@ impl Options {
             other => return Err(Failure::option(format!("alibi is {other} but must be 0, 1 or 2"))),
         };
         // SAFETY: as above.
-        attention.mask = tensors.mask.map(|mask| unsafe { mask.bytes() }).transpose()?;
+        attention.options.mask = tensors.mask.map(|mask| unsafe { mask.bytes() }).transpose()?.map(MaskTensor);
         // SAFETY: as above.
-        attention.bias = tensors.bias.map(|bias| unsafe { bias.any() }).transpose()?;
+        attention.options.bias = tensors.bias.map(|bias| unsafe { bias.any() }).transpose()?.map(BiasTensor);
         if let Some(form) = self.form()? {
             attention = attention.form(form);
         }
@@ -228,8 +230,8 @@ impl Options {
     fn form(&self) -> Result<Option<Form>, Failure> {
         match self.form {
             0 => Ok(None),
-            1 => Ok(Some(Form::FewQueries)),
-            2 => Ok(Some(Form::ManyQueries)),
+            1 => Ok(Some(Form::Decode)),
+            2 => Ok(Some(Form::Prefill)),
             other => Err(Failure::option(format!("form is {other} but must be 0, 1 or 2"))),
         }
     }

@@ -8,9 +8,8 @@
 //! a score of 2^20 elements is off by less than 2^-33. Other queries have their scores formed from elements, row by row.
 
 use crate::element::{Bf16Pair, bf16};
-use crate::kernel::widen::Gathered;
 use crate::simd::Isa;
-use crate::tensor::any::AnyTensor;
+use crate::tensor::group::GroupRows;
 use crate::tensor::matrix::{Matrix, Row};
 
 /// 2^40: what a score may be multiplied with.
@@ -25,11 +24,9 @@ const LARGEST: u16 = (127 + 32) << 7;
 /// The bits of 2^-126, the smallest one that is no denormal number.
 const SMALLEST: u16 = 1 << 7;
 
-/// Whether scores of these queries and keys, times `factor`, are formed from pairs.
-pub(crate) fn apply(isa: Isa, queries: &AnyTensor<'_>, keys: &AnyTensor<'_>, factor: f32) -> bool {
-    isa.has_pair_dots()
-        && matches!((queries, keys), (AnyTensor::Bf16(_), AnyTensor::Bf16(_)))
-        && (SMALLEST_FACTOR..=LARGEST_FACTOR).contains(&factor.abs())
+/// Whether scores of bf16 queries and keys, times `factor`, can be formed from pairs at a level.
+pub(crate) fn suit(isa: Isa, factor: f32) -> bool {
+    isa.has_pair_dots() && (SMALLEST_FACTOR..=LARGEST_FACTOR).contains(&factor.abs())
 }
 
 /// Pairs in a row of `elements`: behind an odd one's last element stands a zero.
@@ -77,30 +74,23 @@ fn copy_pairs(row: Row<'_, bf16>, to: &mut [f32]) {
     }
 }
 
-/// Copies gathered rows as pairs, zeros behind each.
+/// Copies rows as pairs, zeros behind each.
 ///
 /// * `to`: `[rows][width]`
-pub(crate) fn copy_gathered<F: Fn(usize) -> [usize; 3]>(rows: &Gathered<'_, F>, to: &mut [f32]) {
-    for (n, to) in to.chunks_exact_mut((to.len() / rows.count).max(1)).enumerate() {
-        copy_pairs(bf16_row(rows, n), to);
+pub(crate) fn copy_pair_rows(rows: GroupRows<'_, bf16>, to: &mut [f32]) {
+    for (n, to) in to.chunks_exact_mut((to.len() / rows.count()).max(1)).enumerate() {
+        copy_pairs(rows.row(n), to);
     }
 }
 
-/// The queries among gathered rows for which pairs may not stand, one bit each.
+/// The queries for which pairs may not stand, one bit each.
 #[inline(always)]
-pub(crate) fn unfit<F: Fn(usize) -> [usize; 3]>(rows: &Gathered<'_, F>) -> u32 {
+pub(crate) fn unfit_rows(rows: GroupRows<'_, bf16>) -> u32 {
     let mut unfit = 0;
-    for n in 0..rows.count {
-        unfit |= u32::from(!fits(bf16_row(rows, n))) << n;
+    for n in 0..rows.count() {
+        unfit |= u32::from(!fits(rows.row(n))) << n;
     }
     unfit
-}
-
-#[inline(always)]
-fn bf16_row<'a, F: Fn(usize) -> [usize; 3]>(rows: &Gathered<'a, F>, n: usize) -> Row<'a, bf16> {
-    let AnyTensor::Bf16(tensor) = rows.tensor else { unreachable!("pairs of another type") };
-    let [i0, i1, r] = (rows.place)(n);
-    tensor.matrix(i0, i1).row(r)
 }
 
 #[cfg(test)]

@@ -1,6 +1,344 @@
-//! The form for few rows.
+//! The form for few rows: one pass over keys and values, which lie along the lanes.
+//!
+//! With a query or two the lanes of a panel would be empty, and the work is to stream K and V through the processor once: four
+//! bytes of f32 for each multiply-add of a lone query. So a vector holds neighbouring elements of one key (or value), in
+//! whatever format the cache has, and each is multiplied with every row while it is in a register.
+//!
+//! ```text
+//! load      queries as f32, or as pairs of bf16
+//! step      S[i][j]  = sum_e Q[i][e] * K[j][e]      LANES partial sums, folded at the end      decode/scores.rs
+//!           S[i][j]  = softcap, bias, ALiBi; -inf if hidden                                    tile.rs
+//!           P[i][j]  = 2^(S[i][j] - m[i])           l[i] += sum_j P, keys in the lanes         decode/softmax.rs
+//!           O[i][d] += P[i][j] * V[j][d]            one chain over the keys for each element   decode/values.rs
+//! end_split merge what the split has summed into the splits before it                          state.rs
+//! finish    out[i][d] = O[i][d] / l[i]
+//! ```
+//!
+//! Keys are cut into splits of a fixed length, each summed from an empty state. So a split can be a task of its own: it
+//! [`leave`](Decode::leave)s its result in memory, and [`reduce`] merges these results in the order of the keys. The bits are
+//! the same either way.
 
 mod block;
-pub(crate) mod scores;
-pub(crate) mod softmax;
-pub(crate) mod values;
+pub(super) mod scores;
+pub(super) mod softmax;
+pub(super) mod values;
+
+use super::bf16_pairs::{copy_pair_rows, key_pairs, pairs_in, unfit_rows};
+use super::form::FormKernel;
+use super::lanes::{LaneMods, LaneSpans};
+use super::output::TaskOutput;
+use super::partial::PartialLayout;
+use super::prefetch::Prefetch;
+use super::row_scores::scores_from_f32;
+use super::score_tensors::read_row;
+use super::scratch::Scratch;
+use super::shape::round_up_lanes;
+use super::state::merge;
+use super::task::{Operands, Piece, TaskInput};
+use super::tile::{RowExtent, modify_row};
+use super::widen::{widen_group, without_gaps};
+use crate::kv::run::Run;
+use crate::tensor::group::AnyGroupRows;
+use scores::RowKeys;
+use std::ops::Range;
+
+/// No task of this form has more rows: a bit of a u32 stands for each.
+pub(crate) const MAX_ROWS: usize = u32::BITS as usize;
+
+/// Some rows on their way through the keys.
+pub(crate) struct Decode<'t, 'a> {
+    task: &'t TaskInput<'a>,
+    /// Where the keys of the piece end, and what is read after them.
+    end: usize,
+    next: Option<Next<'a>>,
+    layout: PartialLayout,
+    /// The result of the splits so far, and of the current one.
+    total: &'t mut [f32],
+    split: &'t mut [f32],
+    /// Whether `total` holds anything, and whether `split` does.
+    merged: bool,
+    started: bool,
+    queries: RowQueries<'t>,
+    row_spans: &'t [LaneSpans<1>],
+    buffers: RowBuffers<'t>,
+    prefetch: Prefetch,
+}
+
+/// What this worker reads after the piece.
+struct Next<'a> {
+    keys: Run<'a>,
+    values: Run<'a>,
+    range: Range<usize>,
+}
+
+/// What is filled anew for each tile: `[rows][tile_keys]`, and copies.
+struct RowBuffers<'t> {
+    /// Scores, then probabilities.
+    scores: &'t mut [f32],
+    /// The scores, kept where probabilities alone don't tell hidden keys from faint ones.
+    kept_scores: &'t mut [f32],
+    /// Bias and boolean mask.
+    bias: &'t mut [f32],
+    /// Keys and values with gaps between their elements, and keys that are no pairs.
+    copied_keys: &'t mut [f32],
+    copied_values: &'t mut [f32],
+}
+
+impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
+    fn load(
+        piece: Piece<'t, 'a>,
+        next: Option<Piece<'_, 'a>>,
+        _: Option<&TaskOutput<'_>>,
+        scratch: &'t mut Scratch,
+    ) -> Self {
+        let Piece { task, keys } = piece;
+        let Scratch { tile: floats, partials, row_spans, .. } = scratch;
+        let (rows, tile_keys, head_dim) = (task.rows, task.tile_keys, task.head_dim());
+        let pairs = task.operands == Operands::Bf16Pairs;
+        let copy = |run: Run<'_>| if run.has_contiguous_rows() { 0 } else { tile_keys * run.cols() };
+        let [queries, pair_queries, scores, kept_scores, bias, copied_keys, copied_values] = floats.buffers([
+            if pairs { 1 } else { rows } * round_up_lanes(head_dim),
+            if pairs { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
+            rows * tile_keys,
+            rows * tile_keys,
+            rows * tile_keys,
+            if pairs { tile_keys * pairs_in(head_dim) } else { copy(task.keys) },
+            copy(task.values),
+        ]);
+        let layout = PartialLayout::new(rows, task.value_dim());
+        let [total, split] = partials.buffers([layout.len(), layout.len()]);
+        row_spans.clear();
+        row_spans.extend((0..rows).map(|n| LaneSpans::new(task, n..n + 1, 1)));
+        Decode {
+            task,
+            end: keys.end,
+            next: next.map(|next| Next { keys: next.task.keys, values: next.task.values, range: next.keys }),
+            layout,
+            total,
+            split,
+            merged: false,
+            started: false,
+            queries: RowQueries::load(task, queries, pair_queries),
+            row_spans,
+            buffers: RowBuffers { scores, kept_scores, bias, copied_keys, copied_values },
+            prefetch: Prefetch::none(),
+        }
+    }
+
+    fn step(&mut self, keys: Range<usize>) {
+        self.start_split();
+        let (task, isa, tile_keys) = (self.task, self.task.isa, self.task.tile_keys);
+
+        // 1. Scores.
+        let next = self.next.as_ref().map(|next| (next.keys, &next.range));
+        prefetch_ahead(&mut self.prefetch, task.keys, &keys, self.end, next);
+        let buffers = &mut self.buffers;
+        self.queries.scores(task, keys.clone(), buffers.copied_keys, buffers.scores, &self.prefetch);
+
+        // 2. Score modifications, and the softmax.
+        let extent = self.softmax_rows(&keys);
+
+        // 3. Values.
+        let buffers = &mut self.buffers;
+        let values = without_gaps(isa, task.values.slice_rows(keys.clone()), &mut *buffers.copied_values);
+        let (probs, out) = (&*buffers.scores, self.layout.values(self.split, task.rows));
+        if extent.max == f32::NEG_INFINITY {
+            // No row sees any of the keys. (Or the scores are NaN, which the sums have taken up.)
+        } else if extent.hides && !values::all_finite(isa, values) {
+            values::add_visible_values(isa, values, (probs, buffers.kept_scores), out, tile_keys);
+        } else {
+            let next = self.next.as_ref().map(|next| (next.values, &next.range));
+            prefetch_ahead(&mut self.prefetch, task.values, &keys, self.end, next);
+            values::add_values(isa, values, probs, out, tile_keys, &self.prefetch);
+        }
+    }
+
+    fn end_split(&mut self) {
+        if self.merged {
+            merge_partial(self.task, self.layout, self.total, self.split);
+        } else {
+            self.total.copy_from_slice(self.split); // nothing to merge it with yet
+        }
+        (self.merged, self.started) = (true, false);
+    }
+
+    fn finish(self, output: &mut TaskOutput<'_>) {
+        if !self.merged {
+            self.layout.clear(self.total);
+        }
+        finish_rows(self.task, self.layout, self.total, output);
+    }
+}
+
+impl Decode<'_, '_> {
+    /// The layout of what is left of a split of a task.
+    pub(crate) fn partial_layout(task: &TaskInput<'_>) -> PartialLayout {
+        PartialLayout::new(task.rows, task.value_dim())
+    }
+
+    /// In place of [`end_split`](FormKernel::end_split): leaves what the split has summed in `memory`.
+    pub(crate) fn leave(&mut self, memory: &mut [f32]) {
+        memory[..self.layout.len()].copy_from_slice(self.split);
+        self.started = false;
+    }
+
+    fn start_split(&mut self) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.layout.clear(self.split);
+        }
+    }
+
+    /// Turns the raw scores of all rows into probabilities, folded into their states; returns what the scores were like.
+    fn softmax_rows(&mut self, keys: &Range<usize>) -> RowExtent {
+        let (task, buffers, layout) = (self.task, &mut self.buffers, self.layout);
+        let (isa, tile_keys) = (task.isa, task.tile_keys);
+        let mut all = RowExtent { max: f32::NEG_INFINITY, hides: false };
+        let mut maxima = [f32::NEG_INFINITY; MAX_ROWS];
+        for (n, spans) in self.row_spans.iter().enumerate() {
+            let row = n * tile_keys..n * tile_keys + keys.len();
+            let (scores, bias) = (&mut buffers.scores[row.clone()], &mut buffers.bias[row]);
+            let bias = task.has_score_tensors().then(|| {
+                read_row(task, n, keys.clone(), &mut *bias);
+                &*bias
+            });
+            let mods = LaneMods::new(task, spans, keys);
+            let mods = mods.part(keys, bias);
+            let own = if mods.is_none() { softmax::extent(isa, scores) } else { modify_row(isa, mods, scores) };
+            maxima[n] = own.max;
+            all = RowExtent { max: all.max.max(own.max), hides: all.hides | own.hides };
+        }
+        if all.hides {
+            buffers.kept_scores.copy_from_slice(buffers.scores);
+        }
+        let whole = round_up_lanes(keys.len());
+        for (n, max) in maxima[..task.rows].iter().enumerate() {
+            let scores = (&mut buffers.scores[n * tile_keys..][..whole], keys.len());
+            layout.update(self.split, n, |state, out| softmax::softmax(isa, scores, *max, state, out));
+        }
+        all
+    }
+}
+
+/// Merges the partial results of a task's splits in the order of the keys, and writes its rows.
+pub(crate) fn reduce<'p>(
+    task: &TaskInput<'_>,
+    mut splits: impl Iterator<Item = &'p [f32]>,
+    scratch: &mut Scratch,
+    output: &mut TaskOutput<'_>,
+) {
+    let layout = Decode::partial_layout(task);
+    let [total] = scratch.partials.buffers([layout.len()]);
+    match splits.next() {
+        None => layout.clear(total),
+        Some(first) => total.copy_from_slice(&first[..layout.len()]),
+    }
+    for split in splits {
+        merge_partial(task, layout, total, split);
+    }
+    finish_rows(task, layout, total, output);
+}
+
+/// Folds the result over later keys into that over earlier ones.
+fn merge_partial(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32], split: &[f32]) {
+    for n in 0..task.rows {
+        let (other, other_out) = layout.row(split, n);
+        layout.update(total, n, |state, out| merge(task.isa, state, out, other, other_out));
+    }
+}
+
+/// Divides by the sums and writes the rows.
+fn finish_rows(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32], output: &mut TaskOutput<'_>) {
+    for n in 0..task.rows {
+        layout.update(total, n, |state, out| softmax::finish(task.isa, *state, out));
+        let (state, out) = layout.row(total, n);
+        output.write_lse(n..n + 1, |_| state.lse(0));
+        output.write_rows(task.isa, n..n + 1, (out, layout.width()));
+    }
+}
+
+/// How far ahead of what is read memory is prefetched, in bytes: 8 KiB of f32, 16 KiB of halves. (On Zen 5, f32 prefetched
+/// 16 KiB ahead took a tenth longer, and halves 8 KiB ahead a sixth.)
+const fn lead_bytes(element_bytes: usize) -> usize {
+    32 * 1024 / element_bytes
+}
+
+/// The same in rows: one at least, where a single row is longer.
+fn lead_rows(rows: Run<'_>) -> usize {
+    let row_bytes = rows.element_bytes() * rows.cols();
+    (lead_bytes(rows.element_bytes()) / row_bytes.max(1)).max(1)
+}
+
+/// What to prefetch while rows `keys` of `run` are read: as many rows, the lead further on; past the `end` of the piece's
+/// keys, the first rows of what comes `next`.
+fn prefetch_ahead(
+    prefetch: &mut Prefetch,
+    run: Run<'_>,
+    keys: &Range<usize>,
+    end: usize,
+    next: Option<(Run<'_>, &Range<usize>)>,
+) {
+    let lead = lead_rows(run);
+    let ahead = keys.start + lead..keys.end + lead;
+    prefetch.clear();
+    prefetch.add_run(run.slice_rows(ahead.start.min(end)..ahead.end.min(end)));
+    if let Some((run, more)) = next {
+        let from = |n: usize| (more.start + n.saturating_sub(end)).min(more.end);
+        prefetch.add_run(run.slice_rows(from(ahead.start)..from(ahead.end)));
+    }
+}
+
+/// The queries of a task's rows, as the dot products read them.
+struct RowQueries<'t> {
+    /// As f32, scaled: `[rows][head_dim rounded up]`. Beside pairs, a buffer for one row.
+    wide: &'t mut [f32],
+    /// As pairs: `[rows][pairs rounded up]`.
+    pairs: &'t [f32],
+    /// Rows whose scores can't be formed from pairs, one bit each.
+    f32_rows: u32,
+}
+
+impl<'t> RowQueries<'t> {
+    fn load(task: &TaskInput<'_>, wide: &'t mut [f32], pairs: &'t mut [f32]) -> Self {
+        let mut f32_rows = 0;
+        match (task.operands, task.queries) {
+            (Operands::Bf16Pairs, AnyGroupRows::Bf16(rows)) => {
+                copy_pair_rows(rows, pairs);
+                f32_rows = unfit_rows(rows);
+            }
+            (_, rows) => widen_group(task.isa, rows, task.factor, (&mut *wide, round_up_lanes(task.head_dim()))),
+        }
+        RowQueries { wide, pairs, f32_rows }
+    }
+
+    /// The scores of all rows, `[rows][tile_keys]`.
+    fn scores(&mut self, task: &TaskInput<'_>, keys: Range<usize>, copy: &mut [f32], to: &mut [f32], ahead: &Prefetch) {
+        let (isa, tile_keys) = (task.isa, task.tile_keys);
+        let keys = match (task.operands, task.keys.slice_rows(keys)) {
+            (Operands::Bf16Pairs, Run::Bf16(keys)) => key_pairs(keys, copy),
+            (_, keys) => {
+                let keys = RowKeys::Any(without_gaps(isa, keys, copy));
+                return scores::scores(isa, keys, self.wide, to, tile_keys, ahead);
+            }
+        };
+        scores::scores(isa, RowKeys::Pairs(keys, task.factor), self.pairs, to, tile_keys, ahead);
+        for n in (0..task.rows).filter(|n| self.f32_rows >> n & 1 == 1) {
+            scores_from_f32(task, n, keys, self.wide, &mut to[n * tile_keys..][..tile_keys]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::matrix::Matrix;
+
+    /// As many rows as the lead is long; one where a row is longer, or there is nothing in it.
+    #[test]
+    fn the_lead_is_a_row_at_least() {
+        let (wide, half) = ([0.0f32; 5000], [crate::f16::ZERO; 5000]);
+        let lead = |cols| lead_rows(Run::F32(Matrix::from_slice(&wide[..cols], 1, cols)));
+        assert_eq!([128, 2048, 2049, 5000].map(lead), [16, 1, 1, 1]);
+        assert_eq!(lead_rows(Run::F16(Matrix::from_slice(&half[..128], 1, 128))), 64);
+        assert!(lead(0) > 0);
+    }
+}

@@ -4,24 +4,26 @@
 //! multiplies pays for both. Asked for in one go, they would fill the processor's queue of misses and hold up its loads: so
 //! products hand out the lines on their way, some with every few steps.
 
-use crate::kernel::convert::{AnyMatrix, with_matrix};
+use crate::kv::run::{Run, with_run};
 use crate::simd::{LINE, Simd};
+use crate::tensor::group::{AnyGroupRows, AnyOutputRows, with_group, with_output};
 use crate::tensor::matrix::Matrix;
+use std::ops::Range;
 
-/// Matrices that one [`Ahead`] takes; more are not asked for.
+/// Matrices that one [`Prefetch`] takes; more are not asked for.
 const MAX_RUNS: usize = 12;
 
 /// Rows of a matrix: where the next one starts, how far apart they are, their length (in bytes) and their number.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct Rows {
     at: *const u8,
     stride: isize,
     bytes: usize,
     rows: usize,
 }
 
-impl Run {
-    const NONE: Self = Run { at: std::ptr::null(), stride: 0, bytes: 0, rows: 0 };
+impl Rows {
+    const NONE: Self = Rows { at: std::ptr::null(), stride: 0, bytes: 0, rows: 0 };
 
     fn row_lines(&self) -> usize {
         self.bytes.div_ceil(LINE)
@@ -124,15 +126,15 @@ pub(in crate::kernel) struct Lines<'a> {
     at: *const u8,
     left: usize,
     /// Where the next row starts; `rows` are left from there on.
-    run: Run,
+    run: Rows,
     /// What comes behind these rows.
-    more: &'a [Run],
+    more: &'a [Rows],
 }
 
 impl Lines<'_> {
     /// Nothing to ask for.
     pub(in crate::kernel) fn none() -> Self {
-        Lines { at: std::ptr::null(), left: 0, run: Run::NONE, more: &[] }
+        Lines { at: std::ptr::null(), left: 0, run: Rows::NONE, more: &[] }
     }
 
     /// What a loop of so many turns asks for, which reads so many bytes in each: as many lines as that is. Where there is
@@ -192,8 +194,8 @@ impl Lines<'_> {
 
 /// Lines to ask for.
 #[derive(Clone, Debug)]
-pub(crate) struct Ahead {
-    runs: [Run; MAX_RUNS],
+pub(crate) struct Prefetch {
+    runs: [Rows; MAX_RUNS],
     count: usize,
     /// The next of the runs.
     run: usize,
@@ -204,11 +206,11 @@ pub(crate) struct Ahead {
     quota: usize,
 }
 
-impl Ahead {
+impl Prefetch {
     /// Nothing to ask for.
-    pub(crate) fn nothing() -> Self {
+    pub(crate) fn none() -> Self {
         let nowhere = Cursor { at: std::ptr::null(), left: 0, row_lines: 0, jump: 0 };
-        Ahead { runs: [Run::NONE; MAX_RUNS], count: 0, run: 0, cursor: nowhere, left: 0, quota: 0 }
+        Prefetch { runs: [Rows::NONE; MAX_RUNS], count: 0, run: 0, cursor: nowhere, left: 0, quota: 0 }
     }
 
     /// Nothing any more.
@@ -216,22 +218,45 @@ impl Ahead {
         (self.count, self.run, self.left) = (0, 0, 0);
     }
 
-    /// Adds the rows of a matrix.
-    pub(crate) fn add(&mut self, matrix: AnyMatrix<'_>) {
-        with_matrix!(matrix, matrix => self.add_rows(matrix));
+    /// Adds a run of keys or values.
+    pub(crate) fn add_run(&mut self, run: Run<'_>) {
+        with_run!(run, rows => self.add_rows(rows));
     }
 
-    /// The same, of any type.
+    /// Adds the rows of a group.
+    pub(crate) fn add_group(&mut self, rows: AnyGroupRows<'_>) {
+        with_group!(rows, rows => rows.heads().for_each(|head| self.add_rows(head)));
+    }
+
+    /// Adds some columns of the rows of a group.
+    pub(crate) fn add_group_cols(&mut self, rows: AnyGroupRows<'_>, cols: Range<usize>) {
+        with_group!(rows, rows => rows.heads().for_each(|head| self.add_rows(head.slice_cols(cols.clone()))));
+    }
+
+    /// Adds rows that will be written.
+    pub(crate) fn add_output(&mut self, rows: &AnyOutputRows<'_>) {
+        with_output!(rows, rows => if rows.has_contiguous_rows() {
+            rows.heads().for_each(|(at, stride, count)| self.add_at(at, stride, [count, rows.cols()]));
+        });
+    }
+
+    /// Adds rows of any type.
     pub(crate) fn add_rows<T: Copy>(&mut self, matrix: Matrix<'_, T>) {
-        let (rows, cols, size) = (matrix.rows(), matrix.cols(), size_of::<T>());
         // Rows with gaps are read an element at a time, and slowly: nothing is gained by having them there.
-        if self.count == MAX_RUNS || !matrix.has_contiguous_rows() || rows == 0 || cols == 0 {
+        if matrix.has_contiguous_rows() {
+            self.add_at(matrix.as_ptr(), matrix.row_stride(), [matrix.rows(), matrix.cols()]);
+        }
+    }
+
+    fn add_at<T>(&mut self, at: *const T, row_stride: isize, [rows, cols]: [usize; 2]) {
+        let size = size_of::<T>();
+        if self.count == MAX_RUNS || rows == 0 || cols == 0 {
             return;
         }
         // Rows one after the other are a single long one.
-        let (rows, cols) = if matrix.row_stride() == cols as isize { (1, rows * cols) } else { (rows, cols) };
-        let stride = matrix.row_stride().wrapping_mul(size as isize);
-        self.runs[self.count] = Run { at: matrix.as_ptr().cast(), stride, bytes: cols * size, rows };
+        let (rows, cols) = if row_stride == cols as isize { (1, rows * cols) } else { (rows, cols) };
+        let stride = row_stride.wrapping_mul(size as isize);
+        self.runs[self.count] = Rows { at: at.cast(), stride, bytes: cols * size, rows };
         self.count += 1;
     }
 
@@ -244,11 +269,11 @@ impl Ahead {
 
     /// Spreads the lines over so many parts of products.
     pub(crate) fn spread(&mut self, parts: usize) {
-        let lines = self.runs[..self.count].iter().map(Run::lines).sum::<usize>();
+        let lines = self.runs[..self.count].iter().map(Rows::lines).sum::<usize>();
         self.quota = lines.div_ceil(parts.max(1));
     }
 
-    /// What a product of so many parts is to ask for; [`Ahead::go_on`] takes it back.
+    /// What a product of so many parts is to ask for; [`Prefetch::go_on`] takes it back.
     #[inline(always)]
     pub(in crate::kernel) fn share(&mut self, parts: usize) -> Share {
         if self.left == 0 {
@@ -293,7 +318,7 @@ mod tests {
     }
 
     /// What products of so many parts ask for, until there is nothing left.
-    fn asked(ahead: &mut Ahead, parts: usize) -> Vec<*const u8> {
+    fn asked(ahead: &mut Prefetch, parts: usize) -> Vec<*const u8> {
         let mut lines = Vec::new();
         loop {
             let mut share = ahead.share(parts);
@@ -313,13 +338,13 @@ mod tests {
     #[test]
     fn every_line_comes_once() {
         let data = [0.0f32; 4 * 40];
-        let mut ahead = Ahead::nothing();
+        let mut ahead = Prefetch::none();
         ahead.spread(1);
         assert!(asked(&mut ahead, 1).is_empty());
-        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 4, 40).slice_rows(1..3))); // 320 bytes
-        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data[..0], 0, 40)));
+        ahead.add_run(Run::F32(Matrix::from_slice(&data, 4, 40).slice_rows(1..3))); // 320 bytes
+        ahead.add_run(Run::F32(Matrix::from_slice(&data[..0], 0, 40)));
         let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 2, 20], [0, 0, 80, 1]).unwrap();
-        ahead.add(AnyMatrix::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
+        ahead.add_run(Run::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
         let expected =
             [160, 224, 288, 352, 416, 0, 64, 320, 384].map(|byte| data.as_ptr().cast::<u8>().wrapping_add(byte));
         for parts in [100, 4] {
@@ -345,10 +370,10 @@ mod tests {
     fn loops_share_the_lines() {
         let (data, idle) = ([0.0f32; 3 * 100], 0u8);
         let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 3, 50], [0, 0, 100, 1]).unwrap();
-        let mut ahead = Ahead::nothing();
-        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data, 3, 100))); // 1200 bytes
-        ahead.add(AnyMatrix::F32(Matrix::from_slice(&data[..0], 0, 100)));
-        ahead.add(AnyMatrix::F32(strided.matrix(0, 0))); // three rows of 200 bytes, 400 apart
+        let mut ahead = Prefetch::none();
+        ahead.add_run(Run::F32(Matrix::from_slice(&data, 3, 100))); // 1200 bytes
+        ahead.add_run(Run::F32(Matrix::from_slice(&data[..0], 0, 100)));
+        ahead.add_run(Run::F32(strided.matrix(0, 0))); // three rows of 200 bytes, 400 apart
         let at = |byte: usize| data.as_ptr().cast::<u8>().wrapping_add(byte);
         let rows = (0..3).flat_map(|row| (0..4).map(move |line| 400 * row + 64 * line));
         let expected: Vec<_> = (0..19).map(|line| 64 * line).chain(rows).map(at).collect();
@@ -373,7 +398,7 @@ mod tests {
             let share = crate::simd::Isa::best().run(TakeShare(&mut lines, [turns, bytes], &raw const idle));
             assert_eq!((share.at, share.advance), (&raw const idle, 0));
         }
-        assert!(Ahead::nothing().lines().next_line().is_none() && Lines::none().next_line().is_none());
+        assert!(Prefetch::none().lines().next_line().is_none() && Lines::none().next_line().is_none());
     }
 
     /// All has been asked for after as many parts as it was spread over, for each run rounded up to whole products.
@@ -381,10 +406,10 @@ mod tests {
     fn products_share_the_lines() {
         let data = [0u16; 7 * 100].map(crate::bf16::from_bits);
         for (products, parts) in (1..20).flat_map(|products| [1, 2, 7].map(|parts| (products, parts))) {
-            let mut ahead = Ahead::nothing();
-            ahead.add(AnyMatrix::Bf16(Matrix::from_slice(&data, 7, 100)));
+            let mut ahead = Prefetch::none();
+            ahead.add_run(Run::Bf16(Matrix::from_slice(&data, 7, 100)));
             let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 6, 90], [0, 0, 100, 1]).unwrap();
-            ahead.add(AnyMatrix::Bf16(strided.matrix(0, 0)));
+            ahead.add_run(Run::Bf16(strided.matrix(0, 0)));
             ahead.spread(products * parts);
             for _ in 0..products + 2 {
                 let share = ahead.share(parts);

@@ -1,7 +1,350 @@
-//! The form for many rows.
+//! The form for many rows: a block of rows against tile after tile of keys.
+//!
+//! ```text
+//! load      for each panel of the block:        queries into lanes                     transpose.rs
+//! step      pack the tile's values (and its keys, if they can't be read in place)       prefill/operands.rs
+//!           for each panel that sees the tile:
+//!               S[j][lane]  = sum_e K[j][e] * Q[e][lane]                                prefill/scores.rs
+//!               S[j][lane]  = softcap, bias, ALiBi; -inf if hidden                      tile.rs
+//!               P[j][lane]  = 2^(S[j][lane] - m[lane])      l[lane] += sum_j P          prefill/softmax.rs
+//!               O[d][lane] += sum_j V[j][d] * P[j][lane]                                prefill/values.rs
+//! finish    for each panel:  out[lane][d] = O[d][lane] / l[lane]                        prefill/finish.rs
+//! ```
+//!
+//! A *panel* is some query rows side by side in the lanes: a vector holds the same element of as many queries as it has lanes.
+//! Both products broadcast an element of the left operand and multiply it into vectors of queries ([`super::product`]), so
+//! maximum and sum are vertical, no horizontal operation remains, and what one product writes is what the next one reads.
 
-pub(crate) mod finish;
-pub(crate) mod pack;
-pub(crate) mod scores;
-pub(crate) mod softmax;
-pub(crate) mod values;
+pub(super) mod finish;
+mod operands;
+pub(super) mod pack;
+pub(super) mod scores;
+pub(super) mod softmax;
+pub(super) mod values;
+
+use super::form::FormKernel;
+use super::lanes::{LaneMods, LaneSpans};
+use super::output::TaskOutput;
+use super::panel::{Layout, Panel, list_panels};
+use super::prefetch::Prefetch;
+use super::product::parts;
+use super::row_scores::scores_from_f32;
+use super::score_tensors::PanelTensors;
+use super::scratch::Scratch;
+use super::shape::{MAX_PANEL_LANES, panel_lanes, panel_product_rows, round_up_lanes};
+use super::task::{Operands, Piece, TaskInput};
+use super::tile::modify_panel;
+use super::transpose::{transpose_into_lanes, transpose_pairs_into_lanes};
+use crate::tensor::group::AnyGroupRows;
+use finish::write_panel;
+use operands::{OperandBuffers, PackedValues, TileOperands, TileValues, score_steps};
+use scores::PanelKeys;
+use softmax::softmax;
+use std::ops::Range;
+use values::add_values_in_place;
+
+/// A block of rows on its way through the keys.
+pub(crate) struct Prefill<'t, 'a> {
+    task: &'t TaskInput<'a>,
+    /// Where the keys of the task end, and what to prefetch while the last tile is worked on.
+    end: usize,
+    after: Prefetch,
+    layout: Layout,
+    panels: &'t mut [Panel],
+    /// `[panels][width][lanes]`.
+    queries: &'t [f32],
+    /// `[panels][value_width][lanes]`.
+    out: &'t mut [f32],
+    operands: OperandBuffers<'t>,
+    buffers: PanelBuffers<'t>,
+}
+
+/// What is filled anew for each panel and tile.
+struct PanelBuffers<'t> {
+    /// `[keys][lanes]`: scores, then probabilities.
+    scores: &'t mut [f32],
+    /// The scores, kept where probabilities alone don't tell hidden keys from faint ones.
+    kept_scores: &'t mut [f32],
+    /// Bias and boolean mask of each lane, where the tensors' rows have gaps: `[lanes][keys]`.
+    tensor_rows: &'t mut [f32],
+    /// Rows on their way into lanes or out of them.
+    stage: &'t mut [f32],
+}
+
+/// A tile of keys, with the operands of its products.
+struct Tile<'o> {
+    keys: Range<usize>,
+    operands: TileOperands<'o>,
+}
+
+/// Scores of a panel: the keys that they are of, and the largest score of each lane.
+pub(super) struct PanelScores {
+    seen: Range<usize>,
+    max: [f32; MAX_PANEL_LANES],
+}
+
+impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
+    fn load(
+        piece: Piece<'t, 'a>,
+        next: Option<Piece<'_, 'a>>,
+        output: Option<&TaskOutput<'_>>,
+        scratch: &'t mut Scratch,
+    ) -> Self {
+        let task = piece.task;
+        let Scratch { tile: floats, panels, .. } = scratch;
+        list_panels(task, panels);
+        let panel_lanes = panel_lanes(task.isa);
+        let width = round_up_lanes(score_steps(task));
+        let layout = Layout { width, value_width: round_up_lanes(task.value_dim()), panel_lanes };
+        let tile_rows = round_up_lanes(task.tile_keys);
+        let [keys, values, packed_values] = OperandBuffers::lens(task);
+        let [queries, out, keys, values, packed_values, scores, kept_scores, tensor_rows, stage] = floats.buffers([
+            panels.len() * layout.width * panel_lanes,
+            panels.len() * layout.value_width * panel_lanes,
+            keys,
+            values,
+            packed_values,
+            tile_rows * panel_lanes,
+            tile_rows * panel_lanes,
+            if task.has_score_tensors() { tile_rows * panel_lanes } else { 0 },
+            panel_lanes * round_up_lanes(task.head_dim()).max(layout.value_width).max(tile_rows),
+        ]);
+        for (p, panel) in panels.iter_mut().enumerate() {
+            load_panel(task, panel, &mut queries[layout.queries(p, panel.lanes.count)], stage);
+        }
+        Prefill {
+            task,
+            end: piece.keys.end,
+            after: prefetch_after(task, next, output),
+            layout,
+            panels,
+            queries,
+            out,
+            operands: OperandBuffers { keys, values, packed_values },
+            buffers: PanelBuffers { scores, kept_scores, tensor_rows, stage },
+        }
+    }
+
+    fn step(&mut self, keys: Range<usize>) {
+        let Prefill { task, layout, panels, queries, out, operands, buffers, .. } = self;
+        let mut prefetch = if keys.end < self.end {
+            let next_end = (keys.end + task.tile_keys).min(self.end);
+            prefetch_keys(task, keys.end..next_end)
+        } else {
+            std::mem::replace(&mut self.after, Prefetch::none())
+        };
+        let mut tile = Tile { operands: TileOperands::new(task, keys.clone(), panels.len(), operands), keys };
+        prefetch.spread(panels.iter().map(|panel| free_parts(task, &panel.lanes, &tile.keys)).sum());
+        for (p, panel) in panels.iter_mut().enumerate() {
+            let lanes = panel.lanes.count;
+            let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
+            if let Some(scores) = panel_scores(task, &tile, panel, queries, buffers, &mut prefetch) {
+                add_panel_values(task, &mut tile, panel, scores, out, buffers, &mut prefetch);
+            }
+        }
+    }
+
+    fn finish(self, output: &mut TaskOutput<'_>) {
+        for (p, Panel { lanes, state, .. }) in self.panels.iter().enumerate() {
+            output.write_lse(lanes.rows.clone(), |lane| state.lse(lane));
+            let panel = (&self.out[self.layout.out(p, lanes.count)], lanes.count);
+            write_panel(self.task.isa, &mut output.values, lanes.rows.clone(), panel, state, self.buffers.stage);
+        }
+    }
+}
+
+impl Prefill<'_, '_> {
+    /// The scores of the task's only panel for a tile of keys, modified and hidden, handed to `visit`: the keys that the panel
+    /// sees by its position, and `[keys][lanes]`. Nothing where it sees none of them.
+    pub(crate) fn visit_scores(&mut self, keys: Range<usize>, visit: impl FnOnce(Range<usize>, &[f32], usize)) {
+        let Prefill { task, layout, panels, queries, operands, buffers, .. } = self;
+        let [panel] = &**panels else { unreachable!("a task of {} panels", panels.len()) };
+        let lanes = panel.lanes.count;
+        let tile = Tile { operands: TileOperands::new(task, keys.clone(), 1, operands), keys };
+        let queries = &queries[layout.queries(0, lanes)];
+        if let Some(PanelScores { seen, .. }) =
+            panel_scores(task, &tile, panel, queries, buffers, &mut Prefetch::none())
+        {
+            visit(seen.clone(), &buffers.scores[..seen.len() * lanes], lanes);
+        }
+    }
+}
+
+/// Queries into lanes.
+fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], stage: &mut [f32]) {
+    let to = (to, panel.lanes.count);
+    match (task.operands, task.queries.slice(panel.lanes.rows.clone())) {
+        (Operands::Bf16Pairs, AnyGroupRows::Bf16(rows)) => {
+            panel.f32_lanes = transpose_pairs_into_lanes(task.isa, rows, to, stage);
+        }
+        (_, rows) => transpose_into_lanes(task.isa, rows, task.factor, to, stage),
+    }
+}
+
+/// Keys and values of a task.
+fn prefetch_keys(task: &TaskInput<'_>, keys: Range<usize>) -> Prefetch {
+    let mut prefetch = Prefetch::none();
+    prefetch.add_run(task.keys.slice_rows(keys.clone()));
+    prefetch.add_run(task.values.slice_rows(keys));
+    prefetch
+}
+
+/// What is needed after the last tile: the rows that the task writes; then the first tile of the task after it, unless that is
+/// of the same head, whose keys are in cache; and its queries.
+fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Option<&TaskOutput<'_>>) -> Prefetch {
+    let mut prefetch = Prefetch::none();
+    if let Some(output) = output {
+        prefetch.add_output(&output.values);
+    }
+    if let Some(Piece { task: next, keys }) = next {
+        if !next.has_keys_of(task) {
+            let first_tile = keys.start..keys.end.min(keys.start + next.tile_keys);
+            prefetch.add_run(next.keys.slice_rows(first_tile.clone()));
+            prefetch.add_run(next.values.slice_rows(first_tile));
+        }
+        prefetch.add_group(next.queries);
+    }
+    prefetch
+}
+
+/// What bias and mask say about some rows.
+fn prefetch_score_tensors(task: &TaskInput<'_>, rows: Range<usize>, keys: Range<usize>) -> Prefetch {
+    let mut prefetch = Prefetch::none();
+    if let Some(bias) = task.bias_rows {
+        prefetch.add_group_cols(bias.slice(rows.clone()), keys.clone());
+    }
+    if let Some(mask) = task.mask_rows {
+        mask.slice(rows).heads().for_each(|head| prefetch.add_rows(head.slice_cols(keys.clone())));
+    }
+    prefetch
+}
+
+/// Parts of the products that form the scores of `keys` keys for a panel of `lanes` lanes.
+fn score_parts(task: &TaskInput<'_>, keys: usize, lanes: usize) -> usize {
+    keys.div_ceil(panel_product_rows(task.isa, lanes)) * parts(score_steps(task))
+}
+
+/// Parts of a panel's products over a tile that can prefetch what comes after it: all that don't prefetch bias and mask.
+fn free_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>) -> usize {
+    let keys = lanes.cover.seen(tile).len();
+    let scores = if task.has_score_tensors() { 0 } else { score_parts(task, keys, lanes.count) };
+    let products = task.value_dim().div_ceil(panel_product_rows(task.isa, lanes.count));
+    scores + products * parts(keys)
+}
+
+/// Scores of a panel for a tile, as the softmax is to see them; `None` where no key is visible. `buffers.scores` holds them.
+fn panel_scores(
+    task: &TaskInput<'_>,
+    tile: &Tile<'_>,
+    panel: &Panel,
+    queries: &[f32],
+    buffers: &mut PanelBuffers<'_>,
+    prefetch: &mut Prefetch,
+) -> Option<PanelScores> {
+    // The keys of the tile that this panel sees.
+    let seen = panel.lanes.cover.seen(&tile.keys);
+    if seen.is_empty() {
+        return None;
+    }
+    let (isa, lanes) = (task.isa, panel.lanes.count);
+
+    // 1. What masks and score modifications say. Memory brings the rows of tensors while the scores are formed.
+    let mut tensor_prefetch = None;
+    let mut tensors = None;
+    if task.has_score_tensors() {
+        let of_panel = PanelTensors::new(task, panel.lanes.rows.clone(), seen.clone(), &mut *buffers.tensor_rows);
+        if !of_panel.any_visible() {
+            return None;
+        }
+        tensors = Some(of_panel);
+        let prefetch = tensor_prefetch.insert(prefetch_score_tensors(task, panel.lanes.rows.clone(), seen.clone()));
+        prefetch.spread(score_parts(task, seen.len(), lanes));
+    }
+    let prefetch = tensor_prefetch.as_mut().unwrap_or(prefetch);
+    let mods = LaneMods::new(task, &panel.lanes, &seen);
+
+    // 2. Scores. The part that every lane sees needs no look at single pairs.
+    let scores = &mut buffers.scores[..seen.len() * lanes];
+    let (mut max, mut raw_max) = ([f32::NEG_INFINITY; MAX_PANEL_LANES], [f32::NEG_INFINITY; MAX_PANEL_LANES]);
+    for part in panel.lanes.cover.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
+        let scores = &mut scores[(part.start - seen.start) * lanes..(part.end - seen.start) * lanes];
+        let keys = tile.operands.keys.slice_rows(part.start - tile.keys.start..part.end - tile.keys.start);
+        let mods = mods.part(&part, None);
+        let tensors = tensors.as_ref().map(|tensors| (tensors, part.start - seen.start));
+        let changes = !mods.is_none() || tensors.is_some();
+        let scores_max = if changes { &mut raw_max[..lanes] } else { &mut max[..lanes] };
+        if panel.f32_lanes == 0 {
+            scores::scores(isa, keys, queries, scores, scores_max, prefetch);
+        } else {
+            let buffers = (&mut *buffers.kept_scores, &mut *buffers.stage);
+            scores_with_f32_lanes(task, panel, (keys, queries), scores, scores_max, buffers);
+        }
+        if changes {
+            modify_panel(isa, mods, tensors, scores, &mut max[..lanes]);
+        }
+    }
+    Some(PanelScores { seen, max })
+}
+
+/// Turns the scores of a panel into probabilities, and adds its values times these.
+fn add_panel_values(
+    task: &TaskInput<'_>,
+    tile: &mut Tile<'_>,
+    panel: &mut Panel,
+    PanelScores { seen, max }: PanelScores,
+    out: &mut [f32],
+    buffers: &mut PanelBuffers<'_>,
+    prefetch: &mut Prefetch,
+) {
+    let (isa, lanes) = (task.isa, panel.lanes.count);
+    let first = seen.start - tile.keys.start;
+    let scores = &mut buffers.scores[..seen.len() * lanes];
+    let is_first = !std::mem::replace(&mut panel.started, true);
+
+    // 3. Softmax. Even where all keys are seen, scores may be needed afterwards: one that overflowed to -inf hides its key.
+    let kept = &mut buffers.kept_scores[..scores.len()];
+    if !tile.operands.values.are_finite() {
+        kept.copy_from_slice(scores);
+    }
+    softmax(isa, scores, &max[..lanes], &mut panel.state, if is_first { &mut [] } else { &mut *out });
+    let probs = &*scores;
+
+    // 4. Values.
+    match &mut tile.operands.values {
+        TileValues::Packed(values) => values.add(isa, first, (probs, kept), (out, is_first), lanes, prefetch),
+        TileValues::InPlace(values, packed) => {
+            let values = values.slice_rows(first..first + seen.len());
+            if !add_values_in_place(isa, values, probs, buffers.stage, (&mut *out, is_first), lanes, prefetch) {
+                let values = PackedValues::new(isa, values, packed);
+                values.add(isa, 0, (probs, kept), (out, is_first), lanes, prefetch);
+            }
+        }
+    }
+}
+
+/// As [`scores::scores`], for a panel in which some lanes can't be formed from pairs of bf16: theirs are formed from f32.
+///
+/// * `row_scores`, `query`: buffers
+fn scores_with_f32_lanes(
+    task: &TaskInput<'_>,
+    panel: &Panel,
+    (keys, queries): (PanelKeys<'_>, &[f32]),
+    scores: &mut [f32],
+    max: &mut [f32],
+    (row_scores, query): (&mut [f32], &mut [f32]),
+) {
+    let lanes = max.len();
+    let mut before = [0.0; MAX_PANEL_LANES];
+    before[..lanes].copy_from_slice(max);
+    scores::scores(task.isa, keys, queries, scores, max, &mut Prefetch::none());
+    let PanelKeys::Pairs(keys, _) = keys else { unreachable!("lanes beside pairs, without pairs") };
+    let row_scores = &mut row_scores[..keys.rows()];
+    for lane in (0..panel.lanes.rows.len()).filter(|lane| panel.f32_lanes >> lane & 1 == 1) {
+        let row = panel.lanes.rows.start + lane;
+        scores_from_f32(task, row, keys, query, row_scores);
+        for (scores, &score) in scores.chunks_exact_mut(lanes).zip(&*row_scores) {
+            scores[lane] = score;
+        }
+        max[lane] = row_scores.iter().copied().fold(before[lane], f32::max);
+    }
+}

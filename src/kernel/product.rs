@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::kernel::arithmetic::Multiply;
-use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefetch::Prefetch;
 use crate::kernel::shape::{MAX_PRODUCT_ROWS, product_rows};
 use crate::simd::Simd;
 
@@ -36,7 +36,7 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
     a: Left<M::Step>,
     b: Right<B>,
     steps: usize,
-    ahead: &mut Ahead,
+    ahead: &mut Prefetch,
 ) -> [[S::F32; V]; R] {
     let mut c = [[simd.zero(); V]; R];
     let (mut at, mut from, mut share) = (Rows::<_, R>::new(simd, a), b.at, ahead.share(parts(steps)));

@@ -1,67 +1,51 @@
 //! What tensors say about single scores: an additive bias, and a boolean mask, which for a row becomes a bias of 0 or -inf.
 
+use super::task::TaskInput;
+use super::transpose::LaneRows;
+use super::widen::widen;
 use crate::element::{Element, bf16, f16};
-use crate::kernel::convert::{AnyMatrix, with_matrix};
-use crate::kernel::transpose::LaneRows;
-use crate::kernel::widen::widen;
-use crate::simd::{Isa, Kernel, Simd};
-use crate::tensor::any::AnyTensor;
-use crate::tensor::matrix::Matrix;
-use crate::tensor::strided::Strided;
+use crate::simd::{Kernel, Simd};
+use crate::tensor::group::{AnyGroupRows, GroupRows, with_group};
+use crate::tensor::matrix::Row;
 use std::ops::Range;
 
-/// Bias and boolean mask of one query, for some keys.
-#[derive(Clone, Debug)]
-pub(crate) struct BiasRow<'a> {
-    /// The number of the row in its matrix.
-    pub(crate) row: usize,
-    pub(crate) keys: Range<usize>,
-    pub(crate) bias: Option<AnyMatrix<'a>>,
-    /// Not 0 where the query may attend.
-    pub(crate) mask: Option<Matrix<'a, u8>>,
-}
-
-/// Writes the bias of each key, in natural units, -inf where the mask says no; returns whether any is above -inf.
+/// Writes what bias and mask say about `keys` for row `row`: the bias of each key in natural units, -inf where the mask
+/// hides it.
 ///
 /// * `to`: one element a key
-pub(crate) fn read_bias(isa: Isa, from: BiasRow<'_>, to: &mut [f32]) -> bool {
-    assert!(to.len() == from.keys.len());
-    isa.run(ReadBias { from, to })
+pub(crate) fn read_row(task: &TaskInput<'_>, row: usize, keys: Range<usize>, to: &mut [f32]) {
+    assert!(to.len() == keys.len());
+    task.isa.run(ReadRow { bias: task.bias_rows, mask: task.mask_rows, row, keys, to });
 }
 
-struct ReadBias<'a> {
-    from: BiasRow<'a>,
-    to: &'a mut [f32],
+struct ReadRow<'a, 't> {
+    bias: Option<AnyGroupRows<'a>>,
+    /// Not 0 where the query may attend.
+    mask: Option<GroupRows<'a, u8>>,
+    row: usize,
+    keys: Range<usize>,
+    to: &'t mut [f32],
 }
 
-impl Kernel for ReadBias<'_> {
-    type Output = bool;
+impl Kernel for ReadRow<'_, '_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> bool {
-        let BiasRow { row, keys, bias, mask } = self.from;
+    fn run<S: Simd>(self, simd: S) {
+        let ReadRow { bias, mask, row, keys, to } = self;
         match bias {
-            Some(bias) => with_matrix!(bias, bias => widen(simd, bias.row(row).slice(keys.clone()), 1.0, self.to)),
-            None => self.to.fill(0.0),
+            Some(bias) => with_group!(bias, bias => widen(simd, bias.row(row).slice(keys.clone()), 1.0, to)),
+            None => to.fill(0.0),
         }
         if let Some(mask) = mask {
-            hide(simd, mask, row, keys, self.to);
+            hide(simd, mask.row(row).slice(keys), to);
         }
-        // NaN is not -inf: it has to show.
-        let hidden = simd.splat(f32::NEG_INFINITY);
-        let mut seen = simd.zero();
-        for bias in self.to.chunks(S::LANES) {
-            let bias = simd.load_part(bias, f32::NEG_INFINITY);
-            seen = simd.max(seen, simd.select(simd.eq(bias, hidden), simd.zero(), simd.splat(1.0)));
-        }
-        simd.max_lane(seen) > 0.0
     }
 }
 
 #[inline(always)]
-fn hide<S: Simd>(simd: S, mask: Matrix<'_, u8>, row: usize, keys: Range<usize>, to: &mut [f32]) {
+fn hide<S: Simd>(simd: S, sees: Row<'_, u8>, to: &mut [f32]) {
     let hidden = simd.splat(f32::NEG_INFINITY);
-    let sees = mask.row(row).slice(keys);
     let vectors = sees.as_slice().map_or(0, |sees| sees.len() / S::LANES);
     if let Some(sees) = sees.as_slice() {
         for (sees, to) in sees.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
@@ -79,49 +63,54 @@ fn hide<S: Simd>(simd: S, mask: Matrix<'_, u8>, row: usize, keys: Range<usize>, 
 
 /// What tensors say about the scores of a panel: a row for each lane, lanes without one repeating the last.
 pub(crate) struct PanelTensors<'a> {
-    pub(in crate::kernel) bias: Option<AnyLaneRows<'a>>,
+    pub(super) bias: Option<AnyLaneRows<'a>>,
     /// Whether all of the bias is 0 or -inf, so that there is nothing to add.
-    pub(in crate::kernel) only_hides: bool,
+    pub(super) only_hides: bool,
     /// Not 0 where the query may attend.
-    pub(in crate::kernel) mask: Option<LaneRows<'a, u8>>,
+    pub(super) mask: Option<LaneRows<'a, u8>>,
     /// Lanes that have a row of their own.
     rows: usize,
 }
 
 /// Rows of any type.
-pub(in crate::kernel) enum AnyLaneRows<'a> {
+pub(super) enum AnyLaneRows<'a> {
     F32(LaneRows<'a, f32>),
     F16(LaneRows<'a, f16>),
     Bf16(LaneRows<'a, bf16>),
 }
 
 impl<'a> PanelTensors<'a> {
-    /// The elements `keys` of the rows `place(n)`, for `n < count`; `None` if there are gaps between them.
-    pub(crate) fn new(
-        bias: Option<&AnyTensor<'a>>,
-        mask: Option<&Strided<'a, u8, 4>>,
-        keys: Range<usize>,
-        count: usize,
-        place: impl Fn(usize) -> [usize; 3],
-    ) -> Option<Self> {
-        let bias = match bias {
-            None => None,
-            Some(AnyTensor::F32(bias)) => Some(AnyLaneRows::F32(LaneRows::new(bias, keys.clone(), count, &place)?)),
-            Some(AnyTensor::F16(bias)) => Some(AnyLaneRows::F16(LaneRows::new(bias, keys.clone(), count, &place)?)),
-            Some(AnyTensor::Bf16(bias)) => Some(AnyLaneRows::Bf16(LaneRows::new(bias, keys.clone(), count, &place)?)),
-        };
-        let mask = match mask {
-            None => None,
-            Some(mask) => Some(LaneRows::new(mask, keys, count, &place)?),
-        };
-        Some(Self { bias, only_hides: false, mask, rows: count })
+    /// What the task's tensors say about `keys` for the rows of a panel.
+    ///
+    /// * `copies`: `[rows][keys]` or more, for tensors whose rows have gaps
+    pub(crate) fn new(task: &TaskInput<'a>, rows: Range<usize>, keys: Range<usize>, copies: &'a mut [f32]) -> Self {
+        if let Some(in_place) = Self::in_place(task, rows.clone(), keys.clone()) {
+            return in_place;
+        }
+        let (count, len) = (rows.len(), keys.len());
+        let copies = &mut copies[..count * len];
+        for (row, to) in rows.zip(copies.chunks_exact_mut(len)) {
+            read_row(task, row, keys.clone(), to);
+        }
+        let copies = &*copies;
+        let lanes = LaneRows::new(count, |n| Some(&copies[n * len..(n + 1) * len])).expect("slices");
+        Self { bias: Some(AnyLaneRows::F32(lanes)), only_hides: task.bias_rows.is_none(), mask: None, rows: count }
     }
 
-    /// Rows that [`read_bias`] has written, as far apart as they are long.
-    pub(crate) fn of_rows(rows: &'a [f32], count: usize, only_hides: bool) -> Self {
-        let len = rows.len() / count;
-        let lanes = LaneRows::of(count, |n| Some(&rows[n * len..(n + 1) * len])).expect("slices");
-        Self { bias: Some(AnyLaneRows::F32(lanes)), only_hides, mask: None, rows: count }
+    /// `None` if there are gaps between the elements of a row.
+    fn in_place(task: &TaskInput<'a>, rows: Range<usize>, keys: Range<usize>) -> Option<Self> {
+        let count = rows.len();
+        let bias = match task.bias_rows.map(|all| all.slice(rows.clone())) {
+            None => None,
+            Some(AnyGroupRows::F32(bias)) => Some(AnyLaneRows::F32(LaneRows::of_group(bias, keys.clone())?)),
+            Some(AnyGroupRows::F16(bias)) => Some(AnyLaneRows::F16(LaneRows::of_group(bias, keys.clone())?)),
+            Some(AnyGroupRows::Bf16(bias)) => Some(AnyLaneRows::Bf16(LaneRows::of_group(bias, keys.clone())?)),
+        };
+        let mask = match task.mask_rows {
+            None => None,
+            Some(mask) => Some(LaneRows::of_group(mask.slice(rows), keys)?),
+        };
+        Some(Self { bias, only_hides: false, mask, rows: count })
     }
 
     /// Whether they leave any key visible to any lane.

@@ -1,48 +1,19 @@
-//! From raw scores to those that the softmax sees: softcap, bias, ALiBi, and -inf for hidden keys.
+//! A tile of scores: score modifications applied, hidden keys set to -inf.
 
+use super::arithmetic::Singles;
+use super::score_tensors::{AnyLaneRows, PanelTensors};
+use super::transpose::{LaneRows, load_answers, load_block};
 use crate::element::{Element, bf16, f16};
-use crate::kernel::arithmetic::Singles;
-use crate::kernel::score_tensors::{AnyLaneRows, PanelTensors};
-use crate::kernel::transpose::{LaneRows, load_answers, load_block};
-use crate::simd::exp::tanh;
+use crate::score::{Alibi, BiasTensor, Softcap, Unit};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
-use std::f32::consts::LOG2_E;
 use std::ops::Range;
-
-/// The unit that scores are counted in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unit {
-    /// Powers of e, as the user's scores are.
-    Natural,
-    /// Powers of 2, as the softmax wants them.
-    Log2,
-}
-
-impl Unit {
-    /// One natural unit in this unit.
-    pub(crate) fn factor(self) -> f32 {
-        match self {
-            Unit::Natural => 1.0,
-            Unit::Log2 => LOG2_E,
-        }
-    }
-}
-
-/// What queries are multiplied with before the scores are formed: `scale` in `unit`s, or, with a softcap, in units of the
-/// cap, so that the product is the argument of tanh.
-pub(crate) fn query_factor(scale: f32, softcap: Option<f32>, unit: Unit) -> f32 {
-    match softcap {
-        Some(cap) => (scale as f64 / cap as f64) as f32,
-        None => (scale as f64 * unit.factor() as f64) as f32,
-    }
-}
 
 /// What happens to the scores of one tile, but for what tensors say of a panel; for a panel each entry has one value a lane, for
 /// a row only one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Adjust<'a> {
+pub(crate) struct TileMods<'a> {
     pub(crate) unit: Unit,
-    pub(crate) softcap: Option<f32>,
+    pub(crate) softcap: Option<Softcap>,
     /// Added to the scores of a row, in natural units; -inf hides.
     pub(crate) bias: Option<&'a [f32]>,
     /// Whether all of the bias is 0 or -inf, so that there is nothing to add.
@@ -55,7 +26,7 @@ pub(crate) struct Adjust<'a> {
     pub(crate) visible: Option<(&'a [f32], &'a [f32])>,
 }
 
-impl Adjust<'_> {
+impl TileMods<'_> {
     /// Whether there is anything to do.
     pub(crate) fn is_none(&self) -> bool {
         self.softcap.is_none() && self.bias.is_none() && self.alibi.is_none() && self.visible.is_none()
@@ -65,48 +36,48 @@ impl Adjust<'_> {
 /// Adjusts the scores of a panel, `[keys][lanes]`, and raises `max[lane]` to the largest of each lane.
 ///
 /// * `tensors`: bias and mask, if there are any, and the number in their rows of the first of these keys
-pub(crate) fn adjust_panel(
+pub(crate) fn modify_panel(
     isa: Isa,
-    adjust: Adjust<'_>,
+    mods: TileMods<'_>,
     tensors: Option<(&PanelTensors<'_>, usize)>,
     scores: &mut [f32],
     max: &mut [f32],
 ) {
-    assert!(adjust.bias.is_none(), "a panel's bias is among its tensors");
-    isa.run(AdjustPanel { adjust, tensors, scores, max });
+    assert!(mods.bias.is_none(), "a panel's bias is among its tensors");
+    isa.run(ModifyPanel { mods, tensors, scores, max });
 }
 
 /// What the adjusted scores of one query are like.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Extent {
+pub(crate) struct RowExtent {
     /// The largest; NaN may be ignored.
-    pub(crate) peak: f32,
+    pub(crate) max: f32,
     /// Whether any is -inf: its key is hidden, or counts for nothing.
     pub(crate) hides: bool,
 }
 
 /// Adjusts the scores of one query, one for each key.
-pub(crate) fn adjust_row(isa: Isa, adjust: Adjust<'_>, scores: &mut [f32]) -> Extent {
-    isa.run(AdjustRow { adjust, scores })
+pub(crate) fn modify_row(isa: Isa, mods: TileMods<'_>, scores: &mut [f32]) -> RowExtent {
+    isa.run(ModifyRow { mods, scores })
 }
 
-/// The steps of an adjustment, a bit each, in the order of `bias.rs`.
+/// The steps of an adjustment, a bit each, in the order of `score.rs`.
 mod step {
-    pub(in crate::kernel) const CAP: u8 = 1;
-    pub(in crate::kernel) const BIAS: u8 = 2;
-    pub(in crate::kernel) const ALIBI: u8 = 4;
+    pub(super) const CAP: u8 = 1;
+    pub(super) const BIAS: u8 = 2;
+    pub(super) const ALIBI: u8 = 4;
     // What hides comes last, and is selected, not added: a NaN score plus -inf would show.
-    pub(in crate::kernel) const HIDE_BY_BIAS: u8 = 8;
-    pub(in crate::kernel) const HIDE_BY_MASK: u8 = 16;
-    pub(in crate::kernel) const HIDE_BY_POSITION: u8 = 32;
+    pub(super) const HIDE_BY_BIAS: u8 = 8;
+    pub(super) const HIDE_BY_MASK: u8 = 16;
+    pub(super) const HIDE_BY_POSITION: u8 = 32;
 
     /// What a bias does.
-    pub(in crate::kernel) const fn of_bias(only_hides: bool) -> u8 {
+    pub(super) const fn of_bias(only_hides: bool) -> u8 {
         if only_hides { HIDE_BY_BIAS } else { BIAS | HIDE_BY_BIAS }
     }
 }
 
-impl Adjust<'_> {
+impl TileMods<'_> {
     /// The steps that there are.
     fn steps(&self) -> u8 {
         [
@@ -122,7 +93,7 @@ impl Adjust<'_> {
 
 /// What is known of a vector of pairs; anything where no step asks for it.
 #[derive(Clone, Copy)]
-struct Pairs<S: Simd> {
+struct Pair<S: Simd> {
     bias: S::F32,
     /// What a boolean mask says.
     attends: S::Mask,
@@ -130,7 +101,7 @@ struct Pairs<S: Simd> {
     key: S::F32,
 }
 
-/// The numbers of an [`Adjust`] in vectors, whichever way queries and keys lie; 0 for steps that there are not.
+/// The numbers of an [`TileMods`] in vectors, whichever way queries and keys lie; 0 for steps that there are not.
 struct Terms<S: Simd> {
     simd: S,
     unit: S::F32,
@@ -146,19 +117,19 @@ struct Terms<S: Simd> {
 
 impl<S: Simd> Terms<S> {
     #[inline(always)]
-    fn new(simd: S, adjust: &Adjust<'_>, vector: impl Fn(&[f32]) -> S::F32) -> Self {
-        let (unit, zero) = (adjust.unit.factor(), simd.zero());
-        let (slope, position) = adjust.alibi.map_or((zero, zero), |(slope, at)| {
+    fn new(simd: S, mods: &TileMods<'_>, vector: impl Fn(&[f32]) -> S::F32) -> Self {
+        let (unit, zero) = (mods.unit.factor(), simd.zero());
+        let (slope, position) = mods.alibi.map_or((zero, zero), |(slope, at)| {
             // Kept finite: infinity times the distance 0 would be NaN.
             let slope = simd.min(simd.splat(f32::MAX), simd.mul(simd.splat(unit), vector(slope)));
             (simd.max(simd.splat(f32::MIN), slope), vector(at))
         });
-        let (start, end) = adjust.visible.map_or((zero, zero), |(start, end)| (vector(start), vector(end)));
+        let (start, end) = mods.visible.map_or((zero, zero), |(start, end)| (vector(start), vector(end)));
         Self {
             simd,
             unit: simd.splat(unit),
             lowest: simd.splat(f32::MIN / unit),
-            cap: simd.splat(adjust.softcap.unwrap_or(0.0) * unit),
+            cap: simd.splat(mods.softcap.map_or(0.0, |Softcap(cap)| cap) * unit),
             slope,
             position,
             start,
@@ -168,19 +139,17 @@ impl<S: Simd> Terms<S> {
 
     /// Takes `STEPS` with the scores of a vector of pairs; the others cost nothing.
     #[inline(always)]
-    fn apply<const STEPS: u8>(&self, mut score: S::F32, pairs: Pairs<S>) -> S::F32 {
-        let (simd, Pairs { bias, attends, key }) = (self.simd, pairs);
+    fn apply<const STEPS: u8>(&self, mut score: S::F32, pair: Pair<S>) -> S::F32 {
+        let (simd, Pair { bias, attends, key }) = (self.simd, pair);
         let hidden = simd.splat(f32::NEG_INFINITY);
         if STEPS & step::CAP != 0 {
-            score = simd.mul(self.cap, tanh(simd, score));
+            score = Softcap::apply(simd, score, self.cap);
         }
         if STEPS & step::BIAS != 0 {
-            // f32::MIN is a common bias of keys that are to count for nothing. It does not hide them: in a row where all
-            // have it they count alike, so it must not become -inf.
-            score = simd.mul_add(simd.max(self.lowest, bias), self.unit, score);
+            score = BiasTensor::apply(simd, score, bias, self.lowest, self.unit);
         }
         if STEPS & step::ALIBI != 0 {
-            score = simd.sub(score, simd.mul(self.slope, simd.abs(simd.sub(self.position, key))));
+            score = Alibi::apply(simd, score, self.slope, self.position, key);
         }
         if STEPS & step::HIDE_BY_BIAS != 0 {
             score = simd.select(simd.eq(bias, hidden), hidden, score);
@@ -235,27 +204,27 @@ fn take<S: Simd>(simd: S, steps: u8, scores: &mut impl Passes<S>) {
     }
 }
 
-struct AdjustPanel<'a> {
-    adjust: Adjust<'a>,
+struct ModifyPanel<'a> {
+    mods: TileMods<'a>,
     tensors: Option<(&'a PanelTensors<'a>, usize)>,
     scores: &'a mut [f32],
     max: &'a mut [f32],
 }
 
-impl Kernel for AdjustPanel<'_> {
+impl Kernel for ModifyPanel<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let AdjustPanel { adjust, tensors, scores, max } = self;
+        let ModifyPanel { mods, tensors, scores, max } = self;
         let lanes = max.len();
-        let steps = adjust.steps() | tensors.map_or(0, |(tensors, _)| tensors.steps());
+        let steps = mods.steps() | tensors.map_or(0, |(tensors, _)| tensors.steps());
         for at in (0..lanes).step_by(S::LANES) {
-            let terms = Terms::new(simd, &adjust, |x| simd.load_slice(&x[at..]));
+            let terms = Terms::new(simd, &mods, |x| simd.load_slice(&x[at..]));
             let before = simd.load_slice(&max[at..]);
             let place = (lanes, at);
             let mut vectors =
-                LaneVectors { first: adjust.first, terms, tensors, scores: &mut *scores, place, before, max: before };
+                LaneVectors { first: mods.first, terms, tensors, scores: &mut *scores, place, before, max: before };
             take(simd, steps, &mut vectors);
             simd.store_slice(&mut max[at..], vectors.max);
         }
@@ -290,13 +259,13 @@ impl<S: Simd> Passes<S> for LaneVectors<'_, S> {
         self.max = self.before;
         match self.tensors {
             Some((tensors, at)) if STEPS & step::HIDE_BY_MASK != 0 => {
-                self.turned::<STEPS, f32>(simd, (None, tensors.mask.as_ref()), at);
+                self.transposed::<STEPS, f32>(simd, (None, tensors.mask.as_ref()), at);
             }
             Some((tensors, at)) if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 => match &tensors.bias {
                 None => unreachable!("a step of a bias, without one"),
-                Some(AnyLaneRows::F32(bias)) => self.turned::<STEPS, f32>(simd, (Some(bias), None), at),
-                Some(AnyLaneRows::F16(bias)) => self.turned::<STEPS, f16>(simd, (Some(bias), None), at),
-                Some(AnyLaneRows::Bf16(bias)) => self.turned::<STEPS, bf16>(simd, (Some(bias), None), at),
+                Some(AnyLaneRows::F32(bias)) => self.transposed::<STEPS, f32>(simd, (Some(bias), None), at),
+                Some(AnyLaneRows::F16(bias)) => self.transposed::<STEPS, f16>(simd, (Some(bias), None), at),
+                Some(AnyLaneRows::Bf16(bias)) => self.transposed::<STEPS, bf16>(simd, (Some(bias), None), at),
             },
             _ => self.plain::<STEPS>(simd),
         }
@@ -312,8 +281,8 @@ impl<S: Simd> LaneVectors<'_, S> {
         let mut max = self.max;
         for scores in self.scores.chunks_exact_mut(lanes) {
             let scores = &mut scores[lane..lane + S::LANES];
-            let pairs = Pairs { key: simd.splat(key), ..Pairs::none(simd) };
-            let score = self.terms.apply::<STEPS>(simd.load_slice(scores), pairs);
+            let pair = Pair { key: simd.splat(key), ..Pair::none(simd) };
+            let score = self.terms.apply::<STEPS>(simd.load_slice(scores), pair);
             max = simd.max(max, score);
             simd.store_slice(scores, score);
             key += 1.0;
@@ -321,11 +290,11 @@ impl<S: Simd> LaneVectors<'_, S> {
         self.max = max;
     }
 
-    /// Steps that need bias or mask, whose rows lie along the keys: a square block of them at a time, turned in registers.
+    /// Steps that need bias or mask, whose rows lie along the keys: a square block of them at a time, transposed in registers.
     ///
     /// * `at`: the number in those rows of the first key
     #[inline(always)]
-    fn turned<const STEPS: u8, T: Element>(
+    fn transposed<const STEPS: u8, T: Element>(
         &mut self,
         simd: S,
         (bias, mask): (Option<&LaneRows<'_, T>>, Option<&LaneRows<'_, u8>>),
@@ -354,7 +323,7 @@ impl<S: Simd> LaneVectors<'_, S> {
         keys: Range<usize>,
     ) {
         let (lanes, lane) = self.place;
-        let none = Pairs::none(simd);
+        let none = Pair::none(simd);
         let biases = match bias {
             Some(bias) => simd.transpose(load_block((simd, Singles::new()), bias, lane, at)),
             None => [none.bias; MAX_LANES],
@@ -370,9 +339,9 @@ impl<S: Simd> LaneVectors<'_, S> {
                 break;
             }
             let to = scores.as_mut_ptr().wrapping_add(n * lanes + lane);
-            let pairs = Pairs { bias: biases[n], attends: answers[n], ..none };
+            let pair = Pair { bias: biases[n], attends: answers[n], ..none };
             // SAFETY: lanes from `lane` on of one of the `lanes` scores of key n, which is one of `keys`.
-            let score = self.terms.apply::<STEPS>(unsafe { simd.load(to) }, pairs);
+            let score = self.terms.apply::<STEPS>(unsafe { simd.load(to) }, pair);
             self.max = simd.max(self.max, score);
             // SAFETY: as above.
             unsafe { simd.store(to, score) };
@@ -380,35 +349,35 @@ impl<S: Simd> LaneVectors<'_, S> {
     }
 }
 
-impl<S: Simd> Pairs<S> {
+impl<S: Simd> Pair<S> {
     /// Of which nothing is known.
     #[inline(always)]
     fn none(simd: S) -> Self {
-        Pairs { bias: simd.zero(), attends: simd.eq(simd.zero(), simd.zero()), key: simd.zero() }
+        Pair { bias: simd.zero(), attends: simd.eq(simd.zero(), simd.zero()), key: simd.zero() }
     }
 }
 
-struct AdjustRow<'a> {
-    adjust: Adjust<'a>,
+struct ModifyRow<'a> {
+    mods: TileMods<'a>,
     scores: &'a mut [f32],
 }
 
-impl Kernel for AdjustRow<'_> {
-    type Output = Extent;
+impl Kernel for ModifyRow<'_> {
+    type Output = RowExtent;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> Extent {
-        let AdjustRow { adjust, scores } = self;
-        let terms = Terms::new(simd, &adjust, |x| simd.splat(x[0]));
-        let mut row = KeyVectors { adjust: &adjust, terms, scores, max: simd.zero(), hides: simd.zero() };
-        take(simd, adjust.steps(), &mut row);
-        Extent { peak: simd.max_lane(row.max), hides: simd.max_lane(row.hides) > 0.0 }
+    fn run<S: Simd>(self, simd: S) -> RowExtent {
+        let ModifyRow { mods, scores } = self;
+        let terms = Terms::new(simd, &mods, |x| simd.splat(x[0]));
+        let mut row = KeyVectors { mods: &mods, terms, scores, max: simd.zero(), hides: simd.zero() };
+        take(simd, mods.steps(), &mut row);
+        RowExtent { max: simd.max_lane(row.max), hides: simd.max_lane(row.hides) > 0.0 }
     }
 }
 
 /// The scores of one query, keys along the lanes.
 struct KeyVectors<'a, S: Simd> {
-    adjust: &'a Adjust<'a>,
+    mods: &'a TileMods<'a>,
     terms: Terms<S>,
     scores: &'a mut [f32],
     /// The largest score of each lane.
@@ -424,15 +393,15 @@ impl<S: Simd> Passes<S> for KeyVectors<'_, S> {
         let (mut max, mut hides) = (none, simd.zero());
         for (c, scores) in self.scores.chunks_mut(S::LANES).enumerate() {
             let first = c * S::LANES;
-            let key = simd.add(simd.splat((self.adjust.first + first) as f32), simd.lane_numbers());
-            let bias = match self.adjust.bias {
+            let key = simd.add(simd.splat((self.mods.first + first) as f32), simd.lane_numbers());
+            let bias = match self.mods.bias {
                 Some(bias) if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 => {
                     simd.load_part(&bias[first..first + scores.len()], 0.0)
                 }
                 _ => simd.zero(),
             };
-            let pairs = Pairs { bias, key, ..Pairs::none(simd) };
-            let score = self.terms.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), pairs);
+            let pair = Pair { bias, key, ..Pair::none(simd) };
+            let score = self.terms.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), pair);
             simd.store_part(scores, score);
             // Read back twice, for lanes behind the last key: they are neither the largest nor hidden.
             max = simd.max(max, simd.load_part(scores, f32::NEG_INFINITY));

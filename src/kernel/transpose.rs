@@ -1,34 +1,34 @@
-//! Rows of memory into the lanes of a panel, a square block at a time, turned in registers.
+//! Rows of memory into the lanes of a panel: square blocks, transposed in registers.
 
-use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
-use crate::kernel::bf16_pairs::{copy_gathered, pairs_in, unfit};
-use crate::kernel::shape::MAX_PANEL_LANES;
-use crate::kernel::widen::{Gathered, widen_gathered};
+use super::arithmetic::{Multiply, Pairs, Singles};
+use super::bf16_pairs::{copy_pair_rows, pairs_in, unfit_rows};
+use super::shape::MAX_PANEL_LANES;
+use super::widen::widen_group;
+use crate::element::bf16;
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
-use crate::tensor::any::{AnyTensor, with_elements};
+use crate::tensor::group::{AnyGroupRows, GroupRows, with_group};
 use crate::tensor::matrix::Matrix;
-use crate::tensor::strided::Strided;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Brings rows into lanes: `to[e][lane] = factor * rows[lane][e]`, zeros behind the rows' elements. Lanes without a row repeat
-/// the last one.
+/// Transposes rows into lanes: `to[e][lane] = factor * rows[lane][e]`, zeros behind the rows' elements. Lanes without a row
+/// repeat the last one.
 ///
 /// * `to`: `[width][lanes]`, where `width` is the rows' length rounded up
-/// * `stage`: as much again, for rows with gaps between their elements
-pub(crate) fn gather_into_lanes<F: Fn(usize) -> [usize; 3]>(
+/// * `copies`: as much again, for rows with gaps between their elements
+pub(crate) fn transpose_into_lanes(
     isa: Isa,
-    rows: Gathered<'_, F>,
+    rows: AnyGroupRows<'_>,
     factor: f32,
     (to, lanes): (&mut [f32], usize),
-    stage: &mut [f32],
+    copies: &mut [f32],
 ) {
     if rows.has_contiguous_rows() {
-        isa.run(GatherIntoLanes { rows, factor, to, lanes });
+        isa.run(GroupIntoLanes { rows, factor, to, lanes });
     } else {
-        let stage = &mut stage[..to.len()];
-        widen_gathered(isa, rows, factor, (stage, to.len() / lanes));
-        isa.run(IntoLanes { from: stage, lanes, to });
+        let copies = &mut copies[..to.len()];
+        widen_group(isa, rows, factor, (copies, to.len() / lanes));
+        isa.run(IntoLanes { from: copies, lanes, to });
     }
 }
 
@@ -45,77 +45,69 @@ impl Kernel for IntoLanes<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let len = self.from.len() / self.lanes;
-        let rows = LaneRows::of(self.lanes, |n| Some(&self.from[n * len..(n + 1) * len])).expect("slices");
-        turn_rows((simd, Singles::new()), &rows, None, (self.to, self.lanes));
+        let rows = LaneRows::new(self.lanes, |n| Some(&self.from[n * len..(n + 1) * len])).expect("slices");
+        transpose_rows((simd, Singles::new()), &rows, None, (self.to, self.lanes));
     }
 }
 
-struct GatherIntoLanes<'a, F> {
-    rows: Gathered<'a, F>,
+struct GroupIntoLanes<'a> {
+    rows: AnyGroupRows<'a>,
     factor: f32,
     to: &'a mut [f32],
     lanes: usize,
 }
 
-impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherIntoLanes<'_, F> {
+impl Kernel for GroupIntoLanes<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Gathered { tensor, count, place } = self.rows;
-        with_elements!(tensor, tensor => {
-            let rows = LaneRows::new(tensor, 0..tensor.shape()[3], count, place).expect("rows without gaps");
-            turn_rows((simd, Singles::new()), &rows, Some(self.factor), (self.to, self.lanes));
+        with_group!(self.rows, rows => {
+            let rows = LaneRows::of_group(rows, 0..rows.cols()).expect("rows without gaps");
+            transpose_rows((simd, Singles::new()), &rows, Some(self.factor), (self.to, self.lanes));
         });
     }
 }
 
-/// As [`gather_into_lanes`], for rows of bf16: `to[p][lane]` is pair p of the lane's row, as it is. Returns the lanes whose
-/// scores must not be formed from pairs, one bit each.
+/// As [`transpose_into_lanes`], for rows of bf16 as pairs: `to[p][lane]` is pair p of the lane's row, as it is. Returns the
+/// rows for which pairs may not stand, one bit each.
 ///
 /// * `to`: `[pairs rounded up][lanes]`
-/// * `stage`: as much again
-pub(crate) fn gather_pairs_into_lanes<F: Fn(usize) -> [usize; 3]>(
+/// * `copies`: as much again
+pub(crate) fn transpose_pairs_into_lanes(
     isa: Isa,
-    rows: Gathered<'_, F>,
+    rows: GroupRows<'_, bf16>,
     (to, lanes): (&mut [f32], usize),
-    stage: &mut [f32],
+    copies: &mut [f32],
 ) -> u32 {
-    isa.run_pairs(GatherPairs { rows, to, lanes, stage })
+    isa.run_pairs(PairsIntoLanes { rows, to, lanes, copies })
 }
 
-struct GatherPairs<'a, F> {
-    rows: Gathered<'a, F>,
+struct PairsIntoLanes<'a> {
+    rows: GroupRows<'a, bf16>,
     to: &'a mut [f32],
     lanes: usize,
-    stage: &'a mut [f32],
+    copies: &'a mut [f32],
 }
 
-impl<F: Fn(usize) -> [usize; 3]> PairKernel for GatherPairs<'_, F> {
+impl PairKernel for PairsIntoLanes<'_> {
     type Output = u32;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> u32 {
-        let unfit = unfit(&self.rows);
-        let AnyTensor::Bf16(tensor) = self.rows.tensor else { unreachable!("pairs of another type") };
-        let (count, pairs) = (self.rows.count, pairs_in(tensor.shape()[3]));
+        let (count, pairs) = (self.rows.count(), pairs_in(self.rows.cols()));
         // In place, or copied if they don't lie so: one row is as the others.
-        let [i0, i1, _] = (self.rows.place)(0);
-        let copies = if tensor.matrix(i0, i1).pairs().is_some() { 0 } else { count };
-        let stage = &mut self.stage[..copies * pairs];
-        if copies > 0 {
-            copy_gathered(&self.rows, stage);
+        let in_place = self.rows.row(0).pairs().is_some();
+        let copies = &mut self.copies[..if in_place { 0 } else { count * pairs }];
+        if !in_place {
+            copy_pair_rows(self.rows, copies);
         }
-        let copies = Matrix::from_carried(stage, copies, pairs);
-        let row = |n| {
-            let [i0, i1, r] = (self.rows.place)(n);
-            let of_row = tensor.matrix(i0, i1).pairs().map_or_else(|| copies.row(n), |pairs| pairs.row(r));
-            of_row.as_slice()
-        };
-        let rows = LaneRows::of(count, row).expect("pairs without gaps");
+        let copies = Matrix::from_carried(copies, if in_place { 0 } else { count }, pairs);
+        let row = |n| self.rows.row(n).pairs().or_else(|| copies.row(n).as_slice());
+        let rows = LaneRows::new(count, row).expect("pairs without gaps");
         // (The factor is for sums: here, it changes nothing.)
-        turn_rows((simd, Pairs { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
-        unfit
+        transpose_rows((simd, Pairs { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
+        unfit_rows(self.rows)
     }
 }
 
@@ -127,24 +119,15 @@ pub(crate) struct LaneRows<'a, T> {
 }
 
 impl<'a, T: Copy> LaneRows<'a, T> {
-    /// The elements `cols` of rows of a tensor, lanes without a row repeating the last one; `None` if there are gaps between
-    /// them.
+    /// The elements `cols` of some rows, lanes without a row repeating the last one; `None` if there are gaps between them.
     #[inline(always)]
-    pub(in crate::kernel) fn new(
-        tensor: &Strided<'a, T, 4>,
-        cols: Range<usize>,
-        count: usize,
-        place: impl Fn(usize) -> [usize; 3],
-    ) -> Option<Self> {
-        Self::of(count, |n| {
-            let [i0, i1, r] = place(n);
-            tensor.matrix(i0, i1).row(r).slice(cols.clone()).as_slice()
-        })
+    pub(super) fn of_group(rows: GroupRows<'a, T>, cols: Range<usize>) -> Option<Self> {
+        Self::new(rows.count(), |n| rows.row(n).slice(cols.clone()).as_slice())
     }
 
     /// Row n of the first `count` lanes is `row(n)`; the other lanes repeat the last one.
     #[inline(always)]
-    pub(in crate::kernel) fn of(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
+    pub(super) fn new(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
         assert!((1..=MAX_PANEL_LANES).contains(&count));
         let mut rows = LaneRows { at: [std::ptr::null(); MAX_PANEL_LANES], len: 0, borrow: PhantomData };
         for n in 0..count {
@@ -157,7 +140,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
         Some(rows)
     }
 
-    pub(in crate::kernel) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
@@ -170,12 +153,12 @@ impl<'a, T: Copy> LaneRows<'a, T> {
     }
 
     /// A lane's row.
-    pub(in crate::kernel) fn row(&self, lane: usize) -> &'a [T] {
+    pub(super) fn row(&self, lane: usize) -> &'a [T] {
         self.from(lane, 0)
     }
 
     /// A vector of each row, from `at` on, with zeros behind the row's end.
-    pub(in crate::kernel) fn rest(&self, at: usize) -> [[T; MAX_LANES]; MAX_PANEL_LANES]
+    pub(super) fn rest(&self, at: usize) -> [[T; MAX_LANES]; MAX_PANEL_LANES]
     where
         T: Default,
     {
@@ -189,7 +172,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
     }
 
     /// The rows that [`LaneRows::rest`] has made.
-    pub(in crate::kernel) fn of_rest(rest: &'a [[T; MAX_LANES]; MAX_PANEL_LANES]) -> Self {
+    pub(super) fn of_rest(rest: &'a [[T; MAX_LANES]; MAX_PANEL_LANES]) -> Self {
         LaneRows { at: rest.each_ref().map(|row| row.as_ptr()), len: MAX_LANES, borrow: PhantomData }
     }
 }
@@ -198,7 +181,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
 ///
 /// * `to`: `[steps rounded up][lanes]`
 #[inline(always)]
-fn turn_rows<S: Simd, M: Multiply<S>>(
+fn transpose_rows<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
     rows: &LaneRows<'_, M::Step>,
     factor: Option<f32>,
@@ -209,18 +192,18 @@ fn turn_rows<S: Simd, M: Multiply<S>>(
     let whole = rows.len() / S::LANES;
     let (whole, rest) = to.split_at_mut(whole * block);
     for (b, to) in whole.chunks_exact_mut(block).enumerate() {
-        turn_blocks((simd, multiply), rows, b * S::LANES, factor, (to, lanes));
+        transpose_blocks((simd, multiply), rows, b * S::LANES, factor, (to, lanes));
     }
     if let Some((first, behind)) = rest.split_at_mut_checked(block) {
         let rest = rows.rest(rows.len() / S::LANES * S::LANES);
-        turn_blocks((simd, multiply), &LaneRows::of_rest(&rest), 0, factor, (first, lanes));
+        transpose_blocks((simd, multiply), &LaneRows::of_rest(&rest), 0, factor, (first, lanes));
         behind.fill(0.0);
     }
 }
 
 /// A vector of each row, from `at` on, a square block after the other.
 #[inline(always)]
-fn turn_blocks<S: Simd, M: Multiply<S>>(
+fn transpose_blocks<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
     rows: &LaneRows<'_, M::Step>,
     at: usize,
@@ -240,7 +223,7 @@ fn turn_blocks<S: Simd, M: Multiply<S>>(
 
 /// A vector of each of `LANES` rows, the steps from `at` on.
 #[inline(always)]
-pub(in crate::kernel) fn load_block<S: Simd, M: Multiply<S>>(
+pub(super) fn load_block<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
     rows: &LaneRows<'_, M::Step>,
     first: usize,
@@ -257,12 +240,7 @@ pub(in crate::kernel) fn load_block<S: Simd, M: Multiply<S>>(
 
 /// The answers of `LANES` rows, for `LANES` keys from `at` on.
 #[inline(always)]
-pub(in crate::kernel) fn load_answers<S: Simd>(
-    simd: S,
-    rows: &LaneRows<'_, u8>,
-    first: usize,
-    at: usize,
-) -> [S::Mask; MAX_LANES] {
+pub(super) fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
     assert!(at + S::LANES <= rows.len());
     let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
     for (n, answers) in answers.iter_mut().enumerate().take(S::LANES) {

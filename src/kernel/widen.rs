@@ -1,14 +1,14 @@
 //! Rows of any element type, widened to f32.
 
 use crate::element::Element;
-use crate::kernel::convert::{AnyMatrix, with_matrix};
+use crate::kv::run::{Run, with_run};
 use crate::simd::{Isa, Kernel, Simd};
-use crate::tensor::any::{AnyTensor, with_elements};
+use crate::tensor::group::{AnyGroupRows, with_group};
 use crate::tensor::matrix::{Matrix, Row};
 
 /// `to = factor * row`, which is as long. (A factor of 1 changes nothing.)
 #[inline(always)]
-pub(in crate::kernel) fn widen<S: Simd, T: Element>(simd: S, row: Row<'_, T>, factor: f32, to: &mut [f32]) {
+pub(super) fn widen<S: Simd, T: Element>(simd: S, row: Row<'_, T>, factor: f32, to: &mut [f32]) {
     match row.as_slice() {
         Some(row) => {
             let factor = simd.splat(factor);
@@ -29,67 +29,45 @@ pub(in crate::kernel) fn widen<S: Simd, T: Element>(simd: S, row: Row<'_, T>, fa
     }
 }
 
-/// Rows of a tensor that lie anywhere in it: row `n` at index `place(n)`, for `n < count`.
-pub(crate) struct Gathered<'a, F> {
-    pub(crate) tensor: &'a AnyTensor<'a>,
-    pub(crate) count: usize,
-    pub(crate) place: F,
-}
-
-impl<F> Gathered<'_, F> {
-    /// Whether the elements of a row stand side by side.
-    pub(in crate::kernel) fn has_contiguous_rows(&self) -> bool {
-        with_elements!(self.tensor, tensor => tensor.has_contiguous_rows())
-    }
-}
-
-/// Widens gathered rows: `to[n][e] = factor * rows[n][e]`, zeros behind the rows' elements and behind the last row.
+/// Widens the rows of a group: `to[n][e] = factor * rows[n][e]`, zeros behind the rows' elements and behind the last row.
 ///
 /// * `to`: `[count or more][width]`
-pub(crate) fn widen_gathered<F: Fn(usize) -> [usize; 3]>(
-    isa: Isa,
-    rows: Gathered<'_, F>,
-    factor: f32,
-    (to, width): (&mut [f32], usize),
-) {
-    isa.run(WidenGathered { rows, factor, to, width });
+pub(crate) fn widen_group(isa: Isa, rows: AnyGroupRows<'_>, factor: f32, (to, width): (&mut [f32], usize)) {
+    isa.run(WidenGroup { rows, factor, to, width });
 }
 
-struct WidenGathered<'a, F> {
-    rows: Gathered<'a, F>,
+struct WidenGroup<'a> {
+    rows: AnyGroupRows<'a>,
     factor: f32,
     to: &'a mut [f32],
     width: usize,
 }
 
-impl<F: Fn(usize) -> [usize; 3]> Kernel for WidenGathered<'_, F> {
+impl Kernel for WidenGroup<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Gathered { tensor, count, place } = self.rows;
-        with_elements!(tensor, tensor => for (n, to) in self.to.chunks_exact_mut(self.width.max(1)).enumerate() {
-            if n >= count {
+        with_group!(self.rows, rows => for (n, to) in self.to.chunks_exact_mut(self.width.max(1)).enumerate() {
+            if n >= rows.count() {
                 to.fill(0.0);
                 continue;
             }
-            let [i0, i1, r] = place(n);
-            let row = tensor.matrix(i0, i1).row(r);
-            let (to, behind) = to.split_at_mut(tensor.shape()[3]);
+            let (to, behind) = to.split_at_mut(rows.cols());
             behind.fill(0.0);
-            widen(simd, row, self.factor, to);
+            widen(simd, rows.row(n), self.factor, to);
         });
     }
 }
 
 /// Widens rows: `to[r][e] = rows[r][e]`, without gaps.
-fn widen_rows(isa: Isa, rows: AnyMatrix<'_>, to: &mut [f32]) {
+fn widen_rows(isa: Isa, rows: Run<'_>, to: &mut [f32]) {
     assert!(to.len() == rows.rows() * rows.cols());
     isa.run(WidenRows { rows, to });
 }
 
 /// The rows themselves if a product can read them in place, or their copy in `wide`.
-pub(crate) fn as_f32<'a>(isa: Isa, rows: AnyMatrix<'a>, wide: &'a mut [f32]) -> Matrix<'a, f32> {
+pub(crate) fn as_f32<'a>(isa: Isa, rows: Run<'a>, wide: &'a mut [f32]) -> Matrix<'a, f32> {
     rows.in_place().unwrap_or_else(|| {
         let wide = &mut wide[..rows.rows() * rows.cols()];
         widen_rows(isa, rows, wide);
@@ -98,12 +76,12 @@ pub(crate) fn as_f32<'a>(isa: Isa, rows: AnyMatrix<'a>, wide: &'a mut [f32]) -> 
 }
 
 /// The rows themselves, or their copy in `wide` if there are gaps between their elements.
-pub(crate) fn without_gaps<'a>(isa: Isa, rows: AnyMatrix<'a>, wide: &'a mut [f32]) -> AnyMatrix<'a> {
-    if rows.has_contiguous_rows() { rows } else { AnyMatrix::F32(as_f32(isa, rows, wide)) }
+pub(crate) fn without_gaps<'a>(isa: Isa, rows: Run<'a>, wide: &'a mut [f32]) -> Run<'a> {
+    if rows.has_contiguous_rows() { rows } else { Run::F32(as_f32(isa, rows, wide)) }
 }
 
 struct WidenRows<'a> {
-    rows: AnyMatrix<'a>,
+    rows: Run<'a>,
     to: &'a mut [f32],
 }
 
@@ -112,7 +90,7 @@ impl Kernel for WidenRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        with_matrix!(self.rows, matrix => {
+        with_run!(self.rows, matrix => {
             for (r, to) in self.to.chunks_exact_mut(matrix.cols().max(1)).enumerate() {
                 widen(simd, matrix.row(r), 1.0, to);
             }

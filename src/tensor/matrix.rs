@@ -158,6 +158,13 @@ pub(crate) struct Row<'a, T> {
 }
 
 impl<'a, T: Copy> Row<'a, T> {
+    /// # Safety
+    /// * `len` elements, `stride` apart from `origin` on, stay readable for `'a`
+    #[inline(always)]
+    pub(super) unsafe fn from_parts(origin: *const T, len: usize, stride: isize) -> Self {
+        Row { origin, len, stride, borrow: PhantomData }
+    }
+
     /// Elements `range.start` to `range.end`.
     ///
     /// # Panics
@@ -187,6 +194,17 @@ impl<'a, T: Copy> Row<'a, T> {
         let row = *self;
         // SAFETY: k is below `len`: an element that the invariant vouches for.
         (0..row.len).map(move |k| unsafe { *row.origin.wrapping_offset((k as isize).wrapping_mul(row.stride)) })
+    }
+}
+
+impl<'a> Row<'a, bf16> {
+    /// Neighbours taken together, if they stand side by side and none is left over.
+    #[inline(always)]
+    pub(crate) fn pairs(&self) -> Option<&'a [Bf16Pair]> {
+        let row = self.as_slice()?;
+        // SAFETY: a pair is two elements side by side and needs no more alignment than one.
+        let pairs = || unsafe { std::slice::from_raw_parts(row.as_ptr().cast(), row.len() / 2) };
+        row.len().is_multiple_of(2).then(pairs)
     }
 }
 

@@ -196,13 +196,15 @@ impl<'a, const N: usize> Strided<'a, bool, N> {
     }
 }
 
-impl<'a, T> Strided<'a, T, 4> {
-    /// Whether the elements of a row stand side by side.
-    #[inline]
-    pub(crate) fn has_contiguous_rows(&self) -> bool {
-        self.strides[3] == 1 || self.shape[3] <= 1
+impl<'a, T> Strided<'a, T, 3> {
+    /// The same elements with an axis of size 1 behind.
+    pub(crate) fn with_last_axis(&self) -> Strided<'a, T, 4> {
+        let ([a, b, c], [x, y, z]) = (self.shape, self.strides);
+        Strided::from_checked(self.origin, [a, b, c, 1], [x, y, z, 1])
     }
+}
 
+impl<'a, T> Strided<'a, T, 4> {
     /// The last two axes at `[i0, i1]`.
     ///
     /// # Panics
@@ -305,22 +307,6 @@ macro_rules! rows_of_rank {
     )+};
 }
 rows_of_rank!(3 2, 4 3);
-
-impl<T> Strided<'_, T, 3> {
-    /// Writes the element at `index`.
-    ///
-    /// # Panics
-    /// If there is no such element.
-    ///
-    /// # Safety
-    /// * this was a [`StridedMut`], and nobody else holds it but those who share it out by elements
-    /// * nobody else reads or writes this element at the same time
-    #[inline]
-    pub(crate) unsafe fn write(&self, index: [usize; 3], value: T) {
-        // SAFETY: `at` has checked the index; the rest is the caller's promise.
-        unsafe { self.at(index).cast_mut().write(value) };
-    }
-}
 
 /// For callers that have a pointer and no slice.
 #[cfg(feature = "capi")]

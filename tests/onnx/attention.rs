@@ -87,7 +87,7 @@ fn run<T: Element + Stored, U: Element + Stored>(
     let mut computed = Vec::new();
     for level in Level::available() {
         let attention = attention.clone().level(level);
-        for form in [Form::FewQueries, Form::ManyQueries] {
+        for form in [Form::Decode, Form::Prefill] {
             let mut y = vec![T::default(); y_shape.iter().product()];
             // 3D inputs have a 3D output, [batch, seq, heads * dim].
             let (out, shape) = if inputs.q.shape.len() == 3 {

@@ -46,7 +46,7 @@ impl Chains {
         let keys = tile_keys(plan);
         let sum = keys.min(dims.seq_kv) + dims.seq_kv.div_ceil(keys);
         match plan.form() {
-            Form::ManyQueries => Chains { dot: dims.head_dim, sum },
+            Form::Prefill => Chains { dot: dims.head_dim, sum },
             // One partial sum for each of 8 or 16 lanes, then folded.
             _ => Chains { dot: dims.head_dim.div_ceil(8) + 4, sum },
         }

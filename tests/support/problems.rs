@@ -5,7 +5,7 @@ use flashtile::{Attention, Element, Form, Level, TensorMut, TensorRef, Workspace
 use std::fmt::Debug;
 
 /// Both forms.
-pub const FORMS: [Form; 2] = [Form::FewQueries, Form::ManyQueries];
+pub const FORMS: [Form; 2] = [Form::Decode, Form::Prefill];
 
 /// Every form at every level of this processor.
 pub fn forms_and_levels() -> impl Iterator<Item = (Form, Level)> {

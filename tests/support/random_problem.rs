@@ -139,7 +139,7 @@ pub fn problem(rng: &mut Rng, dims: Dims) -> Problem {
             _ => Alibi::PerHead((0..dims.heads_q).map(slopes).collect()),
         });
     }
-    problem.form = [None, Some(Form::FewQueries), Some(Form::ManyQueries)][rng.below(3)];
+    problem.form = [None, Some(Form::Decode), Some(Form::Prefill)][rng.below(3)];
     problem.threads = [Threads::Pool, Threads::Serial][rng.below(2)];
     if rng.one_in(4) {
         poison(rng, &mut problem);

@@ -15,9 +15,9 @@
 use super::block::{Block, Group, ROWS};
 use crate::element::Bf16Pair;
 use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
-use crate::kernel::convert::{AnyMatrix, with_matrix};
-use crate::kernel::prefetch::{Ahead, LineShare, Lines};
+use crate::kernel::prefetch::{LineShare, Lines, Prefetch};
 use crate::kernel::shape::round_up_lanes;
+use crate::kv::run::{Run, with_run};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
 use crate::tensor::matrix::Matrix;
 
@@ -27,7 +27,14 @@ use crate::tensor::matrix::Matrix;
 /// * `queries`: `[rows][width]`, where width is `head_dim`, or as many as there are pairs, rounded up; zeros behind the end
 /// * `scores`: `[rows][stride]`, `stride >= keys`
 /// * `ahead`: what to ask memory for meanwhile, all of it
-pub(crate) fn scores(isa: Isa, keys: RowKeys<'_>, queries: &[f32], scores: &mut [f32], stride: usize, ahead: &Ahead) {
+pub(crate) fn scores(
+    isa: Isa,
+    keys: RowKeys<'_>,
+    queries: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+    ahead: &Prefetch,
+) {
     match keys {
         RowKeys::Any(keys) => isa.run(Scores { keys, queries, scores, stride, ahead }),
         RowKeys::Pairs(keys, factor) => {
@@ -40,7 +47,7 @@ pub(crate) fn scores(isa: Isa, keys: RowKeys<'_>, queries: &[f32], scores: &mut 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowKeys<'a> {
     /// Of any type, to be widened.
-    Any(AnyMatrix<'a>),
+    Any(Run<'a>),
     /// As pairs, and what sums of their products are multiplied with.
     Pairs(Matrix<'a, Bf16Pair>, f32),
 }
@@ -50,16 +57,16 @@ struct Scores<'a, K> {
     queries: &'a [f32],
     scores: &'a mut [f32],
     stride: usize,
-    ahead: &'a Ahead,
+    ahead: &'a Prefetch,
 }
 
-impl Kernel for Scores<'_, AnyMatrix<'_>> {
+impl Kernel for Scores<'_, Run<'_>> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Scores { keys, queries, scores, stride, ahead } = self;
-        with_matrix!(keys, keys => all_dots((simd, Singles::new()), keys, queries, scores, stride, ahead));
+        with_run!(keys, keys => all_dots((simd, Singles::new()), keys, queries, scores, stride, ahead));
     }
 }
 
@@ -83,7 +90,7 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
-    ahead: &Ahead,
+    ahead: &Prefetch,
 ) {
     const { assert!(ROWS == 4 && (S::LANES == 8 || S::LANES == 16)) };
     let width = round_up_lanes(keys.cols());

@@ -1,34 +1,22 @@
 //! The softmax of a few rows, keys along the lanes.
 
 use crate::kernel::prefill::softmax::weight;
-use crate::kernel::state::{FAR, base, power_of_two, raised};
-use crate::kernel::tile::Extent;
-use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
-
-/// The state of one row, in units of log2; `max` is an integer. See [`super::weights`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowMax {
-    pub(crate) max: f32,
-    pub(crate) sum: f32,
-}
-
-impl RowMax {
-    /// The state of a row that has seen nothing.
-    pub(crate) const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
-}
+use crate::kernel::state::{FAR, State, base, first_lane, power_of_two, raised};
+use crate::kernel::tile::RowExtent;
+use crate::simd::{Isa, Kernel, Simd};
 
 /// What the scores of one query are like that nothing adjusts.
-pub(crate) fn extent(isa: Isa, scores: &[f32]) -> Extent {
+pub(crate) fn extent(isa: Isa, scores: &[f32]) -> RowExtent {
     isa.run(ExtentOf(scores))
 }
 
 struct ExtentOf<'a>(&'a [f32]);
 
 impl Kernel for ExtentOf<'_> {
-    type Output = Extent;
+    type Output = RowExtent;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> Extent {
+    fn run<S: Simd>(self, simd: S) -> RowExtent {
         // (A NaN takes away what its lane has seen. But its row becomes NaN, whatever the others are.)
         let hidden = simd.splat(f32::NEG_INFINITY);
         let (mut max, mut min) = (hidden, simd.splat(f32::INFINITY));
@@ -41,7 +29,7 @@ impl Kernel for ExtentOf<'_> {
         for &score in whole.remainder() {
             (peak, hides) = (peak.max(score), hides | (score == f32::NEG_INFINITY));
         }
-        Extent { peak, hides }
+        RowExtent { max: peak, hides }
     }
 }
 
@@ -50,7 +38,7 @@ impl Kernel for ExtentOf<'_> {
 /// * `scores`: whole vectors, of which the first `count` are one for each key, -inf where hidden; weights of 0 behind them
 /// * `peak`: the largest of them
 /// * `out`: `[value_dim rounded up]`, the values summed so far
-pub(crate) fn weights(isa: Isa, scores: (&mut [f32], usize), peak: f32, state: &mut RowMax, out: &mut [f32]) {
+pub(crate) fn softmax(isa: Isa, scores: (&mut [f32], usize), peak: f32, state: &mut State<1>, out: &mut [f32]) {
     let (scores, count) = scores;
     scores[count..].fill(f32::NEG_INFINITY);
     isa.run(Weights { scores, peak, state, out });
@@ -59,7 +47,7 @@ pub(crate) fn weights(isa: Isa, scores: (&mut [f32], usize), peak: f32, state: &
 struct Weights<'a> {
     scores: &'a mut [f32],
     peak: f32,
-    state: &'a mut RowMax,
+    state: &'a mut State<1>,
     out: &'a mut [f32],
 }
 
@@ -69,16 +57,16 @@ impl Kernel for Weights<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let state = self.state;
-        if state.max < self.peak {
-            let old = simd.splat(state.max);
+        if state.max[0] < self.peak {
+            let old = simd.splat(state.max[0]);
             let new = raised(simd, simd.splat(self.peak));
             let factor = power_of_two(simd, simd.sub(old, new));
-            state.max = first_lane(simd, new);
-            state.sum *= first_lane(simd, factor);
+            state.max[0] = first_lane(simd, new);
+            state.sum[0] *= first_lane(simd, factor);
             scale(simd, self.out, factor);
         }
         // As `near` has it, without a way through vectors.
-        let mut max = if state.max == f32::NEG_INFINITY { 0.0 } else { state.max };
+        let mut max = if state.max[0] == f32::NEG_INFINITY { 0.0 } else { state.max[0] };
         if max.abs() > FAR {
             self.scores.iter_mut().for_each(|score| *score -= max);
             max = 0.0;
@@ -90,15 +78,8 @@ impl Kernel for Weights<'_> {
             sum = simd.add(sum, weight);
             simd.store_slice(scores, weight);
         }
-        state.sum += simd.sum(sum);
+        state.sum[0] += simd.sum(sum);
     }
-}
-
-#[inline(always)]
-fn first_lane<S: Simd>(simd: S, x: S::F32) -> f32 {
-    let mut lanes = [0.0; MAX_LANES];
-    simd.store_slice(&mut lanes, x);
-    lanes[0]
 }
 
 #[inline(always)]
@@ -108,44 +89,9 @@ fn scale<S: Simd>(simd: S, x: &mut [f32], factor: S::F32) {
     }
 }
 
-/// Folds the state of later keys into that of earlier ones: rescales both to the larger maximum, exactly, and adds.
-///
-/// * `out`, `other_out`: the values summed so far, whole vectors
-pub(crate) fn merge(isa: Isa, state: &mut RowMax, out: &mut [f32], other: RowMax, other_out: &[f32]) {
-    isa.run(Merge { state, out, other, other_out });
-}
-
-struct Merge<'a> {
-    state: &'a mut RowMax,
-    out: &'a mut [f32],
-    other: RowMax,
-    other_out: &'a [f32],
-}
-
-impl Kernel for Merge<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        // A row that saw nothing there has nothing to add (and no maximum to subtract).
-        if self.other.max == f32::NEG_INFINITY && self.other.sum == 0.0 {
-            return;
-        }
-        let max = if self.state.max < self.other.max { self.other.max } else { self.state.max };
-        let factor = |own: f32| power_of_two(simd, simd.sub(simd.splat(own), simd.splat(max)));
-        let (mine, theirs) = (factor(self.state.max), factor(self.other.max));
-        self.state.sum = self.state.sum * first_lane(simd, mine) + self.other.sum * first_lane(simd, theirs);
-        self.state.max = max;
-        for (out, other) in self.out.chunks_exact_mut(S::LANES).zip(self.other_out.chunks_exact(S::LANES)) {
-            let other = simd.mul(simd.load_slice(other), theirs);
-            simd.store_slice(out, simd.add(simd.mul(simd.load_slice(out), mine), other));
-        }
-    }
-}
-
 /// Divides a row by its sum; zeros where nothing was seen.
-pub(crate) fn finish(isa: Isa, state: RowMax, out: &mut [f32]) {
-    isa.run(Finish { sum: state.sum, out });
+pub(crate) fn finish(isa: Isa, state: State<1>, out: &mut [f32]) {
+    isa.run(Finish { sum: state.sum[0], out });
 }
 
 struct Finish<'a> {

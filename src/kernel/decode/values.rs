@@ -2,9 +2,10 @@
 
 use super::block::{Block, Group, ROWS};
 use crate::element::Element;
-use crate::kernel::convert::{AnyMatrix, load_from, with_matrix};
-use crate::kernel::prefetch::{Ahead, Lines};
+use crate::kernel::convert::load_from;
+use crate::kernel::prefetch::{Lines, Prefetch};
 use crate::kernel::shape::round_up_lanes;
+use crate::kv::run::{Run, with_run};
 use crate::simd::{Isa, Kernel, Simd};
 use crate::tensor::matrix::Matrix;
 
@@ -14,23 +15,16 @@ use crate::tensor::matrix::Matrix;
 /// * `weights`: `[rows][stride]`, `stride >= keys`
 /// * `out`: `[rows][value_dim rounded up]`
 /// * `ahead`: what to ask memory for meanwhile, all of it
-pub(crate) fn add_values(
-    isa: Isa,
-    values: AnyMatrix<'_>,
-    weights: &[f32],
-    out: &mut [f32],
-    stride: usize,
-    ahead: &Ahead,
-) {
+pub(crate) fn add_values(isa: Isa, values: Run<'_>, weights: &[f32], out: &mut [f32], stride: usize, ahead: &Prefetch) {
     isa.run(AddValues { values, weights, out, stride, ahead });
 }
 
 struct AddValues<'a> {
-    values: AnyMatrix<'a>,
+    values: Run<'a>,
     weights: &'a [f32],
     out: &'a mut [f32],
     stride: usize,
-    ahead: &'a Ahead,
+    ahead: &'a Prefetch,
 }
 
 impl Kernel for AddValues<'_> {
@@ -38,7 +32,7 @@ impl Kernel for AddValues<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        with_matrix!(self.values, values => add_all(simd, values, self.weights, self.out, self.stride, self.ahead));
+        with_run!(self.values, values => add_all(simd, values, self.weights, self.out, self.stride, self.ahead));
     }
 }
 
@@ -50,7 +44,7 @@ fn add_all<S: Simd, T: Element>(
     weights: &[f32],
     out: &mut [f32],
     stride: usize,
-    ahead: &Ahead,
+    ahead: &Prefetch,
 ) {
     let width = round_up_lanes(values.cols());
     let rows = weights.len() / stride;
@@ -180,7 +174,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
 /// infinite values and hidden keys. Plain and slow; the chains are the same.
 pub(crate) fn add_visible_values(
     isa: Isa,
-    values: AnyMatrix<'_>,
+    values: Run<'_>,
     (weights, scores): (&[f32], &[f32]),
     out: &mut [f32],
     stride: usize,
@@ -189,7 +183,7 @@ pub(crate) fn add_visible_values(
 }
 
 struct AddVisibleValues<'a> {
-    values: AnyMatrix<'a>,
+    values: Run<'a>,
     weights: &'a [f32],
     scores: &'a [f32],
     out: &'a mut [f32],
@@ -202,7 +196,7 @@ impl Kernel for AddVisibleValues<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let width = round_up_lanes(self.values.cols());
-        with_matrix!(self.values, values => for j in 0..values.rows() {
+        with_run!(self.values, values => for j in 0..values.rows() {
             let row = values.row(j).as_slice().expect("rows without gaps");
             for (r, out) in self.out.chunks_exact_mut(width.max(1)).enumerate() {
                 let at = r * self.stride + j;
@@ -219,11 +213,11 @@ impl Kernel for AddVisibleValues<'_> {
 }
 
 /// Whether every element is finite.
-pub(crate) fn all_finite(isa: Isa, rows: AnyMatrix<'_>) -> bool {
+pub(crate) fn all_finite(isa: Isa, rows: Run<'_>) -> bool {
     isa.run(AllFinite(rows))
 }
 
-struct AllFinite<'a>(AnyMatrix<'a>);
+struct AllFinite<'a>(Run<'a>);
 
 impl Kernel for AllFinite<'_> {
     type Output = bool;
@@ -231,7 +225,7 @@ impl Kernel for AllFinite<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
         let mut infinite_or_nan = false;
-        with_matrix!(self.0, matrix => for j in 0..matrix.rows() {
+        with_run!(self.0, matrix => for j in 0..matrix.rows() {
             let row = matrix.row(j).as_slice().expect("rows without gaps");
             let mut zero = simd.zero();
             for d in (0..row.len()).step_by(S::LANES) {

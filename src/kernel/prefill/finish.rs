@@ -1,16 +1,82 @@
-//! `out = O / l`, and the log-sum-exp.
+//! `out = O / l`: a panel divided by its sums and written as rows.
 
 use crate::element::Element;
+use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::state::PanelState;
-use crate::simd::{MAX_LANES, Simd};
-use std::f64::consts::LN_2;
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::tensor::group::{AnyOutputRows, GroupRowsMut, with_output};
+use std::ops::Range;
 
-/// Divides a panel by its sums and writes it as rows, rounded to their type; a query that saw nothing gets zeros.
+/// Divides a panel by its sums and writes it as rows of the output, rounded to their type; a query that saw nothing gets zeros.
 ///
-/// * `panel`: `[value_dim rounded up][lanes]`
+/// * `panel`: `[value_dim rounded up][lanes]`, a lane for each of the rows or more
+/// * `stage`: `lanes * value_dim` elements or more, for output rows with gaps between their elements
+///
+/// # Panics
+/// If there are no such rows, or more of them than lanes.
+pub(crate) fn write_panel(
+    isa: Isa,
+    to: &mut AnyOutputRows<'_>,
+    rows: Range<usize>,
+    panel: (&[f32], usize),
+    state: &PanelState,
+    stage: &mut [f32],
+) {
+    assert!(rows.len() <= panel.1);
+    isa.run(WritePanel { to, rows, panel, state, stage });
+}
+
+struct WritePanel<'a, 'r> {
+    to: &'a mut AnyOutputRows<'r>,
+    rows: Range<usize>,
+    panel: (&'a [f32], usize),
+    state: &'a PanelState,
+    stage: &'a mut [f32],
+}
+
+impl Kernel for WritePanel<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let WritePanel { to, rows, panel, state, stage } = self;
+        with_output!(to, to => write_rows(simd, to, rows, panel, state, stage));
+    }
+}
+
+#[inline(always)]
+fn write_rows<S: Simd, T: Element>(
+    simd: S,
+    to: &mut GroupRowsMut<'_, T>,
+    rows: Range<usize>,
+    panel: (&[f32], usize),
+    state: &PanelState,
+    stage: &mut [f32],
+) {
+    let count = rows.len();
+    if to.has_contiguous_rows() {
+        let mut slices = <[&mut [T]; MAX_PANEL_LANES]>::default();
+        for (slice, row) in slices.iter_mut().zip(to.rows_mut(rows)) {
+            *slice = row.into_mut_slice().expect("rows without gaps");
+        }
+        return finish_rows(simd, panel, state, &mut slices[..count]);
+    }
+    let width = to.cols();
+    let mut slices = <[&mut [f32]; MAX_PANEL_LANES]>::default();
+    for (slice, stage) in slices.iter_mut().zip(stage.chunks_exact_mut(width)) {
+        *slice = stage;
+    }
+    finish_rows::<S, f32>(simd, panel, state, &mut slices[..count]);
+    for (mut row, stage) in to.rows_mut(rows).zip(stage.chunks_exact(width)) {
+        row.fill_from(stage.iter().map(|&value| T::from_f32(value)));
+    }
+}
+
+/// The same for rows without gaps.
+///
 /// * `rows`: one for each lane, of `value_dim`; lanes without a row are left out
 #[inline(always)]
-pub(crate) fn finish_rows<S: Simd, T: Element>(
+fn finish_rows<S: Simd, T: Element>(
     simd: S,
     (panel, lanes): (&[f32], usize),
     state: &PanelState,
@@ -62,10 +128,4 @@ unsafe fn write_block<S: Simd, T: Element>(
             simd.store_elements_part(row, vector);
         }
     }
-}
-
-/// `log sum exp` in natural units from a running maximum in units of log2 and its sum; -inf where nothing was seen.
-pub(crate) fn log_sum_exp(max: f32, sum: f32) -> f32 {
-    // In f64: the maximum may be large beside the logarithm of the sum, and this is done once a row.
-    if sum == 0.0 { f32::NEG_INFINITY } else { ((max as f64 + (sum as f64).log2()) * LN_2) as f32 }
 }

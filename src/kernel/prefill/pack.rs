@@ -1,8 +1,9 @@
 //! Bringing a tile's operands into the order in which the products read them, widened to f32.
 
 use crate::element::Element;
-use crate::kernel::convert::{AnyMatrix, load_from, with_matrix};
+use crate::kernel::convert::load_from;
 use crate::kernel::shape::{EvenBlocks, value_block_dims};
+use crate::kv::run::{Run, with_run};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
@@ -50,7 +51,7 @@ impl ValueBlocks {
 ///
 /// * `values`: `[blocks.keys, value_dim]`, rows without gaps, any type
 /// * `packed`: `blocks.len()` elements
-pub(crate) fn pack_values(isa: Isa, values: AnyMatrix<'_>, blocks: ValueBlocks, packed: &mut [f32]) -> bool {
+pub(crate) fn pack_values(isa: Isa, values: Run<'_>, blocks: ValueBlocks, packed: &mut [f32]) -> bool {
     assert!(values.rows() == blocks.keys && values.cols() == blocks.value_dim && values.has_contiguous_rows());
     assert!(packed.len() >= blocks.len());
     isa.run(PackValues { values, blocks, packed })
@@ -60,7 +61,7 @@ pub(crate) fn pack_values(isa: Isa, values: AnyMatrix<'_>, blocks: ValueBlocks, 
 const PACK_KEYS: usize = 32;
 
 struct PackValues<'a> {
-    values: AnyMatrix<'a>,
+    values: Run<'a>,
     blocks: ValueBlocks,
     packed: &'a mut [f32],
 }
@@ -72,7 +73,7 @@ impl Kernel for PackValues<'_> {
     fn run<S: Simd>(self, simd: S) -> bool {
         let PackValues { values, blocks, packed } = self;
         let mut largest = simd.splat_i32(0);
-        with_matrix!(values, values => for first in (0..blocks.keys).step_by(PACK_KEYS) {
+        with_run!(values, values => for first in (0..blocks.keys).step_by(PACK_KEYS) {
             let keys = first..(first + PACK_KEYS).min(blocks.keys);
             for b in 0..blocks.count() {
                 // A vector reaches past the block into the next: what it writes there is overwritten by the next key, or,

@@ -2,7 +2,7 @@
 
 use crate::element::Bf16Pair;
 use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
-use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefetch::Prefetch;
 use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
 use crate::kernel::shape::{EvenBlocks, product_rows};
 use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
@@ -23,7 +23,7 @@ pub(crate) fn scores(
     queries: &[f32],
     scores: &mut [f32],
     max: &mut [f32],
-    ahead: &mut Ahead,
+    ahead: &mut Prefetch,
 ) {
     match keys {
         PanelKeys::Wide(keys) => isa.run(Scores { keys, queries, scores, max, ahead }),
@@ -56,7 +56,7 @@ struct Scores<'a, K> {
     queries: &'a [f32],
     scores: &'a mut [f32],
     max: &'a mut [f32],
-    ahead: &'a mut Ahead,
+    ahead: &'a mut Prefetch,
 }
 
 impl Kernel for Scores<'_, f32> {
@@ -127,7 +127,7 @@ impl<K> Scores<'_, K> {
 
 /// Some keys against the panel.
 struct Block<'a, S: Simd, M: Multiply<S>, const V: usize> {
-    ahead: &'a mut Ahead,
+    ahead: &'a mut Prefetch,
     arithmetic: (S, M),
     keys: Left<M::Step>,
     queries: *const f32,

@@ -25,7 +25,7 @@ const LOWEST: f32 = -8_388_608.0; // -2^23
 /// * `scores`: `[keys][lanes]`, in units of log2, -inf where hidden; holds weights afterwards
 /// * `tile_max`: the largest score of each lane; its length is the number of lanes
 /// * `out`: `[value_dim][lanes]`, the values summed so far; empty before the first
-pub(crate) fn weights(isa: Isa, scores: &mut [f32], tile_max: &[f32], state: &mut PanelState, out: &mut [f32]) {
+pub(crate) fn softmax(isa: Isa, scores: &mut [f32], tile_max: &[f32], state: &mut PanelState, out: &mut [f32]) {
     isa.run(Weights { scores, tile_max, state, out });
 }
 

@@ -2,12 +2,12 @@
 
 use crate::element::Element;
 use crate::kernel::arithmetic::Singles;
-use crate::kernel::convert::{AnyMatrix, with_matrix};
-use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::pack::ValueBlocks;
 use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
 use crate::kernel::shape::{EvenBlocks, PANEL_VECTORS, product_rows};
 use crate::kernel::transpose::{LaneRows, load_block};
+use crate::kv::run::{Run, with_run};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Adds `sum over j of values[j][d] * weights[j][lane]` to `out[d][lane]`.
@@ -23,7 +23,7 @@ pub(crate) fn add_values(
     weights: &[f32],
     (out, is_first): (&mut [f32], bool),
     lanes: usize,
-    ahead: &mut Ahead,
+    ahead: &mut Prefetch,
 ) {
     let keys = weights.len() / lanes;
     assert!(weights.len() == keys * lanes && first + keys <= blocks.keys);
@@ -40,7 +40,7 @@ struct AddValues<'a> {
     out: &'a mut [f32],
     is_first: bool,
     lanes: usize,
-    ahead: &'a mut Ahead,
+    ahead: &'a mut Prefetch,
 }
 
 impl Kernel for AddValues<'_> {
@@ -84,7 +84,7 @@ impl AddValues<'_> {
 
 /// Some dimensions of the values for the panel.
 struct Block<'a, S: Simd, const V: usize> {
-    ahead: &'a mut Ahead,
+    ahead: &'a mut Prefetch,
     simd: S,
     values: Left<f32>,
     weights: *const f32,
@@ -124,12 +124,12 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
 /// * `sums`: `[lanes][value_dim]` or more, for what is added
 pub(crate) fn add_values_in_place(
     isa: Isa,
-    values: AnyMatrix<'_>,
+    values: Run<'_>,
     weights: &[f32],
     sums: &mut [f32],
     (out, is_first): (&mut [f32], bool),
     lanes: usize,
-    ahead: &mut Ahead,
+    ahead: &mut Prefetch,
 ) -> bool {
     assert!(values.has_contiguous_rows() && values.cols().is_multiple_of(isa.lanes()));
     assert!(weights.len() == values.rows() * lanes && lanes.is_multiple_of(isa.lanes()));
@@ -139,13 +139,13 @@ pub(crate) fn add_values_in_place(
 }
 
 struct AddValuesInPlace<'a> {
-    values: AnyMatrix<'a>,
+    values: Run<'a>,
     weights: &'a [f32],
     sums: &'a mut [f32],
     out: &'a mut [f32],
     is_first: bool,
     lanes: usize,
-    ahead: &'a mut Ahead,
+    ahead: &'a mut Prefetch,
 }
 
 impl Kernel for AddValuesInPlace<'_> {
@@ -155,7 +155,7 @@ impl Kernel for AddValuesInPlace<'_> {
     fn run<S: Simd>(self, simd: S) -> bool {
         let (lanes, width) = (self.lanes, self.values.cols());
         let mut finite = simd.zero();
-        with_matrix!(self.values, values => {
+        with_run!(self.values, values => {
             let queries = EvenBlocks::new(lanes, product_rows::<S>(PANEL_VECTORS));
             for rows in (0..queries.count).map(|b| queries.range(b)) {
                 for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
@@ -186,7 +186,7 @@ impl Kernel for AddValuesInPlace<'_> {
         if simd.sum(finite) != 0.0 {
             return false;
         }
-        let rows = LaneRows::of(lanes, |n| Some(&self.sums[n * width..(n + 1) * width])).expect("slices");
+        let rows = LaneRows::new(lanes, |n| Some(&self.sums[n * width..(n + 1) * width])).expect("slices");
         add_turned(simd, &rows, (self.out, self.is_first), lanes);
         true
     }
@@ -194,7 +194,7 @@ impl Kernel for AddValuesInPlace<'_> {
 
 /// Some queries' sums of some dimensions.
 struct RowBlock<'a, S: Simd, T> {
-    ahead: &'a mut Ahead,
+    ahead: &'a mut Prefetch,
     simd: S,
     weights: Left<f32>,
     values: Right<T>,

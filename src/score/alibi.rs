@@ -1,31 +1,8 @@
-//! How a score changes on its way to the softmax.
-//!
-//! ```text
-//! raw    = scale * dot(q, k)
-//! capped = softcap * tanh(raw / softcap)
-//! biased = capped + bias[b, h, i, j] - slope[h] * |p - j|          p: the query's key position
-//! ```
-//!
-//! This order is written here once and obeyed by the reference and by the kernel. A bias never hides a key, but for an
-//! additive -inf, which does. (f32::MIN would, beside a score below -7e30: their sum leaves the range of f32.)
+//! ALiBi: a penalty that grows with the distance of query and key.
 
 #![forbid(unsafe_code)]
 
-use crate::tensor::any::AnyTensor;
-
-/// The point on a score's way at which to look at it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ScoreStage {
-    /// `scale * dot(q, k)`. No key is hidden yet.
-    Raw,
-    /// After the softcap. No key is hidden yet.
-    Capped,
-    /// After the additive bias and ALiBi; hidden keys have -inf.
-    Biased,
-    /// After the softmax: what the values are weighted with. Hidden keys have 0, rows that see nothing are all 0.
-    Probabilities,
-}
+use crate::simd::Simd;
 
 /// The slopes of ALiBi, *attention with linear biases* (Press, Smith and Lewis, 2022): head h subtracts
 /// `slope[h] * |p - j|` from the score of key j for a query at position p.
@@ -61,23 +38,32 @@ pub fn alibi_slope(head: usize, heads: usize) -> f32 {
     exponent.exp2() as f32
 }
 
-/// The checked biases of a problem.
+/// Checked slopes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bias<'a> {
+pub(crate) struct Alibi<'a> {
+    pub(crate) slopes: AlibiSlopes<'a>,
+    /// The number of query heads.
     pub(crate) heads: usize,
-    pub(crate) softcap: Option<f32>,
-    /// Broadcast to the shape of the scores.
-    pub(crate) tensor: Option<AnyTensor<'a>>,
-    pub(crate) alibi: Option<AlibiSlopes<'a>>,
 }
 
-impl Bias<'_> {
-    /// The ALiBi slope of query head `h`.
-    pub(crate) fn slope(&self, h: usize) -> Option<f32> {
-        self.alibi.map(|slopes| match slopes {
+impl Alibi<'_> {
+    /// The slope of query head `h`.
+    pub(crate) fn slope(&self, h: usize) -> f32 {
+        match self.slopes {
             AlibiSlopes::Standard => alibi_slope(h, self.heads),
             AlibiSlopes::PerHead(slopes) => slopes[h],
-        })
+        }
+    }
+
+    /// `score - slope[h] * |p - j|`: the definition.
+    pub(crate) fn define(&self, score: f64, h: usize, p: i128, j: usize) -> f64 {
+        score - self.slope(h) as f64 * (p - j as i128).unsigned_abs() as f64
+    }
+
+    /// The same of a vector of scores; `position` and `key` are counted from the same key.
+    #[inline(always)]
+    pub(crate) fn apply<S: Simd>(simd: S, score: S::F32, slope: S::F32, position: S::F32, key: S::F32) -> S::F32 {
+        simd.sub(score, simd.mul(slope, simd.abs(simd.sub(position, key))))
     }
 }
 
@@ -121,10 +107,8 @@ mod tests {
 
     #[test]
     fn slopes_per_head_are_taken_as_given() {
-        let bias = Bias { heads: 2, softcap: None, tensor: None, alibi: Some(AlibiSlopes::PerHead(&[0.5, -2.0])) };
-        assert_eq!([bias.slope(0), bias.slope(1)], [Some(0.5), Some(-2.0)]);
-        let standard = Bias { heads: 4, alibi: Some(AlibiSlopes::Standard), ..bias };
-        assert_eq!(standard.slope(1), Some(0.0625));
-        assert_eq!(Bias { alibi: None, ..bias }.slope(0), None);
+        let own = Alibi { slopes: AlibiSlopes::PerHead(&[0.5, -2.0]), heads: 2 };
+        assert_eq!([own.slope(0), own.slope(1)], [0.5, -2.0]);
+        assert_eq!(Alibi { slopes: AlibiSlopes::Standard, heads: 4 }.slope(1), 0.0625);
     }
 }

@@ -1,0 +1,89 @@
+//! Each task: load its queries, step over its keys tile by tile, finish its rows.
+
+#![forbid(unsafe_code)]
+
+use super::output::{ClaimedTask, Output, TaskClaims};
+use super::reduce;
+use super::schedule::Schedule;
+use super::threads::{work_through, workers};
+use super::workspace::{Workspace, for_workers};
+use crate::kernel::decode::Decode;
+use crate::kernel::form::FormKernel;
+use crate::kernel::prefill::Prefill;
+use crate::kernel::scratch::Scratch;
+use crate::kernel::task::Piece;
+use crate::plan::{Form, Plan};
+use crate::problem::Problem;
+use std::ops::Range;
+
+/// Computes `problem` as `plan` says into `output`.
+pub(crate) fn run(problem: &Problem<'_>, plan: &Plan, output: Output<'_>, workspace: &mut Workspace) {
+    if output.is_empty() {
+        return; // before listing tasks: with nothing to write, the other dimensions may be anything
+    }
+    // Taken out and put back, so that the list and the rest of the workspace can be borrowed apart.
+    let mut schedule = std::mem::take(&mut workspace.schedule);
+    schedule.fill(problem, plan);
+    run_scheduled(problem, plan, &schedule, output, workspace);
+    workspace.schedule = schedule;
+}
+
+/// As [`run`], with the list of tasks already made: by [`Schedule::fill`], for this problem and plan.
+pub(crate) fn run_scheduled(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    schedule: &Schedule,
+    output: Output<'_>,
+    workspace: &mut Workspace,
+) {
+    if output.is_empty() {
+        return;
+    }
+    let claims = output.share(problem, plan, schedule);
+    if plan.has_split_tasks() {
+        return reduce::run(&claims, schedule, workspace);
+    }
+    let scratch = for_workers(&mut workspace.scratch, workers(plan.is_parallel(), schedule.tasks().len()));
+    work_through(scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
+    Scratch::level(scratch);
+}
+
+/// Computes a task and writes its rows.
+fn compute(claims: &TaskClaims<'_>, claimed: ClaimedTask<'_>, scratch: &mut Scratch) {
+    let (problem, plan) = (claims.problem(), claims.plan());
+    let ClaimedTask { task, next, mut output, .. } = claimed;
+    let input = task.input(problem, plan);
+    let next = next.map(|next| next.input(problem, plan));
+    let next = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
+    let (piece, keys) = (Piece { task: &input, keys: input.span.clone() }, input.span.clone());
+    match task.form {
+        Form::Prefill => {
+            let mut kernel = Prefill::load(piece, next, Some(&output), scratch);
+            step_over(&mut kernel, plan, keys);
+            kernel.finish(&mut output);
+        }
+        Form::Decode => {
+            let mut kernel = Decode::load(piece, next, Some(&output), scratch);
+            step_over(&mut kernel, plan, keys);
+            kernel.finish(&mut output);
+        }
+    }
+}
+
+/// Steps over `keys`, split by split and tile by tile.
+fn step_over<'t, 'a: 't>(kernel: &mut impl FormKernel<'t, 'a>, plan: &Plan, keys: Range<usize>) {
+    for split in plan.splits_of(&keys) {
+        for tile in tiles(plan, plan.split_of(split, &keys)) {
+            kernel.step(tile);
+        }
+        kernel.end_split();
+    }
+}
+
+/// The tiles of some keys. They start at multiples of the tile size, wherever the keys do: so the order in which a row's numbers
+/// are added depends on the row alone.
+pub(super) fn tiles(plan: &Plan, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let size = plan.tile_keys();
+    let first = keys.start / size * size;
+    (first..keys.end).step_by(size).map(move |start| start.max(keys.start)..(start + size).min(keys.end))
+}

@@ -1,0 +1,102 @@
+//! Keys split between tasks: where there are too few tasks for the threads, each split of the keys is computed by itself and
+//! leaves a partial result; the partial results of a task are then merged in the order of the keys.
+//!
+//! The bits are those of a task that computes its splits one after the other.
+
+#![forbid(unsafe_code)]
+
+use super::forward::tiles;
+use super::output::{ClaimedSlot, SlotClaims, TaskClaims};
+use super::schedule::Schedule;
+use super::threads::{work_through, workers};
+use super::workspace::{Workspace, for_workers};
+use crate::kernel::decode::{Decode, reduce};
+use crate::kernel::form::FormKernel;
+use crate::kernel::scratch::Scratch;
+use crate::kernel::task::Piece;
+use crate::plan::partial_len;
+use std::ops::Range;
+
+/// Claims of each worker: the last to be done keeps the others waiting for a 16th of the time at most.
+const CLAIMS: usize = 16;
+
+/// The partial results of a call, `[tasks][splits, rounded up to whole runs][slot]`.
+#[derive(Clone, Copy)]
+struct Partials {
+    /// Elements of a partial result.
+    slot: usize,
+    splits: usize,
+    /// Splits beside each other that are claimed together: their worker reads straight on.
+    run: usize,
+}
+
+impl Partials {
+    /// Runs of one task.
+    fn runs(self) -> usize {
+        self.splits.div_ceil(self.run)
+    }
+
+    /// Elements of one task's partial results.
+    fn task_len(self) -> usize {
+        self.runs() * self.run * self.slot
+    }
+}
+
+pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut Workspace) {
+    let (problem, plan, tasks) = (claims.problem(), claims.plan(), schedule.tasks());
+    let scratch = for_workers(&mut workspace.scratch, workers(plan.is_parallel(), plan.tasks()));
+    let splits = plan.splits();
+    let rows = tasks.iter().map(|task| task.rows.len()).max().unwrap_or(0);
+    let partials = Partials {
+        slot: partial_len(rows, problem.dims.value_dim),
+        splits,
+        run: splits.div_ceil((CLAIMS * scratch.len()).div_ceil(tasks.len().max(1))).max(1),
+    };
+    let [memory] = workspace.partials.buffers([tasks.len() * partials.task_len()]);
+
+    let runs = SlotClaims::new(memory, partials.run * partials.slot);
+    work_through(scratch, &runs, &|claimed, scratch| compute_run(claims, schedule, partials, claimed, scratch));
+
+    let workers = workers(plan.is_parallel(), tasks.len()).min(scratch.len());
+    let memory = &*memory;
+    work_through(&mut scratch[..workers], claims, &|mut claimed, scratch| {
+        let own = &memory[claimed.index * partials.task_len()..][..partials.task_len()];
+        let input = claimed.task.input(problem, plan);
+        let splits = plan.splits_of(&claimed.task.keys).map(|split| &own[split * partials.slot..][..partials.slot]);
+        reduce(&input, splits, scratch, &mut claimed.output);
+    });
+    Scratch::level(scratch);
+}
+
+/// Computes a run of splits of a task into its slots.
+fn compute_run(
+    claims: &TaskClaims<'_>,
+    schedule: &Schedule,
+    partials: Partials,
+    ClaimedSlot { index, next, memory }: ClaimedSlot<'_>,
+    scratch: &mut Scratch,
+) {
+    let (problem, plan) = (claims.problem(), claims.plan());
+    // The task of a claim, and its splits.
+    let of_claim = |index: usize| {
+        let task = schedule.tasks().get(index / partials.runs())?;
+        let first = index % partials.runs() * partials.run;
+        let seen = plan.splits_of(&task.keys);
+        let splits = first.max(seen.start)..(first + partials.run).min(seen.end);
+        (!splits.is_empty()).then(|| (task.input(problem, plan), splits, first))
+    };
+    let keys_of = |splits: &Range<usize>, span: &Range<usize>| {
+        plan.split_of(splits.start, span).start..plan.split_of(splits.end - 1, span).end
+    };
+    let Some((task, splits, first)) = of_claim(index) else { return };
+    let next = of_claim(next);
+    let next = next.as_ref().map(|(task, splits, _)| Piece { task, keys: keys_of(splits, &task.span) });
+    let piece = Piece { task: &task, keys: keys_of(&splits, &task.span) };
+    let mut kernel = Decode::load(piece, next, None, scratch);
+    for split in splits {
+        for tile in tiles(plan, plan.split_of(split, &task.span)) {
+            kernel.step(tile);
+        }
+        kernel.leave(&mut memory[(split - first) * partials.slot..][..partials.slot]);
+    }
+}

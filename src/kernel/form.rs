@@ -1,0 +1,35 @@
+//! The door between driver and kernel: load, step, finish.
+
+#![forbid(unsafe_code)]
+
+use super::output::TaskOutput;
+use super::scratch::Scratch;
+use super::task::Piece;
+use std::ops::Range;
+
+/// A form of the computation: how the queries, keys and values of a task lie in registers.
+///
+/// The driver calls [`load`](Self::load) once, [`step`](Self::step) for each tile in the order of the keys,
+/// [`end_split`](Self::end_split) after the tiles of each split, and [`finish`](Self::finish) at the end.
+pub(crate) trait FormKernel<'t, 'a>: Sized {
+    /// Lays out the queries of a task.
+    ///
+    /// * `piece`: the task, and the keys that will be stepped over
+    /// * `next`: what this worker most likely computes afterwards, to be prefetched
+    /// * `output`: where the results will go, to be prefetched
+    fn load(
+        piece: Piece<'t, 'a>,
+        next: Option<Piece<'_, 'a>>,
+        output: Option<&TaskOutput<'_>>,
+        scratch: &'t mut Scratch,
+    ) -> Self;
+
+    /// Scores, softmax and values of one tile of keys. `keys` lies within one multiple of the tile size.
+    fn step(&mut self, keys: Range<usize>);
+
+    /// Ends a split: what its tiles have summed is merged into the result of the splits before it.
+    fn end_split(&mut self) {}
+
+    /// Divides by the sums and writes the task's rows.
+    fn finish(self, output: &mut TaskOutput<'_>);
+}

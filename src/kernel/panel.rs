@@ -1,0 +1,56 @@
+//! Some query rows side by side in the lanes.
+
+#![forbid(unsafe_code)]
+
+use super::lanes::LaneSpans;
+use super::shape::panel_lanes;
+use super::state::PanelState;
+use super::task::TaskInput;
+use std::ops::Range;
+
+/// A panel of a task.
+#[derive(Clone, Debug)]
+pub(crate) struct Panel {
+    pub(super) lanes: LaneSpans,
+    pub(super) state: PanelState,
+    /// Whether values have been summed: before, its part of the buffer holds anything.
+    pub(super) started: bool,
+    /// Lanes whose scores can't be formed from pairs of bf16, one bit each.
+    pub(super) f32_lanes: u32,
+}
+
+/// Cuts the rows of a task into panels: full ones, and at the end one of as many vectors as are needed.
+pub(super) fn list_panels(task: &TaskInput<'_>, panels: &mut Vec<Panel>) {
+    panels.clear();
+    let full = panel_lanes(task.isa);
+    for start in (0..task.rows).step_by(full) {
+        let rows = start..(start + full).min(task.rows);
+        let count = rows.len().next_multiple_of(task.isa.lanes());
+        let lanes = LaneSpans::new(task, rows, count);
+        panels.push(Panel { lanes, state: PanelState::EMPTY, started: false, f32_lanes: 0 });
+    }
+}
+
+/// Where a panel's part of a worker's buffers lies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    /// Steps of a score (elements of a query, or pairs of them) and value_dim, rounded up to vectors.
+    pub(super) width: usize,
+    pub(super) value_width: usize,
+    /// Lanes of a full panel.
+    pub(super) panel_lanes: usize,
+}
+
+impl Layout {
+    /// The packed queries of panel `p`, which has `lanes` lanes: `[width][lanes]`.
+    pub(super) fn queries(self, p: usize, lanes: usize) -> Range<usize> {
+        let start = p * self.width * self.panel_lanes;
+        start..start + self.width * lanes
+    }
+
+    /// Its output: `[value_width][lanes]`.
+    pub(super) fn out(self, p: usize, lanes: usize) -> Range<usize> {
+        let start = p * self.value_width * self.panel_lanes;
+        start..start + self.value_width * lanes
+    }
+}

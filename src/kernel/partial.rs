@@ -1,0 +1,63 @@
+//! Partial results: what some rows have summed over some of the keys, and their states.
+
+#![forbid(unsafe_code)]
+
+use super::shape::round_up_lanes;
+use super::state::State;
+
+/// The layout of a partial result in memory: values summed so far, `[rows][value_dim rounded up]`, then maxima, then sums, each
+/// in whole vectors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartialLayout {
+    rows: usize,
+    width: usize,
+}
+
+impl PartialLayout {
+    /// For at most `rows` rows of `value_dim`.
+    pub(crate) fn new(rows: usize, value_dim: usize) -> Self {
+        PartialLayout { rows, width: round_up_lanes(value_dim) }
+    }
+
+    /// Elements of one partial result. (No overflow: a problem's rows times its value_dim stay below 2^60, output or not.)
+    pub(crate) fn len(self) -> usize {
+        self.rows * self.width + 2 * round_up_lanes(self.rows)
+    }
+
+    /// Elements from one row of values to the next.
+    pub(crate) fn width(self) -> usize {
+        self.width
+    }
+
+    /// Makes it the result over no keys.
+    pub(crate) fn clear(self, memory: &mut [f32]) {
+        let State { max: [max], sum: [sum] } = State::EMPTY;
+        memory.fill(sum); // 0, which is also where values start from
+        self.states(memory).0.fill(max);
+    }
+
+    /// The maxima and the sums.
+    fn states(self, memory: &mut [f32]) -> (&mut [f32], &mut [f32]) {
+        memory[self.rows * self.width..].split_at_mut(round_up_lanes(self.rows))
+    }
+
+    /// The values of the first `rows` rows.
+    pub(crate) fn values(self, memory: &mut [f32], rows: usize) -> &mut [f32] {
+        &mut memory[..rows * self.width]
+    }
+
+    /// The state and the values of row `n`.
+    pub(crate) fn row(self, memory: &[f32], n: usize) -> (State<1>, &[f32]) {
+        let (values, states) = memory.split_at(self.rows * self.width);
+        let state = State { max: [states[n]], sum: [states[round_up_lanes(self.rows) + n]] };
+        (state, &values[n * self.width..][..self.width])
+    }
+
+    /// Changes the state and the values of row `n`.
+    pub(crate) fn update(self, memory: &mut [f32], n: usize, change: impl FnOnce(&mut State<1>, &mut [f32])) {
+        let (mut state, _) = self.row(memory, n);
+        change(&mut state, &mut memory[n * self.width..][..self.width]);
+        let (max, sum) = self.states(memory);
+        (max[n], sum[n]) = (state.max[0], state.sum[0]);
+    }
+}

@@ -1,0 +1,126 @@
+//! The keys and values of a tile, brought into the form in which the products of every panel read them.
+
+#![forbid(unsafe_code)]
+
+use super::pack::{ValueBlocks, pack_values};
+use super::scores::PanelKeys;
+use super::values::{add_values, add_visible_values};
+use crate::kernel::bf16_pairs::{key_pairs, pairs_in};
+use crate::kernel::prefetch::Prefetch;
+use crate::kernel::task::{Operands, TaskInput};
+use crate::kernel::widen::{as_f32, without_gaps};
+use crate::kv::run::Run;
+use crate::simd::Isa;
+use std::ops::Range;
+
+/// The operands of a tile.
+pub(super) struct TileOperands<'a> {
+    pub(super) keys: PanelKeys<'a>,
+    pub(super) values: TileValues<'a>,
+}
+
+/// The values of a tile.
+pub(super) enum TileValues<'a> {
+    /// For several panels.
+    Packed(PackedValues<'a>),
+    /// As they lie in memory, for a lone panel; and where to pack them should they not be finite. Packing a tile of values
+    /// takes a quarter as long as one panel's product, and no other panel would use it.
+    InPlace(Run<'a>, &'a mut [f32]),
+}
+
+impl TileValues<'_> {
+    /// Whether a hidden key's probability of 0 is enough to leave out its value: all are known to be finite.
+    pub(super) fn are_finite(&self) -> bool {
+        matches!(self, TileValues::Packed(PackedValues { finite: true, .. }))
+    }
+}
+
+/// The buffers that a tile's operands are copied to where they can't be read in place.
+pub(super) struct OperandBuffers<'t> {
+    pub(super) keys: &'t mut [f32],
+    pub(super) values: &'t mut [f32],
+    pub(super) packed_values: &'t mut [f32],
+}
+
+impl OperandBuffers<'_> {
+    /// Elements that each of them needs for a task's tiles.
+    pub(super) fn lens(task: &TaskInput<'_>) -> [usize; 3] {
+        [
+            if task.keys.in_place().is_some() { 0 } else { task.tile_keys * score_steps(task) },
+            if task.values.has_contiguous_rows() { 0 } else { task.tile_keys * task.value_dim() },
+            ValueBlocks::new(task.isa, task.tile_keys, task.value_dim()).len(),
+        ]
+    }
+}
+
+/// Steps of the sum that a score is: elements of a query, or pairs of them.
+pub(super) fn score_steps(task: &TaskInput<'_>) -> usize {
+    match task.operands {
+        Operands::F32 => task.head_dim(),
+        Operands::Bf16Pairs => pairs_in(task.head_dim()),
+    }
+}
+
+impl<'a> TileOperands<'a> {
+    /// Packs the values of `keys` for `panels` panels, and copies the keys if they can't be read in place.
+    pub(super) fn new(
+        task: &TaskInput<'a>,
+        keys: Range<usize>,
+        panels: usize,
+        buffers: &'a mut OperandBuffers<'_>,
+    ) -> Self {
+        let isa = task.isa;
+        let values = without_gaps(isa, task.values.slice_rows(keys.clone()), buffers.values);
+        let values = if panels == 1 && values.cols().is_multiple_of(isa.lanes()) {
+            TileValues::InPlace(values, buffers.packed_values)
+        } else {
+            TileValues::Packed(PackedValues::new(isa, values, buffers.packed_values))
+        };
+        let keys = match (task.operands, task.keys.slice_rows(keys)) {
+            (Operands::Bf16Pairs, Run::Bf16(keys)) => PanelKeys::Pairs(key_pairs(keys, buffers.keys), task.factor),
+            (_, keys) => PanelKeys::Wide(as_f32(isa, keys, buffers.keys)),
+        };
+        TileOperands { keys, values }
+    }
+}
+
+/// Packed values.
+#[derive(Clone, Copy)]
+pub(super) struct PackedValues<'a> {
+    packed: &'a [f32],
+    blocks: ValueBlocks,
+    /// Whether all of them are finite.
+    finite: bool,
+}
+
+impl<'a> PackedValues<'a> {
+    pub(super) fn new(isa: Isa, values: Run<'_>, packed: &'a mut [f32]) -> Self {
+        let blocks = ValueBlocks::new(isa, values.rows(), values.cols());
+        let finite = pack_values(isa, values, blocks, packed);
+        PackedValues { packed, blocks, finite }
+    }
+
+    /// Adds them, times their probabilities, to a panel's output. A hidden key's probability is 0, which is enough unless its
+    /// value is not finite.
+    ///
+    /// * `first`: the index of the first probability's key among these
+    /// * `scores`: from before they were probabilities; read only where values are not finite
+    pub(super) fn add(
+        self,
+        isa: Isa,
+        first: usize,
+        (probs, scores): (&[f32], &[f32]),
+        (out, is_first): (&mut [f32], bool),
+        lanes: usize,
+        prefetch: &mut Prefetch,
+    ) {
+        let packed = (self.packed, self.blocks, first);
+        if self.finite {
+            return add_values(isa, packed, probs, (out, is_first), lanes, prefetch);
+        }
+        if is_first {
+            out.fill(0.0);
+        }
+        add_visible_values(isa, packed, (probs, scores), out, lanes);
+    }
+}

@@ -1,0 +1,79 @@
+//! Scratch memory of one worker, kept from task to task and from call to call.
+
+#![forbid(unsafe_code)]
+
+use super::lanes::LaneSpans;
+use super::panel::Panel;
+
+/// What one worker needs.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Operands and scores of a tile.
+    pub(super) tile: Floats,
+    /// Partial results that are merged.
+    pub(super) partials: Floats,
+    pub(super) panels: Vec<Panel>,
+    pub(super) row_spans: Vec<LaneSpans<1>>,
+}
+
+impl Scratch {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.tile.bytes()
+            + self.partials.bytes()
+            + self.panels.capacity() * size_of::<Panel>()
+            + self.row_spans.capacity() * size_of::<LaneSpans<1>>()
+    }
+
+    /// Grows every worker's scratch to the largest size that any worker needed: tasks are claimed dynamically, so the next
+    /// call may give the largest task to any worker, which shall not allocate then.
+    pub(crate) fn level(workers: &mut [Scratch]) {
+        let most = |len: fn(&Scratch) -> usize| workers.iter().map(len).max().unwrap_or(0);
+        let tile = most(|scratch| scratch.tile.memory.len());
+        let partials = most(|scratch| scratch.partials.memory.len());
+        let panels = most(|scratch| scratch.panels.capacity());
+        let row_spans = most(|scratch| scratch.row_spans.capacity());
+        for scratch in workers {
+            scratch.tile.grow(tile);
+            scratch.partials.grow(partials);
+            scratch.panels.reserve_exact(panels - scratch.panels.len());
+            scratch.row_spans.reserve_exact(row_spans - scratch.row_spans.len());
+        }
+    }
+}
+
+/// Floats that are cut into named buffers.
+#[derive(Debug, Default)]
+pub(crate) struct Floats {
+    memory: Vec<f32>,
+}
+
+/// Elements of a cache line. A vector that straddles two lines costs two loads, so buffers start at a line.
+const LINE: usize = 16;
+
+impl Floats {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.memory.capacity() * size_of::<f32>()
+    }
+
+    fn grow(&mut self, len: usize) {
+        if self.memory.len() < len {
+            self.memory.resize(len, 0.0);
+        }
+    }
+
+    /// Buffers of the given lengths, each at the start of a cache line. What they hold is left from before.
+    pub(crate) fn buffers<const N: usize>(&mut self, lengths: [usize; N]) -> [&mut [f32]; N] {
+        let padded = lengths.map(|length| length.next_multiple_of(LINE));
+        let needed = padded.iter().sum::<usize>() + LINE;
+        self.grow(needed);
+        let skip = self.memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let mut rest = &mut self.memory[skip..];
+        std::array::from_fn(|n| {
+            let (buffer, behind) = std::mem::take(&mut rest).split_at_mut(padded[n]);
+            rest = behind;
+            &mut buffer[..lengths[n]]
+        })
+    }
+}

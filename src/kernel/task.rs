@@ -1,0 +1,144 @@
+//! What a task hands to the kernel: rows at strides, and numbers. No tensor, no thread.
+
+#![forbid(unsafe_code)]
+
+use crate::kv::run::Run;
+use crate::mask::Mask;
+use crate::score::{ScoreMods, Unit, query_factor};
+use crate::sequence::Sequence;
+use crate::simd::Isa;
+use crate::tensor::group::{AnyGroupRows, GroupRows};
+use std::fmt;
+use std::ops::Range;
+
+/// What scores are formed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operands {
+    /// Elements widened to f32.
+    F32,
+    /// Pairs of neighbouring bf16 of both queries and keys, two products to an instruction ([`Level::Avx512Bf16`]). The
+    /// products are exact, the sums are f32.
+    ///
+    /// [`Level::Avx512Bf16`]: crate::Level::Avx512Bf16
+    Bf16Pairs,
+}
+
+impl fmt::Display for Operands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Operands::F32 => "f32",
+            Operands::Bf16Pairs => "bf16 pairs",
+        })
+    }
+}
+
+/// Some query rows of one key/value head, and all keys and values of that head.
+///
+/// Row `n` here is row `first_row + n` of the group of query heads that share the key/value head: query `r / group` of head
+/// `r % group` (see [`GroupRows`]).
+#[derive(Clone, Debug)]
+pub(crate) struct TaskInput<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) operands: Operands,
+    /// The unit of the scores.
+    pub(crate) unit: Unit,
+    /// What dot products are multiplied with, to become scores in that unit, or in caps.
+    pub(crate) factor: f32,
+    /// Keys of one tile; tiles start at multiples of it.
+    pub(crate) tile_keys: usize,
+    /// The queries, `[rows][head_dim]`.
+    pub(crate) queries: AnyGroupRows<'a>,
+    /// `[seq_kv][head_dim]`.
+    pub(crate) keys: Run<'a>,
+    /// `[seq_kv][value_dim]`.
+    pub(crate) values: Run<'a>,
+    /// The keys that any of the rows sees by its position.
+    pub(crate) span: Range<usize>,
+    pub(crate) sequence: Sequence,
+    /// The head of row 0 of the group.
+    pub(crate) first_head: usize,
+    /// Query heads that share the key/value head.
+    pub(crate) group: usize,
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+    pub(crate) mask: &'a Mask<'a>,
+    pub(crate) score_mods: &'a ScoreMods<'a>,
+    /// The rows of a boolean mask, `[rows][seq_kv]`.
+    pub(crate) mask_rows: Option<GroupRows<'a, u8>>,
+    /// The rows of an additive bias, `[rows][seq_kv]`.
+    pub(crate) bias_rows: Option<AnyGroupRows<'a>>,
+}
+
+impl<'a> TaskInput<'a> {
+    /// Elements of a query and of a key.
+    pub(crate) fn head_dim(&self) -> usize {
+        self.keys.cols()
+    }
+
+    pub(crate) fn value_dim(&self) -> usize {
+        self.values.cols()
+    }
+
+    /// The query head and the query of row `n`.
+    #[inline]
+    pub(crate) fn head_and_query(&self, n: usize) -> (usize, usize) {
+        let r = self.first_row + n;
+        // A division takes longer than all the rest of finding a row, and most groups are of one head.
+        match self.group {
+            1 => (self.first_head, r),
+            group => (self.first_head + r % group, r / group),
+        }
+    }
+
+    /// The keys that row `n` sees by its position.
+    pub(crate) fn row_span(&self, n: usize) -> Range<usize> {
+        self.mask.span(&self.sequence, self.head_and_query(n).1)
+    }
+
+    /// The key position of row `n`.
+    pub(crate) fn position(&self, n: usize) -> i128 {
+        self.sequence.position(self.head_and_query(n).1)
+    }
+
+    /// The ALiBi slope of row `n`; 0 without ALiBi.
+    pub(crate) fn slope(&self, n: usize) -> f32 {
+        self.score_mods.alibi.map_or(0.0, |alibi| alibi.slope(self.head_and_query(n).0))
+    }
+
+    /// Whether a tensor has something to say about single scores.
+    pub(crate) fn has_score_tensors(&self) -> bool {
+        self.mask_rows.is_some() || self.bias_rows.is_some()
+    }
+
+    /// Whether `other` is of the same keys and values.
+    pub(crate) fn has_keys_of(&self, other: &TaskInput<'_>) -> bool {
+        (self.sequence.batch, self.first_head) == (other.sequence.batch, other.first_head)
+    }
+
+    /// The same task for some of its rows.
+    pub(crate) fn slice(&self, rows: Range<usize>) -> Self {
+        TaskInput {
+            queries: self.queries.slice(rows.clone()),
+            mask_rows: self.mask_rows.map(|all| all.slice(rows.clone())),
+            bias_rows: self.bias_rows.map(|all| all.slice(rows.clone())),
+            first_row: self.first_row + rows.start,
+            rows: rows.len(),
+            ..self.clone()
+        }
+    }
+
+    /// The same task with scores in another unit.
+    pub(crate) fn in_unit(mut self, unit: Unit, scale: f32) -> Self {
+        self.unit = unit;
+        self.factor = query_factor(scale, self.score_mods.softcap, unit);
+        self
+    }
+}
+
+/// Some of the keys of a task.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece<'t, 'a> {
+    pub(crate) task: &'t TaskInput<'a>,
+    pub(crate) keys: Range<usize>,
+}

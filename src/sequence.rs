@@ -1,0 +1,82 @@
+//! Lengths and offsets: where queries stand among keys. Read here and nowhere else.
+//!
+//! A batch is a list of sequences. Query `i` of a sequence stands at key position `p = offset + i`; causal order, windows and
+//! ALiBi go by `p`.
+
+#![forbid(unsafe_code)]
+
+/// Where the queries stand among the keys: query `i` is at key position `query_offset + i`.
+///
+/// With 2 queries and 4 keys, a causal mask shows (rows are queries, columns keys, 1 is visible):
+///
+/// ```text
+/// FromEnd     FromStart    At(1)
+/// 1 1 1 0     1 0 0 0      1 1 0 0
+/// 1 1 1 1     1 1 0 0      1 1 1 0
+/// ```
+///
+/// and with 4 queries and 2 keys:
+///
+/// ```text
+/// FromEnd   FromStart   At(-1)
+/// 0 0       1 0         0 0
+/// 0 0       1 1         1 0
+/// 1 0       1 1         1 1
+/// 1 1       1 1         1 1
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QueryOffset<'a> {
+    /// The last query stands at the last key: the offset is `seq_kv - seq_q`, or `key_lengths[b] - seq_q` where lengths
+    /// are given. This is what a decoder with a cache wants, and the default.
+    #[default]
+    FromEnd,
+    /// The first query stands at the first key: the offset is 0. This is what PyTorch's `is_causal` means.
+    FromStart,
+    /// The first query stands at this position, which may be negative.
+    At(isize),
+    /// As [`QueryOffset::At`], one for each batch.
+    PerBatch(&'a [isize]),
+}
+
+/// The sequences of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sequences<'a> {
+    pub(crate) seq_q: usize,
+    pub(crate) seq_kv: usize,
+    pub(crate) query_offset: QueryOffset<'a>,
+    /// How many keys each batch has; `None` for `seq_kv`.
+    pub(crate) key_lengths: Option<&'a [usize]>,
+}
+
+impl Sequences<'_> {
+    /// The sequence of batch `b`.
+    pub(crate) fn get(&self, b: usize) -> Sequence {
+        let keys = self.key_lengths.map_or(self.seq_kv, |lengths| lengths[b]);
+        let offset = match self.query_offset {
+            QueryOffset::FromEnd => keys as i128 - self.seq_q as i128,
+            QueryOffset::FromStart => 0,
+            QueryOffset::At(offset) => offset as i128,
+            QueryOffset::PerBatch(offsets) => offsets[b] as i128,
+        };
+        Sequence { batch: b, keys, offset }
+    }
+}
+
+/// One sequence of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sequence {
+    /// Its index in the batch.
+    pub(crate) batch: usize,
+    /// The number of its keys.
+    pub(crate) keys: usize,
+    /// The key position of query 0. In i128, in which no sum of offsets and windows overflows.
+    pub(crate) offset: i128,
+}
+
+impl Sequence {
+    /// The key position of query `i`.
+    pub(crate) fn position(&self, i: usize) -> i128 {
+        self.offset + i as i128
+    }
+}

@@ -1,0 +1,273 @@
+//! The rows of a group of heads that share a key/value head.
+//!
+//! Row `r` is query `r / group` of head `r % group` of the group. So rows beside each other stand at nearly the same position,
+//! and one pass over keys and values serves the whole group.
+
+use super::any::AnyTensor;
+use super::matrix::{Matrix, Row, RowMut};
+use super::strided::Strided;
+use crate::element::{bf16, f16};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Where row `r` of a group lies: two strides and a division.
+#[derive(Clone, Copy, Debug)]
+struct Interleaved {
+    group: usize,
+    head_stride: isize,
+    query_stride: isize,
+}
+
+impl Interleaved {
+    /// The head of the group and the query of row `r`.
+    #[inline(always)]
+    fn head_and_query(self, r: usize) -> (usize, usize) {
+        // A division takes longer than the rest of finding a row, and most groups are of one head.
+        if self.group == 1 { (0, r) } else { (r % self.group, r / self.group) }
+    }
+
+    /// Elements from row 0 to row `r`. Wrapping: rows without elements may have any stride.
+    #[inline(always)]
+    fn offset(self, r: usize) -> isize {
+        let (head, query) = self.head_and_query(r);
+        let offset = |index: usize, stride: isize| (index as isize).wrapping_mul(stride);
+        offset(head, self.head_stride).wrapping_add(offset(query, self.query_stride))
+    }
+}
+
+/// Some rows of a group, for reading.
+///
+/// Invariant: every row leads to `cols` elements, `col_stride` apart, that stay readable for `'a`.
+#[derive(Debug)]
+pub(crate) struct GroupRows<'a, T> {
+    origin: *const T,
+    place: Interleaved,
+    /// The group's row that row 0 is, and how many rows there are.
+    first: usize,
+    count: usize,
+    cols: usize,
+    col_stride: isize,
+    borrow: PhantomData<&'a T>,
+}
+
+impl<T> Clone for GroupRows<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for GroupRows<'_, T> {}
+
+impl<'a, T: Copy> GroupRows<'a, T> {
+    /// Every row of the heads `heads` of batch `b`.
+    ///
+    /// # Panics
+    /// If there is no such batch, or are no such heads.
+    pub(crate) fn new(tensor: &Strided<'a, T, 4>, b: usize, heads: Range<usize>) -> Self {
+        let [batch, all_heads, queries, cols] = *tensor.shape();
+        let [_, head_stride, query_stride, col_stride] = *tensor.strides();
+        assert!(b < batch && heads.end <= all_heads, "batch {b}, heads {heads:?} of {batch} and {all_heads}");
+        let (group, count) = (heads.len(), heads.len() * queries);
+        let origin = tensor.matrix(b, heads.start.min(all_heads.saturating_sub(1))).as_ptr();
+        // Invariant: the indices of every row and element are within the tensor's shape.
+        let place = Interleaved { group, head_stride, query_stride };
+        GroupRows { origin, place, first: 0, count, cols, col_stride, borrow: PhantomData }
+    }
+
+    /// Rows `rows.start` to `rows.end` of these.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    #[inline]
+    pub(crate) fn slice(self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.count, "rows {rows:?} of {}", self.count);
+        GroupRows { first: self.first + rows.start, count: rows.len(), ..self }
+    }
+
+    #[inline]
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    #[inline]
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Whether the elements of a row stand side by side.
+    #[inline]
+    pub(crate) fn has_contiguous_rows(&self) -> bool {
+        self.col_stride == 1 || self.cols <= 1
+    }
+
+    /// # Panics
+    /// If there is no such row.
+    #[inline(always)]
+    pub(crate) fn row(&self, n: usize) -> Row<'a, T> {
+        assert!(n < self.count, "row {n} of {}", self.count);
+        let origin = self.origin.wrapping_offset(self.place.offset(self.first + n));
+        // SAFETY: the invariant, and there is such a row.
+        unsafe { Row::from_parts(origin, self.cols, self.col_stride) }
+    }
+
+    /// The rows of each head among these: a run of rows at one stride.
+    pub(crate) fn heads(self) -> impl Iterator<Item = Matrix<'a, T>> {
+        (0..self.place.group.min(self.count)).map(move |n| {
+            let origin = self.origin.wrapping_offset(self.place.offset(self.first + n));
+            let rows = (self.count - n).div_ceil(self.place.group);
+            // SAFETY: the invariant: rows a group apart are those of one head, from this one on.
+            unsafe { Matrix::from_parts(origin, [rows, self.cols], [self.place.query_stride, self.col_stride]) }
+        })
+    }
+}
+
+/// Some rows of a group, of any element type.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AnyGroupRows<'a> {
+    F32(GroupRows<'a, f32>),
+    F16(GroupRows<'a, f16>),
+    Bf16(GroupRows<'a, bf16>),
+}
+
+/// Evaluates an expression with a name bound to what an [`AnyGroupRows`] holds, whichever type that is.
+macro_rules! with_group {
+    ($any:expr, $rows:ident => $value:expr) => {
+        match $any {
+            $crate::tensor::group::AnyGroupRows::F32($rows) => $value,
+            $crate::tensor::group::AnyGroupRows::F16($rows) => $value,
+            $crate::tensor::group::AnyGroupRows::Bf16($rows) => $value,
+        }
+    };
+}
+pub(crate) use with_group;
+
+impl<'a> AnyGroupRows<'a> {
+    /// As [`GroupRows::new`].
+    pub(crate) fn new(tensor: &AnyTensor<'a>, b: usize, heads: Range<usize>) -> Self {
+        match tensor {
+            AnyTensor::F32(tensor) => AnyGroupRows::F32(GroupRows::new(tensor, b, heads)),
+            AnyTensor::F16(tensor) => AnyGroupRows::F16(GroupRows::new(tensor, b, heads)),
+            AnyTensor::Bf16(tensor) => AnyGroupRows::Bf16(GroupRows::new(tensor, b, heads)),
+        }
+    }
+
+    /// As [`GroupRows::slice`].
+    #[inline]
+    pub(crate) fn slice(self, rows: Range<usize>) -> Self {
+        match self {
+            AnyGroupRows::F32(all) => AnyGroupRows::F32(all.slice(rows)),
+            AnyGroupRows::F16(all) => AnyGroupRows::F16(all.slice(rows)),
+            AnyGroupRows::Bf16(all) => AnyGroupRows::Bf16(all.slice(rows)),
+        }
+    }
+
+    pub(crate) fn has_contiguous_rows(&self) -> bool {
+        with_group!(self, rows => rows.has_contiguous_rows())
+    }
+}
+
+/// Some rows of a group, for writing, by nobody else.
+///
+/// Invariant: every row leads to `cols` elements, `col_stride` apart, that nobody else reads or writes for `'a`; no two rows
+/// share an element.
+#[derive(Debug)]
+pub(crate) struct GroupRowsMut<'a, T> {
+    origin: *mut T,
+    place: Interleaved,
+    first: usize,
+    count: usize,
+    cols: usize,
+    col_stride: isize,
+    borrow: PhantomData<&'a mut T>,
+}
+
+impl<'a, T> GroupRowsMut<'a, T> {
+    /// The rows `rows` of the heads `heads` of batch `b`, counted within the group.
+    ///
+    /// # Safety
+    /// * every element of these rows may be written, and nobody else reads or writes it for `'a`
+    /// * no two indices of the tensor share an element
+    ///
+    /// # Panics
+    /// If there is no such batch, or are no such heads or rows.
+    pub(crate) unsafe fn new(tensor: &Strided<'_, T, 4>, b: usize, heads: Range<usize>, rows: Range<usize>) -> Self {
+        let [batch, all_heads, queries, cols] = *tensor.shape();
+        let [_, head_stride, query_stride, col_stride] = *tensor.strides();
+        assert!(b < batch && heads.end <= all_heads && rows.start <= rows.end && rows.end <= heads.len() * queries);
+        let origin = tensor.matrix(b, heads.start.min(all_heads.saturating_sub(1))).as_ptr().cast_mut();
+        let place = Interleaved { group: heads.len(), head_stride, query_stride };
+        GroupRowsMut { origin, place, first: rows.start, count: rows.len(), cols, col_stride, borrow: PhantomData }
+    }
+
+    /// The same of a tensor with one element a row.
+    ///
+    /// # Safety
+    /// As [`GroupRowsMut::new`].
+    ///
+    /// # Panics
+    /// As [`GroupRowsMut::new`].
+    pub(crate) unsafe fn of_elements(
+        tensor: &Strided<'_, T, 3>,
+        b: usize,
+        heads: Range<usize>,
+        rows: Range<usize>,
+    ) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::new(&tensor.with_last_axis(), b, heads, rows) }
+    }
+
+    #[inline]
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Whether the elements of a row stand side by side.
+    #[inline]
+    pub(crate) fn has_contiguous_rows(&self) -> bool {
+        self.col_stride == 1 || self.cols <= 1
+    }
+
+    /// Rows `rows.start` to `rows.end` of these, each once.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    #[inline(always)]
+    pub(crate) fn rows_mut(&mut self, rows: Range<usize>) -> impl Iterator<Item = RowMut<'_, T>> {
+        assert!(rows.start <= rows.end && rows.end <= self.count, "rows {rows:?} of {}", self.count);
+        let (origin, place, first, cols, stride) = (self.origin, self.place, self.first, self.cols, self.col_stride);
+        rows.map(move |n| {
+            let origin = origin.wrapping_offset(place.offset(first + n));
+            // SAFETY: the invariant; `self` is borrowed mutably, and each row comes once.
+            unsafe { RowMut::from_parts(origin, cols, stride) }
+        })
+    }
+
+    /// Where the rows of each head among these lie: the first element, the stride in elements, the number of rows. For
+    /// prefetching: nothing is read.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = (*const T, isize, usize)> + use<'a, T> {
+        let (origin, place, first, count) = (self.origin, self.place, self.first, self.count);
+        (0..place.group.min(count)).map(move |n| {
+            let origin = origin.wrapping_offset(place.offset(first + n));
+            (origin.cast_const(), place.query_stride, (count - n).div_ceil(place.group))
+        })
+    }
+}
+
+/// Some rows of a group for writing, of any element type.
+#[derive(Debug)]
+pub(crate) enum AnyOutputRows<'a> {
+    F32(GroupRowsMut<'a, f32>),
+    F16(GroupRowsMut<'a, f16>),
+    Bf16(GroupRowsMut<'a, bf16>),
+}
+
+/// Evaluates an expression with a name bound to what an [`AnyOutputRows`] holds, whichever type that is.
+macro_rules! with_output {
+    ($any:expr, $rows:ident => $value:expr) => {
+        match $any {
+            $crate::tensor::group::AnyOutputRows::F32($rows) => $value,
+            $crate::tensor::group::AnyOutputRows::F16($rows) => $value,
+            $crate::tensor::group::AnyOutputRows::Bf16($rows) => $value,
+        }
+    };
+}
+pub(crate) use with_output;
