@@ -119,15 +119,13 @@ impl<'l, const N: usize> Marks<'l, N> {
     }
 }
 
-/// Reads what the bias and mask tensors say about `keys`, one row for each lane that has one, `[rows][width]`; returns
-/// whether they leave any key visible.
+/// Reads what the bias and mask tensors say about `keys`, one row for each lane that has one, `[rows][width]`.
 pub(super) fn read_tensors<const N: usize>(
     work: Work<'_>,
     lanes: &Lanes<N>,
     keys: &Range<usize>,
     (to, width): (&mut [f32], usize),
-) -> bool {
-    let mut any = false;
+) {
     for (to, r) in to.chunks_exact_mut(width).zip(lanes.rows.clone()) {
         let ((h, i), b) = (work.head_and_query(r), work.task.batch);
         let from = BiasRow {
@@ -136,9 +134,8 @@ pub(super) fn read_tensors<const N: usize>(
             bias: work.problem.bias.tensor.as_ref().map(|tensor| AnyMatrix::new(tensor, b, h)),
             mask: work.problem.mask.tensor.as_ref().map(|tensor| tensor.matrix(b, h)),
         };
-        any |= read_bias(work.plan.isa, from, &mut to[..keys.len()]);
+        read_bias(work.plan.isa, from, &mut to[..keys.len()]);
     }
-    any
 }
 
 /// What tensors say about `keys` for the lanes of a panel.

@@ -20,12 +20,12 @@ pub(crate) struct BiasRow<'a> {
     pub(crate) mask: Option<Matrix<'a, u8>>,
 }
 
-/// Writes the bias of each key, in natural units, -inf where the mask says no; returns whether any is above -inf.
+/// Writes the bias of each key, in natural units, -inf where the mask says no.
 ///
 /// * `to`: one element a key
-pub(crate) fn read_bias(isa: Isa, from: BiasRow<'_>, to: &mut [f32]) -> bool {
+pub(crate) fn read_bias(isa: Isa, from: BiasRow<'_>, to: &mut [f32]) {
     assert!(to.len() == from.keys.len());
-    isa.run(ReadBias { from, to })
+    isa.run(ReadBias { from, to });
 }
 
 struct ReadBias<'a> {
@@ -34,10 +34,10 @@ struct ReadBias<'a> {
 }
 
 impl Kernel for ReadBias<'_> {
-    type Output = bool;
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> bool {
+    fn run<S: Simd>(self, simd: S) {
         let BiasRow { row, keys, bias, mask } = self.from;
         match bias {
             Some(bias) => with_matrix!(bias, bias => widen(simd, bias.row(row).slice(keys.clone()), 1.0, self.to)),
@@ -46,14 +46,6 @@ impl Kernel for ReadBias<'_> {
         if let Some(mask) = mask {
             hide(simd, mask, row, keys, self.to);
         }
-        // NaN is not -inf: it has to show.
-        let hidden = simd.splat(f32::NEG_INFINITY);
-        let mut seen = simd.zero();
-        for bias in self.to.chunks(S::LANES) {
-            let bias = simd.load_part(bias, f32::NEG_INFINITY);
-            seen = simd.max(seen, simd.select(simd.eq(bias, hidden), simd.zero(), simd.splat(1.0)));
-        }
-        simd.max_lane(seen) > 0.0
     }
 }
 
