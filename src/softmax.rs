@@ -79,6 +79,8 @@ mod number;
 mod row;
 mod scale;
 mod state;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 #[cfg(feature = "ndarray")]
@@ -96,6 +98,17 @@ pub use gradients::{
 };
 pub use number::Number;
 pub use state::RowState;
+
+use crate::simd::Isa;
+
+/// The level that softmax runs at: the best one of this processor. (Unit tests choose another for their thread.)
+fn isa() -> Isa {
+    #[cfg(test)]
+    if let Some(isa) = tests::chosen() {
+        return isa;
+    }
+    Isa::best()
+}
 
 mod sealed {
     use super::axis::Axis;

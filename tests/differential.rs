@@ -1,8 +1,8 @@
 //! Random problems over every option, layout, type, form and level against the exact answer: every element under the
 //! a-priori bound of `docs/numerics.md`.
 //!
-//! `FLASHTILE_PROBLEMS=1000` sets the number of small problems; `FLASHTILE_SEED=17` runs the one with that seed alone and
-//! prints it, which is what a failure asks for.
+//! `FLASHTILE_PROBLEMS=1000` sets the number of small problems. `FLASHTILE_SEED_BASE=1000000` sets the first of their seeds,
+//! which is 0 otherwise. `FLASHTILE_SEED=17` runs the one with that seed alone and prints it, which is what a failure asks for.
 
 mod support;
 
@@ -67,6 +67,22 @@ fn half_outputs_are_rounded_once() {
         }
         println!("{dtype}: largest error {ours:e}, correctly rounded {least:e}");
         assert!(ours <= 1.5 * least, "{dtype}: {ours:e} against {least:e} when correctly rounded");
+    }
+}
+
+/// With n keys of score 0, the log-sum-exp is the f32 nearest to ln n.
+#[test]
+fn the_lse_of_zero_scores_is_rounded_once() {
+    let counts = || (1..260).chain([511, 512, 513, 1100]);
+    for (form, seq_kv) in [Form::FewQueries, Form::ManyQueries].into_iter().flat_map(|f| counts().map(move |n| (f, n)))
+    {
+        let dims = Dims { batch: 1, heads_q: 1, heads_kv: 1, seq_q: 1, seq_kv, head_dim: 1, value_dim: 1 };
+        let mut problem = Problem::plain(dims, || 0.0);
+        problem.form = Some(form);
+        for level in Level::available() {
+            let (lse, exact) = (problem.run(level).lse[0], (seq_kv as f64).ln() as f32);
+            assert_eq!(lse, exact, "{seq_kv} keys: {form:?} {level}");
+        }
     }
 }
 
@@ -161,7 +177,7 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?} but must be a number")))
 }
 
-/// Checks the problems that `make` makes of the seeds 0 to `count`, on every core, or of the seed asked for.
+/// Checks the problems that `make` makes of `count` seeds from the base on, on every core, or of the seed asked for.
 fn check_seeds(test: &str, count: u64, make: impl Fn(&mut Rng) -> Problem + Sync) -> Found {
     if let Some(seed) = number("FLASHTILE_SEED") {
         let problem = make(&mut Rng(seed));
@@ -170,14 +186,16 @@ fn check_seeds(test: &str, count: u64, make: impl Fn(&mut Rng) -> Problem + Sync
         println!("largest error over bound: {:?}", found.largest_ratio);
         return found;
     }
+    let first = number("FLASHTILE_SEED_BASE").unwrap_or(0);
     let (next, all, failure) = (AtomicU64::new(0), Mutex::new(Found::default()), Mutex::new(None));
     let work = || {
         let mut found = Found::default();
         loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= count {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= count {
                 break all.lock().expect("no panics").add(found);
             }
+            let seed = first.wrapping_add(n);
             let checked = catch_unwind(AssertUnwindSafe(|| check(&make(&mut Rng(seed)))));
             match checked.unwrap_or_else(|_| Err("a panic, see above".into())) {
                 Ok(more) => found.add(more),
@@ -199,7 +217,7 @@ fn check_seeds(test: &str, count: u64, make: impl Fn(&mut Rng) -> Problem + Sync
     }
     let found = all.into_inner().expect("no panics");
     let [out, sharp, lse] = found.largest_ratio;
-    println!("{test}: {count} problems, {} numbers; largest error over bound:", found.elements);
+    println!("{test}: {count} problems from seed {first} on, {} numbers; largest error over bound:", found.elements);
     println!(
         "  outputs {out:.3} (bounds below 1e-3: {sharp:.3}), lse {lse:.3}; median bound {:.1e}",
         found.median_bound()

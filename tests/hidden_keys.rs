@@ -471,3 +471,44 @@ fn a_score_of_minus_infinity_hides() {
         }
     }
 }
+
+/// A NaN shows even where it is the only key of the last tile or split. No maximum says that anything was seen there.
+#[test]
+fn a_nan_alone_in_the_last_tile() {
+    // One key more than a tile of many queries (240), a tile of few (256) and a split (512).
+    for seq_kv in [241, 257, 513] {
+        for seq_q in [1, 3] {
+            let sizes = Sizes::single(seq_q, seq_kv, 5);
+            let mut inputs = Inputs::<f32>::random(sizes, &mut Rng(11));
+            inputs.k[(seq_kv - 1) * 5 + 2] = f32::NAN;
+            for (form, level) in forms_and_levels() {
+                let (out, lse) = inputs.compute(&Attention::new().form(form).level(level));
+                let all_nan = out.iter().chain(&lse).all(|x| x.is_nan());
+                assert!(all_nan, "{seq_q} queries, {seq_kv} keys: {out:?} {lse:?} {form:?} {level}");
+            }
+        }
+    }
+}
+
+/// Hidden keys weigh nothing beside visible ones of very low scores. (In units of log2, 2^21 is where the running maximum
+/// is no longer exact as it is, and -2^23 is the score that stands for -inf.)
+#[test]
+fn hidden_keys_beside_very_low_scores() {
+    let sizes = Sizes::single(2, 20, 1);
+    let attend: Vec<bool> = (0..20).map(|j| j % 3 != 1).collect();
+    let v: Vec<f32> = attend.iter().map(|&attend| if attend { 5.0 } else { 9.0 }).collect();
+    for exponent in [19, 20, 21, 22, 23, 24] {
+        for beside in [-20.0, -1.0, 0.0, 1.0, 20.0] {
+            let score = (beside - 2f64.powi(exponent)) * std::f64::consts::LN_2;
+            let inputs = Inputs::<f32> { sizes, q: vec![1.0; 2], k: vec![score as f32; 20], v: v.clone() };
+            for (form, level) in forms_and_levels() {
+                let attention = Attention::new().scale(1.0).form(form).level(level);
+                let mask = TensorRef::from_slice(&attend, [1, 1, 1, 20]).unwrap();
+                let (out, _) = inputs.compute(&attention.mask(mask));
+                // A mean of equal values: off by the roundings of a sum and its inverse.
+                let mean = |x: &f32| (x - 5.0).abs() <= 5.0 * 8.0 * f32::EPSILON;
+                assert!(out.iter().all(mean), "{out:?} for scores of {score}: {form:?} {level}");
+            }
+        }
+    }
+}

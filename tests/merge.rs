@@ -209,6 +209,22 @@ fn far_log_sum_exps() {
     }
 }
 
+/// A side that is too faint for any weight still shows what is not finite in its output: only the state of no keys is left
+/// out.
+#[test]
+fn a_faint_side_shows_what_is_not_finite() {
+    let one = Sizes::single(1, 1, 1);
+    // exp(-745) is the smallest number of f64 above 0.
+    for faint in [-700.0, -750.0, -1e4, f32::MIN] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let (clear, faint) = (State::new(one, (vec![1.0], vec![0.0])), State::new(one, (vec![bad], vec![faint])));
+            for merged in [clear.clone().merged(&faint), faint.clone().merged(&clear)] {
+                assert_eq!((bits(&merged.out), merged.lse), (bits(&[bad]), vec![0.0]), "{faint:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn any_layout() {
     let mut rng = Rng(6);

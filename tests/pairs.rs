@@ -116,6 +116,31 @@ fn tiny_scales_do_not_overflow() {
     }
 }
 
+/// A window divides a tile into keys that all rows see and keys that some see. Where elements stand in for pairs, the maximum
+/// of the one part must outlast the other.
+#[test]
+fn a_window_keeps_the_maximum_of_its_edge() {
+    let (huge, tiny, peak) = (2.0f32.powi(33), 2.0f32.powi(-33), 190);
+    let sizes = Sizes { head_dim: 2, ..Sizes::single(20, 300, 8) };
+    let mut inputs = Inputs::<bf16>::random(sizes, &mut Rng(5));
+    // Every query is beyond what pairs take. Every score is 0, but for that of one key, which the first eleven rows see.
+    inputs.q.iter_mut().enumerate().for_each(|(n, q)| *q = bf16::from_f32(if n % 2 == 0 { huge } else { 0.0 }));
+    let at_peak = |n: usize| if n == 2 * peak { 300.0 * tiny } else { 0.0 };
+    inputs.k.iter_mut().enumerate().for_each(|(n, k)| *k = bf16::from_f32(at_peak(n)));
+    let attention = Attention::new().scale(1.0).window(Some(100), None);
+    let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
+    for (form, level) in forms_and_levels() {
+        let (out, lse) = inputs.compute(&attention.clone().form(form).level(level));
+        for (n, (got, expected)) in out.iter().zip(&expected.out).enumerate() {
+            // Half a place of bf16 for values below 4, and as much again.
+            assert!((got.to_f32() as f64 - expected).abs() < 0.02, "{got} for {expected}: {n} {form:?} {level}");
+        }
+        for (got, expected) in lse.iter().zip(&expected.lse) {
+            assert!((*got as f64 - expected).abs() < 1e-3, "lse {got} for {expected}: {form:?} {level}");
+        }
+    }
+}
+
 /// The level is there wherever the standard library says so, and is the best there.
 #[test]
 fn the_best_level_has_pairs_if_the_processor_has() {

@@ -82,6 +82,45 @@ fn every_axis_of_every_shape() {
     }
 }
 
+/// A row longer than a tile (16384) is folded in blocks. Their maxima are apart here, so that the scale decides what each
+/// counts.
+#[test]
+fn long_rows_with_a_scale() {
+    for (step, scale) in [(3.0, 0.5), (-3.0, 0.5), (3.0, 2.0), (3.0, -1.5), (-3.0, 1e-30), (3.0, 0.0)] {
+        let x: Vec<f32> = numbers(20_000, 13).iter().enumerate().map(|(i, x)| x + (i / 16_384) as f32 * step).collect();
+        let (exact, log, lse) = by_formula(&x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), f64::from(scale));
+        let near = |got: f32, exact: f64, size: f64| (f64::from(got) - exact).abs() <= BOUND * size;
+        assert!(near(logsumexp(&x, scale), lse, 1.0 + lse.abs()), "{step} {scale}: {} {lse}", logsumexp(&x, scale));
+        let (mut y, mut y_log) = (x.clone(), x);
+        softmax(&mut y, scale);
+        log_softmax(&mut y_log, scale);
+        for i in 0..y.len() {
+            assert!(near(y[i], exact[i], exact[i]), "{step} {scale}: {} {}", y[i], exact[i]);
+            assert!(near(y_log[i], log[i], 1.0 + log[i].abs()), "{step} {scale}: {} {}", y_log[i], log[i]);
+        }
+    }
+}
+
+/// The bound of the module page, (64 + n/1024 + 16) u relative, where one long chain of additions would break it: equal
+/// weights are rounded the same way again and again.
+#[test]
+fn equal_weights_stay_within_the_bound() {
+    let n = 16_384;
+    let bound = (64.0 + n as f64 / 1024.0 + 16.0) * 2f64.powi(-24);
+    for step in 0..500 {
+        // Weights from 1/2 to 1, beside a single 1. (Differences from 0 are exact.)
+        let x = -(step as f32) * 0.001_386;
+        let mut y = vec![x; n];
+        y[n / 2] = 0.0;
+        softmax(&mut y, 1.0);
+        let sum = 1.0 + (n - 1) as f64 * f64::from(x).exp();
+        for (at, exact) in [(n / 2, 1.0 / sum), (0, f64::from(x).exp() / sum)] {
+            let off = (f64::from(y[at]) / exact - 1.0).abs();
+            assert!(off <= bound, "weights of exp({x}): off by {off:e}, bound {bound:e}");
+        }
+    }
+}
+
 type Along<T> = fn(&[T], &mut [T], Axis) -> Result<(), Error>;
 
 /// The large array starts a few elements behind the start of a line of the cache. All of it, and then every line that is
@@ -154,20 +193,34 @@ fn small_probabilities_come_out_whatever_stands_beside_them() {
     }
 }
 
+/// The gradient of logsumexp along the first axis, where probabilities lie `gap` apart, for an upstream gradient of `gain`.
+fn check_gain(gap: f32, gain: f32) {
+    let x: Vec<f32> = numbers(200, 5).iter().enumerate().map(|(i, x)| x / 8.0 - (i / 100) as f32 * gap).collect();
+    let (exact, _, _) = by_formula(&x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), 1.0);
+    let (twice, mut dx) = (x.iter().flat_map(|x| [*x; 2]).collect::<Vec<_>>(), vec![0.0; 400]);
+    logsumexp_backward_into(&twice, &[gain; 2], &mut dx, Axis::new(&[200, 2], 0).unwrap(), 1.0).unwrap();
+    for (dx, exact) in dx.into_iter().step_by(2).zip(&exact) {
+        let (exact, least) = (exact * f64::from(gain), f64::from(f32::from_bits(1)));
+        assert!((f64::from(dx) - exact).abs() <= BOUND * exact.abs() + least, "{gap} {gain}: {dx} {exact}");
+    }
+}
+
 /// A gain that makes factors tiny leaves no bits behind, as long as the result is an ordinary number.
 #[test]
 fn small_gains_keep_small_probabilities_exact() {
     for gap in [0.0f32, 30.0, 50.0, 57.0, 80.0] {
         for gain in [1.0f32, -1e-6, 1e-8, -1e-12, 1e-25] {
-            let x: Vec<f32> =
-                numbers(200, 5).iter().enumerate().map(|(i, x)| x / 8.0 - (i / 100) as f32 * gap).collect();
-            let (exact, _, _) = by_formula(&x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), 1.0);
-            let (twice, mut dx) = (x.iter().flat_map(|x| [*x; 2]).collect::<Vec<_>>(), vec![0.0; 400]);
-            logsumexp_backward_into(&twice, &[gain; 2], &mut dx, Axis::new(&[200, 2], 0).unwrap(), 1.0).unwrap();
-            for (dx, exact) in dx.into_iter().step_by(2).zip(&exact) {
-                let (exact, least) = (exact * f64::from(gain), f64::from(f32::from_bits(1)));
-                assert!((f64::from(dx) - exact).abs() <= BOUND * exact.abs() + least, "{gap} {gain}: {dx} {exact}");
-            }
+            check_gain(gap, gain);
+        }
+    }
+}
+
+/// A large gain makes no factor overflow, of either sign.
+#[test]
+fn large_gains_do_not_overflow() {
+    for gap in [0.0f32, 30.0, 57.0] {
+        for gain in [1e20f32, -1e20, 1e30, -1e30] {
+            check_gain(gap, gain);
         }
     }
 }
@@ -341,6 +394,11 @@ fn f64_follows_the_same_rules() {
     let mut y = [1.0, inf, f64::NAN];
     softmax(&mut y, 1.0);
     assert!(y.iter().all(|y| y.is_nan()));
+    for scale in [1.0, 0.0, -0.0, -2.0] {
+        let mut log = [-inf; 3];
+        log_softmax(&mut log, scale);
+        assert_eq!((logsumexp(&log, scale), log), (-inf, [-inf; 3]), "nothing visible, scale {scale}");
+    }
 }
 
 /// d(sum of w * f(x)) / dx by central differences: off by h^2 f''' / 6 and by 1e-16 / h of rounding, both below 1e-8.
@@ -433,6 +491,8 @@ fn cross_entropy_and_its_gradient() {
     cross_entropy_gradient_into(&logits, &[0], 3, &[1.0], &mut gradient).unwrap();
     assert!(gradient[0].abs() < 1e-7 && (gradient[1] / tiny - 1.0).abs() < 1e-5 && gradient[2] == 0.0);
     assert_eq!(cross_entropy(&logits, &[2], 3).unwrap(), INF, "a hidden target");
+    assert!(cross_entropy(&[f32::NAN, 0.0, -INF], &[2], 3).unwrap().is_nan(), "a hidden target beside NaN");
+    assert!(cross_entropy(&[f64::NAN, 0.0, f64::NEG_INFINITY], &[2], 3).unwrap().is_nan());
     assert_eq!(cross_entropy::<f32>(&[], &[], 3).unwrap(), 0.0);
 }
 
@@ -456,6 +516,12 @@ fn states_merge_in_any_grouping() {
     assert_eq!((none.merge(a), a.merge(none)), (a, a));
     assert_eq!((none.log_sum_exp(), state(&[-INF; 20]), state(&[])), (-INF, none, none));
     assert!(none.merge(state(&[f32::NAN])).log_sum_exp().is_nan() && state(&[INF]).merge(a).sum.is_nan());
+    for bad in [f32::NAN, INF] {
+        for mut pushed in [none, a] {
+            pushed.push(bad);
+            assert!(pushed.sum.is_nan() && pushed.log_sum_exp().is_nan(), "{bad} was pushed");
+        }
+    }
     assert_eq!(state(&[f32::MAX]).merge(state(&[f32::MIN])), RowState { max: f32::MAX, sum: 1.0 });
     let mut y = x.clone();
     state(&x).finish(&mut y);

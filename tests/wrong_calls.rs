@@ -6,7 +6,8 @@
 mod support;
 
 use flashtile::{
-    AlibiSlopes, Attention, Error, QueryOffset, ScoreStage, TensorMut, TensorRef, Workspace, merge, reference,
+    AlibiSlopes, Attention, Error, QueryOffset, ScoreStage, TensorMut, TensorRef, Workspace, alibi_slope, merge,
+    reference,
 };
 use support::Rng;
 use support::counting::Counting;
@@ -322,6 +323,18 @@ fn too_large() {
             assert!(usage.peak < small, "{usage:?}: {what}");
         }
     }
+    // The most that is taken, and one more: heads, and elements of 8 bytes.
+    let plan = |heads, seq_kv| {
+        let (q, kv) = (zeros([1, heads, 1, 1]), zeros([1, heads, seq_kv, 1]));
+        Attention::new().plan(q, kv, kv).map(|_| ())
+    };
+    assert_eq!(plan(1 << 24, 1), Ok(()));
+    assert_eq!(plan((1 << 24) + 1, 1), Err(Error::TooLarge { what: "the list of heads" }));
+    #[cfg(target_pointer_width = "64")]
+    {
+        assert_eq!(plan(1, (1 << 60) - 1), Ok(()));
+        assert_eq!(plan(1, 1 << 60), Err(Error::TooLarge { what: "the problem" }));
+    }
     // Scores of few queries and keys that are too many together.
     let mut out = [0.0f32; 0];
     let to = TensorMut::from_slice(&mut out, [1, 1, 0, 0]).unwrap();
@@ -365,6 +378,7 @@ fn endless_keys() {
 /// Windows, offsets, slopes and scales at the ends of their ranges: a query sees what the definition says, and nothing
 /// overflows.
 fn extreme_options() {
+    assert!(alibi_slope(0, 0).is_finite(), "no heads at all");
     let x: Vec<f32> = (0..20).map(|n| n as f32 / 8.0).collect();
     let tensor = TensorRef::from_slice(&x, [1, 1, 5, 4]).unwrap();
     let bounds = [None, Some(0), Some(1), Some(isize::MAX as usize), Some(usize::MAX)];

@@ -3,9 +3,10 @@
 
 use super::axis::same_len;
 use super::buffers::Buffers;
+use super::isa;
 use crate::Error;
 use crate::simd::exp::exp;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Kernel, Simd};
 
 /// x = exp(x), element by element: at most one unit in the last place beside the correctly rounded value.
 ///
@@ -18,7 +19,7 @@ use crate::simd::{Isa, Kernel, Simd};
 /// assert_eq!(x, [1.0, 2.7182817, 3.8e-44]);
 /// ```
 pub fn exp_in_place(x: &mut [f32]) {
-    Isa::best().run(Exp(Buffers::InPlace(x)));
+    isa().run(Exp(Buffers::InPlace(x)));
 }
 
 /// out = exp(x), as [`exp_in_place`].
@@ -27,7 +28,7 @@ pub fn exp_in_place(x: &mut [f32]) {
 /// [`Error::SliceLength`] where the two differ in length.
 pub fn exp_into(x: &[f32], out: &mut [f32]) -> Result<(), Error> {
     same_len(x.len(), out.len())?;
-    Isa::best().run(Exp(Buffers::Into { from: x, to: out }));
+    isa().run(Exp(Buffers::Into { from: x, to: out }));
     Ok(())
 }
 

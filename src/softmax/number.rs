@@ -6,9 +6,8 @@ use super::backward::Backward;
 use super::buffers::Buffers;
 use super::scale::Scale;
 use super::walk::{Softmax, States};
-use super::{double, sealed};
+use super::{double, isa, sealed};
 use crate::element::{bf16, f16};
-use crate::simd::Isa;
 use std::fmt;
 
 /// An element type of a softmax: [`f32`], [`struct@f16`], [`bf16`] or [`f64`].
@@ -57,15 +56,15 @@ macro_rules! through_f32 {
                 let visit = |line, state: super::RowState| {
                     visit(line, f64::from(state.max) * f64::from(scale.scale), f64::from(state.sum));
                 };
-                Isa::best().run(States { x, axis, scale, visit });
+                isa().run(States { x, axis, scale, visit });
             }
             fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 if axis.elements() == 0 {
                     // Lines without elements can be more than anyone could walk along.
                 } else if log {
-                    Isa::best().run(Backward::<_, true> { y, buffers, axis, scale });
+                    isa().run(Backward::<_, true> { y, buffers, axis, scale });
                 } else {
-                    Isa::best().run(Backward::<_, false> { y, buffers, axis, scale });
+                    isa().run(Backward::<_, false> { y, buffers, axis, scale });
                 }
             }
         }

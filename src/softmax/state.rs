@@ -1,9 +1,10 @@
 //! The state of a softmax that has seen some of its elements.
 #![forbid(unsafe_code)]
 
+use super::isa;
 use super::row;
 use super::scale::One;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Kernel, Simd};
 
 /// What a softmax has to remember of the elements it has seen: their maximum and `sum(exp(x - max))`.
 ///
@@ -46,7 +47,7 @@ impl Default for RowState {
 impl RowState {
     /// Adds the elements of `x`.
     pub fn fold(&mut self, x: &[f32]) {
-        *self = self.merge(Isa::best().run(Fold(x)));
+        *self = self.merge(isa().run(Fold(x)));
     }
 
     /// Adds one element.
@@ -97,7 +98,7 @@ impl RowState {
 
     /// Turns elements that were folded into this state into their softmax, exp(x - max) / sum, in place.
     pub fn finish(self, x: &mut [f32]) {
-        Isa::best().run(Finish(self, x));
+        isa().run(Finish(self, x));
     }
 }
 

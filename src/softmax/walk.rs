@@ -4,11 +4,12 @@
 use super::axis::Axis;
 use super::buffers::{Buffers, Stored};
 use super::column::{self, Panel, Scratch, Strip};
+use super::isa;
 use super::row::{self, ROW_TILE};
 use super::scale::{One, Plain, Scale, Scaling};
 use super::state::RowState;
 use crate::element::Element;
-use crate::simd::{Isa, Kernel, LINE, Simd};
+use crate::simd::{Kernel, LINE, Simd};
 
 /// Numbers kept of a panel, at most: 10 MiB, which a common third-level cache has to spare.
 const KEPT: usize = 10 << 18;
@@ -32,7 +33,7 @@ impl<T: Stored> Softmax<'_, T> {
     /// Runs on this processor. Of the last axis, `visit` gets the state of every row.
     pub(super) fn run(self, visit: impl FnMut(usize, RowState)) {
         match self.scale {
-            Scale { factor: 1.0, scale: 1.0 } if Isa::best().picks_of_sixteen() => self.run_scaled(One, visit),
+            Scale { factor: 1.0, scale: 1.0 } if isa().picks_of_sixteen() => self.run_scaled(One, visit),
             Scale { factor: 1.0, scale } => self.run_scaled(Plain(scale), visit),
             scale => self.run_scaled(scale, visit),
         }
@@ -40,9 +41,9 @@ impl<T: Stored> Softmax<'_, T> {
 
     fn run_scaled(self, scale: impl Scaling, visit: impl FnMut(usize, RowState)) {
         if self.log {
-            Isa::best().run(Typed::<_, _, _, true>(self, scale, visit));
+            isa().run(Typed::<_, _, _, true>(self, scale, visit));
         } else {
-            Isa::best().run(Typed::<_, _, _, false>(self, scale, visit));
+            isa().run(Typed::<_, _, _, false>(self, scale, visit));
         }
     }
 }

@@ -1,0 +1,214 @@
+//! Every public function at every level of this processor: the integration tests see the best level only.
+//!
+//! The f64 functions are the oracle. They are plain loops, and no level changes them.
+
+use super::*;
+use crate::simd::Level;
+use crate::{bf16, f16};
+use std::cell::Cell;
+
+thread_local! {
+    static CHOSEN: Cell<Option<Isa>> = const { Cell::new(None) };
+}
+
+/// The level that the test on this thread has chosen.
+pub(super) fn chosen() -> Option<Isa> {
+    CHOSEN.get()
+}
+
+/// Runs `check` once at each level. (No other thread is affected: a softmax runs on the thread that calls it.)
+fn at_every_level(check: impl Fn(Level)) {
+    for level in Level::available() {
+        CHOSEN.set(Isa::detect(level));
+        assert_eq!(isa().level(), level);
+        check(level);
+    }
+    CHOSEN.set(None);
+}
+
+const INF: f32 = f32::INFINITY;
+
+/// Relative: see `BOUND` in `tests/softmax.rs`.
+const BOUND: f64 = 1e-5;
+
+/// Numbers between -8 and 8, the same every time.
+fn numbers(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 20) as f32 - 8.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().copied().map(f64::from).collect()
+}
+
+/// Each number within `bound` of the exact one, relative to it and to `size`.
+#[track_caller]
+fn assert_near(got: &[f32], exact: &[f64], size: f64, bound: f64, case: &str) {
+    for (got, exact) in got.iter().zip(exact) {
+        let near = f64::from(*got) == *exact || (f64::from(*got) - exact).abs() <= bound * (size + exact.abs());
+        assert!(near, "{got} for {exact}: {case}");
+    }
+}
+
+/// Last and first axes. Lengths around one vector, a wide strip, a block of rows, a run of partial sums and a tile.
+const SHAPES: [[usize; 2]; 10] =
+    [[3, 7], [2, 16], [3, 33], [9, 40], [40, 9], [33, 70], [70, 140], [1030, 5], [5, 1030], [2, 20_000]];
+
+#[test]
+fn forward_functions() {
+    at_every_level(|level| {
+        for (shape, number, scale) in
+            SHAPES.into_iter().flat_map(|s| [(s, 0, 1.0), (s, 1, 1.0), (s, 0, -1.5), (s, 1, 0.5)])
+        {
+            let (case, axis) =
+                (format!("{level} {shape:?} axis {number} scale {scale}"), Axis::new(&shape, number).unwrap());
+            let mut x = numbers(axis.elements(), 1);
+            x[axis.elements() / 2] = -INF;
+            let (x64, scale64) = (wide(&x), f64::from(scale));
+            let (mut y, mut exact) = (x.clone(), x64.clone());
+            softmax_into(&x, &mut y, axis, scale).unwrap();
+            softmax_into(&x64, &mut exact, axis, scale64).unwrap();
+            assert_near(&y, &exact, 0.0, BOUND, &case);
+            log_softmax_into(&x, &mut y, axis, scale).unwrap();
+            log_softmax_into(&x64, &mut exact, axis, scale64).unwrap();
+            assert_near(&y, &exact, 1.0, BOUND, &case);
+            let mut in_place = x.clone();
+            log_softmax_in_place(&mut in_place, axis, scale).unwrap();
+            assert_eq!(in_place, y, "{case}");
+            let (mut lse, mut exact) = (vec![0.0; axis.lines()], vec![0.0; axis.lines()]);
+            logsumexp_into(&x, &mut lse, axis, scale).unwrap();
+            logsumexp_into(&x64, &mut exact, axis, scale64).unwrap();
+            assert_near(&lse, &exact, 1.0, BOUND, &case);
+        }
+    });
+}
+
+#[test]
+fn gradients() {
+    at_every_level(|level| {
+        for (shape, number) in SHAPES.into_iter().flat_map(|shape| [(shape, 0), (shape, 1)]) {
+            let (case, axis) = (format!("{level} {shape:?} axis {number}"), Axis::new(&shape, number).unwrap());
+            let (x, dy) = (numbers(axis.elements(), 2), numbers(axis.elements(), 3));
+            let (x64, dy64) = (wide(&x), wide(&dy));
+            let (mut dx, mut exact) = (vec![0.0f32; x.len()], vec![0.0; x.len()]);
+            let mut y = x.clone();
+            softmax_in_place(&mut y, axis, 1.0).unwrap();
+            softmax_backward_into(&y, &dy, &mut dx, axis, 1.3).unwrap();
+            softmax_backward_into(&wide(&y), &dy64, &mut exact, axis, f64::from(1.3f32)).unwrap();
+            // |dy| <= 8, and a total of as much: some dozen roundings.
+            assert_near(&dx, &exact, 1.0, BOUND, &case);
+            log_softmax_into(&x, &mut y, axis, 1.0).unwrap();
+            log_softmax_backward_into(&y, &dy, &mut dx, axis, 1.3).unwrap();
+            log_softmax_backward_into(&wide(&y), &dy64, &mut exact, axis, f64::from(1.3f32)).unwrap();
+            // A total of up to 8 n, in runs of 64.
+            assert_near(&dx, &exact, 8.0 * axis.line_len() as f64, BOUND, &case);
+            for gain in [1.0f32, -1e-12, 1e30, -1e30] {
+                logsumexp_backward_into(&x, &vec![gain; axis.lines()], &mut dx, axis, 1.0).unwrap();
+                let gains = vec![f64::from(gain); axis.lines()];
+                logsumexp_backward_into(&x64, &gains, &mut exact, axis, 1.0).unwrap();
+                assert_near(&dx, &exact, 0.0, BOUND, &format!("{case} gain {gain}"));
+            }
+        }
+        let (x, targets) = (numbers(12, 4), [3, 0, 1]);
+        let loss = cross_entropy(&x, &targets, 4).unwrap();
+        let (mut gradient, mut exact) = ([0.0f32; 12], [0.0; 12]);
+        cross_entropy_gradient_into(&x, &targets, 4, &[1.0; 3], &mut gradient).unwrap();
+        cross_entropy_gradient_into(&wide(&x), &targets, 4, &[1.0; 3], &mut exact).unwrap();
+        assert_near(&[loss], &[cross_entropy(&wide(&x), &targets, 4).unwrap()], 1.0, BOUND, "loss");
+        assert_near(&gradient, &exact, 1.0, BOUND, "gradient of the loss");
+    });
+}
+
+/// Half types are computed in f32 and rounded once: off by half a place, and by what f32 is off.
+fn check_half<T: Number<Real = f32>>(from: fn(f32) -> T, half_ulp: f64, level: Level) {
+    // Below this, places are as far apart as those of denormal numbers.
+    let least = 6e-5;
+    for (shape, number) in [([5, 70], 1), ([70, 37], 0), ([70, 140], 0), ([2, 20_000], 1)] {
+        let axis = Axis::new(&shape, number).unwrap();
+        let x: Vec<T> = numbers(axis.elements(), 5).into_iter().map(from).collect();
+        let (mut y, mut exact) = (x.clone(), x.iter().map(|x| x.to_f64()).collect::<Vec<_>>());
+        softmax_in_place(&mut y, axis, 1.0).unwrap();
+        softmax_in_place(&mut exact, axis, 1.0).unwrap();
+        let y: Vec<f32> = y.iter().map(|y| y.to_f64() as f32).collect();
+        assert_near(&y, &exact, least, half_ulp + BOUND, &format!("{level} {shape:?} axis {number}"));
+    }
+}
+
+#[test]
+fn half_types() {
+    at_every_level(|level| {
+        check_half(f16::from_f32, 2f64.powi(-11), level);
+        check_half(bf16::from_f32, 2f64.powi(-8), level);
+    });
+}
+
+#[test]
+fn edge_rules() {
+    at_every_level(|level| {
+        for scale in [1.0, -1.0, 0.0, 1e30, 1e-45, -1e-40] {
+            for axis in [Axis::row(4), Axis::new(&[4, 1], 0).unwrap()] {
+                let case = format!("{level} scale {scale}");
+                let with = |mut x: [f32; 4]| {
+                    softmax_in_place(&mut x, axis, scale).unwrap();
+                    x
+                };
+                assert_eq!(with([-INF, 3.0, -INF, 3.0]), [0.0, 0.5, 0.0, 0.5], "{case}");
+                assert_eq!(with([-INF; 4]), [0.0; 4], "{case}");
+                assert!(with([1.0, f32::NAN, 2.0, -INF]).iter().all(|y| y.is_nan()), "{case}");
+                assert!(with([f32::MAX, f32::MIN, 0.0, 1e-45]).iter().all(|y| y.is_finite()), "{case}");
+                let infinite = with([1.0, INF, 2.0, -INF]);
+                assert!(infinite.iter().all(|y| if scale < 0.0 { y.is_finite() } else { y.is_nan() }), "{case}");
+            }
+            assert_eq!(logsumexp(&[-INF; 20], scale), -INF, "{level} scale {scale}");
+        }
+    });
+}
+
+#[test]
+fn states() {
+    at_every_level(|level| {
+        let x = numbers(1300, 6);
+        let exact = logsumexp(&wide(&x), 1.0);
+        let (mut state, mut pieces) = (RowState::default(), RowState::default());
+        state.fold(&x);
+        x.chunks(111).for_each(|x| pieces.fold(x));
+        assert_near(&[state.log_sum_exp(), pieces.log_sum_exp()], &[exact; 2], 0.0, BOUND, &level.to_string());
+        let (mut y, mut exact) = (x.clone(), wide(&x));
+        state.finish(&mut y);
+        softmax(&mut exact, 1.0);
+        assert_near(&y, &exact, 0.0, BOUND, &level.to_string());
+        for bad in [f32::NAN, INF] {
+            let mut state = state;
+            state.fold(&[1.0, bad]);
+            assert!(state.sum.is_nan(), "{level}: {bad}");
+        }
+        let mut nothing = RowState::default();
+        nothing.fold(&[-INF; 20]);
+        assert_eq!(nothing, RowState::default(), "{level}");
+    });
+}
+
+/// (Each number: `exp_is_within_two_ulp_everywhere` in `simd/tests/exponentials.rs`. Here it is the slices.)
+#[test]
+fn exp_of_slices() {
+    at_every_level(|level| {
+        for len in 0..70 {
+            let x: Vec<f32> = numbers(len, 7).into_iter().map(|x| 11.0 * x).collect();
+            let (mut y, mut in_place) = (vec![9.0; len], x.clone());
+            exp_into(&x, &mut y).unwrap();
+            exp_in_place(&mut in_place);
+            let exact: Vec<f64> = x.iter().map(|x| f64::from(*x).exp()).collect();
+            // Two places, each at most 2^-23.
+            assert_near(&y, &exact, 0.0, 2f64.powi(-22), &format!("{level} {len}"));
+            assert_eq!(y, in_place, "{level} {len}");
+        }
+        let mut x = [0.0, -0.0, -INF, INF, 88.72284, -103.98, f32::NAN];
+        exp_in_place(&mut x);
+        assert_eq!(x[..6], [1.0, 1.0, 0.0, INF, INF, 0.0], "{level}");
+        assert!(x[6].is_nan(), "{level}");
+    });
+}
