@@ -1,7 +1,7 @@
 //! From raw scores to those that the softmax sees: softcap, bias, ALiBi, and -inf for hidden keys.
 
 use crate::element::{Element, bf16, f16};
-use crate::kernel::arithmetic::Singles;
+use crate::kernel::arithmetic::F32Fma;
 use crate::kernel::score_tensors::{AnyLaneRows, PanelTensors};
 use crate::kernel::transpose::{LaneRows, load_answers, load_block};
 use crate::simd::exp::tanh;
@@ -356,7 +356,7 @@ impl<S: Simd> LaneVectors<'_, S> {
         let (lanes, lane) = self.place;
         let none = Pairs::none(simd);
         let biases = match bias {
-            Some(bias) => simd.transpose(load_block((simd, Singles::new()), bias, lane, at)),
+            Some(bias) => simd.transpose(load_block((simd, F32Fma::new()), bias, lane, at)),
             None => [none.bias; MAX_LANES],
         };
         let answers = match mask {

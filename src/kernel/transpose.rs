@@ -1,6 +1,6 @@
 //! Rows of memory into the lanes of a panel, a square block at a time, turned in registers.
 
-use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
+use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use crate::kernel::bf16_pairs::{copy_gathered, pairs_in, unfit};
 use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::widen::{Gathered, widen_gathered};
@@ -46,7 +46,7 @@ impl Kernel for IntoLanes<'_> {
     fn run<S: Simd>(self, simd: S) {
         let len = self.from.len() / self.lanes;
         let rows = LaneRows::of(self.lanes, |n| Some(&self.from[n * len..(n + 1) * len])).expect("slices");
-        turn_rows((simd, Singles::new()), &rows, None, (self.to, self.lanes));
+        turn_rows((simd, F32Fma::new()), &rows, None, (self.to, self.lanes));
     }
 }
 
@@ -65,7 +65,7 @@ impl<F: Fn(usize) -> [usize; 3]> Kernel for GatherIntoLanes<'_, F> {
         let Gathered { tensor, count, place } = self.rows;
         with_elements!(tensor, tensor => {
             let rows = LaneRows::new(tensor, 0..tensor.shape()[3], count, place).expect("rows without gaps");
-            turn_rows((simd, Singles::new()), &rows, Some(self.factor), (self.to, self.lanes));
+            turn_rows((simd, F32Fma::new()), &rows, Some(self.factor), (self.to, self.lanes));
         });
     }
 }
@@ -114,7 +114,7 @@ impl<F: Fn(usize) -> [usize; 3]> PairKernel for GatherPairs<'_, F> {
         };
         let rows = LaneRows::of(count, row).expect("pairs without gaps");
         // (The factor is for sums: here, it changes nothing.)
-        turn_rows((simd, Pairs { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
+        turn_rows((simd, Bf16Dots { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
         unfit
     }
 }

@@ -22,7 +22,8 @@ pub(crate) trait Kernel {
 /// ```
 ///
 /// becomes `pub(crate) fn double<'a>(isa: Isa, x: &'a mut [f32])`. The arguments travel in a struct, because they enter the
-/// level as a [`Kernel`]: so their lifetimes have names. A body of more than a few lines is a function of its own, which is
+/// level as a [`Kernel`]: so their lifetimes have names. With `D: PairDots` beside `S`, and `dots: D` beside `simd`, it becomes a
+/// [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines is a function of its own, which is
 /// `#[inline(always)]`.
 macro_rules! kernel {
     (
@@ -45,6 +46,30 @@ macro_rules! kernel {
                 }
             }
             isa.run(Arguments { $($arg),* })
+        }
+    };
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$($life:lifetime,)* $s:ident: Simd, $d:ident: PairDots>(
+            $simd:ident: $_s:ty, $dots:ident: $_d:ty $(, $arg:ident: $type:ty)* $(,)?
+        )
+        $(-> $output:ty)? $body:block
+    ) => {
+        $(#[$meta])*
+        $vis fn $name<$($life),*>(isa: $crate::simd::Isa $(, $arg: $type)*) $(-> $output)? {
+            struct Arguments<$($life),*> {
+                $($arg: $type,)*
+            }
+            impl<$($life),*> $crate::simd::PairKernel for Arguments<$($life),*> {
+                type Output = $crate::simd::kernel!(@output $($output)?);
+
+                #[inline(always)]
+                fn run<$s: $crate::simd::Simd>(self, $simd: $s, $dots: impl $crate::simd::PairDots<$s>) -> Self::Output {
+                    let Arguments { $($arg),* } = self;
+                    $body
+                }
+            }
+            isa.run_pairs(Arguments { $($arg),* })
         }
     };
     (@output) => { () };
