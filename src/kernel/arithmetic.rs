@@ -4,8 +4,13 @@ use crate::element::{Bf16Pair, Element};
 use crate::simd::{PairDots, Simd};
 use std::marker::PhantomData;
 
-/// The arithmetic of a product's steps; a vector holds what `LANES` steps need of one row, or one step of `LANES` rows.
-pub(in crate::kernel) trait Multiply<S: Simd>: Copy {
+/// The arithmetic of a product's steps. A vector holds `LANES` steps of one row, or one step of `LANES` rows.
+///
+/// # Safety
+/// Unsafe code relies on what an implementation reads:
+/// * [`mul_add_at`](Self::mul_add_at) reads one step at `a` and nothing else.
+/// * [`load`](Self::load) reads `LANES` steps at `p` and nothing else.
+pub(in crate::kernel) unsafe trait Multiply<S: Simd>: Copy {
     /// What one step takes of a row in memory; zero by default.
     type Step: Copy + Default;
 
@@ -19,25 +24,26 @@ pub(in crate::kernel) trait Multiply<S: Simd>: Copy {
     /// # Safety
     /// * `p` is valid for reads of `LANES` steps
     unsafe fn load(self, simd: S, p: *const Self::Step) -> S::F32;
-    /// The steps of `row`, at most `LANES`, zeros behind its end.
+    /// The steps of `row`, at most `LANES`, then zeros.
     fn load_part(self, simd: S, row: &[Self::Step]) -> S::F32;
     /// `a * b + c`.
     fn mul_add(self, simd: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
-    /// What a finished sum stands for.
+    /// The result of a finished sum.
     fn finish(self, simd: S, sum: S::F32) -> S::F32;
 }
 
-/// Elements of any type, widened to f32.
+/// Multiply-adds of f32: elements of any type are widened.
 #[derive(Clone, Copy)]
-pub(in crate::kernel) struct Singles<T>(PhantomData<T>);
+pub(in crate::kernel) struct F32Fma<T>(PhantomData<T>);
 
-impl<T> Singles<T> {
+impl<T> F32Fma<T> {
     pub(in crate::kernel) fn new() -> Self {
-        Singles(PhantomData)
+        F32Fma(PhantomData)
     }
 }
 
-impl<S: Simd, T: Element> Multiply<S> for Singles<T> {
+// SAFETY: the reads are one element, and `LANES` elements (`load_as`).
+unsafe impl<S: Simd, T: Element> Multiply<S> for F32Fma<T> {
     type Step = T;
 
     #[inline(always)]
@@ -67,14 +73,16 @@ impl<S: Simd, T: Element> Multiply<S> for Singles<T> {
     }
 }
 
-/// Pairs of bf16, as they lie in memory. It is the sums that are multiplied with `factor`: queries would no longer be bf16.
+/// Dot products of pairs of bf16, as they lie in memory. Finished sums are multiplied with `factor`: multiplied into the
+/// queries, it would leave them no bf16.
 #[derive(Clone, Copy)]
-pub(in crate::kernel) struct Pairs<D> {
+pub(in crate::kernel) struct Bf16Dots<D> {
     pub(in crate::kernel) dots: D,
     pub(in crate::kernel) factor: f32,
 }
 
-impl<S: Simd, D: PairDots<S>> Multiply<S> for Pairs<D> {
+// SAFETY: the reads are one pair (`add_dots_at`, `broadcast`), and `LANES` pairs (`load_pairs`).
+unsafe impl<S: Simd, D: PairDots<S>> Multiply<S> for Bf16Dots<D> {
     type Step = Bf16Pair;
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! The product that both halves of attention are made of.
+//! The matrix product of a register tile: scores and values are both made of it.
 
 use crate::element::Element;
 use crate::kernel::arithmetic::Multiply;
@@ -6,7 +6,7 @@ use crate::kernel::prefetch::Prefetch;
 use crate::kernel::shape::{MAX_PRODUCT_ROWS, product_rows};
 use crate::simd::Simd;
 
-/// A left operand, read one step at a time: that of row r and step s is at `at.offset(r * row + s * step)`.
+/// A left operand, read one step at a time: step s of row r is at `at.offset(r * row + s * step)`.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct Left<A> {
     pub(in crate::kernel) at: *const A,
@@ -14,7 +14,7 @@ pub(in crate::kernel) struct Left<A> {
     pub(in crate::kernel) step: isize,
 }
 
-/// A right operand: `V` vectors a step, of which those of step s start at `at.offset(s * step)`.
+/// A right operand of `V` vectors a step: those of step s start at `at.offset(s * step)`.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct Right<B> {
     pub(in crate::kernel) at: *const B,
@@ -25,7 +25,7 @@ pub(in crate::kernel) struct Right<B> {
 ///
 /// Each step broadcasts R elements (or pairs, as `multiply` says) of A and multiplies them into V vectors of B: R * V
 /// multiply-adds for R + V loads. Two multiply-adds can start in a cycle and each takes four, so eight chains or more keep
-/// the unit busy.
+/// the multipliers busy.
 ///
 /// # Safety
 /// * `a` is valid for reads of every element with r < R and s < steps
@@ -40,10 +40,11 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
 ) -> [[S::F32; V]; R] {
     let mut c = [[simd.zero(); V]; R];
     let (mut at, mut from, mut share) = (Rows::<_, R>::new(simd, a), b.at, ahead.share(parts(steps)));
-    // Unrolled, so that addresses and the loop's end cost one instruction slot in four, and the rest is arithmetic.
+    // Unrolled: address arithmetic and the test for the loop's end take one instruction slot in four, and the rest is left to
+    // multiply-adds.
     for n in 0..steps / UNROLL {
-        // Ask for what the next tile will need of memory. (The operands of the next product, of this same tile, the
-        // processor sees coming by itself: with asking for those, too, short sequences took 3% longer.)
+        // Prefetch for the next tile. (The processor prefetches the operands of this tile's next product by itself. With
+        // prefetches for those, too, short sequences took 3% longer.)
         if n % (LINE / UNROLL) == 0 {
             share.ask(simd);
         }
@@ -72,8 +73,8 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
 
 /// Where the rows of a left operand are at some step.
 ///
-/// Of more rows than an address of base and scaled index reaches with few registers, every third has a pointer of its own: the
-/// compiler would keep each row's distance from the first one in memory, and read it back at every step.
+/// Up to eight rows are addressed from the first one's pointer. With more, every third row has a pointer of its own: the compiler
+/// would keep each row's distance from the first one in memory, and read it back at every step.
 #[derive(Clone, Copy)]
 struct Rows<A, const R: usize> {
     thirds: [*const A; MAX_PRODUCT_ROWS.div_ceil(3)],
@@ -96,7 +97,7 @@ impl<A, const R: usize> Rows<A, R> {
         Rows { thirds, row: a.row }
     }
 
-    /// Row `3 * n + r`. (Asked for at a step only, so that the row lies inside its tensor: no product overflows.)
+    /// Row `3 * n + r`. (Called at a step only, so the row lies inside its tensor, and no product overflows.)
     #[inline(always)]
     fn row(self, n: usize, r: usize) -> *const A {
         if Self::FEW {
@@ -118,12 +119,12 @@ impl<A, const R: usize> Rows<A, R> {
 /// Steps in a cache line of f32, or of pairs of bf16.
 const LINE: usize = 16;
 
-/// Parts of a product of so many steps: how many times it asks for what comes.
+/// Parts of a product of `steps` steps: it prefetches once in each.
 pub(crate) fn parts(steps: usize) -> usize {
     (steps / UNROLL).div_ceil(LINE / UNROLL)
 }
 
-/// Steps of a product between two looks at its end.
+/// Steps of a product between two tests for its end.
 const UNROLL: usize = 4;
 
 /// `c[r][lane] += A[r] * B[lane]` for one step.
@@ -142,7 +143,7 @@ unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usi
         // SAFETY: vector v < V: the caller's promise.
         *lanes = unsafe { simd.load_as(b.wrapping_add(v * S::LANES)) };
     }
-    // (By threes, or the compiler gives up unrolling sixteen rows.)
+    // (In threes: the compiler gives up unrolling sixteen rows.)
     let (threes, rest) = c.as_chunks_mut::<3>();
     for (n, three) in threes.iter_mut().enumerate() {
         for (r, c) in three.iter_mut().enumerate() {
@@ -156,7 +157,7 @@ unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usi
     }
 }
 
-/// What to do with a product of `R` rows, for whichever R it comes in.
+/// Work on a product of `R` rows, whichever R it is.
 pub(in crate::kernel) trait ByRows<S: Simd> {
     /// # Safety
     /// As each implementation says.
@@ -172,13 +173,14 @@ pub(in crate::kernel) unsafe fn by_rows<S: Simd, const V: usize>(rows: usize, bo
     macro_rules! call {
         ($($r:literal)+) => {
             match rows {
-                // Row counts beyond the level's registers are compiled to nothing.
+                // Row counts beyond the level's registers are not compiled.
                 // SAFETY: the caller's promise.
-                $($r if $r <= product_rows::<S>(V) => unsafe { body.call::<$r>() },)+
+                $($r if const { $r <= product_rows::<S>(V) } => unsafe { body.call::<$r>() },)+
                 _ => unreachable!("a product of {rows} rows"),
             }
         };
     }
     const { assert!(MAX_PRODUCT_ROWS == 16) };
+    const { assert!(1 <= product_rows::<S>(V) && product_rows::<S>(V) <= MAX_PRODUCT_ROWS, "`by_rows` goes up to 16 rows") };
     call!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
 }

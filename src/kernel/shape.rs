@@ -1,6 +1,6 @@
 //! The sizes that the kernels share: panels, register tiles, and even blocks.
 
-use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::simd::{Isa, MAX_LANES, Simd, kernel};
 
 /// Vectors of a full panel. A broadcast then serves two multiply-adds: with one vector a product needs a load for each, and
 /// where two multiply-adds can start in a cycle, so can only two loads.
@@ -14,37 +14,36 @@ pub(crate) fn panel_lanes(isa: Isa) -> usize {
 /// No panel is wider than this.
 pub(crate) const MAX_PANEL_LANES: usize = PANEL_VECTORS * MAX_LANES;
 
-/// Rows of accumulators that a product over `vectors` vectors keeps in registers: what is left of the register file after
-/// the right operand, one broadcast and one to spare, but no more than [`MAX_PRODUCT_ROWS`] accumulators. With 16 registers
-/// that is 6 rows of two vectors, with 32 it is 8.
+/// Rows of accumulators that a product over `vectors` vectors keeps in registers at a level.
 pub(crate) const fn product_rows<S: Simd>(vectors: usize) -> usize {
-    let accumulators = S::REGISTERS - 4;
-    if accumulators < MAX_PRODUCT_ROWS { accumulators / vectors } else { MAX_PRODUCT_ROWS / vectors }
+    S::PRODUCT_ROWS[vectors - 1]
 }
 
-/// The same for a panel of so many lanes, at a level.
-pub(crate) fn panel_product_rows(isa: Isa, lanes: usize) -> usize {
-    struct Rows(usize);
-    impl Kernel for Rows {
-        type Output = usize;
-        #[inline(always)]
-        fn run<S: Simd>(self, _: S) -> usize {
-            product_rows::<S>(self.0 / S::LANES)
-        }
-    }
-    isa.run(Rows(lanes))
+kernel! {
+    /// Rows of a product over a panel of `lanes` lanes, at a level.
+    pub(crate) fn panel_product_rows<S: Simd>(_simd: S, lanes: usize) -> usize { product_rows::<S>(lanes / S::LANES) }
 }
 
 /// Dimensions of the values that are packed side by side at a level: as many whole products of a full panel as a vector holds,
-/// so that packing writes whole vectors that overlap little.
-pub(crate) fn value_block_dims(isa: Isa) -> usize {
-    let rows = panel_product_rows(isa, panel_lanes(isa));
-    (isa.lanes() / rows).max(1) * rows
+/// so that packing writes whole vectors that overlap little, but one product at least.
+pub(crate) const fn value_block_dims<S: Simd>() -> usize {
+    let rows = product_rows::<S>(PANEL_VECTORS);
+    if rows <= S::LANES { S::LANES / rows * rows } else { rows }
 }
 
-/// No product has more accumulators than this, and so not more rows: two multiply-adds that can start in a cycle and take
-/// four keep eight chains busy, sixteen leave room for loads that are late, and heads are multiples of 8.
+kernel! {
+    /// [`value_block_dims`], where the level is known at run time.
+    pub(crate) fn level_value_block_dims<S: Simd>(_simd: S) -> usize { value_block_dims::<S>() }
+}
+
+/// No product has more rows than this.
 pub(crate) const MAX_PRODUCT_ROWS: usize = 16;
+
+/// Whether a slice of `len` elements holds `rows` rows of `cols`.
+#[inline(always)]
+pub(in crate::kernel) fn holds(len: usize, rows: usize, cols: usize) -> bool {
+    rows.checked_mul(cols).is_some_and(|elements| elements <= len)
+}
 
 /// `n` things in the fewest blocks of at most `most`, as even as can be: the first few have one more than the rest.
 ///
@@ -52,9 +51,9 @@ pub(crate) const MAX_PRODUCT_ROWS: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EvenBlocks {
     pub(crate) count: usize,
-    /// Things in a block, or one more:
+    /// Things in a block, or one less than in it:
     size: usize,
-    /// so many blocks have one more.
+    /// the number of blocks that have one more.
     larger: usize,
 }
 
@@ -62,7 +61,7 @@ impl EvenBlocks {
     #[inline(always)]
     pub(crate) fn new(n: usize, most: usize) -> Self {
         let count = n.div_ceil(most);
-        // (Without blocks, nobody asks for their sizes.)
+        // (Without blocks, the size is never read.)
         let size = n.checked_div(count).unwrap_or(0);
         EvenBlocks { count, size, larger: n - size * count }
     }

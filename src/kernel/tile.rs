@@ -1,6 +1,6 @@
 //! A tile of scores: score modifications applied, hidden keys set to -inf.
 
-use super::arithmetic::Singles;
+use super::arithmetic::F32Fma;
 use super::score_tensors::{AnyLaneRows, PanelTensors};
 use super::transpose::{LaneRows, load_answers, load_block};
 use crate::element::{Element, bf16, f16};
@@ -325,7 +325,7 @@ impl<S: Simd> LaneVectors<'_, S> {
         let (lanes, lane) = self.place;
         let none = Pair::none(simd);
         let biases = match bias {
-            Some(bias) => simd.transpose(load_block((simd, Singles::new()), bias, lane, at)),
+            Some(bias) => simd.transpose(load_block((simd, F32Fma::new()), bias, lane, at)),
             None => [none.bias; MAX_LANES],
         };
         let answers = match mask {

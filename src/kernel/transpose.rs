@@ -1,6 +1,6 @@
 //! Rows of memory into the lanes of a panel: square blocks, transposed in registers.
 
-use super::arithmetic::{Multiply, Pairs, Singles};
+use super::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use super::bf16_pairs::{copy_pair_rows, pairs_in, unfit_rows};
 use super::shape::MAX_PANEL_LANES;
 use super::widen::widen_group;
@@ -46,7 +46,7 @@ impl Kernel for IntoLanes<'_> {
     fn run<S: Simd>(self, simd: S) {
         let len = self.from.len() / self.lanes;
         let rows = LaneRows::new(self.lanes, |n| Some(&self.from[n * len..(n + 1) * len])).expect("slices");
-        transpose_rows((simd, Singles::new()), &rows, None, (self.to, self.lanes));
+        transpose_rows((simd, F32Fma::new()), &rows, None, (self.to, self.lanes));
     }
 }
 
@@ -64,7 +64,7 @@ impl Kernel for GroupIntoLanes<'_> {
     fn run<S: Simd>(self, simd: S) {
         with_group!(self.rows, rows => {
             let rows = LaneRows::of_group(rows, 0..rows.cols()).expect("rows without gaps");
-            transpose_rows((simd, Singles::new()), &rows, Some(self.factor), (self.to, self.lanes));
+            transpose_rows((simd, F32Fma::new()), &rows, Some(self.factor), (self.to, self.lanes));
         });
     }
 }
@@ -106,7 +106,7 @@ impl PairKernel for PairsIntoLanes<'_> {
         let row = |n| self.rows.row(n).pairs().or_else(|| copies.row(n).as_slice());
         let rows = LaneRows::new(count, row).expect("pairs without gaps");
         // (The factor is for sums: here, it changes nothing.)
-        transpose_rows((simd, Pairs { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
+        transpose_rows((simd, Bf16Dots { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
         unfit_rows(self.rows)
     }
 }

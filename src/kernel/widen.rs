@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::kv::run::{Run, with_run};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, Simd, kernel};
 use crate::tensor::group::{AnyGroupRows, with_group};
 use crate::tensor::matrix::{Matrix, Row};
 
@@ -60,10 +60,16 @@ impl Kernel for WidenGroup<'_> {
     }
 }
 
-/// Widens rows: `to[r][e] = rows[r][e]`, without gaps.
-fn widen_rows(isa: Isa, rows: Run<'_>, to: &mut [f32]) {
-    assert!(to.len() == rows.rows() * rows.cols());
-    isa.run(WidenRows { rows, to });
+kernel! {
+    /// Widens rows: `to[r][e] = rows[r][e]`, without gaps.
+    fn widen_rows<'a, S: Simd>(simd: S, rows: Run<'a>, to: &'a mut [f32]) {
+        with_run!(rows, matrix => {
+            assert!(to.len() == matrix.rows() * matrix.cols());
+            for (r, to) in to.chunks_exact_mut(matrix.cols().max(1)).enumerate() {
+                widen(simd, matrix.row(r), 1.0, to);
+            }
+        });
+    }
 }
 
 /// The rows themselves if a product can read them in place, or their copy in `wide`.
@@ -78,22 +84,4 @@ pub(crate) fn as_f32<'a>(isa: Isa, rows: Run<'a>, wide: &'a mut [f32]) -> Matrix
 /// The rows themselves, or their copy in `wide` if there are gaps between their elements.
 pub(crate) fn without_gaps<'a>(isa: Isa, rows: Run<'a>, wide: &'a mut [f32]) -> Run<'a> {
     if rows.has_contiguous_rows() { rows } else { Run::F32(as_f32(isa, rows, wide)) }
-}
-
-struct WidenRows<'a> {
-    rows: Run<'a>,
-    to: &'a mut [f32],
-}
-
-impl Kernel for WidenRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        with_run!(self.rows, matrix => {
-            for (r, to) in self.to.chunks_exact_mut(matrix.cols().max(1)).enumerate() {
-                widen(simd, matrix.row(r), 1.0, to);
-            }
-        });
-    }
 }

@@ -1,56 +1,24 @@
 //! AVX2 with FMA and F16C: eight lanes, sixteen registers.
 #![cfg(target_arch = "x86_64")]
 
-use super::{Kernel, MAX_LANES, Simd};
 use crate::element::{bf16, f16};
+use crate::simd::entry::Kernel;
+use crate::simd::level_token::{level, op};
+use crate::simd::register_tiles::{dot_tiles, strips};
+use crate::simd::vector::{MAX_LANES, Simd};
 use std::arch::x86_64::*;
-
-/// States the features of a level once: makes its token, its detection, and the function through which kernels enter it.
-macro_rules! level {
-    ($(#[$doc:meta])* $token:ident: $($feature:tt),+) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(crate) struct $token(());
-
-        impl $token {
-            pub(super) fn detect() -> Option<Self> {
-                ($(is_x86_feature_detected!($feature))&&+).then_some(Self(()))
-            }
-
-            /// Runs `kernel` compiled with the level's instructions.
-            #[inline]
-            pub(super) fn enter<K: Kernel>(self, kernel: K) -> K::Output {
-                $(#[target_feature(enable = $feature)])+
-                fn shim<K: Kernel>(simd: $token, kernel: K) -> K::Output {
-                    kernel.run(simd)
-                }
-                // SAFETY: `self` exists, so `detect` found every one of the features that `shim` enables.
-                unsafe { shim(self, kernel) }
-            }
-        }
-    };
-}
-pub(super) use level;
 
 level! {
     /// The proof that this processor has AVX2, FMA and F16C.
-    Avx2: "avx2", "fma", "f16c"
+    Avx2 = is_x86_feature_detected("avx2", "fma", "f16c")
+    fn enter<K: Kernel>(kernel, simd) { kernel.run(simd) }
 }
-
-/// One intrinsic that touches no memory.
-macro_rules! op {
-    ($($call:tt)+) => {
-        // SAFETY: the intrinsic touches no memory and needs nothing but the instructions that the token `self` proves.
-        unsafe { $($call)+ }
-    };
-}
-pub(super) use op;
 
 impl Avx2 {
     /// The bf16 nearest to each lane, in its lower half.
     #[inline(always)]
     fn round_bf16(self, x: __m256) -> __m256i {
-        op!({
+        op!(self, {
             let bits = _mm256_castps_si256(x);
             // Adding 0x7fff and the bit that will be last carries into the upper half exactly when it rounds up.
             let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
@@ -63,25 +31,48 @@ impl Avx2 {
     }
 }
 
-impl Simd for Avx2 {
+// SAFETY: a vector of 256 bits has eight lanes. Only `detect` makes a token. Each load and store is one instruction, or one
+// for half as many bytes, at the pointer; the parts of slices and `unrelated` are the trait's own. The tables are written by
+// their macros.
+unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
+    // Tiles of 6 x 2 vectors: twelve sums, two vectors of the right operand, a broadcast, and one register to spare. 4 x 3
+    // needs all sixteen, and the compiler spills it.
+    const PRODUCT_ROWS: [usize; 2] = [12, 6];
+    // Sixteen registers have no room for a second chain beside the constants.
+    const EXP_VECTORS: usize = 1;
     const PICKS_OF_SIXTEEN: bool = false;
+
+    // Eight chains keep the multipliers busy and leave registers for the operands. Three rows have six: nine would not fit.
+    dot_tiles! {
+        1 => 8 x 1,
+        2 => 4 x 1,
+        3 => 2 x 1,
+        4 => 2 x 1,
+    }
+    strips! {
+        1 => 8,
+        2 => 4,
+        3 => 2,
+        4 => 2,
+    }
+
     type F32 = __m256;
     type I32 = __m256i;
     type Mask = __m256;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
-        op!(_mm256_set1_ps(x))
+        op!(self, _mm256_set1_ps(x))
     }
     #[inline(always)]
     fn splat_i32(self, x: i32) -> __m256i {
-        op!(_mm256_set1_epi32(x))
+        op!(self, _mm256_set1_epi32(x))
     }
     #[inline(always)]
     fn lane_numbers(self) -> __m256 {
-        op!(_mm256_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0))
+        op!(self, _mm256_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0))
     }
 
     #[inline(always)]
@@ -104,7 +95,7 @@ impl Simd for Avx2 {
         // SAFETY: the caller's promise (eight bf16 are sixteen bytes); the token for the instruction.
         let halves = unsafe { _mm_loadu_si128(p.cast()) };
         // A bf16 is the upper half of the f32 of the same value.
-        op!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
+        op!(self, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
     }
     #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16, x: __m256) {
@@ -113,7 +104,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: __m256) {
-        let halves = op!({
+        let halves = op!(self, {
             let upper = self.round_bf16(x);
             _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper))
         });
@@ -125,107 +116,107 @@ impl Simd for Avx2 {
     unsafe fn load_answers(self, p: *const u8) -> __m256 {
         // SAFETY: the caller's promise (of eight bytes); the token for the instruction.
         let bytes = unsafe { _mm_loadl_epi64(p.cast()) };
-        op!(_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256())))
+        op!(self, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256())))
     }
 
     #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_add_ps(a, b))
+        op!(self, _mm256_add_ps(a, b))
     }
     #[inline(always)]
     fn sub(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_sub_ps(a, b))
+        op!(self, _mm256_sub_ps(a, b))
     }
     #[inline(always)]
     fn mul(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_mul_ps(a, b))
+        op!(self, _mm256_mul_ps(a, b))
     }
     #[inline(always)]
     fn div(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_div_ps(a, b))
+        op!(self, _mm256_div_ps(a, b))
     }
     #[inline(always)]
     fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        op!(_mm256_fmadd_ps(a, b, c))
+        op!(self, _mm256_fmadd_ps(a, b, c))
     }
     #[inline(always)]
     fn max(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_max_ps(a, b))
+        op!(self, _mm256_max_ps(a, b))
     }
     #[inline(always)]
     fn min(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_min_ps(a, b))
+        op!(self, _mm256_min_ps(a, b))
     }
     #[inline(always)]
     fn abs(self, a: __m256) -> __m256 {
-        op!(_mm256_andnot_ps(_mm256_set1_ps(-0.0), a))
+        op!(self, _mm256_andnot_ps(_mm256_set1_ps(-0.0), a))
     }
     #[inline(always)]
     fn ceil(self, a: __m256) -> __m256 {
-        op!(_mm256_ceil_ps(a))
+        op!(self, _mm256_ceil_ps(a))
     }
 
     #[inline(always)]
     fn lt(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+        op!(self, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
     }
     #[inline(always)]
     fn not_lt(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_cmp_ps::<_CMP_NLT_UQ>(a, b))
+        op!(self, _mm256_cmp_ps::<_CMP_NLT_UQ>(a, b))
     }
     #[inline(always)]
     fn le(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_cmp_ps::<_CMP_LE_OQ>(a, b))
+        op!(self, _mm256_cmp_ps::<_CMP_LE_OQ>(a, b))
     }
     #[inline(always)]
     fn eq(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, b))
+        op!(self, _mm256_cmp_ps::<_CMP_EQ_OQ>(a, b))
     }
     #[inline(always)]
     fn and(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_and_ps(a, b))
+        op!(self, _mm256_and_ps(a, b))
     }
     #[inline(always)]
     fn select(self, mask: __m256, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_blendv_ps(b, a, mask))
+        op!(self, _mm256_blendv_ps(b, a, mask))
     }
     #[inline(always)]
     fn any(self, mask: __m256) -> bool {
-        op!(_mm256_movemask_ps(mask)) != 0
+        op!(self, _mm256_movemask_ps(mask)) != 0
     }
 
     #[inline(always)]
     fn bits(self, a: __m256) -> __m256i {
-        op!(_mm256_castps_si256(a))
+        op!(self, _mm256_castps_si256(a))
     }
     #[inline(always)]
     fn float_of_bits(self, a: __m256i) -> __m256 {
-        op!(_mm256_castsi256_ps(a))
+        op!(self, _mm256_castsi256_ps(a))
     }
     #[inline(always)]
     fn add_i32(self, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_add_epi32(a, b))
+        op!(self, _mm256_add_epi32(a, b))
     }
     #[inline(always)]
     fn sub_i32(self, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_sub_epi32(a, b))
+        op!(self, _mm256_sub_epi32(a, b))
     }
     #[inline(always)]
     fn max_i32(self, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_max_epi32(a, b))
+        op!(self, _mm256_max_epi32(a, b))
     }
     #[inline(always)]
     fn shl_i32<const N: i32>(self, a: __m256i) -> __m256i {
-        op!(_mm256_slli_epi32::<N>(a))
+        op!(self, _mm256_slli_epi32::<N>(a))
     }
     #[inline(always)]
     fn shr_i32<const N: i32>(self, a: __m256i) -> __m256i {
-        op!(_mm256_srai_epi32::<N>(a))
+        op!(self, _mm256_srai_epi32::<N>(a))
     }
 
     #[inline(always)]
     fn sum(self, a: __m256) -> f32 {
-        op!({
+        op!(self, {
             let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
@@ -233,7 +224,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn sums(self, x: [__m256; MAX_LANES]) -> __m256 {
-        op!({
+        op!(self, {
             let [a, b, c, d, e, f, g, h, ..] = x;
             let low = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
             let high = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
@@ -245,7 +236,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn max_lane(self, a: __m256) -> f32 {
-        op!({
+        op!(self, {
             let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
@@ -254,7 +245,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn transpose(self, rows: [__m256; MAX_LANES]) -> [__m256; MAX_LANES] {
         // Neighbours in 32-bit units, then pairs in 64-bit units, then halves: log2(8) steps of eight shuffles.
-        op!({
+        op!(self, {
             let (mut pairs, mut fours, mut out) = (rows, rows, rows);
             for i in 0..4 {
                 let (a, b) = (rows[2 * i], rows[2 * i + 1]);
@@ -278,11 +269,11 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn pick(self, table: __m256, k: __m256i) -> __m256 {
-        op!(_mm256_permutevar8x32_ps(table, k))
+        op!(self, _mm256_permutevar8x32_ps(table, k))
     }
     #[inline(always)]
     fn pack_f16(self, a: __m256, b: __m256) -> __m256 {
-        op!({
+        op!(self, {
             let (low, high) =
                 (_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(b));
             _mm256_castsi256_ps(_mm256_set_m128i(high, low))
@@ -290,7 +281,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn pack_bf16(self, a: __m256, b: __m256) -> __m256 {
-        op!({
+        op!(self, {
             // Halves of a, b, a, b: the middle ones change places.
             let packed = _mm256_packus_epi32(self.round_bf16(a), self.round_bf16(b));
             _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(packed))
@@ -303,15 +294,15 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn fence(self) {
-        op!(_mm_sfence())
+        op!(self, _mm_sfence())
     }
 
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
-        op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+        op!(self, _mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }
     #[inline(always)]
     fn prefetch_near<T>(self, p: *const T) {
-        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+        op!(self, _mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
 }

@@ -1,40 +1,44 @@
 //! AVX-512: sixteen lanes, thirty-two registers, and masks of their own.
 #![cfg(target_arch = "x86_64")]
 
-use super::avx2::{level, op};
-use super::{Kernel, MAX_LANES, PairDots, PairKernel, Simd};
 use crate::element::{Bf16Pair, DType, Element, bf16, f16};
+use crate::simd::bf16_dot::{PairDots, PairKernel};
+use crate::simd::entry::Kernel;
+use crate::simd::level_token::{level, op};
+use crate::simd::register_tiles::{dot_tiles, strips};
+use crate::simd::vector::{MAX_LANES, Simd};
 use std::arch::x86_64::*;
 
-level! {
-    /// The proof that this processor has AVX-512 F, BW, DQ and VL, and all of [`super::avx2::Avx2`].
-    Avx512: "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"
+/// A [`level!`] with the features of [`Avx512`], which are written here alone, and what it has beside them.
+macro_rules! avx512_level {
+    ($(#[$doc:meta])* $token:ident ($($more:tt)*) $($enter:tt)+) => {
+        level! {
+            $(#[$doc])*
+            $token = is_x86_feature_detected(
+                "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c" $(, $more)*
+            )
+            $($enter)+
+        }
+    };
 }
 
-/// The proof that this processor has AVX-512 BF16, besides all of [`Avx512`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Avx512Bf16(Avx512);
+avx512_level! {
+    /// The proof that this processor has AVX-512 F, BW, DQ and VL, and all that [`Avx2`](crate::simd::avx2::Avx2) proves.
+    Avx512()
+    fn enter<K: Kernel>(kernel, simd) { kernel.run(simd) }
+}
+
+avx512_level! {
+    /// The proof that this processor has AVX-512 BF16 and all that [`Avx512`] proves.
+    Avx512Bf16("avx512bf16")
+    fn enter_pairs<K: PairKernel>(kernel, dots) { kernel.run(dots.base(), dots) }
+}
 
 impl Avx512Bf16 {
-    pub(super) fn detect() -> Option<Self> {
-        let base = Avx512::detect()?;
-        is_x86_feature_detected!("avx512bf16").then_some(Self(base))
-    }
-
-    /// The level without its own instructions.
-    pub(super) fn base(self) -> Avx512 {
-        self.0
-    }
-
-    /// Runs `kernel` compiled with the level's instructions.
-    #[inline]
-    pub(super) fn enter_pairs<K: PairKernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-        fn shim<K: PairKernel>(dots: Avx512Bf16, kernel: K) -> K::Output {
-            kernel.run(dots.0, dots)
-        }
-        // SAFETY: `self` exists, so `detect` found every one of the features that `shim` enables.
-        unsafe { shim(self, kernel) }
+    /// The level without its own instructions. (This token's features include all of that level's.)
+    #[inline(always)]
+    pub(in crate::simd) fn base(self) -> Avx512 {
+        Avx512(())
     }
 }
 
@@ -43,7 +47,7 @@ impl Avx512 {
     /// rounding could carry a payload into the sign. (The instruction of AVX512-BF16 takes denormal numbers for 0.)
     #[inline(always)]
     fn round_to_bf16(self, x: __m512) -> __m512i {
-        op!({
+        op!(self, {
             let bits = _mm512_castps_si512(_mm512_fixupimm_ps::<0>(x, x, _mm512_set1_epi32(0x33)));
             // Adding 0x7fff and the bit that will be last carries into the upper half exactly when it rounds up.
             let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
@@ -58,20 +62,20 @@ impl Avx512 {
     /// (What `_mm512_cvtph_ps` becomes suppresses exceptions, and then the instruction takes no operand from memory.)
     #[inline(always)]
     fn widen_f16(self, halves: __m256i) -> __m512 {
-        op!(_mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves))
+        op!(self, _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves))
     }
     /// A bf16 is the upper half of the f32 of the same value.
     #[inline(always)]
     fn widen_bf16(self, halves: __m256i) -> __m512 {
-        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+        op!(self, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
     }
     #[inline(always)]
     fn narrow_f16(self, x: __m512) -> __m256i {
-        op!(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
+        op!(self, _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
     }
     #[inline(always)]
     fn narrow_bf16(self, x: __m512) -> __m256i {
-        op!(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(self.round_to_bf16(x))))
+        op!(self, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(self.round_to_bf16(x))))
     }
     /// The first `count` lanes.
     #[inline(always)]
@@ -81,7 +85,8 @@ impl Avx512 {
     }
 }
 
-impl PairDots<Avx512> for Avx512Bf16 {
+// SAFETY: sixteen pairs are one vector of 512 bits, and `load_pairs` is one load of it. The other two read one pair: 32 bits.
+unsafe impl PairDots<Avx512> for Avx512Bf16 {
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const Bf16Pair) -> __m512 {
         // SAFETY: the caller's promise (sixteen pairs are 64 bytes, and the instruction asks for no alignment); the token.
@@ -90,12 +95,14 @@ impl PairDots<Avx512> for Avx512Bf16 {
     #[inline(always)]
     fn load_pairs_part(self, x: &[Bf16Pair]) -> __m512 {
         // SAFETY: pairs that the mask leaves out are not read; the token for the instruction.
-        unsafe { _mm512_maskz_loadu_ps(self.0.first(x.len()), x.as_ptr().cast()) }
+        unsafe { _mm512_maskz_loadu_ps(self.base().first(x.len()), x.as_ptr().cast()) }
     }
     #[inline(always)]
     fn add_dots(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        // (Both types are 64 bytes, of which every pattern is a value.)
-        op!(_mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)))
+        // SAFETY: both types are 64 bytes, of which every pattern is a value.
+        let (a, b) =
+            unsafe { (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)) };
+        op!(self, _mm512_dpbf16_ps(c, a, b))
     }
     #[inline(always)]
     unsafe fn broadcast(self, a: *const Bf16Pair) -> __m512 {
@@ -116,9 +123,11 @@ impl PairDots<Avx512> for Avx512Bf16 {
 /// * `a` is valid for reads
 #[inline]
 #[target_feature(enable = "avx512f")]
+#[cfg(target_pointer_width = "64")]
 unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
     let lanes;
-    // SAFETY: the caller's promise.
+    // SAFETY: the instruction reads the 32 bits at `a`, a pair, which is valid for reads (the caller's promise). It writes
+    // `lanes` and nothing else. The address is all 64 bits of a register, as a pointer is here.
     unsafe {
         std::arch::asm!(
             "vbroadcastss {lanes}, dword ptr [{a}]",
@@ -136,8 +145,9 @@ unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
 /// * `a` is valid for reads
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
+#[cfg(target_pointer_width = "64")]
 unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, mut c: __m512) -> __m512 {
-    // SAFETY: the caller's promise.
+    // SAFETY: as in `broadcast`; what it writes is `c`.
     unsafe {
         std::arch::asm!(
             "vdpbf16ps {c}, {b}, dword ptr [{a}]{{1to16}}",
@@ -150,25 +160,81 @@ unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, mut c: __m512) -> __m512 {
     c
 }
 
-impl Simd for Avx512 {
+/// As above, where pointers are shorter than the registers of an address (x86_64-unknown-linux-gnux32): as the compiler likes.
+///
+/// # Safety
+/// * `a` is valid for reads
+#[inline]
+#[target_feature(enable = "avx512f")]
+#[cfg(not(target_pointer_width = "64"))]
+unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
+    // SAFETY: a pair is 32 bits, of which every pattern is an i32; the caller's promise.
+    _mm512_castsi512_ps(_mm512_set1_epi32(unsafe { a.cast::<i32>().read_unaligned() }))
+}
+
+/// The same.
+///
+/// # Safety
+/// * `a` is valid for reads
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[cfg(not(target_pointer_width = "64"))]
+unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, c: __m512) -> __m512 {
+    // SAFETY: the caller's promise; both types are 64 bytes, of which every pattern is a value.
+    unsafe {
+        let a = std::mem::transmute::<__m512, __m512bh>(broadcast(a));
+        _mm512_dpbf16_ps(c, a, std::mem::transmute::<__m512, __m512bh>(b))
+    }
+}
+
+// SAFETY: a vector of 512 bits has sixteen lanes. Only `detect` makes a token, or a token with more features does. Each load
+// and store is one instruction, or one for half as many bytes, at the pointer; parts of slices leave out what the mask does
+// not name, and `first` names no more lanes than the slice has elements. `unrelated` returns what it is given (an empty
+// template). The tables are written by their macros.
+unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
+    // Tiles of 8 x 2 vectors: sixteen sums. 12 x 2 runs out of registers for addresses. 8 x 2 reads ten vectors or elements
+    // for sixteen multiply-adds, 16 x 1 reads seventeen, which binds where a processor loads no faster than it multiplies
+    // (Zen 5: 0.93 of the peak against 0.995 in a bare loop).
+    const PRODUCT_ROWS: [usize; 2] = [16, 8];
+    // Four vectors, which the registers hold with all constants, take 0.88 of the time of one.
+    const EXP_VECTORS: usize = 4;
     const PICKS_OF_SIXTEEN: bool = true;
+
+    // A lone row reads two keys at a time, nearly straight on, and folds eight groups together: with four, eight or sixteen
+    // side by side, bare loops over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5). More rows have eight sums or
+    // more in registers; with four rows, sixteen.
+    dot_tiles! {
+        1 => 2 x 8,
+        2 => 4 x 2,
+        3 => 4 x 1,
+        4 => 4 x 1,
+    }
+    // Eight vectors where a row has as many, a key whole at head_dim 128: memory then reads straight on. The registers hold
+    // them for two rows.
+    strips! {
+        1 => 8 or 4,
+        2 => 8 or 4,
+        3 => 4,
+        4 => 4,
+    }
+
     type F32 = __m512;
     type I32 = __m512i;
     type Mask = __mmask16;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
-        op!(_mm512_set1_ps(x))
+        op!(self, _mm512_set1_ps(x))
     }
     #[inline(always)]
     fn splat_i32(self, x: i32) -> __m512i {
-        op!(_mm512_set1_epi32(x))
+        op!(self, _mm512_set1_epi32(x))
     }
     #[inline(always)]
     fn lane_numbers(self) -> __m512 {
-        op!(_mm512_cvtepi32_ps(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)))
+        op!(self, _mm512_cvtepi32_ps(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)))
     }
 
     #[inline(always)]
@@ -233,61 +299,61 @@ impl Simd for Avx512 {
     unsafe fn load_answers(self, p: *const u8) -> __mmask16 {
         // SAFETY: the caller's promise (of sixteen bytes); the token for the instruction.
         let bytes = unsafe { _mm_loadu_si128(p.cast()) };
-        op!(_mm_test_epi8_mask(bytes, bytes))
+        op!(self, _mm_test_epi8_mask(bytes, bytes))
     }
 
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
-        op!(_mm512_add_ps(a, b))
+        op!(self, _mm512_add_ps(a, b))
     }
     #[inline(always)]
     fn sub(self, a: __m512, b: __m512) -> __m512 {
-        op!(_mm512_sub_ps(a, b))
+        op!(self, _mm512_sub_ps(a, b))
     }
     #[inline(always)]
     fn mul(self, a: __m512, b: __m512) -> __m512 {
-        op!(_mm512_mul_ps(a, b))
+        op!(self, _mm512_mul_ps(a, b))
     }
     #[inline(always)]
     fn div(self, a: __m512, b: __m512) -> __m512 {
-        op!(_mm512_div_ps(a, b))
+        op!(self, _mm512_div_ps(a, b))
     }
     #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        op!(_mm512_fmadd_ps(a, b, c))
+        op!(self, _mm512_fmadd_ps(a, b, c))
     }
     #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
-        op!(_mm512_max_ps(a, b))
+        op!(self, _mm512_max_ps(a, b))
     }
     #[inline(always)]
     fn min(self, a: __m512, b: __m512) -> __m512 {
-        op!(_mm512_min_ps(a, b))
+        op!(self, _mm512_min_ps(a, b))
     }
     #[inline(always)]
     fn abs(self, a: __m512) -> __m512 {
-        op!(_mm512_abs_ps(a))
+        op!(self, _mm512_abs_ps(a))
     }
     #[inline(always)]
     fn ceil(self, a: __m512) -> __m512 {
-        op!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC }>(a))
+        op!(self, _mm512_roundscale_ps::<{ _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC }>(a))
     }
 
     #[inline(always)]
     fn lt(self, a: __m512, b: __m512) -> __mmask16 {
-        op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+        op!(self, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
     }
     #[inline(always)]
     fn not_lt(self, a: __m512, b: __m512) -> __mmask16 {
-        op!(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, b))
+        op!(self, _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, b))
     }
     #[inline(always)]
     fn le(self, a: __m512, b: __m512) -> __mmask16 {
-        op!(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b))
+        op!(self, _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b))
     }
     #[inline(always)]
     fn eq(self, a: __m512, b: __m512) -> __mmask16 {
-        op!(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b))
+        op!(self, _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b))
     }
     #[inline(always)]
     fn and(self, a: __mmask16, b: __mmask16) -> __mmask16 {
@@ -295,7 +361,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn select(self, mask: __mmask16, a: __m512, b: __m512) -> __m512 {
-        op!(_mm512_mask_blend_ps(mask, b, a))
+        op!(self, _mm512_mask_blend_ps(mask, b, a))
     }
     #[inline(always)]
     fn any(self, mask: __mmask16) -> bool {
@@ -304,36 +370,36 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn bits(self, a: __m512) -> __m512i {
-        op!(_mm512_castps_si512(a))
+        op!(self, _mm512_castps_si512(a))
     }
     #[inline(always)]
     fn float_of_bits(self, a: __m512i) -> __m512 {
-        op!(_mm512_castsi512_ps(a))
+        op!(self, _mm512_castsi512_ps(a))
     }
     #[inline(always)]
     fn add_i32(self, a: __m512i, b: __m512i) -> __m512i {
-        op!(_mm512_add_epi32(a, b))
+        op!(self, _mm512_add_epi32(a, b))
     }
     #[inline(always)]
     fn sub_i32(self, a: __m512i, b: __m512i) -> __m512i {
-        op!(_mm512_sub_epi32(a, b))
+        op!(self, _mm512_sub_epi32(a, b))
     }
     #[inline(always)]
     fn max_i32(self, a: __m512i, b: __m512i) -> __m512i {
-        op!(_mm512_max_epi32(a, b))
+        op!(self, _mm512_max_epi32(a, b))
     }
     #[inline(always)]
     fn shl_i32<const N: i32>(self, a: __m512i) -> __m512i {
-        op!(_mm512_sll_epi32(a, _mm_cvtsi32_si128(N)))
+        op!(self, _mm512_sll_epi32(a, _mm_cvtsi32_si128(N)))
     }
     #[inline(always)]
     fn shr_i32<const N: i32>(self, a: __m512i) -> __m512i {
-        op!(_mm512_sra_epi32(a, _mm_cvtsi32_si128(N)))
+        op!(self, _mm512_sra_epi32(a, _mm_cvtsi32_si128(N)))
     }
 
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
-        op!({
+        op!(self, {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -342,7 +408,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn sums(self, x: [__m512; MAX_LANES]) -> __m512 {
-        op!({
+        op!(self, {
             // (Loops and macros: a closure that is not inlined is compiled without the level's instructions.)
             // Of each quarter the lanes two apart: one half by a blend, which any unit does, the other by a shuffle, which two do.
             macro_rules! halves {
@@ -368,7 +434,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn max_lane(self, a: __m512) -> f32 {
-        op!({
+        op!(self, {
             let eight = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
             let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
@@ -378,7 +444,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn transpose(self, rows: [__m512; MAX_LANES]) -> [__m512; MAX_LANES] {
         // Neighbours in 32-bit units, pairs in 64-bit units, then quarters twice: log2(16) steps of sixteen shuffles.
-        op!({
+        op!(self, {
             let (mut pairs, mut fours, mut eights, mut out) = (rows, rows, rows, rows);
             for i in 0..8 {
                 let (a, b) = (rows[2 * i], rows[2 * i + 1]);
@@ -412,11 +478,12 @@ impl Simd for Avx512 {
         let rows = unsafe { _mm256_loadu_si256(rows.as_ptr().cast()) };
         let mut columns = [0; MAX_LANES];
         for (c, column) in columns.iter_mut().enumerate() {
-            *column = op!(_mm256_test_epi16_mask(rows, _mm256_set1_epi16(1 << c)));
+            *column = op!(self, _mm256_test_epi16_mask(rows, _mm256_set1_epi16(1 << c)));
         }
         columns
     }
     #[inline(always)]
+    #[cfg(target_pointer_width = "64")]
     fn unrelated<T>(self, mut p: *const T) -> *const T {
         // SAFETY: an empty template touches neither memory, stack nor flags; what comes out is what goes in. (`readonly` says
         // less than `nomem`, and no more is needed.)
@@ -425,11 +492,11 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn pick(self, table: __m512, k: __m512i) -> __m512 {
-        op!(_mm512_permutexvar_ps(k, table))
+        op!(self, _mm512_permutexvar_ps(k, table))
     }
     #[inline(always)]
     fn pack_f16(self, a: __m512, b: __m512) -> __m512 {
-        op!({
+        op!(self, {
             let low = _mm512_castsi256_si512(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
             let high = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(b);
             _mm512_castsi512_ps(_mm512_inserti64x4::<1>(low, high))
@@ -437,7 +504,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn pack_bf16(self, a: __m512, b: __m512) -> __m512 {
-        op!({
+        op!(self, {
             let odd_words = _mm512_set_epi16(
                 63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13,
                 11, 9, 7, 5, 3, 1,
@@ -452,15 +519,15 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn fence(self) {
-        op!(_mm_sfence())
+        op!(self, _mm_sfence())
     }
 
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
-        op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+        op!(self, _mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }
     #[inline(always)]
     fn prefetch_near<T>(self, p: *const T) {
-        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+        op!(self, _mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
 }

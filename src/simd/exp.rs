@@ -1,6 +1,6 @@
 //! Vector exponentials.
 
-use super::Simd;
+use crate::simd::vector::Simd;
 
 /// 1.5 * 2^23: a float of this size has steps of exactly 1, so adding it rounds to the nearest integer and leaves that
 /// integer in the low bits of the sum.

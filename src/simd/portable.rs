@@ -3,16 +3,20 @@
 //! A multiply-add is fused only where the target always has the instruction; elsewhere the fused form would be a library
 //! call, some fifty times slower, and two roundings are the better bargain.
 
-use super::{MAX_LANES, Simd};
 use crate::element::{bf16, f16};
+use crate::simd::register_tiles::{dot_tiles, strips};
+use crate::simd::vector::{MAX_LANES, Simd};
 
-const LANES: usize = 8;
-
+/// Vectors of `LANES` f32. [`Level::Portable`](crate::level::Level::Portable) has eight. Tests run four, too, as other architectures have them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Portable;
+pub(crate) struct Portable<const LANES: usize>;
 
 #[inline(always)]
-fn map2<A: Copy, B: Copy, C: Copy + Default>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> C) -> [C; LANES] {
+fn map2<A: Copy, B: Copy, C: Copy + Default, const LANES: usize>(
+    a: [A; LANES],
+    b: [B; LANES],
+    f: impl Fn(A, B) -> C,
+) -> [C; LANES] {
     let mut out = [C::default(); LANES];
     for i in 0..LANES {
         out[i] = f(a[i], b[i]);
@@ -22,7 +26,7 @@ fn map2<A: Copy, B: Copy, C: Copy + Default>(a: [A; LANES], b: [B; LANES], f: im
 
 /// The halves of all elements of a, then of b, in the order of memory.
 #[inline(always)]
-fn pack(a: [f32; LANES], b: [f32; LANES], half: impl Fn(f32) -> u16) -> [f32; LANES] {
+fn pack<const LANES: usize>(a: [f32; LANES], b: [f32; LANES], half: impl Fn(f32) -> u16) -> [f32; LANES] {
     let mut packed = [0.0; LANES];
     for i in 0..LANES {
         let x = if i < LANES / 2 { &a[2 * i..] } else { &b[2 * i - LANES..] };
@@ -32,11 +36,39 @@ fn pack(a: [f32; LANES], b: [f32; LANES], half: impl Fn(f32) -> u16) -> [f32; LA
     packed
 }
 
-impl Simd for Portable {
-    const LANES: usize = LANES;
-    // Sixteen 128-bit registers (x86-64 without extensions) hold eight of these vectors.
-    const REGISTERS: usize = 8;
+/// Whether [`Simd::LANES`] may be this.
+const fn checked(lanes: usize) -> usize {
+    assert!(lanes.is_power_of_two() && lanes <= MAX_LANES);
+    lanes
+}
+
+// SAFETY: `checked` holds `LANES` to its bounds. These operations need no instructions beyond the target's own. Each load and
+// store goes through a pointer to an array of `LANES` elements; the parts of slices and `unrelated` are the trait's own. The
+// tables are written by their macros.
+unsafe impl<const LANES: usize> Simd for Portable<LANES> {
+    const LANES: usize = checked(LANES);
+    // Sixteen 128-bit registers (x86-64 without extensions) hold eight vectors of eight lanes.
+    const REGISTERS: usize = 64 / LANES;
+    // All but four of the registers: 4 or 2 x 2 of eight lanes, 12 or 6 x 2 of four.
+    const PRODUCT_ROWS: [usize; 2] = [Self::REGISTERS - 4, (Self::REGISTERS - 4) / 2];
+    // Eight registers have no room for a second chain beside the constants.
+    const EXP_VECTORS: usize = 1;
     const PICKS_OF_SIXTEEN: bool = false;
+
+    // As with AVX2: more sums than there are registers, but fewer loads, and where the target has AVX they fit.
+    dot_tiles! {
+        1 => 8 x 1,
+        2 => 4 x 1,
+        3 => 2 x 1,
+        4 => 2 x 1,
+    }
+    strips! {
+        1 => 8,
+        2 => 4,
+        3 => 2,
+        4 => 2,
+    }
+
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
     type Mask = [bool; LANES];
@@ -200,13 +232,33 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn sum(self, a: Self::F32) -> f32 {
-        let four: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
-        (four[0] + four[2]) + (four[1] + four[3])
+        // Halves onto each other.
+        let mut folded = a;
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                folded[i] += folded[i + half];
+            }
+            half /= 2;
+        }
+        folded[0]
     }
     #[inline(always)]
     fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32 {
-        std::array::from_fn(|i| x[i])
-            .map(|a: Self::F32| ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7])))
+        // Neighbours onto each other, of each vector.
+        let mut sums = [0.0; LANES];
+        for (sum, vector) in sums.iter_mut().zip(x) {
+            let mut folded = vector;
+            let mut count = LANES;
+            while count > 1 {
+                count /= 2;
+                for i in 0..count {
+                    folded[i] = folded[2 * i] + folded[2 * i + 1];
+                }
+            }
+            *sum = folded[0];
+        }
+        sums
     }
     #[inline(always)]
     fn max_lane(self, a: Self::F32) -> f32 {
@@ -214,11 +266,11 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn transpose(self, x: [Self::F32; MAX_LANES]) -> [Self::F32; MAX_LANES] {
-        turned(x)
+        transposed(x)
     }
     #[inline(always)]
     fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES] {
-        turned(x)
+        transposed(x)
     }
     #[inline(always)]
     fn pick(self, table: Self::F32, k: Self::I32) -> Self::F32 {
@@ -247,12 +299,12 @@ impl Simd for Portable {
 }
 
 #[inline(always)]
-fn turned<T: Copy>(x: [[T; LANES]; MAX_LANES]) -> [[T; LANES]; MAX_LANES] {
-    let mut turned = x;
+fn transposed<T: Copy, const LANES: usize>(x: [[T; LANES]; MAX_LANES]) -> [[T; LANES]; MAX_LANES] {
+    let mut columns = x;
     for r in 0..LANES {
         for c in 0..LANES {
-            turned[c][r] = x[r][c];
+            columns[c][r] = x[r][c];
         }
     }
-    turned
+    columns
 }

@@ -1,7 +1,9 @@
 //! Every operation of every level against the scalar one of the standard library.
 
-use super::exp::{exp, exp_weight, exp2_fractions, tanh};
-use super::*;
+use crate::element::{Bf16Pair, Element, bf16, f16};
+use crate::level::Level;
+use crate::simd::exp::{exp, exp_weight, exp2_fractions, tanh};
+use crate::simd::{Isa, Kernel, LINE, MAX_LANES, PairDots, PairKernel, Simd, Streaming};
 
 mod conversions;
 mod exponentials;

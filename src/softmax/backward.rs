@@ -124,5 +124,5 @@ fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
         };
         dx[v] = simd.mul(simd.splat(scale), unscaled);
     }
-    store::<S, T, V>(simd, &mut buffers.output()[place], dx, false);
+    store::<S, T, V>(simd, &mut buffers.output()[place], dx, None);
 }

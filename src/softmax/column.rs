@@ -24,7 +24,7 @@ use super::scale::{Scale, Scaling};
 use super::state::RowState;
 use crate::element::Element;
 use crate::simd::exp::{WEIGHT_ONE, exp_weight};
-use crate::simd::{LINE, MAX_LANES, Simd};
+use crate::simd::{LINE, MAX_LANES, Simd, Streaming};
 
 /// Neighbouring lines: element i of them starts at `first + i * stride`.
 #[derive(Clone, Copy)]
@@ -216,7 +216,7 @@ pub(super) fn softmax<S: Simd, T: Element, C: Scaling, const LOG: bool>(
     scratch: &mut Scratch<'_>,
     scale: C,
     gains: Option<&[f32]>,
-    stream: bool,
+    stream: Option<&Streaming<S>>,
 ) {
     fold::<S, T, C, LOG>(simd, buffers.input(), panel, scratch, scale);
     for (place, strip) in panel.strips::<S>() {
@@ -458,7 +458,7 @@ fn write<S: Simd, T: Element, const V: usize, const LOG: bool>(
     (block, place): (usize, usize),
     out: &mut [T],
     strip: Strip,
-    stream: bool,
+    stream: Option<&Streaming<S>>,
 ) {
     let at = block * scratch.width + place;
     let (factors, seconds) = (get::<S, V>(simd, &scratch.maxima[at..]), get::<S, V>(simd, &scratch.sums[at..]));
@@ -482,11 +482,11 @@ fn write_rows<S: Simd, T: Element, const V: usize, const LOG: bool, const TWICE:
     out: &mut [T],
     strip: Strip,
     [factors, seconds]: [[S::F32; V]; 2],
-    stream: bool,
+    stream: Option<&Streaming<S>>,
 ) {
     for (i, tile) in tile.chunks_exact(V * S::LANES).enumerate() {
         let out = &mut out[strip.first + i * strip.stride..][..strip.width];
-        if !stream {
+        if stream.is_none() {
             ask::<S, T, V>(simd, out.as_ptr().wrapping_add(LEAD * strip.stride));
         }
         let mut y = factors;
@@ -539,12 +539,20 @@ pub(super) fn load<S: Simd, T: Element, const V: usize>(simd: S, x: &[T]) -> [S:
 
 /// As many; wide strips past the caches where `stream`.
 #[inline(always)]
-pub(super) fn store<S: Simd, T: Element, const V: usize>(simd: S, out: &mut [T], y: [S::F32; V], stream: bool) {
+pub(super) fn store<S: Simd, T: Element, const V: usize>(
+    simd: S,
+    out: &mut [T],
+    y: [S::F32; V],
+    stream: Option<&Streaming<S>>,
+) {
     if V == 1 {
         return simd.store_elements_part(out, y[0]);
     }
     for v in (0..V).step_by(2) {
         let (out, pair) = (&mut out[v * S::LANES..], [y[v], y[v + 1]]);
-        if stream { simd.stream_pair(out, pair) } else { simd.store_pair(out, pair) }
+        match stream {
+            Some(stream) => stream.store_pair(out, pair),
+            None => simd.store_pair(out, pair),
+        }
     }
 }

@@ -23,7 +23,7 @@ use super::scale::Scaling;
 use super::state::RowState;
 use crate::element::Element;
 use crate::simd::exp::{WEIGHT_ONE, exp_weight};
-use crate::simd::{LINE, Simd};
+use crate::simd::{LINE, Simd, Streaming};
 use std::ops::Range;
 
 /// Longest block of a row, in elements: 64 KiB of tile, in the second-level cache beside what is read and written.
@@ -47,9 +47,9 @@ pub(super) fn softmax<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
     tile: &mut [f32],
     scale: C,
     gain: f32,
-    stream: bool,
+    stream: Option<&Streaming<S>>,
 ) -> RowState {
-    if !stream
+    if stream.is_none()
         && row.len() <= ROW_TILE
         && let Some(state) = softmax_f32::<S, T, C, LOG>(simd, buffers, row.clone(), scale, gain)
     {
@@ -208,34 +208,44 @@ pub(super) fn weigh<S: Simd, T, C: Scaling, const LOG: bool>(
 
 /// out = e * norm, or t - norm where `LOG`; past the caches where `stream`, whole lines of them.
 #[inline(always)]
-fn write<S: Simd, T: Element, const LOG: bool>(simd: S, tile: &[f32], out: &mut [T], norm: f32, stream: bool) {
+fn write<S: Simd, T: Element, const LOG: bool>(
+    simd: S,
+    tile: &[f32],
+    out: &mut [T],
+    norm: f32,
+    stream: Option<&Streaming<S>>,
+) {
     let norm = simd.splat(norm);
-    let head = if stream { out.as_ptr().align_offset(LINE).min(out.len()) } else { 0 };
+    let head = if stream.is_some() { out.as_ptr().align_offset(LINE).min(out.len()) } else { 0 };
     let (tile_head, tile) = tile.split_at(head);
     let (head, out) = out.split_at_mut(head);
     write_parts::<S, T, LOG>(simd, tile_head, head, norm);
     let whole = out.len() - out.len() % (2 * S::LANES);
     let (tile, tile_rest) = tile.split_at(whole);
     let (out, rest) = out.split_at_mut(whole);
-    if stream {
-        write_pairs::<S, T, LOG, true>(simd, tile, out, norm);
+    if stream.is_some() {
+        write_pairs::<S, T, LOG>(simd, tile, out, norm, stream);
     } else {
-        write_pairs::<S, T, LOG, false>(simd, tile, out, norm);
+        write_pairs::<S, T, LOG>(simd, tile, out, norm, None);
     }
     write_parts::<S, T, LOG>(simd, tile_rest, rest, norm);
 }
 
 #[inline(always)]
-fn write_pairs<S: Simd, T: Element, const LOG: bool, const STREAM: bool>(
+fn write_pairs<S: Simd, T: Element, const LOG: bool>(
     simd: S,
     tile: &[f32],
     out: &mut [T],
     norm: S::F32,
+    stream: Option<&Streaming<S>>,
 ) {
     for (tile, out) in tile.chunks_exact(2 * S::LANES).zip(out.chunks_exact_mut(2 * S::LANES)) {
         let (a, b) = (simd.load_slice(tile), simd.load_slice(&tile[S::LANES..]));
         let pair = [finish::<S, LOG>(simd, a, norm), finish::<S, LOG>(simd, b, norm)];
-        if STREAM { simd.stream_pair(out, pair) } else { simd.store_pair(out, pair) }
+        match stream {
+            Some(stream) => stream.store_pair(out, pair),
+            None => simd.store_pair(out, pair),
+        }
     }
 }
 

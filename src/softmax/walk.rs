@@ -9,7 +9,7 @@ use super::row::{self, ROW_TILE};
 use super::scale::{One, Plain, Scale, Scaling};
 use super::state::RowState;
 use crate::element::Element;
-use crate::simd::{Kernel, LINE, Simd};
+use crate::simd::{Kernel, LINE, Simd, Streaming};
 
 /// Numbers kept of a panel, at most: 10 MiB, which a common third-level cache has to spare.
 const KEPT: usize = 10 << 18;
@@ -66,12 +66,12 @@ impl<T: Stored, C: Scaling, F: FnMut(usize, RowState), const LOG: bool> Kernel f
             let own_tile = T::IS_F32 && !stream && axis.line_len() <= ROW_TILE;
             let mut tile = Room::new(if own_tile { 1 } else { axis.line_len().clamp(1, ROW_TILE) });
             let tile = tile.as_mut_slice();
+            // (It fences when it is dropped.)
+            let streaming = if stream { Some(Streaming::new(simd)) } else { None };
+            let stream = streaming.as_ref();
             for (line, row) in rows(axis).enumerate() {
                 let gain = gains.map_or(1.0, |gains| gains[line]);
                 visit(line, row::softmax::<S, T, C, LOG>(simd, &mut buffers, row, tile, scale, gain, stream));
-            }
-            if stream {
-                simd.fence();
             }
             return;
         }
@@ -82,12 +82,11 @@ impl<T: Stored, C: Scaling, F: FnMut(usize, RowState), const LOG: bool> Kernel f
         let keeps = Scratch::len::<S>(panels.widest(), axis.line_len(), true) <= KEPT;
         let mut room = Room::new(Scratch::len::<S>(panels.widest(), axis.line_len(), keeps));
         let mut scratch = Scratch::new::<S>(room.as_mut_slice(), panels.widest(), axis.line_len(), keeps);
+        let streaming = if stream { Some(Streaming::new(simd)) } else { None };
+        let stream = streaming.as_ref();
         for (line, panel) in panels {
             let gains = gains.map(|gains| &gains[line..][..panel.lines.width]);
             column::softmax::<S, T, C, LOG>(simd, &mut buffers, panel, &mut scratch, scale, gains, stream);
-        }
-        if stream {
-            simd.fence();
         }
     }
 }

@@ -1,18 +1,18 @@
 //! Blocks of keys or values, and groups of rows that share each load of them.
 
+use crate::simd::MAX_SHARED_ROWS;
 use crate::tensor::matrix::Matrix;
 
-/// Rows that share a load of keys or values. With eight lanes, four rows and two keys (or vectors of values) make eight
-/// chains, which keep the multipliers busy and leave registers for the operands; with sixteen there are registers for four.
-pub(super) const ROWS: usize = 4;
+/// Rows that share a load of keys or values: as many as the levels have register tiles for.
+pub(super) const ROWS: usize = MAX_SHARED_ROWS;
 
-/// Keys that all rows are done with before the next ones: their lines stay in the first cache meanwhile.
+/// Keys that all rows are done with before the next ones: their lines stay in the L1 cache meanwhile.
 pub(super) const BLOCK_KEYS: usize = 32;
 
 /// Some neighbouring keys, or their values: rows of `cols` elements without gaps, `stride` apart.
 ///
-/// (Like [`Group`], pointers in registers and not a view: with views cut from views, the address of a block's first load came
-/// out of memory, by way of other addresses that did, and the multipliers ran out of work meanwhile: a tenth of decoding.)
+/// (Pointers in registers and not a view, like [`Group`]. With views cut from views, the address of a block's first load came
+/// out of memory, by way of other addresses that did, and the multipliers waited meanwhile: a tenth of decoding.)
 #[derive(Clone, Copy)]
 pub(super) struct Block<T> {
     pub(super) at: *const T,
@@ -37,8 +37,8 @@ impl<T: Copy> Block<T> {
     }
 }
 
-/// Rows that share each load: what one has of f32 to multiply with, `from_stride` after the row before, and where its results go,
-/// `to_stride` after.
+/// Rows that share each load. The f32 that a row multiplies with start `from_stride` after those of the row before; its results
+/// go `to_stride` after.
 #[derive(Clone, Copy)]
 pub(super) struct Group {
     pub(super) from: *const f32,

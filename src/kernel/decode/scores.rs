@@ -1,12 +1,12 @@
-//! The form for few queries: keys and values along the lanes.
+//! The scores of a few rows, keys along the lanes.
 //!
 //! With a query or two the lanes of a panel would be empty, and the work is to stream K and V through the processor once:
 //! four bytes of f32 for each multiply-add of a lone query. So a vector holds neighbouring elements of one key (or value), in
-//! whatever type the cache has, and each is multiplied with every query of the group while it is in a register.
+//! the type of the cache, and each is multiplied with every query of the group while it is in a register.
 //!
 //! ```text
-//! scores   S[r][j] = sum_e Q[r][e] * K[j][e]      as many partial sums as lanes, folded at the end
-//! weights  P[r][j] = 2^(S[r][j] - m[r])           as in weights.rs, with keys in the lanes
+//! scores   S[r][j] = sum_e Q[r][e] * K[j][e]      a partial sum in each lane, folded at the end
+//! probs    P[r][j] = 2^(S[r][j] - m[r])           as in prefill, with keys in the lanes
 //! values   O[r][d] += P[r][j] * V[j][d]           one chain over the keys for each element of O
 //! ```
 //!
@@ -14,19 +14,19 @@
 
 use super::block::{Block, Group, ROWS};
 use crate::element::Bf16Pair;
-use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
+use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use crate::kernel::prefetch::{LineShare, Lines, Prefetch};
-use crate::kernel::shape::round_up_lanes;
+use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
-use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
+use crate::simd::{ByDotTile, Isa, MAX_LANES, Simd, kernel};
 use crate::tensor::matrix::Matrix;
 
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
 ///
 /// * `keys`: `[keys, head_dim]`, or their pairs, rows without gaps
-/// * `queries`: `[rows][width]`, where width is `head_dim`, or as many as there are pairs, rounded up; zeros behind the end
+/// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros behind the end
 /// * `scores`: `[rows][stride]`, `stride >= keys`
-/// * `ahead`: what to ask memory for meanwhile, all of it
+/// * `ahead`: what to prefetch meanwhile, all of it
 pub(crate) fn scores(
     isa: Isa,
     keys: RowKeys<'_>,
@@ -36,10 +36,8 @@ pub(crate) fn scores(
     ahead: &Prefetch,
 ) {
     match keys {
-        RowKeys::Any(keys) => isa.run(Scores { keys, queries, scores, stride, ahead }),
-        RowKeys::Pairs(keys, factor) => {
-            isa.run_pairs(PairScores(Scores { keys, queries, scores, stride, ahead }, factor));
-        }
+        RowKeys::Any(keys) => f32_scores(isa, keys, queries, scores, stride, ahead),
+        RowKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, stride, ahead),
     }
 }
 
@@ -48,41 +46,41 @@ pub(crate) fn scores(
 pub(crate) enum RowKeys<'a> {
     /// Of any type, to be widened.
     Any(Run<'a>),
-    /// As pairs, and what sums of their products are multiplied with.
+    /// As pairs, and the factor of the sums of their products.
     Pairs(Matrix<'a, Bf16Pair>, f32),
 }
 
-struct Scores<'a, K> {
-    keys: K,
-    queries: &'a [f32],
-    scores: &'a mut [f32],
-    stride: usize,
-    ahead: &'a Prefetch,
-}
-
-impl Kernel for Scores<'_, Run<'_>> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Scores { keys, queries, scores, stride, ahead } = self;
-        with_run!(keys, keys => all_dots((simd, Singles::new()), keys, queries, scores, stride, ahead));
+kernel! {
+    /// [`scores`] of keys of any type.
+    fn f32_scores<'a, S: Simd>(
+        simd: S,
+        keys: Run<'a>,
+        queries: &'a [f32],
+        scores: &'a mut [f32],
+        stride: usize,
+        ahead: &'a Prefetch,
+    ) {
+        with_run!(keys, keys => all_dots((simd, F32Fma::new()), keys, queries, scores, stride, ahead));
     }
 }
 
-struct PairScores<'a>(Scores<'a, Matrix<'a, Bf16Pair>>, f32);
-
-impl PairKernel for PairScores<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) {
-        let Scores { keys, queries, scores, stride, ahead } = self.0;
-        all_dots((simd, Pairs { dots, factor: self.1 }), keys, queries, scores, stride, ahead);
+kernel! {
+    /// [`scores`] of pairs of bf16, times the factor.
+    fn pair_scores<'a, S: Simd, D: PairDots>(
+        simd: S,
+        dots: D,
+        keys: (Matrix<'a, Bf16Pair>, f32),
+        queries: &'a [f32],
+        scores: &'a mut [f32],
+        stride: usize,
+        ahead: &'a Prefetch,
+    ) {
+        let (keys, factor) = keys;
+        all_dots((simd, Bf16Dots { dots, factor }), keys, queries, scores, stride, ahead);
     }
 }
 
-/// The dot products of all queries with all keys, as many queries at a time as share a load.
+/// The dot products of all queries with all keys, [`ROWS`] queries at a time.
 #[inline(always)]
 fn all_dots<S: Simd, M: Multiply<S>>(
     arithmetic: (S, M),
@@ -92,40 +90,45 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     stride: usize,
     ahead: &Prefetch,
 ) {
-    const { assert!(ROWS == 4 && (S::LANES == 8 || S::LANES == 16)) };
     let width = round_up_lanes(keys.cols());
     if width == 0 {
         return scores.fill(0.0);
     }
     let rows = scores.len() / stride;
-    assert!(queries.len() >= rows * width && keys.rows() <= stride);
-    let mut asking = ahead.lines();
+    assert!(holds(queries.len(), rows, width) && keys.rows() <= stride);
+    let mut prefetches = ahead.lines();
     let (mut left, mut to) = (Block::all(keys), scores.as_mut_ptr());
     while left.count > 0 {
         let (block, more) = left.split();
         let mut group = Group { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
         for row in (0..rows).step_by(ROWS) {
-            // The first rows ask for all.
-            let lines = if row == 0 { &mut asking } else { &mut Lines::none() };
-            // A lone row reads two keys at a time, nearly straight on: with four, eight or sixteen side by side, bare loops
-            // over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5).
+            // The first rows prefetch for all.
+            let lines = if row == 0 { &mut prefetches } else { &mut Lines::none() };
+            let dots = Dots { arithmetic, keys: block, group, lines };
             // SAFETY: the block is of keys without gaps; the group has moved on to `row`, with as many queries and rows of scores
             // from there on, and a row has room for every key (asserted).
-            unsafe {
-                match (S::LANES, ROWS.min(rows - row)) {
-                    (8, 1) => dots::<S, M, 1, 8, 1>(arithmetic, block, group, lines),
-                    (8, 2) => dots::<S, M, 2, 4, 1>(arithmetic, block, group, lines),
-                    (8, 3) => dots::<S, M, 3, 2, 1>(arithmetic, block, group, lines),
-                    (8, _) => dots::<S, M, 4, 2, 1>(arithmetic, block, group, lines),
-                    (_, 1) => dots::<S, M, 1, 2, 8>(arithmetic, block, group, lines),
-                    (_, 2) => dots::<S, M, 2, 4, 2>(arithmetic, block, group, lines),
-                    (_, 3) => dots::<S, M, 3, 4, 1>(arithmetic, block, group, lines),
-                    (_, _) => dots::<S, M, 4, 4, 1>(arithmetic, block, group, lines),
-                }
-            }
+            unsafe { S::dot_tile(ROWS.min(rows - row), dots) };
             group = group.next();
         }
         (left, to) = (more, to.wrapping_add(block.count));
+    }
+}
+
+/// The keys of a block against some queries.
+struct Dots<'a, 'l, S: Simd, M: Multiply<S>> {
+    arithmetic: (S, M),
+    keys: Block<M::Step>,
+    group: Group,
+    lines: &'a mut Lines<'l>,
+}
+
+impl<S: Simd, M: Multiply<S>> ByDotTile for Dots<'_, '_, S, M> {
+    /// # Safety
+    /// * as [`dots`]
+    #[inline(always)]
+    unsafe fn call<const R: usize, const N: usize, const G: usize>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { dots::<S, M, R, N, G>(self.arithmetic, self.keys, self.group, self.lines) }
     }
 }
 
@@ -141,13 +144,14 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
     group: Group,
     lines: &mut Lines<'_>,
 ) {
+    const { assert!(R * N * G <= MAX_LANES, "a dot tile has more results than `MAX_LANES`") };
     let Block { mut at, stride, count, cols } = keys;
     let Group { from: queries, from_stride: width, to: mut scores, to_stride } = group;
     let together = N * G;
-    debug_assert!(R * together <= S::LANES && count > 0 && width >= round_up_lanes(cols));
+    debug_assert!(count > 0 && width >= round_up_lanes(cols));
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut share = lines.share(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
-    // From the first of the keys to each of them; where there are not as many, the last one again.
+    // From the first of the keys to each of them. If there are fewer, the last one is repeated.
     let mut offsets = [0; MAX_LANES];
     for (n, offset) in offsets[..together].iter_mut().enumerate() {
         *offset = stride.wrapping_mul(n.min(count - 1) as isize);
@@ -166,8 +170,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
                 sums[r * together + g * N..][..N].copy_from_slice(&own[r]);
             }
         }
-        let mut folded = [0.0; MAX_LANES];
-        simd.store_slice(&mut folded, multiply.finish(simd, simd.sums(sums)));
+        let folded = fold_lanes::<S, M>((simd, multiply), sums, R * together);
         let (mut from, mut to) = (folded.as_ptr(), scores);
         for _ in 0..R {
             // SAFETY: a score for each of these keys, or for as many as there are, in R rows (the caller's promise).
@@ -189,6 +192,23 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
         at = at.wrapping_offset(stride.wrapping_mul(step as isize));
         scores = scores.wrapping_add(step);
     }
+}
+
+/// The sum of the lanes of each of the first `count` vectors, finished: `LANES` vectors at a time.
+#[inline(always)]
+fn fold_lanes<S: Simd, M: Multiply<S>>(
+    (simd, multiply): (S, M),
+    sums: [S::F32; MAX_LANES],
+    count: usize,
+) -> [f32; MAX_LANES] {
+    let mut folded = [0.0; MAX_LANES];
+    simd.store_slice(&mut folded, multiply.finish(simd, simd.sums(sums)));
+    for first in (S::LANES..count).step_by(S::LANES) {
+        let mut next = [simd.zero(); MAX_LANES];
+        next[..S::LANES].copy_from_slice(&sums[first..first + S::LANES]);
+        simd.store_slice(&mut folded[first..], multiply.finish(simd, simd.sums(next)));
+    }
+    folded
 }
 
 /// The products of R queries with N keys, added up lane by lane.

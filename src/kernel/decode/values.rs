@@ -4,88 +4,85 @@ use super::block::{Block, Group, ROWS};
 use crate::element::Element;
 use crate::kernel::convert::load_from;
 use crate::kernel::prefetch::{Lines, Prefetch};
-use crate::kernel::shape::round_up_lanes;
+use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{ByStrip, Simd, kernel};
 use crate::tensor::matrix::Matrix;
 
-/// Adds `sum over j of weights[r * stride + j] * values[j][d]` to `out[r][d]`.
-///
-/// * `values`: `[keys, value_dim]`, rows without gaps, any type
-/// * `weights`: `[rows][stride]`, `stride >= keys`
-/// * `out`: `[rows][value_dim rounded up]`
-/// * `ahead`: what to ask memory for meanwhile, all of it
-pub(crate) fn add_values(isa: Isa, values: Run<'_>, weights: &[f32], out: &mut [f32], stride: usize, ahead: &Prefetch) {
-    isa.run(AddValues { values, weights, out, stride, ahead });
-}
-
-struct AddValues<'a> {
-    values: Run<'a>,
-    weights: &'a [f32],
-    out: &'a mut [f32],
-    stride: usize,
-    ahead: &'a Prefetch,
-}
-
-impl Kernel for AddValues<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        with_run!(self.values, values => add_all(simd, values, self.weights, self.out, self.stride, self.ahead));
+kernel! {
+    /// Adds `sum over j of probs[r * stride + j] * values[j][d]` to `out[r][d]`.
+    ///
+    /// * `values`: `[keys, value_dim]`, rows without gaps, any type
+    /// * `probs`: `[rows][stride]`, `stride >= keys`
+    /// * `out`: `[rows][value_dim rounded up]`
+    /// * `ahead`: what to prefetch meanwhile, all of it
+    pub(crate) fn add_values<'a, S: Simd>(
+        simd: S,
+        values: Run<'a>,
+        probs: &'a [f32],
+        out: &'a mut [f32],
+        stride: usize,
+        ahead: &'a Prefetch,
+    ) {
+        with_run!(values, values => add_all(simd, values, probs, out, stride, ahead));
     }
 }
 
-/// The weighted values of all rows, as many rows at a time as share a load.
+/// The sums of all rows, [`ROWS`] rows at a time.
 #[inline(always)]
 fn add_all<S: Simd, T: Element>(
     simd: S,
     values: Matrix<'_, T>,
-    weights: &[f32],
+    probs: &[f32],
     out: &mut [f32],
     stride: usize,
     ahead: &Prefetch,
 ) {
     let width = round_up_lanes(values.cols());
-    let rows = weights.len() / stride;
-    assert!(values.rows() <= stride && out.len() >= rows * width);
-    // Whole keys at a time where there are registers for them: memory then reads straight on.
-    let eight = values.cols() >= 8 * S::LANES;
-    let mut asking = ahead.lines();
-    let (mut left, mut from) = (Block::all(values), weights.as_ptr());
+    let rows = probs.len() / stride;
+    assert!(values.rows() <= stride && holds(out.len(), rows, width));
+    let vectors = values.cols() / S::LANES;
+    let mut prefetches = ahead.lines();
+    let (mut left, mut from) = (Block::all(values), probs.as_ptr());
     while left.count > 0 {
         let (block, more) = left.split();
         let mut group = Group { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
         for row in (0..rows).step_by(ROWS) {
-            // The first rows ask for all.
-            let lines = if row == 0 { &mut asking } else { &mut Lines::none() };
-            // SAFETY: the block is of values without gaps; the group has moved on to `row`, with as many rows of weights and of
-            // `out` from there on, and a row has a weight for every key (asserted).
-            unsafe {
-                match (S::LANES, ROWS.min(rows - row)) {
-                    (8, 1) => strips::<S, _, 1, 8>(simd, block, group, lines),
-                    (8, 2) => strips::<S, _, 2, 4>(simd, block, group, lines),
-                    (8, 3) => strips::<S, _, 3, 2>(simd, block, group, lines),
-                    (8, _) => strips::<S, _, 4, 2>(simd, block, group, lines),
-                    (_, 1) if eight => strips::<S, _, 1, 8>(simd, block, group, lines),
-                    (_, 1) => strips::<S, _, 1, 4>(simd, block, group, lines),
-                    (_, 2) if eight => strips::<S, _, 2, 8>(simd, block, group, lines),
-                    (_, 2) => strips::<S, _, 2, 4>(simd, block, group, lines),
-                    (_, 3) => strips::<S, _, 3, 4>(simd, block, group, lines),
-                    (_, _) => strips::<S, _, 4, 4>(simd, block, group, lines),
-                }
-            }
+            // The first rows prefetch for all.
+            let lines = if row == 0 { &mut prefetches } else { &mut Lines::none() };
+            let sums = Sums { simd, values: block, group, lines };
+            // SAFETY: the block is of values without gaps; the group has moved on to `row`, with as many rows of probs and of
+            // `out` from there on, and a row has a prob for every key (asserted).
+            unsafe { S::strip(ROWS.min(rows - row), vectors, sums) };
             group = group.next();
         }
         (left, from) = (more, from.wrapping_add(block.count));
     }
 }
 
-/// Weighted values for R rows, strip after strip of N vectors; the last vector may be a part of one.
+/// The values of a block for some rows.
+struct Sums<'a, 'l, S, T> {
+    simd: S,
+    values: Block<T>,
+    group: Group,
+    lines: &'a mut Lines<'l>,
+}
+
+impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
+    /// # Safety
+    /// * as [`strips`]
+    #[inline(always)]
+    unsafe fn call<const R: usize, const N: usize>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { strips::<S, T, R, N>(self.simd, self.values, self.group, self.lines) }
+    }
+}
+
+/// Sums of R rows, strip after strip of N vectors. What is left is done a vector at a time, and the last one may be a part.
 ///
 /// # Safety
 /// * all rows of `values` are valid for reads of `cols` elements
-/// * `group` has R rows of a weight for each of them, and R rows of `values.cols` elements, rounded up, to add to
+/// * `group` has R rows of a prob for each of them, and R rows of `values.cols` elements, rounded up, to add to
 #[inline(always)]
 unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     simd: S,
@@ -122,7 +119,7 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
 ///
 /// # Safety
 /// * all rows of `values` are valid for reads of N vectors, or of `cols` elements, less than a vector
-/// * `group` has R rows of a weight for each of them, and R rows of N vectors to add to
+/// * `group` has R rows of a prob for each of them, and R rows of N vectors to add to
 #[inline(always)]
 unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE: bool>(
     simd: S,
@@ -131,7 +128,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
     lines: &mut Lines<'_>,
 ) {
     let Block { mut at, stride, count, cols } = values;
-    let Group { from: weights, from_stride, to: out, to_stride: width } = group;
+    let Group { from: probs, from_stride, to: out, to_stride: width } = group;
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
         for (n, sum) in sums.iter_mut().enumerate() {
@@ -154,10 +151,10 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
             };
         }
         for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the weight of key j in row r: the caller's promise.
-            let weight = simd.splat(unsafe { *weights.wrapping_add(r * from_stride + j) });
+            // SAFETY: the prob of key j in row r: the caller's promise.
+            let prob = simd.splat(unsafe { *probs.wrapping_add(r * from_stride + j) });
             for (n, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.mul_add(weight, vectors[n], *sum);
+                *sum = simd.mul_add(prob, vectors[n], *sum);
             }
         }
         at = at.wrapping_offset(stride);
@@ -170,40 +167,26 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
     }
 }
 
-/// As [`add_values`], leaving out values whose score is -inf instead of multiplying them by 0: for tiles that hold NaN or
-/// infinite values and hidden keys. Plain and slow; the chains are the same.
-pub(crate) fn add_visible_values(
-    isa: Isa,
-    values: Run<'_>,
-    (weights, scores): (&[f32], &[f32]),
-    out: &mut [f32],
-    stride: usize,
-) {
-    isa.run(AddVisibleValues { values, weights, scores, out, stride });
-}
-
-struct AddVisibleValues<'a> {
-    values: Run<'a>,
-    weights: &'a [f32],
-    scores: &'a [f32],
-    out: &'a mut [f32],
-    stride: usize,
-}
-
-impl Kernel for AddVisibleValues<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let width = round_up_lanes(self.values.cols());
-        with_run!(self.values, values => for j in 0..values.rows() {
+kernel! {
+    /// As [`add_values`], leaving out values whose score is -inf instead of multiplying them by 0: for tiles that hold NaN or
+    /// infinite values and hidden keys. Plain and slow; the chains are the same.
+    pub(crate) fn add_visible_values<'a, S: Simd>(
+        simd: S,
+        values: Run<'a>,
+        probs_and_scores: (&'a [f32], &'a [f32]),
+        out: &'a mut [f32],
+        stride: usize,
+    ) {
+        let (probs, scores) = probs_and_scores;
+        let width = round_up_lanes(values.cols());
+        with_run!(values, values => for j in 0..values.rows() {
             let row = values.row(j).as_slice().expect("rows without gaps");
-            for (r, out) in self.out.chunks_exact_mut(width.max(1)).enumerate() {
-                let at = r * self.stride + j;
-                if self.scores[at] != f32::NEG_INFINITY {
+            for (r, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+                let at = r * stride + j;
+                if scores[at] != f32::NEG_INFINITY {
                     for (out, d) in out.chunks_exact_mut(S::LANES).zip((0..row.len()).step_by(S::LANES)) {
-                        let weight = simd.splat(self.weights[at]);
-                        let sum = simd.mul_add(weight, load_from(simd, row, d), simd.load_slice(out));
+                        let prob = simd.splat(probs[at]);
+                        let sum = simd.mul_add(prob, load_from(simd, row, d), simd.load_slice(out));
                         simd.store_slice(out, sum);
                     }
                 }
@@ -212,20 +195,11 @@ impl Kernel for AddVisibleValues<'_> {
     }
 }
 
-/// Whether every element is finite.
-pub(crate) fn all_finite(isa: Isa, rows: Run<'_>) -> bool {
-    isa.run(AllFinite(rows))
-}
-
-struct AllFinite<'a>(Run<'a>);
-
-impl Kernel for AllFinite<'_> {
-    type Output = bool;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> bool {
+kernel! {
+    /// Whether every element is finite.
+    pub(crate) fn all_finite<'a, S: Simd>(simd: S, rows: Run<'a>) -> bool {
         let mut infinite_or_nan = false;
-        with_run!(self.0, matrix => for j in 0..matrix.rows() {
+        with_run!(rows, matrix => for j in 0..matrix.rows() {
             let row = matrix.row(j).as_slice().expect("rows without gaps");
             let mut zero = simd.zero();
             for d in (0..row.len()).step_by(S::LANES) {

@@ -1,22 +1,21 @@
 //! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
 
 use crate::element::Bf16Pair;
-use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
+use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
-use crate::kernel::shape::{EvenBlocks, product_rows};
-use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
+use crate::kernel::shape::{EvenBlocks, holds, product_rows};
+use crate::simd::{Isa, Simd, kernel};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
 /// Writes `scores[j][lane] = sum over e of keys[j][e] * queries[e][lane]`, times the factor that comes with pairs, and raises
 /// `max[lane]` to the largest of them.
 ///
-/// * `keys`: `[rows, head_dim]`, or their pairs, in rows without gaps at any distance: read in place
-/// * `queries`: a packed panel, `[head_dim, or as many as there are pairs][lanes]` (more rows are ignored), `lanes` being the
-///   length of `max`
+/// * `keys`: `[rows, head_dim]`, or their pairs, in rows without gaps, any stride: read in place
+/// * `queries`: a packed panel, `[head_dim or pairs][lanes]` (more rows are ignored), `lanes` being the length of `max`
 /// * `scores`: `[rows][lanes]`, written
-/// * `ahead`: what to ask memory for meanwhile
+/// * `ahead`: what to prefetch meanwhile
 pub(crate) fn scores(
     isa: Isa,
     keys: PanelKeys<'_>,
@@ -26,10 +25,8 @@ pub(crate) fn scores(
     ahead: &mut Prefetch,
 ) {
     match keys {
-        PanelKeys::Wide(keys) => isa.run(Scores { keys, queries, scores, max, ahead }),
-        PanelKeys::Pairs(keys, factor) => {
-            isa.run_pairs(PairScores(Scores { keys, queries, scores, max, ahead }, factor))
-        }
+        PanelKeys::Wide(keys) => f32_scores(isa, keys, queries, scores, max, ahead),
+        PanelKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, max, ahead),
     }
 }
 
@@ -38,7 +35,7 @@ pub(crate) fn scores(
 pub(crate) enum PanelKeys<'a> {
     /// As f32.
     Wide(Matrix<'a, f32>),
-    /// As pairs, and what sums of their products are multiplied with.
+    /// As pairs, and the factor of the sums of their products.
     Pairs(Matrix<'a, Bf16Pair>, f32),
 }
 
@@ -51,77 +48,89 @@ impl PanelKeys<'_> {
     }
 }
 
-struct Scores<'a, K> {
-    keys: Matrix<'a, K>,
-    queries: &'a [f32],
-    scores: &'a mut [f32],
-    max: &'a mut [f32],
-    ahead: &'a mut Prefetch,
-}
-
-impl Kernel for Scores<'_, f32> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        self.panels(simd, Singles::new());
+kernel! {
+    /// [`scores`] of keys in f32.
+    fn f32_scores<'a, S: Simd>(
+        simd: S,
+        keys: Matrix<'a, f32>,
+        queries: &'a [f32],
+        scores: &'a mut [f32],
+        max: &'a mut [f32],
+        ahead: &'a mut Prefetch,
+    ) {
+        panel_scores((simd, F32Fma::new()), keys, queries, scores, max, ahead);
     }
 }
 
-struct PairScores<'a>(Scores<'a, Bf16Pair>, f32);
-
-impl PairKernel for PairScores<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) {
-        self.0.panels(simd, Pairs { dots, factor: self.1 });
+kernel! {
+    /// [`scores`] of pairs of bf16, times the factor.
+    fn pair_scores<'a, S: Simd, D: PairDots>(
+        simd: S,
+        dots: D,
+        keys: (Matrix<'a, Bf16Pair>, f32),
+        queries: &'a [f32],
+        scores: &'a mut [f32],
+        max: &'a mut [f32],
+        ahead: &'a mut Prefetch,
+    ) {
+        let (keys, factor) = keys;
+        panel_scores((simd, Bf16Dots { dots, factor }), keys, queries, scores, max, ahead);
     }
 }
 
-impl<K> Scores<'_, K> {
-    #[inline(always)]
-    fn panels<S: Simd, M: Multiply<S, Step = K>>(self, simd: S, multiply: M) {
-        let (rows, lanes) = (self.keys.rows(), self.max.len());
-        assert!(self.keys.has_contiguous_rows());
-        assert!(self.queries.len() >= self.keys.cols() * lanes && self.scores.len() >= rows * lanes);
-        match self.max.len() / S::LANES {
-            1 => self.blocks::<S, M, 1>(simd, multiply),
-            2 => self.blocks::<S, M, 2>(simd, multiply),
-            vectors => unreachable!("a panel of {vectors} vectors"),
-        }
+#[inline(always)]
+fn panel_scores<S: Simd, M: Multiply<S>>(
+    arithmetic: (S, M),
+    keys: Matrix<'_, M::Step>,
+    queries: &[f32],
+    scores: &mut [f32],
+    max: &mut [f32],
+    ahead: &mut Prefetch,
+) {
+    match max.len() / S::LANES {
+        1 => block_scores::<S, M, 1>(arithmetic, keys, queries, scores, max, ahead),
+        2 => block_scores::<S, M, 2>(arithmetic, keys, queries, scores, max, ahead),
+        vectors => unreachable!("a panel of {vectors} vectors"),
     }
+}
 
-    /// Block after block of as many keys as the registers hold.
-    #[inline(always)]
-    fn blocks<S: Simd, M: Multiply<S, Step = K>, const V: usize>(self, simd: S, multiply: M) {
-        assert!(self.max.len() == V * S::LANES);
-        let mut block = Block::<S, M, V> {
-            ahead: self.ahead,
-            arithmetic: (simd, multiply),
-            keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: 1 },
-            queries: self.queries.as_ptr(),
-            steps: self.keys.cols(),
-            scores: self.scores.as_mut_ptr(),
-            max: [simd.zero(); V],
-        };
-        for (v, max) in block.max.iter_mut().enumerate() {
-            *max = simd.load_slice(&self.max[v * S::LANES..]);
-        }
-        let blocks = EvenBlocks::new(self.keys.rows(), product_rows::<S>(V));
-        for b in 0..blocks.count {
-            let rows = blocks.range(b);
-            // Wrapping: keys of no elements may have any stride.
-            let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
-            block.keys.at = self.keys.as_ptr().wrapping_offset(offset);
-            // SAFETY: these rows of the keys and of the scores, which `panels` has checked, and no more of them than
-            // `product_rows`.
-            unsafe { by_rows::<S, V>(rows.len(), &mut block) };
-            block.scores = block.scores.wrapping_add(rows.len() * V * S::LANES);
-        }
-        for (v, max) in block.max.into_iter().enumerate() {
-            simd.store_slice(&mut self.max[v * S::LANES..], max);
-        }
+/// The scores of block after block of keys. A block has at most as many keys as a product has rows.
+#[inline(always)]
+fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
+    (simd, multiply): (S, M),
+    keys: Matrix<'_, M::Step>,
+    queries: &[f32],
+    scores: &mut [f32],
+    max: &mut [f32],
+    ahead: &mut Prefetch,
+) {
+    let lanes = V * S::LANES;
+    assert!(max.len() == lanes && keys.has_contiguous_rows());
+    assert!(holds(queries.len(), keys.cols(), lanes) && holds(scores.len(), keys.rows(), lanes));
+    let mut block = Block::<S, M, V> {
+        ahead,
+        arithmetic: (simd, multiply),
+        keys: Left { at: keys.as_ptr(), row: keys.row_stride(), step: 1 },
+        queries: queries.as_ptr(),
+        steps: keys.cols(),
+        scores: scores.as_mut_ptr(),
+        max: [simd.zero(); V],
+    };
+    for (v, of_block) in block.max.iter_mut().enumerate() {
+        *of_block = simd.load_slice(&max[v * S::LANES..]);
+    }
+    let blocks = EvenBlocks::new(keys.rows(), product_rows::<S>(V));
+    for b in 0..blocks.count {
+        let rows = blocks.range(b);
+        // Wrapping: keys of no elements may have any stride.
+        let offset = keys.row_stride().wrapping_mul(rows.start as isize);
+        block.keys.at = keys.as_ptr().wrapping_offset(offset);
+        // SAFETY: these rows of the keys and of the scores, which are there (asserted above); no more than `product_rows`.
+        unsafe { by_rows::<S, V>(rows.len(), &mut block) };
+        block.scores = block.scores.wrapping_add(rows.len() * lanes);
+    }
+    for (v, of_block) in block.max.into_iter().enumerate() {
+        simd.store_slice(&mut max[v * S::LANES..], of_block);
     }
 }
 

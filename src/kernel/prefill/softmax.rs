@@ -1,7 +1,7 @@
 //! `P = 2^(S - m)`, `l += sum P`: the online softmax of a panel, in units of log2.
 //!
 //! **The running maximum m is an integer**, so that a rescale is by an exact power of two, and the fraction that the
-//! polynomial sees, `s - round(s)`, depends on the score alone. With `magic = 1.5 * 2^23` and `base = magic + 127 - m`,
+//! polynomial takes, `s - round(s)`, depends on the score alone. With `magic = 1.5 * 2^23` and `base = magic + 127 - m`,
 //! all exact:
 //!
 //! ```text
@@ -10,132 +10,132 @@
 //! P = 2^r * 2^(n - m)     the exponent held at 0 or above as an integer: below 2^-126, P is exactly 0
 //! ```
 //!
-//! m is set [`SLACK`] above the maximum that moved it, so it moves rarely, and P never exceeds 1.
+//! m is set [`SLACK`](crate::kernel::state::SLACK) above the maximum that moved it. So it moves rarely, and P never exceeds 1.
 
 use crate::kernel::state::{FAR, PanelState, base, near, power_of_two, raised};
 use crate::simd::exp::{ROUND, exp2_fractions};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Simd, kernel};
 
-/// Scores are raised to this: far enough below any m within `FAR` that the weight is 0, near enough that every step of
-/// the formula stays finite for it. -inf, which marks hidden keys, becomes this.
+/// Scores are raised to this. It is far enough below any m within `FAR` that the prob is 0, and near enough to 0 that every step
+/// of the formula stays finite. -inf, which marks hidden keys, becomes this.
 const LOWEST: f32 = -8_388_608.0; // -2^23
 
-/// Turns scores into weights, and folds them into the state; where the maximum moves, rescales what was summed before.
-///
-/// * `scores`: `[keys][lanes]`, in units of log2, -inf where hidden; holds weights afterwards
-/// * `tile_max`: the largest score of each lane; its length is the number of lanes
-/// * `out`: `[value_dim][lanes]`, the values summed so far; empty before the first
-pub(crate) fn softmax(isa: Isa, scores: &mut [f32], tile_max: &[f32], state: &mut PanelState, out: &mut [f32]) {
-    isa.run(Weights { scores, tile_max, state, out });
-}
-
-struct Weights<'a> {
-    scores: &'a mut [f32],
-    tile_max: &'a [f32],
-    state: &'a mut PanelState,
-    out: &'a mut [f32],
-}
-
-impl Kernel for Weights<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        match self.tile_max.len() / S::LANES {
-            1 => self.steps::<S, 1>(simd),
-            2 => self.steps::<S, 2>(simd),
+kernel! {
+    /// Turns scores into probs and folds them into the state. Where the maximum moves, rescales what was summed before.
+    ///
+    /// * `scores`: `[keys][lanes]`, in units of log2, -inf where hidden; holds probs afterwards
+    /// * `tile_max`: the largest score of each lane; its length is the number of lanes
+    /// * `out`: `[value_dim][lanes]`, the values summed so far; empty before the first
+    pub(crate) fn softmax<'a, S: Simd>(
+        simd: S,
+        scores: &'a mut [f32],
+        tile_max: &'a [f32],
+        state: &'a mut PanelState,
+        out: &'a mut [f32],
+    ) {
+        match tile_max.len() / S::LANES {
+            1 => panel_softmax::<S, 1>(simd, scores, tile_max, state, out),
+            2 => panel_softmax::<S, 2>(simd, scores, tile_max, state, out),
             vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }
 }
 
-impl Weights<'_> {
-    #[inline(always)]
-    fn steps<S: Simd, const V: usize>(self, simd: S) {
-        let lanes = V * S::LANES;
-        assert!(self.tile_max.len() == lanes && self.scores.len().is_multiple_of(lanes));
-        let state = self.state;
-        let (mut max, mut sum): ([S::F32; V], [S::F32; V]) = (load(simd, &state.max), load(simd, &state.sum));
-        let peak: [S::F32; V] = load(simd, self.tile_max);
+#[inline(always)]
+fn panel_softmax<S: Simd, const V: usize>(
+    simd: S,
+    scores: &mut [f32],
+    tile_max: &[f32],
+    state: &mut PanelState,
+    out: &mut [f32],
+) {
+    let lanes = V * S::LANES;
+    assert!(tile_max.len() == lanes && scores.len().is_multiple_of(lanes));
+    let (mut max, mut sum): ([S::F32; V], [S::F32; V]) = (load(simd, &state.max), load(simd, &state.sum));
+    let tile_max: [S::F32; V] = load(simd, tile_max);
 
-        // 1. Move the maximum where it was passed, and rescale. (Loops: a closure that is not inlined is compiled without
-        //    the level's instructions.)
-        let mut moved = false;
-        let mut factors = [simd.splat(1.0); V];
-        for v in 0..V {
-            let passed = simd.lt(max[v], peak[v]);
-            if simd.any(passed) {
-                let old = max[v];
-                max[v] = simd.select(passed, raised(simd, peak[v]), old);
-                factors[v] = simd.select(passed, power_of_two(simd, simd.sub(old, max[v])), simd.splat(1.0));
-                moved = true;
-            }
+    // 1. Move the maximum where a score passed it, and rescale. (Loops: a closure that is not inlined is compiled without the
+    //    level's instructions.)
+    let mut moved = false;
+    let mut factors = [simd.splat(1.0); V];
+    for v in 0..V {
+        let passed = simd.lt(max[v], tile_max[v]);
+        if simd.any(passed) {
+            let old = max[v];
+            max[v] = simd.select(passed, raised(simd, tile_max[v]), old);
+            factors[v] = simd.select(passed, power_of_two(simd, simd.sub(old, max[v])), simd.splat(1.0));
+            moved = true;
         }
-        if moved {
-            for out in self.out.chunks_exact_mut(lanes) {
-                multiply(simd, out, factors);
-            }
-            for v in 0..V {
-                sum[v] = simd.mul(sum[v], factors[v]);
-            }
-            store::<S, V>(simd, &mut state.max, max);
-        }
-
-        // 2. Bring lanes of giant scores near 0.
-        let mut any_far = false;
-        let mut shift = [simd.zero(); V];
-        for v in 0..V {
-            max[v] = near(simd, max[v]);
-            let far = simd.lt(simd.splat(FAR), simd.abs(max[v]));
-            if simd.any(far) {
-                shift[v] = simd.select(far, max[v], simd.zero());
-                max[v] = simd.select(far, simd.zero(), max[v]);
-                any_far = true;
-            }
-        }
-        if any_far {
-            for scores in self.scores.chunks_exact_mut(lanes) {
-                for v in 0..V {
-                    let scores = &mut scores[v * S::LANES..];
-                    simd.store_slice(scores, simd.sub(simd.load_slice(scores), shift[v]));
-                }
-            }
-        }
-
-        // 3. Weights, and their sum: from zero, then added, so that long rows don't swallow small weights.
-        let mut bases = [simd.zero(); V];
-        for v in 0..V {
-            bases[v] = base(simd, max[v]);
-        }
-        let tile_sum = match (S::REGISTERS, V) {
-            (32.., 1) => weigh::<S, V, 4>(simd, self.scores, bases),
-            (32.., _) => weigh::<S, V, 2>(simd, self.scores, bases),
-            _ => weigh::<S, V, 1>(simd, self.scores, bases),
-        };
-        for v in 0..V {
-            sum[v] = simd.add(sum[v], tile_sum[v]);
-        }
-        store::<S, V>(simd, &mut state.sum, sum);
     }
+    if moved {
+        for out in out.chunks_exact_mut(lanes) {
+            multiply(simd, out, factors);
+        }
+        for v in 0..V {
+            sum[v] = simd.mul(sum[v], factors[v]);
+        }
+        store::<S, V>(simd, &mut state.max, max);
+    }
+
+    // 2. Bring lanes of giant scores near 0.
+    let mut any_far = false;
+    let mut shift = [simd.zero(); V];
+    for v in 0..V {
+        max[v] = near(simd, max[v]);
+        let far = simd.lt(simd.splat(FAR), simd.abs(max[v]));
+        if simd.any(far) {
+            shift[v] = simd.select(far, max[v], simd.zero());
+            max[v] = simd.select(far, simd.zero(), max[v]);
+            any_far = true;
+        }
+    }
+    if any_far {
+        for scores in scores.chunks_exact_mut(lanes) {
+            for v in 0..V {
+                let scores = &mut scores[v * S::LANES..];
+                simd.store_slice(scores, simd.sub(simd.load_slice(scores), shift[v]));
+            }
+        }
+    }
+
+    // 3. Probs and their sum. It starts from zero and is added at the end, so that long rows don't swallow small probs.
+    let mut bases = [simd.zero(); V];
+    for v in 0..V {
+        bases[v] = base(simd, max[v]);
+    }
+    let tile_sum = if const { S::EXP_VECTORS >= 4 * V } {
+        probs_and_sum::<S, V, 4>(simd, scores, bases)
+    } else if const { S::EXP_VECTORS >= 2 * V } {
+        probs_and_sum::<S, V, 2>(simd, scores, bases)
+    } else {
+        probs_and_sum::<S, V, 1>(simd, scores, bases)
+    };
+    for v in 0..V {
+        sum[v] = simd.add(sum[v], tile_sum[v]);
+    }
+    store::<S, V>(simd, &mut state.sum, sum);
 }
 
-/// Turns scores into weights, `KEYS` keys at a time, and returns their sums: a weight is a chain of operations, of which the
-/// processor alone overlaps too few. (Four vectors, which the registers hold with all constants, take 0.88 of the time.)
+/// Turns scores into probs, `KEYS` keys at a time, and returns their sums.
 #[inline(always)]
-fn weigh<S: Simd, const V: usize, const KEYS: usize>(simd: S, scores: &mut [f32], bases: [S::F32; V]) -> [S::F32; V] {
+fn probs_and_sum<S: Simd, const V: usize, const KEYS: usize>(
+    simd: S,
+    scores: &mut [f32],
+    bases: [S::F32; V],
+) -> [S::F32; V] {
     let mut sum = [simd.zero(); V];
     let mut blocks = scores.chunks_exact_mut(KEYS * V * S::LANES);
     for scores in &mut blocks {
-        weigh_keys::<S, V, KEYS>(simd, scores, bases, &mut sum);
+        block_probs::<S, V, KEYS>(simd, scores, bases, &mut sum);
     }
     for scores in blocks.into_remainder().chunks_exact_mut(V * S::LANES) {
-        weigh_keys::<S, V, 1>(simd, scores, bases, &mut sum);
+        block_probs::<S, V, 1>(simd, scores, bases, &mut sum);
     }
     sum
 }
 
 #[inline(always)]
-fn weigh_keys<S: Simd, const V: usize, const KEYS: usize>(
+fn block_probs<S: Simd, const V: usize, const KEYS: usize>(
     simd: S,
     scores: &mut [f32],
     bases: [S::F32; V],
@@ -145,7 +145,7 @@ fn weigh_keys<S: Simd, const V: usize, const KEYS: usize>(
     for (k, key) in keys.iter_mut().enumerate() {
         *key = load(simd, &scores[k * V * S::LANES..]);
     }
-    let keys = weights_of(simd, keys, bases);
+    let keys = probs_of(simd, keys, bases);
     for (k, key) in keys.into_iter().enumerate() {
         for v in 0..V {
             sum[v] = simd.add(sum[v], key[v]);
@@ -180,13 +180,13 @@ fn store<S: Simd, const V: usize>(simd: S, x: &mut [f32], values: [S::F32; V]) {
 
 /// 2^(s - m) for s <= m, at most 2 ulp off; exactly 0 below 2^-126 and for -inf; NaN for NaN.
 #[inline(always)]
-pub(in crate::kernel) fn weight<S: Simd>(simd: S, s: S::F32, base: S::F32) -> S::F32 {
-    weights_of(simd, [[s]], [base])[0][0]
+pub(in crate::kernel) fn prob<S: Simd>(simd: S, s: S::F32, base: S::F32) -> S::F32 {
+    probs_of(simd, [[s]], [base])[0][0]
 }
 
 /// The same for several keys and vectors side by side, step by step.
 #[inline(always)]
-fn weights_of<S: Simd, const V: usize, const KEYS: usize>(
+fn probs_of<S: Simd, const V: usize, const KEYS: usize>(
     simd: S,
     s: [[S::F32; V]; KEYS],
     bases: [S::F32; V],

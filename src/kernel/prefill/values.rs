@@ -1,83 +1,69 @@
-//! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
+//! `O += V P`: the values of a tile of keys times the probs of a panel of queries.
 
 use crate::element::Element;
-use crate::kernel::arithmetic::Singles;
+use crate::kernel::arithmetic::F32Fma;
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::pack::ValueBlocks;
 use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
-use crate::kernel::shape::{EvenBlocks, PANEL_VECTORS, product_rows};
+use crate::kernel::shape::{EvenBlocks, PANEL_VECTORS, holds, product_rows};
 use crate::kernel::transpose::{LaneRows, load_block};
 use crate::kv::run::{Run, with_run};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Simd, kernel};
+use crate::tensor::matrix::Matrix;
 
-/// Adds `sum over j of values[j][d] * weights[j][lane]` to `out[d][lane]`.
-///
-/// * `values`: packed by [`pack_values`](super::pack::pack_values), laid out as `blocks` says; keys from `first` on
-/// * `weights`: `[keys][lanes]`
-/// * `out`: `[value_dim][lanes]` (more rows are left alone), and whether this is the first sum: then it is written over
-///   whatever is there
-/// * `ahead`: what to ask memory for meanwhile
-pub(crate) fn add_values(
-    isa: Isa,
-    (values, blocks, first): (&[f32], ValueBlocks, usize),
-    weights: &[f32],
-    (out, is_first): (&mut [f32], bool),
-    lanes: usize,
-    ahead: &mut Prefetch,
-) {
-    let keys = weights.len() / lanes;
-    assert!(weights.len() == keys * lanes && first + keys <= blocks.keys);
-    assert!(values.len() >= blocks.len() && out.len() >= blocks.value_dim * lanes);
-    isa.run(AddValues { values, blocks, first, keys, weights, out, is_first, lanes, ahead });
-}
-
-struct AddValues<'a> {
-    values: &'a [f32],
-    blocks: ValueBlocks,
-    first: usize,
-    keys: usize,
-    weights: &'a [f32],
-    out: &'a mut [f32],
-    is_first: bool,
-    lanes: usize,
-    ahead: &'a mut Prefetch,
-}
-
-impl Kernel for AddValues<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        match self.lanes / S::LANES {
-            1 => self.blocks::<S, 1>(simd),
-            2 => self.blocks::<S, 2>(simd),
+kernel! {
+    /// Adds `sum over j of values[j][d] * probs[j][lane]` to `out[d][lane]`.
+    ///
+    /// * `values`: packed by [`pack_values`](super::pack::pack_values), laid out as its `blocks` say; keys from its number on
+    /// * `probs`: `[keys][lanes]`
+    /// * `out`: `[value_dim][lanes]` (more rows are left alone), and whether this is the first sum: then it is written over
+    ///   what is there
+    /// * `ahead`: what to prefetch meanwhile
+    pub(crate) fn add_values<'a, S: Simd>(
+        simd: S,
+        values: (&'a [f32], ValueBlocks, usize),
+        probs: &'a [f32],
+        out: (&'a mut [f32], bool),
+        lanes: usize,
+        ahead: &'a mut Prefetch,
+    ) {
+        match lanes / S::LANES {
+            1 => add_blocks::<S, 1>(simd, values, probs, out, ahead),
+            2 => add_blocks::<S, 2>(simd, values, probs, out, ahead),
             vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }
 }
 
-impl AddValues<'_> {
-    #[inline(always)]
-    fn blocks<S: Simd, const V: usize>(self, simd: S) {
-        assert!(self.lanes == V * S::LANES);
-        for b in 0..self.blocks.count() {
-            let dims = self.blocks.dims(b);
-            let values = self.values[self.blocks.offset(b) + self.first * dims.len()..].as_ptr();
-            let products = EvenBlocks::new(dims.len(), product_rows::<S>(V));
-            for part in (0..products.count).map(|p| products.range(p)) {
-                let mut block = Block::<S, V> {
-                    ahead: &mut *self.ahead,
-                    simd,
-                    values: Left { at: values.wrapping_add(part.start), row: 1, step: dims.len() as isize },
-                    weights: self.weights.as_ptr(),
-                    keys: self.keys,
-                    out: self.out[(dims.start + part.start) * self.lanes..].as_mut_ptr(),
-                    is_first: self.is_first,
-                };
-                // SAFETY: `add_values` has checked that there are values for all of `blocks`, of which these keys and
-                // dimensions are a part, weights for the keys and room for the dimensions.
-                unsafe { by_rows::<S, V>(part.len(), &mut block) };
-            }
+#[inline(always)]
+fn add_blocks<S: Simd, const V: usize>(
+    simd: S,
+    (values, blocks, first): (&[f32], ValueBlocks, usize),
+    probs: &[f32],
+    (out, is_first): (&mut [f32], bool),
+    ahead: &mut Prefetch,
+) {
+    let lanes = V * S::LANES;
+    let keys = probs.len() / lanes;
+    assert!(probs.len() == keys * lanes && first + keys <= blocks.keys);
+    assert!(values.len() >= blocks.len() && holds(out.len(), blocks.value_dim, lanes));
+    for b in 0..blocks.count() {
+        let dims = blocks.dims(b);
+        let values = values[blocks.offset(b) + first * dims.len()..].as_ptr();
+        let products = EvenBlocks::new(dims.len(), product_rows::<S>(V));
+        for part in (0..products.count).map(|p| products.range(p)) {
+            let mut block = Block::<S, V> {
+                ahead: &mut *ahead,
+                simd,
+                values: Left { at: values.wrapping_add(part.start), row: 1, step: dims.len() as isize },
+                probs: probs.as_ptr(),
+                keys,
+                out: out[(dims.start + part.start) * lanes..].as_mut_ptr(),
+                is_first,
+            };
+            // SAFETY: there are values for all of `blocks`, of which these keys and dimensions are a part, probs for the keys
+            // and room for the dimensions (asserted above); no more dimensions than `product_rows`.
+            unsafe { by_rows::<S, V>(part.len(), &mut block) };
         }
     }
 }
@@ -87,7 +73,7 @@ struct Block<'a, S: Simd, const V: usize> {
     ahead: &'a mut Prefetch,
     simd: S,
     values: Left<f32>,
-    weights: *const f32,
+    probs: *const f32,
     keys: usize,
     out: *mut f32,
     is_first: bool,
@@ -95,13 +81,13 @@ struct Block<'a, S: Simd, const V: usize> {
 
 impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
     /// # Safety
-    /// * `values` is valid for R rows of `keys` steps, `weights` for `keys` steps, `out` for reads and writes of R rows
+    /// * `values` is valid for R rows of `keys` steps, `probs` for `keys` steps, `out` for reads and writes of R rows
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
-        let arithmetic = (self.simd, Singles::new());
-        let weights = Right { at: self.weights, step: (V * S::LANES) as isize };
+        let arithmetic = (self.simd, F32Fma::new());
+        let probs = Right { at: self.probs, step: (V * S::LANES) as isize };
         // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, _, f32, R, V>(arithmetic, self.values, weights, self.keys, self.ahead) };
+        let sums = unsafe { product::<S, _, f32, R, V>(arithmetic, self.values, probs, self.keys, self.ahead) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 let out = self.out.wrapping_add((r * V + v) * S::LANES);
@@ -114,89 +100,86 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
     }
 }
 
-/// As [`add_values`], from values as they lie in memory, widened with each use: for a panel that has a tile to itself, packing
-/// would cost more than it saves. Here a row of the product is a query, whose weights are broadcast, and values lie along the
-/// lanes; the chains are the same. Returns whether all sums are finite; otherwise `out` is as before, for a value that is not
-/// finite may belong to a hidden key.
-///
-/// * `values`: `[keys, value_dim]`, rows without gaps, whole vectors
-/// * `weights`: `[keys][lanes]`
-/// * `sums`: `[lanes][value_dim]` or more, for what is added
-pub(crate) fn add_values_in_place(
-    isa: Isa,
-    values: Run<'_>,
-    weights: &[f32],
+kernel! {
+    /// As [`add_values`], from values as they lie in memory, widened with each use: for a panel that has a tile to itself,
+    /// packing would cost more than it saves. A row of this product is a query, whose probs are broadcast, and values lie along
+    /// the lanes; the chains are the same. Returns whether all sums are finite. Otherwise `out` is as before, because a value
+    /// that is not finite may belong to a hidden key.
+    ///
+    /// * `values`: `[keys, value_dim]`, rows without gaps, whole vectors
+    /// * `probs`: `[keys][lanes]`
+    /// * `sums`: `[lanes][value_dim]` or more, for what is added
+    pub(crate) fn add_values_in_place<'a, S: Simd>(
+        simd: S,
+        values: Run<'a>,
+        probs: &'a [f32],
+        sums: &'a mut [f32],
+        out: (&'a mut [f32], bool),
+        lanes: usize,
+        ahead: &'a mut Prefetch,
+    ) -> bool {
+        let (out, is_first) = out;
+        let width = values.cols();
+        assert!(holds(out.len(), lanes, width));
+        let sums = &mut sums[..lanes * width];
+        let not_finite = with_run!(values, values => sum_rows(simd, values, probs, sums, lanes, ahead));
+        if not_finite {
+            return false;
+        }
+        let rows = LaneRows::of(lanes, |n| Some(&sums[n * width..(n + 1) * width])).expect("slices");
+        add_transposed(simd, &rows, (out, is_first), lanes);
+        true
+    }
+}
+
+/// Writes `sums[lane][d] = sum over j of probs[j][lane] * values[j][d]` and returns whether any is not finite.
+#[inline(always)]
+fn sum_rows<S: Simd, T: Element>(
+    simd: S,
+    values: Matrix<'_, T>,
+    probs: &[f32],
     sums: &mut [f32],
-    (out, is_first): (&mut [f32], bool),
     lanes: usize,
     ahead: &mut Prefetch,
 ) -> bool {
-    assert!(values.has_contiguous_rows() && values.cols().is_multiple_of(isa.lanes()));
-    assert!(weights.len() == values.rows() * lanes && lanes.is_multiple_of(isa.lanes()));
-    assert!(out.len() >= lanes * values.cols());
-    let sums = &mut sums[..lanes * values.cols()];
-    isa.run(AddValuesInPlace { values, weights, sums, out, is_first, lanes, ahead })
-}
-
-struct AddValuesInPlace<'a> {
-    values: Run<'a>,
-    weights: &'a [f32],
-    sums: &'a mut [f32],
-    out: &'a mut [f32],
-    is_first: bool,
-    lanes: usize,
-    ahead: &'a mut Prefetch,
-}
-
-impl Kernel for AddValuesInPlace<'_> {
-    type Output = bool;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> bool {
-        let (lanes, width) = (self.lanes, self.values.cols());
-        let mut finite = simd.zero();
-        with_run!(self.values, values => {
-            let queries = EvenBlocks::new(lanes, product_rows::<S>(PANEL_VECTORS));
-            for rows in (0..queries.count).map(|b| queries.range(b)) {
-                for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
-                    let mut block = RowBlock {
-                        ahead: &mut *self.ahead,
-                        simd,
-                        weights: Left { at: self.weights[rows.start..].as_ptr(), row: 1, step: lanes as isize },
-                        values: Right { at: values.as_ptr().wrapping_add(d), step: values.row_stride() },
-                        keys: values.rows(),
-                        sums: self.sums[rows.start * width + d..].as_mut_ptr(),
-                        width,
-                        finite,
-                    };
-                    // SAFETY: `add_values_in_place` has checked that there is a weight for every key and lane, and that rows
-                    // of values and sums, which are as long, are whole vectors.
-                    unsafe {
-                        if d + PANEL_VECTORS * S::LANES <= width {
-                            by_rows::<S, PANEL_VECTORS>(rows.len(), &mut Wide::<S, _, PANEL_VECTORS>(&mut block));
-                        } else {
-                            by_rows::<S, 1>(rows.len(), &mut Wide::<S, _, 1>(&mut block));
-                        }
-                    }
-                    finite = block.finite;
+    let width = values.cols();
+    assert!(values.has_contiguous_rows() && width.is_multiple_of(S::LANES) && lanes.is_multiple_of(S::LANES));
+    assert!(holds(probs.len(), values.rows(), lanes) && holds(sums.len(), lanes, width));
+    // (A sum times 0 is 0, or NaN where it is not finite.)
+    let mut finite = simd.zero();
+    let queries = EvenBlocks::new(lanes, product_rows::<S>(PANEL_VECTORS));
+    for rows in (0..queries.count).map(|b| queries.range(b)) {
+        for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
+            let mut block = RowBlock {
+                ahead: &mut *ahead,
+                simd,
+                probs: Left { at: probs[rows.start..].as_ptr(), row: 1, step: lanes as isize },
+                values: Right { at: values.as_ptr().wrapping_add(d), step: values.row_stride() },
+                keys: values.rows(),
+                sums: sums[rows.start * width + d..].as_mut_ptr(),
+                width,
+                finite,
+            };
+            // SAFETY: there is a prob for every key and lane, there are sums for every lane, and rows of values and sums, which
+            // are as long, are whole vectors (asserted above); no more rows than `product_rows` of two vectors, nor of one.
+            unsafe {
+                if d + PANEL_VECTORS * S::LANES <= width {
+                    by_rows::<S, PANEL_VECTORS>(rows.len(), &mut Wide::<S, _, PANEL_VECTORS>(&mut block));
+                } else {
+                    by_rows::<S, 1>(rows.len(), &mut Wide::<S, _, 1>(&mut block));
                 }
             }
-        });
-        // (A sum times 0 is 0, or NaN where it is not finite.)
-        if simd.sum(finite) != 0.0 {
-            return false;
+            finite = block.finite;
         }
-        let rows = LaneRows::new(lanes, |n| Some(&self.sums[n * width..(n + 1) * width])).expect("slices");
-        add_turned(simd, &rows, (self.out, self.is_first), lanes);
-        true
     }
+    simd.sum(finite) != 0.0
 }
 
 /// Some queries' sums of some dimensions.
 struct RowBlock<'a, S: Simd, T> {
     ahead: &'a mut Prefetch,
     simd: S,
-    weights: Left<f32>,
+    probs: Left<f32>,
     values: Right<T>,
     keys: usize,
     sums: *mut f32,
@@ -208,13 +191,13 @@ struct RowBlock<'a, S: Simd, T> {
 
 impl<S: Simd, T: Element> RowBlock<'_, S, T> {
     /// # Safety
-    /// * `weights` is valid for R rows of `keys` steps, `values` for V vectors at as many, `sums` for writes of V vectors in R
+    /// * `probs` is valid for R rows of `keys` steps, `values` for V vectors at as many, `sums` for writes of V vectors in R
     ///   rows
     #[inline(always)]
     unsafe fn sum<const R: usize, const V: usize>(&mut self) {
-        let arithmetic = (self.simd, Singles::new());
+        let arithmetic = (self.simd, F32Fma::new());
         // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.weights, self.values, self.keys, self.ahead) };
+        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.probs, self.values, self.keys, self.ahead) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 self.finite = self.simd.mul_add(sum, self.simd.zero(), self.finite);
@@ -225,7 +208,7 @@ impl<S: Simd, T: Element> RowBlock<'_, S, T> {
     }
 }
 
-/// A [`RowBlock`] of so many vectors.
+/// A [`RowBlock`] of V vectors.
 struct Wide<'b, 'a, S: Simd, T, const V: usize>(&'b mut RowBlock<'a, S, T>);
 
 impl<S: Simd, T: Element, const V: usize> ByRows<S> for Wide<'_, '_, S, T, V> {
@@ -238,12 +221,12 @@ impl<S: Simd, T: Element, const V: usize> ByRows<S> for Wide<'_, '_, S, T, V> {
     }
 }
 
-/// Adds rows, turned, to a panel, or writes them over whatever is there: `out[c][lane] += rows[lane][c]`.
+/// Adds rows to a panel, transposed, or writes them over what is there: `out[c][lane] += rows[lane][c]`.
 #[inline(always)]
-fn add_turned<S: Simd>(simd: S, rows: &LaneRows<'_, f32>, (out, is_first): (&mut [f32], bool), lanes: usize) {
+fn add_transposed<S: Simd>(simd: S, rows: &LaneRows<'_, f32>, (out, is_first): (&mut [f32], bool), lanes: usize) {
     for (b, out) in out.chunks_exact_mut(S::LANES * lanes).take(rows.len() / S::LANES).enumerate() {
         for first in (0..lanes).step_by(S::LANES) {
-            let block = simd.transpose(load_block((simd, Singles::new()), rows, first, b * S::LANES));
+            let block = simd.transpose(load_block((simd, F32Fma::new()), rows, first, b * S::LANES));
             for n in 0..S::LANES {
                 let out = &mut out[n * lanes + first..];
                 let before = if is_first { simd.zero() } else { simd.load_slice(out) };
@@ -253,47 +236,32 @@ fn add_turned<S: Simd>(simd: S, rows: &LaneRows<'_, f32>, (out, is_first): (&mut
     }
 }
 
-/// As [`add_values`], for a tile that holds NaN or infinite values and keys that some of the queries don't see: where
-/// `scores[j][lane]` is -inf the value is left out instead of multiplied by 0. Plain and slow, for it is hardly ever
-/// needed; the chain of multiply-adds is the same.
-pub(crate) fn add_visible_values(
-    isa: Isa,
-    (values, blocks, first): (&[f32], ValueBlocks, usize),
-    (weights, scores): (&[f32], &[f32]),
-    out: &mut [f32],
-    lanes: usize,
-) {
-    isa.run(AddVisibleValues { values, blocks, first, weights, scores, out, lanes });
-}
-
-struct AddVisibleValues<'a> {
-    values: &'a [f32],
-    blocks: ValueBlocks,
-    first: usize,
-    weights: &'a [f32],
-    scores: &'a [f32],
-    out: &'a mut [f32],
-    lanes: usize,
-}
-
-impl Kernel for AddVisibleValues<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        for b in 0..self.blocks.count() {
-            let dims = self.blocks.dims(b);
+kernel! {
+    /// As [`add_values`], for a tile that holds NaN or infinite values and keys that are hidden from some of the queries: where
+    /// `scores[j][lane]` is -inf the value is left out instead of multiplied by 0. Plain and slow, because it is rare; the chain
+    /// of multiply-adds is the same.
+    pub(crate) fn add_visible_values<'a, S: Simd>(
+        simd: S,
+        values: (&'a [f32], ValueBlocks, usize),
+        probs_and_scores: (&'a [f32], &'a [f32]),
+        out: &'a mut [f32],
+        lanes: usize,
+    ) {
+        let (values, blocks, first) = values;
+        let (probs, scores) = probs_and_scores;
+        for b in 0..blocks.count() {
+            let dims = blocks.dims(b);
             for d in dims.clone() {
-                for lane in (0..self.lanes).step_by(S::LANES) {
+                for lane in (0..lanes).step_by(S::LANES) {
                     let mut sum = simd.zero();
-                    let rows = self.weights.chunks_exact(self.lanes).zip(self.scores.chunks_exact(self.lanes));
-                    for (j, (weights, scores)) in rows.enumerate() {
-                        let at = self.blocks.offset(b) + (self.first + j) * dims.len() + d - dims.start;
+                    let rows = probs.chunks_exact(lanes).zip(scores.chunks_exact(lanes));
+                    for (j, (probs, scores)) in rows.enumerate() {
+                        let at = blocks.offset(b) + (first + j) * dims.len() + d - dims.start;
                         let hidden = simd.eq(simd.load_slice(&scores[lane..]), simd.splat(f32::NEG_INFINITY));
-                        let more = simd.mul_add(simd.splat(self.values[at]), simd.load_slice(&weights[lane..]), sum);
+                        let more = simd.mul_add(simd.splat(values[at]), simd.load_slice(&probs[lane..]), sum);
                         sum = simd.select(hidden, sum, more);
                     }
-                    let out = &mut self.out[d * self.lanes + lane..];
+                    let out = &mut out[d * lanes + lane..];
                     simd.store_slice(out, simd.add(simd.load_slice(out), sum));
                 }
             }

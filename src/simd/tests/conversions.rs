@@ -36,12 +36,12 @@ impl<T: Element> Kernel for NarrowPairs<'_, T> {
         let aligned = self.2.as_ptr().align_offset(LINE);
         let stored = self.1.chunks_exact_mut(pair);
         let streamed = self.2[aligned..].chunks_exact_mut(pair);
+        let streaming = Streaming::new(simd);
         for ((x, stored), streamed) in self.0.chunks_exact(pair).zip(stored).zip(streamed) {
             let x = [simd.load_slice(x), simd.load_slice(&x[S::LANES..])];
             simd.store_pair(stored, x);
-            simd.stream_pair(streamed, x);
+            streaming.store_pair(streamed, x);
         }
-        simd.fence();
     }
 }
 

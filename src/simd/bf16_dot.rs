@@ -1,0 +1,39 @@
+//! Dot products of pairs of bf16, which some levels have an instruction for.
+
+use crate::element::Bf16Pair;
+use crate::simd::vector::Simd;
+
+/// Work that is compiled for every level with [`PairDots`]. Implementations mark `run` as `#[inline(always)]`.
+pub(crate) trait PairKernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> Self::Output;
+}
+
+/// Dot products of pairs of bf16. A vector of `LANES` pairs is carried as an `S::F32`, which is never computed with as such.
+///
+/// # Safety
+/// Unsafe code relies on what an implementation reads:
+/// * [`load_pairs`](Self::load_pairs) reads `LANES` pairs and nothing else.
+/// * [`broadcast`](Self::broadcast) and [`add_dots_at`](Self::add_dots_at) read one pair and nothing else.
+pub(crate) unsafe trait PairDots<S: Simd>: Copy {
+    /// Reads `LANES` pairs from `p`.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `LANES` pairs
+    unsafe fn load_pairs(self, p: *const Bf16Pair) -> S::F32;
+    /// The pairs of `x`, which is at most `LANES` long, then zeros in the lanes past its end.
+    fn load_pairs_part(self, x: &[Bf16Pair]) -> S::F32;
+    /// In every lane, `c + a.second * b.second`, rounded, plus `a.first * b.first`, rounded. The products are exact.
+    /// **Denormal numbers count as 0**, as operands and as results, and the rounding is to nearest whatever the thread's mode.
+    fn add_dots(self, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
+    /// One pair in every lane.
+    ///
+    /// # Safety
+    /// * `a` is valid for reads
+    unsafe fn broadcast(self, a: *const Bf16Pair) -> S::F32;
+    /// [`PairDots::add_dots`] with one pair, `a`, in every lane.
+    ///
+    /// # Safety
+    /// * `a` is valid for reads
+    unsafe fn add_dots_at(self, a: *const Bf16Pair, b: S::F32, c: S::F32) -> S::F32;
+}

@@ -1,0 +1,78 @@
+//! How work enters a level.
+//!
+//! A [`Kernel`] is compiled once for every level, inside the function that enables the level's instructions
+//! ([`level!`](crate::simd::level_token::level)). Everything that it calls is `#[inline(always)]`, so it is compiled there, too.
+//! A closure is not: one that the compiler leaves out of line is compiled without the level's instructions. So kernels have
+//! loops and functions.
+
+use crate::simd::vector::Simd;
+
+/// Work that is compiled for every level. Implementations mark `run` as `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Makes, from a function that is generic over the level, the function that enters the level:
+///
+/// ```text
+/// kernel! {
+///     pub(crate) fn double<'a, S: Simd>(simd: S, x: &'a mut [f32]) { double_vectors(simd, x) }
+/// }
+/// ```
+///
+/// becomes `pub(crate) fn double<'a>(isa: Isa, x: &'a mut [f32])`. The arguments travel in a struct, because they enter the
+/// level as a [`Kernel`]: so their lifetimes have names. With `D: PairDots` beside `S`, and `dots: D` beside `simd`, it becomes a
+/// [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines is a function of its own, which is
+/// `#[inline(always)]`.
+macro_rules! kernel {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$($life:lifetime,)* $s:ident: Simd>($simd:ident: $_s:ty $(, $arg:ident: $type:ty)* $(,)?)
+        $(-> $output:ty)? $body:block
+    ) => {
+        $(#[$meta])*
+        $vis fn $name<$($life),*>(isa: $crate::simd::Isa $(, $arg: $type)*) $(-> $output)? {
+            struct Arguments<$($life),*> {
+                $($arg: $type,)*
+            }
+            impl<$($life),*> $crate::simd::Kernel for Arguments<$($life),*> {
+                type Output = $crate::simd::kernel!(@output $($output)?);
+
+                #[inline(always)]
+                fn run<$s: $crate::simd::Simd>(self, $simd: $s) -> Self::Output {
+                    let Arguments { $($arg),* } = self;
+                    $body
+                }
+            }
+            isa.run(Arguments { $($arg),* })
+        }
+    };
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$($life:lifetime,)* $s:ident: Simd, $d:ident: PairDots>(
+            $simd:ident: $_s:ty, $dots:ident: $_d:ty $(, $arg:ident: $type:ty)* $(,)?
+        )
+        $(-> $output:ty)? $body:block
+    ) => {
+        $(#[$meta])*
+        $vis fn $name<$($life),*>(isa: $crate::simd::Isa $(, $arg: $type)*) $(-> $output)? {
+            struct Arguments<$($life),*> {
+                $($arg: $type,)*
+            }
+            impl<$($life),*> $crate::simd::PairKernel for Arguments<$($life),*> {
+                type Output = $crate::simd::kernel!(@output $($output)?);
+
+                #[inline(always)]
+                fn run<$s: $crate::simd::Simd>(self, $simd: $s, $dots: impl $crate::simd::PairDots<$s>) -> Self::Output {
+                    let Arguments { $($arg),* } = self;
+                    $body
+                }
+            }
+            isa.run_pairs(Arguments { $($arg),* })
+        }
+    };
+    (@output) => { () };
+    (@output $output:ty) => { $output };
+}
+pub(crate) use kernel;

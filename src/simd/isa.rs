@@ -1,0 +1,127 @@
+//! Detection, and the choice of the level at run time.
+
+use crate::level::Level;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::avx512::{Avx512, Avx512Bf16};
+use crate::simd::bf16_dot::PairKernel;
+use crate::simd::entry::{Kernel, kernel};
+use crate::simd::portable::Portable;
+
+/// Detection: the rest of [`Level`] is plain data.
+impl Level {
+    /// The levels that this processor has, from the plainest to the best. (Levels as such have no order: a processor has
+    /// those of its own architecture only.)
+    pub fn available() -> impl DoubleEndedIterator<Item = Level> {
+        Self::ALL.iter().copied().filter(|level| Isa::detect(*level).is_some())
+    }
+
+    /// The best level that this processor has: the last one of [`Level::available`].
+    pub fn best() -> Level {
+        Self::available().next_back().unwrap_or(Level::Portable)
+    }
+}
+
+/// A level together with the proof that this processor has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isa {
+    Portable(Portable<8>),
+    #[cfg(any(test, feature = "_four-lanes"))]
+    Portable4(Portable<4>),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
+}
+
+impl Isa {
+    /// The proof for `level`, if this processor has it.
+    pub(crate) fn detect(level: Level) -> Option<Isa> {
+        match level {
+            Level::Portable => Some(Isa::Portable(Portable)),
+            #[cfg(any(test, feature = "_four-lanes"))]
+            Level::Portable4 => Some(Isa::Portable4(Portable)),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => Avx2::detect().map(Isa::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => Avx512::detect().map(Isa::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => Avx512Bf16::detect().map(Isa::Avx512Bf16),
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 => None,
+        }
+    }
+
+    /// The best level of this processor. (The standard library caches detection: this costs a few loads.)
+    pub(crate) fn best() -> Isa {
+        Level::ALL.iter().rev().find_map(|level| Self::detect(*level)).unwrap_or(Isa::Portable(Portable))
+    }
+
+    pub(crate) fn level(self) -> Level {
+        match self {
+            Isa::Portable(_) => Level::Portable,
+            #[cfg(any(test, feature = "_four-lanes"))]
+            Isa::Portable4(_) => Level::Portable4,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => Level::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => Level::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(_) => Level::Avx512Bf16,
+        }
+    }
+
+    /// Elements in one vector of this level.
+    pub(crate) fn lanes(self) -> usize {
+        lanes(self)
+    }
+
+    /// [`Simd::PICKS_OF_SIXTEEN`](crate::simd::vector::Simd::PICKS_OF_SIXTEEN) of this level.
+    pub(crate) fn picks_of_sixteen(self) -> bool {
+        picks_of_sixteen(self)
+    }
+
+    /// Runs `kernel` compiled for this level.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Isa::Portable(simd) => kernel.run(simd),
+            #[cfg(any(test, feature = "_four-lanes"))]
+            Isa::Portable4(simd) => kernel.run(simd),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(simd) => simd.enter(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(simd) => simd.enter(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(dots) => dots.base().enter(kernel),
+        }
+    }
+
+    /// Whether the level has [`PairDots`](crate::simd::bf16_dot::PairDots).
+    pub(crate) fn has_pair_dots(self) -> bool {
+        self.level() == Level::Avx512Bf16
+    }
+
+    /// Runs `kernel` compiled for this level.
+    ///
+    /// # Panics
+    /// If it has no [`PairDots`](crate::simd::bf16_dot::PairDots).
+    #[inline]
+    pub(crate) fn run_pairs<K: PairKernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(dots) => dots.enter_pairs(kernel),
+            _ => unreachable!("pairs of bf16 at the level {}", self.level()),
+        }
+    }
+}
+
+kernel! {
+    fn lanes<S: Simd>(_simd: S) -> usize { S::LANES }
+}
+kernel! {
+    fn picks_of_sixteen<S: Simd>(_simd: S) -> bool { S::PICKS_OF_SIXTEEN }
+}

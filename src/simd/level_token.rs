@@ -1,0 +1,51 @@
+//! The macros with which a level's file begins: the token that proves its instructions, and the block that relies on it.
+
+/// States the features of a level once: makes its token, its detection, and the function through which kernels enter it.
+///
+/// * `$detect`: the macro of `std::arch` that asks this architecture's processor for a feature
+/// * `fn $enter<K: $kernel>(kernel, token) call`: the entering function, and the call that it makes
+macro_rules! level {
+    (
+        $(#[$doc:meta])*
+        $token:ident = $detect:ident($($feature:tt),+ $(,)?)
+        fn $enter:ident<K: $kernel:ident>($work:ident, $proof:ident) $call:block
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) struct $token(());
+
+        impl $token {
+            pub(in crate::simd) fn detect() -> Option<Self> {
+                ($($detect!($feature))&&+).then_some(Self(()))
+            }
+
+            /// Runs the kernel compiled with the level's instructions.
+            #[inline]
+            pub(in crate::simd) fn $enter<K: $kernel>(self, kernel: K) -> K::Output {
+                $(#[target_feature(enable = $feature)])+
+                fn shim<K: $kernel>($work: K, $proof: $token) -> K::Output $call
+                // SAFETY: `self` exists, so `detect` found every one of the features that `shim` enables.
+                unsafe { shim(kernel, self) }
+            }
+        }
+
+        impl $crate::simd::level_token::Token for $token {}
+    };
+}
+pub(super) use level;
+
+/// What [`level!`] makes: a value exists only if the processor has the level's features.
+pub(super) trait Token {}
+
+/// Instructions of the level of `$token`, which touch no memory: `op!(self, _mm256_add_ps(a, b))`.
+macro_rules! op {
+    ($token:expr, $($call:tt)+) => {{
+        fn proven(_: impl $crate::simd::level_token::Token) {}
+        proven($token);
+        // SAFETY: the intrinsics in an `op!` are unsafe for one reason: the processor must have their features. `$token` is a
+        // level's token, so all features of its list were found, and those that they imply. Each intrinsic needs one of them.
+        // None of them reads or writes memory (a prefetch takes any address, a fence takes none).
+        unsafe { $($call)+ }
+    }};
+}
+pub(super) use op;
