@@ -6,6 +6,7 @@ use crate::bias::{AlibiSlopes, ScoreStage};
 use crate::driver::{self, Output, Schedule, Workspace};
 use crate::element::Element;
 use crate::error::Error;
+use crate::integers::Integers;
 use crate::level::Level;
 use crate::machine::Machine;
 use crate::mask::QueryOffset;
@@ -13,7 +14,7 @@ use crate::plan::{Form, Plan, Threads};
 use crate::problem::{Problem, check_shape};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::strided::Strided;
-use crate::tensor::{TensorMut, TensorRef};
+use crate::tensor::{AnyTensorMut, TensorMut, TensorRef};
 
 /// Scaled-dot-product attention: what to compute, apart from the tensors.
 ///
@@ -63,7 +64,7 @@ pub struct Attention<'a> {
     pub(crate) causal: bool,
     pub(crate) window: (Option<usize>, Option<usize>),
     pub(crate) query_offset: QueryOffset<'a>,
-    pub(crate) key_lengths: Option<&'a [usize]>,
+    pub(crate) key_lengths: Option<Integers<'a>>,
     pub(crate) mask: Option<Strided<'a, u8, 4>>,
     pub(crate) softcap: Option<f32>,
     pub(crate) bias: Option<AnyTensor<'a>>,
@@ -111,9 +112,11 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// How many keys each batch has, `[batch]`, none above `seq_kv`: the keys from there on are padding.
-    pub fn key_lengths(mut self, lengths: &'a [usize]) -> Self {
-        self.key_lengths = Some(lengths);
+    /// How many keys each batch has, `[batch]`, each from 0 to `seq_kv`: the keys from there on are padding.
+    ///
+    /// The list is a slice, array or vector of any common integer type, see [`Integers`].
+    pub fn key_lengths(mut self, lengths: impl Into<Integers<'a>>) -> Self {
+        self.key_lengths = Some(lengths.into());
         self
     }
 
@@ -121,6 +124,9 @@ impl<'a> Attention<'a> {
     ///
     /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
     /// first ones.
+    ///
+    /// A tensor of rank 3 is read as `[heads_q, seq_q, seq_kv]`. One that has a row for each batch, `[batch, seq_q, seq_kv]`, needs
+    /// [`insert_axis(1)`](TensorRef::insert_axis) first: where `batch == heads_q` the wrong reading is not an error.
     pub fn mask(mut self, attend: impl Into<TensorRef<'a, bool>>) -> Self {
         self.mask = Some(attend.into().strided.into_bytes());
         self
@@ -137,6 +143,9 @@ impl<'a> Attention<'a> {
     ///
     /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
     /// first ones.
+    ///
+    /// As for [`mask`](Attention::mask), a tensor of rank 3 is read as `[heads_q, seq_q, seq_kv]`. One that has a row for each batch, `[batch, seq_q, seq_kv]`, needs
+    /// [`insert_axis(1)`](TensorRef::insert_axis) first: where `batch == heads_q` the wrong reading is not an error.
     pub fn bias<T: Element>(mut self, bias: impl Into<TensorRef<'a, T>>) -> Self {
         self.bias = Some(AnyTensor::new(bias.into().strided));
         self
@@ -254,8 +263,9 @@ impl<'a> Attention<'a> {
     ///
     /// # Errors
     /// Before anything is written:
+    /// * [`Error::Rank`]: queries, keys or values of rank 3 or less
     /// * [`Error::ShapeMismatch`], [`Error::HeadsNotDivisible`]: tensors that don't fit together
-    /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthPastEnd`]: a mask, bias or list that does
+    /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthOutOfRange`]: a mask, bias or list that does
     ///   not fit the tensors
     /// * [`Error::InvalidOption`]: a scale, softcap or slope that is no usable number
     /// * [`Error::LevelUnavailable`]
@@ -270,7 +280,7 @@ impl<'a> Attention<'a> {
         lse: Option<TensorMut<'t, f32, 3>>,
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
-        Call::new(self, self.problem(q.into(), k.into(), v.into())?, out.into(), lse)?.run(workspace);
+        Call::new(self, self.problem(q.into(), k.into(), v.into())?, out.into().into(), lse)?.run(workspace);
         Ok(())
     }
 
@@ -328,7 +338,7 @@ impl<'a> Attention<'a> {
         let plan = Plan::new(&problem, Machine::new(self.level)?, Some(Form::ManyQueries), self.threads);
         let names = ["batch", "heads_q", "seq_q", "seq_kv"];
         check_shape("output", names, out.shape(), problem.dims.scores_shape())?;
-        driver::inspect::run(&problem, &plan, stage, Output::new(out, None), &mut Workspace::new());
+        driver::inspect::run(&problem, &plan, stage, Output::new(out.into(), None), &mut Workspace::new());
         Ok(())
     }
 }
@@ -384,7 +394,7 @@ impl Prepared<'_> {
         check_shape("keys", ["batch", "heads_kv", "seq_kv", "head_dim"], k.shape(), k_shape)?;
         check_shape("values", ["batch", "heads_kv", "seq_kv", "value_dim"], v.shape(), v_shape)?;
         let problem = self.attention.problem(q, k, v)?;
-        let output = checked_output(&problem, out.into(), lse)?;
+        let output = checked_output(&problem, out.into().into(), lse)?;
         driver::run_scheduled(&problem, &self.plan, &self.schedule, output, workspace);
         Ok(())
     }
@@ -398,10 +408,10 @@ pub(crate) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new<O: Element>(
+    pub(crate) fn new(
         attention: &Attention<'_>,
         problem: Problem<'a>,
-        out: TensorMut<'a, O>,
+        out: AnyTensorMut<'a>,
         lse: Option<TensorMut<'a, f32, 3>>,
     ) -> Result<Self, Error> {
         let plan = attention.plan_for(&problem)?;
@@ -420,9 +430,9 @@ impl<'a> Call<'a> {
     }
 }
 
-fn checked_output<'t, O: Element>(
+fn checked_output<'t>(
     problem: &Problem<'_>,
-    out: TensorMut<'t, O>,
+    out: AnyTensorMut<'t>,
     lse: Option<TensorMut<'t, f32, 3>>,
 ) -> Result<Output<'t>, Error> {
     problem.check_output(&out)?;

@@ -69,7 +69,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `tensor.rs` `strided.rs` `element.rs` `error.rs` | what the user hands in |
+//! | `tensor.rs` `tensor/` `integers.rs` `element.rs` `error.rs` | what the user hands in |
 //! | `attention.rs` | the calls |
 //! | `problem.rs` `plan.rs` `machine.rs` | the checked question, the decision, the hardware |
 //! | `driver.rs` `driver/` | threads and tiles, no formulas |
@@ -89,6 +89,7 @@ pub mod capi;
 mod driver;
 mod element;
 mod error;
+mod integers;
 mod kernel;
 mod level;
 mod machine;
@@ -106,11 +107,12 @@ pub use bias::{AlibiSlopes, ScoreStage, alibi_slope};
 pub use driver::Workspace;
 pub use element::{DType, Element, bf16, f16};
 pub use error::Error;
+pub use integers::Integers;
 pub use level::Level;
 pub use mask::QueryOffset;
 pub use merge::merge;
 pub use plan::{Form, Plan, Threads};
-pub use tensor::{TensorMut, TensorRef};
+pub use tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 
 /// The README's code is compiled and run, too.
 #[cfg(all(doctest, feature = "ndarray"))]

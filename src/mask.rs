@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::integers::Integers;
 use crate::tensor::strided::Strided;
 use std::ops::Range;
 
@@ -45,8 +46,22 @@ pub enum QueryOffset<'a> {
     FromStart,
     /// The first query stands at this position, which may be negative.
     At(isize),
-    /// As [`QueryOffset::At`], one for each batch.
-    PerBatch(&'a [isize]),
+    /// As [`QueryOffset::At`], one for each batch; [`QueryOffset::per_batch`] makes it from a list of any integers.
+    PerBatch(Integers<'a>),
+}
+
+impl<'a> QueryOffset<'a> {
+    /// One position for each batch, where its first query stands.
+    ///
+    /// ```
+    /// use flashtile::{Attention, QueryOffset};
+    ///
+    /// let offsets: Vec<i32> = vec![128, 0];
+    /// let attention = Attention::new().causal().query_offset(QueryOffset::per_batch(&offsets));
+    /// ```
+    pub fn per_batch(offsets: impl Into<Integers<'a>>) -> Self {
+        QueryOffset::PerBatch(offsets.into())
+    }
 }
 
 /// The checked mask of a problem.
@@ -58,8 +73,8 @@ pub(crate) struct Mask<'a> {
     pub(crate) causal: bool,
     /// Keys visible before and after the query's own position; `None` for all.
     pub(crate) window: (Option<usize>, Option<usize>),
-    /// How many keys each batch has; `None` for `seq_kv`.
-    pub(crate) key_lengths: Option<&'a [usize]>,
+    /// How many keys each batch has, 0 to `seq_kv`; `None` for `seq_kv`.
+    pub(crate) key_lengths: Option<Integers<'a>>,
     /// Not 0 where the query may attend, broadcast to the shape of the scores. Bytes: a mask that comes from C may hold any.
     pub(crate) tensor: Option<Strided<'a, u8, 4>>,
 }
@@ -67,7 +82,7 @@ pub(crate) struct Mask<'a> {
 impl Mask<'_> {
     /// How many keys batch `b` has.
     pub(crate) fn key_length(&self, b: usize) -> usize {
-        self.key_lengths.map_or(self.seq_kv, |lengths| lengths[b])
+        self.key_lengths.map_or(self.seq_kv, |lengths| lengths.get(b) as usize)
     }
 
     /// The key position of query `i` of batch `b`. In i128, in which no sum of offsets and windows can overflow.
@@ -76,7 +91,7 @@ impl Mask<'_> {
             QueryOffset::FromEnd => self.key_length(b) as i128 - self.seq_q as i128,
             QueryOffset::FromStart => 0,
             QueryOffset::At(offset) => offset as i128,
-            QueryOffset::PerBatch(offsets) => offsets[b] as i128,
+            QueryOffset::PerBatch(offsets) => offsets.get(b),
         };
         offset + i as i128
     }
@@ -141,7 +156,7 @@ mod tests {
     fn for_every_mask(mut check: impl FnMut(Mask<'_>)) {
         const BOUNDS: [Option<usize>; 5] = [None, Some(0), Some(1), Some(3), Some(usize::MAX)];
         let lengths: Vec<[usize; 1]> = (0..=MOST).map(|length| [length]).collect();
-        let mut offsets = vec![QueryOffset::FromEnd, QueryOffset::FromStart, QueryOffset::PerBatch(&[-2])];
+        let mut offsets = vec![QueryOffset::FromEnd, QueryOffset::FromStart, QueryOffset::per_batch(&[-2])];
         offsets.extend([isize::MIN, isize::MAX].map(QueryOffset::At));
         offsets.extend((-3..=8).map(QueryOffset::At));
         for (seq_q, seq_kv) in (0..=MOST).flat_map(|q| (0..=MOST).map(move |kv| (q, kv))) {
@@ -149,7 +164,7 @@ mod tests {
                 for query_offset in offsets.iter().copied() {
                     for (left, right) in BOUNDS.into_iter().flat_map(|left| BOUNDS.map(|right| (left, right))) {
                         for causal in [false, true] {
-                            let key_lengths = length.map(|length| &lengths[length][..]);
+                            let key_lengths = length.map(|length| Integers::from(&lengths[length]));
                             let window = (left, right);
                             check(Mask { seq_q, seq_kv, query_offset, causal, window, key_lengths, tensor: None });
                         }

@@ -4,9 +4,9 @@
 
 use super::output::Rows;
 use super::schedule::Work;
-use crate::kernel::convert::{AnyMatrix, with_matrix};
+use crate::element::with_elements;
 use crate::kernel::prefetch::Ahead;
-use crate::tensor::any::AnyTensor;
+use crate::tensor::any::AnyMatrix;
 use std::ops::Range;
 
 /// The next tile of a task.
@@ -31,7 +31,7 @@ pub(super) fn next_task(rows: &Rows<'_>, next: Option<Work<'_>>) -> Ahead {
         if (task.batch, task.head_kv) != (before.batch, before.head_kv) {
             add_tile(&mut ahead, next, task.keys.start..task.keys.end.min(task.keys.start + next.plan.tile_keys));
         }
-        add_rows(&mut ahead, next, &next.problem.q);
+        add_queries(&mut ahead, next);
     }
     ahead
 }
@@ -44,7 +44,7 @@ pub(super) fn add_score_tensors(ahead: &mut Ahead, work: Work<'_>, rows: Range<u
         let queries = first..first + (rows.end - r).div_ceil(group);
         if let Some(bias) = &work.problem.bias.tensor {
             let bias = AnyMatrix::new(bias, work.task.batch, h).slice_rows(queries.clone());
-            with_matrix!(bias, bias => ahead.add_rows(bias.slice_cols(keys.clone())));
+            with_elements!(bias, bias => ahead.add_rows(bias.slice_cols(keys.clone())));
         }
         if let Some(mask) = &work.problem.mask.tensor {
             ahead.add_rows(mask.matrix(work.task.batch, h).slice_rows(queries).slice_cols(keys.clone()));
@@ -52,13 +52,17 @@ pub(super) fn add_score_tensors(ahead: &mut Ahead, work: Work<'_>, rows: Range<u
     }
 }
 
-/// The rows of a task in queries or output.
-pub(super) fn add_rows(ahead: &mut Ahead, work: Work<'_>, tensor: &AnyTensor<'_>) {
+/// The rows of a task in the queries.
+fn add_queries(ahead: &mut Ahead, work: Work<'_>) {
+    for_rows(work, |h, rows| ahead.add(AnyMatrix::new(&work.problem.q, work.task.batch, h).slice_rows(rows)));
+}
+
+/// Every query head of a task, with the queries in it.
+pub(super) fn for_rows(work: Work<'_>, mut f: impl FnMut(usize, Range<usize>)) {
     // Row r is query r / group of one of `group` heads.
     let (task, group) = (work.task, work.problem.dims.group());
     for r in task.rows.start..task.rows.end.min(task.rows.start + group) {
         let (h, first) = work.head_and_query(r);
-        let rows = first..first + (task.rows.end - r).div_ceil(group);
-        ahead.add(AnyMatrix::new(tensor, task.batch, h).slice_rows(rows));
+        f(h, first..first + (task.rows.end - r).div_ceil(group));
     }
 }

@@ -18,7 +18,6 @@ use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Floats, Scratch, Workspace, even_out, for_workers};
 use crate::kernel::bf16_pairs::{self, copy_gathered, key_pairs, pairs_in};
-use crate::kernel::convert::AnyMatrix;
 use crate::kernel::decode::scores::{self, RowKeys};
 use crate::kernel::decode::softmax::RowMax;
 use crate::kernel::decode::{softmax, values};
@@ -29,6 +28,7 @@ use crate::kernel::tile::{Extent, Unit, adjust_row};
 use crate::kernel::widen::{widen_gathered, without_gaps};
 use crate::plan::{FEW_TASK_ROWS, Plan, partial_len};
 use crate::problem::Problem;
+use crate::tensor::any::AnyMatrix;
 use std::ops::Range;
 
 /// Draws of each worker, where splits are drawn: the last to be done keeps the others waiting for a 32nd of the time.

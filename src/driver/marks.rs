@@ -3,11 +3,11 @@
 #![forbid(unsafe_code)]
 
 use super::schedule::Work;
-use crate::kernel::convert::AnyMatrix;
 use crate::kernel::score_tensors::{BiasRow, PanelTensors, read_bias};
 use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::tile::{Adjust, Unit};
 use crate::mask::{common, hull};
+use crate::tensor::any::AnyMatrix;
 use std::ops::Range;
 
 /// Query rows whose scores are adjusted together: the lanes of a panel, or a single row, for which `N` is 1: decoding makes

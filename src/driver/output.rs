@@ -3,9 +3,9 @@
 //! All writing of several threads into one piece of memory is here. What makes it sound: a [`Schedule`] in which each row
 //! appears once, and a counter that draws each task once.
 
-use super::ahead::add_rows;
+use super::ahead::for_rows;
 use super::schedule::{Schedule, Work};
-use crate::element::Element;
+use crate::element::{Element, with_elements};
 use crate::kernel::convert::store_row;
 use crate::kernel::prefetch::Ahead;
 use crate::kernel::prefill::finish::{finish_rows, log_sum_exp};
@@ -14,31 +14,28 @@ use crate::kernel::state::PanelState;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::simd::{Kernel, Simd};
-use crate::tensor::TensorMut;
-use crate::tensor::any::{AnyTensor, with_elements};
+use crate::tensor::any::AnySharedRows;
 use crate::tensor::matrix::RowMut;
-use crate::tensor::strided::Strided;
+use crate::tensor::shared::SharedRows;
+use crate::tensor::{AnyTensorMut, TensorMut};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Where the results go: a tensor of any type, and the log-sum-exps if they are asked for.
 pub(crate) struct Output<'a> {
-    values: AnyTensor<'a>,
-    lse: Option<Strided<'a, f32, 3>>,
-    /// Made from `TensorMut`s: nobody else has these elements, and no two indices share one.
-    exclusive: PhantomData<&'a mut f32>,
+    values: AnySharedRows<'a>,
+    lse: Option<SharedRows<'a, f32, 3>>,
 }
 
 impl<'a> Output<'a> {
-    pub(crate) fn new<O: Element>(values: TensorMut<'a, O>, lse: Option<TensorMut<'a, f32, 3>>) -> Self {
-        let values = AnyTensor::new(values.strided.into_shared());
-        Output { values, lse: lse.map(|lse| lse.strided.into_shared()), exclusive: PhantomData }
+    pub(crate) fn new(values: AnyTensorMut<'a>, lse: Option<TensorMut<'a, f32, 3>>) -> Self {
+        Output { values: values.into_shared(), lse: lse.map(|lse| SharedRows::new(lse.strided)) }
     }
 
     /// Whether there is nothing to write.
     pub(super) fn is_empty(&self) -> bool {
-        self.values.shape().contains(&0) && self.lse.is_none_or(|lse| lse.shape().contains(&0))
+        self.values.shape().contains(&0) && self.lse.as_ref().is_none_or(|lse| lse.shape().contains(&0))
     }
 
     /// Gets ready to hand out the rows of `schedule`, which must be for this problem.
@@ -86,7 +83,12 @@ impl<'a> Rows<'a> {
 
     /// Has memory asked for the rows.
     pub(super) fn ask(&self, ahead: &mut Ahead) {
-        add_rows(ahead, self.work, &self.output.values);
+        let (task, values) = (self.work.task, &self.output.values);
+        for_rows(self.work, |h, rows| {
+            if let Some(rows) = values.addresses([task.batch, h], rows) {
+                ahead.add_addresses(rows);
+            }
+        });
     }
 
     /// The task's place in the schedule.
@@ -132,8 +134,8 @@ impl<'a> Rows<'a> {
         let Some(tensor) = &self.output.lse else { return };
         for (n, r) in rows.enumerate() {
             let (h, i) = self.work.head_and_query(r);
-            // SAFETY: as in `row_mut`. Queries of a head are one row of this tensor, but the row is only pointed into: this
-            // writes the element of (batch, h, i) and no other.
+            // SAFETY: as in `row_mut`: element (batch, h, i) belongs to row r of this task alone. Nobody asks for rows of this
+            // tensor, in which the queries of a head are one row.
             unsafe { tensor.write([self.work.task.batch, h, i], lse(n)) };
         }
     }
@@ -145,17 +147,16 @@ impl<'a> Rows<'a> {
         assert!(task.rows.start <= rows.start && rows.end <= task.rows.end, "{rows:?} of a task for {:?}", task.rows);
     }
 
-    /// Row `r` of the task in `tensor`, which is the output.
+    /// Row `r` of the task in `tensor`, which is the output's values.
     ///
     /// # Safety
     /// * `r` is a row of the task
     /// * no other result for the same row lives at the same time
     #[inline(always)]
-    unsafe fn row_mut<'r, T>(&self, tensor: &Strided<'r, T, 4>, r: usize) -> RowMut<'r, T> {
+    unsafe fn row_mut<'r, T>(&self, tensor: &SharedRows<'r, T>, r: usize) -> RowMut<'r, T> {
         let (h, i) = self.work.head_and_query(r);
-        // SAFETY: made from a TensorMut, so nobody outside holds it. Inside, row (batch, h, i) belongs to row r of this task
-        // alone (a schedule lists each row once), and of this task there is one `Rows` (the counter has drawn it once), whose
-        // caller has promised the rest.
+        // SAFETY: row (batch, h, i) belongs to row r of this task alone (a schedule lists each row once), and of this task there
+        // is one `Rows` (the counter has drawn it once), whose caller has promised the rest.
         unsafe { tensor.row_mut([self.work.task.batch, h, i]) }
     }
 }

@@ -16,7 +16,6 @@ use super::schedule::{Schedule, Work};
 use super::threads::{fan_out, workers};
 use super::workspace::{Scratch, Workspace, even_out, for_workers};
 use crate::kernel::bf16_pairs::key_pairs;
-use crate::kernel::convert::AnyMatrix;
 use crate::kernel::decode::scores::{self as few, RowKeys};
 use crate::kernel::prefetch::Ahead;
 use crate::kernel::prefill::pack::{ValueBlocks, pack_values};
@@ -32,6 +31,7 @@ use crate::kernel::widen::{as_f32, widen_gathered, without_gaps};
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::simd::Isa;
+use crate::tensor::any::AnyMatrix;
 use std::ops::Range;
 
 pub(super) fn run(

@@ -3,12 +3,12 @@
 #![forbid(unsafe_code)]
 
 use crate::kernel::bf16_pairs as pairs;
-use crate::kernel::convert::AnyMatrix;
 use crate::kernel::tile::{Unit, query_factor};
 use crate::kernel::widen::Gathered;
 use crate::mask::hull;
 use crate::plan::Plan;
 use crate::problem::Problem;
+use crate::tensor::any::AnyMatrix;
 use std::ops::Range;
 
 /// Some rows of one key/value head, and the keys to look at for them.

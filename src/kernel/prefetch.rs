@@ -4,9 +4,10 @@
 //! multiplies pays for both. Asked for in one go, they would fill the processor's queue of misses and hold up its loads: so
 //! products hand out the lines on their way, some with every few steps.
 
-use crate::kernel::convert::{AnyMatrix, with_matrix};
+use crate::element::with_elements;
 use crate::simd::{LINE, Simd};
-use crate::tensor::matrix::Matrix;
+use crate::tensor::any::AnyMatrix;
+use crate::tensor::matrix::{Matrix, RowAddresses};
 
 /// Matrices that one [`Ahead`] takes; more are not asked for.
 const MAX_RUNS: usize = 12;
@@ -218,20 +219,25 @@ impl Ahead {
 
     /// Adds the rows of a matrix.
     pub(crate) fn add(&mut self, matrix: AnyMatrix<'_>) {
-        with_matrix!(matrix, matrix => self.add_rows(matrix));
+        with_elements!(matrix, matrix => self.add_rows(matrix));
     }
 
     /// The same, of any type.
     pub(crate) fn add_rows<T: Copy>(&mut self, matrix: Matrix<'_, T>) {
-        let (rows, cols, size) = (matrix.rows(), matrix.cols(), size_of::<T>());
         // Rows with gaps are read an element at a time, and slowly: nothing is gained by having them there.
-        if self.count == MAX_RUNS || !matrix.has_contiguous_rows() || rows == 0 || cols == 0 {
+        if let Some(rows) = matrix.addresses() {
+            self.add_addresses(rows);
+        }
+    }
+
+    /// The same, by their addresses.
+    pub(crate) fn add_addresses(&mut self, RowAddresses { first, rows, row_bytes, stride_bytes }: RowAddresses) {
+        if self.count == MAX_RUNS {
             return;
         }
         // Rows one after the other are a single long one.
-        let (rows, cols) = if matrix.row_stride() == cols as isize { (1, rows * cols) } else { (rows, cols) };
-        let stride = matrix.row_stride().wrapping_mul(size as isize);
-        self.runs[self.count] = Run { at: matrix.as_ptr().cast(), stride, bytes: cols * size, rows };
+        let (rows, bytes) = if stride_bytes == row_bytes as isize { (1, rows * row_bytes) } else { (rows, row_bytes) };
+        self.runs[self.count] = Run { at: first, stride: stride_bytes, bytes, rows };
         self.count += 1;
     }
 

@@ -1,11 +1,10 @@
 //! What tensors say about single scores: an additive bias, and a boolean mask, which for a row becomes a bias of 0 or -inf.
 
-use crate::element::{Element, bf16, f16};
-use crate::kernel::convert::{AnyMatrix, with_matrix};
+use crate::element::{Element, bf16, f16, with_elements};
 use crate::kernel::transpose::LaneRows;
 use crate::kernel::widen::widen;
 use crate::simd::{Isa, Kernel, Simd};
-use crate::tensor::any::AnyTensor;
+use crate::tensor::any::{AnyMatrix, AnyTensor};
 use crate::tensor::matrix::Matrix;
 use crate::tensor::strided::Strided;
 use std::ops::Range;
@@ -41,7 +40,7 @@ impl Kernel for ReadBias<'_> {
     fn run<S: Simd>(self, simd: S) -> bool {
         let BiasRow { row, keys, bias, mask } = self.from;
         match bias {
-            Some(bias) => with_matrix!(bias, bias => widen(simd, bias.row(row).slice(keys.clone()), 1.0, self.to)),
+            Some(bias) => with_elements!(bias, bias => widen(simd, bias.row(row).slice(keys.clone()), 1.0, self.to)),
             None => self.to.fill(0.0),
         }
         if let Some(mask) = mask {

@@ -1,11 +1,12 @@
 //! Rows of memory into the lanes of a panel, a square block at a time, turned in registers.
 
+use crate::element::with_elements;
 use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
 use crate::kernel::bf16_pairs::{copy_gathered, pairs_in, unfit};
 use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::widen::{Gathered, widen_gathered};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
-use crate::tensor::any::{AnyTensor, with_elements};
+use crate::tensor::any::AnyTensor;
 use crate::tensor::matrix::Matrix;
 use crate::tensor::strided::Strided;
 use std::marker::PhantomData;

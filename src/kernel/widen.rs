@@ -1,9 +1,8 @@
 //! Rows of any element type, widened to f32.
 
-use crate::element::Element;
-use crate::kernel::convert::{AnyMatrix, with_matrix};
+use crate::element::{Element, with_elements};
 use crate::simd::{Isa, Kernel, Simd};
-use crate::tensor::any::{AnyTensor, with_elements};
+use crate::tensor::any::{AnyMatrix, AnyTensor};
 use crate::tensor::matrix::{Matrix, Row};
 
 /// `to = factor * row`, which is as long. (A factor of 1 changes nothing.)
@@ -112,7 +111,7 @@ impl Kernel for WidenRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        with_matrix!(self.rows, matrix => {
+        with_elements!(self.rows, matrix => {
             for (r, to) in self.to.chunks_exact_mut(matrix.cols().max(1)).enumerate() {
                 widen(simd, matrix.row(r), 1.0, to);
             }

@@ -13,12 +13,12 @@
 //! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
 
 use super::block::{Block, Group, ROWS};
-use crate::element::Bf16Pair;
+use crate::element::{Bf16Pair, with_elements};
 use crate::kernel::arithmetic::{Multiply, Pairs, Singles};
-use crate::kernel::convert::{AnyMatrix, with_matrix};
 use crate::kernel::prefetch::{Ahead, LineShare, Lines};
 use crate::kernel::shape::round_up_lanes;
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
+use crate::tensor::any::AnyMatrix;
 use crate::tensor::matrix::Matrix;
 
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
@@ -59,7 +59,7 @@ impl Kernel for Scores<'_, AnyMatrix<'_>> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Scores { keys, queries, scores, stride, ahead } = self;
-        with_matrix!(keys, keys => all_dots((simd, Singles::new()), keys, queries, scores, stride, ahead));
+        with_elements!(keys, keys => all_dots((simd, Singles::new()), keys, queries, scores, stride, ahead));
     }
 }
 

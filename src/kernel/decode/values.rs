@@ -1,11 +1,12 @@
 //! `O += P V` for a few rows: values along the lanes.
 
 use super::block::{Block, Group, ROWS};
-use crate::element::Element;
-use crate::kernel::convert::{AnyMatrix, load_from, with_matrix};
+use crate::element::{Element, with_elements};
+use crate::kernel::convert::load_from;
 use crate::kernel::prefetch::{Ahead, Lines};
 use crate::kernel::shape::round_up_lanes;
 use crate::simd::{Isa, Kernel, Simd};
+use crate::tensor::any::AnyMatrix;
 use crate::tensor::matrix::Matrix;
 
 /// Adds `sum over j of weights[r * stride + j] * values[j][d]` to `out[r][d]`.
@@ -38,7 +39,7 @@ impl Kernel for AddValues<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        with_matrix!(self.values, values => add_all(simd, values, self.weights, self.out, self.stride, self.ahead));
+        with_elements!(self.values, values => add_all(simd, values, self.weights, self.out, self.stride, self.ahead));
     }
 }
 
@@ -202,7 +203,7 @@ impl Kernel for AddVisibleValues<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let width = round_up_lanes(self.values.cols());
-        with_matrix!(self.values, values => for j in 0..values.rows() {
+        with_elements!(self.values, values => for j in 0..values.rows() {
             let row = values.row(j).as_slice().expect("rows without gaps");
             for (r, out) in self.out.chunks_exact_mut(width.max(1)).enumerate() {
                 let at = r * self.stride + j;
@@ -231,7 +232,7 @@ impl Kernel for AllFinite<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
         let mut infinite_or_nan = false;
-        with_matrix!(self.0, matrix => for j in 0..matrix.rows() {
+        with_elements!(self.0, matrix => for j in 0..matrix.rows() {
             let row = matrix.row(j).as_slice().expect("rows without gaps");
             let mut zero = simd.zero();
             for d in (0..row.len()).step_by(S::LANES) {

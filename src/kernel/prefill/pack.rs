@@ -1,9 +1,10 @@
 //! Bringing a tile's operands into the order in which the products read them, widened to f32.
 
-use crate::element::Element;
-use crate::kernel::convert::{AnyMatrix, load_from, with_matrix};
+use crate::element::{Element, with_elements};
+use crate::kernel::convert::load_from;
 use crate::kernel::shape::{EvenBlocks, value_block_dims};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::tensor::any::AnyMatrix;
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
@@ -12,8 +13,8 @@ use std::ops::Range;
 /// of two apart and crowd into a few sets of the first cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ValueBlocks {
-    pub(crate) keys: usize,
-    pub(crate) value_dim: usize,
+    keys: usize,
+    value_dim: usize,
     blocks: EvenBlocks,
 }
 
@@ -21,6 +22,18 @@ impl ValueBlocks {
     /// Blocks for the products of `isa`.
     pub(crate) fn new(isa: Isa, keys: usize, value_dim: usize) -> Self {
         Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, value_block_dims(isa)) }
+    }
+
+    /// Keys of the tile.
+    #[inline(always)]
+    pub(crate) fn keys(&self) -> usize {
+        self.keys
+    }
+
+    /// Dimensions of a value.
+    #[inline(always)]
+    pub(crate) fn value_dim(&self) -> usize {
+        self.value_dim
     }
 
     #[inline(always)]
@@ -72,7 +85,7 @@ impl Kernel for PackValues<'_> {
     fn run<S: Simd>(self, simd: S) -> bool {
         let PackValues { values, blocks, packed } = self;
         let mut largest = simd.splat_i32(0);
-        with_matrix!(values, values => for first in (0..blocks.keys).step_by(PACK_KEYS) {
+        with_elements!(values, values => for first in (0..blocks.keys).step_by(PACK_KEYS) {
             let keys = first..(first + PACK_KEYS).min(blocks.keys);
             for b in 0..blocks.count() {
                 // A vector reaches past the block into the next: what it writes there is overwritten by the next key, or,

@@ -1,14 +1,14 @@
 //! `O += V P`: the values of a tile of keys, weighted, for a panel of queries.
 
-use crate::element::Element;
+use crate::element::{Element, with_elements};
 use crate::kernel::arithmetic::Singles;
-use crate::kernel::convert::{AnyMatrix, with_matrix};
 use crate::kernel::prefetch::Ahead;
 use crate::kernel::prefill::pack::ValueBlocks;
 use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
 use crate::kernel::shape::{EvenBlocks, PANEL_VECTORS, product_rows};
 use crate::kernel::transpose::{LaneRows, load_block};
 use crate::simd::{Isa, Kernel, Simd};
+use crate::tensor::any::AnyMatrix;
 
 /// Adds `sum over j of values[j][d] * weights[j][lane]` to `out[d][lane]`.
 ///
@@ -26,8 +26,8 @@ pub(crate) fn add_values(
     ahead: &mut Ahead,
 ) {
     let keys = weights.len() / lanes;
-    assert!(weights.len() == keys * lanes && first + keys <= blocks.keys);
-    assert!(values.len() >= blocks.len() && out.len() >= blocks.value_dim * lanes);
+    assert!(weights.len() == keys * lanes && first + keys <= blocks.keys());
+    assert!(values.len() >= blocks.len() && out.len() >= blocks.value_dim() * lanes);
     isa.run(AddValues { values, blocks, first, keys, weights, out, is_first, lanes, ahead });
 }
 
@@ -155,7 +155,7 @@ impl Kernel for AddValuesInPlace<'_> {
     fn run<S: Simd>(self, simd: S) -> bool {
         let (lanes, width) = (self.lanes, self.values.cols());
         let mut finite = simd.zero();
-        with_matrix!(self.values, values => {
+        with_elements!(self.values, values => {
             let queries = EvenBlocks::new(lanes, product_rows::<S>(PANEL_VECTORS));
             for rows in (0..queries.count).map(|b| queries.range(b)) {
                 for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
