@@ -51,7 +51,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             ("lengths", Attention::new().key_lengths(&lengths)),
             ("causal and lengths", causal.clone().key_lengths(&lengths)),
             ("and FromStart", causal.clone().key_lengths(&lengths).query_offset(QueryOffset::FromStart)),
-            ("and PerBatch([1, 0])", causal.clone().key_lengths(&lengths).query_offset(QueryOffset::PerBatch(&[1, 0]))),
+            (
+                "and PerBatch([1, 0])",
+                causal.clone().key_lengths(&lengths).query_offset(QueryOffset::per_batch(&[1, 0])),
+            ),
         ],
     )?;
 

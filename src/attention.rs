@@ -5,6 +5,7 @@
 use crate::driver::{self, Output, Schedule, Workspace};
 use crate::element::Element;
 use crate::error::Error;
+use crate::integers::Integers;
 use crate::level::Level;
 use crate::mask::{MaskTensor, Window};
 use crate::options::Options;
@@ -14,7 +15,7 @@ use crate::score::{AlibiSlopes, BiasTensor, ScoreStage};
 use crate::sequence::QueryOffset;
 use crate::simd::Isa;
 use crate::tensor::any::AnyTensor;
-use crate::tensor::{TensorMut, TensorRef};
+use crate::tensor::{AnyTensorMut, TensorMut, TensorRef};
 
 /// Scaled-dot-product attention: what to compute, apart from the tensors.
 ///
@@ -104,10 +105,12 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// How many keys each batch has, `[batch]`, none above `seq_kv`: the keys from there on are padding.
-    pub fn key_lengths(mut self, lengths: &'a [usize]) -> Self {
+    /// How many keys each batch has, `[batch]`, each from 0 to `seq_kv`: the keys from there on are padding.
+    ///
+    /// The list is a slice, array or vector of any common integer type, see [`Integers`].
+    pub fn key_lengths(mut self, lengths: impl Into<Integers<'a>>) -> Self {
         self.options.note("key_lengths", self.options.key_lengths.is_some());
-        self.options.key_lengths = Some(lengths);
+        self.options.key_lengths = Some(lengths.into());
         self
     }
 
@@ -115,6 +118,9 @@ impl<'a> Attention<'a> {
     ///
     /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
     /// first ones.
+    ///
+    /// A tensor of rank 3 is read as `[heads_q, seq_q, seq_kv]`. One that has a row for each batch, `[batch, seq_q, seq_kv]`, needs
+    /// [`insert_axis(1)`](TensorRef::insert_axis) first: where `batch == heads_q` the wrong reading is not an error.
     pub fn mask(mut self, attend: impl Into<TensorRef<'a, bool>>) -> Self {
         self.options.note("mask", self.options.mask.is_some());
         self.options.mask = Some(MaskTensor(attend.into().strided.into_bytes()));
@@ -132,6 +138,9 @@ impl<'a> Attention<'a> {
     ///
     /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
     /// first ones.
+    ///
+    /// As for [`mask`](Attention::mask), a tensor of rank 3 is read as `[heads_q, seq_q, seq_kv]`. One that has a row for each batch, `[batch, seq_q, seq_kv]`, needs
+    /// [`insert_axis(1)`](TensorRef::insert_axis) first: where `batch == heads_q` the wrong reading is not an error.
     pub fn bias<T: Element>(mut self, bias: impl Into<TensorRef<'a, T>>) -> Self {
         self.options.note("bias", self.options.bias.is_some());
         self.options.bias = Some(BiasTensor(AnyTensor::new(bias.into().strided)));
@@ -251,8 +260,9 @@ impl<'a> Attention<'a> {
     ///
     /// # Errors
     /// Before anything is written:
+    /// * [`Error::Rank`]: queries, keys or values of rank 3 or less
     /// * [`Error::ShapeMismatch`], [`Error::HeadsNotDivisible`]: tensors that don't fit together
-    /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthPastEnd`]: a mask, bias or list that does
+    /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthOutOfRange`]: a mask, bias or list that does
     ///   not fit the tensors
     /// * [`Error::InvalidOption`]: a scale, softcap or slope that is no usable number
     /// * [`Error::LevelUnavailable`]
@@ -267,7 +277,7 @@ impl<'a> Attention<'a> {
         lse: Option<TensorMut<'t, f32, 3>>,
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
-        Call::new(self, self.problem(q.into(), k.into(), v.into())?, out.into(), lse)?.run(workspace);
+        Call::new(self, self.problem(q.into(), k.into(), v.into())?, out.into().into(), lse)?.run(workspace);
         Ok(())
     }
 
@@ -333,7 +343,7 @@ impl<'a> Attention<'a> {
             &problem.at_stage(stage),
             &plan,
             finish_row,
-            Output::new(out, None),
+            Output::new(out.into(), None),
             &mut Workspace::new(),
         );
         Ok(())
@@ -391,7 +401,7 @@ impl Prepared<'_> {
         check_shape("keys", ["batch", "heads_kv", "seq_kv", "head_dim"], k.shape(), k_shape)?;
         check_shape("values", ["batch", "heads_kv", "seq_kv", "value_dim"], v.shape(), v_shape)?;
         let problem = self.attention.problem(q, k, v)?;
-        let output = checked_output(&problem, out.into(), lse)?;
+        let output = checked_output(&problem, out.into().into(), lse)?;
         let plan = self.plan.for_types_of(&problem);
         driver::run_scheduled(&problem, &plan, &self.schedule, output, workspace);
         Ok(())
@@ -406,10 +416,10 @@ pub(crate) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new<O: Element>(
+    pub(crate) fn new(
         attention: &Attention<'_>,
         problem: Problem<'a>,
-        out: TensorMut<'a, O>,
+        out: AnyTensorMut<'a>,
         lse: Option<TensorMut<'a, f32, 3>>,
     ) -> Result<Self, Error> {
         let plan = attention.plan_for(&problem)?;
@@ -428,9 +438,9 @@ impl<'a> Call<'a> {
     }
 }
 
-fn checked_output<'t, O: Element>(
+fn checked_output<'t>(
     problem: &Problem<'_>,
-    out: TensorMut<'t, O>,
+    out: AnyTensorMut<'t>,
     lse: Option<TensorMut<'t, f32, 3>>,
 ) -> Result<Output<'t>, Error> {
     problem.check_output(&out)?;

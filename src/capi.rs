@@ -32,7 +32,7 @@ use softmax::{Job, Operands};
 use std::cell::Cell;
 use std::ffi::{CString, c_char};
 use std::sync::OnceLock;
-use tensor::{AnyOutput, Checked, Type, check_pointer};
+use tensor::{Checked, Type, check_pointer};
 
 /// What a thread keeps between calls, so that they don't allocate.
 #[derive(Debug, Default)]
@@ -118,11 +118,7 @@ unsafe fn attention(
     // SAFETY: as above, and the two outputs don't meet.
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.
-    let call = match unsafe { out.output()? } {
-        AnyOutput::F32(out) => Call::new(&attention, problem, out, lse)?,
-        AnyOutput::F16(out) => Call::new(&attention, problem, out, lse)?,
-        AnyOutput::Bf16(out) => Call::new(&attention, problem, out, lse)?,
-    };
+    let call = Call::new(&attention, problem, unsafe { out.output()? }, lse)?;
     pools::run_on(options.threads, call.is_parallel(), || call.run(workspace))
 }
 
@@ -223,7 +219,7 @@ unsafe fn merge(
     // SAFETY: as above, and what is written meets nothing else.
     let (out_a, lse_a) = unsafe { (TensorMut { strided: out_a.f32s_mut()? }, lse_a.lse_mut()?) };
     // SAFETY: as above.
-    let (out_b, lse_b) = unsafe { (TensorRef { strided: out_b.f32s()? }, lse_b.lse()?) };
+    let (out_b, lse_b) = unsafe { (TensorRef::new(out_b.f32s()?), lse_b.lse()?) };
     Ok(crate::merge(out_a, lse_a, out_b, lse_b)?)
 }
 
@@ -300,10 +296,10 @@ unsafe fn along_axis(
     y.as_ref().map_or(Ok(()), |y| out.check_apart(y))?;
     let from = if from.is(&out) { None } else { Some(from) };
     from.as_ref().map_or(Ok(()), |from| out.check_apart(from))?;
-    let job = Job { axis: 4 - out.rank + axis_of(axis, out.rank)?, scale, log };
+    let job = Job { axis: 4 - out.rank() + axis_of(axis, out.rank())?, scale, log };
     // SAFETY: as above; what is written meets nothing else.
     unsafe {
-        match out.dtype {
+        match out.dtype() {
             Type::F32 => job.run(operands::<f32>(y, from, out)?),
             Type::F16 => job.run(operands::<f16>(y, from, out)?),
             Type::Bf16 => job.run(operands::<bf16>(y, from, out)?),

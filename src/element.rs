@@ -57,6 +57,52 @@ impl fmt::Display for DType {
     }
 }
 
+/// One of three things: what there is for f32, for f16, or for bf16.
+///
+/// Element types that are known only at run time are matched here and nowhere else: [`with_elements`] evaluates an
+/// expression for whichever type it is, [`map_elements`] also wraps the result again. A fourth type is a fourth variant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ByElement<A, B, C> {
+    F32(A),
+    F16(B),
+    Bf16(C),
+}
+
+/// Evaluates an expression with a name bound to what a [`ByElement`] holds: `with_elements!(any, tensor => tensor.len())`.
+macro_rules! with_elements {
+    ($any:expr, $inner:pat => $value:expr) => {
+        match $any {
+            $crate::element::ByElement::F32($inner) => $value,
+            $crate::element::ByElement::F16($inner) => $value,
+            $crate::element::ByElement::Bf16($inner) => $value,
+        }
+    };
+}
+pub(crate) use with_elements;
+
+/// As [`with_elements`], with the value wrapped for the same element type: a [`ByElement`] again.
+macro_rules! map_elements {
+    ($any:expr, $inner:pat => $value:expr) => {
+        match $any {
+            $crate::element::ByElement::F32($inner) => $crate::element::ByElement::F32($value),
+            $crate::element::ByElement::F16($inner) => $crate::element::ByElement::F16($value),
+            $crate::element::ByElement::Bf16($inner) => $crate::element::ByElement::Bf16($value),
+        }
+    };
+}
+pub(crate) use map_elements;
+
+impl<A, B, C> ByElement<A, B, C> {
+    /// The element type that it is for.
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            ByElement::F32(_) => DType::F32,
+            ByElement::F16(_) => DType::F16,
+            ByElement::Bf16(_) => DType::Bf16,
+        }
+    }
+}
+
 macro_rules! element {
     ($t:ty, $dtype:expr, $to:expr, $from:expr) => {
         impl sealed::Sealed for $t {}

@@ -49,6 +49,19 @@ pub enum Error {
         /// The size that it has.
         got: usize,
     },
+    /// A tensor has more or fewer axes than it must have.
+    ///
+    /// Queries, keys and values of rank 3 are refused because they have two readings: `[batch, seq, hidden]`, whose heads must be
+    /// split off (`[batch, seq, heads, dim]`, permuted to `[batch, heads, seq, dim]`), and `[heads, seq, dim]`, which needs a batch
+    /// axis ([`TensorRef::insert_axis`](crate::TensorRef::insert_axis)).
+    Rank {
+        /// The tensor: "queries", "keys", "values", "output", …
+        tensor: &'static str,
+        /// The number of axes that it must have.
+        expected: usize,
+        /// The number of axes that it has.
+        got: usize,
+    },
     /// The number of query heads is not a multiple of the number of key/value heads.
     HeadsNotDivisible {
         /// Heads of the queries.
@@ -76,12 +89,12 @@ pub enum Error {
         /// Entries that it has.
         got: usize,
     },
-    /// A key length is larger than the number of keys.
-    KeyLengthPastEnd {
+    /// A key length is negative or larger than the number of keys.
+    KeyLengthOutOfRange {
         /// The batch it stands for.
         batch: usize,
         /// The length given.
-        length: usize,
+        length: i128,
         /// The number of keys there are.
         seq_kv: usize,
     },
@@ -111,6 +124,17 @@ pub enum Error {
         /// The number of axes there are.
         rank: usize,
     },
+    /// A range of an axis that ends after the axis, or before it starts.
+    RangeOutOfBounds {
+        /// The axis.
+        axis: usize,
+        /// The first index asked for.
+        start: usize,
+        /// The index after the last one asked for.
+        end: usize,
+        /// The size of the axis.
+        size: usize,
+    },
     /// A class number that is not below the number of classes.
     ClassOutOfRange {
         /// The row whose class it is.
@@ -139,6 +163,14 @@ impl fmt::Display for Error {
             Error::ShapeMismatch { tensor, dimension, expected, got } => {
                 write!(f, "{dimension} of the {tensor} is {got} but must be {expected}")
             }
+            Error::Rank { tensor, expected: 4, got: 3 } => write!(
+                f,
+                "the rank of the {tensor} is 3 but must be 4: [batch, seq, hidden] needs splitting into heads, \
+                 [heads, seq, dim] needs a batch axis (insert_axis)"
+            ),
+            Error::Rank { tensor, expected, got } => {
+                write!(f, "the rank of the {tensor} is {got} but must be {expected}")
+            }
             Error::HeadsNotDivisible { heads_q, heads_kv } => {
                 write!(f, "{heads_q} query heads can't be shared out evenly over {heads_kv} key/value heads")
             }
@@ -148,8 +180,8 @@ impl fmt::Display for Error {
             Error::WrongCount { what, expected, got } => {
                 write!(f, "{got} {what} were given but there must be {expected}")
             }
-            Error::KeyLengthPastEnd { batch, length, seq_kv } => {
-                write!(f, "the key length of batch {batch} is {length} but there are only {seq_kv} keys")
+            Error::KeyLengthOutOfRange { batch, length, seq_kv } => {
+                write!(f, "the key length of batch {batch} is {length} but must be between 0 and {seq_kv}")
             }
             Error::InvalidOption { option, got, expected } => {
                 write!(f, "{option} is {got} but must be {expected}")
@@ -162,6 +194,9 @@ impl fmt::Display for Error {
             }
             Error::AxisOutOfRange { axis, rank } => {
                 write!(f, "axis {axis} was asked for but the array has {rank}, counted from 0")
+            }
+            Error::RangeOutOfBounds { axis, start, end, size } => {
+                write!(f, "the range {start}..{end} does not lie within axis {axis}, which has size {size}")
             }
             Error::ClassOutOfRange { row, class, classes } => {
                 write!(f, "row {row} has class {class} but there are only {classes}, counted from 0")

@@ -69,7 +69,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `tensor.rs` `strided.rs` `element.rs` `error.rs` | what the user hands in |
+//! | `tensor.rs` `tensor/` `integers.rs` `element.rs` `error.rs` | what the user hands in |
 //! | `attention.rs` | the calls |
 //! | `problem.rs` `plan.rs` `machine.rs` | the checked question, the decision, the hardware |
 //! | `driver.rs` `driver/` | threads and tiles, no formulas |
@@ -88,6 +88,7 @@ pub mod capi;
 mod driver;
 mod element;
 mod error;
+mod integers;
 mod kernel;
 mod kv;
 mod level;
@@ -107,12 +108,13 @@ pub use attention::{Attention, Prepared};
 pub use driver::Workspace;
 pub use element::{DType, Element, bf16, f16};
 pub use error::Error;
+pub use integers::Integers;
 pub use level::Level;
 pub use merge::merge;
 pub use plan::{Form, Plan, Threads};
 pub use score::{AlibiSlopes, ScoreStage, alibi_slope};
 pub use sequence::QueryOffset;
-pub use tensor::{TensorMut, TensorRef};
+pub use tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 
 /// The README's code is compiled and run, too.
 #[cfg(all(doctest, feature = "ndarray"))]

@@ -86,7 +86,7 @@ mod tests {
     fn for_every_mask(mut check: impl FnMut(Mask<'_>, Sequences<'_>)) {
         const BOUNDS: [Option<usize>; 5] = [None, Some(0), Some(1), Some(3), Some(usize::MAX)];
         let lengths: Vec<[usize; 1]> = (0..=MOST).map(|length| [length]).collect();
-        let mut offsets = vec![QueryOffset::FromEnd, QueryOffset::FromStart, QueryOffset::PerBatch(&[-2])];
+        let mut offsets = vec![QueryOffset::FromEnd, QueryOffset::FromStart, QueryOffset::per_batch(&[-2])];
         offsets.extend([isize::MIN, isize::MAX].map(QueryOffset::At));
         offsets.extend((-3..=8).map(QueryOffset::At));
         for (seq_q, seq_kv) in (0..=MOST).flat_map(|q| (0..=MOST).map(move |kv| (q, kv))) {
@@ -94,7 +94,7 @@ mod tests {
                 for query_offset in offsets.iter().copied() {
                     for (left, right) in BOUNDS.into_iter().flat_map(|left| BOUNDS.map(|right| (left, right))) {
                         for causal in [false, true] {
-                            let key_lengths = length.map(|length| &lengths[length][..]);
+                            let key_lengths = length.map(|length| (&lengths[length]).into());
                             let window = (left, right) != (None, None);
                             let window = window.then_some(Window { left, right });
                             let mask = Mask { causal: causal.then_some(Causal), window, tensor: None };

@@ -38,7 +38,7 @@ use crate::tensor::{TensorMut, TensorRef};
 /// ```
 ///
 /// # Errors
-/// [`Error::ShapeMismatch`].
+/// [`Error::ShapeMismatch`]; [`Error::Rank`] for an `out_b` of rank 3 or less.
 pub fn merge<'t>(
     out_a: impl Into<TensorMut<'t, f32>>,
     lse_a: impl Into<TensorMut<'t, f32, 3>>,
@@ -48,6 +48,9 @@ pub fn merge<'t>(
     let (mut out_a, mut lse_a, out_b, lse_b) = (out_a.into(), lse_a.into(), out_b.into(), lse_b.into());
     let shape = out_a.shape();
     let [batch, heads, queries, _] = shape;
+    if out_b.original_rank() != 4 {
+        return Err(Error::Rank { tensor: "output to merge", expected: 4, got: out_b.original_rank() });
+    }
     const NAMES: [&str; 4] = ["batch", "heads", "seq_q", "value_dim"];
     check_shape("output to merge", NAMES, out_b.shape(), shape)?;
     for lse in [lse_a.shape(), lse_b.shape()] {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::integers::Integers;
 use crate::mask::{MaskTensor, Window};
 use crate::score::{AlibiSlopes, BiasTensor};
 use crate::sequence::QueryOffset;
@@ -12,7 +13,7 @@ pub(crate) struct Options<'a> {
     /// `None` for `1 / sqrt(head_dim)`.
     pub(crate) scale: Option<f32>,
     pub(crate) query_offset: QueryOffset<'a>,
-    pub(crate) key_lengths: Option<&'a [usize]>,
+    pub(crate) key_lengths: Option<Integers<'a>>,
     pub(crate) causal: bool,
     pub(crate) window: Window,
     pub(crate) mask: Option<MaskTensor<'a>>,

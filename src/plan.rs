@@ -6,6 +6,7 @@
 
 mod tuning;
 
+use crate::element::ByElement;
 use crate::kernel::bf16_pairs;
 use crate::kernel::shape::{EvenBlocks, panel_lanes, round_up_lanes};
 use crate::kernel::task::Operands;
@@ -13,7 +14,6 @@ use crate::level::Level;
 use crate::problem::{Dims, Problem};
 use crate::score::{Unit, query_factor};
 use crate::simd::Isa;
-use crate::tensor::any::AnyTensor;
 use std::fmt;
 use std::ops::Range;
 use tuning::{BLOCK_ROWS, DECODE_TASK_ROWS, DECODE_TILE_KEYS, MAX_PARTIALS, PARALLEL_WORK, PLENTY_TASKS, SPLIT_KEYS};
@@ -81,7 +81,7 @@ impl Plan {
     pub(crate) fn new(problem: &Problem<'_>, isa: Isa, form: Option<Form>, threads: Threads) -> Self {
         let operands = operands(problem, isa);
         let form = form.unwrap_or_else(|| {
-            let halves = !matches!(problem.k, AnyTensor::F32(_));
+            let halves = !matches!(problem.k, ByElement::F32(_));
             let rows = problem.dims.rows();
             let decode = tuning::suits_decode(rows, &problem.dims, isa.level(), halves, operands);
             if decode { Form::Decode } else { Form::Prefill }
@@ -220,7 +220,7 @@ impl Plan {
 
 /// What scores of this problem are formed from.
 fn operands(problem: &Problem<'_>, isa: Isa) -> Operands {
-    let bf16 = matches!((&problem.q, &problem.k), (AnyTensor::Bf16(_), AnyTensor::Bf16(_)));
+    let bf16 = matches!((&problem.q, &problem.k), (ByElement::Bf16(_), ByElement::Bf16(_)));
     let factor = query_factor(problem.scale, problem.score_mods.softcap, Unit::Log2);
     if bf16 && bf16_pairs::suit(isa, factor) { Operands::Bf16Pairs } else { Operands::F32 }
 }

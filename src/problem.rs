@@ -12,7 +12,7 @@ use crate::options::Options;
 use crate::score::{Alibi, AlibiSlopes, BiasTensor, ScoreMods, ScoreStage, Softcap};
 use crate::sequence::{QueryOffset, Sequences};
 use crate::tensor::any::AnyTensor;
-use crate::tensor::{TensorMut, TensorRef};
+use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 use std::f32::consts::LOG2_E;
 
 /// The sizes of a problem.
@@ -78,7 +78,8 @@ impl<'a> Problem<'a> {
         k: TensorRef<'a, K>,
         v: TensorRef<'a, V>,
     ) -> Result<Self, Error> {
-        Self::of_any(options, [AnyTensor::new(q.strided), AnyTensor::new(k.strided), AnyTensor::new(v.strided)])
+        let [q, k, v] = [of_rank_4("queries", q)?, of_rank_4("keys", k)?, of_rank_4("values", v)?];
+        Self::of_any(options, [q, k, v])
     }
 
     /// As [`Problem::new`], for element types that are known at run time only.
@@ -121,14 +122,24 @@ impl<'a> Problem<'a> {
     }
 
     /// Refuses an output of another shape, or whose elements overlap.
-    pub(crate) fn check_output<O: Element>(&self, out: &TensorMut<'_, O>) -> Result<(), Error> {
+    pub(crate) fn check_output(&self, out: &AnyTensorMut<'_>) -> Result<(), Error> {
+        let got = out.shape().try_into().map_err(|_| Error::Rank { tensor: "output", expected: 4, got: out.rank() })?;
         const NAMES: [&str; 4] = ["batch", "heads_q", "seq_q", "value_dim"];
-        check_shape("output", NAMES, out.shape(), self.dims.output_shape())
+        check_shape("output", NAMES, got, self.dims.output_shape())
     }
 
     /// Refuses log-sum-exps of another shape.
     pub(crate) fn check_lse(&self, lse: &TensorMut<'_, f32, 3>) -> Result<(), Error> {
         check_shape("lse", ["batch", "heads_q", "seq_q"], lse.shape(), self.dims.lse_shape())
+    }
+}
+
+/// Queries, keys or values: refuses another rank than 4, because `[batch, seq, hidden]` is easily taken for `[heads, seq, dim]`.
+pub(crate) fn of_rank_4<'a>(tensor: &'static str, from: impl Into<AnyTensorRef<'a>>) -> Result<AnyTensor<'a>, Error> {
+    let from = from.into();
+    match from.rank() {
+        4 => Ok(from.tensor),
+        got => Err(Error::Rank { tensor, expected: 4, got }),
     }
 }
 
@@ -200,8 +211,9 @@ fn check_sequences<'a>(options: &Options<'a>, dims: &Dims) -> Result<Sequences<'
     let Options { key_lengths, query_offset, .. } = *options;
     if let Some(lengths) = key_lengths {
         check_count("key lengths", lengths.len(), dims.batch)?;
-        if let Some(batch) = lengths.iter().position(|&length| length > dims.seq_kv) {
-            return Err(Error::KeyLengthPastEnd { batch, length: lengths[batch], seq_kv: dims.seq_kv });
+        let allowed = 0..=dims.seq_kv as i128;
+        if let Some((batch, length)) = lengths.iter().enumerate().find(|(_, length)| !allowed.contains(length)) {
+            return Err(Error::KeyLengthOutOfRange { batch, length, seq_kv: dims.seq_kv });
         }
     }
     if let QueryOffset::PerBatch(offsets) = query_offset {

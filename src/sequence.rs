@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use crate::integers::Integers;
+
 /// Where the queries stand among the keys: query `i` is at key position `query_offset + i`.
 ///
 /// With 2 queries and 4 keys, a causal mask shows (rows are queries, columns keys, 1 is visible):
@@ -35,8 +37,22 @@ pub enum QueryOffset<'a> {
     FromStart,
     /// The first query stands at this position, which may be negative.
     At(isize),
-    /// As [`QueryOffset::At`], one for each batch.
-    PerBatch(&'a [isize]),
+    /// As [`QueryOffset::At`], one for each batch; [`QueryOffset::per_batch`] makes it from a list of any integers.
+    PerBatch(Integers<'a>),
+}
+
+impl<'a> QueryOffset<'a> {
+    /// One position for each batch, where its first query stands.
+    ///
+    /// ```
+    /// use flashtile::{Attention, QueryOffset};
+    ///
+    /// let offsets: Vec<i32> = vec![128, 0];
+    /// let attention = Attention::new().causal().query_offset(QueryOffset::per_batch(&offsets));
+    /// ```
+    pub fn per_batch(offsets: impl Into<Integers<'a>>) -> Self {
+        QueryOffset::PerBatch(offsets.into())
+    }
 }
 
 /// The sequences of a batch.
@@ -45,19 +61,19 @@ pub(crate) struct Sequences<'a> {
     pub(crate) seq_q: usize,
     pub(crate) seq_kv: usize,
     pub(crate) query_offset: QueryOffset<'a>,
-    /// How many keys each batch has; `None` for `seq_kv`.
-    pub(crate) key_lengths: Option<&'a [usize]>,
+    /// How many keys each batch has, 0 to `seq_kv`; `None` for `seq_kv`.
+    pub(crate) key_lengths: Option<Integers<'a>>,
 }
 
 impl Sequences<'_> {
     /// The sequence of batch `b`.
     pub(crate) fn get(&self, b: usize) -> Sequence {
-        let keys = self.key_lengths.map_or(self.seq_kv, |lengths| lengths[b]);
+        let keys = self.key_lengths.map_or(self.seq_kv, |lengths| lengths.get(b) as usize);
         let offset = match self.query_offset {
             QueryOffset::FromEnd => keys as i128 - self.seq_q as i128,
             QueryOffset::FromStart => 0,
             QueryOffset::At(offset) => offset as i128,
-            QueryOffset::PerBatch(offsets) => offsets[b] as i128,
+            QueryOffset::PerBatch(offsets) => offsets.get(b),
         };
         Sequence { batch: b, keys, offset }
     }

@@ -148,7 +148,7 @@ fn results_are_those_of_rust() {
                 query_offset_count: 2,
                 ..plain
             },
-            attention().causal().query_offset(QueryOffset::PerBatch(&offsets)),
+            attention().causal().query_offset(QueryOffset::per_batch(&offsets)),
         ),
         (Options { key_lengths: c_lengths.as_ptr(), key_length_count: 2, ..plain }, attention().key_lengths(&lengths)),
         (Options { alibi: 1, ..plain }, attention().alibi(AlibiSlopes::Standard)),

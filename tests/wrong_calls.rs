@@ -6,9 +6,10 @@
 mod support;
 
 use flashtile::{
-    AlibiSlopes, Attention, Error, QueryOffset, ScoreStage, TensorMut, TensorRef, Workspace, alibi_slope, merge,
-    reference,
+    AlibiSlopes, AnyTensorMut, AnyTensorRef, Attention, Error, QueryOffset, ScoreStage, TensorMut, TensorRef,
+    Workspace, alibi_slope, merge, reference,
 };
+use std::ops::{Bound, Range};
 use support::Rng;
 use support::counting::Counting;
 use support::problems::{FORMS, len};
@@ -22,6 +23,8 @@ fn wrong_calls() {
     within(60, "wrong calls", || {
         Counting::watch();
         tensors();
+        views();
+        ranks();
         problems();
         options();
         outputs();
@@ -92,6 +95,112 @@ fn tensors() {
         "axis 4 was asked for but the array has 4, counted from 0",
     );
     assert_eq!(tensor.permuted([0, 1, 1, 3]).unwrap_err(), Error::AxisOutOfRange { axis: 1, rank: 4 });
+}
+
+fn to(buffer: &mut [f32; 24]) -> TensorMut<'_, f32> {
+    TensorMut::from_slice(buffer, [1, 2, 3, 4]).unwrap()
+}
+
+/// Axes and ranges that a tensor does not have.
+fn views() {
+    let (data, mut buffer) = ([0.0f32; 24], [0.0f32; 24]);
+    let tensor = TensorRef::from_slice(&data, [1, 2, 3, 4]).unwrap();
+    let any = AnyTensorRef::from(tensor);
+    let mut narrowed = |axis, range: Range<usize>, error: Error, sentence: &str| {
+        refused(tensor.narrow(axis, range.clone()), error.clone(), sentence);
+        refused(any.narrow(axis, range.clone()), error.clone(), sentence);
+        refused(to(&mut buffer).narrow(axis, range.clone()), error.clone(), sentence);
+        refused(AnyTensorMut::from(to(&mut buffer)).narrow(axis, range), error, sentence);
+    };
+    let past_end = |axis, Range { start, end }, size| Error::RangeOutOfBounds { axis, start, end, size };
+    let no_axis = |axis, rank| Error::AxisOutOfRange { axis, rank };
+    narrowed(2, 1..4, past_end(2, 1..4, 3), "the range 1..4 does not lie within axis 2, which has size 3");
+    narrowed(2, 4..4, past_end(2, 4..4, 3), "the range 4..4 does not lie within axis 2, which has size 3");
+    #[allow(clippy::reversed_empty_ranges, reason = "a range that ends before it starts")]
+    narrowed(3, 3..2, past_end(3, 3..2, 4), "the range 3..2 does not lie within axis 3, which has size 4");
+    narrowed(4, 0..0, no_axis(4, 4), "axis 4 was asked for but the array has 4, counted from 0");
+    narrowed(
+        usize::MAX,
+        0..0,
+        no_axis(usize::MAX, 4),
+        &format!("axis {} was asked for but the array has 4, counted from 0", usize::MAX),
+    );
+    // A range whose end is no number, even where no other would be past the end.
+    let endless = TensorRef::with_strides(&data, 0, [usize::MAX], [0]).unwrap();
+    assert_eq!(endless.narrow(0, ..=usize::MAX).unwrap_err(), past_end(0, 0..usize::MAX, usize::MAX));
+    let start = (Bound::Excluded(usize::MAX), Bound::Unbounded);
+    assert_eq!(endless.narrow(0, start).unwrap_err(), past_end(0, usize::MAX..usize::MAX, usize::MAX));
+
+    assert_eq!(TensorRef::from_slice(&data, [2, 3, 4]).unwrap().insert_axis(4).unwrap_err(), no_axis(4, 4));
+    assert_eq!(TensorMut::from_slice(&mut data.clone(), [24]).unwrap().insert_axis(2).unwrap_err(), no_axis(2, 2));
+    let of_rank_3 = AnyTensorRef::from(TensorRef::from_slice(&data, [2, 3, 4]).unwrap());
+    assert_eq!(of_rank_3.insert_axis(4).unwrap_err(), no_axis(4, 4));
+    refused(
+        any.insert_axis(0),
+        Error::Rank { tensor: "tensor", expected: 4, got: 5 },
+        "the rank of the tensor is 5 but must be 4",
+    );
+    refused(
+        of_rank_3.permuted(&[0, 1]),
+        Error::WrongCount { what: "axes", expected: 3, got: 2 },
+        "2 axes were given but there must be 3",
+    );
+    assert_eq!(of_rank_3.permuted(&[0, 1, 3]).unwrap_err(), no_axis(3, 3));
+    assert_eq!(of_rank_3.permuted(&[0, 1, 1]).unwrap_err(), no_axis(1, 3));
+}
+
+/// Queries, keys and values of rank 3, which have two readings: the same error from every call.
+fn ranks() {
+    let new = Attention::new;
+    let (x, of_rank_3) = (zeros([1, 2, 3, 4]), zeros([2, 3, 4]));
+    for (n, tensor) in ["queries", "keys", "values"].into_iter().enumerate() {
+        let sentence = format!(
+            "the rank of the {tensor} is 3 but must be 4: [batch, seq, hidden] needs splitting into heads, \
+             [heads, seq, dim] needs a batch axis (insert_axis)"
+        );
+        let error = Error::Rank { tensor, expected: 4, got: 3 };
+        let [q, k, v] = std::array::from_fn(|m| if m == n { TensorRef::from(of_rank_3) } else { x });
+        assert_eq!([q, k, v].map(|x| x.shape()), [[1, 2, 3, 4]; 3]);
+        refused(new().plan(q, k, v), error.clone(), &sentence);
+        refused(new().prepare(q, k, v), error.clone(), &sentence);
+        refused(reference::attention(&new(), q, k, v), error.clone(), &sentence);
+        let (mut out, mut scores) = ([1.0f32; 24], [1.0f32; 18]);
+        refused(new().run_into(q, k, v, to(&mut out)), error.clone(), &sentence);
+        refused(new().compute(q, k, v, to(&mut out), None, &mut Workspace::new()), error.clone(), &sentence);
+        let prepared = new().prepare(x, x, x).unwrap();
+        refused(prepared.compute(q, k, v, to(&mut out), None, &mut Workspace::new()), error.clone(), &sentence);
+        if n < 2 {
+            let to = TensorMut::from_slice(&mut scores, [1, 2, 3, 3]).unwrap();
+            refused(new().scores_into(ScoreStage::Raw, q, k, to), error.clone(), &sentence);
+            refused(reference::scores(&new(), ScoreStage::Raw, q, k), error, &sentence);
+        }
+        assert!(out.iter().chain(&scores).all(|x| *x == 1.0));
+    }
+    // Straight from slices or arrays.
+    let error = Error::Rank { tensor: "queries", expected: 4, got: 3 };
+    assert_eq!(new().plan(of_rank_3, x, x).unwrap_err(), error);
+    #[cfg(feature = "ndarray")]
+    {
+        let array = ndarray::Array3::<f32>::zeros((2, 3, 4));
+        assert_eq!(new().run(&array, x, x).unwrap_err(), error);
+        assert_eq!(new().run_with_lse(array.view(), x, x).unwrap_err(), error);
+        assert_eq!(new().scores(ScoreStage::Raw, &array, x).unwrap_err(), error);
+    }
+    refused(
+        new().plan(x, zeros([3, 4]), x),
+        Error::Rank { tensor: "keys", expected: 4, got: 2 },
+        "the rank of the keys is 2 but must be 4",
+    );
+    // A caller who puts the axis there has decided.
+    assert!(new().plan(of_rank_3.insert_axis(0).unwrap(), x, x).is_ok());
+    // Masks and biases may be of lower rank.
+    assert!(new().bias(zeros([2, 3, 3])).mask(TensorRef::from_slice(&[true; 3], [3]).unwrap()).plan(x, x, x).is_ok());
+
+    let (mut out, mut lse) = ([1.0f32; 24], [1.0f32; 6]);
+    let to_lse = TensorMut::from_slice(&mut lse, [1, 2, 3]).unwrap();
+    let error = Error::Rank { tensor: "output to merge", expected: 4, got: 3 };
+    assert_eq!(merge(to(&mut out), to_lse, of_rank_3, zeros([1, 2, 3])).unwrap_err(), error);
+    assert!(out.iter().chain(&lse).all(|x| *x == 1.0));
 }
 
 /// A tensor of zeros that owns a single element.
@@ -168,11 +277,21 @@ fn options() {
     );
     options_refused(
         &new().key_lengths(&[5, 6]),
-        Error::KeyLengthPastEnd { batch: 1, length: 6, seq_kv: 5 },
-        "the key length of batch 1 is 6 but there are only 5 keys",
+        Error::KeyLengthOutOfRange { batch: 1, length: 6, seq_kv: 5 },
+        "the key length of batch 1 is 6 but must be between 0 and 5",
     );
     options_refused(
-        &new().query_offset(QueryOffset::PerBatch(&[0, 1, 2])),
+        &new().key_lengths(&[-1, 5]),
+        Error::KeyLengthOutOfRange { batch: 0, length: -1, seq_kv: 5 },
+        "the key length of batch 0 is -1 but must be between 0 and 5",
+    );
+    options_refused(
+        &new().key_lengths(&[5, u64::MAX]),
+        Error::KeyLengthOutOfRange { batch: 1, length: u64::MAX as i128, seq_kv: 5 },
+        "the key length of batch 1 is 18446744073709551615 but must be between 0 and 5",
+    );
+    options_refused(
+        &new().query_offset(QueryOffset::per_batch(&[0, 1, 2])),
         Error::WrongCount { what: "query offsets", expected: 2, got: 3 },
         "3 query offsets were given but there must be 2",
     );
@@ -391,7 +510,7 @@ fn extreme_options() {
                 for causal in [false, true] {
                     for (n, form) in FORMS.into_iter().enumerate() {
                         let per_batch = [offset];
-                        let offset = if n == 0 { QueryOffset::At(offset) } else { QueryOffset::PerBatch(&per_batch) };
+                        let offset = if n == 0 { QueryOffset::At(offset) } else { QueryOffset::per_batch(&per_batch) };
                         let mut attention = Attention::new().window(left, right).query_offset(offset).form(form);
                         if causal {
                             attention = attention.causal();
@@ -517,7 +636,7 @@ fn extreme_problems() {
         }
         match rng.below(12) {
             0 => attention = attention.key_lengths(&lengths),
-            1 => attention = attention.query_offset(QueryOffset::PerBatch(&offsets)),
+            1 => attention = attention.query_offset(QueryOffset::per_batch(&offsets)),
             2 => attention = attention.alibi(AlibiSlopes::PerHead(&data[..2])),
             3 => attention = attention.alibi(AlibiSlopes::Standard),
             4 => {

@@ -82,13 +82,17 @@ impl From<Error> for Failure {
             Error::HeadsNotDivisible { .. } => Code::HeadsNotDivisible,
             Error::NotBroadcastable { .. } => Code::NotBroadcastable,
             Error::WrongCount { .. } => Code::WrongCount,
-            Error::KeyLengthPastEnd { .. } => Code::KeyLengthPastEnd,
+            Error::Rank { .. } => Code::BadRank,
+            Error::KeyLengthOutOfRange { .. } => Code::KeyLengthPastEnd,
             Error::InvalidOption { .. } => Code::InvalidOption,
             Error::GivenTwice { .. } => Code::InvalidOption,
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,
             Error::AxisOutOfRange { .. } => Code::AxisOutOfRange,
-            // Of slices and classes, which don't cross this border.
-            Error::SliceLength { .. } | Error::OutOfBounds { .. } | Error::ClassOutOfRange { .. } => Code::Panic,
+            // Of slices, ranges and classes, which don't cross this border.
+            Error::SliceLength { .. }
+            | Error::OutOfBounds { .. }
+            | Error::RangeOutOfBounds { .. }
+            | Error::ClassOutOfRange { .. } => Code::Panic,
         };
         Failure::new(code, error.to_string())
     }

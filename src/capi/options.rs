@@ -222,7 +222,7 @@ impl Options {
             0 => QueryOffset::FromEnd,
             1 => QueryOffset::FromStart,
             2 => QueryOffset::At(position(self.query_offset)?),
-            3 => QueryOffset::PerBatch(&lists.query_offsets),
+            3 => QueryOffset::per_batch(&lists.query_offsets),
             other => return Err(Failure::option(format!("query_position is {other} but must be 0 to 3"))),
         })
     }

@@ -2,10 +2,10 @@
 
 use super::failure::{Code, Failure};
 use crate::Error;
-use crate::element::{bf16, f16};
+use crate::element::{ByElement, bf16, f16};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::strided::{Strided, StridedMut, reach};
-use crate::tensor::{TensorMut, TensorRef};
+use crate::tensor::{AnyTensorMut, TensorMut, TensorRef};
 use std::ffi::c_void;
 use std::ops::RangeInclusive;
 use std::ptr;
@@ -66,10 +66,10 @@ impl Type {
 /// bytes apart. The axes that it lacks to four are in front, of size 1.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Checked {
-    pub(super) name: &'static str,
-    pub(super) dtype: Type,
-    pub(super) rank: usize,
-    pub(super) shape: [usize; 4],
+    name: &'static str,
+    dtype: Type,
+    rank: usize,
+    shape: [usize; 4],
     strides: [isize; 4],
     data: *mut c_void,
     /// `None` without elements.
@@ -123,6 +123,14 @@ impl Checked {
         }
         self.hull = Some((start as usize, end as usize));
         Ok(self)
+    }
+
+    pub(super) fn dtype(&self) -> Type {
+        self.dtype
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.rank
     }
 
     /// Refuses an output whose bytes, from the first to the last, meet those of another tensor.
@@ -182,9 +190,9 @@ impl Checked {
         // SAFETY: the type is the dtype's; the rest is the caller's promise.
         Ok(unsafe {
             match self.dtype {
-                Type::F32 => AnyTensor::F32(self.strided::<f32>()),
-                Type::F16 => AnyTensor::F16(self.strided::<f16>()),
-                Type::Bf16 => AnyTensor::Bf16(self.strided::<bf16>()),
+                Type::F32 => ByElement::F32(self.strided::<f32>()),
+                Type::F16 => ByElement::F16(self.strided::<f16>()),
+                Type::Bf16 => ByElement::Bf16(self.strided::<bf16>()),
                 Type::F64 | Type::Byte => return Err(self.wrong_type("f32, f16 or bf16")),
             }
         })
@@ -223,7 +231,7 @@ impl Checked {
         let ([_, shape @ ..], [_, strides @ ..]) = (self.shape, self.strides);
         // SAFETY: as in `strided`; there is one index of the first axis.
         let strided = unsafe { Strided::from_pointer(self.data.cast_const().cast(), shape, strides) };
-        Ok(TensorRef { strided })
+        Ok(TensorRef::new(strided))
     }
 
     /// # Safety
@@ -244,13 +252,13 @@ impl Checked {
     ///
     /// # Safety
     /// Every index leads to an element that nobody else reads or writes for `'a`.
-    pub(super) unsafe fn output<'a>(&self) -> Result<AnyOutput<'a>, Failure> {
+    pub(super) unsafe fn output<'a>(&self) -> Result<AnyTensorMut<'a>, Failure> {
         // SAFETY: the type is the dtype's; the rest is the caller's promise.
         Ok(unsafe {
             match self.dtype {
-                Type::F32 => AnyOutput::F32(TensorMut { strided: self.strided_mut()? }),
-                Type::F16 => AnyOutput::F16(TensorMut { strided: self.strided_mut()? }),
-                Type::Bf16 => AnyOutput::Bf16(TensorMut { strided: self.strided_mut()? }),
+                Type::F32 => TensorMut { strided: self.strided_mut::<f32>()? }.into(),
+                Type::F16 => TensorMut { strided: self.strided_mut::<f16>()? }.into(),
+                Type::Bf16 => TensorMut { strided: self.strided_mut::<bf16>()? }.into(),
                 Type::F64 | Type::Byte => return Err(self.wrong_type("f32, f16 or bf16")),
             }
         })
@@ -278,13 +286,6 @@ impl Checked {
     pub(super) fn unsupported(&self) -> Failure {
         self.wrong_type("f32, f16, bf16 or f64")
     }
-}
-
-/// An output of attention.
-pub(super) enum AnyOutput<'a> {
-    F32(TensorMut<'a, f32>),
-    F16(TensorMut<'a, f16>),
-    Bf16(TensorMut<'a, bf16>),
 }
 
 fn too_large(name: &str) -> Failure {

@@ -5,34 +5,30 @@
 
 use super::schedule::{Schedule, Task};
 use super::threads::Claims;
-use crate::element::Element;
 use crate::kernel::output::TaskOutput;
 use crate::plan::Plan;
 use crate::problem::Problem;
-use crate::tensor::TensorMut;
-use crate::tensor::any::AnyTensor;
-use crate::tensor::group::{AnyOutputRows, GroupRowsMut};
-use crate::tensor::strided::Strided;
+use crate::tensor::any::AnySharedRows;
+use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
+use crate::tensor::shared::SharedRows;
+use crate::tensor::{AnyTensorMut, TensorMut};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Where the results go: a tensor of any type, and the log-sum-exps if they are asked for.
 pub(crate) struct Output<'a> {
-    values: AnyTensor<'a>,
-    lse: Option<Strided<'a, f32, 3>>,
-    /// Made from `TensorMut`s: nobody else has these elements, and no two indices share one.
-    exclusive: PhantomData<&'a mut f32>,
+    values: AnySharedRows<'a>,
+    lse: Option<SharedRows<'a, f32, 3>>,
 }
 
 impl<'a> Output<'a> {
-    pub(crate) fn new<O: Element>(values: TensorMut<'a, O>, lse: Option<TensorMut<'a, f32, 3>>) -> Self {
-        let values = AnyTensor::new(values.strided.into_shared());
-        Output { values, lse: lse.map(|lse| lse.strided.into_shared()), exclusive: PhantomData }
+    pub(crate) fn new(values: AnyTensorMut<'a>, lse: Option<TensorMut<'a, f32, 3>>) -> Self {
+        Output { values: values.into_shared(), lse: lse.map(|lse| SharedRows::new(lse.strided)) }
     }
 
     /// Whether there is nothing to write.
     pub(super) fn is_empty(&self) -> bool {
-        self.values.shape().contains(&0) && self.lse.is_none_or(|lse| lse.shape().contains(&0))
+        self.values.shape().contains(&0) && self.lse.as_ref().is_none_or(|lse| lse.shape().contains(&0))
     }
 
     /// Gets ready to hand out the rows of `schedule`, which must be for this problem.
@@ -88,18 +84,11 @@ impl TaskClaims<'_> {
     /// * while the result lives, no other result for any of these rows does
     unsafe fn rows_of(&self, task: &Task) -> TaskOutput<'_> {
         let (b, heads, rows) = (task.batch, task.heads(self.problem), task.rows.clone());
-        // SAFETY: the output was made from `TensorMut`s: nobody outside has these elements, and no two indices share one. Inside,
-        // the caller has promised that the rows are used once.
+        // SAFETY: the caller's promise.
         unsafe {
-            let values = match &self.output.values {
-                AnyTensor::F32(tensor) => AnyOutputRows::F32(GroupRowsMut::new(tensor, b, heads.clone(), rows.clone())),
-                AnyTensor::F16(tensor) => AnyOutputRows::F16(GroupRowsMut::new(tensor, b, heads.clone(), rows.clone())),
-                AnyTensor::Bf16(tensor) => {
-                    AnyOutputRows::Bf16(GroupRowsMut::new(tensor, b, heads.clone(), rows.clone()))
-                }
-            };
-            let lse = self.output.lse.as_ref().map(|lse| GroupRowsMut::of_elements(lse, b, heads, rows));
-            TaskOutput { values, lse }
+            let lse = self.output.lse.as_ref();
+            let lse = lse.map(|lse| GroupRowsMut::of_elements(lse, b, heads.clone(), rows.clone()));
+            TaskOutput { values: AnyGroupRowsMut::new(&self.output.values, b, heads, rows), lse }
         }
     }
 }

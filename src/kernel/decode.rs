@@ -37,8 +37,8 @@ use super::state::merge;
 use super::task::{Operands, Piece, TaskInput};
 use super::tile::{RowExtent, modify_row};
 use super::widen::{widen_group, without_gaps};
+use crate::element::ByElement;
 use crate::kv::run::Run;
-use crate::tensor::group::AnyGroupRows;
 use scores::RowKeys;
 use std::ops::Range;
 
@@ -301,7 +301,7 @@ impl<'t> RowQueries<'t> {
     fn load(task: &TaskInput<'_>, wide: &'t mut [f32], pairs: &'t mut [f32]) -> Self {
         let mut f32_rows = 0;
         match (task.operands, task.queries) {
-            (Operands::Bf16Pairs, AnyGroupRows::Bf16(rows)) => {
+            (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
                 copy_pair_rows(rows, pairs);
                 f32_rows = unfit_rows(rows);
             }

@@ -3,15 +3,15 @@
 #![forbid(unsafe_code)]
 
 use super::convert::store_row;
-use crate::element::Element;
+use crate::element::{Element, with_elements};
 use crate::simd::{Isa, Kernel, Simd};
-use crate::tensor::group::{AnyOutputRows, GroupRowsMut, with_output};
+use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use std::ops::Range;
 
 /// Where a task's results go: its rows of the output, and its log-sum-exps if they are asked for.
 #[derive(Debug)]
 pub(crate) struct TaskOutput<'a> {
-    pub(crate) values: AnyOutputRows<'a>,
+    pub(crate) values: AnyGroupRowsMut<'a>,
     /// One element a row.
     pub(crate) lse: Option<GroupRowsMut<'a, f32>>,
 }
@@ -38,7 +38,7 @@ impl TaskOutput<'_> {
 }
 
 struct WriteRows<'a, 'r> {
-    to: &'a mut AnyOutputRows<'r>,
+    to: &'a mut AnyGroupRowsMut<'r>,
     rows: Range<usize>,
     values: (&'a [f32], usize),
 }
@@ -49,7 +49,7 @@ impl Kernel for WriteRows<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (values, width) = self.values;
-        with_output!(self.to, to => {
+        with_elements!(self.to, to => {
             let cols = to.cols();
             for (n, row) in to.rows_mut(self.rows).enumerate() {
                 let values = &values[n * width..][..cols];

@@ -4,9 +4,10 @@
 //! multiplies pays for both. Asked for in one go, they would fill the processor's queue of misses and hold up its loads: so
 //! products hand out the lines on their way, some with every few steps.
 
+use crate::element::with_elements;
 use crate::kv::run::{Run, with_run};
 use crate::simd::{LINE, Simd};
-use crate::tensor::group::{AnyGroupRows, AnyOutputRows, with_group, with_output};
+use crate::tensor::group::{AnyGroupRows, AnyGroupRowsMut};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
@@ -225,17 +226,17 @@ impl Prefetch {
 
     /// Adds the rows of a group.
     pub(crate) fn add_group(&mut self, rows: AnyGroupRows<'_>) {
-        with_group!(rows, rows => rows.heads().for_each(|head| self.add_rows(head)));
+        with_elements!(rows, rows => rows.heads().for_each(|head| self.add_rows(head)));
     }
 
     /// Adds some columns of the rows of a group.
     pub(crate) fn add_group_cols(&mut self, rows: AnyGroupRows<'_>, cols: Range<usize>) {
-        with_group!(rows, rows => rows.heads().for_each(|head| self.add_rows(head.slice_cols(cols.clone()))));
+        with_elements!(rows, rows => rows.heads().for_each(|head| self.add_rows(head.slice_cols(cols.clone()))));
     }
 
     /// Adds rows that will be written.
-    pub(crate) fn add_output(&mut self, rows: &AnyOutputRows<'_>) {
-        with_output!(rows, rows => if rows.has_contiguous_rows() {
+    pub(crate) fn add_output(&mut self, rows: &AnyGroupRowsMut<'_>) {
+        with_elements!(rows, rows => if rows.has_contiguous_rows() {
             rows.heads().for_each(|(at, stride, count)| self.add_at(at, stride, [count, rows.cols()]));
         });
     }

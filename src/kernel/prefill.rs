@@ -35,7 +35,7 @@ use super::shape::{MAX_PANEL_LANES, panel_lanes, panel_product_rows, round_up_la
 use super::task::{Operands, Piece, TaskInput};
 use super::tile::modify_panel;
 use super::transpose::{transpose_into_lanes, transpose_pairs_into_lanes};
-use crate::tensor::group::AnyGroupRows;
+use crate::element::ByElement;
 use finish::write_panel;
 use operands::{OperandBuffers, PackedValues, TileOperands, TileValues, score_steps};
 use scores::PanelKeys;
@@ -174,7 +174,7 @@ impl Prefill<'_, '_> {
 fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], stage: &mut [f32]) {
     let to = (to, panel.lanes.count);
     match (task.operands, task.queries.slice(panel.lanes.rows.clone())) {
-        (Operands::Bf16Pairs, AnyGroupRows::Bf16(rows)) => {
+        (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
             panel.f32_lanes = transpose_pairs_into_lanes(task.isa, rows, to, stage);
         }
         (_, rows) => transpose_into_lanes(task.isa, rows, task.factor, to, stage),

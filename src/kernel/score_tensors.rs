@@ -3,9 +3,9 @@
 use super::task::TaskInput;
 use super::transpose::LaneRows;
 use super::widen::widen;
-use crate::element::{Element, bf16, f16};
+use crate::element::{ByElement, Element, bf16, f16, with_elements};
 use crate::simd::{Kernel, Simd};
-use crate::tensor::group::{AnyGroupRows, GroupRows, with_group};
+use crate::tensor::group::{AnyGroupRows, GroupRows};
 use crate::tensor::matrix::Row;
 use std::ops::Range;
 
@@ -34,7 +34,7 @@ impl Kernel for ReadRow<'_, '_> {
     fn run<S: Simd>(self, simd: S) {
         let ReadRow { bias, mask, row, keys, to } = self;
         match bias {
-            Some(bias) => with_group!(bias, bias => widen(simd, bias.row(row).slice(keys.clone()), 1.0, to)),
+            Some(bias) => with_elements!(bias, bias => widen(simd, bias.row(row).slice(keys.clone()), 1.0, to)),
             None => to.fill(0.0),
         }
         if let Some(mask) = mask {
@@ -72,12 +72,8 @@ pub(crate) struct PanelTensors<'a> {
     rows: usize,
 }
 
-/// Rows of any type.
-pub(super) enum AnyLaneRows<'a> {
-    F32(LaneRows<'a, f32>),
-    F16(LaneRows<'a, f16>),
-    Bf16(LaneRows<'a, bf16>),
-}
+/// Rows of any element type.
+pub(super) type AnyLaneRows<'a> = ByElement<LaneRows<'a, f32>, LaneRows<'a, f16>, LaneRows<'a, bf16>>;
 
 impl<'a> PanelTensors<'a> {
     /// What the task's tensors say about `keys` for the rows of a panel.
@@ -94,7 +90,7 @@ impl<'a> PanelTensors<'a> {
         }
         let copies = &*copies;
         let lanes = LaneRows::new(count, |n| Some(&copies[n * len..(n + 1) * len])).expect("slices");
-        Self { bias: Some(AnyLaneRows::F32(lanes)), only_hides: task.bias_rows.is_none(), mask: None, rows: count }
+        Self { bias: Some(ByElement::F32(lanes)), only_hides: task.bias_rows.is_none(), mask: None, rows: count }
     }
 
     /// `None` if there are gaps between the elements of a row.
@@ -102,9 +98,9 @@ impl<'a> PanelTensors<'a> {
         let count = rows.len();
         let bias = match task.bias_rows.map(|all| all.slice(rows.clone())) {
             None => None,
-            Some(AnyGroupRows::F32(bias)) => Some(AnyLaneRows::F32(LaneRows::of_group(bias, keys.clone())?)),
-            Some(AnyGroupRows::F16(bias)) => Some(AnyLaneRows::F16(LaneRows::of_group(bias, keys.clone())?)),
-            Some(AnyGroupRows::Bf16(bias)) => Some(AnyLaneRows::Bf16(LaneRows::of_group(bias, keys.clone())?)),
+            Some(ByElement::F32(bias)) => Some(ByElement::F32(LaneRows::of_group(bias, keys.clone())?)),
+            Some(ByElement::F16(bias)) => Some(ByElement::F16(LaneRows::of_group(bias, keys.clone())?)),
+            Some(ByElement::Bf16(bias)) => Some(ByElement::Bf16(LaneRows::of_group(bias, keys.clone())?)),
         };
         let mask = match task.mask_rows {
             None => None,
@@ -117,9 +113,9 @@ impl<'a> PanelTensors<'a> {
     pub(crate) fn any_visible(&self) -> bool {
         match &self.bias {
             None => any_visible::<f32>(self.rows, None, self.mask.as_ref()),
-            Some(AnyLaneRows::F32(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
-            Some(AnyLaneRows::F16(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
-            Some(AnyLaneRows::Bf16(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
+            Some(ByElement::F32(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
+            Some(ByElement::F16(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
+            Some(ByElement::Bf16(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
         }
     }
 }

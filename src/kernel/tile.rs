@@ -1,9 +1,9 @@
 //! A tile of scores: score modifications applied, hidden keys set to -inf.
 
 use super::arithmetic::F32Fma;
-use super::score_tensors::{AnyLaneRows, PanelTensors};
+use super::score_tensors::PanelTensors;
 use super::transpose::{LaneRows, load_answers, load_block};
-use crate::element::{Element, bf16, f16};
+use crate::element::{ByElement, Element, bf16, f16};
 use crate::score::{Alibi, BiasTensor, Softcap, Unit};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use std::ops::Range;
@@ -263,9 +263,9 @@ impl<S: Simd> Passes<S> for LaneVectors<'_, S> {
             }
             Some((tensors, at)) if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 => match &tensors.bias {
                 None => unreachable!("a step of a bias, without one"),
-                Some(AnyLaneRows::F32(bias)) => self.transposed::<STEPS, f32>(simd, (Some(bias), None), at),
-                Some(AnyLaneRows::F16(bias)) => self.transposed::<STEPS, f16>(simd, (Some(bias), None), at),
-                Some(AnyLaneRows::Bf16(bias)) => self.transposed::<STEPS, bf16>(simd, (Some(bias), None), at),
+                Some(ByElement::F32(bias)) => self.transposed::<STEPS, f32>(simd, (Some(bias), None), at),
+                Some(ByElement::F16(bias)) => self.transposed::<STEPS, f16>(simd, (Some(bias), None), at),
+                Some(ByElement::Bf16(bias)) => self.transposed::<STEPS, bf16>(simd, (Some(bias), None), at),
             },
             _ => self.plain::<STEPS>(simd),
         }

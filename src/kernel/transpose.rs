@@ -4,9 +4,9 @@ use super::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use super::bf16_pairs::{copy_pair_rows, pairs_in, unfit_rows};
 use super::shape::MAX_PANEL_LANES;
 use super::widen::widen_group;
-use crate::element::bf16;
+use crate::element::{bf16, with_elements};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
-use crate::tensor::group::{AnyGroupRows, GroupRows, with_group};
+use crate::tensor::group::{AnyGroupRows, GroupRows};
 use crate::tensor::matrix::Matrix;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -62,7 +62,7 @@ impl Kernel for GroupIntoLanes<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        with_group!(self.rows, rows => {
+        with_elements!(self.rows, rows => {
             let rows = LaneRows::of_group(rows, 0..rows.cols()).expect("rows without gaps");
             transpose_rows((simd, F32Fma::new()), &rows, Some(self.factor), (self.to, self.lanes));
         });

@@ -1,9 +1,9 @@
 //! Rows of any element type, widened to f32.
 
-use crate::element::Element;
+use crate::element::{Element, with_elements};
 use crate::kv::run::{Run, with_run};
 use crate::simd::{Isa, Kernel, Simd, kernel};
-use crate::tensor::group::{AnyGroupRows, with_group};
+use crate::tensor::group::AnyGroupRows;
 use crate::tensor::matrix::{Matrix, Row};
 
 /// `to = factor * row`, which is as long. (A factor of 1 changes nothing.)
@@ -48,7 +48,7 @@ impl Kernel for WidenGroup<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        with_group!(self.rows, rows => for (n, to) in self.to.chunks_exact_mut(self.width.max(1)).enumerate() {
+        with_elements!(self.rows, rows => for (n, to) in self.to.chunks_exact_mut(self.width.max(1)).enumerate() {
             if n >= rows.count() {
                 to.fill(0.0);
                 continue;

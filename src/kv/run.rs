@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::element::{bf16, f16};
+use crate::element::{ByElement, bf16, f16};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
@@ -36,9 +36,9 @@ impl<'a> Run<'a> {
     /// If there is no such batch or head.
     pub(crate) fn new(tensor: &AnyTensor<'a>, b: usize, h: usize) -> Self {
         match tensor {
-            AnyTensor::F32(tensor) => Run::F32(tensor.matrix(b, h)),
-            AnyTensor::F16(tensor) => Run::F16(tensor.matrix(b, h)),
-            AnyTensor::Bf16(tensor) => Run::Bf16(tensor.matrix(b, h)),
+            ByElement::F32(tensor) => Run::F32(tensor.matrix(b, h)),
+            ByElement::F16(tensor) => Run::F16(tensor.matrix(b, h)),
+            ByElement::Bf16(tensor) => Run::Bf16(tensor.matrix(b, h)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Detection, and the choice of the level at run time.
 
+use crate::error::Error;
 use crate::level::Level;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::avx2::Avx2;
@@ -52,6 +53,17 @@ impl Isa {
             Level::Avx512Bf16 => Avx512Bf16::detect().map(Isa::Avx512Bf16),
             #[cfg(not(target_arch = "x86_64"))]
             Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 => None,
+        }
+    }
+
+    /// The proof for `level`, or for the best level of this processor.
+    ///
+    /// # Errors
+    /// [`Error::LevelUnavailable`].
+    pub(crate) fn for_level(level: Option<Level>) -> Result<Isa, Error> {
+        match level {
+            None => Ok(Isa::best()),
+            Some(level) => Isa::detect(level).ok_or(Error::LevelUnavailable { level }),
         }
     }
 

@@ -1,37 +1,228 @@
 //! Tensors whose element type is known at run time.
+//!
+//! Layers below the calls take these, so they are not compiled once for each combination of types. Bindings make one call
+//! instead of one for each combination.
 
-use super::strided::Strided;
-use crate::element::{DType, Element, bf16, f16};
+use super::shared::SharedRows;
+use super::strided::{Strided, StridedMut};
+use super::view::{TensorMut, TensorRef, check_permutation, check_range};
+use crate::element::{ByElement, DType, Element, bf16, f16, map_elements, with_elements};
+use crate::error::Error;
+use std::ops::RangeBounds;
 
-/// A tensor that is read, whatever its element type: so that the floors below need not be compiled once for each
-/// combination of types.
+/// A tensor of f32, f16 or bf16 that is read: type and rank are known at run time.
+///
+/// It is made from a [`TensorRef`] of rank 1 to 4, or from an ndarray array or view, and knows which.
+///
+/// ```
+/// use flashtile::{AnyTensorRef, DType, TensorRef, bf16};
+///
+/// let data = vec![bf16::ONE; 2 * 3 * 8];
+/// let q = AnyTensorRef::from(TensorRef::from_slice(&data, [2, 3, 8])?); // [heads, seq, dim]
+/// assert_eq!((q.dtype(), q.rank(), q.shape()), (DType::Bf16, 3, &[2, 3, 8][..]));
+/// let q = q.insert_axis(0)?; // [batch, heads, seq, dim]
+/// assert_eq!(q.shape(), [1, 2, 3, 8]);
+/// # Ok::<(), flashtile::Error>(())
+/// ```
+///
+/// Queries, keys and values must have rank 4: a tensor of rank 3 has two readings, `[batch, seq, hidden]` and `[heads, seq,
+/// dim]`, so calls refuse it with [`Error::Rank`]. A bias of lower rank lacks the first axes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum AnyTensor<'a> {
-    F32(Strided<'a, f32, 4>),
-    F16(Strided<'a, f16, 4>),
-    Bf16(Strided<'a, bf16, 4>),
+pub struct AnyTensorRef<'a> {
+    /// With axes of size 1 in front of its own.
+    pub(crate) tensor: AnyTensor<'a>,
+    rank: usize,
 }
 
-/// Evaluates an expression with a name bound to what an [`AnyTensor`] holds, whichever type that is.
-macro_rules! with_elements {
-    ($any:expr, $tensor:ident => $value:expr) => {
-        match $any {
-            $crate::tensor::any::AnyTensor::F32($tensor) => $value,
-            $crate::tensor::any::AnyTensor::F16($tensor) => $value,
-            $crate::tensor::any::AnyTensor::Bf16($tensor) => $value,
-        }
-    };
+/// A tensor of f32, f16 or bf16 that is written: type and rank are known at run time.
+///
+/// It is made from a [`TensorMut`] of rank 1 to 4, or from a mutable ndarray array or view, and knows which.
+#[derive(Debug)]
+pub struct AnyTensorMut<'a> {
+    /// With axes of size 1 in front of its own.
+    tensor: AnyStridedMut<'a>,
+    rank: usize,
 }
-pub(crate) use with_elements;
+
+/// The most axes that a tensor has.
+const MAX_RANK: usize = 4;
+
+/// The order of the four axes that has the last ones in the order `axes`, counted from the first of them.
+fn four_axes(axes: &[usize], rank: usize) -> Result<[usize; 4], Error> {
+    if axes.len() != rank {
+        return Err(Error::WrongCount { what: "axes", expected: rank, got: axes.len() });
+    }
+    check_permutation(axes)?;
+    let own = MAX_RANK - rank;
+    Ok(std::array::from_fn(|n| if n < own { n } else { own + axes[n - own] }))
+}
+
+/// The order of the four axes that moves the last one in front of the tensor's own to `axis` of those.
+fn axes_with(axis: usize, rank: usize) -> Result<[usize; 4], Error> {
+    if rank == MAX_RANK {
+        return Err(Error::Rank { tensor: "tensor", expected: MAX_RANK, got: rank + 1 });
+    }
+    if axis > rank {
+        return Err(Error::AxisOutOfRange { axis, rank: rank + 1 });
+    }
+    let mut axes = [0, 1, 2, 3];
+    axes[MAX_RANK - 1 - rank..MAX_RANK - rank + axis].rotate_left(1);
+    Ok(axes)
+}
+
+impl<'a> AnyTensorRef<'a> {
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.tensor.dtype()
+    }
+
+    /// The number of axes, 1 to 4.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The size of each axis.
+    pub fn shape(&self) -> &[usize] {
+        with_elements!(&self.tensor, tensor => &tensor.shape()[MAX_RANK - self.rank..])
+    }
+
+    /// The stride of each axis, in elements.
+    pub fn strides(&self) -> &[isize] {
+        with_elements!(&self.tensor, tensor => &tensor.strides()[MAX_RANK - self.rank..])
+    }
+
+    /// The same tensor with its axes in another order: axis `n` of the result is axis `axes[n]` of this one.
+    ///
+    /// # Errors
+    /// [`Error::WrongCount`] unless there is one entry for each axis; [`Error::AxisOutOfRange`] if they do not name every axis
+    /// once.
+    pub fn permuted(self, axes: &[usize]) -> Result<Self, Error> {
+        let axes = four_axes(axes, self.rank)?;
+        Ok(AnyTensorRef { tensor: map_elements!(self.tensor, tensor => tensor.permuted(axes)), ..self })
+    }
+
+    /// The indices `range` of one axis, as [`TensorRef::narrow`].
+    ///
+    /// # Errors
+    /// As [`TensorRef::narrow`].
+    pub fn narrow(self, axis: usize, range: impl RangeBounds<usize>) -> Result<Self, Error> {
+        let range = check_range(axis, range, self.shape())?;
+        let axis = MAX_RANK - self.rank + axis;
+        Ok(AnyTensorRef { tensor: map_elements!(self.tensor, tensor => tensor.narrow(axis, range)), ..self })
+    }
+
+    /// The same tensor with one more axis, of size 1, at `axis`: the axes from there on move back by one.
+    ///
+    /// # Errors
+    /// [`Error::AxisOutOfRange`] if `axis` is above the number of axes there are; [`Error::Rank`] if there are four.
+    pub fn insert_axis(self, axis: usize) -> Result<Self, Error> {
+        let axes = axes_with(axis, self.rank)?;
+        let tensor = map_elements!(self.tensor, tensor => tensor.permuted(axes));
+        Ok(AnyTensorRef { tensor, rank: self.rank + 1 })
+    }
+}
+
+impl<'a> AnyTensorMut<'a> {
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.tensor.dtype()
+    }
+
+    /// The number of axes, 1 to 4.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The size of each axis.
+    pub fn shape(&self) -> &[usize] {
+        with_elements!(&self.tensor, tensor => &tensor.as_ref().shape()[MAX_RANK - self.rank..])
+    }
+
+    /// The stride of each axis, in elements.
+    pub fn strides(&self) -> &[isize] {
+        with_elements!(&self.tensor, tensor => &tensor.as_ref().strides()[MAX_RANK - self.rank..])
+    }
+
+    /// The same tensor with its axes in another order, as [`AnyTensorRef::permuted`].
+    ///
+    /// # Errors
+    /// As [`AnyTensorRef::permuted`].
+    pub fn permuted(self, axes: &[usize]) -> Result<Self, Error> {
+        let axes = four_axes(axes, self.rank)?;
+        Ok(AnyTensorMut { tensor: map_elements!(self.tensor, tensor => tensor.permuted(axes)), ..self })
+    }
+
+    /// The indices `range` of one axis, as [`TensorRef::narrow`]. What lies outside is left as it is.
+    ///
+    /// # Errors
+    /// As [`TensorRef::narrow`].
+    pub fn narrow(self, axis: usize, range: impl RangeBounds<usize>) -> Result<Self, Error> {
+        let range = check_range(axis, range, self.shape())?;
+        let axis = MAX_RANK - self.rank + axis;
+        Ok(AnyTensorMut { tensor: map_elements!(self.tensor, tensor => tensor.narrow(axis, range)), ..self })
+    }
+
+    /// The same tensor with one more axis, of size 1, at `axis`, as [`AnyTensorRef::insert_axis`].
+    ///
+    /// # Errors
+    /// As [`AnyTensorRef::insert_axis`].
+    pub fn insert_axis(self, axis: usize) -> Result<Self, Error> {
+        let axes = axes_with(axis, self.rank)?;
+        let tensor = map_elements!(self.tensor, tensor => tensor.permuted(axes));
+        Ok(AnyTensorMut { tensor, rank: self.rank + 1 })
+    }
+
+    /// The same tensor, borrowed for as long as the result lives.
+    pub fn reborrow(&mut self) -> AnyTensorMut<'_> {
+        AnyTensorMut { tensor: map_elements!(&mut self.tensor, tensor => tensor.reborrow()), rank: self.rank }
+    }
+
+    /// For threads to write, row by row.
+    pub(crate) fn into_shared(self) -> AnySharedRows<'a> {
+        map_elements!(self.tensor, tensor => SharedRows::new(tensor))
+    }
+}
+
+impl<'a> From<&AnyTensorRef<'a>> for AnyTensorRef<'a> {
+    fn from(tensor: &AnyTensorRef<'a>) -> Self {
+        *tensor
+    }
+}
+
+macro_rules! from_typed {
+    ($($n:literal),+) => {$(
+        impl<'a, T: Element> From<TensorRef<'a, T, $n>> for AnyTensorRef<'a> {
+            fn from(tensor: TensorRef<'a, T, $n>) -> Self {
+                AnyTensorRef { tensor: AnyTensor::new(tensor.strided.with_rank()), rank: tensor.original_rank() }
+            }
+        }
+
+        impl<'a, T: Element> From<&TensorRef<'a, T, $n>> for AnyTensorRef<'a> {
+            fn from(tensor: &TensorRef<'a, T, $n>) -> Self {
+                AnyTensorRef::from(*tensor)
+            }
+        }
+
+        impl<'a, T: Element> From<TensorMut<'a, T, $n>> for AnyTensorMut<'a> {
+            fn from(tensor: TensorMut<'a, T, $n>) -> Self {
+                AnyTensorMut { tensor: AnyStridedMut::new(tensor.strided.with_rank()), rank: $n }
+            }
+        }
+    )+};
+}
+from_typed!(1, 2, 3, 4);
+
+/// A [`Strided`] of any element type.
+pub(crate) type AnyTensor<'a> = ByElement<Strided<'a, f32, 4>, Strided<'a, f16, 4>, Strided<'a, bf16, 4>>;
 
 impl<'a> AnyTensor<'a> {
     pub(crate) fn new<T: Element>(strided: Strided<'a, T, 4>) -> Self {
-        // SAFETY: `DTYPE` names `T`, so each cast is to the type that the elements already have.
+        // SAFETY: `DTYPE` names `T` (what an `Element` promises), so each cast is to the type that the elements have.
         unsafe {
             match T::DTYPE {
-                DType::F32 => AnyTensor::F32(strided.cast()),
-                DType::F16 => AnyTensor::F16(strided.cast()),
-                DType::Bf16 => AnyTensor::Bf16(strided.cast()),
+                DType::F32 => ByElement::F32(strided.cast()),
+                DType::F16 => ByElement::F16(strided.cast()),
+                DType::Bf16 => ByElement::Bf16(strided.cast()),
             }
         }
     }
@@ -40,12 +231,9 @@ impl<'a> AnyTensor<'a> {
         with_elements!(self, tensor => *tensor.shape())
     }
 
+    /// Repeats axes of size 1 up to `shape`; `None` if another axis differs.
     pub(crate) fn broadcast(self, shape: [usize; 4]) -> Option<Self> {
-        Some(match self {
-            AnyTensor::F32(tensor) => AnyTensor::F32(tensor.broadcast(shape)?),
-            AnyTensor::F16(tensor) => AnyTensor::F16(tensor.broadcast(shape)?),
-            AnyTensor::Bf16(tensor) => AnyTensor::Bf16(tensor.broadcast(shape)?),
-        })
+        Some(map_elements!(self, tensor => tensor.broadcast(shape)?))
     }
 
     /// One element as f32, exactly.
@@ -54,5 +242,30 @@ impl<'a> AnyTensor<'a> {
     /// If the index is outside the shape.
     pub(crate) fn at(&self, index: [usize; 4]) -> f32 {
         with_elements!(self, tensor => tensor.get(index).expect("inside the shape").to_f32())
+    }
+}
+
+/// A [`StridedMut`] of any element type.
+type AnyStridedMut<'a> = ByElement<StridedMut<'a, f32, 4>, StridedMut<'a, f16, 4>, StridedMut<'a, bf16, 4>>;
+
+impl<'a> AnyStridedMut<'a> {
+    fn new<T: Element>(strided: StridedMut<'a, T, 4>) -> Self {
+        // SAFETY: `DTYPE` names `T` (what an `Element` promises), so each cast is to the type that the elements have.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => ByElement::F32(strided.cast()),
+                DType::F16 => ByElement::F16(strided.cast()),
+                DType::Bf16 => ByElement::Bf16(strided.cast()),
+            }
+        }
+    }
+}
+
+/// A [`SharedRows`] of any element type.
+pub(crate) type AnySharedRows<'a> = ByElement<SharedRows<'a, f32>, SharedRows<'a, f16>, SharedRows<'a, bf16>>;
+
+impl AnySharedRows<'_> {
+    pub(crate) fn shape(&self) -> [usize; 4] {
+        with_elements!(self, rows => *rows.shape())
     }
 }

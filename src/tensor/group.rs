@@ -3,10 +3,11 @@
 //! Row `r` is query `r / group` of head `r % group` of the group. So rows beside each other stand at nearly the same position,
 //! and one pass over keys and values serves the whole group.
 
-use super::any::AnyTensor;
+use super::any::{AnySharedRows, AnyTensor};
 use super::matrix::{Matrix, Row, RowMut};
+use super::shared::SharedRows;
 use super::strided::Strided;
-use crate::element::{bf16, f16};
+use crate::element::{ByElement, bf16, f16, map_elements, with_elements};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -121,47 +122,22 @@ impl<'a, T: Copy> GroupRows<'a, T> {
 }
 
 /// Some rows of a group, of any element type.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum AnyGroupRows<'a> {
-    F32(GroupRows<'a, f32>),
-    F16(GroupRows<'a, f16>),
-    Bf16(GroupRows<'a, bf16>),
-}
-
-/// Evaluates an expression with a name bound to what an [`AnyGroupRows`] holds, whichever type that is.
-macro_rules! with_group {
-    ($any:expr, $rows:ident => $value:expr) => {
-        match $any {
-            $crate::tensor::group::AnyGroupRows::F32($rows) => $value,
-            $crate::tensor::group::AnyGroupRows::F16($rows) => $value,
-            $crate::tensor::group::AnyGroupRows::Bf16($rows) => $value,
-        }
-    };
-}
-pub(crate) use with_group;
+pub(crate) type AnyGroupRows<'a> = ByElement<GroupRows<'a, f32>, GroupRows<'a, f16>, GroupRows<'a, bf16>>;
 
 impl<'a> AnyGroupRows<'a> {
     /// As [`GroupRows::new`].
     pub(crate) fn new(tensor: &AnyTensor<'a>, b: usize, heads: Range<usize>) -> Self {
-        match tensor {
-            AnyTensor::F32(tensor) => AnyGroupRows::F32(GroupRows::new(tensor, b, heads)),
-            AnyTensor::F16(tensor) => AnyGroupRows::F16(GroupRows::new(tensor, b, heads)),
-            AnyTensor::Bf16(tensor) => AnyGroupRows::Bf16(GroupRows::new(tensor, b, heads)),
-        }
+        map_elements!(tensor, tensor => GroupRows::new(tensor, b, heads))
     }
 
     /// As [`GroupRows::slice`].
     #[inline]
     pub(crate) fn slice(self, rows: Range<usize>) -> Self {
-        match self {
-            AnyGroupRows::F32(all) => AnyGroupRows::F32(all.slice(rows)),
-            AnyGroupRows::F16(all) => AnyGroupRows::F16(all.slice(rows)),
-            AnyGroupRows::Bf16(all) => AnyGroupRows::Bf16(all.slice(rows)),
-        }
+        map_elements!(self, all => all.slice(rows))
     }
 
     pub(crate) fn has_contiguous_rows(&self) -> bool {
-        with_group!(self, rows => rows.has_contiguous_rows())
+        with_elements!(self, rows => rows.has_contiguous_rows())
     }
 }
 
@@ -184,35 +160,47 @@ impl<'a, T> GroupRowsMut<'a, T> {
     /// The rows `rows` of the heads `heads` of batch `b`, counted within the group.
     ///
     /// # Safety
-    /// * every element of these rows may be written, and nobody else reads or writes it for `'a`
-    /// * no two indices of the tensor share an element
+    /// * while the result lives, nobody else has any of these rows
     ///
     /// # Panics
     /// If there is no such batch, or are no such heads or rows.
-    pub(crate) unsafe fn new(tensor: &Strided<'_, T, 4>, b: usize, heads: Range<usize>, rows: Range<usize>) -> Self {
-        let [batch, all_heads, queries, cols] = *tensor.shape();
-        let [_, head_stride, query_stride, col_stride] = *tensor.strides();
-        assert!(b < batch && heads.end <= all_heads && rows.start <= rows.end && rows.end <= heads.len() * queries);
-        let origin = tensor.matrix(b, heads.start.min(all_heads.saturating_sub(1))).as_ptr().cast_mut();
+    pub(crate) unsafe fn new(output: &SharedRows<'a, T>, b: usize, heads: Range<usize>, rows: Range<usize>) -> Self {
+        let [_, _, queries, cols] = *output.shape();
+        let [_, head_stride, query_stride, col_stride] = *output.strides();
+        assert!(rows.start <= rows.end && rows.end <= heads.len() * queries, "rows {rows:?} of {heads:?}");
         let place = Interleaved { group: heads.len(), head_stride, query_stride };
+        // The invariant of `SharedRows` has the elements; the rest is the caller's promise.
+        let origin = output.first_of(b, heads);
         GroupRowsMut { origin, place, first: rows.start, count: rows.len(), cols, col_stride, borrow: PhantomData }
     }
 
     /// The same of a tensor with one element a row.
     ///
     /// # Safety
-    /// As [`GroupRowsMut::new`].
+    /// * while the result lives, nobody else writes any of these elements
     ///
     /// # Panics
     /// As [`GroupRowsMut::new`].
     pub(crate) unsafe fn of_elements(
-        tensor: &Strided<'_, T, 3>,
+        output: &SharedRows<'a, T, 3>,
         b: usize,
         heads: Range<usize>,
         rows: Range<usize>,
     ) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self::new(&tensor.with_last_axis(), b, heads, rows) }
+        let [_, _, queries] = *output.shape();
+        let [_, head_stride, query_stride] = *output.strides();
+        assert!(rows.start <= rows.end && rows.end <= heads.len() * queries, "rows {rows:?} of {heads:?}");
+        let place = Interleaved { group: heads.len(), head_stride, query_stride };
+        let origin = output.first_of(b, heads);
+        GroupRowsMut {
+            origin,
+            place,
+            first: rows.start,
+            count: rows.len(),
+            cols: 1,
+            col_stride: 1,
+            borrow: PhantomData,
+        }
     }
 
     #[inline]
@@ -253,21 +241,15 @@ impl<'a, T> GroupRowsMut<'a, T> {
 }
 
 /// Some rows of a group for writing, of any element type.
-#[derive(Debug)]
-pub(crate) enum AnyOutputRows<'a> {
-    F32(GroupRowsMut<'a, f32>),
-    F16(GroupRowsMut<'a, f16>),
-    Bf16(GroupRowsMut<'a, bf16>),
-}
+pub(crate) type AnyGroupRowsMut<'a> = ByElement<GroupRowsMut<'a, f32>, GroupRowsMut<'a, f16>, GroupRowsMut<'a, bf16>>;
 
-/// Evaluates an expression with a name bound to what an [`AnyOutputRows`] holds, whichever type that is.
-macro_rules! with_output {
-    ($any:expr, $rows:ident => $value:expr) => {
-        match $any {
-            $crate::tensor::group::AnyOutputRows::F32($rows) => $value,
-            $crate::tensor::group::AnyOutputRows::F16($rows) => $value,
-            $crate::tensor::group::AnyOutputRows::Bf16($rows) => $value,
-        }
-    };
+impl<'a> AnyGroupRowsMut<'a> {
+    /// As [`GroupRowsMut::new`].
+    ///
+    /// # Safety
+    /// As [`GroupRowsMut::new`].
+    pub(crate) unsafe fn new(output: &AnySharedRows<'a>, b: usize, heads: Range<usize>, rows: Range<usize>) -> Self {
+        // SAFETY: the caller's promise.
+        map_elements!(output, output => unsafe { GroupRowsMut::new(output, b, heads, rows) })
+    }
 }
-pub(crate) use with_output;

@@ -3,10 +3,11 @@
 //! A [`Matrix`] is cut from a [`Strided`](super::strided::Strided) tensor, or made from a slice. Index checks happen once per
 //! row, not once per element.
 
-use crate::element::{Bf16Pair, bf16};
 use std::marker::PhantomData;
 
-/// Two axes of a [`Strided`], under the same invariant.
+/// Rows and columns of elements.
+///
+/// Invariant: every index within `rows` and `cols` leads, by the strides, to an initialised element that stays readable for `'a`.
 #[derive(Debug)]
 pub(crate) struct Matrix<'a, T> {
     origin: *const T,
@@ -26,7 +27,7 @@ impl<T> Copy for Matrix<'_, T> {}
 
 impl<'a, T> Matrix<'a, T> {
     /// # Safety
-    /// * every index within `shape` (rows, columns) leads, by `strides`, to an element that stays readable for `'a`
+    /// * every index within `shape` (rows, columns) leads, by `strides`, to an initialised element that stays readable for `'a`
     #[inline]
     pub(super) unsafe fn from_parts(origin: *const T, shape: [usize; 2], strides: [isize; 2]) -> Self {
         let ([rows, cols], [row_stride, col_stride]) = (shape, strides);
@@ -39,7 +40,7 @@ impl<'a, T> Matrix<'a, T> {
     /// If `data` is not `rows * cols` long.
     #[inline]
     pub(crate) fn from_slice(data: &'a [T], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols);
+        assert!(rows.checked_mul(cols) == Some(data.len()), "{rows} rows of {cols} in {} elements", data.len());
         Matrix { origin: data.as_ptr(), rows, cols, row_stride: cols as isize, col_stride: 1, borrow: PhantomData }
     }
 
@@ -63,7 +64,6 @@ impl<'a, T> Matrix<'a, T> {
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         self.col_stride == 1 || self.cols <= 1
     }
-
     /// The address of the first element.
     #[inline]
     pub(crate) fn as_ptr(&self) -> *const T {
@@ -102,52 +102,6 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-impl<'a> Matrix<'a, bf16> {
-    /// Neighbours taken together, if that takes no more than another look at the same memory.
-    pub(crate) fn pairs(&self) -> Option<Matrix<'a, Bf16Pair>> {
-        let even = self.has_contiguous_rows() && self.cols.is_multiple_of(2) && self.row_stride % 2 == 0;
-        // Every pair is two elements of a row, side by side, so the invariant holds for it.
-        even.then(|| Matrix {
-            origin: self.origin.cast(),
-            rows: self.rows,
-            cols: self.cols / 2,
-            row_stride: self.row_stride / 2,
-            col_stride: 1,
-            borrow: PhantomData,
-        })
-    }
-}
-
-impl<'a> Matrix<'a, Bf16Pair> {
-    /// A matrix without gaps, of pairs that stand in the bits of f32.
-    ///
-    /// # Panics
-    /// If `data` is not `rows * cols` long.
-    pub(crate) fn from_carried(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols);
-        // A pair has the size of an f32 and needs less alignment, and any bits are one.
-        let origin = data.as_ptr().cast();
-        Matrix { origin, rows, cols, row_stride: cols as isize, col_stride: 1, borrow: PhantomData }
-    }
-
-    /// The first `cols` elements of every row, one by one.
-    ///
-    /// # Panics
-    /// If rows have gaps or fewer elements.
-    pub(crate) fn elements(&self, cols: usize) -> Matrix<'a, bf16> {
-        assert!(self.has_contiguous_rows() && cols <= 2 * self.cols);
-        // Each element is one half of a pair, so the invariant holds for it.
-        Matrix {
-            origin: self.origin.cast(),
-            rows: self.rows,
-            cols,
-            row_stride: self.row_stride.wrapping_mul(2),
-            col_stride: 1,
-            borrow: PhantomData,
-        }
-    }
-}
-
 /// One row of a [`Matrix`], under the same invariant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row<'a, T> {
@@ -181,9 +135,9 @@ impl<'a, T: Copy> Row<'a, T> {
     pub(crate) fn as_slice(&self) -> Option<&'a [T]> {
         match self.len {
             0 => Some(&[]),
-            // SAFETY: the invariant: `len` elements from `origin` on, one after the other, readable for 'a.
+            // SAFETY: the invariant: an element that is readable for 'a.
             1 => Some(unsafe { std::slice::from_raw_parts(self.origin, 1) }),
-            // SAFETY: as above.
+            // SAFETY: as above, for `len` elements side by side.
             _ if self.stride == 1 => Some(unsafe { std::slice::from_raw_parts(self.origin, self.len) }),
             _ => None,
         }
@@ -192,23 +146,14 @@ impl<'a, T: Copy> Row<'a, T> {
     #[inline]
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = T> + 'a {
         let row = *self;
-        // SAFETY: k is below `len`: an element that the invariant vouches for.
+        // SAFETY: k is below `len`, so by the invariant the element is readable for 'a.
         (0..row.len).map(move |k| unsafe { *row.origin.wrapping_offset((k as isize).wrapping_mul(row.stride)) })
     }
 }
 
-impl<'a> Row<'a, bf16> {
-    /// Neighbours taken together, if they stand side by side and none is left over.
-    #[inline(always)]
-    pub(crate) fn pairs(&self) -> Option<&'a [Bf16Pair]> {
-        let row = self.as_slice()?;
-        // SAFETY: a pair is two elements side by side and needs no more alignment than one.
-        let pairs = || unsafe { std::slice::from_raw_parts(row.as_ptr().cast(), row.len() / 2) };
-        row.len().is_multiple_of(2).then(pairs)
-    }
-}
-
 /// A row that is written.
+///
+/// Invariant: `len` different initialised elements, `stride` apart from `origin` on, are this value's alone for `'a`.
 #[derive(Debug)]
 pub(crate) struct RowMut<'a, T> {
     origin: *mut T,
@@ -219,7 +164,8 @@ pub(crate) struct RowMut<'a, T> {
 
 impl<'a, T> RowMut<'a, T> {
     /// # Safety
-    /// * `len` elements, `stride` apart from `origin` on, may be read and written, by nobody else, for `'a`
+    /// * `len` initialised elements, `stride` apart from `origin` on, may be read and written, by nobody else, for `'a`
+    /// * no two of them are one
     #[inline]
     pub(super) unsafe fn from_parts(origin: *mut T, len: usize, stride: isize) -> Self {
         RowMut { origin, len, stride, borrow: PhantomData }
@@ -230,9 +176,9 @@ impl<'a, T> RowMut<'a, T> {
     pub(crate) fn into_mut_slice(self) -> Result<&'a mut [T], Self> {
         match self.len {
             0 => Ok(&mut []),
-            // SAFETY: `row_mut`: `len` elements from `origin` on, one after the other, for us alone.
+            // SAFETY: the invariant: an element that is this value's alone for 'a, and the value is consumed.
             1 => Ok(unsafe { std::slice::from_raw_parts_mut(self.origin, 1) }),
-            // SAFETY: as above.
+            // SAFETY: as above, for `len` elements side by side.
             _ if self.stride == 1 => Ok(unsafe { std::slice::from_raw_parts_mut(self.origin, self.len) }),
             _ => Err(self),
         }
@@ -241,7 +187,8 @@ impl<'a, T> RowMut<'a, T> {
     #[inline]
     pub(crate) fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut T> {
         let (origin, stride) = (self.origin, self.stride);
-        // SAFETY: k is below `len`: an element that `row_mut` vouches for, and each k comes once.
+        // SAFETY: k is below `len`, so by the invariant the element is ours while `self` is borrowed mutably. Each k comes once,
+        // and different k lead to different elements.
         (0..self.len).map(move |k| unsafe { &mut *origin.wrapping_offset((k as isize).wrapping_mul(stride)) })
     }
 

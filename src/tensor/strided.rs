@@ -7,10 +7,12 @@
 use super::matrix::{Matrix, RowMut};
 use crate::error::Error;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// A pointer to the element at index 0 of every axis, with the size and the stride (in elements) of each axis.
 ///
-/// Invariant: every index within `shape` leads to an element that stays readable for `'a`.
+/// Invariant: every index within `shape` leads, by `strides`, to an initialised element of one allocation that stays readable
+/// for `'a`, as if there were a `&'a T` to each of them. `origin` is aligned, also where there are no elements.
 #[derive(Debug)]
 pub(crate) struct Strided<'a, T, const N: usize> {
     origin: *const T,
@@ -26,10 +28,10 @@ impl<T, const N: usize> Clone for Strided<'_, T, N> {
 }
 impl<T, const N: usize> Copy for Strided<'_, T, N> {}
 
-// SAFETY: safe code gets nothing from it but what `&'a T` would give. (What `row_mut` and `write` hand out was a `StridedMut` of
-// elements that are `Send`: `into_shared`.)
+// SAFETY: a `Strided` is a set of `&'a T` (the invariant), and safe code gets nothing else from it: it is only read. `&'a T` may
+// go to another thread if `T: Sync`. (Writing is up to `StridedMut` and `SharedRows`, which have bounds of their own.)
 unsafe impl<T: Sync, const N: usize> Send for Strided<'_, T, N> {}
-// SAFETY: as above.
+// SAFETY: it is `Copy`, so sharing it between threads allows what sending it does, and no more.
 unsafe impl<T: Sync, const N: usize> Sync for Strided<'_, T, N> {}
 
 /// The lowest and highest element that shape and strides reach, counted from index 0; `None` if there are no elements.
@@ -64,11 +66,28 @@ pub(crate) fn contiguous<const N: usize>(shape: &[usize; N]) -> Result<([isize; 
     Ok((strides, len))
 }
 
+/// How far the element at `index` is from the one at index 0, in elements.
+///
+/// # Panics
+/// If the index is not within the shape.
+#[inline]
+pub(super) fn offset_of<const N: usize>(index: [usize; N], shape: &[usize; N], strides: &[isize; N]) -> isize {
+    let mut offset = 0isize;
+    for axis in 0..N {
+        assert!(index[axis] < shape[axis], "index {index:?} of shape {shape:?}");
+        // No overflow: the element lies inside the allocation.
+        offset = offset.wrapping_add((index[axis] as isize).wrapping_mul(strides[axis]));
+    }
+    offset
+}
+
 impl<'a, T, const N: usize> Strided<'a, T, N> {
     /// The elements of `data` from `offset` on, as shape and strides say.
     pub(crate) fn new(data: &'a [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
         Self::check(data.len(), offset, &shape, &strides)?;
-        Ok(Self::from_checked(data.as_ptr().wrapping_add(offset), shape, strides))
+        // SAFETY: `check` has found every index within the shape inside `data`, which is borrowed for 'a. The pointer of a slice
+        // is aligned, and whole elements from it.
+        Ok(unsafe { Self::from_checked(data.as_ptr().wrapping_add(offset), shape, strides) })
     }
 
     fn check(len: usize, offset: usize, shape: &[usize; N], strides: &[isize; N]) -> Result<(), Error> {
@@ -80,7 +99,13 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         Ok(())
     }
 
-    fn from_checked(origin: *const T, shape: [usize; N], strides: [isize; N]) -> Self {
+    /// # Safety
+    /// * every index within `shape` leads, by `strides`, to an initialised element of one allocation
+    /// * for `'a` these elements stay readable, and nobody writes to them except through the result, if it is made part of a
+    ///   [`StridedMut`]
+    /// * `origin` is aligned, also where there are no elements
+    #[inline]
+    unsafe fn from_checked(origin: *const T, shape: [usize; N], strides: [isize; N]) -> Self {
         Self { origin, shape, strides, borrow: PhantomData }
     }
 
@@ -89,7 +114,9 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
     pub(crate) fn from_ndarray<D: ndarray::Dimension>(view: ndarray::ArrayView<'a, T, D>) -> Self {
         let shape = std::array::from_fn(|axis| view.shape()[axis]);
         let strides = std::array::from_fn(|axis| view.strides()[axis]);
-        Self::from_checked(view.as_ptr(), shape, strides)
+        // SAFETY: an `ArrayView<'a>` promises the same: its pointer is aligned, and every index within its shape leads, by its
+        // strides, to an element that is borrowed for 'a.
+        unsafe { Self::from_checked(view.as_ptr(), shape, strides) }
     }
 
     pub(crate) fn shape(&self) -> &[usize; N] {
@@ -129,7 +156,29 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         let mut seen = [false; N];
         axes.into_iter().for_each(|axis| seen[axis] = true);
         assert!(seen.iter().all(|&seen| seen), "an axis twice");
-        Self::from_checked(self.origin, shape, strides)
+        // SAFETY: every axis stands once in `axes` (asserted above), so the result's indices are this tensor's, reordered.
+        unsafe { Self::from_checked(self.origin, shape, strides) }
+    }
+
+    /// Indices `range.start` to `range.end` of one axis.
+    ///
+    /// # Panics
+    /// If there is no such axis, or there are no such indices.
+    #[inline]
+    pub(crate) fn narrow(self, axis: usize, range: Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= self.shape[axis],
+            "{range:?} of axis {axis} of {:?}",
+            self.shape
+        );
+        let mut shape = self.shape;
+        shape[axis] = range.len();
+        // Without elements there is no address to move to.
+        let start = if shape.contains(&0) { 0 } else { range.start };
+        let origin = self.origin.wrapping_offset((start as isize).wrapping_mul(self.strides[axis]));
+        // SAFETY: index i of the axis is index `start + i` of this tensor, which is within its shape (asserted above). Whole
+        // elements from an aligned pointer, the new one is aligned.
+        unsafe { Self::from_checked(origin, shape, self.strides) }
     }
 
     /// Repeats axes of size 1 up to `shape`; `None` if another axis differs.
@@ -142,8 +191,9 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
                 _ => return None,
             }
         }
-        // Safe without a look at the memory: the same elements, or none.
-        Some(Self::from_checked(self.origin, shape, strides))
+        // SAFETY: an axis that keeps its size keeps its stride. One that is repeated had size 1 and gets stride 0: all its
+        // indices lead where index 0 led. (An axis of size 1 that becomes 0 leaves no index.)
+        Some(unsafe { Self::from_checked(self.origin, shape, strides) })
     }
 
     /// The same memory as elements of type `U`.
@@ -151,7 +201,9 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
     /// # Safety
     /// * `U` has the size and alignment of `T`, and every bit pattern in this tensor is a value of `U`
     pub(crate) unsafe fn cast<U>(self) -> Strided<'a, U, N> {
-        Strided::from_checked(self.origin.cast(), self.shape, self.strides)
+        // SAFETY: the invariant says that elements of `T` are there; that they are values of `U`, of the same size and
+        // alignment, is the caller's promise.
+        unsafe { Strided::from_checked(self.origin.cast(), self.shape, self.strides) }
     }
 
     /// The same elements with axes of size 1 in front.
@@ -159,7 +211,8 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         const { assert!(N <= M) };
         let shape = std::array::from_fn(|axis| if axis < M - N { 1 } else { self.shape[axis + N - M] });
         let strides = std::array::from_fn(|axis| if axis < M - N { 0 } else { self.strides[axis + N - M] });
-        Strided::from_checked(self.origin, shape, strides)
+        // SAFETY: an axis in front has the index 0 alone, which adds nothing; the others are those of this tensor.
+        unsafe { Strided::from_checked(self.origin, shape, strides) }
     }
 
     /// The address of an element.
@@ -168,13 +221,7 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
     /// If the index is not within the shape.
     #[inline]
     fn at(&self, index: [usize; N]) -> *const T {
-        let mut offset = 0isize;
-        for axis in 0..N {
-            assert!(index[axis] < self.shape[axis], "index {index:?} of shape {:?}", self.shape);
-            // No overflow: the element lies inside the allocation.
-            offset = offset.wrapping_add((index[axis] as isize).wrapping_mul(self.strides[axis]));
-        }
-        self.origin.wrapping_offset(offset)
+        self.origin.wrapping_offset(offset_of(index, &self.shape, &self.strides))
     }
 
     /// The element at `index`, if there is one.
@@ -191,16 +238,8 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
 impl<'a, const N: usize> Strided<'a, bool, N> {
     /// The same elements as bytes: 0 for false, 1 for true.
     pub(crate) fn into_bytes(self) -> Strided<'a, u8, N> {
-        // A bool is a byte, so the invariant holds for bytes.
-        Strided::from_checked(self.origin.cast(), self.shape, self.strides)
-    }
-}
-
-impl<'a, T> Strided<'a, T, 3> {
-    /// The same elements with an axis of size 1 behind.
-    pub(crate) fn with_last_axis(&self) -> Strided<'a, T, 4> {
-        let ([a, b, c], [x, y, z]) = (self.shape, self.strides);
-        Strided::from_checked(self.origin, [a, b, c, 1], [x, y, z, 1])
+        // SAFETY: a bool has the size and alignment of a byte, and both of its bit patterns are bytes.
+        unsafe { self.cast() }
     }
 }
 
@@ -220,6 +259,10 @@ impl<'a, T> Strided<'a, T, 4> {
 }
 
 /// A [`Strided`] that nobody else reads or writes for `'a`, and whose indices lead to an element each.
+///
+/// Invariant: that of [`Strided`], and the pointer may write; no two indices lead to one element; all access to the elements
+/// for `'a` is through this value, as if it held a `&'a mut T` to each of them. The [`Strided`] inside is copied only into
+/// values that borrow or replace this one.
 #[derive(Debug)]
 pub(crate) struct StridedMut<'a, T, const N: usize> {
     strided: Strided<'a, T, N>,
@@ -230,8 +273,10 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
     /// As [`Strided::new`]; refuses strides that may let two indices reach one element.
     pub(crate) fn new(data: &'a mut [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
         Strided::<T, N>::check(data.len(), offset, &shape, &strides)?;
-        // The pointer is taken from a mutable borrow, so it may write.
-        let strided = Strided::from_checked(data.as_mut_ptr().wrapping_add(offset), shape, strides);
+        // SAFETY: `check` has found every index within the shape inside `data`, which is borrowed mutably for 'a: only the
+        // result reaches it. The pointer of a slice is aligned, and whole elements from it; it comes from a mutable borrow, so it
+        // may write.
+        let strided = unsafe { Strided::from_checked(data.as_mut_ptr().wrapping_add(offset), shape, strides) };
         strided.check_disjoint()?;
         Ok(Self { strided, exclusive: PhantomData })
     }
@@ -241,7 +286,9 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
     pub(crate) fn from_ndarray<D: ndarray::Dimension>(mut view: ndarray::ArrayViewMut<'a, T, D>) -> Self {
         let shape = std::array::from_fn(|axis| view.shape()[axis]);
         let strides = std::array::from_fn(|axis| view.strides()[axis]);
-        let strided = Strided::from_checked(view.as_mut_ptr(), shape, strides);
+        // SAFETY: an `ArrayViewMut<'a>` promises the same, and that its indices lead to an element each, borrowed mutably for
+        // 'a. It is consumed here, so only the result reaches them.
+        let strided = unsafe { Strided::from_checked(view.as_mut_ptr(), shape, strides) };
         Self { strided, exclusive: PhantomData }
     }
 
@@ -254,59 +301,71 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
         Self { strided: self.strided.permuted(axes), exclusive: PhantomData }
     }
 
+    /// As [`Strided::narrow`]: some of the indices lead to an element each, because all of them do.
+    pub(crate) fn narrow(self, axis: usize, range: Range<usize>) -> Self {
+        Self { strided: self.strided.narrow(axis, range), exclusive: PhantomData }
+    }
+
+    /// As [`Strided::with_rank`]: an axis of size 1 adds no index.
+    pub(crate) fn with_rank<const M: usize>(self) -> StridedMut<'a, T, M> {
+        StridedMut { strided: self.strided.with_rank(), exclusive: PhantomData }
+    }
+
     pub(crate) fn reborrow(&mut self) -> StridedMut<'_, T, N> {
         StridedMut { strided: self.strided, exclusive: PhantomData }
     }
 
-    /// Gives up the claim to be alone, to share the rows out between threads, which then write them; see
-    /// [`Strided::row_mut`].
-    pub(crate) fn into_shared(self) -> Strided<'a, T, N>
-    where
-        T: Send,
-    {
-        self.strided
+    /// The same memory as elements of type `U`.
+    ///
+    /// # Safety
+    /// * `T` and `U` are the same type
+    pub(crate) unsafe fn cast<U>(self) -> StridedMut<'a, U, N> {
+        // SAFETY: of the same type, they have the same size, alignment and values.
+        StridedMut { strided: unsafe { self.strided.cast() }, exclusive: PhantomData }
+    }
+
+    /// The pointer, which may write, the shape and the strides: all that the invariant is about.
+    pub(super) fn into_parts(self) -> (*mut T, [usize; N], [isize; N]) {
+        (self.strided.origin.cast_mut(), self.strided.shape, self.strided.strides)
+    }
+
+    /// The innermost row at `index`, which names all axes but the last.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[inline]
+    pub(crate) fn row_mut<const OUTER: usize>(&mut self, index: [usize; OUTER]) -> RowMut<'_, T> {
+        let Strided { origin, shape, strides, .. } = self.strided;
+        // SAFETY: the invariant of this type, and `self` is borrowed mutably for as long as the row lives.
+        unsafe { row_of(origin.cast_mut(), &shape, &strides, index) }
     }
 }
 
-macro_rules! rows_of_rank {
-    ($($n:literal $outer:literal),+) => {$(
-        impl<'a, T> Strided<'a, T, $n> {
-            /// The innermost row at `index`, for writing.
-            ///
-            /// # Panics
-            /// If there is no such row.
-            ///
-            /// # Safety
-            /// * this was a [`StridedMut`], and nobody else holds it but those who share it out by rows
-            /// * while the result lives, nobody else reads or writes this row
-            #[inline]
-            pub(crate) unsafe fn row_mut<'r>(&self, index: [usize; $outer]) -> RowMut<'r, T>
-            where
-                'a: 'r,
-            {
-                let len = self.shape[$outer];
-                let mut first = [0; $n];
-                first[..$outer].copy_from_slice(&index);
-                let origin = if len == 0 { self.origin } else { self.at(first) };
-                // SAFETY: the invariant of `Strided`, and the caller's promise that nobody else uses the row.
-                unsafe { RowMut::from_parts(origin.cast_mut(), len, self.strides[$outer]) }
-            }
-        }
-
-        impl<T> StridedMut<'_, T, $n> {
-            /// The innermost row at `index`, for writing.
-            ///
-            /// # Panics
-            /// If there is no such row.
-            #[inline]
-            pub(crate) fn row_mut(&mut self, index: [usize; $outer]) -> RowMut<'_, T> {
-                // SAFETY: the invariant of this type, and `self` is borrowed mutably for as long as the row lives.
-                unsafe { self.strided.row_mut(index) }
-            }
-        }
-    )+};
+/// The innermost row at `index`, which names all axes but the last.
+///
+/// # Panics
+/// If there is no such row.
+///
+/// # Safety
+/// * every index within `shape` leads, by `strides`, from `origin` to an initialised element that may be written
+/// * no two indices lead to one element
+/// * while the result lives, nobody else reads or writes the elements of this row
+#[inline]
+pub(super) unsafe fn row_of<'r, T, const N: usize, const OUTER: usize>(
+    origin: *mut T,
+    shape: &[usize; N],
+    strides: &[isize; N],
+    index: [usize; OUTER],
+) -> RowMut<'r, T> {
+    const { assert!(OUTER + 1 == N) };
+    let len = shape[OUTER];
+    let mut first = [0; N];
+    first[..OUTER].copy_from_slice(&index);
+    let start = if len == 0 { origin } else { origin.wrapping_offset(offset_of(first, shape, strides)) };
+    // SAFETY: `offset_of` has found the row's first element within the shape, so the others, a stride of the last axis apart,
+    // are within it, too. They may be read and written, by nobody else, by the caller's promise.
+    unsafe { RowMut::from_parts(start, len, strides[OUTER]) }
 }
-rows_of_rank!(3 2, 4 3);
 
 /// For callers that have a pointer and no slice.
 #[cfg(feature = "capi")]
@@ -314,9 +373,10 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
     /// # Safety
     /// * every index within `shape` leads to an element that stays readable for `'a`, and that nobody writes to
     /// * `origin` is aligned, also where there are no elements
-    /// * from the first element to the end of the last there are no more than `isize::MAX` bytes
+    /// * from the first element to the end of the last there are no more than `isize::MAX` bytes, of one allocation
     pub(crate) unsafe fn from_pointer(origin: *const T, shape: [usize; N], strides: [isize; N]) -> Self {
-        Self::from_checked(origin, shape, strides)
+        // SAFETY: the caller's promise.
+        unsafe { Self::from_checked(origin, shape, strides) }
     }
 }
 
@@ -327,9 +387,10 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
     /// # Safety
     /// * every index within `shape` leads to an element that may be written, and that nobody else reads or writes for `'a`
     /// * `origin` is aligned, also where there are no elements
-    /// * from the first element to the end of the last there are no more than `isize::MAX` bytes
+    /// * from the first element to the end of the last there are no more than `isize::MAX` bytes, of one allocation
     pub(crate) unsafe fn from_pointer(origin: *mut T, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
-        let strided = Strided::from_checked(origin.cast_const(), shape, strides);
+        // SAFETY: the caller's promise; only the result reaches the elements, and the pointer may write.
+        let strided = unsafe { Strided::from_checked(origin.cast_const(), shape, strides) };
         strided.check_disjoint()?;
         Ok(Self { strided, exclusive: PhantomData })
     }

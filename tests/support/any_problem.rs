@@ -378,7 +378,7 @@ impl Problem {
             Offset::FromEnd => QueryOffset::FromEnd,
             Offset::FromStart => QueryOffset::FromStart,
             Offset::At(offset) => QueryOffset::At(*offset),
-            Offset::PerBatch(offsets) => QueryOffset::PerBatch(offsets),
+            Offset::PerBatch(offsets) => QueryOffset::per_batch(offsets),
         });
         if self.causal {
             attention = attention.causal();

@@ -1,10 +1,10 @@
 //! `out = O / l`: a panel divided by its sums and written as rows.
 
-use crate::element::Element;
+use crate::element::{Element, with_elements};
 use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::state::PanelState;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
-use crate::tensor::group::{AnyOutputRows, GroupRowsMut, with_output};
+use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use std::ops::Range;
 
 /// Divides a panel by its sums and writes it as rows of the output, rounded to their type; a query that saw nothing gets zeros.
@@ -16,7 +16,7 @@ use std::ops::Range;
 /// If there are no such rows, or more of them than lanes.
 pub(crate) fn write_panel(
     isa: Isa,
-    to: &mut AnyOutputRows<'_>,
+    to: &mut AnyGroupRowsMut<'_>,
     rows: Range<usize>,
     panel: (&[f32], usize),
     state: &PanelState,
@@ -27,7 +27,7 @@ pub(crate) fn write_panel(
 }
 
 struct WritePanel<'a, 'r> {
-    to: &'a mut AnyOutputRows<'r>,
+    to: &'a mut AnyGroupRowsMut<'r>,
     rows: Range<usize>,
     panel: (&'a [f32], usize),
     state: &'a PanelState,
@@ -40,7 +40,7 @@ impl Kernel for WritePanel<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let WritePanel { to, rows, panel, state, stage } = self;
-        with_output!(to, to => write_rows(simd, to, rows, panel, state, stage));
+        with_elements!(to, to => write_rows(simd, to, rows, panel, state, stage));
     }
 }
 

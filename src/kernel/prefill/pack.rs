@@ -13,8 +13,8 @@ use std::ops::Range;
 /// into a few sets of the L1 cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ValueBlocks {
-    pub(crate) keys: usize,
-    pub(crate) value_dim: usize,
+    keys: usize,
+    value_dim: usize,
     blocks: EvenBlocks,
 }
 
@@ -22,6 +22,18 @@ impl ValueBlocks {
     /// Blocks for the products of `isa`.
     pub(crate) fn new(isa: Isa, keys: usize, value_dim: usize) -> Self {
         Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, level_value_block_dims(isa)) }
+    }
+
+    /// Keys of the tile.
+    #[inline(always)]
+    pub(crate) fn keys(&self) -> usize {
+        self.keys
+    }
+
+    /// Dimensions of a value.
+    #[inline(always)]
+    pub(crate) fn value_dim(&self) -> usize {
+        self.value_dim
     }
 
     #[inline(always)]

@@ -1,0 +1,108 @@
+//! Lists of integers as the caller has them: key lengths and query offsets of a batch.
+
+#![forbid(unsafe_code)]
+
+/// A borrowed list of integers of any common type: what [`key_lengths`](crate::Attention::key_lengths) and
+/// [`QueryOffset::PerBatch`](crate::QueryOffset::PerBatch) take.
+///
+/// It is made from a slice, an array or a vector of `u32`, `u64`, `usize`, `i32`, `i64` or `isize`. Nothing is copied.
+///
+/// ```
+/// use flashtile::Integers;
+///
+/// let lengths: Vec<u32> = vec![5, 3];
+/// assert_eq!(Integers::from(&lengths), Integers::from(&[5i64, 3]));
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Integers<'a>(List<'a>);
+
+macro_rules! integers {
+    ($($variant:ident $t:ty),+) => {
+        #[derive(Clone, Copy, Debug)]
+        enum List<'a> {
+            $($variant(&'a [$t])),+
+        }
+
+        impl Integers<'_> {
+            /// The number of entries.
+            pub(crate) fn len(&self) -> usize {
+                match self.0 {
+                    $(List::$variant(list) => list.len()),+
+                }
+            }
+
+            /// The entry at `index`, exactly.
+            ///
+            /// # Panics
+            /// If there is no such entry.
+            #[inline]
+            pub(crate) fn get(&self, index: usize) -> i128 {
+                match self.0 {
+                    $(List::$variant(list) => list[index] as i128),+ // (every type fits)
+                }
+            }
+        }
+
+        $(
+            impl<'a> From<&'a [$t]> for Integers<'a> {
+                fn from(list: &'a [$t]) -> Self {
+                    Integers(List::$variant(list))
+                }
+            }
+
+            impl<'a, const N: usize> From<&'a [$t; N]> for Integers<'a> {
+                fn from(list: &'a [$t; N]) -> Self {
+                    Integers(List::$variant(list))
+                }
+            }
+
+            impl<'a> From<&'a Vec<$t>> for Integers<'a> {
+                fn from(list: &'a Vec<$t>) -> Self {
+                    Integers(List::$variant(list))
+                }
+            }
+        )+
+    };
+}
+integers!(U32 u32, U64 u64, Usize usize, I32 i32, I64 i64, Isize isize);
+
+impl Integers<'_> {
+    /// The entries, exactly.
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = i128> + '_ {
+        (0..self.len()).map(|index| self.get(index))
+    }
+}
+
+/// Lists are equal if their entries are, whatever the types.
+impl PartialEq for Integers<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Integers<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_is_read_exactly() {
+        let vector = vec![7i64, 0];
+        let lists: [Integers<'_>; 6] = [
+            (&[7u32, 0]).into(),
+            (&[7u64, 0]).into(),
+            (&[7usize, 0]).into(),
+            (&[7i32, 0]).into(),
+            (&vector).into(),
+            (&[7isize, 0][..]).into(),
+        ];
+        for list in lists {
+            assert_eq!((list.len(), list.get(0), list.get(1), list), (2, 7, 0, lists[0]));
+        }
+        assert_ne!(lists[0], (&[7u32, 1]).into());
+        assert_ne!(lists[0], (&[7u32]).into());
+        let ends: [Integers<'_>; 3] = [(&[u64::MAX]).into(), (&[i64::MIN]).into(), (&[i32::MIN]).into()];
+        assert_eq!(ends.map(|list| list.get(0)), [u64::MAX as i128, i64::MIN as i128, i32::MIN as i128]);
+    }
+}
