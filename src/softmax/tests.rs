@@ -3,7 +3,7 @@
 //! The f64 functions are the oracle. They are plain loops, and no level changes them.
 
 use super::*;
-use crate::simd::Level;
+use crate::level::Level;
 use crate::{bf16, f16};
 use std::cell::Cell;
 
