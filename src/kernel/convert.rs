@@ -6,7 +6,7 @@ use crate::tensor::any::AnyTensor;
 use crate::tensor::matrix::Matrix;
 use crate::tensor::strided::Strided;
 
-/// The elements of `row` from `at` on: as many as there are up to a vector, then zeros.
+/// The elements of `row` from `at` on, at most a vector of them, then zeros.
 #[inline(always)]
 pub(crate) fn load_from<S: Simd, T: Element>(simd: S, row: &[T], at: usize) -> S::F32 {
     let rest = &row[at..];
@@ -80,7 +80,7 @@ impl<'a> AnyMatrix<'a> {
     }
 }
 
-/// Rounds `from` into `to`, which is as long.
+/// Rounds `from` into `to`, which has the same length.
 #[inline(always)]
 pub(crate) fn store_row<S: Simd, T: Element>(simd: S, to: &mut [T], from: &[f32]) {
     assert!(to.len() == from.len());

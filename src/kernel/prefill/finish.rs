@@ -5,7 +5,7 @@ use crate::kernel::state::PanelState;
 use crate::simd::{MAX_LANES, Simd};
 use std::f64::consts::LN_2;
 
-/// Divides a panel by its sums and writes it as rows, rounded to their type; a query that saw nothing gets zeros.
+/// Divides a panel by its sums and writes it as rows, rounded to their type. A query that saw no key gets zeros.
 ///
 /// * `panel`: `[value_dim rounded up][lanes]`
 /// * `rows`: one for each lane, of `value_dim`; lanes without a row are left out
@@ -34,7 +34,7 @@ pub(crate) fn finish_rows<S: Simd, T: Element>(
     }
 }
 
-/// Writes a vector to each of at most `LANES` rows, from `at` on, as far as they reach.
+/// Writes a vector to each of at most `LANES` rows, from `at` on, up to the row's end.
 ///
 /// # Safety
 /// * no row is shorter than `reach`
@@ -64,7 +64,7 @@ unsafe fn write_block<S: Simd, T: Element>(
     }
 }
 
-/// `log sum exp` in natural units from a running maximum in units of log2 and its sum; -inf where nothing was seen.
+/// `log sum exp` in natural units from a running maximum in units of log2 and its sum; -inf where no key was seen.
 pub(crate) fn log_sum_exp(max: f32, sum: f32) -> f32 {
     // In f64: the maximum may be large beside the logarithm of the sum, and this is done once a row.
     if sum == 0.0 { f32::NEG_INFINITY } else { ((max as f64 + (sum as f64).log2()) * LN_2) as f32 }

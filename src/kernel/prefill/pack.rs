@@ -12,8 +12,8 @@ use std::ops::Range;
 /// into a few sets of the L1 cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ValueBlocks {
-    pub(crate) keys: usize,
-    pub(crate) value_dim: usize,
+    keys: usize,
+    value_dim: usize,
     blocks: EvenBlocks,
 }
 
@@ -23,6 +23,17 @@ impl ValueBlocks {
         Self { keys, value_dim, blocks: EvenBlocks::new(value_dim, level_value_block_dims(isa)) }
     }
 
+    #[inline(always)]
+    pub(crate) fn keys(&self) -> usize {
+        self.keys
+    }
+
+    #[inline(always)]
+    pub(crate) fn value_dim(&self) -> usize {
+        self.value_dim
+    }
+
+    /// The number of blocks.
     #[inline(always)]
     pub(crate) fn count(&self) -> usize {
         self.blocks.count

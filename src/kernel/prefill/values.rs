@@ -45,8 +45,8 @@ fn add_blocks<S: Simd, const V: usize>(
 ) {
     let lanes = V * S::LANES;
     let keys = probs.len() / lanes;
-    assert!(probs.len() == keys * lanes && first + keys <= blocks.keys);
-    assert!(values.len() >= blocks.len() && holds(out.len(), blocks.value_dim, lanes));
+    assert!(probs.len() == keys * lanes && first + keys <= blocks.keys());
+    assert!(values.len() >= blocks.len() && holds(out.len(), blocks.value_dim(), lanes));
     for b in 0..blocks.count() {
         let dims = blocks.dims(b);
         let values = values[blocks.offset(b) + first * dims.len()..].as_ptr();
