@@ -18,6 +18,8 @@ fn expected() -> Vec<Level> {
         return names.split(',').map(|name| level(name.trim())).collect();
     }
     let mut levels = vec![Level::Portable];
+    #[cfg(feature = "_four-lanes")]
+    levels.push(Level::Portable4);
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
         levels.push(Level::Avx2);

@@ -3,7 +3,7 @@
 use crate::element::Element;
 use crate::simd::Simd;
 
-/// The elements of `row` from `at` on: as many as there are up to a vector, then zeros.
+/// The elements of `row` from `at` on, at most a vector of them, then zeros.
 #[inline(always)]
 pub(crate) fn load_from<S: Simd, T: Element>(simd: S, row: &[T], at: usize) -> S::F32 {
     let rest = &row[at..];

@@ -6,7 +6,7 @@ use crate::simd::{Isa, Kernel, Simd, kernel};
 use crate::tensor::group::AnyGroupRows;
 use crate::tensor::matrix::{Matrix, Row};
 
-/// `to = factor * row`, which is as long. (A factor of 1 changes nothing.)
+/// `to = factor * row`, of the same length. (A factor of 1 changes nothing.)
 #[inline(always)]
 pub(super) fn widen<S: Simd, T: Element>(simd: S, row: Row<'_, T>, factor: f32, to: &mut [f32]) {
     match row.as_slice() {

@@ -202,17 +202,17 @@ unsafe impl Simd for Avx512 {
     const EXP_VECTORS: usize = 4;
     const PICKS_OF_SIXTEEN: bool = true;
 
-    // A lone row reads two keys at a time, nearly straight on, and folds eight groups together: with four, eight or sixteen
-    // side by side, bare loops over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5). More rows have eight sums or
-    // more in registers; with four rows, sixteen.
+    // A lone row reads two of the others at a time, nearly straight on, and folds eight such groups together: with four, eight
+    // or sixteen side by side, bare loops over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5). More rows share each
+    // load: eight chains or more keep the multipliers busy, and the registers hold sixteen.
     dot_tiles! {
         1 => 2 x 8,
         2 => 4 x 2,
         3 => 4 x 1,
         4 => 4 x 1,
     }
-    // Eight vectors where a row has as many, a key whole at head_dim 128: memory then reads straight on. The registers hold
-    // them for two rows.
+    // Eight vectors where there are registers for them, so that 128 elements are one strip: memory then reads straight on.
+    // Shorter ones have strips of four.
     strips! {
         1 => 8 or 4,
         2 => 8 or 4,

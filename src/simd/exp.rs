@@ -112,8 +112,8 @@ pub(crate) const WEIGHT_ONE: f32 = 16_777_216.0;
 
 /// 2^24 * exp(x) for x <= 0, as far off as [`exp`] is; exactly 0 where exp(x) rounds to 0, NaN for NaN and for infinity.
 ///
-/// Whoever divides by a sum of these never sees the factor. In exchange the whole range of [`exp`] down to its denormal
-/// results has an ordinary exponent here.
+/// The factor cancels where weights are divided by their sum. So the whole range of [`exp`], down to its denormal results, has
+/// normal numbers here.
 #[inline(always)]
 pub(crate) fn exp_weight<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     if S::PICKS_OF_SIXTEEN { weight_from_root(simd, x) } else { weight_from_polynomial(simd, x) }

@@ -26,7 +26,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// the vectors of the right operand, a broadcast and one to spare fit the register file.
     ///
     /// Sixteen accumulators are enough: two multiply-adds that can start in a cycle and take four keep eight chains busy,
-    /// sixteen leave room for loads that are late, and heads are multiples of 8.
+    /// sixteen leave room for loads that are late, and rows come in multiples of 8.
     const PRODUCT_ROWS: [usize; 2];
     /// Vectors of exponentials that are computed side by side: each is a chain of operations, of which the processor alone
     /// overlaps too few.

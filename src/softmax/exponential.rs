@@ -6,7 +6,7 @@ use super::buffers::Buffers;
 use super::isa;
 use crate::Error;
 use crate::simd::exp::exp;
-use crate::simd::{Kernel, Simd};
+use crate::simd::kernel;
 
 /// x = exp(x), element by element: at most one unit in the last place beside the correctly rounded value.
 ///
@@ -19,7 +19,7 @@ use crate::simd::{Kernel, Simd};
 /// assert_eq!(x, [1.0, 2.7182817, 3.8e-44]);
 /// ```
 pub fn exp_in_place(x: &mut [f32]) {
-    isa().run(Exp(Buffers::InPlace(x)));
+    exp_buffers(isa(), Buffers::InPlace(x));
 }
 
 /// out = exp(x), as [`exp_in_place`].
@@ -28,23 +28,20 @@ pub fn exp_in_place(x: &mut [f32]) {
 /// [`Error::SliceLength`] where the two differ in length.
 pub fn exp_into(x: &[f32], out: &mut [f32]) -> Result<(), Error> {
     same_len(x.len(), out.len())?;
-    isa().run(Exp(Buffers::Into { from: x, to: out }));
+    exp_buffers(isa(), Buffers::Into { from: x, to: out });
     Ok(())
 }
 
-struct Exp<'a>(Buffers<'a, f32>);
-
-impl Kernel for Exp<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let len = self.0.input().len();
+kernel! {
+    fn exp_buffers<'a, S: Simd>(simd: S, buffers: Buffers<'a, f32>) {
+        let mut buffers = buffers;
+        let len = buffers.input().len();
         let whole = len - len % S::LANES;
         for at in (0..whole).step_by(S::LANES) {
-            let y = exp(simd, simd.load_slice(&self.0.input()[at..]));
-            simd.store_slice(&mut self.0.output()[at..], y);
+            let y = exp(simd, simd.load_slice(&buffers.input()[at..]));
+            simd.store_slice(&mut buffers.output()[at..], y);
         }
-        let y = exp(simd, simd.load_part(&self.0.input()[whole..], 0.0));
-        simd.store_part(&mut self.0.output()[whole..], y);
+        let y = exp(simd, simd.load_part(&buffers.input()[whole..], 0.0));
+        simd.store_part(&mut buffers.output()[whole..], y);
     }
 }

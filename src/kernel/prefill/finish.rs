@@ -100,7 +100,7 @@ fn finish_rows<S: Simd, T: Element>(
     }
 }
 
-/// Writes a vector to each of at most `LANES` rows, from `at` on, as far as they reach.
+/// Writes a vector to each of at most `LANES` rows, from `at` on, up to the row's end.
 ///
 /// # Safety
 /// * no row is shorter than `reach`

@@ -36,6 +36,7 @@ impl ValueBlocks {
         self.value_dim
     }
 
+    /// The number of blocks.
     #[inline(always)]
     pub(crate) fn count(&self) -> usize {
         self.blocks.count
