@@ -109,6 +109,7 @@ pub use driver::Workspace;
 pub use element::{DType, Element, bf16, f16};
 pub use error::Error;
 pub use integers::Integers;
+pub use kernel::task::Operands;
 pub use level::Level;
 pub use merge::merge;
 pub use plan::{Form, Plan, Threads};

@@ -201,6 +201,14 @@ impl Plan {
         }
     }
 
+    /// The tiles of some keys. They start at multiples of the tile size, wherever the keys do: so the order in which a row's
+    /// numbers are added depends on the row alone.
+    pub(crate) fn tiles_of(&self, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let size = self.tile_keys;
+        let first = keys.start / size * size;
+        (first..keys.end).step_by(size).map(move |start| start.max(keys.start)..(start + size).min(keys.end))
+    }
+
     /// Blocks that the rows of each key/value head are divided into.
     pub(crate) fn blocks(&self) -> usize {
         self.blocks.count

@@ -1,19 +1,57 @@
-//! Promise: what a plan prints of a problem is what the call does with it.
+//! Promise: a plan says, by its accessors and in print, what the call does.
 
 mod support;
 
-use flashtile::{Attention, Form, Level, TensorRef};
-use support::problems::Sizes;
+use flashtile::{Attention, Form, Level, Operands, Plan, TensorRef, Threads, bf16};
+use support::problems::{FORMS, Sizes};
 
-/// What is printed between "keys" or "rows" and "tasks".
-fn printed_tasks(sizes: Sizes, form: Form, level: Level) -> usize {
-    // (Only shapes matter: each tensor is one number, repeated.)
-    let zeros = |shape| TensorRef::<f32>::with_strides(&[0.0], 0, shape, [0; 4]).unwrap();
-    let attention = Attention::new().form(form).level(level);
-    let plan = attention.plan(zeros(sizes.q()), zeros(sizes.k()), zeros(sizes.v())).unwrap().to_string();
-    let before = plan.split(" tasks").next().unwrap_or_default();
-    let number = before.rsplit(' ').next().and_then(|number| number.parse().ok());
-    number.unwrap_or_else(|| panic!("no number of tasks in {plan:?}"))
+/// Only shapes matter: each tensor is one number, repeated.
+fn plan_of<T: flashtile::Element>(sizes: Sizes, attention: Attention<'_>) -> Plan {
+    let zero = [T::default()];
+    let zeros = |shape| TensorRef::with_strides(&zero, 0, shape, [0; 4]).unwrap();
+    attention.plan(zeros(sizes.q()), zeros(sizes.k()), zeros(sizes.v())).unwrap()
+}
+
+/// The accessors agree with what is printed.
+#[test]
+fn printed_as_planned() {
+    for (form, level) in FORMS.into_iter().flat_map(|form| Level::available().map(move |level| (form, level))) {
+        let sizes = Sizes { heads_q: 8, heads_kv: 2, ..Sizes::single(5, 1300, 64) };
+        let plan = plan_of::<f32>(sizes, Attention::new().form(form).level(level));
+        assert_eq!((plan.form(), plan.level(), plan.operands()), (form, level, Operands::F32));
+        let text = plan.to_string();
+        let tile = match form {
+            Form::Prefill => format!("tiles of {} queries x {} keys", plan.tile_rows(), plan.tile_keys()),
+            _ => format!("splits of {} keys", plan.split_keys().unwrap()),
+        };
+        let threads = if plan.is_parallel() { "in the pool" } else { "serial" };
+        let tasks = format!("{} tasks, {threads}, {level}", plan.tasks());
+        for part in [form.to_string(), tile, tasks] {
+            assert!(text.contains(&part), "{text}: {part}");
+        }
+        assert_eq!(plan.split_keys().is_some(), form == Form::Decode, "{text}");
+    }
+}
+
+/// Pairs of bf16 are used where both queries and keys are bf16, the level has the instruction, and the scale is ordinary.
+#[test]
+fn operands_follow_from_types_level_and_scale() {
+    let sizes = Sizes::single(40, 40, 64);
+    for level in Level::available() {
+        let attention = Attention::new().level(level);
+        let expected = if level == Level::Avx512Bf16 { Operands::Bf16Pairs } else { Operands::F32 };
+        assert_eq!(plan_of::<bf16>(sizes, attention.clone()).operands(), expected, "{level}");
+        assert_eq!(plan_of::<bf16>(sizes, attention.clone().scale(1e-5)).operands(), Operands::F32, "{level}");
+        assert_eq!(plan_of::<f32>(sizes, attention).operands(), Operands::F32, "{level}");
+    }
+}
+
+#[test]
+fn serial_calls_and_small_ones_use_one_thread() {
+    let large = Sizes::single(512, 512, 64);
+    assert!(plan_of::<f32>(large, Attention::new()).is_parallel());
+    assert!(!plan_of::<f32>(large, Attention::new().threads(Threads::Serial)).is_parallel());
+    assert!(!plan_of::<f32>(Sizes::single(16, 16, 64), Attention::new()).is_parallel());
 }
 
 /// A task for each batch, key/value head, block of rows and, where that leaves fewer than 64, split of the keys.
@@ -25,37 +63,38 @@ fn tasks() {
         heads_kv,
         ..Sizes::single(seq_q, seq_kv, 64)
     };
-    let (few, many) = (Form::FewQueries, Form::ManyQueries);
+    let (decode, prefill) = (Form::Decode, Form::Prefill);
     for (sizes, form, tasks) in [
-        (sizes(1, [1, 1], 1, 512), few, 1),
-        (sizes(1, [1, 1], 1, 513), few, 2),
-        (sizes(1, [2, 2], 1, 1300), few, 2 * 3),
-        (sizes(3, [8, 2], 1, 1025), few, 3 * 2 * 3),
+        (sizes(1, [1, 1], 1, 512), decode, 1),
+        (sizes(1, [1, 1], 1, 513), decode, 2),
+        (sizes(1, [2, 2], 1, 1300), decode, 2 * 3),
+        (sizes(3, [8, 2], 1, 1025), decode, 3 * 2 * 3),
         // Blocks of 24 rows: those of all heads that share keys.
-        (sizes(1, [4, 1], 6, 100), few, 1),
-        (sizes(1, [4, 1], 7, 100), few, 2),
-        (sizes(2, [4, 1], 7, 600), few, 2 * 2 * 2),
+        (sizes(1, [4, 1], 6, 100), decode, 1),
+        (sizes(1, [4, 1], 7, 100), decode, 2),
+        (sizes(2, [4, 1], 7, 600), decode, 2 * 2 * 2),
         // Tasks enough: keys stay together.
-        (sizes(1, [63, 63], 1, 1300), few, 63 * 3),
-        (sizes(1, [64, 64], 1, 1300), few, 64),
-        (sizes(2, [32, 32], 1, 1300), few, 64),
-        (sizes(1, [32, 32], 25, 1300), few, 64),
+        (sizes(1, [63, 63], 1, 1300), decode, 63 * 3),
+        (sizes(1, [64, 64], 1, 1300), decode, 64),
+        (sizes(2, [32, 32], 1, 1300), decode, 64),
+        (sizes(1, [32, 32], 25, 1300), decode, 64),
         // So many splits that their results would need more than 1 GiB.
-        (sizes(1, [1, 1], 1, 1 << 40), few, 1),
+        (sizes(1, [1, 1], 1, 1 << 40), decode, 1),
         // Blocks of 256 rows, shared out evenly.
-        (sizes(1, [1, 1], 256, 1300), many, 1),
-        (sizes(1, [1, 1], 257, 1300), many, 2),
-        (sizes(2, [6, 3], 128, 1300), many, 2 * 3),
-        (sizes(2, [6, 3], 129, 1300), many, 2 * 3 * 2),
-        (sizes(1, [8, 8], 580, 100), many, 8 * 3),
+        (sizes(1, [1, 1], 256, 1300), prefill, 1),
+        (sizes(1, [1, 1], 257, 1300), prefill, 2),
+        (sizes(2, [6, 3], 128, 1300), prefill, 2 * 3),
+        (sizes(2, [6, 3], 129, 1300), prefill, 2 * 3 * 2),
+        (sizes(1, [8, 8], 580, 100), prefill, 8 * 3),
         // Nothing to do.
-        (sizes(0, [2, 2], 3, 600), few, 0),
-        (sizes(1, [0, 0], 3, 600), many, 0),
-        (sizes(1, [2, 2], 0, 600), few, 0),
-        (sizes(1, [2, 2], 0, 600), many, 0),
+        (sizes(0, [2, 2], 3, 600), decode, 0),
+        (sizes(1, [0, 0], 3, 600), prefill, 0),
+        (sizes(1, [2, 2], 0, 600), decode, 0),
+        (sizes(1, [2, 2], 0, 600), prefill, 0),
     ] {
         for level in Level::available() {
-            assert_eq!(printed_tasks(sizes, form, level), tasks, "{sizes:?} {form:?} {level}");
+            let plan = plan_of::<f32>(sizes, Attention::new().form(form).level(level));
+            assert_eq!(plan.tasks(), tasks, "{sizes:?} {form:?} {level}");
         }
     }
 }

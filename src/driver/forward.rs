@@ -73,17 +73,9 @@ fn compute(claims: &TaskClaims<'_>, claimed: ClaimedTask<'_>, scratch: &mut Scra
 /// Steps over `keys`, split by split and tile by tile.
 fn step_over<'t, 'a: 't>(kernel: &mut impl FormKernel<'t, 'a>, plan: &Plan, keys: Range<usize>) {
     for split in plan.splits_of(&keys) {
-        for tile in tiles(plan, plan.split_of(split, &keys)) {
+        for tile in plan.tiles_of(plan.split_of(split, &keys)) {
             kernel.step(tile);
         }
         kernel.end_split();
     }
-}
-
-/// The tiles of some keys. They start at multiples of the tile size, wherever the keys do: so the order in which a row's numbers
-/// are added depends on the row alone.
-pub(super) fn tiles(plan: &Plan, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let size = plan.tile_keys();
-    let first = keys.start / size * size;
-    (first..keys.end).step_by(size).map(move |start| start.max(keys.start)..(start + size).min(keys.end))
 }

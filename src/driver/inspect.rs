@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-use super::forward::tiles;
 use super::output::{ClaimedTask, Output, TaskClaims};
 use super::schedule::Schedule;
 use super::threads::{work_through, workers};
@@ -46,7 +45,7 @@ fn write_scores(claims: &TaskClaims<'_>, claimed: ClaimedTask<'_>, finish_row: f
         let mut whole_rows = vec![f32::NEG_INFINITY; rows.len() * seq_kv];
         let piece = Piece { task: &panel, keys: task.span.clone() };
         let mut kernel = Prefill::load(piece, None, None, scratch);
-        for tile in tiles(plan, task.span.clone()) {
+        for tile in plan.tiles_of(task.span.clone()) {
             kernel.visit_scores(tile, |keys, scores, lanes| {
                 for (lane, row) in whole_rows.chunks_exact_mut(seq_kv).enumerate() {
                     for (to, scores) in row[keys.clone()].iter_mut().zip(scores.chunks_exact(lanes)) {

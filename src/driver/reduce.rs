@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-use super::forward::tiles;
 use super::output::{ClaimedSlot, SlotClaims, TaskClaims};
 use super::schedule::Schedule;
 use super::threads::{work_through, workers};
@@ -94,7 +93,7 @@ fn compute_run(
     let piece = Piece { task: &task, keys: keys_of(&splits, &task.span) };
     let mut kernel = Decode::load(piece, next, None, scratch);
     for split in splits {
-        for tile in tiles(plan, plan.split_of(split, &task.span)) {
+        for tile in plan.tiles_of(plan.split_of(split, &task.span)) {
             kernel.step(tile);
         }
         kernel.leave(&mut memory[(split - first) * partials.slot..][..partials.slot]);

@@ -53,12 +53,9 @@ impl Chains {
     }
 }
 
-/// Keys in one chain of the sum over keys, which the plan prints: those of a tile (many queries) or a split (few).
+/// Keys in one chain of the sum over keys: those of a split (decode) or a tile (prefill).
 pub fn tile_keys(plan: &Plan) -> usize {
-    let text = plan.to_string();
-    let before = text.split(" keys").next().unwrap_or_default();
-    let number = before.rsplit(' ').next().and_then(|number| number.parse().ok());
-    number.unwrap_or_else(|| panic!("no number of keys in the plan {text:?}"))
+    plan.split_keys().unwrap_or(plan.tile_keys())
 }
 
 /// The answer and its bounds, rows without gaps.
