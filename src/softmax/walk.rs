@@ -5,7 +5,7 @@ use super::axis::Axis;
 use super::buffers::{Buffers, Stored};
 use super::column::{self, Panel, Scratch, Strip};
 use super::row::{self, ROW_TILE};
-use super::scale::{One, Plain, Scale, Scaling};
+use super::scale::{Halved, One, Plain, Scale, Scaling};
 use super::state::RowState;
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, LINE, Simd};
@@ -33,8 +33,12 @@ impl<T: Stored> Softmax<'_, T> {
     pub(super) fn run(self, visit: impl FnMut(usize, RowState)) {
         match self.scale {
             Scale { factor: 1.0, scale: 1.0 } if Isa::best().picks_of_sixteen() => self.run_scaled(One, visit),
+            Scale { factor: 1.0, scale } if self.log && scale < 1.0 => {
+                Isa::best().run(Typed::<_, _, _, true>(self, Halved(scale), visit));
+            }
             Scale { factor: 1.0, scale } => self.run_scaled(Plain(scale), visit),
-            scale => self.run_scaled(scale, visit),
+            scale if self.log => Isa::best().run(Typed::<_, _, _, true>(self, scale.without_overflow(), visit)),
+            scale => Isa::best().run(Typed::<_, _, _, false>(self, scale, visit)),
         }
     }
 
