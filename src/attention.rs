@@ -37,7 +37,7 @@ use crate::tensor::{AnyTensorMut, TensorMut, TensorRef};
 ///
 /// The edge rules, for every option and type:
 /// * a query that sees no key gets an output of exactly 0 and an lse of -inf;
-/// * a hidden key never reaches the output, whatever bits it holds (NaN, infinity, uninitialised padding); a score of -inf
+/// * a hidden key never reaches the output, whatever bits it holds (NaN, infinity, stale padding); a score of -inf
 ///   hides its key, however it came about: by a bias, beyond the range of f32, or by an infinite element of the key;
 /// * a visible NaN comes out as NaN in the rows that see it, and in no others; so does a score of +inf;
 /// * the bits of a row depend on that row's own inputs, the [`Level`] and the [`Form`] alone: not on threads, on the batch
@@ -266,8 +266,9 @@ impl<'a> Attention<'a> {
     ///   not fit the tensors
     /// * [`Error::InvalidOption`]: a scale, softcap or slope that is no usable number
     /// * [`Error::LevelUnavailable`]
-    /// * [`Error::TooLarge`]: dimensions (of broadcast tensors) beyond any memory, more than 2^32 - 1 query rows or 2^24
-    ///   key/value heads in all batches together, or rows of more than 2^20 elements
+    /// * [`Error::TooLarge`]: dimensions (of broadcast tensors) beyond any memory
+    /// * [`Error::TooMany`]: more than 2^32 - 1 query rows or 2^24 key/value heads in all batches together, or rows of more
+    ///   than 2^20 elements
     pub fn compute<'t, Q: Element, K: Element, V: Element, O: Element>(
         &self,
         q: impl Into<TensorRef<'t, Q>>,
@@ -336,7 +337,7 @@ impl<'a> Attention<'a> {
         let names = ["batch", "heads_q", "seq_q", "seq_kv"];
         check_shape("output", names, out.shape(), problem.dims.scores_shape())?;
         let finish_row = match stage {
-            ScoreStage::Probabilities => |row: &mut [f32]| crate::softmax::softmax(row, 1.0),
+            ScoreStage::Probabilities => crate::softmax::plain,
             _ => |_: &mut [f32]| (),
         };
         driver::inspect::run(

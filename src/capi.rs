@@ -32,7 +32,7 @@ use softmax::{Job, Operands};
 use std::cell::Cell;
 use std::ffi::{CString, c_char};
 use std::sync::OnceLock;
-use tensor::{Checked, Type, check_pointer};
+use tensor::{Checked, F32, FLOATS, NUMBERS, Type, check_pointer};
 
 /// What a thread keeps between calls, so that they don't allocate.
 #[derive(Debug, Default)]
@@ -61,7 +61,11 @@ fn with_kept<R>(work: impl FnOnce(&mut Kept) -> R) -> R {
 unsafe fn inputs(q: *const Tensor, k: *const Tensor, v: *const Tensor) -> Result<[Checked; 3], Failure> {
     // SAFETY: the caller's promise.
     unsafe {
-        Ok([Checked::new("queries", q, 4..=4)?, Checked::new("keys", k, 4..=4)?, Checked::new("values", v, 4..=4)?])
+        Ok([
+            Checked::new("queries", q, FLOATS, 4..=4)?,
+            Checked::new("keys", k, FLOATS, 4..=4)?,
+            Checked::new("values", v, FLOATS, 4..=4)?,
+        ])
     }
 }
 
@@ -93,9 +97,9 @@ unsafe fn attention(
     options: *const Options,
 ) -> Result<(), Failure> {
     // SAFETY: the caller's promise, here and below.
-    let (inputs, out) = unsafe { (inputs(q, k, v)?, Checked::new("output", out, 4..=4)?) };
+    let (inputs, out) = unsafe { (inputs(q, k, v)?, Checked::new("output", out, FLOATS, 4..=4)?) };
     // SAFETY: as above.
-    let lse = unsafe { (!lse.is_null()).then(|| Checked::new("lse", lse, 3..=3)).transpose()? };
+    let lse = unsafe { (!lse.is_null()).then(|| Checked::new("lse", lse, F32, 3..=3)).transpose()? };
     // SAFETY: as above.
     let options = unsafe { Options::read(options)? };
     // SAFETY: as above.
@@ -210,9 +214,10 @@ unsafe fn merge(
 ) -> Result<(), Failure> {
     // SAFETY: the caller's promise, here and below.
     let [out_a, out_b] =
-        unsafe { [Checked::new("output", out_a, 4..=4)?, Checked::new("output to merge", out_b, 4..=4)?] };
+        unsafe { [Checked::new("output", out_a, F32, 4..=4)?, Checked::new("output to merge", out_b, F32, 4..=4)?] };
     // SAFETY: as above.
-    let [lse_a, lse_b] = unsafe { [Checked::new("lse", lse_a, 3..=3)?, Checked::new("lse to merge", lse_b, 3..=3)?] };
+    let [lse_a, lse_b] =
+        unsafe { [Checked::new("lse", lse_a, F32, 3..=3)?, Checked::new("lse to merge", lse_b, F32, 3..=3)?] };
     for (written, other) in [(&out_a, &lse_a), (&out_a, &out_b), (&out_a, &lse_b), (&lse_a, &out_b), (&lse_a, &lse_b)] {
         written.check_apart(other)?;
     }
@@ -286,9 +291,10 @@ unsafe fn along_axis(
     log: bool,
 ) -> Result<(), Failure> {
     // SAFETY: the caller's promise, here and below.
-    let [from, out] = unsafe { [Checked::new(from_name, from, 1..=4)?, Checked::new(out_name, out, 1..=4)?] };
+    let [from, out] =
+        unsafe { [Checked::new(from_name, from, NUMBERS, 1..=4)?, Checked::new(out_name, out, NUMBERS, 1..=4)?] };
     // SAFETY: as above.
-    let y = y.map(|y| unsafe { Checked::new("forward result", y, 1..=4) }).transpose()?;
+    let y = y.map(|y| unsafe { Checked::new("forward result", y, NUMBERS, 1..=4) }).transpose()?;
     for other in [&out].into_iter().chain(&y) {
         other.check_type_of(&from)?;
         other.check_shape_of(&from)?;
@@ -350,15 +356,11 @@ pub extern "C" fn flashtile_level() -> *const c_char {
     NAME.get_or_init(|| CString::new(Level::best().to_string()).unwrap_or_default()).as_ptr()
 }
 
-/// Threads of the default pool: `flashtile_default_threads` of the header.
+/// Threads of `threads = 0`: `flashtile_default_threads` of the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn flashtile_default_threads() -> i32 {
-    let mut threads = 1;
-    guarded(|| {
-        threads = i32::try_from(pools::default_threads()).unwrap_or(i32::MAX);
-        Ok(())
-    });
-    threads
+    // (At most `MAX_THREADS`.)
+    i32::try_from(pools::default_threads()).unwrap_or(1)
 }
 
 /// Gives memory and threads back: `flashtile_release` of the header.

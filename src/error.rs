@@ -38,6 +38,15 @@ pub enum Error {
         /// What was to be held.
         what: &'static str,
     },
+    /// More of something than one call takes, although memory could hold it.
+    TooMany {
+        /// What there are too many of: "query rows", "key/value heads", …
+        what: &'static str,
+        /// The most that a call takes.
+        limit: usize,
+        /// What was given; the largest `usize` where the number is larger than that.
+        got: usize,
+    },
     /// A tensor's dimension differs from the one that it must match.
     ShapeMismatch {
         /// The tensor: "keys", "values", "output", …
@@ -160,6 +169,9 @@ impl fmt::Display for Error {
                 "elements of the output overlap: axis {axis} has stride {stride} but needs at least {needed} either way"
             ),
             Error::TooLarge { what } => write!(f, "{what} would not fit in memory"),
+            Error::TooMany { what, limit, got } => {
+                write!(f, "{got} {what} were given but a call takes at most {limit}")
+            }
             Error::ShapeMismatch { tensor, dimension, expected, got } => {
                 write!(f, "{dimension} of the {tensor} is {got} but must be {expected}")
             }

@@ -15,8 +15,9 @@ use crate::tensor::{TensorMut, TensorRef};
 /// ```
 ///
 /// The result is the attention over both sets of keys. Merging is associative and commutative within rounding; the state of
-/// no keys, `(0, -inf)`, changes nothing, bit for bit, on either side. With it, a shared prefix is attended to once for
-/// many sequences, or keys are spread over machines.
+/// no keys, `(0, -inf)`, changes nothing, bit for bit, on either side. Where an lse is -inf, that side's output is not looked
+/// at, whatever it holds; where both are, `out_a` becomes exactly 0. With it, a shared prefix is attended to once for many
+/// sequences, or keys are spread over machines.
 ///
 /// * `out_a`, `out_b`: `[batch, heads, seq_q, value_dim]`, f32
 /// * `lse_a`, `lse_b`: `[batch, heads, seq_q]`, natural logarithms, as [`Attention::compute`](crate::Attention::compute)
@@ -65,10 +66,15 @@ pub fn merge<'t>(
             let other = lse_b.get([b, h, i]).unwrap_or(f32::NEG_INFINITY);
             let (keep, take, merged) = weights(*lse, other);
             *lse = merged;
-            if take == 0.0 {
+            if take == 0.0 && merged != f32::NEG_INFINITY {
                 continue;
             }
             let mut to = out_a.strided.row_mut([b, h, i]);
+            if take == 0.0 {
+                // No keys on either side. (`out_a` may hold anything.)
+                to.iter_mut().for_each(|a| *a = 0.0);
+                continue;
+            }
             for (a, b) in to.iter_mut().zip(from.row(i).iter()) {
                 *a = if keep == 0.0 { b } else { (keep * *a as f64 + take * b as f64) as f32 };
             }

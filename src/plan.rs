@@ -42,7 +42,8 @@ impl fmt::Display for Form {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Threads {
-    /// The current rayon pool, unless the work is too small to be worth waking it. (Without the feature `rayon`: serial.)
+    /// The current rayon pool, unless the work is too small to be worth waking it. Serial without the feature `rayon`, and
+    /// where the threads of rayon's global pool can't be started.
     #[default]
     Pool,
     /// The calling thread alone.

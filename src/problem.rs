@@ -186,18 +186,18 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
     }
     // A broadcast tensor may be larger than any memory, but what a call makes of it has to fit.
     if dims.batch > 0 && dims.rows() > 0 {
-        if dims.batch.saturating_mul(dims.heads_kv) > MAX_HEADS {
-            return Err(Error::TooLarge { what: "the list of heads" });
-        }
-        if dims.head_dim.max(dims.value_dim) > MAX_ROW_LEN {
-            return Err(Error::TooLarge { what: "a tile of such long rows" });
-        }
+        check_limit("key/value heads in all batches", MAX_HEADS, dims.batch.saturating_mul(dims.heads_kv))?;
+        check_limit("elements of a query (head_dim)", MAX_ROW_LEN, dims.head_dim)?;
+        check_limit("elements of a value (value_dim)", MAX_ROW_LEN, dims.value_dim)?;
     }
     // Tasks are listed, about one for 256 rows (24, where few queries are forced): what no memory could hold the log-sum-exps of is refused before.
-    if [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul) > MAX_ROWS {
-        return Err(Error::TooLarge { what: "the number of queries" });
-    }
+    let rows = [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul);
+    check_limit("queries in all batches and heads", MAX_ROWS, rows)?;
     Ok(dims)
+}
+
+fn check_limit(what: &'static str, limit: usize, got: usize) -> Result<(), Error> {
+    if got <= limit { Ok(()) } else { Err(Error::TooMany { what, limit, got }) }
 }
 
 /// Refuses shapes whose elements could not be counted in bytes. (Zero counts as one: products of some of the dimensions

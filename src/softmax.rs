@@ -9,6 +9,9 @@
 //! Subtracting the maximum changes nothing but makes every exponent at most 0, so that nothing overflows. `scale` is the
 //! inverse temperature: 1 is the plain softmax, larger is sharper, 0 gives equal shares, below 0 the smallest wins.
 //!
+//! A temperature of 0 has no scale: 1/0 is infinite, and a scale that is not finite is refused. What it stands for is greedy
+//! choice: take the index of the largest element (argmax), or write 1 there and 0 elsewhere (one-hot).
+//!
 //! | | one row | along an [`Axis`], in place | along an [`Axis`], into an output |
 //! |---|---|---|---|
 //! | softmax | [`softmax`] | [`softmax_in_place`] | [`softmax_into`] |
@@ -26,14 +29,15 @@
 //!
 //! | | |
 //! |---|---|
-//! | finite input, finite scale | never NaN, up to the largest numbers there are |
+//! | finite input, finite scale | never NaN, up to the largest numbers there are; a logarithm is -inf only where it is beyond them |
 //! | an element of -inf | hidden: exactly 0 (its logarithm -inf), whatever the scale, and as if it were not there |
 //! | a row of nothing but -inf | zeros; log_softmax and logsumexp -inf. As attention does for a query that sees no key |
 //! | NaN in a row | the whole row is NaN, and no other |
 //! | +inf in a row | the whole row is NaN, as inf - inf is; under a negative scale it is hidden |
-//! | a scale that is not finite | NaN |
+//! | a scale that is not finite | refused, with [`Error::InvalidOption`](crate::Error::InvalidOption) |
 //! | an empty row or array | nothing is written; logsumexp of an empty row is -inf |
 //! | a half type | computed in f32, each result rounded once |
+//! | a gradient where the softmax is 0 | 0, whatever the upstream gradient is there; see [`softmax_backward_into`] and [`log_softmax_backward_into`] |
 //! | in place or into an output | the same bits |
 //!
 //! # How exact
@@ -51,7 +55,7 @@
 //! use flashtile::softmax::{Axis, softmax, softmax_into};
 //!
 //! let mut row = [1000.0f32, 1001.0, 1002.0];
-//! softmax(&mut row, 1.0);
+//! softmax(&mut row, 1.0)?;
 //! assert!((row[2] - 0.66524096).abs() < 1e-6);
 //!
 //! let logits = [2.0f32, 4.0, 2.0, 1.0, 0.0, 0.0, 0.0, f32::NEG_INFINITY];
@@ -76,6 +80,7 @@ mod exponential;
 mod forward;
 mod gradients;
 mod number;
+mod rare;
 mod row;
 mod scale;
 mod state;
@@ -88,6 +93,7 @@ pub use arrays::{log_softmax_axis, log_softmax_axis_in_place, logsumexp_axis, so
 pub use axis::Axis;
 pub use cross_entropy::{cross_entropy, cross_entropy_gradient_into, cross_entropy_into};
 pub use exponential::{exp_in_place, exp_into};
+pub(crate) use forward::plain;
 pub use forward::{
     log_softmax, log_softmax_in_place, log_softmax_into, logsumexp, logsumexp_into, softmax, softmax_in_place,
     softmax_into,

@@ -295,7 +295,17 @@ fn every_wrong_call_has_its_code() {
         Options { alibi: 2, alibi_slopes: lse_memory.as_ptr().wrapping_byte_add(1), alibi_slope_count: 4, ..plain },
     );
     refuse(NotBroadcastable, "mask", Options { mask: &wrong_mask, ..plain });
-    refuse(BadDtype, "mask", Options { mask: &q, ..plain });
+    refuse(BadDtype, "mask is FLASHTILE_F32 (1); it must be FLASHTILE_BYTE (5)", Options { mask: &q, ..plain });
+    // Of a type that the interface has not: a mask of int64, say.
+    for (dtype, words) in [
+        (0, "0 is no dtype (of the mask); it must be FLASHTILE_BYTE (5), one byte for each element"),
+        (64, "64 is no dtype (of the mask); it must be FLASHTILE_BYTE (5), one byte for each element"),
+    ] {
+        let mask = Tensor { dtype, ..mask };
+        refuse(BadDtype, words, Options { mask: &mask, ..plain });
+        let words = "(of the bias); it must be FLASHTILE_F32 (1), FLASHTILE_F16 (2) or FLASHTILE_BF16 (3)";
+        refuse(BadDtype, words, Options { bias: &mask, ..plain });
+    }
     refuse(BadDtype, "bias", Options { bias: &bias, ..plain });
     refuse(BadDtype, "bias", Options { bias: &mask, ..plain });
     refuse(Overlap, "ALiBi slopes", Options { alibi: 2, alibi_slopes: out.data.cast(), alibi_slope_count: 4, ..plain });
@@ -309,11 +319,36 @@ fn every_wrong_call_has_its_code() {
     check(OverlappingOutput, "axis 1", [pq, pk, pv, po, &strided(lse, 1, 0)], &plain);
     check(ShapeMismatch, "keys", [pq, &shaped(k, 3, 15), pv, po, pl], &plain);
     check(ShapeMismatch, "lse", [pq, pk, pv, po, &shaped(lse, 2, 6)], &plain);
+    let many = |tensor: Tensor| Tensor { shape: [1, (1 << 24) + 1, 1, 16], strides: [0, 0, 0, 1], ..tensor };
+    check(TooLarge, "16777217 key/value heads", [&many(q), &many(k), &many(v), po, pl], &plain);
     check(HeadsNotDivisible, "3 query heads", [&shaped(q, 1, 3), pk, pv, po, pl], &plain);
 
     // SAFETY: refused before memory is looked at.
     seen.insert(unsafe { flashtile_softmax(&q, &out, 4, 1.0) });
     assert!(last_error().contains("axis 4"));
+    for (scale, words) in [
+        (f64::NAN, "scale is NaN but must be finite"),
+        (f64::INFINITY, "scale is inf but must be finite"),
+        (-1e39, "000 but must be finite in f32"),
+    ] {
+        // SAFETY: refused before memory is looked at.
+        unsafe {
+            for code in [
+                flashtile_softmax(&q, &out, -1, scale),
+                flashtile_log_softmax(&q, &out, 0, scale),
+                flashtile_softmax_backward(&q, &q, &out, 1, scale),
+                flashtile_log_softmax_backward(&q, &q, &out, 2, scale),
+                flashtile_softmax(&shaped(q, 0, 0), &shaped(out, 0, 0), 1, scale),
+            ] {
+                assert_eq!(code, InvalidOption as i32);
+                assert!(last_error().contains(words), "{}", last_error());
+            }
+        }
+    }
+    let double = [0.0f64, 1.0];
+    let wide = tensor(&double, F64, &[2]);
+    // SAFETY: overwrites what nothing else looks at. 1e39 is a number of f64.
+    assert_eq!(unsafe { flashtile_softmax(&wide, &tensor_mut(&mut [0.0f64; 2], F64, &[2]), 0, 1e39) }, 0);
     let expected: BTreeSet<i32> = (1..=17).collect(); // then come threads and panics, which take some doing
     assert_eq!(seen, expected);
 }
@@ -336,6 +371,15 @@ fn an_options_struct_of_another_version() {
         unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) }
     };
     assert_eq!(call([0; 4]), 0, "{}", last_error());
+    // No version ends inside a member.
+    for struct_size in (size_of::<Options>() + 1..size_of::<Newer>()).chain(0..size_of::<Options>()) {
+        let whole = struct_size > size_of::<Options>() && struct_size.is_multiple_of(8);
+        let newer = Newer { options: Options { struct_size, ..Options::new() }, more: [0; 4] };
+        // SAFETY: all of these are what they say.
+        let code = unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) };
+        assert_eq!(code, if whole { 0 } else { Code::BadStructSize as i32 }, "{struct_size}");
+    }
+    assert_eq!(call([0; 4]), 0);
     assert_eq!(call([0, 0, 0, 1]), Code::BadStructSize as i32);
     assert!(last_error().contains("older than the caller"), "{}", last_error());
     assert_eq!(bits(&memory), inputs.through_rust(&Attention::new().causal()).0);
@@ -460,6 +504,23 @@ fn not_run(what: &str, variable: &str) {
 }
 
 const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
+
+/// A program that loads the library, has its threads start late or not at all, and unloads it.
+#[cfg(all(target_os = "linux", feature = "rayon"))]
+#[test]
+fn unloads_and_recovers() {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    if !works(Command::new(&compiler).arg("--version")) {
+        return not_run("a C compiler", "FLASHTILE_EXPECT_CC");
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi-unload");
+    let mut compile = Command::new(&compiler);
+    compile.arg("-std=c11").args(WARNINGS).arg("-I").arg(root.join("src/capi")).arg("-rdynamic");
+    compile.arg(root.join("tests/capi/unload.c")).arg("-o").arg(&program).args(["-lpthread", "-ldl"]);
+    run(&mut compile);
+    run(Command::new(&program).arg(library()).env("RAYON_NUM_THREADS", "3"));
+}
 
 #[cfg(unix)]
 #[test]

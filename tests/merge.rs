@@ -154,6 +154,47 @@ fn the_output_of_no_keys_is_ignored() {
     }
 }
 
+/// Where both sides have seen no keys, the output is exactly 0, whatever either held: in any layout, and beside other rows.
+#[test]
+fn two_states_of_no_keys_give_zero() {
+    let mut rng = Rng(8);
+    let (mut state, other) = (State::random(SIZES, &mut rng), State::random(SIZES, &mut rng));
+    let (width, poisons) = (SIZES.value_dim, [f32::NAN, f32::INFINITY, -0.0, 7.0, f32::from_bits(0x7f80_0001)]);
+    let expected = state.clone().merged(&other).bits();
+    let (mut empty, mut other) = (other.clone(), other);
+    for (row, out) in state.out.chunks_exact_mut(width).enumerate().filter(|(row, _)| row % 3 == 1) {
+        out.fill(poisons[row / 3 % poisons.len()]);
+        state.lse[row] = f32::NEG_INFINITY;
+        other.lse[row] = f32::NEG_INFINITY;
+        other.out[row * width] = poisons[row % poisons.len()];
+    }
+    let (out, lse) = state.clone().merged(&other).bits();
+    for row in 0..lse.len() {
+        let own = &out[row * width..][..width];
+        if row % 3 == 1 {
+            assert!(own.iter().all(|x| *x == 0) && lse[row] == f32::NEG_INFINITY.to_bits(), "row {row}");
+        } else {
+            assert_eq!((own, lse[row]), (&expected.0[row * width..][..width], expected.1[row]), "row {row}");
+        }
+    }
+    empty.lse.fill(f32::NEG_INFINITY);
+    empty.out.fill(f32::NAN);
+    for to in LAYOUTS {
+        let (out_a, lse_a) = (to.of(SIZES.out()), to.of(SIZES.lse()));
+        let (mut out, mut lse) = (out_a.scatter(&empty.out, 9.0), lse_a.scatter(&empty.lse, 9.0));
+        let (sizes, from) = (SIZES, &empty);
+        merge(
+            out_a.tensor_mut(&mut out),
+            lse_a.tensor_mut(&mut lse),
+            TensorRef::from_slice(&from.out, sizes.out()).unwrap(),
+            TensorRef::from_slice(&from.lse, sizes.lse()).unwrap(),
+        )
+        .unwrap();
+        let (out, gaps) = out_a.gather(&out);
+        assert!(out.iter().all(|x| x.to_bits() == 0) && gaps.iter().all(|x| *x == 9.0), "{to:?}");
+    }
+}
+
 /// A NaN in an output or a log-sum-exp shows in its row, or element, and nowhere else.
 #[test]
 fn nan_stays_in_its_row() {

@@ -295,7 +295,7 @@ fn scales_that_undo_powers_of_two_give_the_same_bits() {
 #[track_caller]
 fn row(x: &[f32], scale: f32) -> Vec<f32> {
     let mut y = x.to_vec();
-    softmax(&mut y, scale);
+    softmax(&mut y, scale).unwrap();
     // The same numbers as a column must obey the same rules.
     let mut column = x.to_vec();
     softmax_in_place(&mut column, Axis::new(&[x.len(), 1], 0).unwrap(), scale).unwrap();
@@ -324,14 +324,14 @@ fn hidden_elements_are_as_if_absent() {
         assert_eq!(row(&[-INF, 3.0, -INF, 3.0], scale), [0.0, 0.5, 0.0, 0.5]);
         assert_eq!(row(&[-INF; 11], scale), [0.0; 11], "nothing visible");
         let mut log = [-INF, 3.0];
-        log_softmax(&mut log, scale);
+        log_softmax(&mut log, scale).unwrap();
         assert_eq!(log, [-INF, 0.0]);
         let mut log = [-INF; 3];
-        log_softmax(&mut log, scale);
-        assert_eq!((log, logsumexp(&log, scale)), ([-INF; 3], -INF));
+        log_softmax(&mut log, scale).unwrap();
+        assert_eq!((log, logsumexp(&log, scale).unwrap()), ([-INF; 3], -INF));
     }
-    assert_eq!(logsumexp::<f32>(&[], 1.0), -INF);
-    softmax::<f32>(&mut [], 1.0);
+    assert_eq!(logsumexp::<f32>(&[], 1.0).unwrap(), -INF);
+    softmax::<f32>(&mut [], 1.0).unwrap();
 }
 
 #[test]
@@ -347,8 +347,85 @@ fn finite_input_never_gives_nan() {
                     assert!(y.is_finite() && (f64::from(*y) - exact).abs() < 1e-5, "{scale} * [{a}, {b}]: {y} {exact}");
                 }
                 let mut log = [a, b, a];
-                log_softmax(&mut log, scale);
-                assert!(!log.iter().any(|l| l.is_nan()) && !logsumexp(&[a, b], scale).is_nan(), "{scale} * [{a}, {b}]");
+                log_softmax(&mut log, scale).unwrap();
+                assert!(
+                    !log.iter().any(|l| l.is_nan()) && !logsumexp(&[a, b], scale).unwrap().is_nan(),
+                    "{scale} * [{a}, {b}]"
+                );
+            }
+        }
+    }
+}
+
+/// Rows of two kinds of shape, and columns: alone, beside each other, in several blocks, in a row longer than any tile.
+const LAYOUTS: [([usize; 2], usize); 7] =
+    [([1, 3], 1), ([1, 70], 1), ([2, 20_000], 1), ([3, 1], 0), ([70, 1], 0), ([70, 37], 0), ([40, 100], 0)];
+
+/// One line of an array along `axis`: the numbers at its start, its middle and its end, `fill` between them.
+fn spread<T: Copy>(numbers: &[T], fill: T, shape: [usize; 2], axis: usize, line: usize) -> Vec<T> {
+    let places = places(&shape, axis, line);
+    let mut x = vec![fill; shape[0] * shape[1]];
+    for (n, number) in numbers.iter().enumerate() {
+        x[places[n * (places.len() - 1) / (numbers.len() - 1)]] = *number;
+    }
+    x
+}
+
+/// A difference of finite numbers can overflow where its product with the scale does not.
+#[test]
+fn logarithms_of_differences_beyond_the_largest_number() {
+    let hidden = f32::NEG_INFINITY;
+    for scale in [0.5f32, 0.99, -0.5, 1e-30, -1e-30, 3e-33, 0.1, -0.7, 1.0, -1.0, 2.0, 1e30] {
+        for (high, low) in [(3.2e38f32, -1e38f32), (f32::MAX, f32::MIN), (1e38, -3e38), (0.0, f32::MIN)] {
+            // The f64 formula: nothing overflows there.
+            let exact = by_formula(&[high, low].map(f64::from), f64::from(scale)).1;
+            for (shape, number) in LAYOUTS {
+                let axis = Axis::new(&shape, number).unwrap();
+                let line = axis.lines() / 2;
+                let x = spread(&[high, low], hidden, shape, number, line);
+                let ends = places(&shape, number, line);
+                let ends = [ends[0], ends[ends.len() - 1]];
+                let case = format!("{scale} * [{high}, {low}] {shape:?} {number}");
+                let mut y = x.clone();
+                log_softmax_in_place(&mut y, axis, scale).unwrap();
+                for (place, exact) in ends.into_iter().zip(&exact) {
+                    // Three roundings, of the difference (twice in columns) and of the product.
+                    let near = (f64::from(y[place]) - exact).abs() <= 4.0 * 2f64.powi(-24) * exact.abs();
+                    assert!(near || y[place] == *exact as f32, "{case}: {} {exact}", y[place]);
+                }
+                let half: Vec<bf16> =
+                    x.iter().map(|x| bf16::from_f32(x.clamp(-3.3e38, 3.3e38)).max(bf16::MIN)).collect();
+                let half: Vec<bf16> =
+                    half.iter().zip(&x).map(|(h, x)| if *x == hidden { bf16::NEG_INFINITY } else { *h }).collect();
+                let mut y = vec![bf16::ZERO; x.len()];
+                log_softmax_into(&half, &mut y, axis, scale).unwrap();
+                let exact = by_formula(&ends.map(|p| f64::from(half[p].to_f32())), f64::from(scale)).1;
+                for (place, exact) in ends.into_iter().zip(&exact) {
+                    let (y, rounded) = (y[place], bf16::from_f32(*exact as f32));
+                    let near = (f64::from(y.to_f32()) - exact).abs() <= 2f64.powi(-8) * exact.abs();
+                    assert!(near || y == rounded, "{case}: bf16 {y} {exact}");
+                }
+            }
+        }
+    }
+    let mut y = [3.2e38f32, -1e38];
+    log_softmax(&mut y, 0.5).unwrap();
+    assert_eq!(y, [0.0, -2.1e38]);
+    let mut y = [1.6e308f64, -0.5e308];
+    log_softmax(&mut y, 0.5).unwrap();
+    assert_eq!(y, [0.0, -1.05e308]);
+}
+
+/// A logarithm of 0 is +0, of denormal elements too, whose halves may be rounded.
+#[test]
+fn a_lone_element_has_the_logarithm_plus_zero() {
+    for x in [1, 3, 5, 0x0080_0001, 0x3f80_0000, 0x7f7f_ffff].map(f32::from_bits) {
+        for (x, scale) in [(x, 0.5), (-x, 0.5), (x, -0.5), (x, 1.0), (-x, 0.3), (x, 1e-3)] {
+            for layout in [[1, 1], [1, 2]] {
+                let mut y = [x, -INF];
+                let y = &mut y[..layout[1]];
+                log_softmax(y, scale).unwrap();
+                assert_eq!(y[0].to_bits(), 0, "{scale} * {x:e}");
             }
         }
     }
@@ -363,7 +440,7 @@ fn nan_and_infinity_fill_their_row_and_no_other() {
             x[at] = bad;
             assert!(row(&x, scale).iter().all(|y| y.is_nan()), "{bad} at {at} of {n}");
             assert!(row(&[bad, -INF], scale).iter().all(|y| y.is_nan()), "beside hidden elements alone");
-            assert!(logsumexp(&x, scale).is_nan());
+            assert!(logsumexp(&x, scale).unwrap().is_nan());
             for number in 0..2 {
                 let axis = Axis::new(&[n, n], number).unwrap();
                 let mut y = numbers(n * n, 4);
@@ -388,11 +465,11 @@ fn f64_follows_the_same_rules() {
         ([inf, 1.0, 1.0], -1.0, [0.0, 0.5, 0.5]),
     ] {
         let mut y = x;
-        softmax(&mut y, scale);
+        softmax(&mut y, scale).unwrap();
         assert_eq!(y, expected, "{scale} * {x:?}");
     }
     let mut y = [1.0, inf, f64::NAN];
-    softmax(&mut y, 1.0);
+    softmax(&mut y, 1.0).unwrap();
     assert!(y.iter().all(|y| y.is_nan()));
     for scale in [1.0, 0.0, -0.0, -2.0] {
         let mut log = [-inf; 3];
@@ -464,6 +541,160 @@ fn gradients_match_finite_differences() {
     }
 }
 
+/// A type of elements with the numbers that it is tried with.
+trait Tried: Number + PartialEq {
+    fn of(x: f64) -> Self;
+    fn wide(self) -> f64;
+    fn scale(x: f64) -> Self::Real;
+}
+macro_rules! tried {
+    ($($t:ty, $real:ty, $of:expr, $wide:expr);*) => {$(
+        impl Tried for $t {
+            fn of(x: f64) -> Self {
+                $of(x)
+            }
+            fn wide(self) -> f64 {
+                $wide(self)
+            }
+            fn scale(x: f64) -> $real {
+                x as $real
+            }
+        }
+    )*};
+}
+tried!(f32, f32, |x| x as f32, f64::from; f64, f64, |x| x, |x| x;
+    f16, f32, f16::from_f64, f16::to_f64; bf16, f32, bf16::from_f64, bf16::to_f64);
+
+/// dx of one line that starts, and goes on, as y and dy say; other lines are ordinary. Into an output and in place, along every
+/// layout.
+#[track_caller]
+fn line_gradient<T: Tried>(y: &[f64], dy: &[f64], scale: f64, log: bool) -> Vec<f64> {
+    let mut results = Vec::new();
+    for shape in [[1, y.len()], [3, y.len()], [y.len(), 1], [y.len(), 37], [y.len(), 130]] {
+        let number = usize::from(shape[1] == y.len());
+        let axis = Axis::new(&shape, number).unwrap();
+        let ordinary = if log { (1.0 / y.len() as f64).ln() } else { 1.0 / y.len() as f64 };
+        let (mut all_y, mut all_dy) = (vec![T::of(ordinary); axis.elements()], vec![T::of(0.25); axis.elements()]);
+        let of_line = places(&shape, number, axis.lines() / 2);
+        for (i, place) in of_line.iter().enumerate() {
+            (all_y[*place], all_dy[*place]) = (T::of(y[i]), T::of(dy[i]));
+        }
+        let mut into = vec![T::of(9.0); axis.elements()];
+        let functions = if log {
+            log_softmax_backward_into(&all_y, &all_dy, &mut into, axis, T::scale(scale)).unwrap();
+            log_softmax_backward_in_place(&all_y, &mut all_dy, axis, T::scale(scale))
+        } else {
+            softmax_backward_into(&all_y, &all_dy, &mut into, axis, T::scale(scale)).unwrap();
+            softmax_backward_in_place(&all_y, &mut all_dy, axis, T::scale(scale))
+        };
+        functions.unwrap();
+        let same = |(a, b): (&T, &T)| a == b || a.wide().is_nan() && b.wide().is_nan();
+        assert!(into.iter().zip(&all_dy).all(same), "in place is into an output");
+        let others = (0..axis.elements()).filter(|place| !of_line.contains(place));
+        for place in others {
+            assert!(into[place].wide().abs() < 1e-2, "{shape:?}: another line has {:?}", into[place]);
+        }
+        results.push(of_line.iter().map(|place| into[*place].wide()).collect::<Vec<_>>());
+    }
+    let first = results.swap_remove(0);
+    for other in results {
+        // Sums in another order: a rounding or two of bf16.
+        let near = |(a, b): (&f64, &f64)| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= 0.01 * a.abs();
+        assert!(first.iter().zip(&other).all(near), "{first:?} {other:?}");
+    }
+    first
+}
+
+fn check_hidden_gradients<T: Tried>() {
+    const NAN: f64 = f64::NAN;
+    const INF: f64 = f64::INFINITY;
+    for bad in [NAN, INF, -INF] {
+        // As without the hidden elements, which are 0.
+        let dx = line_gradient::<T>(&[0.5, 0.5, 0.0], &[1.0, 2.0, bad], 1.0, false);
+        assert_eq!(dx, [-0.25, 0.25, 0.0], "{bad}");
+        let dx = line_gradient::<T>(&[0.0, 0.5, 0.0, 0.5, 0.0], &[bad, 1.0, bad, 2.0, 3.0], 2.0, false);
+        assert_eq!(dx, [0.0, -0.5, 0.0, 0.5, 0.0], "{bad}");
+        assert_eq!(line_gradient::<T>(&[0.0; 2], &[bad; 2], 1.0, false), [0.0; 2], "nothing visible");
+        // A visible one spoils what is visible.
+        let dx = line_gradient::<T>(&[0.5, 0.5, 0.0], &[bad, 2.0, 3.0], 1.0, false);
+        assert!(!dx[0].is_finite() && !dx[1].is_finite() && dx[2] == 0.0, "{bad} {dx:?}");
+
+        let half = 0.5f64.ln();
+        let dx = line_gradient::<T>(&[half, half, -INF], &[1.0, 2.0, bad], 1.0, true);
+        assert!((dx[0] + 0.5).abs() < 0.01 && (dx[1] - 0.5).abs() < 0.01 && dx[2] == 0.0, "{bad} {dx:?}");
+        let dx = line_gradient::<T>(&[half, half, -INF, -INF], &[1.0, 2.0, bad, 1.0], 1.0, true);
+        assert!((dx[0] + 1.0).abs() < 0.02 && dx[1].abs() < 0.02 && dx[2..] == [0.0, 1.0], "{bad} {dx:?}");
+        assert_eq!(line_gradient::<T>(&[-INF; 2], &[bad; 2], 1.0, true), [0.0; 2], "nothing visible");
+        let dx = line_gradient::<T>(&[half, half, -INF], &[bad, 2.0, 0.0], 1.0, true);
+        assert!(!dx[0].is_finite() && !dx[1].is_finite() && dx[2] == 0.0, "{bad} {dx:?}");
+    }
+}
+
+/// What stands where the softmax is 0 reaches no gradient.
+#[test]
+fn gradients_of_hidden_elements_are_zero() {
+    check_hidden_gradients::<f32>();
+    check_hidden_gradients::<f64>();
+    check_hidden_gradients::<f16>();
+    check_hidden_gradients::<bf16>();
+}
+
+/// Differences of gradients and their sums overflow where the result does not.
+#[test]
+fn gradients_near_the_largest_number() {
+    let near = |got: Vec<f64>, expected: &[f64]| {
+        let near = got.iter().zip(expected).all(|(g, e)| (g - e).abs() <= 0.01 * e.abs());
+        assert!(near, "{got:?} {expected:?}");
+    };
+    let half = 0.5f64.ln();
+    let quarter = 0.25f64.ln();
+    near(line_gradient::<f32>(&[0.25, 0.75], &[3e38, -3e38], 1.0, false), &[1.125e38, -1.125e38]);
+    near(line_gradient::<f32>(&[0.25, 0.75], &[3e38, -3e38], 1e-30, false), &[1.125e8, -1.125e8]);
+    near(line_gradient::<bf16>(&[0.25, 0.75], &[3e38, -3e38], 1.0, false), &[1.125e38, -1.125e38]);
+    near(line_gradient::<f64>(&[0.25, 0.75], &[1.5e308, -1.5e308], 1.0, false), &[0.5625e308, -0.5625e308]);
+    near(line_gradient::<f32>(&[0.0, 1.0], &[3e38, -3e38], 1.0, false), &[0.0, 0.0]);
+    near(line_gradient::<f32>(&[half, half], &[3e38, 2e38], 1.0, true), &[0.5e38, -0.5e38]);
+    near(line_gradient::<bf16>(&[quarter, quarter, half], &[3e38, 3e38, 0.0], 1e-3, true), &[1.5e35, 1.5e35, -3e35]);
+    near(line_gradient::<f64>(&[half, half], &[1.5e308, 1e308], 1.0, true), &[0.25e308, -0.25e308]);
+    near(line_gradient::<f64>(&[half, half], &[1.5e308, 1e308], 1e-300, true), &[0.25e8, -0.25e8]);
+}
+
+/// A gain of NaN, of infinity, or beyond the largest number while its products are not.
+#[test]
+fn gains_that_are_not_finite() {
+    let x = [0.0f32, -INF, 0.0, -80.0];
+    for bad in [f32::NAN, INF, -INF] {
+        for (shape, copies) in [([1, 4], 1), ([4, 1], 1), ([4, 40], 40)] {
+            let number = usize::from(shape[0] == 1);
+            let axis = Axis::new(&shape, number).unwrap();
+            let wide: Vec<f32> = x.iter().flat_map(|x| vec![*x; copies]).collect();
+            let mut dl = vec![1.0; copies];
+            dl[copies / 2] = bad;
+            let mut dx = vec![9.0; wide.len()];
+            logsumexp_backward_into(&wide, &dl, &mut dx, axis, 1.0).unwrap();
+            let line: Vec<f32> = places(&shape, number, copies / 2).into_iter().map(|place| dx[place]).collect();
+            assert!(line[1] == 0.0 && !line[0].is_finite() && !line[2].is_finite() && !line[3].is_finite(), "{line:?}");
+            assert_eq!(dx.iter().filter(|dx| dx.is_finite()).count(), wide.len() - 3);
+        }
+        let mut gradient = [9.0f32; 8];
+        let logits = [0.0, -INF, 0.0, -1.0, 0.0, -INF, 0.0, -1.0];
+        cross_entropy_gradient_into(&logits, &[0, 2], 4, &[bad, 1.0], &mut gradient).unwrap();
+        assert!(gradient[1] == 0.0 && [0, 2, 3].iter().all(|at| !gradient[*at].is_finite()), "{gradient:?}");
+        assert!(gradient[4..].iter().all(|g| g.is_finite()));
+        cross_entropy_gradient_into(&[0.0f32, -INF], &[0], 2, &[bad], &mut gradient[..2]).unwrap();
+        assert_eq!(gradient[..2], [0.0, 0.0], "the target has all of the probability");
+    }
+    // exp(-80) is 1.8e-35; times 1e40 it is 1.8e5.
+    let mut dx = [9.0f32; 3];
+    logsumexp_backward_into(&[0.0, -80e-20, -INF], &[1e20], &mut dx, Axis::row(3), 1e20).unwrap();
+    assert!(dx[0] == INF && (dx[1] / 180_485.14 - 1.0).abs() < 3e-5 && dx[2] == 0.0, "{dx:?}");
+    let mut dx = [9.0f64; 3];
+    logsumexp_backward_into(&[0.0, -100e-30, -f64::INFINITY], &[1e300], &mut dx, Axis::row(3), 1e30).unwrap();
+    assert!(dx[0].is_infinite() && (dx[1] / 3.720_075_976e286 - 1.0).abs() < 1e-8 && dx[2] == 0.0, "{dx:?}");
+    // The mean of two losses of 1.6e308.
+    assert_eq!(cross_entropy(&[1.6e308, 0.0, 0.0, 1.6e308], &[1, 0], 2).unwrap(), 1.6e308);
+}
+
 #[test]
 fn cross_entropy_and_its_gradient() {
     let (rows, classes, targets) = (4, 5, [0, 4, 2, 2]);
@@ -531,6 +762,37 @@ fn states_merge_in_any_grouping() {
     assert_eq!(hidden, [0.0; 3]);
 }
 
+/// Every function that takes a scale, with elements and without.
+fn refused_scales<T: Tried>(scales: [T::Real; 3]) {
+    for (scale, got) in scales.into_iter().zip(["NaN", "inf", "-inf"]) {
+        for len in [2, 0] {
+            let x = vec![T::of(0.5); len];
+            let (mut y, mut l, axis) = (x.clone(), [T::of(0.5)], Axis::row(len));
+            let results = [
+                softmax(&mut y, scale),
+                log_softmax(&mut y, scale),
+                logsumexp(&x, scale).map(|_| ()),
+                softmax_in_place(&mut y, axis, scale),
+                softmax_into(&x, &mut y, axis, scale),
+                log_softmax_in_place(&mut y, axis, scale),
+                log_softmax_into(&x, &mut y, axis, scale),
+                logsumexp_into(&x, &mut l, axis, scale),
+                softmax_backward_into(&x, &x, &mut y, axis, scale),
+                softmax_backward_in_place(&x, &mut y, axis, scale),
+                log_softmax_backward_into(&x, &x, &mut y, axis, scale),
+                log_softmax_backward_in_place(&x, &mut y, axis, scale),
+                logsumexp_backward_into(&x, &[T::of(0.5)], &mut y, axis, scale),
+            ];
+            for (n, result) in results.into_iter().enumerate() {
+                let error = result.unwrap_err();
+                assert!(matches!(error, Error::InvalidOption { option: "scale", .. }), "function {n}");
+                assert_eq!(error.to_string(), format!("scale is {got} but must be finite"), "function {n}");
+            }
+            assert!(y == x && l == [T::of(0.5)], "nothing is written");
+        }
+    }
+}
+
 #[test]
 fn wrong_calls_are_refused_with_their_numbers() {
     let huge = 1 << (usize::BITS - 1);
@@ -550,6 +812,9 @@ fn wrong_calls_are_refused_with_their_numbers() {
     softmax_backward_in_place::<f32>(&[], &mut [], axis, 1.0).unwrap();
     softmax_backward_in_place::<f64>(&[], &mut [], axis, 1.0).unwrap();
     assert!(logsumexp_into::<f32>(&[], &mut [], axis, 1.0).is_err());
+    refused_scales::<f32>([f32::NAN, INF, -INF]);
+    refused_scales::<f16>([f32::NAN, INF, -INF]);
+    refused_scales::<f64>([f64::NAN, f64::INFINITY, -f64::INFINITY]);
     let axis = Axis::rows(2, 3).unwrap();
     let length = |got| Err(Error::SliceLength { expected: 6, got });
     assert_eq!(softmax_in_place(&mut [0.0f32; 5], axis, 1.0), length(5));
@@ -586,6 +851,16 @@ mod arrays {
         let wrong = Error::AxisOutOfRange { axis: x.ndim(), rank: x.ndim() };
         assert_eq!(softmax_axis(&x, x.ndim(), 1.0), Err(wrong.clone()));
         assert_eq!(logsumexp_axis(&x, x.ndim(), 1.0), Err(wrong));
+        for number in 0..x.ndim() {
+            let expected = Error::InvalidOption { option: "scale", got: INF, expected: "finite" };
+            assert_eq!(softmax_axis(&x, number, INF), Err(expected.clone()));
+            assert_eq!(log_softmax_axis(&x, number, INF), Err(expected.clone()));
+            assert_eq!(logsumexp_axis(&x, number, INF), Err(expected.clone()));
+            let mut y = x.to_owned();
+            assert_eq!(softmax_axis_in_place(&mut y, number, INF), Err(expected.clone()));
+            assert_eq!(log_softmax_axis_in_place(&mut y, number, INF), Err(expected));
+            assert_eq!(y, x, "as it was");
+        }
     }
 
     #[test]

@@ -416,30 +416,49 @@ fn prepared() {
 /// Broadcast tensors can be larger than memory: what a call would make of them is refused, and nothing of it allocated.
 fn too_large() {
     let small = 1 << 16;
-    for (q, k, v, what) in [
-        ([1 << 20, 1, 1 << 20, 1], [1 << 20, 1, 1, 1], [1 << 20, 1, 1, 1], "the number of queries"),
-        ([1, 1, 1 << 33, 1], [1, 1, 1, 1], [1, 1, 1, 1], "the number of queries"),
-        ([1 << 25, 1, 1, 1], [1 << 25, 1, 1, 1], [1 << 25, 1, 1, 1], "the list of heads"),
-        ([1 << 13, 1 << 13, 1, 1], [1 << 13, 1 << 13, 1, 1], [1 << 13, 1 << 13, 1, 1], "the list of heads"),
-        ([1, 1, 1, 1 << 40], [1, 1, 1, 1 << 40], [1, 1, 1, 1], "a tile of such long rows"),
-        ([1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1 << 40], "a tile of such long rows"),
-        ([1, 1, 1, usize::MAX], [1, 1, 1, usize::MAX], [1, 1, 1, 1], "the problem"),
-        ([1, 1, 1, 1], [1, 1, usize::MAX, 1], [1, 1, usize::MAX, 1], "the problem"),
-        ([1, usize::MAX, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], "the problem"),
+    let memory = |what| Error::TooLarge { what };
+    let many = |what, limit, got| Error::TooMany { what, limit, got };
+    let (heads, rows) = ("key/value heads in all batches", "queries in all batches and heads");
+    let (query, value) = ("elements of a query (head_dim)", "elements of a value (value_dim)");
+    let (most_rows, most_heads, longest) = (u32::MAX as usize, 1 << 24, 1 << 20);
+    let one = [1, 1, 1, 1];
+    for (q, k, v, error) in [
+        ([1 << 20, 1, 1 << 20, 1], [1 << 20, 1, 1, 1], [1 << 20, 1, 1, 1], many(rows, most_rows, 1 << 40)),
+        ([1, 1, 1 << 33, 1], one, one, many(rows, most_rows, 1 << 33)),
+        ([1, 1, most_rows + 1, 1], one, one, many(rows, most_rows, most_rows + 1)),
+        ([1 << 25, 1, 1, 1], [1 << 25, 1, 1, 1], [1 << 25, 1, 1, 1], many(heads, most_heads, 1 << 25)),
+        (
+            [1 << 13, 1 << 13, 1, 1],
+            [1 << 13, 1 << 13, 1, 1],
+            [1 << 13, 1 << 13, 1, 1],
+            many(heads, most_heads, 1 << 26),
+        ),
+        (
+            [1, most_heads + 1, 1, 1],
+            [1, most_heads + 1, 1, 1],
+            [1, most_heads + 1, 1, 1],
+            many(heads, most_heads, most_heads + 1),
+        ),
+        ([1, 1, 1, 1 << 40], [1, 1, 1, 1 << 40], one, many(query, longest, 1 << 40)),
+        ([1, 1, 1, longest + 1], [1, 1, 1, longest + 1], one, many(query, longest, longest + 1)),
+        (one, one, [1, 1, 1, 1 << 40], many(value, longest, 1 << 40)),
+        ([1, 1, 1, usize::MAX], [1, 1, 1, usize::MAX], one, memory("the problem")),
+        (one, [1, 1, usize::MAX, 1], [1, 1, usize::MAX, 1], memory("the problem")),
+        ([1, usize::MAX, 1, 1], one, one, memory("the problem")),
     ] {
-        let sentence = format!("{what} would not fit in memory");
+        let sentence = match error {
+            Error::TooMany { what, limit, got } => format!("{got} {what} were given but a call takes at most {limit}"),
+            Error::TooLarge { what } => format!("{what} would not fit in memory"),
+            _ => unreachable!(),
+        };
         for form in FORMS {
             let attention = Attention::new().form(form);
             let ((), usage) = COUNTING.usage(|| {
-                refused(attention.plan(zeros(q), zeros(k), zeros(v)), Error::TooLarge { what }, &sentence);
-                refused(attention.prepare(zeros(q), zeros(k), zeros(v)), Error::TooLarge { what }, &sentence);
-                refused(
-                    reference::attention(&attention, zeros(q), zeros(k), zeros(v)),
-                    Error::TooLarge { what },
-                    &sentence,
-                );
+                refused(attention.plan(zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
+                refused(attention.prepare(zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
+                refused(reference::attention(&attention, zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
             });
-            assert!(usage.peak < small, "{usage:?}: {what}");
+            assert!(usage.peak < small, "{usage:?}: {error}");
         }
     }
     // The most that is taken, and one more: heads, and elements of 8 bytes.

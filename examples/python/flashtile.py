@@ -233,7 +233,7 @@ class Library:
         return self.c.flashtile_default_threads()
 
     def release(self):
-        """Gives back this thread's scratch memory and the threads of `threads=n`."""
+        """Gives back this thread's scratch memory and the threads of the pools."""
         self.c.flashtile_release()
 
 

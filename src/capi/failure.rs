@@ -31,7 +31,7 @@ pub enum Code {
     Overlap = 7,
     /// Two indices of an output lead to one element.
     OverlappingOutput = 8,
-    /// More than any memory could hold, or than there is.
+    /// More than any memory could hold, than there is, or than a call takes.
     TooLarge = 9,
     /// A dimension differs from the one that it must match.
     ShapeMismatch = 10,
@@ -77,7 +77,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match error {
             Error::OverlappingOutput { .. } => Code::OverlappingOutput,
-            Error::TooLarge { .. } => Code::TooLarge,
+            Error::TooLarge { .. } | Error::TooMany { .. } => Code::TooLarge,
             Error::ShapeMismatch { .. } => Code::ShapeMismatch,
             Error::HeadsNotDivisible { .. } => Code::HeadsNotDivisible,
             Error::NotBroadcastable { .. } => Code::NotBroadcastable,

@@ -46,7 +46,7 @@
  * Threads.    Any function may be called from any number of threads at once, if no call writes what another reads or writes.
  *             Each thread keeps scratch memory of its own, so repeated calls of flashtile_attention with `threads = 1` don't
  *             allocate: flashtile_release(). Where there is no memory for scratch, the process aborts.
- *             Once `threads = 0` was used, the library must stay loaded: rayon's threads never end.
+ *             Before the library is unloaded, end its threads: call flashtile_release() when no other call is under way.
  * fork().     Threads don't survive a fork. In the child use `threads = 1`, and don't call flashtile_release().
  * Floats.     Every thread must have the default floating-point environment. With another rounding mode results are wrong;
  *             flush-to-zero (-ffast-math links it in) costs accuracy, and bits where threads differ in it.
@@ -76,8 +76,8 @@ enum flashtile_code {
     FLASHTILE_NEGATIVE_SIZE = 6,         /* a dimension, count, length or window below 0 */
     FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor */
     FLASHTILE_OVERLAPPING_OUTPUT = 8,    /* two indices of an output (may) lead to one element */
-    FLASHTILE_TOO_LARGE = 9,             /* more than any memory could hold, or than there is for lists and copies; more than
-                                            2^32 - 1 query rows or 2^24 key/value heads in all batches together, or rows of
+    FLASHTILE_TOO_LARGE = 9,             /* more than any memory could hold, or than there is for lists and copies; or more
+                                            than one call takes, which the message names: 2^32 - 1 query rows or 2^24 key/value heads in all batches together, or rows of
                                             more than 2^20 elements */
     FLASHTILE_SHAPE_MISMATCH = 10,       /* dimensions that must agree don't */
     FLASHTILE_HEADS_NOT_DIVISIBLE = 11,  /* heads_q is no multiple of heads_kv */
@@ -120,7 +120,15 @@ typedef struct flashtile_tensor {
     int64_t strides[4]; /* in elements, not in bytes */
 } flashtile_tensor;
 
-/* A tensor of rank 4 without gaps, last axis innermost. */
+/* a * b; the largest int64_t where the product is larger, 0 where one is negative, which every call refuses. */
+static inline int64_t flashtile_stride_product(int64_t a, int64_t b) {
+    const int64_t most = (int64_t)(~(uint64_t)0 >> 1);
+    if (a <= 0 || b <= 0) return 0;
+    return a > most / b ? most : a * b;
+}
+
+/* A tensor of rank 4 without gaps, last axis innermost. Any dimensions may be given: those that no memory could hold are
+ * refused by the call that gets the tensor, unless one of them is 0. */
 static inline flashtile_tensor flashtile_contiguous(void *data, int32_t dtype, int64_t n0, int64_t n1, int64_t n2,
                                                     int64_t n3) {
     flashtile_tensor t;
@@ -133,8 +141,8 @@ static inline flashtile_tensor flashtile_contiguous(void *data, int32_t dtype, i
     t.shape[3] = n3;
     t.strides[3] = 1;
     t.strides[2] = n3;
-    t.strides[1] = n3 * n2;
-    t.strides[0] = n3 * n2 * n1;
+    t.strides[1] = flashtile_stride_product(n3, n2);
+    t.strides[0] = flashtile_stride_product(t.strides[1], n1);
     return t;
 }
 
@@ -167,15 +175,18 @@ enum flashtile_form { FLASHTILE_AUTO = 0, FLASHTILE_FEW_QUERIES = 1, FLASHTILE_M
 
 /* All zero but for struct_size is plain attention: start from FLASHTILE_OPTIONS_INIT.
  *
- * Later versions add members at the end. A library takes the smaller struct of an older caller, and the larger one of a
- * newer caller as long as what it doesn't know is zero.
+ * Later versions add members at the end, and no version has padding: between members and after the last one every byte is
+ * a member's. A library takes the smaller struct of an older caller, and the larger one of a newer caller as long as what it
+ * doesn't know is zero. It refuses a struct_size that no version has, such as one that ends inside a member.
  *
  * Masks compose by intersection: a key is visible if all of causal, window, key lengths and mask allow it. */
 typedef struct flashtile_options {
     size_t struct_size;           /* sizeof(flashtile_options) */
     uint32_t flags;               /* FLASHTILE_CAUSAL and so on */
-    int32_t threads;              /* 0: all cores (rayon's pool, RAYON_NUM_THREADS); 1: the calling thread; n up to 1024: n
-                                     threads, started once for each n. Small work stays on the calling thread anyway. */
+    int32_t threads;              /* 0: one for each core, or RAYON_NUM_THREADS, see flashtile_default_threads(); 1: the
+                                     calling thread; n up to 1024: n threads, started once for each n and kept. If they
+                                     can't be started, the call is refused and the next one tries again. Small work stays
+                                     on the calling thread anyway. */
     float scale;                  /* up to 2.3e38, and 3.4e38 times the softcap; zero and negative ones too */
     float softcap;                /* cap * tanh(score / cap), before any bias; a normal number above 0, up to 2.3e38 */
     int64_t window_left;          /* not negative */
@@ -246,15 +257,18 @@ int32_t flashtile_merge(const flashtile_tensor *out_a, const flashtile_tensor *l
  *
  * `scale` is the inverse temperature: 1 for the plain softmax. x and out are f32, f16, bf16 or f64, both of one type and
  * shape. An element of -inf gives 0 (-inf), a line of nothing else as well; a NaN makes its line NaN, and no other, and so
- * does +inf, but that it is hidden under a negative scale. `scale` is rounded to f32, but for f64; one that is not finite then
- * makes all results NaN. Runs on the calling thread; copies blocks of tensors that have gaps along or behind the axis. */
+ * does +inf, but that it is hidden under a negative scale. `scale` is rounded to f32, but for f64. One that is not finite, or not
+ * after that, is refused with FLASHTILE_INVALID_OPTION. So a temperature of 0 has no scale: it stands for the largest element
+ * (argmax). Runs on the calling thread; copies blocks of tensors that have gaps along or behind the axis. */
 int32_t flashtile_softmax(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
 int32_t flashtile_log_softmax(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
 
 /* Gradients, from dy and the result y of the forward function to dx, which may be dy:
  *
  *   of softmax       dx = scale * y * (dy - sum of dy * y)
- *   of log_softmax   dx = scale * (dy - exp(y) * sum of dy) */
+ *   of log_softmax   dx = scale * (dy - exp(y) * sum of dy)
+ *
+ * Of softmax, dx is 0 where y is 0, whatever dy is there. Of log_softmax, a dy of NaN or infinity counts as 0 where y is -inf. */
 int32_t flashtile_softmax_backward(const flashtile_tensor *y, const flashtile_tensor *dy, const flashtile_tensor *dx,
                                    int32_t axis, double scale);
 int32_t flashtile_log_softmax_backward(const flashtile_tensor *y, const flashtile_tensor *dy, const flashtile_tensor *dx,
@@ -268,12 +282,14 @@ const char *flashtile_version(void);
 /* The best instruction set of this processor, such as "avx2": what is used unless options.level says otherwise. */
 const char *flashtile_level(void);
 
-/* How many threads `threads = 0` uses. (Starts them.) */
+/* How many threads `threads = 0` uses: RAYON_NUM_THREADS as it was at first, or else one for each core. Starts none. */
 int32_t flashtile_default_threads(void);
 
-/* Gives back the scratch memory of the calling thread, and the threads that were started for `threads = n`; both come again
- * with the next call that needs them. Calls under way on other threads are not disturbed. Without it, scratch memory goes
- * with its thread, and threads stay. */
+/* Gives back the scratch memory of the calling thread, and the threads that were started for any `threads`; both come again
+ * with the next call that needs them. Without it, scratch memory goes with its thread, and threads stay.
+ *
+ * It returns when those threads have ended. The library may be unloaded after that. Calls under way on other threads are not
+ * disturbed: threads that such a call uses end before that call returns. */
 void flashtile_release(void);
 
 #ifdef __cplusplus

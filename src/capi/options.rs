@@ -2,14 +2,14 @@
 
 use super::failure::{Code, Failure};
 use super::pools::MAX_THREADS;
-use super::tensor::{Checked, Tensor, check_pointer, list, size};
+use super::tensor::{BYTES, Checked, FLOATS, Tensor, Type, check_pointer, list, size};
 use crate::mask::MaskTensor;
 use crate::score::BiasTensor;
 use crate::{AlibiSlopes, Attention, Form, Level, QueryOffset, Threads};
 use std::ffi::{CStr, c_char};
 use std::{mem, ptr};
 
-/// `flashtile_options`. All zero, but for `struct_size`, is plain attention.
+/// `flashtile_options`. All zero, but for `struct_size`, is plain attention. No version of it has padding: see `SIZES`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Options {
@@ -79,6 +79,34 @@ const SMALLEST: usize = mem::offset_of!(Options, reserved) + size_of::<i32>();
 /// No version will be larger; whatever says so was never set.
 const LARGEST: usize = 4096;
 
+/// The sizes of the struct in all versions up to this one. **A new member adds one**, and needs no padding before or behind it:
+/// a caller leaves padding unset, and a library of another version could take it for a member.
+const SIZES: [usize; 1] = [SMALLEST];
+
+/// Whether a version of the struct has this size, as far as this one can know: later ones have no padding at their end.
+fn is_size(size: usize) -> bool {
+    SIZES.contains(&size)
+        || size_of::<Options>() < size && size <= LARGEST && size.is_multiple_of(align_of::<Options>())
+}
+
+/// No padding: the members' sizes add up to the struct's. (The pattern names each member, or does not compile.)
+macro_rules! assert_no_padding {
+    ($($member:ident)+) => {
+        const _: () = {
+            const fn size<M>(_: fn(&Options) -> &M) -> usize {
+                size_of::<M>()
+            }
+            const fn all(_: fn(&Options)) {}
+            all(|Options { $($member: _),+ }| ());
+            assert!(0 $(+ size(|options| &options.$member))+ == size_of::<Options>());
+            assert!(SIZES[SIZES.len() - 1] == size_of::<Options>());
+        };
+    };
+}
+assert_no_padding!(struct_size flags threads scale softcap window_left window_right query_position alibi query_offset
+    query_offsets query_offset_count key_lengths key_length_count alibi_slopes alibi_slope_count mask bias level form
+    reserved);
+
 impl Options {
     /// Plain attention.
     pub fn new() -> Self {
@@ -97,7 +125,7 @@ impl Options {
         check_pointer("options", options)?;
         // SAFETY: the first field, by the caller's promise.
         let struct_size = unsafe { options.cast::<usize>().read() };
-        if !(SMALLEST..=LARGEST).contains(&struct_size) {
+        if !is_size(struct_size) {
             let message = format!(
                 "struct_size is {struct_size} but must be sizeof(flashtile_options), here {}",
                 size_of::<Options>()
@@ -277,10 +305,10 @@ impl ScoreTensors {
     /// As [`Checked::new`], of both.
     pub(super) unsafe fn new(options: &Options) -> Result<Self, Failure> {
         // SAFETY: the caller's promise.
-        let read = |name, tensor: *const Tensor| unsafe {
-            (!tensor.is_null()).then(|| Checked::new(name, tensor, 1..=4)).transpose()
+        let read = |name, tensor: *const Tensor, types: &[Type]| unsafe {
+            (!tensor.is_null()).then(|| Checked::new(name, tensor, types, 1..=4)).transpose()
         };
-        Ok(ScoreTensors { mask: read("mask", options.mask)?, bias: read("bias", options.bias)? })
+        Ok(ScoreTensors { mask: read("mask", options.mask, BYTES)?, bias: read("bias", options.bias, FLOATS)? })
     }
 }
 

@@ -33,6 +33,10 @@ pub(super) struct Operands<'a, T> {
 
 impl Job {
     pub(super) fn run<T: Number>(self, mut operands: Operands<'_, T>) -> Result<(), Failure> {
+        if !T::real_to_f64(T::real(self.scale)).is_finite() {
+            let range = if self.scale.is_finite() { " in f32" } else { "" };
+            return Err(Failure::option(format!("scale is {} but must be finite{range}", self.scale)));
+        }
         let shape = *operands.out.as_ref().shape();
         if shape.contains(&0) {
             return Ok(());

@@ -43,6 +43,22 @@ impl Type {
             .copied()
     }
 
+    /// Its name in the header.
+    fn name(self) -> &'static str {
+        match self {
+            Type::F32 => "FLASHTILE_F32",
+            Type::F16 => "FLASHTILE_F16",
+            Type::Bf16 => "FLASHTILE_BF16",
+            Type::F64 => "FLASHTILE_F64",
+            Type::Byte => "FLASHTILE_BYTE",
+        }
+    }
+
+    /// Its number in the header.
+    fn number(self) -> i32 {
+        self as i32 + 1
+    }
+
     fn size(self) -> usize {
         match self {
             Type::Byte => 1,
@@ -60,6 +76,28 @@ impl Type {
             Type::F64 => align_of::<f64>(),
         }
     }
+}
+
+/// What attention takes as queries, keys, values, biases and outputs.
+pub(super) const FLOATS: &[Type] = &[Type::F32, Type::F16, Type::Bf16];
+/// What a log-sum-exp and a merged output are.
+pub(super) const F32: &[Type] = &[Type::F32];
+/// What a mask is.
+pub(super) const BYTES: &[Type] = &[Type::Byte];
+/// What a softmax takes.
+pub(super) const NUMBERS: &[Type] = &[Type::F32, Type::F16, Type::Bf16, Type::F64];
+
+/// Says what the dtype is and which are taken there.
+fn wrong_dtype(name: &str, dtype: i32, types: &[Type]) -> Failure {
+    let got = match Type::new(dtype) {
+        Some(known) => format!("the dtype of the {name} is {} ({dtype})", known.name()),
+        None => format!("{dtype} is no dtype (of the {name})"),
+    };
+    let mut names = types.iter().map(|known| format!("{} ({})", known.name(), known.number())).collect::<Vec<_>>();
+    let last = names.pop().unwrap_or_default();
+    let names = if names.is_empty() { last } else { format!("{} or {last}", names.join(", ")) };
+    let more = if types == BYTES { ", one byte for each element, not 0 where a query may attend" } else { "" };
+    Failure::new(Code::BadDtype, format!("{got}; it must be {names}{more}"))
 }
 
 /// A description that has been checked: the pointer is aligned, every element has an address, no more than `isize::MAX`
@@ -80,20 +118,22 @@ pub(super) struct Checked {
 type Hull = (usize, usize);
 
 impl Checked {
-    /// Reads a description.
+    /// Reads a description of a tensor whose dtype is one of `types` and whose rank is one of `ranks`.
     ///
     /// # Safety
     /// `tensor` is null, misaligned, or may be read.
     pub(super) unsafe fn new(
         name: &'static str,
         tensor: *const Tensor,
+        types: &[Type],
         ranks: RangeInclusive<usize>,
     ) -> Result<Self, Failure> {
         check_pointer(name, tensor)?;
         // SAFETY: neither null nor misaligned, so by the caller's promise it may be read.
         let tensor = unsafe { tensor.read() };
         let dtype = Type::new(tensor.dtype)
-            .ok_or_else(|| Failure::new(Code::BadDtype, format!("{} is no dtype (of the {name})", tensor.dtype)))?;
+            .filter(|dtype| types.contains(dtype))
+            .ok_or_else(|| wrong_dtype(name, tensor.dtype, types))?;
         let rank = usize::try_from(tensor.rank).ok().filter(|rank| ranks.contains(rank)).ok_or_else(|| {
             let (least, most) = (ranks.start(), ranks.end());
             let message = format!("the rank of the {name} is {} but must be {least} to {most}", tensor.rank);
@@ -163,9 +203,8 @@ impl Checked {
         self.data == other.data && self.dtype == other.dtype && self.shape == other.shape && (0..4).all(same_axis)
     }
 
-    fn wrong_type(&self, expected: &str) -> Failure {
-        let message = format!("the {} are {:?} but must be {expected}", self.name, self.dtype);
-        Failure::new(Code::BadDtype, message)
+    fn wrong_type(&self, types: &[Type]) -> Failure {
+        wrong_dtype(self.name, self.dtype.number(), types)
     }
 
     /// # Safety
@@ -193,7 +232,7 @@ impl Checked {
                 Type::F32 => ByElement::F32(self.strided::<f32>()),
                 Type::F16 => ByElement::F16(self.strided::<f16>()),
                 Type::Bf16 => ByElement::Bf16(self.strided::<bf16>()),
-                Type::F64 | Type::Byte => return Err(self.wrong_type("f32, f16 or bf16")),
+                Type::F64 | Type::Byte => return Err(self.wrong_type(FLOATS)),
             }
         })
     }
@@ -204,7 +243,7 @@ impl Checked {
         match self.dtype {
             // SAFETY: as above.
             Type::Byte => Ok(unsafe { self.strided() }),
-            _ => Err(self.wrong_type("bytes")),
+            _ => Err(self.wrong_type(BYTES)),
         }
     }
 
@@ -245,7 +284,7 @@ impl Checked {
     }
 
     fn check_f32(&self) -> Result<(), Failure> {
-        if self.dtype == Type::F32 { Ok(()) } else { Err(self.wrong_type("f32")) }
+        if self.dtype == Type::F32 { Ok(()) } else { Err(self.wrong_type(F32)) }
     }
 
     /// The output of attention, of whichever type.
@@ -259,7 +298,7 @@ impl Checked {
                 Type::F32 => TensorMut { strided: self.strided_mut::<f32>()? }.into(),
                 Type::F16 => TensorMut { strided: self.strided_mut::<f16>()? }.into(),
                 Type::Bf16 => TensorMut { strided: self.strided_mut::<bf16>()? }.into(),
-                Type::F64 | Type::Byte => return Err(self.wrong_type("f32, f16 or bf16")),
+                Type::F64 | Type::Byte => return Err(self.wrong_type(FLOATS)),
             }
         })
     }
@@ -269,7 +308,9 @@ impl Checked {
         if self.dtype == like.dtype {
             return Ok(());
         }
-        Err(self.wrong_type(&format!("{:?} as the {}", like.dtype, like.name)))
+        let (name, got, expected, other) = (self.name, self.dtype.name(), like.dtype.name(), like.name);
+        let message = format!("the dtype of the {name} is {got} but must be that of the {other}, {expected}");
+        Err(Failure::new(Code::BadDtype, message))
     }
 
     /// Refuses another shape.
@@ -284,7 +325,7 @@ impl Checked {
     }
 
     pub(super) fn unsupported(&self) -> Failure {
-        self.wrong_type("f32, f16, bf16 or f64")
+        self.wrong_type(NUMBERS)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::kernel::scratch::Scratch;
 /// How many workers a call for `tasks` tasks gets.
 pub(super) fn workers(parallel: bool, tasks: usize) -> usize {
     #[cfg(feature = "rayon")]
-    if parallel {
+    if parallel && pool_is_there() {
         return rayon::current_num_threads().min(tasks).max(1);
     }
     let _ = (parallel, tasks);
@@ -34,6 +34,33 @@ pub(super) fn work_through<'c, C: Claims<'c>>(
             work(claim, scratch);
         }
     });
+}
+
+/// Whether this thread can use a rayon pool: the one that it belongs to, or else the global one.
+///
+/// rayon starts its global pool with the first use and panics if that fails. The pool can't be started again after that. So
+/// the first call here starts it. If that fails, calls are serial from then on.
+#[cfg(feature = "rayon")]
+fn pool_is_there() -> bool {
+    use std::error::Error;
+    use std::sync::OnceLock;
+
+    static GLOBAL: OnceLock<bool> = OnceLock::new();
+    if rayon::current_thread_index().is_some() {
+        return true;
+    }
+    *GLOBAL.get_or_init(|| {
+        if cfg!(target_family = "wasm") {
+            return true; // without threads, rayon uses the calling one
+        }
+        match rayon::ThreadPoolBuilder::new().build_global() {
+            Ok(()) => true,
+            // The error of a thread that did not start.
+            Err(error) if error.source().is_some() => false,
+            // Started by somebody else before, or in vain, which only a panic shows.
+            Err(_) => std::panic::catch_unwind(rayon::current_num_threads).is_ok(),
+        }
+    })
 }
 
 /// Calls `worker` once for each element of `scratch`, side by side where the current rayon pool has threads to spare.

@@ -14,7 +14,8 @@ use ndarray::{Array, ArrayRef, Dimension, RemoveAxis};
 /// [`softmax_into`], bit for bit, and so are the edge rules.
 ///
 /// # Errors
-/// [`Error::AxisOutOfRange`], and [`Error::TooLarge`] if there is no memory for the result.
+/// [`Error::AxisOutOfRange`], [`Error::InvalidOption`] for a scale that is not finite, and [`Error::TooLarge`] if there is no
+/// memory for the result.
 ///
 /// Over the columns of a matrix, then over those of its transpose:
 ///

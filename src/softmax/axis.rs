@@ -65,6 +65,12 @@ impl Axis {
         self.after
     }
 
+    /// The places of the elements of line number `line`.
+    pub(super) fn places(self, line: usize) -> impl Iterator<Item = usize> + Clone {
+        let first = line / self.after * self.len * self.after + line % self.after;
+        (0..self.len).map(move |i| first + i * self.after)
+    }
+
     /// Refuses a slice that is not the whole array.
     pub(super) fn check<T>(self, x: &[T]) -> Result<(), Error> {
         same_len(self.elements(), x.len())

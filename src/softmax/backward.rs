@@ -6,17 +6,20 @@
 //! ```
 //!
 //! Both are a sum along the line, then one expression: two visits to y and dy, the second in the cache where the line
-//! fits there.
+//! fits there. The first visit also finds the largest |dy|. It says, together with the sum, whether the line needs the slow
+//! loops of `rare.rs`: a dy that is not finite, or a difference that overflows.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
 use super::buffers::Buffers;
 use super::column::{self, Strip, load, store};
+use super::number::Number;
+use super::rare;
 use super::row::RUN;
 use super::walk::Panels;
 use crate::element::Element;
 use crate::simd::exp::exp;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, MAX_LANES, Simd};
 
 /// The gradient of softmax, or of its logarithm where `LOG`: `buffers` holds dy and then dx.
 pub(super) struct Backward<'a, T, const LOG: bool> {
@@ -26,14 +29,19 @@ pub(super) struct Backward<'a, T, const LOG: bool> {
     pub(super) scale: f32,
 }
 
-impl<T: Element, const LOG: bool> Kernel for Backward<'_, T, LOG> {
+impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { y, mut buffers, axis, scale } = self;
         if axis.after() == 1 {
             for line in (0..axis.lines()).map(|b| b * axis.line_len()..(b + 1) * axis.line_len()) {
-                let total = row_total::<S, T, LOG>(simd, &y[line.clone()], &buffers.input()[line.clone()]);
+                let (total, largest) = row_total::<S, T, LOG>(simd, &y[line.clone()], &buffers.input()[line.clone()]);
+                if !(largest + total.abs()).is_finite() {
+                    let dx = rare::backward(y, buffers.input(), line.clone(), f64::from(scale), LOG);
+                    buffers.output()[line].copy_from_slice(&dx);
+                    continue;
+                }
                 // A row is a strip of one line's vectors, all of which have the same total.
                 for at in line.clone().step_by(S::LANES) {
                     let at = at..line.end.min(at + S::LANES);
@@ -55,7 +63,7 @@ impl<T: Element, const LOG: bool> Kernel for Backward<'_, T, LOG> {
 }
 
 #[inline(always)]
-fn strip_backward<S: Simd, T: Element, const V: usize, const LOG: bool>(
+fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>(
     simd: S,
     y: &[T],
     buffers: &mut Buffers<'_, T>,
@@ -63,27 +71,52 @@ fn strip_backward<S: Simd, T: Element, const V: usize, const LOG: bool>(
     scale: f32,
 ) {
     let place = |i: usize| strip.first + i * strip.stride..strip.first + i * strip.stride + strip.width;
-    let mut total = [simd.zero(); V];
+    let (mut total, mut largest) = ([simd.zero(); V], [simd.zero(); V]);
     for run in (0..strip.len).step_by(RUN) {
         let mut part = [simd.zero(); V];
         for i in run..strip.len.min(run + RUN) {
             let (y, dy) = (load::<S, T, V>(simd, &y[place(i)]), load::<S, T, V>(simd, &buffers.input()[place(i)]));
             for v in 0..V {
                 part[v] = add_term::<S, LOG>(simd, y[v], dy[v], part[v]);
+                largest[v] = simd.max(simd.abs(dy[v]), largest[v]);
             }
         }
         for v in 0..V {
             total[v] = simd.add(total[v], part[v]);
         }
     }
+    let inside = simd.lt(simd.lane_numbers(), simd.splat(strip.width as f32));
+    let (mut reaches, mut rare) = (largest, false);
+    for v in 0..V {
+        reaches[v] = simd.add(largest[v], simd.abs(total[v]));
+        rare |= simd.any(simd.and(inside, simd.not_lt(reaches[v], simd.splat(f32::INFINITY))));
+    }
+    let mut rare_lines = Vec::new();
+    if rare {
+        let mut reach = [[0.0; MAX_LANES]; V];
+        for v in 0..V {
+            simd.store_slice(&mut reach[v], reaches[v]);
+        }
+        let is_rare = |lane: &usize| !reach[lane / S::LANES][lane % S::LANES].is_finite();
+        for lane in (0..strip.width).filter(is_rare) {
+            let places = (0..strip.len).map(|i| strip.first + lane + i * strip.stride);
+            rare_lines.push((lane, rare::backward(y, buffers.input(), places, f64::from(scale), LOG)));
+        }
+    }
     for i in 0..strip.len {
         apply::<S, T, V, LOG>(simd, &y[place(i)], buffers, place(i), total, scale);
     }
+    for (lane, dx) in rare_lines {
+        for (i, dx) in dx.into_iter().enumerate() {
+            buffers.output()[strip.first + lane + i * strip.stride] = dx;
+        }
+    }
 }
 
+/// The total of a row and the largest |dy|, past NaN.
 #[inline(always)]
-fn row_total<S: Simd, T: Element, const LOG: bool>(simd: S, y: &[T], dy: &[T]) -> f32 {
-    let mut total = simd.zero();
+fn row_total<S: Simd, T: Element, const LOG: bool>(simd: S, y: &[T], dy: &[T]) -> (f32, f32) {
+    let (mut total, mut largest) = (simd.zero(), simd.zero());
     for (y, dy) in y.chunks(RUN * S::LANES).zip(dy.chunks(RUN * S::LANES)) {
         let mut part = simd.zero();
         for (y, dy) in y.chunks(S::LANES).zip(dy.chunks(S::LANES)) {
@@ -93,10 +126,11 @@ fn row_total<S: Simd, T: Element, const LOG: bool>(simd: S, y: &[T], dy: &[T]) -
                 ([simd.load_elements_part(y, 0.0)], [simd.load_elements_part(dy, 0.0)])
             };
             part = add_term::<S, LOG>(simd, y, dy, part);
+            largest = simd.max(simd.abs(dy), largest);
         }
         total = simd.add(total, part);
     }
-    simd.sum(total)
+    (simd.sum(total), simd.max_lane(largest))
 }
 
 #[inline(always)]

@@ -221,7 +221,7 @@ pub(super) fn softmax<S: Simd, T: Element, C: Scaling, const LOG: bool>(
     fold::<S, T, C, LOG>(simd, buffers.input(), panel, scratch, scale);
     for (place, strip) in panel.strips::<S>() {
         let gains = gains.map(|gains| &gains[strip.first - panel.lines.first..][..strip.width]);
-        with_vectors!(strip, S, V => factors::<S, V, LOG>(simd, scratch, place, scale.scale(), gains));
+        with_vectors!(strip, S, V => factors::<S, C, V, LOG>(simd, scratch, place, scale, gains));
     }
     for (b, block) in panel.blocks().enumerate() {
         for (place, strip) in block.strips::<S>() {
@@ -254,7 +254,7 @@ pub(super) fn states<S: Simd, T: Element>(
                 visit(strip.first - panel.lines.first + i, state)
             }
         };
-        with_vectors!(strip, S, V => total::<S, V, true>(simd, scratch, place, scale.scale).each(simd, visit));
+        with_vectors!(strip, S, V => total::<S, Scale, V, true>(simd, scratch, place, scale).each(simd, visit));
     }
 }
 
@@ -376,11 +376,11 @@ fn weigh<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
 
 /// From the states of the blocks to those of the lines. Maxima then are weights of blocks, or their exponents where `LOG`.
 #[inline(always)]
-fn total<S: Simd, const V: usize, const LOG: bool>(
+fn total<S: Simd, C: Scaling, const V: usize, const LOG: bool>(
     simd: S,
     scratch: &mut Scratch<'_>,
     place: usize,
-    scale: f32,
+    scale: C,
 ) -> States<S, V> {
     let mut max = [simd.splat(f32::NEG_INFINITY); V];
     for maxima in scratch.maxima.chunks_exact(scratch.width) {
@@ -396,8 +396,7 @@ fn total<S: Simd, const V: usize, const LOG: bool>(
         for (maxima, sums) in maxima.chunks_exact_mut(scratch.width).zip(sums.chunks_exact(scratch.width)) {
             for v in 0..V {
                 let at = place + v * S::LANES;
-                let below = simd.sub(simd.load_slice(&maxima[at..]), visible(simd, max[v]));
-                let t = simd.mul(simd.splat(scale), below);
+                let t = scale.exponent(simd, simd.load_slice(&maxima[at..]), visible(simd, max[v]));
                 let share = exp_weight(simd, t);
                 simd.store_slice(&mut maxima[at..], if LOG { t } else { share });
                 part[v] = simd.mul_add(simd.load_slice(&sums[at..]), share, part[v]);
@@ -417,14 +416,14 @@ const SMALL: f32 = f32::from_bits((127 - 100) << 23);
 /// Turns the states of blocks into what makes their weights probabilities: two factors, of which the second is nearly
 /// always 1. Of logarithms it is a number to add.
 #[inline(always)]
-fn factors<S: Simd, const V: usize, const LOG: bool>(
+fn factors<S: Simd, C: Scaling, const V: usize, const LOG: bool>(
     simd: S,
     scratch: &mut Scratch<'_>,
     place: usize,
-    scale: f32,
+    scale: C,
     gains: Option<&[f32]>,
 ) {
-    let states = total::<S, V, LOG>(simd, scratch, place, scale);
+    let states = total::<S, C, V, LOG>(simd, scratch, place, scale);
     let mut norms = states.norms::<LOG>(simd);
     if let Some(gains) = gains {
         let gains = load::<S, f32, V>(simd, gains);

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
+use super::gradients::finish_rare_lines;
 use super::number::Number;
 use crate::Error;
 
@@ -42,18 +43,28 @@ pub fn cross_entropy_into<T: Number>(
 /// As [`cross_entropy_into`].
 pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], classes: usize) -> Result<T::Real, Error> {
     let axis = check(logits, targets, classes)?;
-    let mut total = 0.0;
-    T::states(logits, axis, T::real(1.0), |row, max, sum| {
-        total += loss(logits[row * classes + targets[row]].to_f64(), max, sum);
-    });
-    Ok(T::real(total / targets.len().max(1) as f64))
+    let rows = targets.len().max(1) as f64;
+    let sum_of = |divisor: f64| {
+        let mut total = 0.0;
+        T::states(logits, axis, T::real(1.0), |row, max, sum| {
+            total += loss(logits[row * classes + targets[row]].to_f64(), max, sum) / divisor;
+        });
+        total
+    };
+    // The sum of losses can overflow in f64 where their mean does not.
+    let mean = match sum_of(1.0) {
+        f64::INFINITY => sum_of(rows),
+        total => total / rows,
+    };
+    Ok(T::real(mean))
 }
 
 /// The gradient of `sum_r upstream[r] * losses[r]` with respect to the logits [rows, classes]:
 ///
 /// `gradient[r, c] = upstream[r] * (softmax(logits[r, :])[c] - (c == targets[r]))`
 ///
-/// For the mean of the losses every upstream is 1 / rows. A half type is rounded once.
+/// For the mean of the losses every upstream is 1 / rows. A half type is rounded once. Where the second factor is 0 (a hidden
+/// class) so is the gradient, whatever the upstream gradient is.
 ///
 /// # Errors
 /// As [`cross_entropy_into`], and [`Error::WrongCount`] of upstream gradients.
@@ -71,9 +82,11 @@ pub fn cross_entropy_gradient_into<T: Number>(
     T::weighted_softmax(logits, gradient, axis, T::real(1.0), upstream, |row, max, sum| {
         losses[row] = loss(logits[row * classes + targets[row]].to_f64(), max, sum);
     });
+    finish_rare_lines(logits, gradient, axis, 1.0, upstream, |row| [1.0, T::real_to_f64(upstream[row])]);
     for (row, loss) in losses.into_iter().enumerate() {
-        let upstream = T::real_to_f64(upstream[row]);
-        gradient[row * classes + targets[row]] = T::from_f64(upstream * (-loss).exp_m1());
+        let (upstream, share) = (T::real_to_f64(upstream[row]), (-loss).exp_m1());
+        let at_target = if share == 0.0 && !upstream.is_finite() { 0.0 } else { upstream * share };
+        gradient[row * classes + targets[row]] = T::from_f64(at_target);
     }
     Ok(())
 }

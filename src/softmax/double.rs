@@ -3,6 +3,7 @@
 
 use super::axis::Axis;
 use super::buffers::Buffers;
+use super::rare;
 
 /// The places of the elements of one line.
 #[derive(Clone, Copy)]
@@ -13,7 +14,7 @@ struct Line {
 }
 
 impl Line {
-    fn places(self) -> impl Iterator<Item = usize> {
+    fn places(self) -> impl Iterator<Item = usize> + Clone {
         (0..self.len).map(move |i| self.first + i * self.stride)
     }
 }
@@ -100,6 +101,12 @@ pub(super) fn backward(y: &[f64], mut buffers: Buffers<'_, f64>, axis: Axis, sca
     for line in lines(axis) {
         let dy = buffers.input();
         let total: f64 = line.places().map(|p| if log { dy[p] } else { y[p] * dy[p] }).sum();
+        let largest = line.places().map(|p| dy[p].abs()).fold(0.0, f64::max);
+        if !(largest + total.abs()).is_finite() {
+            let dx = rare::backward(y, dy, line.places(), scale, log);
+            line.places().zip(dx).for_each(|(p, dx)| buffers.output()[p] = dx);
+            continue;
+        }
         for p in line.places() {
             let dy = buffers.input()[p];
             let dx = if log { dy - y[p].exp() * total } else { y[p] * (dy - total) };

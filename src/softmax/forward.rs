@@ -1,42 +1,62 @@
-//! The forward functions: each checks its lengths and hands them on.
+//! The forward functions: each checks its lengths and its scale and hands them on.
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
 use super::buffers::Buffers;
 use super::number::Number;
+use super::sealed;
 use crate::Error;
 
 /// Softmax of one row, in place: exp(scale * (x - max)) / sum.
 ///
 /// ```
 /// let mut row = [2.0f32, 4.0, 2.0, 1.0];
-/// flashtile::softmax::softmax(&mut row, 1.0);
+/// flashtile::softmax::softmax(&mut row, 1.0)?;
 /// assert!((row[1] - 0.7573).abs() < 1e-4);
+/// # Ok::<(), flashtile::Error>(())
 /// ```
-pub fn softmax<T: Number>(row: &mut [T], scale: T::Real) {
+///
+/// # Errors
+/// [`Error::InvalidOption`] for a scale that is not finite.
+pub fn softmax<T: Number>(row: &mut [T], scale: T::Real) -> Result<(), Error> {
     let axis = Axis::row(row.len());
-    T::softmax(Buffers::InPlace(row), axis, scale, false);
+    softmax_in_place(row, axis, scale)
+}
+
+/// Softmax of one row at the scale 1, which nothing refuses.
+pub(crate) fn plain(row: &mut [f32]) {
+    let axis = Axis::row(row.len());
+    sealed::Sealed::softmax(Buffers::InPlace(row), axis, 1.0, false);
 }
 
 /// The logarithm of the softmax of one row, in place: scale * (x - max) - log(sum).
-pub fn log_softmax<T: Number>(row: &mut [T], scale: T::Real) {
+///
+/// # Errors
+/// [`Error::InvalidOption`] for a scale that is not finite.
+pub fn log_softmax<T: Number>(row: &mut [T], scale: T::Real) -> Result<(), Error> {
     let axis = Axis::row(row.len());
-    T::softmax(Buffers::InPlace(row), axis, scale, true);
+    log_softmax_in_place(row, axis, scale)
 }
 
 /// log(sum(exp(scale * x))) of one row; -inf of an empty one.
-pub fn logsumexp<T: Number>(row: &[T], scale: T::Real) -> T {
-    let mut out = T::from_f64(f64::NEG_INFINITY);
-    T::states(row, Axis::row(row.len()), scale, |_, max, sum| out = T::from_f64(log_sum_exp(max, sum)));
-    out
+///
+/// # Errors
+/// [`Error::InvalidOption`] for a scale that is not finite.
+pub fn logsumexp<T: Number>(row: &[T], scale: T::Real) -> Result<T, Error> {
+    let mut out = [T::from_f64(f64::NEG_INFINITY)];
+    logsumexp_into(row, &mut out, Axis::row(row.len()), scale)?;
+    let [out] = out;
+    Ok(out)
 }
 
 /// Softmax along an axis, in place.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` is not the whole array.
+/// [`Error::SliceLength`] where `x` is not the whole array, and [`Error::InvalidOption`] for a scale that is
+/// not finite.
 pub fn softmax_in_place<T: Number>(x: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
+    check_scale::<T>(scale)?;
     T::softmax(Buffers::InPlace(x), axis, scale, false);
     Ok(())
 }
@@ -44,10 +64,12 @@ pub fn softmax_in_place<T: Number>(x: &mut [T], axis: Axis, scale: T::Real) -> R
 /// Softmax along an axis, into `out` of the same shape.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` or `out` is not a whole array.
+/// [`Error::SliceLength`] where `x` or `out` is not a whole array, and [`Error::InvalidOption`] for a scale that is
+/// not finite.
 pub fn softmax_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
     axis.check(out)?;
+    check_scale::<T>(scale)?;
     T::softmax(Buffers::Into { from: x, to: out }, axis, scale, false);
     Ok(())
 }
@@ -55,9 +77,11 @@ pub fn softmax_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T::Rea
 /// The logarithm of softmax along an axis, in place.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` is not the whole array.
+/// [`Error::SliceLength`] where `x` is not the whole array, and [`Error::InvalidOption`] for a scale that is
+/// not finite.
 pub fn log_softmax_in_place<T: Number>(x: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
+    check_scale::<T>(scale)?;
     T::softmax(Buffers::InPlace(x), axis, scale, true);
     Ok(())
 }
@@ -65,10 +89,12 @@ pub fn log_softmax_in_place<T: Number>(x: &mut [T], axis: Axis, scale: T::Real) 
 /// The logarithm of softmax along an axis, into `out` of the same shape.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` or `out` is not a whole array.
+/// [`Error::SliceLength`] where `x` or `out` is not a whole array, and [`Error::InvalidOption`] for a scale that is
+/// not finite.
 pub fn log_softmax_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
     axis.check(out)?;
+    check_scale::<T>(scale)?;
     T::softmax(Buffers::Into { from: x, to: out }, axis, scale, true);
     Ok(())
 }
@@ -76,12 +102,24 @@ pub fn log_softmax_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T:
 /// log(sum(exp(scale * x))) along an axis, into `out` of the shape without it: [`Axis::lines`] elements.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` is not the whole array or `out` has not one element for each line.
+/// [`Error::SliceLength`] where `x` is not the whole array or `out` has not one element for each line, and
+/// [`Error::InvalidOption`] for a scale that is not finite.
 pub fn logsumexp_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
     same_len(axis.lines(), out.len())?;
+    check_scale::<T>(scale)?;
     T::states(x, axis, scale, |line, max, sum| out[line] = T::from_f64(log_sum_exp(max, sum)));
     Ok(())
+}
+
+/// Refuses a scale that is not finite: it would make every result NaN.
+pub(super) fn check_scale<T: Number>(scale: T::Real) -> Result<(), Error> {
+    let scale = T::real_to_f64(scale);
+    if scale.is_finite() {
+        return Ok(());
+    }
+    // (Neither NaN nor infinity changes in f32.)
+    Err(Error::InvalidOption { option: "scale", got: scale as f32, expected: "finite" })
 }
 
 /// max + log(sum), where `max` has been scaled. A line that shows nothing has (-inf, 0), or (-inf, NaN).

@@ -11,6 +11,9 @@ use crate::simd::Simd;
 /// * a scale below 2^-100 (zero too) would turn an overflow into something visible, or into 0 * inf: the factor 2^-30
 ///   makes the overflow impossible. The smallest positive number then stands for zero: it gives exp(0) everywhere.
 ///
+/// An exponent that is a result, as in log_softmax, needs more: below a scale of 1, `y - max` can overflow where
+/// `scale * (y - max)` is a number. [`Scale::without_overflow`] and [`Halved`] form half of the difference there.
+///
 /// A logit of -inf is hidden whatever the scale. Under a negative scale one of +inf is, too: that is what scale * x says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
@@ -27,6 +30,15 @@ impl Scale {
             Self { factor: sign * DOWN, scale: (size / DOWN).max(f32::from_bits(1)) }
         } else {
             Self { factor: sign, scale: size }
+        }
+    }
+
+    /// The same scale, such that y - max overflows only where scale * (y - max) does.
+    pub(super) fn without_overflow(self) -> Self {
+        if self.factor.abs() == 1.0 && self.scale < 1.0 {
+            Self { factor: 0.5 * self.factor, scale: 2.0 * self.scale }
+        } else {
+            self
         }
     }
 }
@@ -61,6 +73,11 @@ pub(super) struct One;
 #[derive(Clone, Copy)]
 pub(super) struct Plain(pub(super) f32);
 
+/// A scale below 1 that needs no factor, for exponents that are results: scale * (y - max) as (2 * scale) * (y/2 - max/2). The
+/// half of a difference never overflows, and has the bits of the difference but for the power of two.
+#[derive(Clone, Copy)]
+pub(super) struct Halved(pub(super) f32);
+
 impl Scaling for One {
     const FOR_ROOTS: bool = true;
 
@@ -78,6 +95,19 @@ impl Scaling for Plain {
     #[inline(always)]
     fn scale(self) -> f32 {
         self.0
+    }
+}
+
+impl Scaling for Halved {
+    #[inline(always)]
+    fn scale(self) -> f32 {
+        self.0
+    }
+    #[inline(always)]
+    fn exponent<S: Simd>(self, simd: S, y: S::F32, max: S::F32) -> S::F32 {
+        // The product with max is the same for a whole row. So where multiply-add is fused, this takes no longer.
+        let half_max = simd.mul(simd.splat(-0.5), max);
+        simd.mul(simd.splat(2.0 * self.0), simd.mul_add(simd.splat(0.5), y, half_max))
     }
 }
 

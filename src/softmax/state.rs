@@ -86,9 +86,14 @@ impl RowState {
         (f64::from(scale) * f64::from(self.max) + f64::from(self.sum).ln()) as f32
     }
 
-    /// log(sum), or what to subtract in its place where nothing was seen: 0.
+    /// log(sum), or what to subtract in its place where nothing was seen: 0. The logarithm of 1 is -0, so that an exponent
+    /// of either zero becomes the logarithm +0.
     pub(super) fn log_sum(self) -> f32 {
-        if self.max == f32::NEG_INFINITY { self.sum } else { self.sum.ln() }
+        match self {
+            Self { max: f32::NEG_INFINITY, sum } => sum,
+            Self { sum: 1.0, .. } => -0.0,
+            Self { sum, .. } => sum.ln(),
+        }
     }
 
     /// 1/sum, or what to multiply by in its place where nothing was seen: 0.

@@ -6,7 +6,7 @@ use super::buffers::{Buffers, Stored};
 use super::column::{self, Panel, Scratch, Strip};
 use super::isa;
 use super::row::{self, ROW_TILE};
-use super::scale::{One, Plain, Scale, Scaling};
+use super::scale::{Halved, One, Plain, Scale, Scaling};
 use super::state::RowState;
 use crate::element::Element;
 use crate::simd::{Kernel, LINE, Simd, Streaming};
@@ -34,8 +34,12 @@ impl<T: Stored> Softmax<'_, T> {
     pub(super) fn run(self, visit: impl FnMut(usize, RowState)) {
         match self.scale {
             Scale { factor: 1.0, scale: 1.0 } if isa().picks_of_sixteen() => self.run_scaled(One, visit),
+            Scale { factor: 1.0, scale } if self.log && scale < 1.0 => {
+                isa().run(Typed::<_, _, _, true>(self, Halved(scale), visit));
+            }
             Scale { factor: 1.0, scale } => self.run_scaled(Plain(scale), visit),
-            scale => self.run_scaled(scale, visit),
+            scale if self.log => isa().run(Typed::<_, _, _, true>(self, scale.without_overflow(), visit)),
+            scale => isa().run(Typed::<_, _, _, false>(self, scale, visit)),
         }
     }
 

@@ -112,12 +112,31 @@ static void check_errors(void) {
     CHECK(strlen(text) == sizeof text - 1 && length > sizeof text && strstr(text, "b1 h1/1") == text);
 }
 
+/* Products of dimensions that no int64_t holds. */
+static void check_large_shapes(void) {
+    float x[4] = {0, 0, 0, 0};
+    const int64_t most = (int64_t)(~(uint64_t)0 >> 1), one = 1;
+    flashtile_tensor t = flashtile_contiguous(x, FLASHTILE_F32, 0, one << 40, one << 20, one << 10);
+    CHECK(t.strides[3] == 1 && t.strides[2] == one << 10 && t.strides[1] == one << 30 && t.strides[0] == most);
+    CHECK(flashtile_softmax(&t, &t, -1, 1.0) == FLASHTILE_OK);
+    t = flashtile_contiguous(x, FLASHTILE_F32, 1, one << 40, one << 20, one << 10);
+    CHECK(flashtile_softmax(&t, &t, -1, 1.0) == FLASHTILE_TOO_LARGE);
+    t = flashtile_contiguous(x, FLASHTILE_F32, one << 33, one << 32, one << 32, 1);
+    CHECK(t.strides[0] == most);
+    CHECK(flashtile_softmax(&t, &t, -1, 1.0) == FLASHTILE_TOO_LARGE);
+    t = flashtile_contiguous(x, FLASHTILE_F32, 1, -most, most, -2);
+    CHECK(flashtile_softmax(&t, &t, -1, 1.0) == FLASHTILE_NEGATIVE_SIZE);
+    t = flashtile_contiguous(x, FLASHTILE_F32, 1, 1, 2, 2);
+    CHECK(t.strides[0] == 4 && t.strides[1] == 4 && t.strides[2] == 2 && t.strides[3] == 1);
+}
+
 static void check_softmax(void) {
     double x[3] = {1000, 1001, 1002}, sum = 1 + exp(1.0) + exp(2.0);
     flashtile_tensor t = flashtile_contiguous(x, FLASHTILE_F64, 1, 1, 1, 3);
     CHECK(flashtile_softmax(&t, &t, -1, 1.0) == FLASHTILE_OK);
     CHECK(fabs(x[0] - 1 / sum) < 1e-12 && fabs(x[2] - exp(2.0) / sum) < 1e-12);
     CHECK(flashtile_softmax(&t, &t, 4, 1.0) == FLASHTILE_AXIS_OUT_OF_RANGE);
+    CHECK(flashtile_softmax(&t, &t, -1, INFINITY) == FLASHTILE_INVALID_OPTION);
 }
 
 int main(void) {
@@ -126,6 +145,7 @@ int main(void) {
     CHECK(flashtile_default_threads() >= 1);
     check_attention();
     check_errors();
+    check_large_shapes();
     check_softmax();
     flashtile_release();
     check_attention();

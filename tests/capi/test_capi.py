@@ -252,6 +252,7 @@ def test_errors():
     refused("HEADS_NOT_DIVISIBLE", run(q[:, :3], k, v), "3 query heads")
     refused("BAD_DTYPE", run(q.astype(np.float64), k, v), "queries")
     refused("BAD_DTYPE", run(q.astype(np.int32), k, v), "0 is no dtype")
+    refused("BAD_DTYPE", run(q, k, v, mask=np.ones((1, 1, 1, k.shape[2]), np.int64)), "FLASHTILE_BYTE")
     refused("BAD_RANK", run(q, k[0], v), "rank of the keys is 3")
     refused("OVERLAP", run(q, k, v, q), "output", "queries")
     refused("OVERLAPPING_OUTPUT", run(q, k, v, np.lib.stride_tricks.as_strided(np.empty(8, np.float32), q.shape, (0, 0, 0, 4))))

@@ -1,0 +1,66 @@
+//! Promise: where threads can't be started, a call is serial, with the same result, and does not panic.
+
+#![cfg(all(target_os = "linux", feature = "rayon"))]
+
+mod support;
+
+use flashtile::{Attention, TensorMut, TensorRef, Threads, Workspace};
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use support::Rng;
+
+static REFUSE: AtomicBool = AtomicBool::new(false);
+static REFUSED: AtomicUsize = AtomicUsize::new(0);
+
+type Create = unsafe extern "C" fn(*mut c_void, *const c_void, *const c_void, *mut c_void) -> c_int;
+
+/// Stands in front of the C library's function of this name, for this program.
+///
+/// # Safety
+/// As that one.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_create(
+    thread: *mut c_void,
+    attributes: *const c_void,
+    start: *const c_void,
+    argument: *mut c_void,
+) -> c_int {
+    if REFUSE.load(Ordering::SeqCst) {
+        REFUSED.fetch_add(1, Ordering::SeqCst);
+        return libc::EAGAIN;
+    }
+    // SAFETY: the function that comes after this one, which has this type.
+    let create = unsafe {
+        let next = libc::dlsym(libc::RTLD_NEXT, c"pthread_create".as_ptr());
+        std::mem::transmute::<*mut c_void, Create>(next)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { create(thread, attributes, start, argument) }
+}
+
+fn attention(threads: Threads) -> Vec<u32> {
+    let shape = [1, 4, 256, 64];
+    let mut rng = Rng(1);
+    let x: Vec<f32> = (0..shape.iter().product()).map(|_| rng.uniform()).collect();
+    let mut out = vec![0.0; x.len()];
+    let tensor = || TensorRef::from_slice(&x, shape).unwrap();
+    let attention = Attention::new().threads(threads);
+    let to = TensorMut::from_slice(&mut out, shape).unwrap();
+    attention.compute(tensor(), tensor(), tensor(), to, None, &mut Workspace::new()).unwrap();
+    out.into_iter().map(f32::to_bits).collect()
+}
+
+/// (One test alone: rayon's global pool is one for the whole program.)
+#[test]
+fn a_pool_that_does_not_start_makes_calls_serial() {
+    let expected = attention(Threads::Serial);
+    REFUSE.store(true, Ordering::SeqCst);
+    let without = attention(Threads::Pool);
+    REFUSE.store(false, Ordering::SeqCst);
+    assert!(without == expected);
+    assert!(REFUSED.load(Ordering::SeqCst) > 0, "this problem is large enough for threads");
+    assert!(attention(Threads::Pool) == expected, "the global pool can't be had any more");
+    // A pool of the caller's is used all the same.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    assert!(pool.install(|| attention(Threads::Pool)) == expected);
+}
