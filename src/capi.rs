@@ -12,6 +12,10 @@
 
 mod failure;
 mod options;
+#[cfg(not(feature = "rayon"))]
+#[path = "capi/no_pools.rs"]
+mod pools;
+#[cfg(feature = "rayon")]
 mod pools;
 mod softmax;
 mod tensor;
@@ -21,11 +25,12 @@ pub use options::{Options, flags};
 pub use tensor::Tensor;
 
 use crate::attention::Call;
+use crate::driver::Workspace;
 use crate::element::{bf16, f16};
+use crate::level::Level;
 use crate::problem::Problem;
 use crate::softmax::Number;
 use crate::tensor::{TensorMut, TensorRef};
-use crate::{Level, Workspace};
 use failure::{Failure, guarded};
 use options::{Lists, ScoreTensors};
 use softmax::{Job, Operands};
@@ -225,7 +230,7 @@ unsafe fn merge(
     let (out_a, lse_a) = unsafe { (TensorMut { strided: out_a.f32s_mut()? }, lse_a.lse_mut()?) };
     // SAFETY: as above.
     let (out_b, lse_b) = unsafe { (TensorRef::new(out_b.f32s()?), lse_b.lse()?) };
-    Ok(crate::merge(out_a, lse_a, out_b, lse_b)?)
+    Ok(crate::merge::merge(out_a, lse_a, out_b, lse_b)?)
 }
 
 /// Softmax along an axis: `flashtile_softmax` of the header.

@@ -75,14 +75,18 @@ mod backward;
 mod buffers;
 mod column;
 mod cross_entropy;
+mod dispatch;
 mod double;
 mod exponential;
+mod fold;
 mod forward;
 mod gradients;
+mod level;
 mod number;
 mod rare;
 mod row;
 mod scale;
+mod sealed;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -104,43 +108,3 @@ pub use gradients::{
 };
 pub use number::Number;
 pub use state::RowState;
-
-use crate::simd::Isa;
-
-/// The level that softmax runs at: the best one of this processor. (Unit tests choose another for their thread.)
-fn isa() -> Isa {
-    #[cfg(test)]
-    if let Some(isa) = tests::chosen() {
-        return isa;
-    }
-    Isa::best()
-}
-
-mod sealed {
-    use super::axis::Axis;
-    use super::buffers::Buffers;
-
-    /// What the functions of this module ask of a type. Lengths have been checked.
-    pub trait Sealed: Sized {
-        /// The type of scales and losses: f32, or f64 for f64.
-        type Real: Copy;
-        fn to_f64(self) -> f64;
-        fn from_f64(x: f64) -> Self;
-        fn real(x: f64) -> Self::Real;
-        fn real_to_f64(x: Self::Real) -> f64;
-        fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: Self::Real, log: bool);
-        /// Softmax times a number for each line; of the last axis `visit` gets (line, max, sum).
-        fn weighted_softmax(
-            x: &[Self],
-            out: &mut [Self],
-            axis: Axis,
-            scale: Self::Real,
-            gains: &[Self::Real],
-            visit: impl FnMut(usize, f64, f64),
-        );
-        /// Hands (line, scale * max, sum) of every line to `visit`.
-        fn states(x: &[Self], axis: Axis, scale: Self::Real, visit: impl FnMut(usize, f64, f64));
-        /// From dy to dx, given the output y of softmax or, where `log`, of its logarithm.
-        fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: Self::Real, log: bool);
-    }
-}

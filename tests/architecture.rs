@@ -1,8 +1,9 @@
 //! Promise: `src/` has the layers of `docs/architecture.md`. No import points upwards, none is part of a circle, and unsafe code
 //! is only where the page says.
 //!
-//! Imports are the paths in the text: `crate::…`, `self::…` and `super::…`, in `use` declarations and elsewhere. Tests inside
-//! of `src/` may import what they like.
+//! Imports are the paths in the text, in `use` declarations and elsewhere: `crate::…`, `self::…`, `super::…`, and those that begin
+//! with a module of the file's own. A name that a file re-exports (`pub use`) counts as an import of the file that it is from; the
+//! re-export itself is no import. Tests inside of `src/` may import what they like.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -64,7 +65,7 @@ fn code_of(text: &str) -> String {
     code
 }
 
-/// Every path in `code` that begins with `crate`, `super`, `self` or `$crate`, braces expanded.
+/// Every path in `code`, braces expanded.
 fn paths(code: &str) -> Vec<Vec<String>> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let mut found = Vec::new();
@@ -72,7 +73,8 @@ fn paths(code: &str) -> Vec<Vec<String>> {
         let before = &code[..start];
         let word_start = before.rfind(|c| !is_word(c)).map_or(0, |at| at + 1);
         let first = &before[word_start..];
-        if matches!(first, "crate" | "super" | "self") && !before[..word_start].ends_with("::") {
+        // (`$crate` is in a macro: the path belongs to where that is used.)
+        if !first.is_empty() && !before[..word_start].ends_with("::") && !before[..word_start].ends_with('$') {
             expand(&code[start + 2..], vec![first.to_string()], &mut found);
         }
     }
@@ -112,27 +114,70 @@ fn expand(rest: &str, path: Vec<String>, found: &mut Vec<Vec<String>>) {
     }
 }
 
-/// The file of each path in `module`: the deepest module that the path names.
-fn imports(module: &Module, files: &BTreeMap<Vec<String>, String>) -> BTreeSet<String> {
-    let mut imports = BTreeSet::new();
-    for path in paths(&module.code) {
-        let mut base = match path[0].as_str() {
-            "crate" => Vec::new(),
-            _ => module.path.clone(),
-        };
-        let mut rest = &path[1..];
-        if path[0] == "super" {
+/// The text without its re-exports, and these.
+fn split_reexports(code: &str) -> (String, String) {
+    let (mut own, mut reexports) = (String::new(), String::new());
+    for statement in code.split_inclusive(';') {
+        let is_reexport = statement
+            .rfind("use ")
+            .is_some_and(|at| statement[..at].trim_end().ends_with("pub") || statement[..at].trim_end().ends_with(')'));
+        if is_reexport { &mut reexports } else { &mut own }.push_str(statement);
+    }
+    (own, reexports)
+}
+
+type Files = BTreeMap<Vec<String>, String>;
+
+/// The module that a path names, with what follows it; `None` if it begins with anything but a module.
+fn resolve(path: &[String], module: &[String], files: &Files) -> Option<(Vec<String>, Option<String>)> {
+    let mut base = if path[0] == "crate" { Vec::new() } else { module.to_vec() };
+    let mut rest = &path[1..];
+    if !matches!(path[0].as_str(), "crate" | "super" | "self") {
+        rest = path;
+        let child = base.iter().chain(&path[..1]).cloned().collect::<Vec<_>>();
+        files.get(&child)?;
+    }
+    if path[0] == "super" {
+        base.pop();
+        while rest.first().is_some_and(|part| part == "super") {
             base.pop();
-            while rest.first().is_some_and(|part| part == "super") {
-                base.pop();
-                rest = &rest[1..];
+            rest = &rest[1..];
+        }
+    }
+    (0..=rest.len()).rev().find_map(|n| {
+        let candidate = base.iter().chain(&rest[..n]).cloned().collect::<Vec<_>>();
+        files.contains_key(&candidate).then(|| (candidate, rest.get(n).cloned()))
+    })
+}
+
+/// What each module re-exports: the name, and the module that it is from.
+fn reexports(modules: &[Module], files: &Files) -> BTreeMap<(Vec<String>, String), Vec<String>> {
+    let mut from = BTreeMap::new();
+    for module in modules {
+        for path in paths(&split_reexports(&module.code).1) {
+            if let Some((origin, Some(name))) = resolve(&path, &module.path, files) {
+                from.insert((module.path.clone(), name), origin);
             }
         }
-        let longest = (0..=rest.len()).rev().find_map(|n| {
-            let candidate = base.iter().chain(&rest[..n]).cloned().collect::<Vec<_>>();
-            files.get(&candidate)
-        });
-        imports.extend(longest.filter(|file| *file != &module.file).cloned());
+    }
+    from
+}
+
+/// The files that a module imports.
+fn imports(
+    module: &Module,
+    files: &Files,
+    reexports: &BTreeMap<(Vec<String>, String), Vec<String>>,
+) -> BTreeSet<String> {
+    let mut imports = BTreeSet::new();
+    for path in paths(&split_reexports(&module.code).0) {
+        let Some((mut origin, name)) = resolve(&path, &module.path, files) else { continue };
+        if let Some(name) = name {
+            while let Some(further) = reexports.get(&(origin.clone(), name.clone())) {
+                origin = further.clone();
+            }
+        }
+        imports.extend(files.get(&origin).filter(|file| *file != &module.file).cloned());
     }
     imports
 }
@@ -189,17 +234,14 @@ fn every_file_is_in_a_layer_and_every_place_exists() {
 fn no_import_points_upwards_or_in_a_circle() {
     let (modules, layers) = (modules(), layers());
     let files: BTreeMap<_, _> = modules.iter().map(|module| (module.path.clone(), module.file.clone())).collect();
+    let reexports = reexports(&modules, &files);
     let mut wrong = Vec::new();
     let mut graph = BTreeMap::new();
     for module in modules.iter().filter(|module| module.file != "lib.rs") {
         let own = layer_of(&module.file, &layers).unwrap();
-        let imports = imports(module, &files);
+        let imports = imports(module, &files, &reexports);
         for import in &imports {
-            if import == "lib.rs" {
-                wrong.push(format!("{} imports what the crate's root re-exports: name its own file", module.file));
-                continue;
-            }
-            let theirs = layer_of(import, &layers).unwrap();
+            let theirs = layer_of(import, &layers).unwrap_or_default();
             if theirs < own {
                 let (own, theirs) = (&layers[own].0, &layers[theirs].0);
                 wrong.push(format!("{} ({own}) imports {import} ({theirs}), which is above it", module.file));
@@ -248,10 +290,16 @@ fn unsafe_code_is_where_the_page_says() {
 /// The reader of imports itself.
 #[test]
 fn paths_are_found() {
-    let code = code_of("use crate::a::{b::C, d};\nlet x = super::e::f(crate::G); // crate::no\nlet s = \"crate::no\";");
+    let code = code_of(
+        "use crate::a::{b::C, d};\npub use own::H;\nlet x = super::e::f(crate::G); // crate::no\nlet s = \"crate::no\";",
+    );
+    let (own, reexports) = split_reexports(&code);
+    assert!(reexports.contains("own::H") && !own.contains("own::H") && own.contains("super::e"), "{own}");
     let found: BTreeSet<String> = paths(&code).into_iter().map(|path| path.join("::")).collect();
-    let expected = ["crate::a::b::C", "crate::a::d", "super::e::f", "crate::G"].map(String::from);
-    assert_eq!(found, BTreeSet::from(expected));
+    for path in ["crate::a::b::C", "crate::a::d", "super::e::f", "crate::G", "own::H"] {
+        assert!(found.contains(path), "{path} of {found:?}");
+    }
+    assert!(!found.iter().any(|path| path.contains("no")), "{found:?}");
     let circle = BTreeMap::from([
         ("a".to_string(), BTreeSet::from(["b".to_string()])),
         ("b".to_string(), BTreeSet::from(["c".to_string()])),

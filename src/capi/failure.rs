@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::Error;
+use crate::error::Error;
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CString, c_char};

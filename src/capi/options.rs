@@ -1,13 +1,19 @@
 //! The options of attention as C writes them, made into an [`Attention`].
 
 use super::failure::{Code, Failure};
-use super::pools::MAX_THREADS;
 use super::tensor::{BYTES, Checked, FLOATS, Tensor, Type, check_pointer, list, size};
+use crate::attention::Attention;
+use crate::level::Level;
 use crate::mask::MaskTensor;
+use crate::plan::{Form, Threads};
+use crate::score::AlibiSlopes;
 use crate::score::BiasTensor;
-use crate::{AlibiSlopes, Attention, Form, Level, QueryOffset, Threads};
+use crate::sequence::QueryOffset;
 use std::ffi::{CStr, c_char};
 use std::{mem, ptr};
+
+/// More threads than any machine has use for here; asking for more is taken for a mistake.
+pub(super) const MAX_THREADS: i32 = 1024;
 
 /// `flashtile_options`. All zero, but for `struct_size`, is plain attention. No version of it has padding: see `SIZES`.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,8 @@
 //! Tensors as C describes them: everything but the memory itself is checked.
 
 use super::failure::{Code, Failure};
-use crate::Error;
 use crate::element::{ByElement, bf16, f16};
+use crate::error::Error;
 use crate::tensor::any::AnyTensor;
 use crate::tensor::strided::{Strided, StridedMut, reach};
 use crate::tensor::{AnyTensorMut, TensorMut, TensorRef};

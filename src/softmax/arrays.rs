@@ -4,7 +4,7 @@
 use super::axis::Axis;
 use super::forward::{log_softmax_in_place, log_softmax_into, logsumexp_into, softmax_in_place, softmax_into};
 use super::number::Number;
-use crate::Error;
+use crate::error::Error;
 use ndarray::{Array, ArrayRef, Dimension, RemoveAxis};
 
 /// Softmax of an array along one of its axes: exp(scale * (x - max)) / sum.

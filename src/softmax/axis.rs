@@ -1,7 +1,7 @@
 //! One axis of an n-dimensional array, seen as (before, len, after).
 #![forbid(unsafe_code)]
 
-use crate::Error;
+use crate::error::Error;
 
 /// The axis of a dense row-major array along which a softmax runs.
 ///

@@ -4,7 +4,7 @@
 use super::axis::{Axis, same_len};
 use super::gradients::finish_rare_lines;
 use super::number::Number;
-use crate::Error;
+use crate::error::Error;
 
 /// Losses of the rows of `logits` [rows, classes], where row r belongs to class `targets[r]`:
 ///

@@ -3,6 +3,7 @@
 
 use super::axis::Axis;
 use super::buffers::Buffers;
+use super::number::Number;
 use super::rare;
 
 /// The places of the elements of one line.
@@ -112,5 +113,25 @@ pub(super) fn backward(y: &[f64], mut buffers: Buffers<'_, f64>, axis: Axis, sca
             let dx = if log { dy - y[p].exp() * total } else { y[p] * (dy - total) };
             buffers.output()[p] = scale * dx;
         }
+    }
+}
+
+/// Softmax times both factors, of the elements of one line; 0 where the softmax is 0.
+#[cold]
+#[inline(never)]
+pub(super) fn weighted_line<T: Number>(
+    x: &[T],
+    out: &mut [T],
+    places: impl Iterator<Item = usize> + Clone,
+    scale: f64,
+    factors: [f64; 2],
+) {
+    let mut shares: Vec<f64> = places.clone().map(|place| x[place].to_f64()).collect();
+    let axis = Axis::row(shares.len());
+    softmax(Buffers::InPlace(&mut shares), axis, scale, false, |_| 1.0, |_, _, _| ());
+    let [a, b] = factors;
+    let (larger, smaller) = if a.abs() < b.abs() { (b, a) } else { (a, b) };
+    for (place, share) in places.zip(shares) {
+        out[place] = T::from_f64(if share == 0.0 { 0.0 } else { share * larger * smaller });
     }
 }

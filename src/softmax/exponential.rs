@@ -3,8 +3,8 @@
 
 use super::axis::same_len;
 use super::buffers::Buffers;
-use super::isa;
-use crate::Error;
+use super::level::isa;
+use crate::error::Error;
 use crate::simd::exp::exp;
 use crate::simd::kernel;
 

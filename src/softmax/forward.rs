@@ -5,7 +5,7 @@ use super::axis::{Axis, same_len};
 use super::buffers::Buffers;
 use super::number::Number;
 use super::sealed;
-use crate::Error;
+use crate::error::Error;
 
 /// Softmax of one row, in place: exp(scale * (x - max)) / sum.
 ///

@@ -3,10 +3,10 @@
 
 use super::axis::{Axis, same_len};
 use super::buffers::Buffers;
+use super::double;
 use super::forward::check_scale;
 use super::number::Number;
-use super::rare;
-use crate::Error;
+use crate::error::Error;
 
 /// From the output y of softmax and the gradient dy of a loss with respect to it, that with respect to its input:
 ///
@@ -130,6 +130,6 @@ pub(super) fn finish_rare_lines<T: Number>(
 ) {
     let is_rare = |line: &usize| !T::real_to_f64(gains[*line]).is_finite();
     for line in (0..gains.len()).filter(is_rare) {
-        rare::weighted_softmax(x, out, axis.places(line), scale, factors(line));
+        double::weighted_line(x, out, axis.places(line), scale, factors(line));
     }
 }

@@ -2,9 +2,6 @@
 //! products beyond the largest number. Plain f64, one line at a time.
 #![forbid(unsafe_code)]
 
-use super::axis::Axis;
-use super::buffers::Buffers;
-use super::double;
 use super::number::Number;
 
 /// Gradients are multiplied by this before they are added, and by its inverse at the end: no sum or difference of finite
@@ -43,24 +40,4 @@ pub(super) fn backward<T: Number>(
         T::from_f64(dx)
     });
     dx.collect()
-}
-
-/// Softmax times both factors, of the elements of one line; 0 where the softmax is 0.
-#[cold]
-#[inline(never)]
-pub(super) fn weighted_softmax<T: Number>(
-    x: &[T],
-    out: &mut [T],
-    places: impl Iterator<Item = usize> + Clone,
-    scale: f64,
-    factors: [f64; 2],
-) {
-    let mut shares: Vec<f64> = places.clone().map(|place| x[place].to_f64()).collect();
-    let axis = Axis::row(shares.len());
-    double::softmax(Buffers::InPlace(&mut shares), axis, scale, false, |_| 1.0, |_, _, _| ());
-    let [a, b] = factors;
-    let (larger, smaller) = if a.abs() < b.abs() { (b, a) } else { (a, b) };
-    for (place, share) in places.zip(shares) {
-        out[place] = T::from_f64(if share == 0.0 { 0.0 } else { share * larger * smaller });
-    }
 }

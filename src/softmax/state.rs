@@ -1,11 +1,6 @@
 //! The state of a softmax that has seen some of its elements.
 #![forbid(unsafe_code)]
 
-use super::isa;
-use super::row;
-use super::scale::One;
-use crate::simd::{Kernel, Simd};
-
 /// What a softmax has to remember of the elements it has seen: their maximum and `sum(exp(x - max))`.
 ///
 /// States of disjoint pieces merge into the state of the whole, so a row can be folded piece by piece, in any grouping,
@@ -45,11 +40,6 @@ impl Default for RowState {
 }
 
 impl RowState {
-    /// Adds the elements of `x`.
-    pub fn fold(&mut self, x: &[f32]) {
-        *self = self.merge(isa().run(Fold(x)));
-    }
-
     /// Adds one element.
     pub fn push(&mut self, x: f32) {
         let sum = match x {
@@ -99,40 +89,5 @@ impl RowState {
     /// 1/sum, or what to multiply by in its place where nothing was seen: 0.
     pub(super) fn inverse_sum(self) -> f32 {
         if self.max == f32::NEG_INFINITY { self.sum } else { 1.0 / self.sum }
-    }
-
-    /// Turns elements that were folded into this state into their softmax, exp(x - max) / sum, in place.
-    pub fn finish(self, x: &mut [f32]) {
-        isa().run(Finish(self, x));
-    }
-}
-
-/// Elements folded at a time: a tile of them lies on the stack.
-const TILE: usize = 512;
-
-struct Fold<'a>(&'a [f32]);
-
-impl Kernel for Fold<'_> {
-    type Output = RowState;
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> RowState {
-        let mut tile = [0.0; TILE];
-        let mut state = RowState::default();
-        for x in self.0.chunks(TILE) {
-            state = state.merge(row::fold::<S, f32, One, true>(simd, x, &mut tile[..x.len()], One));
-        }
-        state
-    }
-}
-
-struct Finish<'a>(RowState, &'a mut [f32]);
-
-impl Kernel for Finish<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let ahead = self.1.as_ptr_range().end;
-        row::weigh::<S, f32, One, false>(simd, self.1, self.0.max, One, ahead);
-        row::finish_in_place::<S, false>(simd, self.1, row::weight_norm(self.0));
     }
 }

@@ -4,7 +4,7 @@
 use super::axis::Axis;
 use super::buffers::{Buffers, Stored};
 use super::column::{self, Panel, Scratch, Strip};
-use super::isa;
+use super::level::isa;
 use super::row::{self, ROW_TILE};
 use super::scale::{Halved, One, Plain, Scale, Scaling};
 use super::state::RowState;

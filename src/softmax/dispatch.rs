@@ -1,0 +1,107 @@
+//! Which loops each element type goes through.
+#![forbid(unsafe_code)]
+
+use super::axis::Axis;
+use super::backward::Backward;
+use super::buffers::Buffers;
+use super::level::isa;
+use super::number::Number;
+use super::scale::Scale;
+use super::state::RowState;
+use super::walk::{Softmax, States};
+use super::{double, sealed};
+use crate::element::{bf16, f16};
+
+macro_rules! through_f32 {
+    ($t:ty, $to:expr, $from:expr) => {
+        impl Number for $t {}
+        impl sealed::Sealed for $t {
+            type Real = f32;
+            fn to_f64(self) -> f64 {
+                f64::from($to(self))
+            }
+            fn from_f64(x: f64) -> Self {
+                $from(x as f32)
+            }
+            fn real(x: f64) -> f32 {
+                x as f32
+            }
+            fn real_to_f64(x: f32) -> f64 {
+                f64::from(x)
+            }
+            fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
+                if axis.elements() > 0 {
+                    Softmax { buffers, axis, scale: Scale::new(scale), log, gains: None }.run(|_, _| ());
+                }
+            }
+            fn weighted_softmax(
+                x: &[Self],
+                out: &mut [Self],
+                axis: Axis,
+                scale: f32,
+                gains: &[f32],
+                mut visit: impl FnMut(usize, f64, f64),
+            ) {
+                let (buffers, scale) = (Buffers::Into { from: x, to: out }, Scale::new(scale));
+                Softmax { buffers, axis, scale, log: false, gains: Some(gains) }
+                    .run(|line, state| visit(line, f64::from(state.max), f64::from(state.sum)));
+            }
+            fn states(x: &[Self], axis: Axis, scale: f32, mut visit: impl FnMut(usize, f64, f64)) {
+                let scale = Scale::new(scale);
+                let visit = |line, state: RowState| {
+                    visit(line, f64::from(state.max) * f64::from(scale.scale), f64::from(state.sum));
+                };
+                isa().run(States { x, axis, scale, visit });
+            }
+            fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
+                if axis.elements() == 0 {
+                    // Lines without elements can be more than anyone could walk along.
+                } else if log {
+                    isa().run(Backward::<_, true> { y, buffers, axis, scale });
+                } else {
+                    isa().run(Backward::<_, false> { y, buffers, axis, scale });
+                }
+            }
+        }
+    };
+}
+
+through_f32!(f32, |x| x, |x| x);
+through_f32!(f16, f16::to_f32, f16::from_f32);
+through_f32!(bf16, bf16::to_f32, bf16::from_f32);
+
+impl Number for f64 {}
+impl sealed::Sealed for f64 {
+    type Real = f64;
+    fn to_f64(self) -> f64 {
+        self
+    }
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+    fn real(x: f64) -> f64 {
+        x
+    }
+    fn real_to_f64(x: f64) -> f64 {
+        x
+    }
+    fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
+        double::softmax(buffers, axis, scale, log, |_| 1.0, |_, _, _| ());
+    }
+    fn weighted_softmax(
+        x: &[Self],
+        out: &mut [Self],
+        axis: Axis,
+        scale: f64,
+        gains: &[f64],
+        visit: impl FnMut(usize, f64, f64),
+    ) {
+        double::softmax(Buffers::Into { from: x, to: out }, axis, scale, false, |line| gains[line], visit);
+    }
+    fn states(x: &[Self], axis: Axis, scale: f64, visit: impl FnMut(usize, f64, f64)) {
+        double::states(x, axis, scale, visit);
+    }
+    fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
+        double::backward(y, buffers, axis, scale, log);
+    }
+}

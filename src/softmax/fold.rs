@@ -1,0 +1,50 @@
+//! Slices folded into a [`RowState`], and turned into their softmax.
+#![forbid(unsafe_code)]
+
+use super::level::isa;
+use super::row;
+use super::scale::One;
+use super::state::RowState;
+use crate::simd::{Kernel, Simd};
+
+impl RowState {
+    /// Adds the elements of `x`.
+    pub fn fold(&mut self, x: &[f32]) {
+        *self = self.merge(isa().run(Fold(x)));
+    }
+
+    /// Turns elements that were folded into this state into their softmax, exp(x - max) / sum, in place.
+    pub fn finish(self, x: &mut [f32]) {
+        isa().run(Finish(self, x));
+    }
+}
+
+/// Elements folded at a time: a tile of them lies on the stack.
+const TILE: usize = 512;
+
+struct Fold<'a>(&'a [f32]);
+
+impl Kernel for Fold<'_> {
+    type Output = RowState;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> RowState {
+        let mut tile = [0.0; TILE];
+        let mut state = RowState::default();
+        for x in self.0.chunks(TILE) {
+            state = state.merge(row::fold::<S, f32, One, true>(simd, x, &mut tile[..x.len()], One));
+        }
+        state
+    }
+}
+
+struct Finish<'a>(RowState, &'a mut [f32]);
+
+impl Kernel for Finish<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let ahead = self.1.as_ptr_range().end;
+        row::weigh::<S, f32, One, false>(simd, self.1, self.0.max, One, ahead);
+        row::finish_in_place::<S, false>(simd, self.1, row::weight_norm(self.0));
+    }
+}
