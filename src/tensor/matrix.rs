@@ -222,3 +222,24 @@ impl<'a, T> RowMut<'a, T> {
         self.iter_mut().zip(values).for_each(|(to, value)| *to = value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "rows of 2 in 0 elements")]
+    fn a_size_that_wraps_is_no_size() {
+        Matrix::<f32>::from_slice(&[], usize::MAX / 2 + 1, 2);
+    }
+
+    #[test]
+    fn addresses_are_of_rows_without_gaps() {
+        let data = [0.0f32; 24];
+        let matrix = Matrix::from_slice(&data, 4, 6).slice_rows(1..3).slice_cols(2..5);
+        let rows = matrix.addresses().unwrap();
+        assert_eq!((rows.first, rows.rows), (data.as_ptr().wrapping_add(8).cast(), 2));
+        assert_eq!((rows.row_bytes, rows.stride_bytes), (12, 24));
+        assert!(matrix.slice_rows(1..1).addresses().is_none() && matrix.slice_cols(1..1).addresses().is_none());
+    }
+}

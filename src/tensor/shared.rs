@@ -100,3 +100,66 @@ impl<T> SharedRows<'_, T> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two threads write the rows of a tensor with gaps and a backward axis, each its own; gaps stay as they are.
+    #[test]
+    fn threads_write_their_rows() {
+        let mut data = [0u16; 2 * 3 * 20];
+        // Element (b, h, i, e) is data[60 b - 20 h + 5 i + e + 40].
+        let tensor = StridedMut::new(&mut data, 40, [2, 3, 4, 3], [60, -20, 5, 1]).unwrap();
+        let shared = SharedRows::new(tensor);
+        let write = |b: usize| {
+            for (h, i) in (0..3).flat_map(|h| (0..4).map(move |i| (h, i))) {
+                // SAFETY: each thread writes the rows of one b, one after the other.
+                let row = unsafe { shared.row_mut([b, h, i]) };
+                row.into_mut_slice().expect("no gaps").fill((100 * b + 10 * h + i + 1) as u16);
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| write(0));
+            write(1);
+        });
+        for (n, value) in data.into_iter().enumerate() {
+            let (b, h, i, e) = (n / 60, 2 - n % 60 / 20, n % 20 / 5, n % 5);
+            assert_eq!(value as usize, if e < 3 { 100 * b + 10 * h + i + 1 } else { 0 }, "element {n}");
+        }
+    }
+
+    #[test]
+    fn elements_are_written_alone() {
+        let mut data = [0u16; 12];
+        let shared = SharedRows::new(StridedMut::new(&mut data, 0, [1, 2, 3], [12, 6, 2]).unwrap());
+        // SAFETY: one thread, one element at a time.
+        (0..2).for_each(|h| (0..3).for_each(|i| unsafe { shared.write([0, h, i], (3 * h + i + 1) as u16) }));
+        assert_eq!(data, [1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "index [0, 2, 0] of shape [1, 2, 3]")]
+    fn an_element_outside_is_not_written() {
+        let mut data = [0u16; 12];
+        let shared = SharedRows::new(StridedMut::new(&mut data, 0, [1, 2, 3], [12, 6, 2]).unwrap());
+        // SAFETY: one thread, one element.
+        unsafe { shared.write([0, 2, 0], 1) };
+    }
+
+    /// Addresses are those of the rows, and there are none where a prefetch would be of no use.
+    #[test]
+    fn addresses_of_rows() {
+        let mut data = [0.0f32; 120];
+        let first = data.as_ptr();
+        let shared = SharedRows::new(StridedMut::new(&mut data, 0, [2, 3, 4, 3], [60, 20, 5, 1]).unwrap());
+        let rows = shared.addresses([1, 2], 1..3).unwrap();
+        assert_eq!((rows.first, rows.rows), (first.wrapping_add(60 + 2 * 20 + 5).cast(), 2));
+        assert_eq!((rows.row_bytes, rows.stride_bytes), (12, 20));
+        assert!(shared.addresses([1, 2], 4..4).is_none());
+        let shared = SharedRows::new(StridedMut::new(&mut data, 0, [2, 3, 4, 3], [60, 20, 1, 5]).unwrap());
+        assert!(shared.addresses([0, 0], 0..4).is_none(), "gaps");
+        let shared = SharedRows::new(StridedMut::new(&mut data, 0, [1, 1, 4, 0], [0; 4]).unwrap());
+        assert!(shared.addresses([0, 0], 0..4).is_none(), "no elements");
+    }
+}
