@@ -74,8 +74,7 @@ fn half_outputs_are_rounded_once() {
 #[test]
 fn the_lse_of_zero_scores_is_rounded_once() {
     let counts = || (1..260).chain([511, 512, 513, 1100]);
-    for (form, seq_kv) in [Form::FewQueries, Form::ManyQueries].into_iter().flat_map(|f| counts().map(move |n| (f, n)))
-    {
+    for (form, seq_kv) in [Form::Decode, Form::Prefill].into_iter().flat_map(|f| counts().map(move |n| (f, n))) {
         let dims = Dims { batch: 1, heads_q: 1, heads_kv: 1, seq_q: 1, seq_kv, head_dim: 1, value_dim: 1 };
         let mut problem = Problem::plain(dims, || 0.0);
         problem.form = Some(form);

@@ -94,13 +94,13 @@ fn types_and_ranks_at_run_time() {
         (x.dtype(), x.shape().to_vec(), x.strides().to_vec())
     }
     fn of<T: Element>(dtype: DType) {
-        let data = vec![T::default(); LEN];
+        let data = [T::default(); LEN];
         let tensor = TensorRef::from_slice(&data[..120], SHAPE).unwrap();
         let strides = vec![60, 20, 5, 1];
         let expected = (dtype, SHAPE.to_vec(), strides);
         assert_eq!(seen(tensor), expected);
-        assert_eq!(seen(&tensor), expected);
-        assert_eq!(seen(&AnyTensorRef::from(tensor)), expected);
+        let (of_tensor, of_any) = (&tensor, &AnyTensorRef::from(tensor));
+        assert_eq!([seen(of_tensor), seen(of_any)], [expected.clone(), expected]);
         let [one, two, three] = [vec![7], vec![2, 3], vec![2, 3, 4]];
         assert_eq!(seen(TensorRef::from_slice(&data[..7], [7]).unwrap()), (dtype, one, vec![1]));
         assert_eq!(seen(TensorRef::from_slice(&data[..6], [2, 3]).unwrap()), (dtype, two, vec![3, 1]));
@@ -127,7 +127,9 @@ fn arrays_and_views_convert() {
     }
     let mut x = Array4::from_elem((2, 3, 4, 5), 0.5); // (the literal becomes an f32)
     assert_eq!(AnyTensorRef::from(&x).dtype(), DType::F32);
-    for got in [shape(&x), shape(x.view()), shape(&x.view()), shape_mut(&mut x.clone()), shape_mut(x.view_mut())] {
+    let other = x.clone();
+    let view = &other.view();
+    for got in [shape(&x), shape(x.view()), shape(view), shape_mut(&mut x.clone()), shape_mut(x.view_mut())] {
         assert_eq!(got, SHAPE);
     }
     let shared = x.to_shared();

@@ -253,3 +253,87 @@ impl<'a> AnyGroupRowsMut<'a> {
         map_elements!(output, output => unsafe { GroupRowsMut::new(output, b, heads, rows) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::strided::StridedMut;
+    use super::*;
+
+    /// Row r is query r / group of head r % group, whatever the strides; a slice counts from its first row.
+    #[test]
+    fn rows_are_those_of_the_group() {
+        let data: Vec<u16> = (0..2 * 4 * 3 * 6).collect();
+        // Element (b, h, i, e) is data[72 b + 18 (3 - h) + 6 i + 2 e].
+        let tensor = Strided::new(&data, 54, [2, 4, 3, 3], [72, -18, 6, 2]).unwrap();
+        for (b, heads) in [(0, 0..1), (1, 3..4), (0, 0..4), (1, 1..3), (1, 1..4)] {
+            let (group, all) = (heads.len(), GroupRows::new(&tensor, b, heads.clone()));
+            assert_eq!((all.count(), all.cols(), all.has_contiguous_rows()), (3 * group, 3, false));
+            for first in 0..=all.count() {
+                let rows = all.slice(first..all.count());
+                for n in 0..rows.count() {
+                    let (h, i) = (heads.start + (first + n) % group, (first + n) / group);
+                    let expected: Vec<u16> = (0..3).map(|e| tensor.get([b, h, i, e]).unwrap()).collect();
+                    assert_eq!(rows.row(n).iter().collect::<Vec<_>>(), expected, "{heads:?}: row {n} from {first}");
+                }
+                // Head by head, they are the same rows.
+                let by_head =
+                    rows.heads().flat_map(|head| (0..head.rows()).map(move |i| head.row(i).iter().sum::<u16>()));
+                let one_by_one = (0..rows.count()).map(|n| rows.row(n).iter().sum::<u16>());
+                let sorted = |mut sums: Vec<u16>| {
+                    sums.sort_unstable();
+                    sums
+                };
+                assert_eq!(sorted(by_head.collect()), sorted(one_by_one.collect()));
+            }
+        }
+    }
+
+    /// Two threads write the rows of a tensor with gaps and a backward axis, each its own; gaps stay as they are.
+    #[test]
+    fn threads_write_their_rows() {
+        let mut data = [0u16; 2 * 4 * 20];
+        // Element (b, h, i, e) is data[80 b + 20 (3 - h) + 5 i + e].
+        let shared = SharedRows::new(StridedMut::new(&mut data, 60, [2, 4, 4, 3], [80, -20, 5, 1]).unwrap());
+        let write = |heads: Range<usize>| {
+            for b in 0..2 {
+                // SAFETY: each thread has the rows of its own heads, of one batch after the other.
+                let mut rows = unsafe { GroupRowsMut::new(&shared, b, heads.clone(), 0..4 * heads.len()) };
+                let group = heads.len();
+                for (r, row) in rows.rows_mut(0..4 * group).enumerate() {
+                    let (h, i) = (heads.start + r % group, r / group);
+                    row.into_mut_slice().expect("no gaps").fill((100 * b + 10 * h + i + 1) as u16);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| write(0..3));
+            write(3..4);
+        });
+        for (n, value) in data.into_iter().enumerate() {
+            let (b, h, i, e) = (n / 80, 3 - n % 80 / 20, n % 20 / 5, n % 5);
+            assert_eq!(value as usize, if e < 3 { 100 * b + 10 * h + i + 1 } else { 0 }, "element {n}");
+        }
+    }
+
+    #[test]
+    fn elements_are_rows_of_one() {
+        let mut data = [0u16; 12];
+        let shared = SharedRows::new(StridedMut::new(&mut data, 0, [1, 2, 3], [12, 6, 2]).unwrap());
+        // SAFETY: nobody else has them.
+        let mut rows = unsafe { GroupRowsMut::of_elements(&shared, 0, 0..2, 1..6) };
+        for (n, mut row) in rows.rows_mut(0..5).enumerate() {
+            row.iter_mut().for_each(|x| *x = n as u16 + 1);
+        }
+        assert_eq!(data, [0, 0, 2, 0, 4, 0, 1, 0, 3, 0, 5, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "rows 0..3 of 2")]
+    fn rows_outside_are_not_written() {
+        let mut data = [0u16; 12];
+        let shared = SharedRows::new(StridedMut::new(&mut data, 0, [1, 2, 3], [12, 6, 2]).unwrap());
+        // SAFETY: nobody else has them.
+        let mut rows = unsafe { GroupRowsMut::of_elements(&shared, 0, 0..2, 1..3) };
+        let _ = rows.rows_mut(0..3).count();
+    }
+}

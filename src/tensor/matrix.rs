@@ -202,3 +202,14 @@ impl<'a, T> RowMut<'a, T> {
         self.iter_mut().zip(values).for_each(|(to, value)| *to = value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "rows of 2 in 0 elements")]
+    fn a_size_that_wraps_is_no_size() {
+        Matrix::<f32>::from_slice(&[], usize::MAX / 2 + 1, 2);
+    }
+}

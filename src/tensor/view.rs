@@ -22,7 +22,8 @@ use std::ops::{Bound, Range, RangeBounds};
 /// A tensor of rank 1, 2 or 3 converts into one of rank 4, with axes of size 1 in front, as in NumPy. That is for masks and
 /// biases: a `[seq_q, seq_kv]` mask holds for every batch and head. It is not for queries, keys and values. Calls refuse those
 /// with [`Error::Rank`] even after the conversion, because a tensor of rank 3 has two readings: `[batch, seq, hidden]` and
-/// `[heads, seq, dim]`.
+/// `[heads, seq, dim]`. [`insert_axis`](TensorRef::insert_axis) gives it a rank of 4 that is meant, and so do `permuted` and
+/// `narrow` of the converted tensor, which count its four axes.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorRef<'a, T, const N: usize = 4> {
     pub(crate) strided: Strided<'a, T, N>,
