@@ -90,7 +90,8 @@ fn long_rows_with_a_scale() {
         let x: Vec<f32> = numbers(20_000, 13).iter().enumerate().map(|(i, x)| x + (i / 16_384) as f32 * step).collect();
         let (exact, log, lse) = by_formula(&x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), f64::from(scale));
         let near = |got: f32, exact: f64, size: f64| (f64::from(got) - exact).abs() <= BOUND * size;
-        assert!(near(logsumexp(&x, scale), lse, 1.0 + lse.abs()), "{step} {scale}: {} {lse}", logsumexp(&x, scale));
+        let got = logsumexp(&x, scale).unwrap();
+        assert!(near(got, lse, 1.0 + lse.abs()), "{step} {scale}: {got} {lse}");
         let (mut y, mut y_log) = (x.clone(), x);
         softmax(&mut y, scale);
         log_softmax(&mut y_log, scale);
@@ -474,7 +475,7 @@ fn f64_follows_the_same_rules() {
     for scale in [1.0, 0.0, -0.0, -2.0] {
         let mut log = [-inf; 3];
         log_softmax(&mut log, scale);
-        assert_eq!((logsumexp(&log, scale), log), (-inf, [-inf; 3]), "nothing visible, scale {scale}");
+        assert_eq!((logsumexp(&log, scale), log), (Ok(-inf), [-inf; 3]), "nothing visible, scale {scale}");
     }
 }
 
