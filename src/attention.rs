@@ -2,20 +2,23 @@
 
 #![forbid(unsafe_code)]
 
-use crate::driver::{self, Output, Schedule, Workspace};
-use crate::element::Element;
+use crate::call::{Call, LseOutput};
+use crate::driver::{self, Output, Workspace};
+use crate::element::{DType, Element};
 use crate::error::Error;
 use crate::integers::Integers;
 use crate::level::Level;
 use crate::mask::{MaskTensor, Window};
 use crate::options::Options;
 use crate::plan::{Form, Plan, Threads};
+use crate::prepared::Prepared;
 use crate::problem::{Problem, check_shape};
 use crate::score::{AlibiSlopes, BiasTensor, ScoreStage};
 use crate::sequence::QueryOffset;
 use crate::simd::Isa;
+use crate::softmax;
 use crate::tensor::any::AnyTensor;
-use crate::tensor::{AnyTensorMut, TensorMut, TensorRef};
+use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 
 /// Scaled-dot-product attention: what to compute, apart from the tensors.
 ///
@@ -179,26 +182,39 @@ impl<'a> Attention<'a> {
     ///
     /// # Errors
     /// As [`Attention::compute`].
-    pub fn plan<'t, Q: Element, K: Element, V: Element>(
+    pub fn plan<'t>(
         &self,
-        q: impl Into<TensorRef<'t, Q>>,
-        k: impl Into<TensorRef<'t, K>>,
-        v: impl Into<TensorRef<'t, V>>,
+        q: impl Into<AnyTensorRef<'t>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<Plan, Error> {
-        self.plan_for(&self.problem(q.into(), k.into(), v.into())?)
+        self.plan_for(&Problem::new(&self.options, [q.into(), k.into(), v.into()])?)
+    }
+
+    /// The same from types and shapes alone, before there are any tensors.
+    ///
+    /// ```
+    /// use flashtile::{Attention, DType, Form};
+    ///
+    /// let (q, kv) = ((DType::F32, [1, 32, 1, 128]), (DType::F16, [1, 8, 8192, 128]));
+    /// let plan = Attention::new().causal().plan_shapes(q, kv, kv)?;
+    /// assert_eq!(plan.form(), Form::Decode);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Attention::compute`].
+    pub fn plan_shapes(
+        &self,
+        q: (DType, [usize; 4]),
+        k: (DType, [usize; 4]),
+        v: (DType, [usize; 4]),
+    ) -> Result<Plan, Error> {
+        self.plan_for(&Problem::of_shapes(&self.options, [q, k, v])?)
     }
 
     pub(crate) fn plan_for(&self, problem: &Problem<'_>) -> Result<Plan, Error> {
         Ok(Plan::new(problem, Isa::for_level(self.level)?, self.form, self.threads))
-    }
-
-    fn problem<'t, Q: Element, K: Element, V: Element>(
-        &'t self,
-        q: TensorRef<'t, Q>,
-        k: TensorRef<'t, K>,
-        v: TensorRef<'t, V>,
-    ) -> Result<Problem<'t>, Error> {
-        Problem::new(&self.options, q, k, v)
     }
 }
 
@@ -209,14 +225,14 @@ impl<'a> Attention<'a> {
     /// # Errors
     /// As [`Attention::compute`], and [`Error::TooLarge`] if there is no memory for the result.
     #[cfg(feature = "ndarray")]
-    pub fn run<'t, Q: Element, K: Element, V: Element>(
+    pub fn run<'t, Q: Element>(
         &self,
         q: impl Into<TensorRef<'t, Q>>,
-        k: impl Into<TensorRef<'t, K>>,
-        v: impl Into<TensorRef<'t, V>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<ndarray::Array4<Q>, Error> {
         let (q, k, v) = (q.into(), k.into(), v.into());
-        let mut out = array(self.problem(q, k, v)?.dims.output_shape())?;
+        let mut out = array(Problem::new(&self.options, [q.into(), k, v])?.dims.output_shape())?;
         self.compute(q, k, v, &mut out, None, &mut Workspace::new())?;
         Ok(out)
     }
@@ -226,16 +242,16 @@ impl<'a> Attention<'a> {
     /// # Errors
     /// As [`Attention::run`].
     #[cfg(feature = "ndarray")]
-    pub fn run_with_lse<'t, Q: Element, K: Element, V: Element>(
+    pub fn run_with_lse<'t, Q: Element>(
         &self,
         q: impl Into<TensorRef<'t, Q>>,
-        k: impl Into<TensorRef<'t, K>>,
-        v: impl Into<TensorRef<'t, V>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(ndarray::Array4<Q>, ndarray::Array3<f32>), Error> {
         let (q, k, v) = (q.into(), k.into(), v.into());
-        let dims = self.problem(q, k, v)?.dims;
+        let dims = Problem::new(&self.options, [q.into(), k, v])?.dims;
         let (mut out, mut lse) = (array(dims.output_shape())?, array(dims.lse_shape())?);
-        self.compute(q, k, v, &mut out, Some((&mut lse).into()), &mut Workspace::new())?;
+        self.compute(q, k, v, &mut out, &mut lse, &mut Workspace::new())?;
         Ok((out, lse))
     }
 
@@ -243,18 +259,21 @@ impl<'a> Attention<'a> {
     ///
     /// # Errors
     /// As [`Attention::compute`].
-    pub fn run_into<'t, Q: Element, K: Element, V: Element, O: Element>(
+    pub fn run_into<'t>(
         &self,
-        q: impl Into<TensorRef<'t, Q>>,
-        k: impl Into<TensorRef<'t, K>>,
-        v: impl Into<TensorRef<'t, V>>,
-        out: impl Into<TensorMut<'t, O>>,
+        q: impl Into<AnyTensorRef<'t>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        v: impl Into<AnyTensorRef<'t>>,
+        out: impl Into<AnyTensorMut<'t>>,
     ) -> Result<(), Error> {
         self.compute(q, k, v, out, None, &mut Workspace::new())
     }
 
     /// The full form of every call: into `out`, with the log-sum-exps if there is an `lse` to take them, and with memory
     /// that is kept from call to call.
+    ///
+    /// Tensors are ndarray arrays and views, [`TensorRef`] and [`TensorMut`], or [`AnyTensorRef`] and [`AnyTensorMut`] whose
+    /// types are known at run time. `lse` is `None`, or `&mut lse` of an array, or a [`TensorMut`] of rank 3.
     ///
     /// With a workspace that has seen a problem as large, serial calls and calls from within a rayon pool don't allocate.
     ///
@@ -265,38 +284,48 @@ impl<'a> Attention<'a> {
     /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthOutOfRange`]: a mask, bias or list that does
     ///   not fit the tensors
     /// * [`Error::InvalidOption`]: a scale, softcap or slope that is no usable number
+    /// * [`Error::GivenTwice`]: a mask, a bias, key lengths or ALiBi given twice
     /// * [`Error::LevelUnavailable`]
     /// * [`Error::TooLarge`]: dimensions (of broadcast tensors) beyond any memory
     /// * [`Error::TooMany`]: more than 2^32 - 1 query rows or 2^24 key/value heads in all batches together, or rows of more
     ///   than 2^20 elements
-    pub fn compute<'t, Q: Element, K: Element, V: Element, O: Element>(
+    pub fn compute<'t>(
         &self,
-        q: impl Into<TensorRef<'t, Q>>,
-        k: impl Into<TensorRef<'t, K>>,
-        v: impl Into<TensorRef<'t, V>>,
-        out: impl Into<TensorMut<'t, O>>,
-        lse: Option<TensorMut<'t, f32, 3>>,
+        q: impl Into<AnyTensorRef<'t>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        v: impl Into<AnyTensorRef<'t>>,
+        out: impl Into<AnyTensorMut<'t>>,
+        lse: impl Into<LseOutput<'t>>,
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
-        Call::new(self, self.problem(q.into(), k.into(), v.into())?, out.into().into(), lse)?.run(workspace);
+        let problem = Problem::new(&self.options, [q.into(), k.into(), v.into()])?;
+        self.call(problem, out.into(), lse.into())?.run(workspace);
         Ok(())
+    }
+
+    /// A call that is only to be run.
+    pub(crate) fn call<'t>(
+        &self,
+        problem: Problem<'t>,
+        out: AnyTensorMut<'t>,
+        lse: LseOutput<'t>,
+    ) -> Result<Call<'t>, Error> {
+        let plan = self.plan_for(&problem)?;
+        Call::new(problem, plan, out, lse)
     }
 
     /// Plans once for a fixed problem, to be computed many times: the same shapes with other data.
     ///
     /// # Errors
     /// As [`Attention::compute`].
-    pub fn prepare<'t, Q: Element, K: Element, V: Element>(
+    pub fn prepare<'t>(
         &self,
-        q: impl Into<TensorRef<'t, Q>>,
-        k: impl Into<TensorRef<'t, K>>,
-        v: impl Into<TensorRef<'t, V>>,
+        q: impl Into<AnyTensorRef<'t>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<Prepared<'a>, Error> {
-        let problem = self.problem(q.into(), k.into(), v.into())?;
-        let plan = self.plan_for(&problem)?;
-        let schedule = Schedule::new(&problem, &plan);
-        let shapes = [problem.q.shape(), problem.k.shape(), problem.v.shape()];
-        Ok(Prepared { attention: self.clone(), plan, schedule, shapes })
+        let problem = Problem::new(&self.options, [q.into(), k.into(), v.into()])?;
+        Ok(Prepared::new(self.options.clone(), &problem, self.plan_for(&problem)?, self.form))
     }
 
     /// The scores at a named stage, `[batch, heads_q, seq_q, seq_kv]`: for looking at attention, not for computing with.
@@ -306,147 +335,44 @@ impl<'a> Attention<'a> {
     /// # Errors
     /// As [`Attention::run`].
     #[cfg(feature = "ndarray")]
-    pub fn scores<'t, Q: Element, K: Element>(
+    pub fn scores<'t>(
         &self,
         stage: ScoreStage,
-        q: impl Into<TensorRef<'t, Q>>,
-        k: impl Into<TensorRef<'t, K>>,
+        q: impl Into<AnyTensorRef<'t>>,
+        k: impl Into<AnyTensorRef<'t>>,
     ) -> Result<ndarray::Array4<f32>, Error> {
         let (q, k) = (q.into(), k.into());
-        let mut out = array(Problem::of_scores(&self.options, q, k)?.dims.scores_shape())?;
+        let mut out = array(Problem::of_scores(&self.options, [q, k])?.dims.scores_shape())?;
         self.scores_into(stage, q, k, &mut out)?;
         Ok(out)
     }
 
     /// As `scores` (of the feature `ndarray`), into a tensor of the caller's: `[batch, heads_q, seq_q, seq_kv]`.
     ///
-    /// Always formed as for many queries, whatever [`Form`] is set.
+    /// They are formed as [`Form::Prefill`] does, from f32, whatever form is set.
     ///
     /// # Errors
     /// As [`Attention::compute`].
-    pub fn scores_into<'t, Q: Element, K: Element>(
+    pub fn scores_into<'t>(
         &self,
         stage: ScoreStage,
-        q: impl Into<TensorRef<'t, Q>>,
-        k: impl Into<TensorRef<'t, K>>,
+        q: impl Into<AnyTensorRef<'t>>,
+        k: impl Into<AnyTensorRef<'t>>,
         out: impl Into<TensorMut<'t, f32>>,
     ) -> Result<(), Error> {
-        let (q, k, out) = (q.into(), k.into(), out.into());
-        let problem = Problem::of_scores(&self.options, q, k)?;
+        let out = out.into();
+        let problem = Problem::of_scores(&self.options, [q.into(), k.into()])?;
         let plan = Plan::for_scores(&problem, Isa::for_level(self.level)?, self.threads);
         let names = ["batch", "heads_q", "seq_q", "seq_kv"];
         check_shape("output", names, out.shape(), problem.dims.scores_shape())?;
         let finish_row = match stage {
-            ScoreStage::Probabilities => crate::softmax::plain,
+            ScoreStage::Probabilities => softmax::plain,
             _ => |_: &mut [f32]| (),
         };
-        driver::inspect::run(
-            &problem.at_stage(stage),
-            &plan,
-            finish_row,
-            Output::new(out.into(), None),
-            &mut Workspace::new(),
-        );
+        let (problem, output) = (problem.at_stage(stage), Output::new(out.into(), None));
+        driver::inspect::run(&problem, &plan, finish_row, output, &mut Workspace::new());
         Ok(())
     }
-}
-
-/// An [`Attention`] with everything decided for a fixed problem; made by [`Attention::prepare`].
-///
-/// It saves planning and listing the tasks, some 0.3 microseconds for a small problem: worth it where calls are tiny.
-///
-/// ```
-/// use flashtile::{Attention, Workspace};
-/// use ndarray::Array4;
-///
-/// let x = Array4::from_elem((1, 4, 16, 32), 0.5f32);
-/// let prepared = Attention::new().causal().prepare(&x, &x, &x)?;
-/// let (mut out, mut workspace) = (Array4::<f32>::zeros((1, 4, 16, 32)), Workspace::new());
-/// for _layer in 0..3 {
-///     prepared.compute(&x, &x, &x, &mut out, None, &mut workspace)?;
-/// }
-/// # Ok::<(), flashtile::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct Prepared<'a> {
-    attention: Attention<'a>,
-    plan: Plan,
-    schedule: Schedule,
-    /// Of queries, keys and values.
-    shapes: [[usize; 4]; 3],
-}
-
-impl Prepared<'_> {
-    /// The plan that every call follows.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    /// As [`Attention::compute`], for tensors of the shapes that this was prepared for; types and strides may differ. (The form is
-    /// the one for the types that it was prepared for.)
-    ///
-    /// # Errors
-    /// [`Error::ShapeMismatch`] for other shapes.
-    pub fn compute<'t, Q: Element, K: Element, V: Element, O: Element>(
-        &self,
-        q: impl Into<TensorRef<'t, Q>>,
-        k: impl Into<TensorRef<'t, K>>,
-        v: impl Into<TensorRef<'t, V>>,
-        out: impl Into<TensorMut<'t, O>>,
-        lse: Option<TensorMut<'t, f32, 3>>,
-        workspace: &mut Workspace,
-    ) -> Result<(), Error> {
-        let (q, k, v) = (q.into(), k.into(), v.into());
-        let [q_shape, k_shape, v_shape] = self.shapes;
-        check_shape("queries", ["batch", "heads_q", "seq_q", "head_dim"], q.shape(), q_shape)?;
-        check_shape("keys", ["batch", "heads_kv", "seq_kv", "head_dim"], k.shape(), k_shape)?;
-        check_shape("values", ["batch", "heads_kv", "seq_kv", "value_dim"], v.shape(), v_shape)?;
-        let problem = self.attention.problem(q, k, v)?;
-        let output = checked_output(&problem, out.into().into(), lse)?;
-        let plan = self.plan.for_types_of(&problem);
-        driver::run_scheduled(&problem, &plan, &self.schedule, output, workspace);
-        Ok(())
-    }
-}
-
-/// A call that nothing refuses any more: only to be run.
-pub(crate) struct Call<'a> {
-    problem: Problem<'a>,
-    plan: Plan,
-    output: Output<'a>,
-}
-
-impl<'a> Call<'a> {
-    pub(crate) fn new(
-        attention: &Attention<'_>,
-        problem: Problem<'a>,
-        out: AnyTensorMut<'a>,
-        lse: Option<TensorMut<'a, f32, 3>>,
-    ) -> Result<Self, Error> {
-        let plan = attention.plan_for(&problem)?;
-        let output = checked_output(&problem, out, lse)?;
-        Ok(Call { problem, plan, output })
-    }
-
-    /// Whether the work is worth more than one thread.
-    #[cfg(feature = "capi")]
-    pub(crate) fn is_parallel(&self) -> bool {
-        self.plan.is_parallel()
-    }
-
-    pub(crate) fn run(self, workspace: &mut Workspace) {
-        driver::run(&self.problem, &self.plan, self.output, workspace);
-    }
-}
-
-fn checked_output<'t>(
-    problem: &Problem<'_>,
-    out: AnyTensorMut<'t>,
-    lse: Option<TensorMut<'t, f32, 3>>,
-) -> Result<Output<'t>, Error> {
-    problem.check_output(&out)?;
-    lse.as_ref().map_or(Ok(()), |lse| problem.check_lse(lse))?;
-    Ok(Output::new(out, lse))
 }
 
 /// An array of zeros, or an error where there is no memory for it.

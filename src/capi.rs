@@ -24,7 +24,6 @@ pub use failure::Code;
 pub use options::{Options, flags};
 pub use tensor::Tensor;
 
-use crate::attention::Call;
 use crate::driver::Workspace;
 use crate::element::{bf16, f16};
 use crate::level::Level;
@@ -127,7 +126,7 @@ unsafe fn attention(
     // SAFETY: as above, and the two outputs don't meet.
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.
-    let call = Call::new(&attention, problem, unsafe { out.output()? }, lse)?;
+    let call = attention.call(problem, unsafe { out.output()? }, lse.into())?;
     pools::run_on(options.threads, call.is_parallel(), || call.run(workspace))
 }
 

@@ -83,6 +83,7 @@
 #![deny(missing_docs)]
 
 mod attention;
+mod call;
 #[cfg(feature = "capi")]
 pub mod capi;
 mod driver;
@@ -96,6 +97,7 @@ mod mask;
 mod merge;
 mod options;
 mod plan;
+mod prepared;
 mod problem;
 pub mod reference;
 mod score;
@@ -104,7 +106,8 @@ mod simd;
 pub mod softmax;
 mod tensor;
 
-pub use attention::{Attention, Prepared};
+pub use attention::Attention;
+pub use call::LseOutput;
 pub use driver::Workspace;
 pub use element::{DType, Element, bf16, f16};
 pub use error::Error;
@@ -113,6 +116,7 @@ pub use kernel::task::Operands;
 pub use level::Level;
 pub use merge::merge;
 pub use plan::{Form, Plan, Threads};
+pub use prepared::Prepared;
 pub use score::{AlibiSlopes, ScoreStage, alibi_slope};
 pub use sequence::QueryOffset;
 pub use tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};

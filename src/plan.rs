@@ -75,6 +75,7 @@ pub struct Plan {
     split_tasks: bool,
     /// The blocks that the rows of each key/value head are divided into: of rows (decode) or panels (prefill).
     blocks: EvenBlocks,
+    threads: Threads,
     parallel: bool,
 }
 
@@ -100,6 +101,11 @@ impl Plan {
         Plan { operands: operands(problem, self.isa), ..self }
     }
 
+    /// The plan for another problem, with the same level and threads.
+    pub(crate) fn replanned(&self, problem: &Problem<'_>, form: Option<Form>) -> Self {
+        Self::new(problem, self.isa, form, self.threads)
+    }
+
     fn of_form(dims: Dims, isa: Isa, form: Form, operands: Operands, threads: Threads) -> Self {
         let rows = dims.rows();
         let heads = dims.batch.saturating_mul(dims.heads_kv);
@@ -123,6 +129,7 @@ impl Plan {
             tile_keys,
             split_tasks: form == Form::Decode && worth_splitting && partials <= MAX_PARTIALS,
             blocks,
+            threads,
             parallel: threads == Threads::Pool && multiply_adds(&dims) >= PARALLEL_WORK,
         }
     }

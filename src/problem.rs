@@ -5,14 +5,14 @@
 
 #![forbid(unsafe_code)]
 
-use crate::element::Element;
+use crate::element::DType;
 use crate::error::Error;
 use crate::mask::{Causal, Mask, MaskTensor, Window};
 use crate::options::Options;
 use crate::score::{Alibi, AlibiSlopes, BiasTensor, ScoreMods, ScoreStage, Softcap};
 use crate::sequence::{QueryOffset, Sequences};
 use crate::tensor::any::AnyTensor;
-use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
+use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut};
 use std::f32::consts::LOG2_E;
 
 /// The sizes of a problem.
@@ -72,17 +72,18 @@ pub(crate) struct Problem<'a> {
 }
 
 impl<'a> Problem<'a> {
-    pub(crate) fn new<Q: Element, K: Element, V: Element>(
-        options: &Options<'a>,
-        q: TensorRef<'a, Q>,
-        k: TensorRef<'a, K>,
-        v: TensorRef<'a, V>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(options: &Options<'a>, [q, k, v]: [AnyTensorRef<'a>; 3]) -> Result<Self, Error> {
         let [q, k, v] = [of_rank_4("queries", q)?, of_rank_4("keys", k)?, of_rank_4("values", v)?];
         Self::of_any(options, [q, k, v])
     }
 
-    /// As [`Problem::new`], for element types that are known at run time only.
+    /// A problem of types and shapes alone, to be planned: every element of a tensor is one and the same.
+    pub(crate) fn of_shapes(options: &Options<'a>, shapes: [(DType, [usize; 4]); 3]) -> Result<Self, Error> {
+        let [q, k, v] = shapes.map(|(dtype, shape)| AnyTensor::repeated(dtype, shape));
+        Self::of_any(options, [q, k, v])
+    }
+
+    /// As [`Problem::new`], of tensors that are known to have rank 4.
     pub(crate) fn of_any(options: &Options<'a>, [q, k, v]: [AnyTensor<'a>; 3]) -> Result<Self, Error> {
         let dims = check_shapes(q.shape(), k.shape(), v.shape())?;
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
@@ -97,14 +98,11 @@ impl<'a> Problem<'a> {
     }
 
     /// The problem of scores alone: values of dimension 0.
-    pub(crate) fn of_scores<Q: Element, K: Element>(
-        options: &Options<'a>,
-        q: TensorRef<'a, Q>,
-        k: TensorRef<'a, K>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn of_scores(options: &Options<'a>, [q, k]: [AnyTensorRef<'a>; 2]) -> Result<Self, Error> {
+        let [q, k] = [of_rank_4("queries", q)?, of_rank_4("keys", k)?];
         let [batch, heads_kv, seq_kv, _] = k.shape();
-        let no_values = TensorRef::<f32>::from_slice(&[], [batch, heads_kv, seq_kv, 0])?;
-        let problem = Self::new(options, q, k, no_values)?;
+        let no_values = AnyTensor::repeated(DType::F32, [batch, heads_kv, seq_kv, 0]);
+        let problem = Self::of_any(options, [q, k, no_values])?;
         check_size("the scores", problem.dims.scores_shape())?;
         Ok(problem)
     }

@@ -12,11 +12,10 @@
 #![forbid(unsafe_code)]
 
 use crate::attention::Attention;
-use crate::element::Element;
 use crate::error::Error;
 use crate::problem::{Dims, Problem};
 use crate::score::ScoreStage;
-use crate::tensor::TensorRef;
+use crate::tensor::AnyTensorRef;
 use crate::tensor::any::AnyTensor;
 
 /// What [`attention`] returns: f64, row by row without gaps.
@@ -48,13 +47,13 @@ pub struct Reference {
 ///
 /// # Errors
 /// Those of [`Attention::run_into`].
-pub fn attention<'t, Q: Element, K: Element, V: Element>(
+pub fn attention<'t>(
     options: &Attention<'t>,
-    q: impl Into<TensorRef<'t, Q>>,
-    k: impl Into<TensorRef<'t, K>>,
-    v: impl Into<TensorRef<'t, V>>,
+    q: impl Into<AnyTensorRef<'t>>,
+    k: impl Into<AnyTensorRef<'t>>,
+    v: impl Into<AnyTensorRef<'t>>,
 ) -> Result<Reference, Error> {
-    let problem = Problem::new(&options.options, q.into(), k.into(), v.into())?;
+    let problem = Problem::new(&options.options, [q.into(), k.into(), v.into()])?;
     let shape = problem.dims.output_shape();
     let [.., value_dim] = shape;
     let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
@@ -83,13 +82,13 @@ pub fn attention<'t, Q: Element, K: Element, V: Element>(
 ///
 /// # Errors
 /// Those of [`Attention::run_into`].
-pub fn scores<'t, Q: Element, K: Element>(
+pub fn scores<'t>(
     options: &Attention<'t>,
     stage: ScoreStage,
-    q: impl Into<TensorRef<'t, Q>>,
-    k: impl Into<TensorRef<'t, K>>,
+    q: impl Into<AnyTensorRef<'t>>,
+    k: impl Into<AnyTensorRef<'t>>,
 ) -> Result<Vec<f64>, Error> {
-    let problem = Problem::of_scores(&options.options, q.into(), k.into())?;
+    let problem = Problem::of_scores(&options.options, [q.into(), k.into()])?;
     let mut result = Vec::new();
     if problem.dims.seq_kv == 0 {
         return Ok(result); // however many queries there are

@@ -37,7 +37,7 @@ impl Schedule {
     }
 
     /// Lists the tasks of `plan`: every batch, head and block of rows once, and the blocks divide the rows.
-    pub(super) fn fill(&mut self, problem: &Problem<'_>, plan: &Plan) {
+    pub(crate) fn fill(&mut self, problem: &Problem<'_>, plan: &Plan) {
         self.tasks.clear();
         let dims = &problem.dims;
         if dims.rows() == 0 {

@@ -227,6 +227,15 @@ impl<'a> AnyTensor<'a> {
         }
     }
 
+    /// A tensor whose elements are all the same zero.
+    pub(crate) fn repeated(dtype: DType, shape: [usize; 4]) -> AnyTensor<'static> {
+        match dtype {
+            DType::F32 => ByElement::F32(Strided::repeated(&0.0, shape)),
+            DType::F16 => ByElement::F16(Strided::repeated(const { &f16::ZERO }, shape)),
+            DType::Bf16 => ByElement::Bf16(Strided::repeated(const { &bf16::ZERO }, shape)),
+        }
+    }
+
     pub(crate) fn shape(&self) -> [usize; 4] {
         with_elements!(self, tensor => *tensor.shape())
     }

@@ -90,6 +90,12 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         Ok(unsafe { Self::from_checked(data.as_ptr().wrapping_add(offset), shape, strides) })
     }
 
+    /// One element at every index.
+    pub(crate) fn repeated(element: &'a T, shape: [usize; N]) -> Self {
+        // SAFETY: with strides of 0, every index leads to that element.
+        unsafe { Self::from_checked(element, shape, [0; N]) }
+    }
+
     fn check(len: usize, offset: usize, shape: &[usize; N], strides: &[isize; N]) -> Result<(), Error> {
         let Some((first, last)) = reach(shape, strides) else { return Ok(()) };
         let (first, last) = (first.saturating_add(offset as i128), last.saturating_add(offset as i128));

@@ -1,0 +1,82 @@
+//! A call that nothing refuses any more, and where its log-sum-exps go.
+
+#![forbid(unsafe_code)]
+
+use crate::driver::{self, Output, Workspace};
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::problem::Problem;
+use crate::tensor::{AnyTensorMut, TensorMut};
+
+/// Where log-sum-exps go: nowhere, or into a tensor of f32, `[batch, heads_q, seq_q]`.
+///
+/// It is made from `None`, from a [`TensorMut`], or from a mutable ndarray array or view of rank 3, so that calls take `None` or
+/// `&mut lse`.
+#[derive(Debug)]
+pub struct LseOutput<'t>(Option<TensorMut<'t, f32, 3>>);
+
+impl<'t> From<Option<TensorMut<'t, f32, 3>>> for LseOutput<'t> {
+    fn from(lse: Option<TensorMut<'t, f32, 3>>) -> Self {
+        LseOutput(lse)
+    }
+}
+
+impl<'t> From<TensorMut<'t, f32, 3>> for LseOutput<'t> {
+    fn from(lse: TensorMut<'t, f32, 3>) -> Self {
+        LseOutput(Some(lse))
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl<'t, S: ndarray::DataMut<Elem = f32>> From<&'t mut ndarray::ArrayBase<S, ndarray::Ix3>> for LseOutput<'t> {
+    fn from(lse: &'t mut ndarray::ArrayBase<S, ndarray::Ix3>) -> Self {
+        LseOutput(Some(lse.into()))
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl<'t> From<ndarray::ArrayViewMut<'t, f32, ndarray::Ix3>> for LseOutput<'t> {
+    fn from(lse: ndarray::ArrayViewMut<'t, f32, ndarray::Ix3>) -> Self {
+        LseOutput(Some(lse.into()))
+    }
+}
+
+/// The checked output of a problem.
+pub(crate) fn checked_output<'t>(
+    problem: &Problem<'_>,
+    out: AnyTensorMut<'t>,
+    LseOutput(lse): LseOutput<'t>,
+) -> Result<Output<'t>, Error> {
+    problem.check_output(&out)?;
+    lse.as_ref().map_or(Ok(()), |lse| problem.check_lse(lse))?;
+    Ok(Output::new(out, lse))
+}
+
+/// A call that is only to be run.
+pub(crate) struct Call<'a> {
+    problem: Problem<'a>,
+    plan: Plan,
+    output: Output<'a>,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(
+        problem: Problem<'a>,
+        plan: Plan,
+        out: AnyTensorMut<'a>,
+        lse: LseOutput<'a>,
+    ) -> Result<Self, Error> {
+        let output = checked_output(&problem, out, lse)?;
+        Ok(Call { problem, plan, output })
+    }
+
+    /// Whether the work is worth more than one thread.
+    #[cfg(feature = "capi")]
+    pub(crate) fn is_parallel(&self) -> bool {
+        self.plan.is_parallel()
+    }
+
+    pub(crate) fn run(self, workspace: &mut Workspace) {
+        driver::run(&self.problem, &self.plan, self.output, workspace);
+    }
+}

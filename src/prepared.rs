@@ -1,0 +1,104 @@
+//! An attention planned once, to be computed many times.
+
+#![forbid(unsafe_code)]
+
+use crate::call::{LseOutput, checked_output};
+use crate::driver::{self, Schedule, Workspace};
+use crate::element::DType;
+use crate::error::Error;
+use crate::options::Options;
+use crate::plan::{Form, Plan};
+use crate::problem::{Problem, check_shape};
+use crate::tensor::{AnyTensorMut, AnyTensorRef};
+
+/// An [`Attention`] with everything decided for a fixed problem; made by [`Attention::prepare`].
+///
+/// It saves planning and listing the tasks, some 0.3 microseconds for a small problem: worth it where calls are tiny. Where
+/// the number of keys grows from step to step, [`Prepared::set_keys`] plans anew without an allocation.
+///
+/// ```
+/// use flashtile::{Attention, Workspace};
+/// use ndarray::Array4;
+///
+/// let x = Array4::from_elem((1, 4, 16, 32), 0.5f32);
+/// let prepared = Attention::new().causal().prepare(&x, &x, &x)?;
+/// let (mut out, mut workspace) = (Array4::<f32>::zeros((1, 4, 16, 32)), Workspace::new());
+/// for _layer in 0..3 {
+///     prepared.compute(&x, &x, &x, &mut out, None, &mut workspace)?;
+/// }
+///
+/// // Decoding: one more key at each step, in a cache with room for 64.
+/// let (q, cache) = (Array4::from_elem((1, 4, 1, 32), 0.5f32), Array4::from_elem((1, 4, 64, 32), 0.5f32));
+/// let keys = |n: usize| cache.slice(ndarray::s![.., .., ..n, ..]);
+/// let mut prepared = Attention::new().causal().prepare(&q, keys(1), keys(1))?;
+/// let mut out = Array4::<f32>::zeros((1, 4, 1, 32));
+/// for n in 1..=64 {
+///     prepared.set_keys(n)?;
+///     prepared.compute(&q, keys(n), keys(n), &mut out, None, &mut workspace)?;
+/// }
+/// # Ok::<(), flashtile::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    options: Options<'a>,
+    plan: Plan,
+    schedule: Schedule,
+    /// The form that was asked for.
+    form: Option<Form>,
+    /// Of queries, keys and values.
+    shapes: [(DType, [usize; 4]); 3],
+}
+
+impl<'a> Prepared<'a> {
+    pub(crate) fn new(options: Options<'a>, problem: &Problem<'_>, plan: Plan, form: Option<Form>) -> Self {
+        let shapes = [&problem.q, &problem.k, &problem.v].map(|tensor| (tensor.dtype(), tensor.shape()));
+        Prepared { options, plan, schedule: Schedule::new(problem, &plan), form, shapes }
+    }
+
+    /// The plan that every call follows.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Plans anew for `seq_kv` keys and values, everything else being as before. Key lengths and query offsets are those that
+    /// were given.
+    ///
+    /// It takes less than a microsecond for a decoding step, and allocates only where there are more tasks than ever before.
+    ///
+    /// # Errors
+    /// As [`Attention::compute`](crate::Attention::compute); this is then as it was.
+    pub fn set_keys(&mut self, seq_kv: usize) -> Result<(), Error> {
+        let [q, mut k, mut v] = self.shapes;
+        (k.1[2], v.1[2]) = (seq_kv, seq_kv);
+        let problem = Problem::of_shapes(&self.options, [q, k, v])?;
+        self.plan = self.plan.replanned(&problem, self.form);
+        self.schedule.fill(&problem, &self.plan);
+        self.shapes = [q, k, v];
+        Ok(())
+    }
+
+    /// As [`Attention::compute`](crate::Attention::compute), for tensors of the shapes that this was prepared for; types and
+    /// strides may differ. (The form is the one for the types that it was prepared for.)
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] for other shapes.
+    pub fn compute<'t>(
+        &self,
+        q: impl Into<AnyTensorRef<'t>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        v: impl Into<AnyTensorRef<'t>>,
+        out: impl Into<AnyTensorMut<'t>>,
+        lse: impl Into<LseOutput<'t>>,
+        workspace: &mut Workspace,
+    ) -> Result<(), Error> {
+        let problem = Problem::new(&self.options, [q.into(), k.into(), v.into()])?;
+        let [q_shape, k_shape, v_shape] = self.shapes.map(|(_, shape)| shape);
+        check_shape("queries", ["batch", "heads_q", "seq_q", "head_dim"], problem.q.shape(), q_shape)?;
+        check_shape("keys", ["batch", "heads_kv", "seq_kv", "head_dim"], problem.k.shape(), k_shape)?;
+        check_shape("values", ["batch", "heads_kv", "seq_kv", "value_dim"], problem.v.shape(), v_shape)?;
+        let output = checked_output(&problem, out.into(), lse.into())?;
+        let plan = self.plan.for_types_of(&problem);
+        driver::run_scheduled(&problem, &plan, &self.schedule, output, workspace);
+        Ok(())
+    }
+}
