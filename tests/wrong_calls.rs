@@ -467,7 +467,8 @@ fn too_large() {
         Attention::new().plan(q, kv, kv).map(|_| ())
     };
     assert_eq!(plan(1 << 24, 1), Ok(()));
-    assert_eq!(plan((1 << 24) + 1, 1), Err(Error::TooLarge { what: "the list of heads" }));
+    let (what, limit, got) = ("key/value heads in all batches", 1 << 24, (1 << 24) + 1);
+    assert_eq!(plan((1 << 24) + 1, 1), Err(Error::TooMany { what, limit, got }));
     #[cfg(target_pointer_width = "64")]
     {
         assert_eq!(plan(1, (1 << 60) - 1), Ok(()));
