@@ -22,16 +22,16 @@ mod support;
 use flashtile::{Attention, Element, Form, Level, Threads, f16};
 use std::error::Error;
 use support::machine::{multiply_add_flops, multiply_adds};
-use support::{Case, Run, Sizes, best_times, rounds};
+use support::{Case, Dims, Run, best_times, rounds};
 
 const PEAK_STEPS: usize = 1 << 18;
 const QUERIES: usize = 192;
 const KEYS: usize = 4096;
 
 fn run<'a, T: Element>(queries: usize, head_dim: usize, value_dim: usize) -> Result<Run<'a>, Box<dyn Error>> {
-    let sizes = Sizes { head_dim, value_dim, ..Sizes::new(1, queries, KEYS, 0) };
+    let dims = Dims { head_dim, value_dim, ..Dims::new(1, queries, KEYS, 0) };
     let attention = Attention::new().scale(0.1).form(Form::Prefill).threads(Threads::Serial);
-    let mut case = Case::<T>::new(sizes, attention).checked()?;
+    let mut case = Case::<T>::new(dims, attention).checked()?;
     Ok(Box::new(move || case.run()))
 }
 

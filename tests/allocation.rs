@@ -6,9 +6,9 @@
 mod support;
 
 use flashtile::{Attention, Form, Level, Prepared, TensorMut, Threads, Workspace, bf16};
-use support::Rng;
 use support::counting::{Counting, Usage};
-use support::problems::{Bits, Inputs, Sizes, forms_and_levels, len};
+use support::problems::{Bits, forms_and_levels};
+use support::{Dims, Inputs, Rng, len};
 
 #[global_allocator]
 static COUNTING: Counting = Counting::new();
@@ -21,9 +21,9 @@ struct Call<T> {
 }
 
 impl<T: Bits> Call<T> {
-    fn new(sizes: Sizes) -> Self {
-        let (out, lse) = (vec![0.0; len(sizes.out())], vec![0.0; len(sizes.lse())]);
-        Call { inputs: Inputs::random(sizes, &mut Rng(1)), out, lse }
+    fn new(dims: Dims) -> Self {
+        let (out, lse) = (vec![0.0; len(dims.out())], vec![0.0; len(dims.lse())]);
+        Call { inputs: Inputs::random(dims, &mut Rng(1)), out, lse }
     }
 
     /// What a call takes.
@@ -34,9 +34,9 @@ impl<T: Bits> Call<T> {
         workspace: &mut Workspace,
     ) -> Usage {
         let Call { inputs, out, lse } = self;
-        let sizes = inputs.sizes;
+        let dims = inputs.dims;
         let (out, lse) =
-            (TensorMut::from_slice(out, sizes.out()).unwrap(), Some(TensorMut::from_slice(lse, sizes.lse()).unwrap()));
+            (TensorMut::from_slice(out, dims.out()).unwrap(), Some(TensorMut::from_slice(lse, dims.lse()).unwrap()));
         let (q, k, v) = (inputs.q(), inputs.k(), inputs.v());
         let (done, usage) = COUNTING.usage(|| match prepared {
             Some(prepared) => prepared.compute(q, k, v, out, lse, workspace),
@@ -60,12 +60,12 @@ fn allocation() {
 }
 
 /// Problems whose later calls are no larger than the first.
-fn problems() -> [Sizes; 4] {
+fn problems() -> [Dims; 4] {
     [
-        Sizes { batch: 2, heads_q: 4, heads_kv: 2, ..Sizes::single(300, 500, 40) },
-        Sizes { heads_q: 8, heads_kv: 2, ..Sizes::single(1, 3000, 64) },
-        Sizes { value_dim: 9, ..Sizes::single(20, 40, 3) },
-        Sizes::single(1, 1, 1),
+        Dims { batch: 2, heads_q: 4, heads_kv: 2, ..Dims::new(1, 300, 500, 40) },
+        Dims { heads_q: 8, heads_kv: 2, ..Dims::new(1, 1, 3000, 64) },
+        Dims { value_dim: 9, ..Dims::new(1, 20, 40, 3) },
+        Dims::new(1, 1, 1, 1),
     ]
 }
 
@@ -73,19 +73,19 @@ fn nothing_on_later_calls() {
     for (form, level) in forms_and_levels() {
         let attention = Attention::new().causal().softcap(9.0).form(form).level(level).threads(Threads::Serial);
         let mut workspace = Workspace::new();
-        for sizes in problems() {
-            let mut call = Call::<f32>::new(sizes);
+        for dims in problems() {
+            let mut call = Call::<f32>::new(dims);
             let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
             for prepared in [None, Some(&prepared)] {
                 call.usage(&attention, prepared, &mut workspace);
                 let later = call.usage(&attention, prepared, &mut workspace);
-                assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level}");
+                assert_eq!(later.calls, 0, "{later:?} {dims:?} {form:?} {level}");
             }
         }
         // Large ones have been seen: smaller ones find all they need.
-        for sizes in problems() {
-            let later = Call::<f32>::new(sizes).usage(&attention, None, &mut workspace);
-            assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level}, after larger ones");
+        for dims in problems() {
+            let later = Call::<f32>::new(dims).usage(&attention, None, &mut workspace);
+            assert_eq!(later.calls, 0, "{later:?} {dims:?} {form:?} {level}, after larger ones");
         }
     }
 }
@@ -95,7 +95,7 @@ fn nothing_for_queries_that_fit_no_pairs() {
     for (form, level) in forms_and_levels() {
         let attention = Attention::new().form(form).level(level).threads(Threads::Serial);
         let mut workspace = Workspace::new();
-        let mut call = Call::<bf16>::new(Sizes::single(20, 300, 33));
+        let mut call = Call::<bf16>::new(Dims::new(1, 20, 300, 33));
         call.inputs.q[40] = bf16::from_bits(1);
         call.usage(&attention, None, &mut workspace);
         let later = call.usage(&attention, None, &mut workspace);
@@ -110,8 +110,8 @@ fn nothing_within_a_pool() {
     for (form, level) in forms_and_levels() {
         let attention = Attention::new().causal().form(form).level(level);
         let mut workspace = Workspace::new();
-        for sizes in problems() {
-            let mut call = Call::<f32>::new(sizes);
+        for dims in problems() {
+            let mut call = Call::<f32>::new(dims);
             let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
             pool.install(|| {
                 // Twice: the first time, the pool may get something ready for itself as well.
@@ -119,7 +119,7 @@ fn nothing_within_a_pool() {
                 call.usage(&attention, None, &mut workspace);
                 for n in 0..40 {
                     let later = call.usage(&attention, (n % 2 == 0).then_some(&prepared), &mut workspace);
-                    assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level} in a pool, call {n}");
+                    assert_eq!(later.calls, 0, "{later:?} {dims:?} {form:?} {level} in a pool, call {n}");
                 }
             });
         }
@@ -135,7 +135,7 @@ fn flat_in_the_keys() {
                 if softcap {
                     attention = attention.softcap(20.0);
                 }
-                let mut call = Call::<f32>::new(Sizes::single(200, seq_kv, 64));
+                let mut call = Call::<f32>::new(Dims::new(1, 200, seq_kv, 64));
                 call.usage(&attention, None, &mut Workspace::new()).peak
             };
             let (short, long) = (peak(1024), peak(8192));
@@ -149,19 +149,16 @@ fn flat_in_the_keys() {
 /// [`Workspace::bytes`] is what the workspace holds.
 fn bytes_are_what_is_held() {
     for (form, level) in forms_and_levels() {
-        for sizes in problems() {
+        for dims in problems() {
             let attention = Attention::new().form(form).level(level).threads(Threads::Serial);
-            let mut call = Call::<f32>::new(sizes);
+            let mut call = Call::<f32>::new(dims);
             let mut workspace = Workspace::new();
             assert_eq!(workspace.bytes(), 0);
             call.usage(&attention, None, &mut workspace);
             let bytes = workspace.bytes();
             let ((), freed) = COUNTING.freed(|| drop(workspace));
             // The list of workers' memories is a few words more.
-            assert!(
-                bytes <= freed && freed <= bytes + 2048,
-                "{bytes} bytes, {freed} freed: {sizes:?} {form:?} {level}"
-            );
+            assert!(bytes <= freed && freed <= bytes + 2048, "{bytes} bytes, {freed} freed: {dims:?} {form:?} {level}");
         }
     }
 }

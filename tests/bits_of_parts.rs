@@ -5,10 +5,10 @@ mod support;
 
 use flashtile::{Level, Threads};
 use std::ops::Range;
-use support::Rng;
-use support::any_problem::{Dims, Offset, Part, Results};
+use support::any_problem::{Offset, Part, Results};
 use support::problems::FORMS;
 use support::random_problem::problem;
+use support::{Dims, Rng};
 
 /// A range inside `0..n`, not empty.
 fn some_of(n: usize, rng: &mut Rng) -> Range<usize> {

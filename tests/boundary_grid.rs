@@ -4,10 +4,10 @@
 mod support;
 
 use flashtile::{DType, Form, Level};
-use support::Rng;
-use support::any_problem::{Dims, Layout, Problem, Tensor};
+use support::any_problem::{Layout, Problem, Tensor};
 use support::bound::tile_keys;
 use support::check::{Found, check};
+use support::{Dims, Rng};
 
 /// A size at which something changes, and what.
 struct Boundary {
@@ -139,7 +139,7 @@ fn check_all(dims: Dims, guards: &str, options: impl Fn(&mut Problem)) {
             let mut rng = Rng(7);
             let mut problem = Problem::plain(dims, || rng.normal());
             if dtype == DType::F16 {
-                let [_, k, v, _] = dims.shapes().map(Layout::contiguous);
+                let [k, v] = [dims.k(), dims.v()].map(Layout::contiguous);
                 problem.k = Tensor::new(dtype, k, |_| rng.normal());
                 problem.v = Tensor::new(dtype, v, |_| rng.normal());
             }

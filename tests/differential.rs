@@ -10,11 +10,11 @@ use flashtile::{DType, Form, Level};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use support::Rng;
-use support::any_problem::{Broadcast, Dims, Layout, Problem, Tensor};
+use support::any_problem::{Broadcast, Layout, Problem, Tensor};
 use support::bound::{Chains, exact, round_to};
 use support::check::{Found, check};
 use support::random_problem::problem;
+use support::{Dims, Rng};
 
 #[test]
 fn small_problems() {
@@ -119,7 +119,7 @@ fn adversarial_values() {
 fn adversarial(form: Form, seed: u64, scale: f32, key: &mut dyn FnMut(usize, &mut Rng) -> f32, value: f32) -> Problem {
     let (rng, dims) = (&mut Rng(seed), ADVERSARIAL);
     let mut problem = Problem::plain(dims, || value * rng.normal());
-    let [q, k, ..] = dims.shapes().map(Layout::contiguous);
+    let [q, k] = [dims.q(), dims.k()].map(Layout::contiguous);
     // The first element carries what is wanted; 1 in the queries, so that every one sees the same.
     problem.q = Tensor::new(DType::F32, q, |[.., e]| if e == 0 { 1.0 } else { 0.01 * rng.normal() });
     problem.k = Tensor::new(DType::F32, k, |[.., j, e]| if e == 0 { key(j, rng) } else { 0.01 * rng.normal() });

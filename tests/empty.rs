@@ -4,9 +4,9 @@
 mod support;
 
 use flashtile::{Attention, Error, QueryOffset, ScoreStage, TensorMut, TensorRef, Workspace, merge, reference};
-use support::Rng;
-use support::problems::{FORMS, Inputs, Sizes, forms_and_levels, len};
+use support::problems::{FORMS, forms_and_levels};
 use support::watchdog::within;
+use support::{Dims, Inputs, Rng, len};
 
 /// All bits of zero, and all of -inf.
 fn assert_empty(out: &[f32], lse: &[f32], case: impl std::fmt::Display) {
@@ -19,7 +19,7 @@ fn assert_empty(out: &[f32], lse: &[f32], case: impl std::fmt::Display) {
 fn rows_that_see_nothing() {
     let mut rng = Rng(1);
     for _ in 0..60 {
-        let sizes = Sizes {
+        let dims = Dims {
             batch: 2,
             heads_q: 4,
             heads_kv: 2,
@@ -28,24 +28,24 @@ fn rows_that_see_nothing() {
             head_dim: 1 + rng.below(20),
             value_dim: 1 + rng.below(20),
         };
-        let mut inputs = Inputs::<f32>::random(sizes, &mut rng);
+        let mut inputs = Inputs::<f32>::random(dims, &mut rng);
         // Negative values make the -0 that a product with a weight of 0 can leave.
         inputs.v.iter_mut().for_each(|x| *x = -x.abs());
-        let attend: Vec<bool> = sizes.rows().map(|_| rng.one_in(2)).collect();
-        let mask = TensorRef::from_slice(&attend, [2, 4, sizes.seq_q, 1]).unwrap();
+        let attend: Vec<bool> = dims.rows().map(|_| rng.one_in(2)).collect();
+        let mask = TensorRef::from_slice(&attend, [2, 4, dims.seq_q, 1]).unwrap();
         for (form, level) in forms_and_levels() {
             let (out, lse) = inputs.compute(&Attention::new().mask(mask).form(form).level(level));
             for (n, sees) in attend.iter().enumerate() {
-                let (row, lse) = (&out[n * sizes.value_dim..][..sizes.value_dim], &lse[n..n + 1]);
+                let (row, lse) = (&out[n * dims.value_dim..][..dims.value_dim], &lse[n..n + 1]);
                 if *sees {
                     assert!(lse[0].is_finite() && row.iter().all(|x| *x < 0.0));
                 } else {
-                    assert_empty(row, lse, format_args!("row {n} of {sizes:?} {form:?} {level}"));
+                    assert_empty(row, lse, format_args!("row {n} of {dims:?} {form:?} {level}"));
                 }
             }
             let nowhere = Attention::new().causal().query_offset(QueryOffset::At(isize::MIN));
             let (out, lse) = inputs.compute(&nowhere.form(form).level(level));
-            assert_empty(&out, &lse, format_args!("{sizes:?} {form:?} {level}"));
+            assert_empty(&out, &lse, format_args!("{dims:?} {form:?} {level}"));
         }
     }
 }
@@ -59,8 +59,8 @@ fn dimensions_of_zero() {
             let mut dims = full;
             (dims[first], dims[second]) = (0, 0);
             let [batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim] = dims;
-            let sizes = Sizes { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
-            let inputs = Inputs::<f32>::random(sizes, &mut Rng(2));
+            let dims = Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
+            let inputs = Inputs::<f32>::random(dims, &mut Rng(2));
             let (form, level) = forms_and_levels().next().unwrap();
             let plan = Attention::new().form(form).level(level).plan(inputs.q(), inputs.k(), inputs.v());
             if heads_kv == 0 && heads_q != 0 {
@@ -71,7 +71,7 @@ fn dimensions_of_zero() {
                 let attention = Attention::new().form(form).level(level);
                 println!("{}", attention.plan(inputs.q(), inputs.k(), inputs.v()).unwrap());
                 let (out, lse) = inputs.compute(&attention);
-                let case = format!("{sizes:?} {form:?} {level}");
+                let case = format!("{dims:?} {form:?} {level}");
                 if seq_kv == 0 {
                     assert_empty(&out, &lse, &case);
                 } else if head_dim == 0 {
@@ -90,7 +90,7 @@ fn dimensions_of_zero() {
 }
 
 fn prepared_is_the_same(inputs: &Inputs<f32>, attention: &Attention<'_>, expected: &[f32]) {
-    let shape = inputs.sizes.out();
+    let shape = inputs.dims.out();
     let mut out = vec![f32::NAN; len(shape)];
     let prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v()).unwrap();
     let to = TensorMut::from_slice(&mut out, shape).unwrap();
@@ -132,8 +132,8 @@ fn wild_strides_without_elements() {
 fn huge_without_elements() {
     within(60, "tensors without elements", || {
         let huge = [1 << 30, 1 << 32, 1 << 50, 1 << 59, 1 << 62, usize::MAX / 2, usize::MAX];
-        let sizes = huge.into_iter().flat_map(|huge| [1, 2].map(|small| (small, huge)));
-        for ((small, huge), form) in sizes.flat_map(|sizes| FORMS.map(|form| (sizes, form))) {
+        let pairs = huge.into_iter().flat_map(|huge| [1, 2].map(|small| (small, huge)));
+        for ((small, huge), form) in pairs.flat_map(|pair| FORMS.map(|form| (pair, form))) {
             for case in 0..1 << 7 {
                 // Each dimension is huge or small; a shape that would have elements gets a 0.
                 let size = |bit: usize| if case >> bit & 1 == 1 { huge } else { small };

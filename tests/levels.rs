@@ -4,8 +4,8 @@
 mod support;
 
 use flashtile::{AlibiSlopes, Attention, Error, Level, bf16, f16, reference};
-use support::Rng;
-use support::problems::{Bits, FORMS, Inputs, Sizes};
+use support::problems::{Bits, FORMS};
+use support::{Dims, Inputs, Rng};
 
 /// The levels that must be there: what the standard library says of the processor, or, where CI knows better, the names in
 /// `FLASHTILE_EXPECT_LEVELS`, separated by commas.
@@ -39,7 +39,7 @@ fn expected_levels_run() {
     let available: Vec<_> = Level::available().collect();
     assert_eq!(available, expected());
     assert_eq!(Level::best(), *available.last().unwrap());
-    let inputs = Inputs::<f32>::random(Sizes::single(9, 9, 9), &mut Rng(1));
+    let inputs = Inputs::<f32>::random(Dims::new(1, 9, 9, 9), &mut Rng(1));
     for level in Level::ALL {
         for form in FORMS {
             let attention = Attention::new().level(*level).form(form);
@@ -71,7 +71,7 @@ fn expected_levels_run() {
 fn agree<T: Bits>(seed: u64) {
     let mut rng = Rng(seed);
     for round in 0..40 {
-        let sizes = Sizes {
+        let dims = Dims {
             batch: 2,
             heads_q: 4,
             heads_kv: 2,
@@ -80,17 +80,17 @@ fn agree<T: Bits>(seed: u64) {
             head_dim: 1 + rng.below(70),
             value_dim: 1 + rng.below(70),
         };
-        let inputs = Inputs::<T>::random(sizes, &mut rng);
+        let inputs = Inputs::<T>::random(dims, &mut rng);
         let mut attention = Attention::new();
         if rng.one_in(2) {
             attention = attention.causal().softcap(10.0).alibi(AlibiSlopes::Standard);
         }
         let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
         let largest = |x: &[T]| x.iter().map(|x| x.to_f32().abs() as f64).fold(0.0, f64::max);
-        let dim = sizes.head_dim as f64;
-        let scores = largest(&inputs.q) * largest(&inputs.k) * dim.sqrt() + sizes.seq_kv as f64 / 4.0;
+        let dim = dims.head_dim as f64;
+        let scores = largest(&inputs.q) * largest(&inputs.k) * dim.sqrt() + dims.seq_kv as f64 / 4.0;
         let u = 2f64.powi(-24);
-        let relative = u * (2.0 * (dim + 8.0) * scores + sizes.seq_kv as f64 + 32.0);
+        let relative = u * (2.0 * (dim + 8.0) * scores + dims.seq_kv as f64 + 32.0);
         let v = largest(&inputs.v);
         let half_ulp = match T::DTYPE {
             flashtile::DType::F32 => u,
@@ -103,12 +103,12 @@ fn agree<T: Bits>(seed: u64) {
                 for (got, expected) in out.iter().zip(&expected.out) {
                     let off = (got.to_f32() as f64 - expected).abs();
                     let bound = v * relative + half_ulp * v;
-                    assert!(off <= bound, "off by {off:e}, bound {bound:e}: round {round} {sizes:?} {form:?} {level}");
+                    assert!(off <= bound, "off by {off:e}, bound {bound:e}: round {round} {dims:?} {form:?} {level}");
                 }
                 for (got, expected) in lse.iter().zip(&expected.lse) {
                     let off = (*got as f64 - expected).abs();
                     let empty = *got == f32::NEG_INFINITY && *expected == f64::NEG_INFINITY;
-                    assert!(empty || off <= relative, "lse off by {off:e}: round {round} {sizes:?} {form:?} {level}");
+                    assert!(empty || off <= relative, "lse off by {off:e}: round {round} {dims:?} {form:?} {level}");
                 }
             }
         }

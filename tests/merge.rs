@@ -4,40 +4,40 @@
 mod support;
 
 use flashtile::{Attention, Error, TensorMut, TensorRef, merge};
-use support::Rng;
 use support::layouts::LAYOUTS;
-use support::problems::{Inputs, Sizes, bits, forms_and_levels, len};
+use support::problems::{bits, forms_and_levels};
+use support::{Dims, Inputs, Rng, len};
 
 /// An output with its log-sum-exps.
 #[derive(Clone, Debug)]
 struct State {
-    sizes: Sizes,
+    dims: Dims,
     out: Vec<f32>,
     lse: Vec<f32>,
 }
 
 impl State {
-    fn new(sizes: Sizes, (out, lse): (Vec<f32>, Vec<f32>)) -> Self {
-        State { sizes, out, lse }
+    fn new(dims: Dims, (out, lse): (Vec<f32>, Vec<f32>)) -> Self {
+        State { dims, out, lse }
     }
 
     /// The state of no keys.
-    fn empty(sizes: Sizes) -> Self {
-        Self::new(sizes, (vec![0.0; len(sizes.out())], vec![f32::NEG_INFINITY; len(sizes.lse())]))
+    fn empty(dims: Dims) -> Self {
+        Self::new(dims, (vec![0.0; len(dims.out())], vec![f32::NEG_INFINITY; len(dims.lse())]))
     }
 
-    fn random(sizes: Sizes, rng: &mut Rng) -> Self {
-        let lse = rng.normals(len(sizes.lse())).into_iter().map(|x| x * 10.0).collect();
-        Self::new(sizes, (rng.normals(len(sizes.out())), lse))
+    fn random(dims: Dims, rng: &mut Rng) -> Self {
+        let lse = rng.normals::<f32>(len(dims.lse())).into_iter().map(|x| x * 10.0).collect();
+        Self::new(dims, (rng.normals(len(dims.out())), lse))
     }
 
     fn merged(mut self, other: &State) -> State {
-        let sizes = self.sizes;
+        let dims = self.dims;
         merge(
-            TensorMut::from_slice(&mut self.out, sizes.out()).unwrap(),
-            TensorMut::from_slice(&mut self.lse, sizes.lse()).unwrap(),
-            TensorRef::from_slice(&other.out, sizes.out()).unwrap(),
-            TensorRef::from_slice(&other.lse, sizes.lse()).unwrap(),
+            TensorMut::from_slice(&mut self.out, dims.out()).unwrap(),
+            TensorMut::from_slice(&mut self.lse, dims.lse()).unwrap(),
+            TensorRef::from_slice(&other.out, dims.out()).unwrap(),
+            TensorRef::from_slice(&other.lse, dims.lse()).unwrap(),
         )
         .unwrap();
         self
@@ -59,7 +59,7 @@ impl State {
     }
 }
 
-const SIZES: Sizes = Sizes { batch: 2, heads_q: 3, heads_kv: 3, seq_q: 5, seq_kv: 90, head_dim: 8, value_dim: 7 };
+const SIZES: Dims = Dims { batch: 2, heads_q: 3, heads_kv: 3, seq_q: 5, seq_kv: 90, head_dim: 8, value_dim: 7 };
 
 /// Keys cut into pieces, attended to one by one and merged, against all at once.
 ///
@@ -76,16 +76,16 @@ fn split_equals_unsplit() {
         let cuts = [0, rng.below(30), 30 + rng.below(30), 60 + rng.below(30), 90];
         for (form, level) in forms_and_levels() {
             let state = |keys: std::ops::Range<usize>| {
-                let sizes = Sizes { seq_kv: keys.len(), ..SIZES };
+                let dims = Dims { seq_kv: keys.len(), ..SIZES };
                 let cut = |data: &[f32], cols: usize| {
                     let heads = data.chunks_exact(SIZES.seq_kv * cols);
                     heads.flat_map(|head| head[keys.start * cols..keys.end * cols].to_vec()).collect::<Vec<_>>()
                 };
-                let part = Inputs { sizes, q: inputs.q.clone(), k: cut(&inputs.k, 8), v: cut(&inputs.v, 7) };
+                let part = Inputs { dims, q: inputs.q.clone(), k: cut(&inputs.k, 8), v: cut(&inputs.v, 7) };
                 let strides = [3 * 5 * 90, 5 * 90, 90, 1];
                 let first = if keys.is_empty() { 0 } else { keys.start };
-                let mask = TensorRef::with_strides(&attend, first, sizes.scores(), strides).unwrap();
-                State::new(sizes, part.compute(&Attention::new().mask(mask).form(form).level(level)))
+                let mask = TensorRef::with_strides(&attend, first, dims.scores(), strides).unwrap();
+                State::new(dims, part.compute(&Attention::new().mask(mask).form(form).level(level)))
             };
             let whole = state(0..90);
             let merged =
@@ -182,12 +182,12 @@ fn two_states_of_no_keys_give_zero() {
     for to in LAYOUTS {
         let (out_a, lse_a) = (to.of(SIZES.out()), to.of(SIZES.lse()));
         let (mut out, mut lse) = (out_a.scatter(&empty.out, 9.0), lse_a.scatter(&empty.lse, 9.0));
-        let (sizes, from) = (SIZES, &empty);
+        let (dims, from) = (SIZES, &empty);
         merge(
             out_a.tensor_mut(&mut out),
             lse_a.tensor_mut(&mut lse),
-            TensorRef::from_slice(&from.out, sizes.out()).unwrap(),
-            TensorRef::from_slice(&from.lse, sizes.lse()).unwrap(),
+            TensorRef::from_slice(&from.out, dims.out()).unwrap(),
+            TensorRef::from_slice(&from.lse, dims.lse()).unwrap(),
         )
         .unwrap();
         let (out, gaps) = out_a.gather(&out);
@@ -235,7 +235,7 @@ fn nan_stays_in_its_row() {
 /// Equal weights give the mean, whatever their size: no sum of them leaves the range of numbers.
 #[test]
 fn far_log_sum_exps() {
-    let one = Sizes::single(1, 1, 1);
+    let one = Dims::new(1, 1, 1, 1);
     for lse in [0.0, 88.0, 1e4, 1e30, f32::MAX, f32::MIN, -1e30, -104.0] {
         let state = |out: f32, lse: f32| State::new(one, (vec![out], vec![lse]));
         let merged = state(1.0, lse).merged(&state(3.0, lse));
@@ -254,7 +254,7 @@ fn far_log_sum_exps() {
 /// out.
 #[test]
 fn a_faint_side_shows_what_is_not_finite() {
-    let one = Sizes::single(1, 1, 1);
+    let one = Dims::new(1, 1, 1, 1);
     // exp(-745) is the smallest number of f64 above 0.
     for faint in [-700.0, -750.0, -1e4, f32::MIN] {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -9,10 +9,10 @@ mod support;
 use flashtile::{
     AlibiSlopes, Attention, Form, Level, ScoreStage, TensorMut, TensorRef, Threads, Workspace, bf16, f16, merge,
 };
-use support::Rng;
 use support::guarded::{Guarded, Side, note};
 use support::layouts::{LAYOUTS, Layout};
-use support::problems::{Bits, Inputs, Sizes, bits, forms_and_levels, len};
+use support::problems::{Bits, bits, forms_and_levels};
+use support::{Dims, Inputs, Rng, len};
 
 /// The pages of one call.
 struct Pages {
@@ -35,7 +35,7 @@ impl Pages {
 /// What is tried.
 #[derive(Clone, Copy, Debug)]
 struct Case {
-    sizes: Sizes,
+    dims: Dims,
     form: Form,
     level: Level,
     layout: Layout,
@@ -55,7 +55,7 @@ impl Case {
         if !self.options {
             return attention;
         }
-        let attention = attention.causal().window(Some(self.sizes.seq_kv / 2 + 3), None).softcap(20.0);
+        let attention = attention.causal().window(Some(self.dims.seq_kv / 2 + 3), None).softcap(20.0);
         attention.mask(mask).bias(bias).alibi(AlibiSlopes::PerHead(slopes))
     }
 }
@@ -65,22 +65,22 @@ const CANARY: f32 = -1234.5;
 
 /// Computes the case between guard pages, and compares with the same on ordinary memory without gaps.
 fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng: &mut Rng) {
-    let Case { sizes, layout, side, .. } = case;
+    let Case { dims, layout, side, .. } = case;
     note(format_args!("{} {case:?}", T::DTYPE));
-    let inputs = Inputs::<T>::random(sizes, rng);
-    let attend: Vec<bool> = (0..len(sizes.scores())).map(|_| !rng.one_in(4)).collect();
-    let bias: Vec<T> = (0..len(sizes.scores())).map(|_| T::from_f32(rng.normal())).collect();
-    let slopes = vec![0.25; sizes.heads_q];
+    let inputs = Inputs::<T>::random(dims, rng);
+    let attend: Vec<bool> = (0..len(dims.scores())).map(|_| !rng.one_in(4)).collect();
+    let bias: Vec<T> = (0..len(dims.scores())).map(|_| T::from_f32(rng.normal())).collect();
+    let slopes = vec![0.25; dims.heads_q];
     let plain = case.attention::<T>(
         &slopes,
-        TensorRef::from_slice(&attend, sizes.scores()).unwrap(),
-        TensorRef::from_slice(&bias, sizes.scores()).unwrap(),
+        TensorRef::from_slice(&attend, dims.scores()).unwrap(),
+        TensorRef::from_slice(&bias, dims.scores()).unwrap(),
     );
     let (expected, expected_lse) = inputs.bits(&plain);
 
     let gap = T::POISON[0];
-    let [q, k, v] = [sizes.q(), sizes.k(), sizes.v()].map(|shape| layout.of(shape));
-    let (scores, out, lse) = (layout.of(sizes.scores()), layout.of(sizes.out()), layout.of(sizes.lse()));
+    let [q, k, v] = [dims.q(), dims.k(), dims.v()].map(|shape| layout.of(shape));
+    let (scores, out, lse) = (layout.of(dims.scores()), layout.of(dims.out()), layout.of(dims.lse()));
     let guarded = case.attention::<T>(
         &slopes,
         scores.tensor(pages.mask.place(&scores.scatter(&attend, false), side)),
@@ -123,7 +123,7 @@ fn every_head_size<T: Bits>() {
                 }
                 let case = Case {
                     // Every number of queries up to a block's panels, and of keys past a tile of the few-queries form.
-                    sizes: Sizes {
+                    dims: Dims {
                         batch: 1,
                         heads_q: 2,
                         heads_kv: 1 + rng.below(2),
@@ -169,9 +169,9 @@ fn every_sequence_length() {
         for (seq_q, seq_kv) in queries.chain(keys).chain([(3, 239), (3, 240), (3, 241), (1, 511), (2, 512), (1, 1030)])
         {
             for layout in LAYOUTS {
-                let sizes = Sizes { batch: 2, value_dim: 5, ..Sizes::single(seq_q, seq_kv, 3 + seq_q % 3) };
+                let dims = Dims { batch: 2, value_dim: 5, ..Dims::new(1, seq_q, seq_kv, 3 + seq_q % 3) };
                 let side = if rng.one_in(2) { Side::End } else { Side::Start };
-                let case = Case { sizes, form, level, layout, side, options: rng.one_in(2) };
+                let case = Case { dims, form, level, layout, side, options: rng.one_in(2) };
                 check::<f32>(case, &mut pages, &mut workspace, &mut rng);
                 check::<f16>(case, &mut pages, &mut workspace, &mut rng);
                 check::<bf16>(case, &mut pages, &mut workspace, &mut rng);
@@ -209,12 +209,12 @@ fn scores_and_merge() {
     let (mut pages, mut rng) = (Pages::new(), Rng(3));
     for level in Level::available() {
         for head_dim in dims() {
-            let sizes = Sizes { heads_q: 2, ..Sizes::single(1 + rng.below(20), 1 + rng.below(70), head_dim) };
+            let dims = Dims { heads_q: 2, ..Dims::new(1, 1 + rng.below(20), 1 + rng.below(70), head_dim) };
             let layout = LAYOUTS[rng.below(LAYOUTS.len())];
             for side in [Side::End, Side::Start] {
-                note(format_args!("scores {sizes:?} {level} {layout:?} {side:?}"));
-                let inputs = Inputs::<f32>::random(sizes, &mut rng);
-                let [q, k, to] = [sizes.q(), sizes.k(), sizes.scores()].map(|shape| layout.of(shape));
+                note(format_args!("scores {dims:?} {level} {layout:?} {side:?}"));
+                let inputs = Inputs::<f32>::random(dims, &mut rng);
+                let [q, k, to] = [dims.q(), dims.k(), dims.scores()].map(|shape| layout.of(shape));
                 let memory = pages.out.place(&vec![CANARY; to.len], side);
                 Attention::new()
                     .level(level)
@@ -229,16 +229,16 @@ fn scores_and_merge() {
                 let (scores, gaps) = to.gather(memory);
                 assert!(scores.iter().all(|x| !x.is_nan() && *x != CANARY) && gaps.iter().all(|x| *x == CANARY));
 
-                note(format_args!("merge {sizes:?} {layout:?} {side:?}"));
-                let (out, lse) = (layout.of(sizes.out()), layout.of(sizes.lse()));
+                note(format_args!("merge {dims:?} {layout:?} {side:?}"));
+                let (out, lse) = (layout.of(dims.out()), layout.of(dims.lse()));
                 let ones = |n| vec![1.0f32; n];
-                let out_a = pages.out.place(&out.scatter(&ones(len(sizes.out())), CANARY), side);
-                let lse_a = pages.lse.place(&lse.scatter(&ones(len(sizes.lse())), CANARY), side);
+                let out_a = pages.out.place(&out.scatter(&ones(len(dims.out())), CANARY), side);
+                let lse_a = pages.lse.place(&lse.scatter(&ones(len(dims.lse())), CANARY), side);
                 merge(
                     out.tensor_mut(out_a),
                     lse.tensor_mut(lse_a),
-                    out.tensor(pages.v.place(&out.scatter(&ones(len(sizes.out())), CANARY), side)),
-                    lse.tensor(pages.k.place(&lse.scatter(&ones(len(sizes.lse())), CANARY), side)),
+                    out.tensor(pages.v.place(&out.scatter(&ones(len(dims.out())), CANARY), side)),
+                    lse.tensor(pages.k.place(&lse.scatter(&ones(len(dims.lse())), CANARY), side)),
                 )
                 .unwrap();
                 let ((merged, gaps), (_, lse_gaps)) = (out.gather(out_a), lse.gather(lse_a));

@@ -6,10 +6,10 @@
 mod support;
 
 use flashtile::{Attention, Level, TensorMut, TensorRef, Workspace, bf16, reference};
-use support::Rng;
-use support::problems::{Inputs, Sizes, forms_and_levels};
+use support::problems::forms_and_levels;
+use support::{Dims, Inputs, Rng};
 
-const SIZES: Sizes = Sizes { batch: 1, heads_q: 4, heads_kv: 2, seq_q: 21, seq_kv: 300, head_dim: 34, value_dim: 20 };
+const SIZES: Dims = Dims { batch: 1, heads_q: 4, heads_kv: 2, seq_q: 21, seq_kv: 300, head_dim: 34, value_dim: 20 };
 
 fn compute(attention: &Attention<'_>, q: &[bf16], inputs: &Inputs<bf16>) -> Vec<f32> {
     let mut out = vec![0.0; SIZES.out().iter().product()];
@@ -73,8 +73,8 @@ fn rows_for_which_pairs_do_not_do_stand_alone() {
 #[test]
 fn layouts_give_the_same_bits() {
     for head_dim in [1, 2, 15, 16, 31, 34, 64] {
-        let sizes = Sizes { head_dim, ..SIZES };
-        let inputs = Inputs::<bf16>::random(sizes, &mut Rng(3));
+        let dims = Dims { head_dim, ..SIZES };
+        let inputs = Inputs::<bf16>::random(dims, &mut Rng(3));
         let spread = |x: &[bf16], row: usize, step: usize| {
             let mut spread = vec![bf16::NAN; x.len() / head_dim * row];
             for (n, &x) in x.iter().enumerate() {
@@ -90,10 +90,10 @@ fn layouts_give_the_same_bits() {
                 let strides = |[_, heads, seq, _]: [usize; 4]| {
                     [heads * seq * row, seq * row, row, step].map(|stride| stride as isize)
                 };
-                let q = TensorRef::with_strides(&q, 0, sizes.q(), strides(sizes.q())).unwrap();
-                let k = TensorRef::with_strides(&k, 0, sizes.k(), strides(sizes.k())).unwrap();
+                let q = TensorRef::with_strides(&q, 0, dims.q(), strides(dims.q())).unwrap();
+                let k = TensorRef::with_strides(&k, 0, dims.k(), strides(dims.k())).unwrap();
                 let mut out = vec![bf16::NAN; expected.len()];
-                let to = TensorMut::from_slice(&mut out, sizes.out()).unwrap();
+                let to = TensorMut::from_slice(&mut out, dims.out()).unwrap();
                 attention.compute(q, k, inputs.v(), to, None, &mut Workspace::new()).unwrap();
                 assert!(out == expected, "head_dim {head_dim}, rows {row} and elements {step} apart: {form:?} {level}");
             }
@@ -105,9 +105,9 @@ fn layouts_give_the_same_bits() {
 #[test]
 fn tiny_scales_do_not_overflow() {
     let [tiny, big, bigger] = [-100, 32, 97].map(|exponent| 2.0f32.powi(exponent));
-    let sizes = Sizes { head_dim: 2, ..SIZES };
+    let dims = Dims { head_dim: 2, ..SIZES };
     let filled = |x: &[bf16], value: f32| vec![bf16::from_f32(value); x.len()];
-    let mut inputs = Inputs::<bf16>::random(sizes, &mut Rng(4));
+    let mut inputs = Inputs::<bf16>::random(dims, &mut Rng(4));
     (inputs.q, inputs.k) = (filled(&inputs.q, -big), filled(&inputs.k, bigger));
     for (form, level) in forms_and_levels() {
         // Every score is -2^30: all keys count alike, and none is hidden.
@@ -121,8 +121,8 @@ fn tiny_scales_do_not_overflow() {
 #[test]
 fn a_window_keeps_the_maximum_of_its_edge() {
     let (huge, tiny, peak) = (2.0f32.powi(33), 2.0f32.powi(-33), 190);
-    let sizes = Sizes { head_dim: 2, ..Sizes::single(20, 300, 8) };
-    let mut inputs = Inputs::<bf16>::random(sizes, &mut Rng(5));
+    let dims = Dims { head_dim: 2, ..Dims::new(1, 20, 300, 8) };
+    let mut inputs = Inputs::<bf16>::random(dims, &mut Rng(5));
     // Every query is beyond what pairs take. Every score is 0, but for that of one key, which the first eleven rows see.
     inputs.q.iter_mut().enumerate().for_each(|(n, q)| *q = bf16::from_f32(if n % 2 == 0 { huge } else { 0.0 }));
     let at_peak = |n: usize| if n == 2 * peak { 300.0 * tiny } else { 0.0 };

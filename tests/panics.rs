@@ -7,27 +7,27 @@ mod support;
 use flashtile::{Attention, Threads, Workspace};
 use rayon::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use support::Rng;
-use support::problems::{FORMS, Inputs, Sizes, bits};
+use support::problems::{FORMS, bits};
 use support::watchdog::within;
+use support::{Dims, Inputs, Rng};
 
 type Bits = (Vec<u32>, Vec<u32>);
 
 /// Problems worth more than one thread, in either form, with their results.
 fn problems() -> Vec<(Inputs<f32>, Attention<'static>, Bits)> {
     let mut rng = Rng(1);
-    let sizes = [
-        Sizes { heads_q: 4, heads_kv: 2, ..Sizes::single(200, 200, 32) },
-        Sizes { heads_q: 2, ..Sizes::single(2, 6000, 64) },
-        Sizes::single(5, 9, 3),
+    let dims = [
+        Dims { heads_q: 4, heads_kv: 2, ..Dims::new(1, 200, 200, 32) },
+        Dims { heads_q: 2, ..Dims::new(1, 2, 6000, 64) },
+        Dims::new(1, 5, 9, 3),
     ];
-    let problem = |(sizes, form)| {
-        let inputs = Inputs::random(sizes, &mut rng);
+    let problem = |(dims, form)| {
+        let inputs = Inputs::random(dims, &mut rng);
         let attention = Attention::new().causal().form(form);
         let expected = inputs.bits(&attention.clone().threads(Threads::Serial));
         (inputs, attention, expected)
     };
-    sizes.into_iter().flat_map(|sizes| FORMS.map(|form| (sizes, form))).map(problem).collect()
+    dims.into_iter().flat_map(|dims| FORMS.map(|form| (dims, form))).map(problem).collect()
 }
 
 fn pools() -> impl Iterator<Item = rayon::ThreadPool> {

@@ -3,14 +3,14 @@
 mod support;
 
 use flashtile::{AlibiSlopes, Attention, Level, QueryOffset, ScoreStage, TensorRef, Threads, reference};
-use support::Rng;
 use support::layouts::LAYOUTS;
-use support::problems::{Bits, Inputs, Sizes, bits, len};
+use support::problems::{Bits, bits};
+use support::{Dims, Inputs, Rng, len};
 
 const STAGES: [ScoreStage; 4] = [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Biased, ScoreStage::Probabilities];
 
 fn scores<T: Bits>(attention: &Attention<'_>, stage: ScoreStage, inputs: &Inputs<T>) -> Vec<f32> {
-    let to = LAYOUTS[0].of(inputs.sizes.scores());
+    let to = LAYOUTS[0].of(inputs.dims.scores());
     let mut out = vec![f32::NAN; to.len];
     attention.scores_into(stage, inputs.q(), inputs.k(), to.tensor_mut(&mut out)).unwrap();
     out
@@ -45,7 +45,7 @@ fn every_option<T: Bits>(seed: u64) {
             softcap: on(5),
             alibi: on(6),
         };
-        let sizes = Sizes {
+        let dims = Dims {
             batch: 2,
             heads_q: 2,
             heads_kv: 1,
@@ -54,27 +54,27 @@ fn every_option<T: Bits>(seed: u64) {
             head_dim: rng.below(30),
             value_dim: 0,
         };
-        let inputs = Inputs::<T>::random(sizes, &mut rng);
-        let lengths = [rng.below(sizes.seq_kv + 1), sizes.seq_kv];
-        let attend: Vec<bool> = (0..len(sizes.scores())).map(|_| !rng.one_in(4)).collect();
+        let inputs = Inputs::<T>::random(dims, &mut rng);
+        let lengths = [rng.below(dims.seq_kv + 1), dims.seq_kv];
+        let attend: Vec<bool> = (0..len(dims.scores())).map(|_| !rng.one_in(4)).collect();
         let bias: Vec<f32> =
-            (0..len(sizes.scores())).map(|_| if rng.one_in(9) { f32::NEG_INFINITY } else { rng.normal() }).collect();
+            (0..len(dims.scores())).map(|_| if rng.one_in(9) { f32::NEG_INFINITY } else { rng.normal() }).collect();
         let mut attention = Attention::new().scale(0.3);
         if options.causal {
             attention = attention.causal();
         }
         if options.window {
             attention =
-                attention.window(Some(rng.below(sizes.seq_kv + 2)), Some(2)).query_offset(QueryOffset::FromStart);
+                attention.window(Some(rng.below(dims.seq_kv + 2)), Some(2)).query_offset(QueryOffset::FromStart);
         }
         if options.lengths {
             attention = attention.key_lengths(&lengths);
         }
         if options.mask {
-            attention = attention.mask(TensorRef::from_slice(&attend, sizes.scores()).unwrap());
+            attention = attention.mask(TensorRef::from_slice(&attend, dims.scores()).unwrap());
         }
         if options.bias {
-            attention = attention.bias(TensorRef::<f32>::from_slice(&bias, sizes.scores()).unwrap());
+            attention = attention.bias(TensorRef::<f32>::from_slice(&bias, dims.scores()).unwrap());
         }
         if options.softcap {
             attention = attention.softcap(2.0);
@@ -83,14 +83,14 @@ fn every_option<T: Bits>(seed: u64) {
             attention = attention.alibi(AlibiSlopes::Standard);
         }
         let largest = |x: &[T]| x.iter().map(|x| x.to_f32().abs() as f64).fold(0.0, f64::max);
-        let sum = 0.3 * largest(&inputs.q) * largest(&inputs.k) * sizes.head_dim as f64;
-        let bound = (sizes.head_dim + 16) as f64 * 2f64.powi(-24) * (sum + 8.0 + sizes.seq_kv as f64 / 4.0);
+        let sum = 0.3 * largest(&inputs.q) * largest(&inputs.k) * dims.head_dim as f64;
+        let bound = (dims.head_dim + 16) as f64 * 2f64.powi(-24) * (sum + 8.0 + dims.seq_kv as f64 / 4.0);
         for stage in STAGES {
             let expected = reference::scores(&attention, stage, inputs.q(), inputs.k()).unwrap();
             for level in Level::available() {
                 let got = scores(&attention.clone().level(level), stage, &inputs);
                 for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                    let at = || format!("{n} of {stage:?}: {got} and {expected}, {sizes:?} {options:?} {level}");
+                    let at = || format!("{n} of {stage:?}: {got} and {expected}, {dims:?} {options:?} {level}");
                     let hidden =
                         *expected == f64::NEG_INFINITY || stage == ScoreStage::Probabilities && *expected == 0.0;
                     if hidden {
@@ -106,7 +106,7 @@ fn every_option<T: Bits>(seed: u64) {
                     }
                 }
                 let serial = scores(&attention.clone().level(level).threads(Threads::Serial), stage, &inputs);
-                assert_eq!(bits(&serial), bits(&got), "{stage:?} {sizes:?} {options:?} {level}");
+                assert_eq!(bits(&serial), bits(&got), "{stage:?} {dims:?} {options:?} {level}");
             }
         }
     }
@@ -128,8 +128,8 @@ fn every_option_bf16() {
 /// Rows that see nothing are -inf, then 0; the stages before know of no mask.
 #[test]
 fn rows_of_nothing() {
-    let sizes = Sizes::single(20, 70, 5);
-    let inputs = Inputs::<f32>::random(sizes, &mut Rng(4));
+    let dims = Dims::new(1, 20, 70, 5);
+    let inputs = Inputs::<f32>::random(dims, &mut Rng(4));
     for level in Level::available() {
         let attention = Attention::new().causal().query_offset(QueryOffset::At(-10)).level(level);
         for (stage, nothing) in [(ScoreStage::Biased, f32::NEG_INFINITY), (ScoreStage::Probabilities, 0.0)] {
@@ -146,8 +146,8 @@ fn rows_of_nothing() {
 /// What a hidden key holds shows before it is hidden, and not after.
 #[test]
 fn poisoned_keys() {
-    let sizes = Sizes::single(20, 70, 5);
-    let mut inputs = Inputs::<f32>::random(sizes, &mut Rng(5));
+    let dims = Dims::new(1, 20, 70, 5);
+    let mut inputs = Inputs::<f32>::random(dims, &mut Rng(5));
     for level in Level::available() {
         let attention = Attention::new().key_lengths(&[60]).level(level);
         inputs.k[60 * 5..].fill(0.0);
@@ -171,14 +171,14 @@ fn poisoned_keys() {
 /// Any layout of the output, and its gaps are left alone.
 #[test]
 fn any_layout() {
-    let sizes = Sizes { batch: 2, heads_q: 2, ..Sizes::single(19, 50, 6) };
-    let inputs = Inputs::<f32>::random(sizes, &mut Rng(6));
+    let dims = Dims { batch: 2, heads_q: 2, ..Dims::new(1, 19, 50, 6) };
+    let inputs = Inputs::<f32>::random(dims, &mut Rng(6));
     for level in Level::available() {
         for stage in STAGES {
             let attention = Attention::new().causal().level(level);
             let expected = scores(&attention, stage, &inputs);
             for layout in LAYOUTS {
-                let to = layout.of(sizes.scores());
+                let to = layout.of(dims.scores());
                 let mut out = vec![7.5f32; to.len];
                 attention.scores_into(stage, inputs.q(), inputs.k(), to.tensor_mut(&mut out)).unwrap();
                 let (out, gaps) = to.gather(&out);
@@ -193,12 +193,12 @@ fn any_layout() {
 #[cfg(feature = "ndarray")]
 #[test]
 fn as_an_array() {
-    let sizes = Sizes { batch: 2, heads_q: 4, heads_kv: 2, ..Sizes::single(7, 11, 6) };
-    let inputs = Inputs::<f32>::random(sizes, &mut Rng(7));
+    let dims = Dims { batch: 2, heads_q: 4, heads_kv: 2, ..Dims::new(1, 7, 11, 6) };
+    let inputs = Inputs::<f32>::random(dims, &mut Rng(7));
     for stage in STAGES {
         let attention = Attention::new().causal();
         let array = attention.scores(stage, inputs.q(), inputs.k()).unwrap();
-        assert_eq!(array.shape(), sizes.scores());
+        assert_eq!(array.shape(), dims.scores());
         assert_eq!(bits(array.as_slice().unwrap()), bits(&scores(&attention, stage, &inputs)));
     }
 }

@@ -10,10 +10,10 @@ use flashtile::{
     Workspace, alibi_slope, merge, reference,
 };
 use std::ops::{Bound, Range};
-use support::Rng;
 use support::counting::Counting;
-use support::problems::{FORMS, len};
+use support::problems::FORMS;
 use support::watchdog::within;
+use support::{Rng, len};
 
 #[global_allocator]
 static COUNTING: Counting = Counting::new();
@@ -668,7 +668,7 @@ fn extreme_problems() {
         let case = || format!("{q:?} {k:?} {v:?} {attention:?}");
         let (plan, usage) = COUNTING.usage(|| attention.plan(q, k, v));
         assert_eq!(usage.calls, 0, "{}", case());
-        let product = |sizes: &[usize]| sizes.iter().fold(1, |n: usize, size| n.saturating_mul(*size));
+        let product = |dims: &[usize]| dims.iter().fold(1, |n: usize, size| n.saturating_mul(*size));
         let rows = product(&[batch, heads_q, seq_q]);
         let outputs = [product(&[rows, value_dim]), product(&[rows, seq_kv]), rows];
         match &plan {

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use support::machine::{multiply_add_flops, multiply_add_peak, multiply_adds};
-use support::{Case, Run, Sizes, best_times};
+use support::{Case, Dims, Run, best_times, plan};
 
 const USAGE: &str =
     "usage: cargo bench --bench growth -- [--out FOLDER]      where the pictures go, docs/img if not given";
@@ -112,8 +112,8 @@ impl Growth {
     }
 
     /// The best of some calls: of one, if it takes long. What is timed has been computed once before.
-    fn cost<T: Element>(&self, sizes: Sizes, attention: Attention<'static>) -> Result<Cost, Box<dyn Error>> {
-        let mut case = Case::<T>::new(sizes, attention).checked()?;
+    fn cost<T: Element>(&self, dims: Dims, attention: Attention<'static>) -> Result<Cost, Box<dyn Error>> {
+        let mut case = Case::<T>::new(dims, attention).checked()?;
         let (begin, mut seconds) = (Instant::now(), f64::INFINITY);
         while seconds == f64::INFINITY || self.bench && begin.elapsed().as_secs_f64() < 0.5 {
             let start = Instant::now();
@@ -135,13 +135,13 @@ impl Growth {
         println!("|---:|---:|---:|---:|---:|---:|---:|");
         for &tokens in &lengths {
             self.tell(format!("{tokens} tokens"));
-            let sizes = Sizes::new(1, tokens, tokens, 64);
-            let serial = |attention: Attention<'static>| self.cost::<f32>(sizes, attention.threads(Threads::Serial));
+            let dims = Dims::new(1, tokens, tokens, 64);
+            let serial = |attention: Attention<'static>| self.cost::<f32>(dims, attention.threads(Threads::Serial));
             let row = [serial(causal())?, serial(window())?];
-            let pairs = [sizes.pairs(true, None), sizes.pairs(true, Some(WINDOW - 1))];
+            let pairs = [dims.pairs(true, None), dims.pairs(true, Some(WINDOW - 1))];
             let texts = [0, 1].map(|n| {
                 let Cost { seconds, extra_bytes } = row[n];
-                let speed = sizes.flops(pairs[n]) / seconds / 1e9;
+                let speed = dims.flops(pairs[n]) / seconds / 1e9;
                 format!("{:.3} ms | {speed:.1} | {:.0} KiB", seconds * 1e3, kib(extra_bytes))
             });
             println!("| {tokens} | {} |", texts.join(" | "));
@@ -163,8 +163,8 @@ impl Growth {
     fn threads(&self) -> Result<(), Box<dyn Error>> {
         let most = std::thread::available_parallelism()?.get();
         let counts: Vec<usize> = (0..).map(|log| 1 << log).take_while(|&n| n < most).chain([most]).collect();
-        let prefill = Sizes::new(8, 2048, 2048, 64);
-        let decode = Sizes { heads_kv: 8, ..Sizes::new(32, 1, 8192, 128) };
+        let prefill = Dims::new(8, 2048, 2048, 64);
+        let decode = Dims { heads_kv: 8, ..Dims::new(32, 1, 8192, 128) };
         println!(
             "\n### Threads\n\nPrefill: causal, 8 heads of 64, 2048 tokens, f32. Decode: 32 heads of 128 on 8, 8192 keys, f16.\n"
         );
@@ -219,8 +219,8 @@ impl Growth {
         for &batch in &batches {
             self.tell(format!("batch {batch}"));
             let serial = || Attention::new().threads(Threads::Serial);
-            let encoder = Sizes { batch, ..Sizes::new(12, 128, 128, 64) };
-            let decode = Sizes { batch, heads_kv: 8, ..Sizes::new(32, 1, 1024, 128) };
+            let encoder = Dims { batch, ..Dims::new(12, 128, 128, 64) };
+            let decode = Dims { batch, heads_kv: 8, ..Dims::new(32, 1, 1024, 128) };
             let row = [self.cost::<f32>(encoder, serial())?, self.cost::<f16>(decode, serial())?];
             let texts = row.map(|cost| format!("{} | {:.3}", cost.text(), cost.seconds * 1e3 / batch as f64));
             println!("| {batch} | {} |", texts.join(" | "));
@@ -264,10 +264,10 @@ impl Growth {
         let (mut times, mut loss, mut texts) = (Vec::new(), 1.0f64, Vec::new());
         self.tell(format!("{} {dim}: few queries or many", T::DTYPE));
         for &rows in &rows {
-            let (sizes, both) = (sizes_of(rows, dim), self.both_forms::<T>(rows, dim)?);
+            let (dims, both) = (dims_of(rows, dim), self.both_forms::<T>(rows, dim)?);
             let chosen = if planned::<T>(rows, dim)? == Form::Decode { both[0] } else { both[1] };
             loss = loss.max(chosen / both[0].min(both[1]));
-            let [few, many] = both.map(|seconds| sizes.flops(sizes.pairs(false, None)) / seconds / 1e9);
+            let [few, many] = both.map(|seconds| dims.flops(dims.pairs(false, None)) / seconds / 1e9);
             texts.push(format!("{rows}: {few:.0} / {many:.0}"));
             times.push([few, many]);
         }
@@ -294,7 +294,7 @@ impl Growth {
     fn both_forms<T: Element>(&self, rows: usize, dim: usize) -> Result<[f64; 2], Box<dyn Error>> {
         let run = |form| -> Result<Run<'_>, Box<dyn Error>> {
             let attention = Attention::new().threads(Threads::Serial).form(form);
-            let mut case = Case::<T>::new(sizes_of(rows, dim), attention).checked()?;
+            let mut case = Case::<T>::new(dims_of(rows, dim), attention).checked()?;
             Ok(Box::new(move || case.run()))
         };
         let mut runs = [run(Form::Decode)?, run(Form::Prefill)?];
@@ -311,8 +311,8 @@ impl Growth {
     }
 }
 
-fn sizes_of(rows: usize, dim: usize) -> Sizes {
-    Sizes::new(1, rows, CROSSOVER_KEYS, dim)
+fn dims_of(rows: usize, dim: usize) -> Dims {
+    Dims::new(1, rows, CROSSOVER_KEYS, dim)
 }
 
 /// Numbers in order, neighbours as `1-12`.
@@ -323,5 +323,5 @@ fn runs_of(numbers: &[usize]) -> String {
 
 /// The form that the plan chooses.
 fn planned<T: Element>(rows: usize, dim: usize) -> Result<Form, Box<dyn Error>> {
-    Ok(Case::<T>::new(sizes_of(rows, dim), Attention::new()).plan()?.form())
+    Ok(plan::<T>(dims_of(rows, dim), &Attention::new())?.form())
 }

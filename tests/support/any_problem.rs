@@ -1,24 +1,12 @@
 //! A problem for tests: tensors of any type in any layout, every option, and the call.
 
-use super::Rng;
+use super::{Dims, Rng};
 use flashtile::{
     AlibiSlopes, Attention, DType, Element, Form, Level, Plan, QueryOffset, TensorMut, TensorRef, Threads, Workspace,
     alibi_slope, bf16, f16, reference,
 };
 use std::fmt;
 use std::ops::Range;
-
-/// The sizes of a problem.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dims {
-    pub batch: usize,
-    pub heads_q: usize,
-    pub heads_kv: usize,
-    pub seq_q: usize,
-    pub seq_kv: usize,
-    pub head_dim: usize,
-    pub value_dim: usize,
-}
 
 /// Where the elements of a tensor lie in a slice.
 #[derive(Clone, Copy, Debug)]
@@ -296,30 +284,17 @@ pub struct Results {
     pub lse: Vec<f32>,
 }
 
-impl Dims {
-    pub fn shapes(&self) -> [[usize; 4]; 4] {
-        let Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = *self;
-        [
-            [batch, heads_q, seq_q, head_dim],
-            [batch, heads_kv, seq_kv, head_dim],
-            [batch, heads_kv, seq_kv, value_dim],
-            [batch, heads_q, seq_q, value_dim],
-        ]
-    }
-}
-
 impl Problem {
     /// Plain attention over contiguous f32 tensors.
     pub fn plain(dims: Dims, mut value: impl FnMut() -> f32) -> Self {
-        let [q, k, v, out] = dims.shapes().map(Layout::contiguous);
-        let [batch, heads, queries, _] = out.shape;
+        let [q, k, v, out] = [dims.q(), dims.k(), dims.v(), dims.out()].map(Layout::contiguous);
         Problem {
             dims,
             q: Tensor::new(DType::F32, q, |_| value()),
             k: Tensor::new(DType::F32, k, |_| value()),
             v: Tensor::new(DType::F32, v, |_| value()),
             out: (DType::F32, out),
-            lse: Layout::contiguous([batch, heads, queries]),
+            lse: Layout::contiguous(dims.lse()),
             scale: None,
             causal: false,
             window: (None, None),
@@ -366,9 +341,8 @@ impl Problem {
             Alibi::Standard => Alibi::PerHead(heads.clone().map(|h| alibi_slope(h, dims.heads_q)).collect()),
             Alibi::PerHead(slopes) => Alibi::PerHead(slopes[heads.clone()].to_vec()),
         });
-        let [.., out] = own.dims.shapes();
-        own.out.1 = Layout::contiguous(out);
-        own.lse = Layout::contiguous([out[0], out[1], out[2]]);
+        own.out.1 = Layout::contiguous(own.dims.out());
+        own.lse = Layout::contiguous(own.dims.lse());
         own
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Written from the formula and apart from `flashtile::reference`, so that the two check each other.
 
-use super::any_problem::{Alibi, Dims, Offset, Problem};
+use super::Dims;
+use super::any_problem::{Alibi, Offset, Problem};
 use flashtile::{DType, Form, Plan, alibi_slope, bf16, f16};
 
 /// The unit roundoff of f32.

@@ -1,8 +1,8 @@
 //! Problems at random: every option, type and layout, with NaN and infinity now and then.
 
-use super::Rng;
-use super::any_problem::{Alibi, Broadcast, Dims, Layout, Offset, Problem, Tensor};
+use super::any_problem::{Alibi, Broadcast, Layout, Offset, Problem, Tensor};
 use super::bound::sees;
+use super::{Dims, Rng};
 use flashtile::{DType, Form, Threads};
 
 fn dtype(rng: &mut Rng) -> DType {
@@ -73,17 +73,15 @@ impl Runs {
 pub fn problem(rng: &mut Rng, dims: Dims) -> Problem {
     let mut problem = Problem::plain(Dims { batch: 0, ..dims }, || 0.0);
     problem.dims = dims;
-    let [q, k, v, out] = dims.shapes();
-    let [batch, heads, queries, _] = out;
     let tensor = |rng: &mut Rng, shape| {
         let (dtype, layout) = (dtype(rng), Layout::random(rng, shape, true));
         Tensor::new(dtype, layout, values(rng))
     };
-    problem.q = tensor(rng, q);
-    problem.k = tensor(rng, k);
-    problem.v = tensor(rng, v);
-    problem.out = (dtype(rng), Layout::random(rng, out, false));
-    problem.lse = Layout::random(rng, [batch, heads, queries], false);
+    problem.q = tensor(rng, dims.q());
+    problem.k = tensor(rng, dims.k());
+    problem.v = tensor(rng, dims.v());
+    problem.out = (dtype(rng), Layout::random(rng, dims.out(), false));
+    problem.lse = Layout::random(rng, dims.lse(), false);
 
     if rng.one_in(3) {
         problem.scale = Some([0.0, -0.5, 1.0, 0.1, 3.0, -1e-3, 100.0][rng.below(7)]);

@@ -1,5 +1,8 @@
 //! flashtile against candle's `attention::flash_attn` and burn-flex's attention, on the same numbers: see README.md.
 
+#[path = "../../support/seeded.rs"]
+mod seeded;
+
 use burn_backend::ops::{AttentionModuleOptions, ModuleOps};
 use burn_backend::{Element as BurnElement, TensorData};
 use burn_flex::{Flex, FlexTensor};
@@ -7,6 +10,7 @@ use candle_core::{Device, Tensor, WithDType};
 use candle_nn::attention::{AttnMask, flash_attn};
 use flashtile::{Attention, QueryOffset, TensorMut, TensorRef, Workspace, reference};
 use half::{bf16, f16};
+use seeded::Rng;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -111,38 +115,6 @@ impl Number for bf16 {
     const ROUNDOFF: f64 = 1.0 / 256.0;
 }
 
-/// splitmix64, and normal numbers by Box and Muller.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Above 0, at most 1.
-    fn uniform(&mut self) -> f32 {
-        ((self.bits() >> 40) + 1) as f32 / (1u64 << 24) as f32
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.bits() % end as u64) as usize
-    }
-
-    fn normal<T: Number>(&mut self, len: usize) -> Vec<T> {
-        let mut numbers = Vec::with_capacity(len + 1);
-        while numbers.len() < len {
-            let (radius, angle) = ((-2.0 * self.uniform().ln()).sqrt(), std::f32::consts::TAU * self.uniform());
-            numbers.extend([radius * angle.cos(), radius * angle.sin()].map(|x| <T as WithDType>::from_f64(x as f64)));
-        }
-        numbers.truncate(len);
-        numbers
-    }
-}
-
 /// A workload's numbers, `[batch, heads, seq, dim]` each.
 struct Problem<'a, T> {
     workload: &'a Workload,
@@ -159,15 +131,15 @@ struct Problem<'a, T> {
 
 impl<'a, T: Number> Problem<'a, T> {
     fn new(workload: &'a Workload) -> Self {
-        let (w, mut random) = (workload, Random(20261123));
-        let q = random.normal(w.batch * w.heads_q * w.seq_q * w.dim);
-        let k = random.normal(w.batch * w.heads_kv * w.seq_kv * w.dim);
-        let v = random.normal(w.batch * w.heads_kv * w.seq_kv * w.dim);
+        let (w, mut rng) = (workload, Rng(20261123));
+        let q = rng.normals(w.batch * w.heads_q * w.seq_q * w.dim);
+        let k = rng.normals(w.batch * w.heads_kv * w.seq_kv * w.dim);
+        let v = rng.normals(w.batch * w.heads_kv * w.seq_kv * w.dim);
         let pairs = w.seq_q * w.seq_kv;
-        let mask = (0..if w.kind == Kind::Mask { pairs } else { 0 }).map(|_| random.below(8) != 0).collect();
-        let bias = random.normal(if w.kind == Kind::Bias { w.heads_q * pairs } else { 0 });
+        let mask = (0..if w.kind == Kind::Mask { pairs } else { 0 }).map(|_| !rng.one_in(8)).collect();
+        let bias = rng.normals(if w.kind == Kind::Bias { w.heads_q * pairs } else { 0 });
         let mut rows = vec![[0, 0, 0], [w.batch - 1, w.heads_q - 1, w.seq_q - 1]];
-        rows.resize_with(SAMPLED_ROWS, || [random.below(w.batch), random.below(w.heads_q), random.below(w.seq_q)]);
+        rows.resize_with(SAMPLED_ROWS, || [rng.below(w.batch), rng.below(w.heads_q), rng.below(w.seq_q)]);
         let mut problem = Self { workload, q, k, v, mask, bias, rows, expected: Vec::new(), tolerance: Vec::new() };
         (problem.expected, problem.tolerance) = problem.rows.iter().map(|&row| problem.row(row)).unzip();
         problem
