@@ -52,6 +52,7 @@ fn allocation() {
     Counting::watch();
     nothing_on_later_calls();
     nothing_for_queries_that_fit_no_pairs();
+    nothing_for_other_numbers_of_keys();
     flat_in_the_keys();
     bytes_are_what_is_held();
     // Last: the threads of a pool are watched, and end when they like, some time after the pool.
@@ -103,7 +104,31 @@ fn nothing_for_queries_that_fit_no_pairs() {
     }
 }
 
-/// Also where other workers draw the tasks than the last time.
+/// A prepared call that has seen the most keys plans anew for fewer, and for as many again, without an allocation.
+fn nothing_for_other_numbers_of_keys() {
+    const MOST: usize = 1300;
+    for (form, level) in forms_and_levels() {
+        let attention = Attention::new().causal().form(form).level(level).threads(Threads::Serial);
+        let dims = Dims { heads_q: 8, ..Dims::new(2, 1, MOST, 64) };
+        let inputs = Inputs::<f32>::random(dims, &mut Rng(1));
+        let keys = |n: usize| (inputs.k().narrow(2, ..n).unwrap(), inputs.v().narrow(2, ..n).unwrap());
+        let mut prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v()).unwrap();
+        let (mut out, mut workspace) = (vec![0.0f32; len(dims.out())], Workspace::new());
+        let to = TensorMut::from_slice(&mut out, dims.out()).unwrap();
+        prepared.compute(inputs.q(), inputs.k(), inputs.v(), to, None, &mut workspace).unwrap();
+        for n in [1, 512, 513, 1024, 1025, MOST, 0, MOST] {
+            let ((k, v), out) = (keys(n), TensorMut::from_slice(&mut out, dims.out()).unwrap());
+            let (done, usage) = COUNTING.usage(|| {
+                prepared.set_keys(n)?;
+                prepared.compute(inputs.q(), k, v, out, None, &mut workspace)
+            });
+            done.unwrap();
+            assert_eq!(usage.calls, 0, "{usage:?} {n} keys {form:?} {level}");
+        }
+    }
+}
+
+/// Also where other workers claim the tasks than the last time.
 #[cfg(feature = "rayon")]
 fn nothing_within_a_pool() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).start_handler(|_| Counting::watch()).build().unwrap();

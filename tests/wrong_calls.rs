@@ -321,6 +321,16 @@ fn options() {
         Error::NotBroadcastable { tensor: "bias", dimension: "seq_q", got: 0, expected: 3 },
         "seq_q of the bias is 0 but must be 3, or 1 to repeat",
     );
+    let (mask, bias) = (TensorRef::from_slice(&attend[..5], [5]).unwrap(), zeros([5]));
+    for (option, attention) in [
+        ("mask", new().mask(mask).mask(mask)),
+        ("bias", new().bias(bias).bias(bias)),
+        ("alibi", new().alibi(AlibiSlopes::Standard).alibi(AlibiSlopes::PerHead(&[0.5; 4]))),
+        ("key_lengths", new().key_lengths(&[5, 5]).key_lengths(&[4, 5])),
+    ] {
+        let sentence = format!("the option {option} was given twice; combine both into one, or set it once");
+        options_refused(&attention, Error::GivenTwice { option }, &sentence);
+    }
     let number = |option, got, expected| Error::InvalidOption { option, got, expected };
     for (got, shown) in [(f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
         options_refused(
