@@ -1,8 +1,8 @@
 //! The crate's figures, measured in one go: `cargo bench --bench figures`.
 //!
-//! One thread at the processor's best level. Lines of a block take turns, and each shows its best time. Fractions are of
-//! what the same thread reaches, in the same turns, with multiply-adds that never leave the registers, or with a loop that
-//! reads as many bytes as the keys and values have and only adds them up.
+//! One thread at the processor's best level. The lines of a block take turns, and each shows its best time. Fractions are of what
+//! the same thread reaches in the same turns: with multiply-adds in registers, or with a loop that reads the bytes of the keys and
+//! values and adds them up.
 
 mod support;
 
@@ -95,7 +95,7 @@ fn masks() -> Result<(), Box<dyn Error>> {
 fn decode() -> Result<(), Box<dyn Error>> {
     println!("\nDecode, 32 query heads on 8, head_dim 128, one query, 8192 keys:");
     let dims = Dims { heads_kv: 8, ..Dims::new(32, 1, 8192, 128) };
-    // As many bytes as keys and values have in f32, and half of it.
+    // The bytes of keys and values in f32, and half of them.
     let memory = Rng(5).normals::<f32>(dims.kv_elements());
     let read_part = |elements: usize| -> Run<'_> {
         let part = &memory[..elements];

@@ -1,7 +1,7 @@
-//! Promise: a call with a kept workspace does not allocate, and what a call takes beside its output does not grow with the
+//! Promise: a call with a kept workspace does not allocate. What a call allocates beside its output does not grow with the
 //! sequences.
 //!
-//! All that is watched shares its counters, so this is a single test.
+//! All watched threads share one set of counters, so this is a single test.
 
 mod support;
 
@@ -36,7 +36,7 @@ impl<T: Bits> Call<T> {
         let Call { inputs, out, lse } = self;
         let dims = inputs.dims;
         let (out, lse) =
-            (TensorMut::from_slice(out, dims.out()).unwrap(), Some(TensorMut::from_slice(lse, dims.lse()).unwrap()));
+            (TensorMut::from_slice(out, dims.out()).unwrap(), TensorMut::from_slice(lse, dims.lse()).unwrap());
         let (q, k, v) = (inputs.q(), inputs.k(), inputs.v());
         let (done, usage) = COUNTING.usage(|| match prepared {
             Some(prepared) => prepared.compute(q, k, v, out, lse, workspace),
@@ -91,7 +91,7 @@ fn nothing_on_later_calls() {
     }
 }
 
-/// Denormal queries of bf16 go a way of their own.
+/// Scores of denormal bf16 queries are computed in another way.
 fn nothing_for_queries_that_fit_no_pairs() {
     for (form, level) in forms_and_levels() {
         let attention = Attention::new().form(form).level(level).threads(Threads::Serial);
@@ -104,7 +104,7 @@ fn nothing_for_queries_that_fit_no_pairs() {
     }
 }
 
-/// A prepared call that has seen the most keys plans anew for fewer, and for as many again, without an allocation.
+/// A prepared call that has seen the most keys plans anew for fewer, and for the most again, without an allocation.
 fn nothing_for_other_numbers_of_keys() {
     const MOST: usize = 1300;
     for (form, level) in forms_and_levels() {

@@ -1,5 +1,5 @@
-//! Promise: the bits of a row depend on its own inputs, the level and the form: not on the number of threads, on what is
-//! computed beside it, on the place where it falls, or on what the memory was used for before.
+//! Promise: the bits of a row depend on its own inputs, the level and the form. They do not depend on the number of threads, on
+//! other rows of the call, on the row's place in memory, or on earlier contents of the workspace.
 
 mod support;
 
@@ -194,7 +194,7 @@ fn one_query_after_the_other() {
     }
 }
 
-/// Heads of a group by ones, twos and threes against all four: as many rows share each load of keys and values.
+/// One, two and three heads of a group against all four: that many rows share each load of keys and values.
 #[test]
 fn some_heads_of_a_group() {
     let mut rng = Rng(6);
@@ -244,7 +244,7 @@ fn far_positions() {
 }
 
 /// Problems on either side of every threshold of the plan: work worth a pool, keys worth a split, tasks enough without
-/// splitting, rows of a block, rows of a few-queries task.
+/// splitting, rows of a block, rows of a decode task.
 #[cfg(feature = "rayon")]
 fn thresholds() -> Vec<Dims> {
     let decode = |batch, heads_kv, group, seq_kv| Dims {
@@ -312,7 +312,7 @@ fn pool(threads: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
 }
 
-/// As [`Inputs::bits`], planned ahead.
+/// As [`Inputs::bits`], by a prepared call.
 fn prepared<T: Bits + Element>(
     inputs: &Inputs<T>,
     attention: &Attention<'_>,
@@ -323,7 +323,7 @@ fn prepared<T: Bits + Element>(
     let (mut out, mut lse) = (vec![T::default(); len(dims.out())], vec![0.0; len(dims.lse())]);
     let out_tensor = TensorMut::from_slice(&mut out, dims.out()).unwrap();
     let lse_tensor = TensorMut::from_slice(&mut lse, dims.lse()).unwrap();
-    prepared.compute(inputs.q(), inputs.k(), inputs.v(), out_tensor, Some(lse_tensor), workspace).unwrap();
+    prepared.compute(inputs.q(), inputs.k(), inputs.v(), out_tensor, lse_tensor, workspace).unwrap();
     (bits(&out), bits(&lse))
 }
 

@@ -1,5 +1,5 @@
-//! Promise: as in `bits.rs`, a row's bits depend on its own inputs, the level and the form alone; here over every option, type
-//! and layout at once.
+//! Promise: the one of `bits.rs`, over every option, type and layout at once. A row's bits depend on its own inputs, the level
+//! and the form alone.
 
 mod support;
 

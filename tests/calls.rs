@@ -1,7 +1,7 @@
-//! Promise: every way to make a call gives the same bits, and plans from shapes are those of tensors of these shapes.
+//! Promise: every way to make a call gives the same bits. A plan from shapes is the plan of tensors of these shapes.
 //!
-//! Ways to make a call: typed tensors, run-time-typed tensors, ndarray arrays and views, with and without log-sum-exps,
-//! prepared or not, prepared for other numbers of keys, and options that are given once or twice.
+//! The ways: typed tensors, run-time-typed tensors, ndarray arrays and views; with and without log-sum-exps; prepared or not;
+//! prepared for another number of keys. Options that are given twice compose or are refused.
 
 mod support;
 

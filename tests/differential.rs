@@ -1,8 +1,8 @@
-//! Random problems over every option, layout, type, form and level against the exact answer: every element under the
-//! a-priori bound of `docs/numerics.md`.
+//! Promise: every element of random problems is within the a-priori bound of `docs/numerics.md`. The problems cover every
+//! option, layout, type, form and level.
 //!
-//! `FLASHTILE_PROBLEMS=1000` sets the number of small problems. `FLASHTILE_SEED_BASE=1000000` sets the first of their seeds,
-//! which is 0 otherwise. `FLASHTILE_SEED=17` runs the one with that seed alone and prints it, which is what a failure asks for.
+//! `FLASHTILE_PROBLEMS=1000` sets the number of small problems. `FLASHTILE_SEED_BASE=1000000` sets the first of their seeds (0 by
+//! default). `FLASHTILE_SEED=17` runs and prints the problem of that seed alone: a failure names its seed.
 
 mod support;
 
@@ -176,7 +176,7 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?} but must be a number")))
 }
 
-/// Checks the problems that `make` makes of `count` seeds from the base on, on every core, or of the seed asked for.
+/// Checks the problems that `make` makes of `count` seeds from the base on, on every core, or of the seed given.
 fn check_seeds(test: &str, count: u64, make: impl Fn(&mut Rng) -> Problem + Sync) -> Found {
     if let Some(seed) = number("FLASHTILE_SEED") {
         let problem = make(&mut Rng(seed));
@@ -234,7 +234,7 @@ fn size(rng: &mut Rng, edges: &[usize], most: usize) -> usize {
 }
 
 fn small_dims(rng: &mut Rng) -> Dims {
-    let few = |rng: &mut Rng, most| if rng.one_in(60) { 0 } else { 1 + rng.below(rng.clone().below(most) + 1) };
+    let small = |rng: &mut Rng, most| if rng.one_in(60) { 0 } else { 1 + rng.below(rng.clone().below(most) + 1) };
     if rng.one_in(20) {
         // Narrow, and longer than a tile (240 keys) or a split (512): the running maximum moves, states are merged.
         return Dims {
@@ -247,10 +247,10 @@ fn small_dims(rng: &mut Rng) -> Dims {
             value_dim: 1 + rng.below(9),
         };
     }
-    let heads_kv = few(rng, 3);
+    let heads_kv = small(rng, 3);
     Dims {
-        batch: few(rng, 3),
-        heads_q: heads_kv * few(rng, 4),
+        batch: small(rng, 3),
+        heads_q: heads_kv * small(rng, 4),
         heads_kv,
         seq_q: size(rng, &[0, 1, 1, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33], 40),
         // 48: the smallest tile; 64: the tile of few queries.

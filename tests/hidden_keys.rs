@@ -1,7 +1,7 @@
-//! Promise: a hidden key never reaches the output, whatever bits it holds; a visible NaN reaches the rows that see it, and
-//! no others.
+//! Promise: a hidden key never reaches the output, whatever bits it holds. A visible NaN reaches the rows that see it, and no
+//! others.
 //!
-//! What is visible is said here once more, pair by pair, and not taken from the crate.
+//! This test decides by itself which pairs are visible, one by one. It does not use the crate's masks.
 
 mod support;
 
@@ -474,7 +474,7 @@ fn a_score_of_minus_infinity_hides() {
 /// A NaN shows even where it is the only key of the last tile or split. No maximum says that anything was seen there.
 #[test]
 fn a_nan_alone_in_the_last_tile() {
-    // One key more than a tile of many queries (240), a tile of few (256) and a split (512).
+    // One key more than a tile of prefill (240), a tile of decode (256) and a split (512).
     for seq_kv in [241, 257, 513] {
         for seq_q in [1, 3] {
             let dims = Dims::new(1, seq_q, seq_kv, 5);
@@ -489,7 +489,7 @@ fn a_nan_alone_in_the_last_tile() {
     }
 }
 
-/// Hidden keys weigh nothing beside visible ones of very low scores. (In units of log2, 2^21 is where the running maximum
+/// Hidden keys count for nothing beside visible ones of very low scores. (In units of log2, 2^21 is where the running maximum
 /// is no longer exact as it is, and -2^23 is the score that stands for -inf.)
 #[test]
 fn hidden_keys_beside_very_low_scores() {

@@ -1,5 +1,4 @@
-//! Promise: outputs and log-sum-exps of disjoint sets of keys merge to those of all keys; the state of no keys changes
-//! nothing.
+//! Promise: outputs and log-sum-exps of disjoint sets of keys merge to those of all keys. The state of no keys changes nothing.
 
 mod support;
 
@@ -136,7 +135,7 @@ fn associative_and_commutative() {
         let case = format!("round {round}");
         let left = a.clone().merged(&b).merged(&c);
         let right = a.clone().merged(&b.clone().merged(&c));
-        // A weight is off by as much as the log-sum-exp before it: 50 here, in roundings of its own size.
+        // A factor is off by as much as the log-sum-exp before it: 50 here, in roundings of its own size.
         left.assert_near(&right, 4.0 * 64.0, 5.0, &case);
         a.clone().merged(&b).assert_near(&b.merged(&a), 2.0, 5.0, &case);
     }
@@ -232,7 +231,7 @@ fn nan_stays_in_its_row() {
     }
 }
 
-/// Equal weights give the mean, whatever their size: no sum of them leaves the range of numbers.
+/// Equal log-sum-exps give the mean, whatever their size: no sum of them leaves the range of numbers.
 #[test]
 fn far_log_sum_exps() {
     let one = Dims::new(1, 1, 1, 1);
@@ -250,7 +249,7 @@ fn far_log_sum_exps() {
     }
 }
 
-/// A side that is too faint for any weight still shows what is not finite in its output: only the state of no keys is left
+/// A side that is too faint to count still shows what is not finite in its output: only the state of no keys is left
 /// out.
 #[test]
 fn a_faint_side_shows_what_is_not_finite() {

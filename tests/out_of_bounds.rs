@@ -1,7 +1,7 @@
 //! Promise: no element outside a tensor is read or written, whatever its sizes, strides and types.
 //!
-//! Every tensor lies flush with a page that may not be touched, at its end or at its start. One element too far ends the
-//! process, and the last words name the case. What lies between the rows of an output keeps its bytes.
+//! Every tensor starts or ends at a guard page. An access beyond it ends the process, and a signal handler prints the case. The
+//! bytes between the rows of an output stay as they were.
 #![cfg(unix)]
 
 mod support;
@@ -94,7 +94,7 @@ fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng:
             k.tensor(pages.k.place(&k.scatter(&inputs.k, gap), side)),
             v.tensor(pages.v.place(&v.scatter(&inputs.v, gap), side)),
             out.tensor_mut(out_memory),
-            Some(lse.tensor_mut(lse_memory)),
+            lse.tensor_mut(lse_memory),
             workspace,
         )
         .unwrap();
@@ -122,7 +122,7 @@ fn every_head_size<T: Bits>() {
                     continue;
                 }
                 let case = Case {
-                    // Every number of queries up to a block's panels, and of keys past a tile of the few-queries form.
+                    // Every number of queries up to a block's panels, and of keys past a tile of the decode form.
                     dims: Dims {
                         batch: 1,
                         heads_q: 2,

@@ -1,7 +1,7 @@
-//! Promise: scores that are formed from pairs of bf16 are as exact as any, whatever the numbers and however they lie; and a
-//! row for which pairs won't do changes nothing in the rows beside it.
+//! Promise: scores from pairs of bf16 are as exact as scores from f32, for all numbers and layouts. A row that pairs can't
+//! represent does not change the rows beside it.
 //!
-//! (On a processor without such a level, this holds all the same.)
+//! The tests also hold on a processor without such a level.
 
 mod support;
 
@@ -120,13 +120,13 @@ fn tiny_scales_do_not_overflow() {
 /// of the one part must outlast the other.
 #[test]
 fn a_window_keeps_the_maximum_of_its_edge() {
-    let (huge, tiny, peak) = (2.0f32.powi(33), 2.0f32.powi(-33), 190);
+    let (huge, tiny, largest) = (2.0f32.powi(33), 2.0f32.powi(-33), 190);
     let dims = Dims { head_dim: 2, ..Dims::new(1, 20, 300, 8) };
     let mut inputs = Inputs::<bf16>::random(dims, &mut Rng(5));
     // Every query is beyond what pairs take. Every score is 0, but for that of one key, which the first eleven rows see.
     inputs.q.iter_mut().enumerate().for_each(|(n, q)| *q = bf16::from_f32(if n % 2 == 0 { huge } else { 0.0 }));
-    let at_peak = |n: usize| if n == 2 * peak { 300.0 * tiny } else { 0.0 };
-    inputs.k.iter_mut().enumerate().for_each(|(n, k)| *k = bf16::from_f32(at_peak(n)));
+    let key = |n: usize| if n == 2 * largest { 300.0 * tiny } else { 0.0 };
+    inputs.k.iter_mut().enumerate().for_each(|(n, k)| *k = bf16::from_f32(key(n)));
     let attention = Attention::new().scale(1.0).window(Some(100), None);
     let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
     for (form, level) in forms_and_levels() {

@@ -1,5 +1,5 @@
-//! Promise: calls made from anywhere in the caller's rayon pool, beside tasks that panic too, finish and are right, and
-//! what they used can be used again.
+//! Promise: calls from anywhere in the caller's rayon pool finish and are right, also beside tasks that panic. Their workspaces
+//! can be used again.
 #![cfg(feature = "rayon")]
 
 mod support;

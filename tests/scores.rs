@@ -1,4 +1,4 @@
-//! Promise: scores can be looked at on every stage of their way, and are what the reference says.
+//! Promise: scores can be inspected at every stage, and are those of the reference.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Softmax, its gradients and its state, against plain f64 loops and against the edge rules of the module page.
+//! Promise: softmax, its gradients and its state agree with plain f64 loops and with the edge rules of the module page.
 
 use approx::assert_abs_diff_eq;
 use flashtile::softmax::*;

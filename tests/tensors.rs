@@ -1,5 +1,6 @@
-//! Promise: a view of a tensor (a range, another order of axes, one more axis, another element type or rank at run time) has
-//! the elements that its description says, and only those are written.
+//! Promise: a view of a tensor has the elements that its description says, and only those are written.
+//!
+//! Views are ranges of an axis, other orders of axes, one more axis, and run-time types and ranks.
 
 use flashtile::{
     AnyTensorMut, AnyTensorRef, Attention, DType, Element, Integers, QueryOffset, TensorMut, TensorRef, bf16, f16,

@@ -1,4 +1,4 @@
-//! Promise: where threads can't be started, a call is serial, with the same result, and does not panic.
+//! Promise: where threads can't be started, a call is serial, has the same result, and does not panic.
 
 #![cfg(all(target_os = "linux", feature = "rayon"))]
 

@@ -1,7 +1,7 @@
-//! Promise: a wrong call is refused before anything is written, with the numbers that disagree; no shape, stride, offset or
-//! option makes a call panic, overflow, run away or take memory out of proportion.
+//! Promise: a wrong call is refused before anything is written, and the error has the numbers that disagree. No shape, stride,
+//! offset or option makes a call panic, overflow, run without end or allocate memory out of proportion.
 //!
-//! The counters of the allocator are of the whole process, so this is a single test.
+//! The counters of the allocator belong to the whole process, so this is a single test.
 
 mod support;
 
@@ -261,7 +261,7 @@ fn options_refused(attention: &Attention<'_>, error: Error, sentence: &str) {
     let (mut out, mut lse) = (vec![1.0f32; len([2, 4, 3, 6])], vec![1.0f32; len([2, 4, 3])]);
     let to = TensorMut::from_slice(&mut out, [2, 4, 3, 6]).unwrap();
     let to_lse = TensorMut::from_slice(&mut lse, [2, 4, 3]).unwrap();
-    refused(attention.compute(q, k, v, to, Some(to_lse), &mut Workspace::new()), error.clone(), sentence);
+    refused(attention.compute(q, k, v, to, to_lse, &mut Workspace::new()), error.clone(), sentence);
     let mut scores = vec![1.0f32; len([2, 4, 3, 5])];
     let to = TensorMut::from_slice(&mut scores, [2, 4, 3, 5]).unwrap();
     refused(attention.scores_into(ScoreStage::Raw, q, k, to), error, sentence);
@@ -383,7 +383,7 @@ fn outputs() {
         for prepared in [None, Some(&prepared)] {
             let (mut out, mut lse) = (vec![1.0f32; len(out_shape)], vec![1.0f32; len(lse_shape)]);
             let to = TensorMut::from_slice(&mut out, out_shape).unwrap();
-            let to_lse = Some(TensorMut::from_slice(&mut lse, lse_shape).unwrap());
+            let to_lse = TensorMut::from_slice(&mut lse, lse_shape).unwrap();
             let mut workspace = Workspace::new();
             let result = match prepared {
                 Some(prepared) => prepared.compute(q, k, v, to, to_lse, &mut workspace),
@@ -500,14 +500,13 @@ fn too_large() {
     }
 }
 
-/// Keys that share their memory may be any number: where few of them are seen, a call takes no longer, and no more memory,
-/// than those few.
+/// Keys that share their memory may be any number. Time and memory of a call depend on the visible ones alone.
 fn endless_keys() {
     let lengths = [3];
     for seq_kv in [1 << 35, 1 << 50, (1 << 59) - 1] {
         for (form, seq_q) in FORMS.into_iter().flat_map(|form| [1, 12, 300].map(|seq_q| (form, seq_q))) {
             let base = Attention::new().form(form);
-            // All of them seen: a task that nobody computes, but listed by its weight.
+            // All keys visible: the task is listed by its work, but never computed.
             base.prepare(zeros([1, 1, seq_q, 1]), zeros([1, 1, seq_kv, 1]), zeros([1, 1, seq_kv, 1])).unwrap();
             for attention in [base.clone().key_lengths(&lengths), base.window(Some(2), Some(0))] {
                 let (mut out, mut workspace) = (vec![f32::NAN; seq_q], Workspace::new());
@@ -620,7 +619,7 @@ fn extreme_tensors() {
         }
         if written.is_ok() {
             accepted[1] += 1;
-            // As many places as indices.
+            // One place for each index.
             let mut places = [false; 40];
             if !shape.contains(&0) {
                 for n in 0..len(shape) {
@@ -685,7 +684,7 @@ fn extreme_problems() {
             Err(_) => refusals += 1,
             Ok(plan) => assert!(!plan.to_string().is_empty()),
         }
-        // Preparing lists tasks: in proportion to the heads and rows, of which there may be many by right.
+        // Preparing lists tasks: in proportion to the heads and rows, which may be large numbers.
         if plan.is_err() || rows < 1 << 17 {
             let (prepared, usage) = COUNTING.usage(|| attention.prepare(q, k, v));
             assert_eq!(prepared.err(), plan.clone().err(), "{}", case());
@@ -700,7 +699,7 @@ fn extreme_problems() {
             let to = TensorMut::from_slice(&mut out, out_shape).unwrap();
             let to_lse = TensorMut::from_slice(&mut lse, [batch, heads_q, seq_q]).unwrap();
             let mut workspace = Workspace::new();
-            let (done, usage) = COUNTING.usage(|| attention.compute(q, k, v, to, Some(to_lse), &mut workspace));
+            let (done, usage) = COUNTING.usage(|| attention.compute(q, k, v, to, to_lse, &mut workspace));
             assert_eq!(done.err(), plan.clone().err(), "{}", case());
             // Tiles for up to 240 keys or rows of either length, and for each worker.
             let longest = head_dim.saturating_add(value_dim).saturating_add(300).min(1 << 22);

@@ -1,8 +1,8 @@
 //! How time and memory grow: `cargo bench --bench growth -- --out docs/img`.
 //!
-//! Against the length of the sequence, the threads, the batch; and where the form for few queries and the one for many
-//! cross. Prints the tables of `docs/performance.md` and draws its pictures. "Extra memory" is what a call holds beside its
-//! tensors: the bytes of its [`Workspace`](flashtile::Workspace). Every answer is checked before it is timed.
+//! It measures against the length of the sequence, the threads and the batch, and finds where prefill becomes faster than decode.
+//! It prints the tables of `docs/performance.md` and draws its pictures. "Extra memory" is what a call holds beside its tensors:
+//! the bytes of its [`Workspace`](flashtile::Workspace). Every answer is checked before it is timed.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -98,7 +98,7 @@ fn series(names: &[&str], steps: &[usize], y: impl Fn(usize, usize) -> f64) -> V
 }
 
 impl Growth {
-    /// All of them, or, for a quick look, as many as that takes.
+    /// All of them, or the first `quick` under `cargo test --benches`.
     fn steps(&self, steps: &[usize], quick: usize) -> Vec<usize> {
         steps[..if self.bench { steps.len() } else { quick }].to_vec()
     }
@@ -241,10 +241,10 @@ impl Growth {
 
     fn crossover(&self) -> Result<(), Box<dyn Error>> {
         println!(
-            "\n### Few queries or many\n\nRows of one key/value head, {CROSSOVER_KEYS} keys, one thread: GF/s of either form, best of turns. The plan's loss is how\nmuch longer its choice takes than the other form would, at the worst of these row counts.\n"
+            "\n### Decode or prefill\n\nRows of one key/value head, {CROSSOVER_KEYS} keys, one thread: GF/s of either form, best of turns. The plan's loss is how\nmuch longer its choice takes than the other form, at the worst of these row counts.\n"
         );
         println!(
-            "| type, head_dim | rows: few / many queries | few is faster at | plan takes few for | plan's loss at most |"
+            "| type, head_dim | rows: decode / prefill | decode is faster at | plan takes decode for | plan's loss at most |"
         );
         println!("|---|---|---:|---:|---:|");
         let panels = [
@@ -262,20 +262,20 @@ impl Growth {
     fn forms_of<T: Element>(&self, dim: usize) -> Result<Vec<Series>, Box<dyn Error>> {
         let rows = self.steps(&[1, 2, 4, 6, 8, 10, 12, 16, 18, 20, 22, 24, 28, 32, 40, 48, 64], 1);
         let (mut times, mut loss, mut texts) = (Vec::new(), 1.0f64, Vec::new());
-        self.tell(format!("{} {dim}: few queries or many", T::DTYPE));
+        self.tell(format!("{} {dim}: decode or prefill", T::DTYPE));
         for &rows in &rows {
             let (dims, both) = (dims_of(rows, dim), self.both_forms::<T>(rows, dim)?);
             let chosen = if planned::<T>(rows, dim)? == Form::Decode { both[0] } else { both[1] };
             loss = loss.max(chosen / both[0].min(both[1]));
-            let [few, many] = both.map(|seconds| dims.flops(dims.pairs(false, None)) / seconds / 1e9);
-            texts.push(format!("{rows}: {few:.0} / {many:.0}"));
-            times.push([few, many]);
+            let [decode, prefill] = both.map(|seconds| dims.flops(dims.pairs(false, None)) / seconds / 1e9);
+            texts.push(format!("{rows}: {decode:.0} / {prefill:.0}"));
+            times.push([decode, prefill]);
         }
-        let faster = rows.iter().zip(&times).filter(|(_, [few, many])| few >= many).map(|(rows, _)| *rows);
-        let mut planned_few = Vec::new();
+        let faster = rows.iter().zip(&times).filter(|(_, [decode, prefill])| decode >= prefill).map(|(rows, _)| *rows);
+        let mut planned_decode = Vec::new();
         for rows in 1..=64 {
             if planned::<T>(rows, dim)? == Form::Decode {
-                planned_few.push(rows);
+                planned_decode.push(rows);
             }
         }
         println!(
@@ -283,14 +283,14 @@ impl Growth {
             T::DTYPE,
             texts.join(", "),
             faster.map(|rows| rows.to_string()).collect::<Vec<_>>().join(", "),
-            runs_of(&planned_few),
+            runs_of(&planned_decode),
             100.0 * (loss - 1.0)
         );
-        let names = ["few", "many"].map(|form| format!("{}, {form}", T::DTYPE));
+        let names = ["decode", "prefill"].map(|form| format!("{}, {form}", T::DTYPE));
         Ok(series(&[&names[0], &names[1]], &rows, |i, n| times[i][n]))
     }
 
-    /// Seconds of the form for few queries and the one for many.
+    /// Seconds of decode and of prefill.
     fn both_forms<T: Element>(&self, rows: usize, dim: usize) -> Result<[f64; 2], Box<dyn Error>> {
         let run = |form| -> Result<Run<'_>, Box<dyn Error>> {
             let attention = Attention::new().threads(Threads::Serial).form(form);

@@ -1,4 +1,4 @@
-//! A line of the table: its data, checked, and what is timed for it.
+//! A line of the table: its data, the check of its answer, and what is timed.
 
 use crate::contest::{Contest, Repeat, Work, stream};
 use crate::support::{Case, Dims, Rng, plan};
@@ -139,7 +139,7 @@ fn softmax<'a, T: Element + Number<Real = f32>>(
     let mut out = x.clone();
     softmax_into(&x, &mut out, axis, 1.0)?;
     check_softmax(&x, &out, axis_number)?;
-    // As many bytes, whatever is in them.
+    // The same number of bytes, with any contents.
     let mut copied = vec![1.0f32; size_of_val(&x[..]) / size_of::<f32>()];
     let contest = if in_place {
         let negate = move |_| {

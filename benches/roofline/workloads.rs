@@ -1,4 +1,4 @@
-//! What is measured, and what is asked of it: a table.
+//! The table of workloads and their targets.
 
 use crate::support::Dims;
 use flashtile::DType::{self, Bf16, F16, F32};
@@ -26,7 +26,7 @@ pub(crate) enum Task {
 pub(crate) enum Options {
     Plain,
     Causal,
-    /// Causal, so many keys before the query's own.
+    /// Causal, with this many keys before the query's own.
     Window(usize),
     /// A dense boolean mask for all heads, of which an eighth is false, at random.
     Mask,
@@ -36,18 +36,18 @@ pub(crate) enum Options {
     Alibi,
 }
 
-/// What a line is asked to reach.
+/// The target of a line.
 #[derive(Clone, Copy)]
 pub(crate) enum Reach {
-    /// So much of the binding roof.
+    /// This fraction of the binding roof.
     Fraction(f64),
-    /// So much of the binding roof in f32; in other types f32's time, or [`HALVES_TIME`] times it.
+    /// This fraction of the binding roof in f32. In other types at most [`HALVES_TIME`] times f32's time.
     OfF32(f64),
-    /// So much of the fraction that another workload reaches in the same type.
+    /// This part of the fraction that another workload reaches in the same type.
     FractionOf(&'static str, f64),
-    /// At most so many times the time of another workload in the same type.
+    /// At most this multiple of the time of another workload in the same type.
     TimeOf(&'static str, f64),
-    /// Less time than any peer takes, which `benches/peers` measures: a call of microseconds is bound by neither roof.
+    /// Less time than any peer takes, as `benches/peers` measures. A call of microseconds is bound by neither roof.
     BelowPeers,
 }
 

@@ -1,5 +1,5 @@
-//! What one thread of this machine can do at most, measured in the same process: multiply-adds that never leave the
-//! registers, and reads of memory that do nothing but add up. Results are stated as fractions of these.
+//! The roofs of one thread of this machine, measured in the same process: multiply-adds in registers, and a loop that reads
+//! memory and adds it up. Results are stated as fractions of these.
 
 #![allow(dead_code, reason = "each bench uses its part")]
 

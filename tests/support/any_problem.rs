@@ -1,4 +1,4 @@
-//! A problem for tests: tensors of any type in any layout, every option, and the call.
+//! A problem for tests: tensors of any type in any layout, with every option, and the call that computes it.
 
 use super::{Dims, Rng};
 use flashtile::{
@@ -24,12 +24,12 @@ impl<const N: usize> Layout<N> {
         Self::nested(shape, std::array::from_fn(|axis| axis), [0; N], 1)
     }
 
-    /// Axes from the outermost to the innermost as in `order`, each with room for `spare` more, elements `step` apart.
-    fn nested(shape: [usize; N], order: [usize; N], spare: [usize; N], step: usize) -> Self {
+    /// Axes from the outermost to the innermost as in `order`, each padded by `padding` indices, elements `step` apart.
+    fn nested(shape: [usize; N], order: [usize; N], padding: [usize; N], step: usize) -> Self {
         let (mut strides, mut stride) = ([0; N], step);
         for axis in order.into_iter().rev() {
             strides[axis] = stride as isize;
-            stride *= shape[axis] + spare[axis];
+            stride *= shape[axis] + padding[axis];
         }
         Layout { shape, strides, offset: 0, len: stride }
     }
@@ -47,13 +47,13 @@ impl<const N: usize> Layout<N> {
             1 => (1..N).rev().for_each(|axis| order.swap(axis, rng.below(axis + 1))),
             _ => {}
         }
-        let mut spare = [0; N];
-        for (spare, size) in spare.iter_mut().zip(shape) {
+        let mut padding = [0; N];
+        for (padding, size) in padding.iter_mut().zip(shape) {
             // Twice as much again is what a third of a packed QKV leaves out.
-            *spare = if rng.one_in(4) { [1, 3, 5, 2 * size][rng.below(4)] } else { 0 };
+            *padding = if rng.one_in(4) { [1, 3, 5, 2 * size][rng.below(4)] } else { 0 };
         }
         let step = if rng.one_in(8) { 2 + rng.below(2) } else { 1 };
-        let mut layout = Self::nested(shape, order, spare, step);
+        let mut layout = Self::nested(shape, order, padding, step);
         layout.offset = rng.below(4) * rng.below(4);
         layout.len += layout.offset;
         for (stride, size) in layout.strides.iter_mut().zip(shape) {
@@ -416,7 +416,7 @@ impl Problem {
         let attention = self.attention().level(level);
         let into = TensorMut::with_strides(&mut out, out_layout.offset, out_layout.shape, out_layout.strides);
         let lse_into = TensorMut::with_strides(&mut lse, lse_layout.offset, lse_layout.shape, lse_layout.strides);
-        let (into, lse_into) = (into.expect("apart"), Some(lse_into.expect("apart")));
+        let (into, lse_into) = (into.expect("apart"), lse_into.expect("apart"));
         let done = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
             attention.compute(q.view(), k.view(), v.view(), into, lse_into, &mut Workspace::new())
         })));

@@ -1,4 +1,4 @@
-//! The same tensor laid out in memory in different ways, with what lies between its elements under control.
+//! The same tensor in different layouts, with known contents of the gaps.
 
 use flashtile::{TensorMut, TensorRef};
 
@@ -7,11 +7,11 @@ use flashtile::{TensorMut, TensorRef};
 pub enum Layout {
     /// Row after row.
     Dense,
-    /// Elements that belong to nobody behind each row but the last.
+    /// A gap of this many elements after each row but the last.
     RowGaps(usize),
     /// Every stride negative: the last element comes first.
     Reversed,
-    /// Every other element belongs to nobody.
+    /// Every other element is a gap.
     Spread,
     /// The second axis inside the third: `[batch, seq, heads, dim]`.
     Swapped,

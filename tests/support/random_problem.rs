@@ -1,4 +1,4 @@
-//! Problems at random: every option, type and layout, with NaN and infinity now and then.
+//! Random problems: every option, type and layout, some with NaN and infinity.
 
 use super::any_problem::{Alibi, Broadcast, Layout, Offset, Problem, Tensor};
 use super::bound::sees;
@@ -19,9 +19,9 @@ fn values(rng: &mut Rng) -> impl FnMut([usize; 4]) -> f32 + use<> {
         1 => 0.0,                                        // nothing
         2 => ((i * 5 + e * 3 + h + b) % 7) as f32 - 3.0, // many ties, exact sums
         3 => 1e-40 * rng.normal(),                       // denormals
-        4 => 1000.0 * amplitude * rng.normal(),          // beyond one score's weight
+        4 => 1000.0 * amplitude * rng.normal(),          // scores so far apart that most probs are 0
         5 => amplitude * i as f32 * 0.5,                 // growing from key to key: the maximum always moves
-        6 if rng.one_in(9) => 50.0 * rng.normal(),       // a few stand out
+        6 if rng.one_in(9) => 50.0 * rng.normal(),       // some stand out
         6 => 0.0,
         7 => 10f32.powi(rng.below(24) as i32 - 12) * rng.normal(), // every magnitude whose products f32 can hold
         _ => amplitude * rng.normal(),

@@ -1,4 +1,4 @@
-//! A deadline: work that hangs fails its test instead of keeping it waiting.
+//! A deadline: work that hangs fails its test.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
