@@ -7,7 +7,7 @@ use flashtile::{AlibiSlopes, Attention, Element, Form, Level, QueryOffset, Tenso
 use support::problems::{Bits, bits, forms_and_levels};
 use support::{Dims, Inputs, Rng, len};
 
-/// Options whose effect depends on the position, given by window sizes, or that are read from tensors.
+/// Options that depend on positions, window sizes or tensors.
 #[derive(Clone, Debug)]
 struct Options {
     causal: bool,
@@ -35,7 +35,7 @@ impl Options {
         }
     }
 
-    /// For query heads `heads` and queries `queries` alone.
+    /// The options of query heads `heads` and queries `queries` alone.
     fn attention<'a>(
         &'a self,
         dims: &Dims,
@@ -83,7 +83,7 @@ fn check_part<T: Bits>(
 ) {
     let dims = inputs.dims;
     let group = dims.heads_q / dims.heads_kv;
-    // A part of a group, or several groups as they are.
+    // A part of one group, or several whole groups.
     assert!(part.group == (0..group) || part.heads_kv.len() == 1);
     let heads = part.heads_kv.start * group + part.group.start..(part.heads_kv.end - 1) * group + part.group.end;
     let own = Dims {
@@ -119,7 +119,7 @@ fn check_part<T: Bits>(
     }
 }
 
-/// A range inside `0..n`, not empty.
+/// A range inside `0..n` that is not empty.
 fn some_of(n: usize, rng: &mut Rng) -> std::ops::Range<usize> {
     let start = rng.below(n);
     start..start + 1 + rng.below(n - start)
@@ -137,7 +137,7 @@ fn parts<T: Bits>(seed: u64, rounds: usize) {
             seq_q: [1 + rng.below(4), 1 + rng.below(40), 180 + rng.below(30)][rng.below(3)],
             seq_kv,
             head_dim: 1 + rng.below(20),
-            // Whole vectors now and then: a lone panel multiplies them where they lie.
+            // Sometimes whole vectors: a lone panel multiplies them in place.
             value_dim: if rng.one_in(3) { 16 * (1 + rng.below(4)) } else { 1 + rng.below(20) },
         };
         let (inputs, options) = (Inputs::<T>::random(dims, &mut rng), Options::random(&dims, &mut rng));
@@ -176,7 +176,7 @@ fn any_part_bf16() {
     parts::<flashtile::bf16>(3, 80);
 }
 
-/// Queries one by one, as decoding has them, against all at once.
+/// Queries one by one, as in decoding, against all at once.
 #[test]
 fn one_query_after_the_other() {
     let mut rng = Rng(4);
@@ -214,7 +214,7 @@ fn some_heads_of_a_group() {
     }
 }
 
-/// Positions far beyond the numbers that f32 counts exactly.
+/// Positions far beyond the integers that f32 holds exactly.
 #[test]
 fn far_positions() {
     let mut rng = Rng(5);
@@ -277,7 +277,7 @@ fn thresholds() -> Vec<Dims> {
     ]
 }
 
-/// Serial, in pools of any size, in a pool inside a pool, prepared or not, and in memory used before: all the same.
+/// Serial, in pools of any size, in a pool inside a pool, prepared or not, and with a used workspace: all the same bits.
 #[cfg(feature = "rayon")]
 #[test]
 fn threads_and_memory() {
@@ -327,7 +327,7 @@ fn prepared<T: Bits + Element>(
     (bits(&out), bits(&lse))
 }
 
-/// The same call again and again, into memory that other problems have used.
+/// The same call repeated, with a workspace that other problems have used.
 #[test]
 fn run_to_run() {
     let mut rng = Rng(7);
@@ -364,14 +364,14 @@ fn split_and_unsplit() {
             let part = Part { batches, heads_kv: 0..1, group: 0..2, queries: 0..1 };
             check_part(&inputs, &none, (Form::Decode, level), &part, &whole);
         }
-        // Of which a single head takes the same form.
+        // A single head of it takes the same form.
         let part = Part { batches: 5..6, heads_kv: 0..1, group: 1..2, queries: 0..1 };
         check_part(&inputs, &none, (Form::Decode, level), &part, &whole);
     }
 }
 
-/// A sum that was scaled away and left -0: the tile behind it, which only the next query sees, must not turn it into +0 for
-/// the one beside that query, and not for the one alone.
+/// A sum that rescaling turned into -0 stays -0. The next tile, which only the next query sees, must not turn it into +0,
+/// whether the query is computed beside that one or alone.
 #[test]
 fn signs_of_zero() {
     let none = Options { causal: true, window: (None, None), offset: 0, slopes: None, softcap: None, bias: None };
@@ -380,7 +380,7 @@ fn signs_of_zero() {
         let dims = Dims::new(1, 2, 2 * step + 1, 1);
         let mut inputs =
             Inputs::<f32> { dims, q: vec![1.0; 2], k: vec![200.0; dims.seq_kv], v: vec![1.0; dims.seq_kv] };
-        // First a small sum, then scores 2^288 times as heavy with values that round to -0, then the last query's own key.
+        // First a small sum, then scores whose probs are 2^288 times as large with values that round to -0, then the last query's own key.
         inputs.k[..step].fill(0.0);
         inputs.v[..step].fill(-1e-40);
         inputs.v[step..2 * step].fill(-f32::from_bits(1));

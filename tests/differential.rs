@@ -24,13 +24,13 @@ fn small_problems() {
         problem(rng, dims)
     });
     assert!(found.largest_ratio.iter().all(|ratio| *ratio <= 1.0));
-    // The bounds say something: half of them are below two in a hundred thousand of what they bound.
+    // The bounds are tight: half of them are below 2e-5 of what they bound.
     assert_median_below(&found, 2e-5);
 }
 
 #[test]
 fn large_problems() {
-    // One for each 400 small ones costs about a third as much time.
+    // One per 400 small problems takes about a third of their time.
     let count = number("FLASHTILE_PROBLEMS").unwrap_or(100_000).div_ceil(400);
     let found = check_seeds("large_problems", count, |rng| {
         let dims = large_dims(rng);
@@ -39,7 +39,7 @@ fn large_problems() {
     assert_median_below(&found, 2e-4);
 }
 
-/// Error of half outputs, all in all: no more than half as much again as that of the exact answer, rounded.
+/// The total error of outputs in a half type is at most 1.5 times that of the exact answer, rounded.
 #[test]
 fn half_outputs_are_rounded_once() {
     for dtype in [DType::F16, DType::Bf16] {
@@ -85,7 +85,7 @@ fn the_lse_of_zero_scores_is_rounded_once() {
     }
 }
 
-/// Values chosen to hurt, in both forms: more keys than two tiles or splits, and more queries than a panel.
+/// Adversarial values in both forms, with more keys than two tiles or splits and more queries than a panel.
 #[test]
 fn adversarial_values() {
     for form in [Form::Decode, Form::Prefill] {
@@ -120,7 +120,7 @@ fn adversarial(form: Form, seed: u64, scale: f32, key: &mut dyn FnMut(usize, &mu
     let (rng, dims) = (&mut Rng(seed), ADVERSARIAL);
     let mut problem = Problem::plain(dims, || value * rng.normal());
     let [q, k] = [dims.q(), dims.k()].map(Layout::contiguous);
-    // The first element carries what is wanted; 1 in the queries, so that every one sees the same.
+    // The first element carries the score. It is 1 in all queries, so that they all see the same.
     problem.q = Tensor::new(DType::F32, q, |[.., e]| if e == 0 { 1.0 } else { 0.01 * rng.normal() });
     problem.k = Tensor::new(DType::F32, k, |[.., j, e]| if e == 0 { key(j, rng) } else { 0.01 * rng.normal() });
     (problem.scale, problem.form) = (Some(scale), Some(form));
@@ -131,8 +131,8 @@ const ADVERSARIAL: Dims =
     Dims { batch: 1, heads_q: 2, heads_kv: 1, seq_q: 12, seq_kv: 1030, head_dim: 4, value_dim: 5 };
 const LAST: usize = 1029;
 
-/// Models write -1e9 or the lowest finite number where they mean "hidden". In a row of nothing else, every score rounds to
-/// that number: the row's output is the mean of the values, and not the 0 of a row that sees nothing.
+/// Models write -1e9 or the lowest finite number for "hidden". In a row of nothing else, every score rounds to that number.
+/// The row's output is the mean of the values, not the 0 of a row that sees no key.
 #[test]
 fn rows_of_one_huge_bias_are_uniform() {
     for (form, level) in [Form::Decode, Form::Prefill].into_iter().flat_map(|f| Level::available().map(move |l| (f, l)))
@@ -164,7 +164,7 @@ fn rows_of_one_huge_bias_are_uniform() {
     }
 }
 
-/// That bounds are not so wide that anything would pass; a few problems alone can have wide ones.
+/// Bounds must not be so wide that anything passes. Some single problems may have wide ones.
 fn assert_median_below(found: &Found, most: f64) {
     let median = found.median_bound();
     assert!(found.bounds.len() < 100 || median < most, "the median of the relative bounds is {median:e}");
@@ -224,7 +224,7 @@ fn check_seeds(test: &str, count: u64, make: impl Fn(&mut Rng) -> Problem + Sync
     found
 }
 
-/// Mostly small, often at an edge: nothing, one, a whole vector (8 or 16), a whole panel (16 or 32) and one more or less.
+/// Mostly small, often at an edge: 0, 1, a vector (8 or 16), a panel (16 or 32), and one more or less.
 fn size(rng: &mut Rng, edges: &[usize], most: usize) -> usize {
     match rng.below(8) {
         0..3 => edges[rng.below(edges.len())],
@@ -253,14 +253,14 @@ fn small_dims(rng: &mut Rng) -> Dims {
         heads_q: heads_kv * small(rng, 4),
         heads_kv,
         seq_q: size(rng, &[0, 1, 1, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33], 40),
-        // 48: the smallest tile; 64: the tile of few queries.
+        // Around 48, the smallest tile, and 64, a common size.
         seq_kv: size(rng, &[0, 1, 2, 8, 16, 47, 48, 49, 63, 64, 65], 70),
         head_dim: size(rng, &[0, 1, 2, 7, 8, 9, 16, 17, 64, 65], 70),
         value_dim: size(rng, &[0, 1, 5, 6, 7, 8, 9, 12, 16, 64, 65], 70),
     }
 }
 
-/// Hundreds of keys and wide heads; in all about 8 million multiply-adds at most.
+/// Hundreds of keys and wide heads, with at most about 8 million multiply-adds.
 fn large_dims(rng: &mut Rng) -> Dims {
     const DIMS: [usize; 11] = [1, 8, 24, 64, 64, 80, 128, 128, 192, 256, 576];
     let heads_kv = 1 + rng.below(2);

@@ -25,7 +25,7 @@ struct Options<T> {
 }
 
 impl<T: Bits> Options<T> {
-    /// Any of them, often several.
+    /// Random options, often several.
     fn random(dims: &Dims, rng: &mut Rng) -> Self {
         let scores = len(dims.scores());
         let bound = |rng: &mut Rng| rng.one_in(3).then(|| rng.below(dims.seq_kv + 1));
@@ -71,7 +71,7 @@ impl<T: Bits> Options<T> {
         attention
     }
 
-    /// Whether the query sees the key, by all but a bias of -inf.
+    /// Whether the query sees the key by everything except a bias of -inf.
     fn unmasked(&self, dims: &Dims, [b, h, i]: [usize; 3], j: usize) -> bool {
         let length = self.lengths.as_ref().map_or(dims.seq_kv, |lengths| lengths[b]);
         let offset = self.offset.unwrap_or(length as isize - dims.seq_q as isize);
@@ -89,12 +89,12 @@ impl<T: Bits> Options<T> {
     }
 }
 
-/// The place of a pair among the scores.
+/// The index of a pair among the scores.
 fn pair(dims: &Dims, [b, h, i]: [usize; 3], j: usize) -> usize {
     ((b * dims.heads_q + h) * dims.seq_q + i) * dims.seq_kv + j
 }
 
-/// Sizes around those of tiles and panels.
+/// Dimensions around the sizes of tiles and panels.
 fn random_dims(rng: &mut Rng) -> Dims {
     let group = 1 + rng.below(3);
     let heads_kv = 1 + rng.below(2);
@@ -129,15 +129,14 @@ enum Place {
     Value,
 }
 
-/// Zeros in some keys or values, and then poison: rows that see none of them keep their bits, and rows that see a NaN
-/// show it.
+/// Some keys or values are 0 first and poison then. Rows that see none of them keep their bits. Rows that see a NaN show it.
 fn poisoned_keys<T: Bits>(seed: u64, rounds: usize) {
     let mut rng = Rng(seed);
     for round in 0..rounds {
         let dims = random_dims(&mut rng);
         let options = Options::<T>::random(&dims, &mut rng);
         let mut clean = Inputs::<T>::random(dims, &mut rng);
-        // Rows of keys that are poisoned, often with a few elements spared; biased towards those that few rows see.
+        // Poisoned rows of keys, often except for a few elements. Keys that few rows see are preferred.
         let place = if rng.one_in(2) { Place::Key } else { Place::Value };
         let poison = T::POISON[rng.below(T::POISON.len())];
         let cols = if place == Place::Key { dims.head_dim } else { dims.value_dim };
@@ -204,7 +203,7 @@ fn poisoned_keys_bf16() {
     poisoned_keys::<bf16>(3, 800);
 }
 
-/// What a bias tensor holds for keys that something else hides does not matter.
+/// The bias of a key that another option hides does not matter.
 #[test]
 fn hidden_bias_entries() {
     let mut rng = Rng(4);
@@ -282,7 +281,7 @@ fn nan_stays_in_its_row() {
     }
 }
 
-/// Neither padding behind the key lengths nor what lies between rows is part of anything.
+/// Padding after the key lengths and gaps between rows never matter.
 #[test]
 fn padding_and_gaps() {
     let mut rng = Rng(6);
@@ -320,7 +319,7 @@ fn padding_and_gaps() {
     }
 }
 
-/// Rows that see nothing are exactly +0 and -inf though all that they don't see is NaN.
+/// Rows that see no key are exactly +0 and -inf, even if every hidden key is NaN.
 #[test]
 fn nothing_seen_among_nan() {
     let dims = Dims { batch: 2, heads_q: 2, ..Dims::new(1, 20, 70, 9) };
@@ -347,8 +346,8 @@ fn nothing_seen_among_nan() {
     }
 }
 
-/// A bias of -inf hides a key whatever ALiBi makes of its distance, and a slope of any size says nothing about the key at
-/// the query's own position.
+/// A bias of -inf hides a key at any ALiBi distance. A slope of any size does not change the score of the key at the query's
+/// own position.
 #[test]
 fn giant_slopes() {
     let dims = Dims::new(1, 1, 3, 2);
@@ -366,7 +365,7 @@ fn giant_slopes() {
     }
 }
 
-/// The lowest number is not -inf: keys that all have it as their bias are seen, all alike.
+/// The lowest number is not -inf: keys that all have it as their bias are visible, with equal probs.
 #[test]
 fn the_lowest_bias_hides_nothing() {
     let dims = Dims::new(1, 3, 20, 4);
@@ -383,8 +382,8 @@ fn the_lowest_bias_hides_nothing() {
     }
 }
 
-/// A key with an infinite element is as good as hidden where its score is -inf: the same bits as where a mask hides it,
-/// whatever its value. Where the score is +inf, the row is NaN.
+/// An infinite element of a key hides it where its score is -inf: the bits are those of a mask that hides it, whatever its
+/// value. Where the score is +inf, the row is NaN.
 fn infinite_keys<T: Bits>(seed: u64) {
     let mut rng = Rng(seed);
     let infinity = |sign: f32| T::from_f32(sign * f32::INFINITY);
@@ -447,7 +446,7 @@ fn infinite_keys_bf16() {
     infinite_keys::<bf16>(10);
 }
 
-/// A score of -inf, too, hides its key, in every tile alike: whether the tile is one that every row sees or not.
+/// A score of -inf hides its key in every tile, whether all rows see the tile or only some.
 #[test]
 fn a_score_of_minus_infinity_hides() {
     for (form, level) in forms_and_levels() {
@@ -471,7 +470,7 @@ fn a_score_of_minus_infinity_hides() {
     }
 }
 
-/// A NaN shows even where it is the only key of the last tile or split. No maximum says that anything was seen there.
+/// A NaN shows even as the only key of the last tile or split, where no maximum shows that a key was visible.
 #[test]
 fn a_nan_alone_in_the_last_tile() {
     // One key more than a tile of prefill (240), a tile of decode (256) and a split (512).
@@ -489,8 +488,8 @@ fn a_nan_alone_in_the_last_tile() {
     }
 }
 
-/// Hidden keys count for nothing beside visible ones of very low scores. (In units of log2, 2^21 is where the running maximum
-/// is no longer exact as it is, and -2^23 is the score that stands for -inf.)
+/// Hidden keys count for nothing beside visible ones of very low scores. In units of log2, the
+/// running maximum is no longer exact from 2^21 on, and -2^23 stands for -inf.
 #[test]
 fn hidden_keys_beside_very_low_scores() {
     let dims = Dims::new(1, 2, 20, 1);

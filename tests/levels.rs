@@ -7,8 +7,8 @@ use flashtile::{AlibiSlopes, Attention, Error, Level, bf16, f16, reference};
 use support::problems::{Bits, FORMS};
 use support::{Dims, Inputs, Rng};
 
-/// The levels that must be there: what the standard library says of the processor, or, where CI knows better, the names in
-/// `FLASHTILE_EXPECT_LEVELS`, separated by commas.
+/// The levels that must be available: those that the standard library detects, or the names in `FLASHTILE_EXPECT_LEVELS`,
+/// separated by commas, where CI sets it.
 fn expected() -> Vec<Level> {
     if let Ok(names) = std::env::var("FLASHTILE_EXPECT_LEVELS") {
         let level = |name: &str| {
@@ -57,7 +57,7 @@ fn expected_levels_run() {
     }
     let plan = Attention::new().plan(inputs.q(), inputs.k(), inputs.v()).unwrap();
     assert_eq!(plan.level(), Level::best(), "without a given level");
-    // What is said of a level that isn't there can be checked anywhere.
+    // The message for an unavailable level can be checked on every processor.
     let message = Error::LevelUnavailable { level: Level::Avx2 }.to_string();
     assert!(message.contains("does not have the level avx2"), "{message}");
 }

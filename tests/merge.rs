@@ -46,7 +46,7 @@ impl State {
         (bits(&self.out), bits(&self.lse))
     }
 
-    /// Each element within `n` roundings of the other's, the outputs in units of `values`.
+    /// Each element is within `n` roundings of the other state's. Those of outputs are in units of `values`.
     fn assert_near(&self, other: &State, n: f32, values: f32, case: &str) {
         let u = f32::EPSILON / 2.0;
         for (a, b) in self.out.iter().zip(&other.out) {
@@ -60,7 +60,7 @@ impl State {
 
 const SIZES: Dims = Dims { batch: 2, heads_q: 3, heads_kv: 3, seq_q: 5, seq_kv: 90, head_dim: 8, value_dim: 7 };
 
-/// Keys cut into pieces, attended to one by one and merged, against all at once.
+/// Attention over pieces of the keys, merged, against attention over all keys.
 ///
 /// Each piece and the whole are within the error bound of attention (for 90 keys with scores below 20 some
 /// 2 * (8 + 8) * 20 + 90 roundings), and each merge adds a rounding or two.
@@ -99,7 +99,7 @@ fn split_equals_unsplit() {
     }
 }
 
-/// On either side, and against itself, bit for bit.
+/// The empty state on either side changes nothing, bit for bit.
 #[test]
 fn no_keys_change_nothing() {
     let (empty, mut state) = (State::empty(SIZES), State::random(SIZES, &mut Rng(2)));
@@ -141,7 +141,7 @@ fn associative_and_commutative() {
     }
 }
 
-/// The side of no keys may hold anything.
+/// The output of a side without keys may hold anything.
 #[test]
 fn the_output_of_no_keys_is_ignored() {
     let mut rng = Rng(4);
@@ -153,7 +153,7 @@ fn the_output_of_no_keys_is_ignored() {
     }
 }
 
-/// Where both sides have seen no keys, the output is exactly 0, whatever either held: in any layout, and beside other rows.
+/// Where both sides have no keys, the output is exactly 0, whatever either held, in any layout and beside other rows.
 #[test]
 fn two_states_of_no_keys_give_zero() {
     let mut rng = Rng(8);
@@ -194,7 +194,7 @@ fn two_states_of_no_keys_give_zero() {
     }
 }
 
-/// A NaN in an output or a log-sum-exp shows in its row, or element, and nowhere else.
+/// A NaN in a log-sum-exp shows in its row, one in an output in its element, and nowhere else.
 #[test]
 fn nan_stays_in_its_row() {
     let mut rng = Rng(5);
@@ -240,7 +240,7 @@ fn far_log_sum_exps() {
         let merged = state(1.0, lse).merged(&state(3.0, lse));
         assert_eq!(merged.out, [2.0]);
         assert!((merged.lse[0] - (lse as f64 + 2f64.ln()) as f32).abs() <= lse.abs() * f32::EPSILON);
-        // Beside one far larger, a state counts for nothing.
+        // A state beside a far larger one does not count.
         if lse.abs() > 1e4 {
             let large = if lse > 0.0 { lse } else { 0.0 };
             let merged = state(1.0, large).merged(&state(7.0, if lse > 0.0 { 0.0 } else { lse }));
@@ -249,8 +249,7 @@ fn far_log_sum_exps() {
     }
 }
 
-/// A side that is too faint to count still shows what is not finite in its output: only the state of no keys is left
-/// out.
+/// A side whose factor is 0 still shows a NaN or infinity of its output. Only the state of no keys is left out.
 #[test]
 fn a_faint_side_shows_what_is_not_finite() {
     let one = Dims::new(1, 1, 1, 1);

@@ -32,7 +32,7 @@ impl Pages {
     }
 }
 
-/// What is tried.
+/// One call to try.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     dims: Dims,
@@ -60,10 +60,10 @@ impl Case {
     }
 }
 
-/// A number that no output is likely to be.
+/// The contents of gaps: a number that outputs don't have.
 const CANARY: f32 = -1234.5;
 
-/// Computes the case between guard pages, and compares with the same on ordinary memory without gaps.
+/// Computes the case between guard pages and compares with the same problem in ordinary memory without gaps.
 fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng: &mut Rng) {
     let Case { dims, layout, side, .. } = case;
     note(format_args!("{} {case:?}", T::DTYPE));
@@ -107,7 +107,7 @@ fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng:
     assert!(gaps.iter().all(|x| *x == CANARY), "written between the log-sum-exps: {} {case:?}", T::DTYPE);
 }
 
-/// Tails of every length for vectors of up to 16, and the sizes around those that models have.
+/// Tails of every length for vectors of up to 16, and sizes around those of models.
 fn dims() -> impl Iterator<Item = usize> + Clone {
     (1..=40).chain([64, 65, 127])
 }
@@ -203,7 +203,7 @@ fn broadcast_inputs() {
     }
 }
 
-/// Scores and merged outputs, too, stay inside what they were given.
+/// Scores and merges stay inside their tensors.
 #[test]
 fn scores_and_merge() {
     let (mut pages, mut rng) = (Pages::new(), Rng(3));

@@ -34,12 +34,12 @@ fn pools() -> impl Iterator<Item = rayon::ThreadPool> {
     [1, 2, 3, 8].into_iter().map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap())
 }
 
-/// A panic that says nothing on stderr.
+/// A panic without a message on stderr.
 fn quiet_panic() -> ! {
     std::panic::resume_unwind(Box::new("on purpose"))
 }
 
-/// A task beside the call panics, before, while or after the call is under way.
+/// A task beside the call panics before, during or after the call.
 #[test]
 fn panics_beside_a_call() {
     within(60, "panics beside a call", || {
@@ -64,7 +64,7 @@ fn panics_beside_a_call() {
                     })
                 }));
                 assert!(panicked.is_err());
-                // The call itself is done and right if it was begun; the workspace can be used in any case.
+                // The call is right if it began. The workspace can be used in any case.
                 if let Some((out, lse)) = result {
                     assert_eq!((bits(&out), bits(&lse)), *expected);
                 }
@@ -75,7 +75,7 @@ fn panics_beside_a_call() {
     });
 }
 
-/// Calls in `par_iter`, in `scope` and in `join` within `join`, with a pool all of whose threads are at it.
+/// Calls in `par_iter`, in `scope` and in `join` within `join`, on every thread of a pool.
 #[test]
 fn calls_within_tasks() {
     within(60, "calls within tasks", || {
@@ -116,7 +116,7 @@ fn halves(problems: &[(Inputs<f32>, Attention<'static>, Bits)], depth: usize) ->
     right && a && b
 }
 
-/// Calls in the midst of panicking neighbours, all over the pool, many times.
+/// Repeated calls all over the pool, among tasks that panic.
 #[test]
 fn a_pool_full_of_panics() {
     within(60, "a pool full of panics", || {

@@ -16,7 +16,7 @@ fn scores<T: Bits>(attention: &Attention<'_>, stage: ScoreStage, inputs: &Inputs
     out
 }
 
-/// The options of one case; the numbers of `bias` and `slopes` are made by the caller.
+/// The options of one case. The caller makes the numbers of `bias` and `slopes`.
 #[derive(Clone, Copy, Debug)]
 struct Options {
     causal: bool,
@@ -125,7 +125,7 @@ fn every_option_bf16() {
     every_option::<flashtile::bf16>(3);
 }
 
-/// Rows that see nothing are -inf, then 0; the stages before know of no mask.
+/// Rows that see no key are -inf, then 0. No mask applies to the stages before.
 #[test]
 fn rows_of_nothing() {
     let dims = Dims::new(1, 20, 70, 5);
@@ -143,7 +143,7 @@ fn rows_of_nothing() {
     }
 }
 
-/// What a hidden key holds shows before it is hidden, and not after.
+/// The elements of a hidden key show before the masked stage, and not after.
 #[test]
 fn poisoned_keys() {
     let dims = Dims::new(1, 20, 70, 5);
@@ -160,7 +160,7 @@ fn poisoned_keys() {
                 assert!(if shows { x.is_nan() } else { x.to_bits() == clean[n] }, "{n} {stage:?} {level}");
             }
         }
-        // A NaN that is visible shows, even where it is all that is.
+        // A visible NaN shows, even as the only visible key.
         let only_nan: Vec<bool> = (0..70).map(|j| j == 65).collect();
         let mask = TensorRef::<bool, 1>::from_slice(&only_nan, [70]).unwrap();
         let got = scores(&Attention::new().mask(mask).level(level), ScoreStage::Probabilities, &inputs);
@@ -168,7 +168,7 @@ fn poisoned_keys() {
     }
 }
 
-/// Any layout of the output, and its gaps are left alone.
+/// The output may have any layout. Its gaps stay as they are.
 #[test]
 fn any_layout() {
     let dims = Dims { batch: 2, heads_q: 2, ..Dims::new(1, 19, 50, 6) };
@@ -189,7 +189,7 @@ fn any_layout() {
     }
 }
 
-/// As an array of its own.
+/// The same scores as a new array.
 #[cfg(feature = "ndarray")]
 #[test]
 fn as_an_array() {
