@@ -6,9 +6,10 @@
 mod support;
 
 use flashtile::{DType, Form, Level};
-use support::any_problem::{Layout, Problem, Tensor};
+use support::any_problem::{Problem, Tensor};
 use support::bound::tile_keys;
 use support::check::{Found, check};
+use support::layouts::Layout;
 use support::{Dims, Rng};
 
 /// A size at which something changes, and what.

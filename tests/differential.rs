@@ -10,9 +10,10 @@ use flashtile::{DType, Form, Level};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use support::any_problem::{Broadcast, Layout, Problem, Tensor};
+use support::any_problem::{Broadcast, Problem, Tensor};
 use support::bound::{Chains, exact, round_to};
 use support::check::{Found, check};
+use support::layouts::Layout;
 use support::random_problem::problem;
 use support::{Dims, Rng};
 

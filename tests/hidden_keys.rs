@@ -6,7 +6,7 @@
 mod support;
 
 use flashtile::{AlibiSlopes, Attention, Form, Level, QueryOffset, TensorRef, Threads, bf16, f16, reference};
-use support::layouts::Layout;
+use support::layouts::Arrangement;
 use support::problems::{Bits, bits, forms_and_levels};
 use support::{Dims, Inputs, Rng, len};
 
@@ -289,7 +289,7 @@ fn padding_and_gaps() {
         let dims = random_dims(&mut rng);
         let inputs = Inputs::<f16>::random(dims, &mut rng);
         let lengths: Vec<usize> = (0..dims.batch).map(|_| rng.below(dims.seq_kv + 1)).collect();
-        for layout in [Layout::RowGaps(1 + rng.below(9)), Layout::Spread] {
+        for layout in [Arrangement::RowGaps(1 + rng.below(9)), Arrangement::Spread] {
             let [q, k, v] = [dims.q(), dims.k(), dims.v()].map(|shape| layout.of(shape));
             for (form, level) in forms_and_levels() {
                 let attention = Attention::new().causal().key_lengths(&lengths).form(form).level(level);
@@ -305,7 +305,7 @@ fn padding_and_gaps() {
                     }
                     let mut out = vec![f16::ONE; len(dims.out())];
                     let (q_data, k_data, v_data) = (q.scatter(&x.q, gap), k.scatter(&x.k, gap), v.scatter(&x.v, gap));
-                    let to = Layout::Dense.of(dims.out());
+                    let to = Arrangement::Dense.of(dims.out());
                     let tensors = (q.tensor(&q_data), k.tensor(&k_data), v.tensor(&v_data));
                     attention.run_into(tensors.0, tensors.1, tensors.2, to.tensor_mut(&mut out)).unwrap();
                     bits(&out)

@@ -3,7 +3,7 @@
 mod support;
 
 use flashtile::{Attention, Error, TensorMut, TensorRef, merge};
-use support::layouts::LAYOUTS;
+use support::layouts::ARRANGEMENTS;
 use support::problems::{bits, forms_and_levels};
 use support::{Dims, Inputs, Rng, len};
 
@@ -178,7 +178,7 @@ fn two_states_of_no_keys_give_zero() {
     }
     empty.lse.fill(f32::NEG_INFINITY);
     empty.out.fill(f32::NAN);
-    for to in LAYOUTS {
+    for to in ARRANGEMENTS {
         let (out_a, lse_a) = (to.of(SIZES.out()), to.of(SIZES.lse()));
         let (mut out, mut lse) = (out_a.scatter(&empty.out, 9.0), lse_a.scatter(&empty.lse, 9.0));
         let (dims, from) = (SIZES, &empty);
@@ -269,8 +269,8 @@ fn any_layout() {
     let mut rng = Rng(6);
     let (a, b) = (State::random(SIZES, &mut rng), State::random(SIZES, &mut rng));
     let expected = a.clone().merged(&b).bits();
-    for to in LAYOUTS {
-        for from in LAYOUTS {
+    for to in ARRANGEMENTS {
+        for from in ARRANGEMENTS {
             let (out_a, lse_a) = (to.of(SIZES.out()), to.of(SIZES.lse()));
             let (out_b, lse_b) = (from.of(SIZES.out()), from.of(SIZES.lse()));
             let (mut out, mut lse) = (out_a.scatter(&a.out, 9.0), lse_a.scatter(&a.lse, 9.0));

@@ -10,7 +10,7 @@ use flashtile::{
     AlibiSlopes, Attention, Form, Level, ScoreStage, TensorMut, TensorRef, Threads, Workspace, bf16, f16, merge,
 };
 use support::guarded::{Guarded, Side, note};
-use support::layouts::{LAYOUTS, Layout};
+use support::layouts::{ARRANGEMENTS, Arrangement};
 use support::problems::{Bits, bits, forms_and_levels};
 use support::{Dims, Inputs, Rng, len};
 
@@ -38,7 +38,7 @@ struct Case {
     dims: Dims,
     form: Form,
     level: Level,
-    layout: Layout,
+    layout: Arrangement,
     side: Side,
     /// Mask, bias, causal order and the rest, or none of them.
     options: bool,
@@ -134,7 +134,7 @@ fn every_head_size<T: Bits>() {
                     },
                     form,
                     level,
-                    layout: LAYOUTS[rng.below(LAYOUTS.len())],
+                    layout: ARRANGEMENTS[rng.below(ARRANGEMENTS.len())],
                     side: Side::End,
                     options: rng.one_in(2),
                 };
@@ -168,7 +168,7 @@ fn every_sequence_length() {
         let keys = (1..=130).map(|seq_kv| (1 + seq_kv % 7, seq_kv));
         for (seq_q, seq_kv) in queries.chain(keys).chain([(3, 239), (3, 240), (3, 241), (1, 511), (2, 512), (1, 1030)])
         {
-            for layout in LAYOUTS {
+            for layout in ARRANGEMENTS {
                 let dims = Dims { batch: 2, value_dim: 5, ..Dims::new(1, seq_q, seq_kv, 3 + seq_q % 3) };
                 let side = if rng.one_in(2) { Side::End } else { Side::Start };
                 let case = Case { dims, form, level, layout, side, options: rng.one_in(2) };
@@ -210,7 +210,7 @@ fn scores_and_merge() {
     for level in Level::available() {
         for head_dim in dims() {
             let dims = Dims { heads_q: 2, ..Dims::new(1, 1 + rng.below(20), 1 + rng.below(70), head_dim) };
-            let layout = LAYOUTS[rng.below(LAYOUTS.len())];
+            let layout = ARRANGEMENTS[rng.below(ARRANGEMENTS.len())];
             for side in [Side::End, Side::Start] {
                 note(format_args!("scores {dims:?} {level} {layout:?} {side:?}"));
                 let inputs = Inputs::<f32>::random(dims, &mut rng);

@@ -3,14 +3,14 @@
 mod support;
 
 use flashtile::{AlibiSlopes, Attention, Level, QueryOffset, ScoreStage, TensorRef, Threads, reference};
-use support::layouts::LAYOUTS;
+use support::layouts::ARRANGEMENTS;
 use support::problems::{Bits, bits};
 use support::{Dims, Inputs, Rng, len};
 
 const STAGES: [ScoreStage; 4] = [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Biased, ScoreStage::Probabilities];
 
 fn scores<T: Bits>(attention: &Attention<'_>, stage: ScoreStage, inputs: &Inputs<T>) -> Vec<f32> {
-    let to = LAYOUTS[0].of(inputs.dims.scores());
+    let to = ARRANGEMENTS[0].of(inputs.dims.scores());
     let mut out = vec![f32::NAN; to.len];
     attention.scores_into(stage, inputs.q(), inputs.k(), to.tensor_mut(&mut out)).unwrap();
     out
@@ -177,7 +177,7 @@ fn any_layout() {
         for stage in STAGES {
             let attention = Attention::new().causal().level(level);
             let expected = scores(&attention, stage, &inputs);
-            for layout in LAYOUTS {
+            for layout in ARRANGEMENTS {
                 let to = layout.of(dims.scores());
                 let mut out = vec![7.5f32; to.len];
                 attention.scores_into(stage, inputs.q(), inputs.k(), to.tensor_mut(&mut out)).unwrap();

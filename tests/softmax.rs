@@ -1,19 +1,18 @@
 //! Promise: softmax, its gradients and its state agree with plain f64 loops and with the edge rules of the module page.
 
+mod support;
+
 use approx::assert_abs_diff_eq;
 use flashtile::softmax::*;
 use flashtile::{Error, bf16, f16};
+use support::Rng;
 
 const INF: f32 = f32::INFINITY;
 
 /// Numbers between -8 and 8, the same every time.
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 20) as f32 - 8.0
-    };
-    (0..len).map(|_| next()).collect()
+    let mut rng = Rng(seed);
+    (0..len).map(|_| 8.0 * rng.uniform()).collect()
 }
 
 /// The formulas in f64 along one line of an array: (softmax, log_softmax, logsumexp).

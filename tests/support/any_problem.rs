@@ -1,106 +1,13 @@
 //! A problem for tests: tensors of any type in any layout, with every option, and the call that computes it.
 
-use super::{Dims, Rng};
+use super::Dims;
+use super::layouts::Layout;
 use flashtile::{
     AlibiSlopes, Attention, DType, Element, Form, Level, Plan, QueryOffset, TensorMut, TensorRef, Threads, Workspace,
     alibi_slope, bf16, f16, reference,
 };
 use std::fmt;
 use std::ops::Range;
-
-/// Where the elements of a tensor lie in a slice.
-#[derive(Clone, Copy, Debug)]
-pub struct Layout<const N: usize = 4> {
-    pub shape: [usize; N],
-    pub strides: [isize; N],
-    pub offset: usize,
-    /// Elements of the slice.
-    pub len: usize,
-}
-
-impl<const N: usize> Layout<N> {
-    /// Without gaps, last axis innermost.
-    pub fn contiguous(shape: [usize; N]) -> Self {
-        Self::nested(shape, std::array::from_fn(|axis| axis), [0; N], 1)
-    }
-
-    /// Axes from the outermost to the innermost as in `order`, each padded by `padding` indices, elements `step` apart.
-    fn nested(shape: [usize; N], order: [usize; N], padding: [usize; N], step: usize) -> Self {
-        let (mut strides, mut stride) = ([0; N], step);
-        for axis in order.into_iter().rev() {
-            strides[axis] = stride as isize;
-            stride *= shape[axis] + padding[axis];
-        }
-        Layout { shape, strides, offset: 0, len: stride }
-    }
-
-    /// Any layout: permuted, padded, a slice of something larger, reversed, with steps between elements, and, where
-    /// elements may be shared (`repeat`), broadcast.
-    pub fn random(rng: &mut Rng, shape: [usize; N], repeat: bool) -> Self {
-        if rng.one_in(3) {
-            return Self::contiguous(shape);
-        }
-        let mut order: [usize; N] = std::array::from_fn(|axis| axis);
-        match rng.below(4) {
-            // [batch, seq, heads, dim] seen as [batch, heads, seq, dim].
-            0 if N == 4 => order.swap(1, 2),
-            1 => (1..N).rev().for_each(|axis| order.swap(axis, rng.below(axis + 1))),
-            _ => {}
-        }
-        let mut padding = [0; N];
-        for (padding, size) in padding.iter_mut().zip(shape) {
-            // Twice as much again is what a third of a packed QKV leaves out.
-            *padding = if rng.one_in(4) { [1, 3, 5, 2 * size][rng.below(4)] } else { 0 };
-        }
-        let step = if rng.one_in(8) { 2 + rng.below(2) } else { 1 };
-        let mut layout = Self::nested(shape, order, padding, step);
-        layout.offset = rng.below(4) * rng.below(4);
-        layout.len += layout.offset;
-        for (stride, size) in layout.strides.iter_mut().zip(shape) {
-            if rng.one_in(10) {
-                layout.offset += size.saturating_sub(1) * *stride as usize;
-                *stride = -*stride;
-            }
-        }
-        for stride in &mut layout.strides {
-            if repeat && rng.one_in(16) {
-                // What a positive stride no longer reaches is a gap; a negative one starts at its last element.
-                *stride = 0;
-            }
-        }
-        layout
-    }
-
-    pub fn at(&self, index: [usize; N]) -> usize {
-        let steps = index.iter().zip(&self.strides).map(|(&index, &stride)| index as isize * stride);
-        (self.offset as isize + steps.sum::<isize>()) as usize
-    }
-
-    /// Every index, in order.
-    pub fn indices(&self) -> impl Iterator<Item = [usize; N]> + use<N> {
-        let shape = self.shape;
-        (0..shape.iter().product()).map(move |mut rest: usize| {
-            let mut index = [0; N];
-            for axis in (0..N).rev() {
-                index[axis] = rest % shape[axis];
-                rest /= shape[axis];
-            }
-            index
-        })
-    }
-}
-
-impl Layout {
-    /// Some of the first three axes' indices; those of size 1 hold for all.
-    fn cut(&mut self, ranges: [&Range<usize>; 3]) {
-        for (axis, range) in ranges.into_iter().enumerate() {
-            if self.shape[axis] != 1 {
-                self.offset = (self.offset as isize + range.start as isize * self.strides[axis]) as usize;
-                self.shape[axis] = range.len();
-            }
-        }
-    }
-}
 
 /// Elements and where they lie.
 #[derive(Clone, Debug)]

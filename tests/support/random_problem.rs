@@ -1,7 +1,8 @@
 //! Random problems: every option, type and layout, some with NaN and infinity.
 
-use super::any_problem::{Alibi, Broadcast, Layout, Offset, Problem, Tensor};
+use super::any_problem::{Alibi, Broadcast, Offset, Problem, Tensor};
 use super::bound::sees;
+use super::layouts::Layout;
 use super::{Dims, Rng};
 use flashtile::{DType, Form, Threads};
 
