@@ -26,7 +26,7 @@ impl<T: Bits> Call<T> {
         Call { inputs: Inputs::random(dims, &mut Rng(1)), out, lse }
     }
 
-    /// What a call takes.
+    /// Allocations of a call.
     fn usage(
         &mut self,
         attention: &Attention<'_>,
@@ -55,7 +55,7 @@ fn allocation() {
     nothing_for_other_numbers_of_keys();
     flat_in_the_keys();
     bytes_are_what_is_held();
-    // Last: the threads of a pool are watched, and end when they like, some time after the pool.
+    // Last, because the threads of a pool are watched and end some time after the pool.
     #[cfg(feature = "rayon")]
     nothing_within_a_pool();
 }
@@ -83,7 +83,7 @@ fn nothing_on_later_calls() {
                 assert_eq!(later.calls, 0, "{later:?} {dims:?} {form:?} {level}");
             }
         }
-        // Large ones have been seen: smaller ones find all they need.
+        // After the large ones, smaller ones allocate nothing.
         for dims in problems() {
             let later = Call::<f32>::new(dims).usage(&attention, None, &mut workspace);
             assert_eq!(later.calls, 0, "{later:?} {dims:?} {form:?} {level}, after larger ones");
@@ -128,7 +128,7 @@ fn nothing_for_other_numbers_of_keys() {
     }
 }
 
-/// Also where other workers claim the tasks than the last time.
+/// The same in a pool, where other workers may claim the tasks than the last time.
 #[cfg(feature = "rayon")]
 fn nothing_within_a_pool() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).start_handler(|_| Counting::watch()).build().unwrap();
@@ -139,7 +139,7 @@ fn nothing_within_a_pool() {
             let mut call = Call::<f32>::new(dims);
             let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
             pool.install(|| {
-                // Twice: the first time, the pool may get something ready for itself as well.
+                // Twice, because the pool may allocate for itself the first time.
                 call.usage(&attention, None, &mut workspace);
                 call.usage(&attention, None, &mut workspace);
                 for n in 0..40 {
@@ -164,7 +164,7 @@ fn flat_in_the_keys() {
                 call.usage(&attention, None, &mut Workspace::new()).peak
             };
             let (short, long) = (peak(1024), peak(8192));
-            // (A kilobyte or so may be the test harness's.)
+            // The test harness may allocate about a kilobyte.
             assert!(short > 0 && long <= short + 4096, "{short} bytes for 1024 keys, {long} for 8192: {level}");
             assert!(long < 2 << 20, "{long} bytes for 200 queries of 64: {level}");
         }

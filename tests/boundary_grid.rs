@@ -12,7 +12,7 @@ use support::check::{Found, check};
 use support::layouts::Layout;
 use support::{Dims, Rng};
 
-/// A size at which something changes, and what.
+/// A size at which the code takes another path, and which.
 struct Boundary {
     at: usize,
     guards: &'static str,
@@ -62,7 +62,7 @@ fn keys() {
     );
 }
 
-/// Tiles shrink as heads widen: each size from the one the plan prints.
+/// Tiles shrink as heads widen: sizes around the tile of the plan.
 #[test]
 fn keys_around_the_tile_of_each_width() {
     let mut tiles = Vec::new();

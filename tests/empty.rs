@@ -7,13 +7,13 @@ use support::problems::{FORMS, forms_and_levels};
 use support::watchdog::within;
 use support::{Dims, Inputs, Rng, len};
 
-/// All bits of zero, and all of -inf.
+/// Checks for the exact bits of +0 and of -inf.
 fn assert_empty(out: &[f32], lse: &[f32], case: impl std::fmt::Display) {
     assert!(out.iter().all(|x| x.to_bits() == 0), "{out:?}: {case}");
     assert!(lse.iter().all(|x| *x == f32::NEG_INFINITY), "{lse:?}: {case}");
 }
 
-/// Rows that see nothing, alone and beside rows that see something, in every place.
+/// Rows that see no key, alone and beside rows that see some, in every place.
 #[test]
 fn rows_that_see_nothing() {
     let mut rng = Rng(1);
@@ -49,7 +49,7 @@ fn rows_that_see_nothing() {
     }
 }
 
-/// One dimension after the other, and every pair, is 0.
+/// Each dimension, and each pair of dimensions, is 0.
 #[test]
 fn dimensions_of_zero() {
     let full = [2, 4, 2, 3, 5, 6, 7];
@@ -74,7 +74,7 @@ fn dimensions_of_zero() {
                 if seq_kv == 0 {
                     assert_empty(&out, &lse, &case);
                 } else if head_dim == 0 {
-                    // Scores are all 0: the average of the values, and the logarithm of how many there are.
+                    // Scores are all 0: the output is the mean of the values, the lse the logarithm of the number of keys.
                     let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
                     assert!(out.iter().zip(&expected.out).all(|(x, y)| (*x as f64 - y).abs() < 1e-6), "{case}");
                     assert!(lse.iter().all(|x| (x - 5f32.ln()).abs() < 1e-6), "{lse:?}: {case}");
@@ -97,7 +97,7 @@ fn prepared_is_the_same(inputs: &Inputs<f32>, attention: &Attention<'_>, expecte
     assert_eq!(out, expected);
 }
 
-/// The strides of a tensor without elements lead nowhere, and so may be anything.
+/// A tensor without elements may have any strides.
 #[test]
 fn wild_strides_without_elements() {
     for stride in [isize::MIN, isize::MAX, isize::MAX / 2 + 1, -1] {

@@ -6,7 +6,7 @@ use flashtile::{Attention, Form, Level, Operands, Plan, TensorRef, Threads, bf16
 use support::Dims;
 use support::problems::FORMS;
 
-/// Only shapes matter: each tensor is one number, repeated.
+/// A plan of shapes: each tensor is one repeated number.
 fn plan_of<T: flashtile::Element>(dims: Dims, attention: Attention<'_>) -> Plan {
     let zero = [T::default()];
     let zeros = |shape| TensorRef::with_strides(&zero, 0, shape, [0; 4]).unwrap();
@@ -74,12 +74,12 @@ fn tasks() {
         (dims(1, [4, 1], 6, 100), decode, 1),
         (dims(1, [4, 1], 7, 100), decode, 2),
         (dims(2, [4, 1], 7, 600), decode, 2 * 2 * 2),
-        // Tasks enough: keys stay together.
+        // Enough tasks: keys are not split between tasks.
         (dims(1, [63, 63], 1, 1300), decode, 63 * 3),
         (dims(1, [64, 64], 1, 1300), decode, 64),
         (dims(2, [32, 32], 1, 1300), decode, 64),
         (dims(1, [32, 32], 25, 1300), decode, 64),
-        // So many splits that their results would need more than 1 GiB.
+        // The partial results of all splits would need more than 1 GiB.
         (dims(1, [1, 1], 1, 1 << 40), decode, 1),
         // Blocks of 256 rows, shared out evenly.
         (dims(1, [1, 1], 256, 1300), prefill, 1),

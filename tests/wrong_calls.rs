@@ -125,7 +125,7 @@ fn views() {
         no_axis(usize::MAX, 4),
         &format!("axis {} was asked for but the array has 4, counted from 0", usize::MAX),
     );
-    // A range whose end is no number, even where no other would be past the end.
+    // A range whose end overflows, although every representable end is inside the axis.
     let endless = TensorRef::with_strides(&data, 0, [usize::MAX], [0]).unwrap();
     assert_eq!(endless.narrow(0, ..=usize::MAX).unwrap_err(), past_end(0, 0..usize::MAX, usize::MAX));
     let start = (Bound::Excluded(usize::MAX), Bound::Unbounded);
@@ -176,7 +176,7 @@ fn ranks() {
         }
         assert!(out.iter().chain(&scores).all(|x| *x == 1.0));
     }
-    // Straight from slices or arrays.
+    // Directly from slices or arrays.
     let error = Error::Rank { tensor: "queries", expected: 4, got: 3 };
     assert_eq!(new().plan(of_rank_3, x, x).unwrap_err(), error);
     #[cfg(feature = "ndarray")]
@@ -191,7 +191,7 @@ fn ranks() {
         Error::Rank { tensor: "keys", expected: 4, got: 2 },
         "the rank of the keys is 2 but must be 4",
     );
-    // A caller who puts the axis there has decided.
+    // With the axis inserted there is one reading.
     assert!(new().plan(of_rank_3.insert_axis(0).unwrap(), x, x).is_ok());
     // Masks and biases may be of lower rank.
     assert!(new().bias(zeros([2, 3, 3])).mask(TensorRef::from_slice(&[true; 3], [3]).unwrap()).plan(x, x, x).is_ok());
@@ -368,7 +368,7 @@ fn options() {
     }
 }
 
-/// Outputs of other shapes; what is right is not written either.
+/// Outputs of wrong shapes. The one of the right shape is not written either.
 fn outputs() {
     let (q, k, v) = (zeros([2, 4, 3, 8]), zeros([2, 2, 5, 8]), zeros([2, 2, 5, 6]));
     let prepared = Attention::new().prepare(q, k, v).unwrap();
@@ -423,7 +423,7 @@ fn prepared() {
     }
 }
 
-/// Broadcast tensors can be larger than memory: what a call would make of them is refused, and nothing of it allocated.
+/// Broadcast tensors can be larger than memory. A call whose results would be is refused before any allocation.
 fn too_large() {
     let small = 1 << 16;
     let memory = |what| Error::TooLarge { what };
@@ -471,7 +471,7 @@ fn too_large() {
             assert!(usage.peak < small, "{usage:?}: {error}");
         }
     }
-    // The most that is taken, and one more: heads, and elements of 8 bytes.
+    // The limit, and one more: heads, and elements of 8 bytes.
     let plan = |heads, seq_kv| {
         let (q, kv) = (zeros([1, heads, 1, 1]), zeros([1, heads, seq_kv, 1]));
         Attention::new().plan(q, kv, kv).map(|_| ())
@@ -483,7 +483,7 @@ fn too_large() {
         assert_eq!(plan(1, (1 << 60) - 1), Ok(()));
         assert_eq!(plan(1, 1 << 60), Err(Error::TooLarge { what: "the problem" }));
     }
-    // Scores of few queries and keys that are too many together.
+    // Queries and keys within their limits, but too large a matrix of scores.
     let mut out = [0.0f32; 0];
     let to = TensorMut::from_slice(&mut out, [1, 1, 0, 0]).unwrap();
     refused(
@@ -522,7 +522,7 @@ fn endless_keys() {
     }
 }
 
-/// Windows, offsets, slopes and scales at the ends of their ranges: a query sees what the definition says, and nothing
+/// Windows, offsets, slopes and scales at the ends of their ranges. A query sees what the definition says, and nothing
 /// overflows.
 fn extreme_options() {
     assert!(alibi_slope(0, 0).is_finite(), "no heads at all");
@@ -548,7 +548,7 @@ fn extreme_options() {
                         attention.run_into(tensor, tensor, tensor, to).unwrap();
                         let expected = reference::attention(&attention, tensor, tensor, tensor).unwrap().out;
                         assert!(out.iter().zip(&expected).all(|(x, y)| (*x as f64 - y).abs() < 1e-5), "{attention:?}");
-                        // With slopes and scales as well, the least that can be asked is that it comes back.
+                        // With slopes and scales, the call only has to return.
                         for slope in &slopes {
                             let to = TensorMut::from_slice(&mut out, [1, 1, 5, 4]).unwrap();
                             let attention = attention.clone().alibi(AlibiSlopes::PerHead(slope));
@@ -568,7 +568,7 @@ fn extreme_options() {
     }
 }
 
-/// Mostly small numbers, and those at which something may go wrong.
+/// Mostly small numbers, and those at which arithmetic may overflow.
 fn extreme_size(rng: &mut Rng) -> usize {
     const EXTREME: [usize; 10] =
         [1 << 16, 1 << 31, 1 << 32, 1 << 33, 1 << 48, 1 << 60, 1 << 62, isize::MAX as usize, 1 << 63, usize::MAX];
@@ -589,7 +589,7 @@ fn extreme_stride(rng: &mut Rng) -> isize {
     }
 }
 
-/// Shapes, strides and offsets out of nowhere, checked against arithmetic that cannot overflow because it gives up early.
+/// Random shapes, strides and offsets, checked with arithmetic that can't overflow.
 fn extreme_tensors() {
     let mut rng = Rng(1);
     let data = [1.5f32; 40];
@@ -638,7 +638,7 @@ fn extreme_tensors() {
     assert!(accepted.iter().all(|n| *n > 1000), "{accepted:?}");
 }
 
-/// Problems out of nowhere: refused, or planned, prepared and, where the work is small, computed.
+/// Random problems are refused, or planned, prepared and, where the work is small, computed.
 fn extreme_problems() {
     let mut rng = Rng(2);
     let (data, attend) = ([0.5f32; 16], [true; 16]);
@@ -647,7 +647,7 @@ fn extreme_problems() {
         let mut size = || extreme_size(&mut rng);
         let (batch, heads_kv, seq_q, seq_kv, head_dim, value_dim) = (size(), size(), size(), size(), size(), size());
         let heads_q = if rng.one_in(8) { extreme_size(&mut rng) } else { heads_kv.saturating_mul(1 + rng.below(3)) };
-        // Some dimension differs, some of the time.
+        // Sometimes one dimension differs.
         let odd = rng.below(40);
         let other = |n: usize, size: usize| if odd == n { size.wrapping_add(1) } else { size };
         let q = zeros([batch, heads_q, seq_q, head_dim]);
@@ -684,7 +684,7 @@ fn extreme_problems() {
             Err(_) => refusals += 1,
             Ok(plan) => assert!(!plan.to_string().is_empty()),
         }
-        // Preparing lists tasks: in proportion to the heads and rows, which may be large numbers.
+        // Preparing lists tasks, in proportion to heads and rows.
         if plan.is_err() || rows < 1 << 17 {
             let (prepared, usage) = COUNTING.usage(|| attention.prepare(q, k, v));
             assert_eq!(prepared.err(), plan.clone().err(), "{}", case());

@@ -50,7 +50,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     if !bench {
-        out = std::env::temp_dir(); // `cargo test --benches`: a quick look that leaves the real pictures alone
+        out = std::env::temp_dir(); // `cargo test --benches` leaves the real pictures alone
     }
     std::fs::create_dir_all(&out)?;
     let growth = Growth { out, bench, progress: ProgressBar::new_spinner() };
@@ -70,7 +70,7 @@ struct Growth {
     progress: ProgressBar,
 }
 
-/// What one problem takes.
+/// Time and memory of one problem.
 #[derive(Clone, Copy)]
 struct Cost {
     seconds: f64,
@@ -111,7 +111,7 @@ impl Growth {
         self.progress.tick();
     }
 
-    /// The best of some calls: of one, if it takes long. What is timed has been computed once before.
+    /// The best of several calls, or one call if it is long. The check has run the problem once before.
     fn cost<T: Element>(&self, dims: Dims, attention: Attention<'static>) -> Result<Cost, Box<dyn Error>> {
         let mut case = Case::<T>::new(dims, attention).checked()?;
         let (begin, mut seconds) = (Instant::now(), f64::INFINITY);
@@ -174,7 +174,7 @@ impl Growth {
         for &threads in &counts {
             self.tell(format!("threads: {threads}"));
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-            // Across threads, errors go as text.
+            // Boxed errors are not `Send`, so they cross threads as text.
             let row = pool.install(|| -> Result<_, String> {
                 let prefill = self.cost::<f32>(prefill, causal()).map_err(|error| error.to_string())?;
                 Ok([prefill, self.cost::<f16>(decode, Attention::new()).map_err(|error| error.to_string())?])
@@ -197,7 +197,7 @@ impl Growth {
         )
     }
 
-    /// Multiply-adds in registers on all threads of a pool, in operations a second: what the machine has to give.
+    /// Multiply-adds in registers on all threads of a pool, in operations a second: the roof of the machine.
     fn spin(pool: &rayon::ThreadPool) -> f64 {
         const STEPS: usize = 1 << 21;
         let run = |_| {

@@ -18,7 +18,7 @@ const SPIN_STEPS_PER_SECOND: f64 = 3e8;
 /// The most bytes of the buffer that is read. A longer one gives the same speed.
 const MAX_READ_BYTES: usize = 256 << 20;
 
-/// Something to time: the given number of times, one after the other.
+/// Work to time, done the given number of times in a row.
 pub(crate) type Repeat<'a> = Box<dyn FnMut(usize) -> Result<(), Error> + 'a>;
 
 /// Samples of the time of one call.
@@ -35,7 +35,7 @@ impl<'a> Probe<'a> {
 
     /// With the repeats that make a sample long enough.
     pub(crate) fn calibrated(mut run: Repeat<'a>) -> Result<Self, Error> {
-        run(1)?; // wakes and warms whatever there is
+        run(1)?; // wakes threads and warms caches
         let start = Instant::now();
         run(1)?;
         let repeats = (SAMPLE_SECONDS / start.elapsed().as_secs_f64()).ceil().clamp(1.0, 1e4);
@@ -60,7 +60,7 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// What must be done: operations of the pairs that are seen, and bytes of all tensors, each moved once.
+/// The work: operations of the visible pairs, and bytes of all tensors, each moved once.
 #[derive(Clone, Copy)]
 pub(crate) struct Work {
     pub(crate) flops: f64,
@@ -72,7 +72,7 @@ pub(crate) fn stream(work: Work) -> Rc<[f32]> {
     vec![1.0; work.bytes.min(MAX_READ_BYTES) / size_of::<f32>()].into()
 }
 
-/// What bounds the time from below.
+/// The lower bounds of the time.
 enum Roofs<'a> {
     Machine {
         work: Work,
@@ -83,7 +83,7 @@ enum Roofs<'a> {
     Copy(Probe<'a>),
 }
 
-/// A probe that does `amount` of something, operations or bytes, in each call.
+/// A probe that does `amount` operations or bytes in each call.
 struct Rate<'a> {
     probe: Probe<'a>,
     amount: f64,
@@ -101,7 +101,7 @@ pub(crate) struct Contest<'a> {
     roofs: Roofs<'a>,
 }
 
-/// What came out, in seconds.
+/// The result, in seconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Outcome {
     pub(crate) best: f64,
@@ -134,7 +134,7 @@ impl<'a> Contest<'a> {
         Ok(Self { kernel: Probe::calibrated(kernel)?, roofs: Roofs::Copy(Probe::new(1, copy)) })
     }
 
-    /// A sample of each.
+    /// Takes a sample of each.
     pub(crate) fn round(&mut self) -> Result<(), Error> {
         self.kernel.sample()?;
         match &mut self.roofs {

@@ -39,7 +39,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use workloads::{GROUPS, Workload};
 
-/// What a line may take, on average over its group: 41 lines shall take less than five minutes with their data.
+/// The time of a line, on average over its group: 41 lines with their data must take less than five minutes.
 const LINE_TIME: Duration = Duration::from_millis(4500);
 const LEAST_ROUNDS: usize = 5;
 const MOST_ROUNDS: usize = 400;
@@ -95,7 +95,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A line to measure, for the table or only because others are judged by it.
+/// A line to measure: for the table, or because others are judged by it.
 struct Wanted {
     workload: &'static Workload,
     dtype: DType,

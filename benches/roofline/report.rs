@@ -47,7 +47,7 @@ pub(crate) fn header(threads: usize) -> String {
 }
 
 impl Row {
-    /// Of the time that the binding roof allows.
+    /// The time that the binding roof allows, as a fraction of the time taken.
     fn fraction(&self) -> f64 {
         self.outcome.roof / self.outcome.best
     }
@@ -56,12 +56,12 @@ impl Row {
         Some(self.serial?.best / self.outcome.best)
     }
 
-    /// How multiply-adds in registers scale.
+    /// The speed-up of multiply-adds in registers.
     fn spin_speed_up(&self) -> Option<f64> {
         Some(self.outcome.peak? / self.serial?.peak?)
     }
 
-    /// How the roof scales that binds the row.
+    /// The speed-up of the roof that binds the row.
     fn roof_speed_up(&self) -> Option<f64> {
         Some(self.serial?.roof / self.outcome.roof)
     }
@@ -94,7 +94,7 @@ impl Row {
         )
     }
 
-    /// Its line of a table for `threads` threads; `rows` are those of its group, with the one that it is judged by.
+    /// Its line of a table for `threads` threads. `rows` are those of its group, with the one that it is judged by.
     pub(crate) fn text(&self, rows: &[Row], threads: usize) -> String {
         let Outcome { best, median, roof_name, .. } = self.outcome;
         let target = match self.workload.reach {

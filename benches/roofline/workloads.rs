@@ -28,7 +28,7 @@ pub(crate) enum Options {
     Causal,
     /// Causal, with this many keys before the query's own.
     Window(usize),
-    /// A dense boolean mask for all heads, of which an eighth is false, at random.
+    /// A dense random boolean mask for all heads, an eighth of it false.
     Mask,
     /// An additive bias, another for each head.
     Bias,
@@ -84,7 +84,7 @@ const fn softmax(name: &'static str, axis: usize, in_place: bool) -> Workload {
     Workload { name, task: Task::Softmax { axis, in_place }, types: ENDS, reach: Reach::Fraction(0.80) }
 }
 
-/// Workloads of a group take turns, each in all its types: those that are held against one another stand together.
+/// Workloads of a group take turns, each in all its types. A group holds the workloads that are compared with each other.
 pub(crate) const GROUPS: &[&[Workload]] = {
     use Options::{Alibi, Bias, Causal, Mask, Plain, Softcap, Window};
     use Reach::{BelowPeers, Fraction, FractionOf, OfF32, TimeOf};
@@ -125,7 +125,7 @@ pub(crate) const GROUPS: &[&[Workload]] = {
 };
 
 impl Workload {
-    /// Whether several threads are held against one.
+    /// Whether several threads are compared with one.
     pub(crate) fn scales(&self) -> bool {
         ["prefill", "decode"].iter().any(|start| self.name.starts_with(start))
     }

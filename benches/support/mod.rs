@@ -14,7 +14,7 @@ pub(crate) use seeded::{Dims, Inputs, Rng};
 
 /// Work and names.
 impl Dims {
-    /// Pairs of query and key that a mask of these properties shows, the last query standing at the last key.
+    /// Visible pairs of query and key under these masks. The last query is at the last key.
     pub(crate) fn pairs(&self, causal: bool, left: Option<usize>) -> usize {
         let keys = |i: usize| {
             let p = (self.seq_kv + i) as isize - self.seq_q as isize;
@@ -69,7 +69,7 @@ impl<T: Element> Case<T> {
         Self { attention, inputs: Inputs::random(dims, &mut Rng(1)), out, workspace: Workspace::new() }
     }
 
-    /// Bytes that calls have needed beside their output.
+    /// Bytes that calls hold beside their tensors.
     pub(crate) fn extra_bytes(&self) -> usize {
         self.workspace.bytes()
     }
@@ -144,7 +144,7 @@ fn unit<T: Element>() -> f32 {
 /// Something to time.
 pub(crate) type Run<'a> = Box<dyn FnMut() -> Result<(), flashtile::Error> + 'a>;
 
-/// The shortest time of each run in seconds. They take turns, so that a slow spell of the machine hits all alike.
+/// The shortest time of each run in seconds. Runs take turns, so that a slow spell of the machine affects all of them.
 pub(crate) fn best_times(rounds: usize, runs: &mut [Run<'_>]) -> Result<Vec<f64>, flashtile::Error> {
     let mut best = vec![f64::INFINITY; runs.len()];
     for _ in 0..rounds {

@@ -89,7 +89,7 @@ impl<const N: usize> Layout<N> {
         }
         let mut padding = [0; N];
         for (padding, size) in padding.iter_mut().zip(shape) {
-            // Twice as much again is what a third of a packed QKV leaves out.
+            // `2 * size` is what one of three parts of a packed QKV leaves out.
             *padding = if rng.one_in(4) { [1, 3, 5, 2 * size][rng.below(4)] } else { 0 };
         }
         let step = if rng.one_in(8) { 2 + rng.below(2) } else { 1 };
@@ -104,7 +104,7 @@ impl<const N: usize> Layout<N> {
         }
         for stride in &mut layout.strides {
             if repeat && rng.one_in(16) {
-                // What a positive stride no longer reaches is a gap; a negative one starts at its last element.
+                // The elements that the stride no longer reaches are gaps.
                 *stride = 0;
             }
         }
@@ -160,7 +160,7 @@ impl<const N: usize> Layout<N> {
 }
 
 impl Layout {
-    /// Some of the first three axes' indices; those of size 1 hold for all.
+    /// Keeps these ranges of the first three axes. An axis of size 1 is left as it is.
     pub fn cut(&mut self, ranges: [&Range<usize>; 3]) {
         for (axis, range) in ranges.into_iter().enumerate() {
             if self.shape[axis] != 1 {

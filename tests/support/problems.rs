@@ -11,11 +11,11 @@ pub fn forms_and_levels() -> impl Iterator<Item = (Form, Level)> {
     Level::available().flat_map(|level| FORMS.map(|form| (form, level)))
 }
 
-/// An element type with its unpleasant bit patterns.
+/// An element type with its special bit patterns.
 pub trait Bits: Element + PartialEq {
     /// NaNs, quiet and signalling, of either sign; infinities; the largest numbers; the smallest; -0.
     const POISON: [Self; 11];
-    /// The bits, NaNs of any payload taken as one.
+    /// The bits, with one NaN for all payloads.
     fn bits(self) -> u32 {
         let wide = self.to_f32();
         if wide.is_nan() { f32::NAN.to_bits() } else { wide.to_bits() }

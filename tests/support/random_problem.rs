@@ -10,14 +10,14 @@ fn dtype(rng: &mut Rng) -> DType {
     [DType::F32, DType::F32, DType::F16, DType::Bf16][rng.below(4)]
 }
 
-/// Elements of one kind: mostly normal, now and then what brings out a special path.
+/// Elements of one kind: mostly normal, sometimes a kind that takes a special path.
 fn values(rng: &mut Rng) -> impl FnMut([usize; 4]) -> f32 + use<> {
     let kind = rng.below(16);
     let amplitude = [1.0, 1.0, 1.0, 0.1, 4.0, 30.0][rng.below(6)];
     let mut rng = rng.clone();
     move |[b, h, i, e]| match kind {
         0 => amplitude,                                  // all equal
-        1 => 0.0,                                        // nothing
+        1 => 0.0,                                        // all zero
         2 => ((i * 5 + e * 3 + h + b) % 7) as f32 - 3.0, // many ties, exact sums
         3 => 1e-40 * rng.normal(),                       // denormals
         4 => 1000.0 * amplitude * rng.normal(),          // scores so far apart that most probs are 0
@@ -37,7 +37,7 @@ fn broadcast_shape(rng: &mut Rng, dims: &Dims) -> (usize, [usize; 4]) {
     (rank, shape)
 }
 
-/// What a mask or bias hides all of: whole rows, whole tiles, all keys on one side.
+/// What a mask or bias hides completely: rows, tiles, or all keys on one side.
 #[derive(Clone, Copy)]
 enum Runs {
     Nothing,
@@ -146,8 +146,8 @@ pub fn problem(rng: &mut Rng, dims: Dims) -> Problem {
     problem
 }
 
-/// Puts NaN and infinity where they must not show: into keys and values that no query sees. And, now and then, a NaN or
-/// infinity where it must, or where it makes scores of either infinity.
+/// Puts NaN and infinity into keys and values that no query sees, where they must not show. Sometimes puts a NaN or infinity
+/// where it must show, or where it makes infinite scores.
 fn poison(rng: &mut Rng, problem: &mut Problem) {
     let dims = problem.dims;
     let shared = |tensor: &Tensor| tensor.layout().strides.contains(&0);
@@ -156,7 +156,7 @@ fn poison(rng: &mut Rng, problem: &mut Problem) {
     }
     let group = dims.heads_q / dims.heads_kv;
     const POISONS: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
-    // (Times a query's element that scaling rounds to 0, infinity would be NaN.)
+    // Infinity times an element of a query that scaling rounds to 0 would be NaN.
     let mut queries = problem.q.layout().indices().map(|index| problem.q.get(index).abs());
     let of_keys = if queries.any(|x| x > 0.0 && x < 1e-20) { 1 } else { 3 };
     for b in 0..dims.batch {

@@ -14,12 +14,12 @@ use seeded::Rng;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-/// What the rounds of one row may take together; `MIN_ROUNDS` are measured all the same.
+/// The time of all rounds of one row. `MIN_ROUNDS` are measured in any case.
 const ROW_TIME: Duration = Duration::from_secs(4);
 const MIN_ROUNDS: usize = 3;
 /// Contestants whose first call takes longer are not called again.
 const SLOW: f64 = 1.0;
-/// Shorter calls are repeated until a sample lasts so long.
+/// The least time of a sample. Shorter calls are repeated.
 const SAMPLE_SECONDS: f64 = 2e-3;
 const SAMPLED_ROWS: usize = 32;
 
@@ -30,7 +30,7 @@ const WORKLOADS: &str = include_str!("../workloads.csv");
 enum Kind {
     Plain,
     Causal,
-    /// Causal, so many keys before the query's own.
+    /// Causal, with this many keys before the query's own.
     Window(usize),
     Mask,
     Bias,
@@ -145,7 +145,7 @@ impl<'a, T: Number> Problem<'a, T> {
         problem
     }
 
-    /// A row of the output by the definition, in f64, and by how much an honest answer may differ.
+    /// A row of the output by the definition, in f64, and its tolerance.
     fn row(&self, [b, h, i]: [usize; 3]) -> (Vec<f64>, Vec<f64>) {
         let w = self.workload;
         let head = b * w.heads_kv + h / (w.heads_q / w.heads_kv);
@@ -163,7 +163,7 @@ impl<'a, T: Number> Problem<'a, T> {
             |v| reference::attention(&options, tensor(q, [1, 1, 1, w.dim]), tensor(k, keys), v).expect("a problem").out;
         let sizes: Vec<T> = v.iter().map(|x| x.abs()).collect();
         let (expected, weighted) = (by_definition(tensor(v, keys)), by_definition(tensor(&sizes, keys)));
-        // Scores that are sums in f32 are off by at most `score`, so weights by about twice that in proportion; weights and
+        // Scores that are sums in f32 are off by at most `score`, so probs by about twice that in proportion; probs and
         // outputs may be rounded to the type; sums over keys are in f32.
         let product = |key: &[T]| q.iter().zip(key).map(|(q, k)| (wide(*q) * wide(*k)).abs()).sum::<f64>();
         let largest = k.chunks(w.dim).map(product).fold(0.0, f64::max);
@@ -197,7 +197,7 @@ fn tensor<T: Copy>(data: &[T], shape: [usize; 4]) -> TensorRef<'_, T> {
     TensorRef::from_slice(data, shape).expect("as many elements as the shape says")
 }
 
-/// A call that computes once, and when asked for it returns the output, `[batch, heads, seq, dim]`, or why it can't.
+/// A call that computes once. It returns the output, `[batch, heads, seq, dim]`, if its argument says so, or why it can't.
 type Call<'p, T> = Box<dyn FnMut(bool) -> Result<Vec<T>, String> + 'p>;
 
 fn ours<'p, T: Number>(p: &'p Problem<'_, T>) -> Result<Call<'p, T>, String> {
@@ -336,7 +336,7 @@ fn measure<T: Number>(w: &Workload, arguments: &Arguments, csv: &mut String) -> 
         if round >= MIN_ROUNDS && start.elapsed() > ROW_TIME {
             break;
         }
-        // Nobody is always first, or always after the same.
+        // None is always first, or always after the same one.
         racers.rotate_left(1);
         for racer in &mut racers {
             if racer.first > SLOW {
@@ -395,7 +395,7 @@ fn arguments() -> Result<Arguments, String> {
 
 fn main() -> Result<(), String> {
     let arguments = arguments()?;
-    // SAFETY: nobody else runs yet. All three crates work in rayon's global pool, which is made when first used.
+    // SAFETY: no other thread runs yet. All three crates work in rayon's global pool, which is made when first used.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", arguments.threads.to_string()) };
     let native = if cfg!(target_feature = "avx2") { "this processor" } else { "any processor: candle is slower so" };
     println!("flashtile, candle 0.11.1, burn-flex 0.22.1; {} threads; compiled for {native}", arguments.threads);
