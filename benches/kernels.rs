@@ -1,43 +1,44 @@
 //! The pieces of a tile against the processor: `cargo bench --bench kernels`.
 //!
-//! The kernels are private, so they are timed through whole calls that are nearly nothing but one of them: one head, one
-//! thread, many queries and keys, and
+//! The kernels are private, so whole calls are timed whose time is nearly all one piece. They have one head, one thread, 192
+//! queries and 4096 keys:
 //!
 //! ```text
-//! head_dim 0, value_dim 1     weights: the softmax, and what every tile costs anyway
-//! head_dim D, value_dim 1     weights and scores
-//! head_dim 0, value_dim D     weights and values
+//! head_dim 0, value_dim 1     softmax, and the fixed costs of a tile
+//! head_dim D, value_dim 1     softmax and scores
+//! head_dim 0, value_dim D     softmax and values
 //! head_dim D, value_dim D     everything
 //! ```
 //!
-//! A piece is the difference of two calls. (The first has a product of one value column in it, which waits for its own
-//! results, so `weights` come out a little too slow and the products a little too fast; how far the pieces miss the whole
-//! is printed.) Values are packed once per 192 queries, and keys widened if they are f16; what that costs comes from calls
-//! for 16 and for 192 queries: of the work, the first has a twelfth.
+//! A piece is the difference of two calls. The first call has a product of one value column, which waits for its own results. So
+//! `softmax` is a little too slow and the products a little too fast; the last column shows how far the pieces miss the whole.
 //!
-//! "of peak" is against multiply-adds that never leave the registers, timed in the same rounds.
+//! Values are packed once per 192 queries, and f16 keys are widened. What that costs comes from calls for 16 and for 192 queries:
+//! the first has a twelfth of the work.
+//!
+//! "of peak" compares with multiply-adds in registers, timed in the same rounds.
 
 mod support;
 
 use flashtile::{Attention, Element, Form, Level, Threads, f16};
 use std::error::Error;
 use support::machine::{multiply_add_flops, multiply_adds};
-use support::{Case, Run, Sizes, best_times, rounds};
+use support::{Case, Dims, Run, best_times, rounds};
 
 const PEAK_STEPS: usize = 1 << 18;
 const QUERIES: usize = 192;
 const KEYS: usize = 4096;
 
 fn run<'a, T: Element>(queries: usize, head_dim: usize, value_dim: usize) -> Result<Run<'a>, Box<dyn Error>> {
-    let sizes = Sizes { head_dim, value_dim, ..Sizes::new(1, queries, KEYS, 0) };
+    let dims = Dims { head_dim, value_dim, ..Dims::new(1, queries, KEYS, 0) };
     let attention = Attention::new().scale(0.1).form(Form::Prefill).threads(Threads::Serial);
-    let mut case = Case::<T>::new(sizes, attention).checked()?;
+    let mut case = Case::<T>::new(dims, attention).checked()?;
     Ok(Box::new(move || case.run()))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("One thread, {}, {QUERIES} queries, {KEYS} keys, f32; the best of many rounds.\n", Level::best());
-    println!("{:>4} {:>20} {:>20} {:>20} {:>20}  pieces", "", "weights", "scores", "values", "everything");
+    println!("One thread, {}, {QUERIES} queries, {KEYS} keys, f32; the best of all rounds.\n", Level::best());
+    println!("{:>4} {:>20} {:>20} {:>20} {:>20}  pieces", "", "softmax", "scores", "values", "everything");
     println!(
         "{:>4} {:>20} {:>20} {:>20} {:>20}  / all",
         "dim", "ns/1000  of all", "GF/s  of peak", "GF/s  of peak", "GF/s  of peak"
@@ -48,10 +49,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             multiply_adds(PEAK_STEPS);
             Ok(())
         });
-        let (weights, scores) = (run::<f32>(QUERIES, 0, 1)?, run::<f32>(QUERIES, dim, 1)?);
+        let (softmax, scores) = (run::<f32>(QUERIES, 0, 1)?, run::<f32>(QUERIES, dim, 1)?);
         let (values, everything) = (run::<f32>(QUERIES, 0, dim)?, run::<f32>(QUERIES, dim, dim)?);
-        let times = best_times(rounds(40), &mut [spin, weights, scores, values, everything])?;
-        let (weights, scores, values, everything) = (times[1], times[2] - times[1], times[3] - times[1], times[4]);
+        let times = best_times(rounds(40), &mut [spin, softmax, scores, values, everything])?;
+        let (softmax, scores, values, everything) = (times[1], times[2] - times[1], times[3] - times[1], times[4]);
         peak = peak.max(multiply_add_flops(PEAK_STEPS) / times[0]);
         let pairs = (QUERIES * KEYS) as f64;
         let product = |seconds: f64, dims: usize| {
@@ -60,11 +61,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         println!(
             "{dim:>4} {:>20} {:>20} {:>20} {:>20}  {:.2}",
-            format!("{:.0} {:6.0}% ", weights / pairs * 1e12, 100.0 * weights / everything),
+            format!("{:.0} {:6.0}% ", softmax / pairs * 1e12, 100.0 * softmax / everything),
             product(scores, dim),
             product(values, dim),
             product(everything, 2 * dim),
-            (weights + scores + values) / everything
+            (softmax + scores + values) / everything
         );
     }
     println!("\nmultiply-adds in registers: {:.1} GF/s\n", peak / 1e9);
@@ -78,16 +79,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What is done once for a tile of keys and values, however many queries there are.
+/// Prints the cost of what is done once per tile of keys and values, for any number of queries.
 fn shared<T: Element>(dim: usize) -> Result<(), Box<dyn Error>> {
     let mut runs = Vec::new();
     for (head_dim, value_dim) in [(dim, 1), (0, dim), (dim, dim)] {
         runs.extend([run::<T>(QUERIES / 12, head_dim, value_dim)?, run::<T>(QUERIES, head_dim, value_dim)?]);
     }
     let times = best_times(rounds(30), &mut runs)?;
-    // few = work / 12 + shared, many = work + shared
-    let shared = |few: f64, many: f64| {
-        let shared = (12.0 * few - many) / 11.0;
+    // short = work / 12 + shared, long = work + shared
+    let shared = |short: f64, long: f64| {
+        let shared = (12.0 * short - long) / 11.0;
         format!("{:.2} ns/element {:4.1}%", shared / (KEYS * dim) as f64 * 1e9, 100.0 * shared / times[5])
     };
     println!("{:>4} {:>4} {:>24} {:>24}", T::DTYPE, dim, shared(times[0], times[1]), shared(times[2], times[3]));

@@ -1,14 +1,14 @@
-//! Promise: a call with a kept workspace does not allocate, and what a call takes beside its output does not grow with the
+//! Promise: a call with a kept workspace does not allocate. What a call allocates beside its output does not grow with the
 //! sequences.
 //!
-//! All that is watched shares its counters, so this is a single test.
+//! All watched threads share one set of counters, so this is a single test.
 
 mod support;
 
 use flashtile::{Attention, Form, Level, Prepared, TensorMut, Threads, Workspace, bf16};
-use support::Rng;
 use support::counting::{Counting, Usage};
-use support::problems::{Bits, Inputs, Sizes, forms_and_levels, len};
+use support::problems::{Bits, forms_and_levels};
+use support::{Dims, Inputs, Rng, len};
 
 #[global_allocator]
 static COUNTING: Counting = Counting::new();
@@ -21,12 +21,12 @@ struct Call<T> {
 }
 
 impl<T: Bits> Call<T> {
-    fn new(sizes: Sizes) -> Self {
-        let (out, lse) = (vec![0.0; len(sizes.out())], vec![0.0; len(sizes.lse())]);
-        Call { inputs: Inputs::random(sizes, &mut Rng(1)), out, lse }
+    fn new(dims: Dims) -> Self {
+        let (out, lse) = (vec![0.0; len(dims.out())], vec![0.0; len(dims.lse())]);
+        Call { inputs: Inputs::random(dims, &mut Rng(1)), out, lse }
     }
 
-    /// What a call takes.
+    /// Allocations of a call.
     fn usage(
         &mut self,
         attention: &Attention<'_>,
@@ -34,9 +34,9 @@ impl<T: Bits> Call<T> {
         workspace: &mut Workspace,
     ) -> Usage {
         let Call { inputs, out, lse } = self;
-        let sizes = inputs.sizes;
+        let dims = inputs.dims;
         let (out, lse) =
-            (TensorMut::from_slice(out, sizes.out()).unwrap(), Some(TensorMut::from_slice(lse, sizes.lse()).unwrap()));
+            (TensorMut::from_slice(out, dims.out()).unwrap(), TensorMut::from_slice(lse, dims.lse()).unwrap());
         let (q, k, v) = (inputs.q(), inputs.k(), inputs.v());
         let (done, usage) = COUNTING.usage(|| match prepared {
             Some(prepared) => prepared.compute(q, k, v, out, lse, workspace),
@@ -52,20 +52,21 @@ fn allocation() {
     Counting::watch();
     nothing_on_later_calls();
     nothing_for_queries_that_fit_no_pairs();
+    nothing_for_other_numbers_of_keys();
     flat_in_the_keys();
     bytes_are_what_is_held();
-    // Last: the threads of a pool are watched, and end when they like, some time after the pool.
+    // Last, because the threads of a pool are watched and end some time after the pool.
     #[cfg(feature = "rayon")]
     nothing_within_a_pool();
 }
 
 /// Problems whose later calls are no larger than the first.
-fn problems() -> [Sizes; 4] {
+fn problems() -> [Dims; 4] {
     [
-        Sizes { batch: 2, heads_q: 4, heads_kv: 2, ..Sizes::single(300, 500, 40) },
-        Sizes { heads_q: 8, heads_kv: 2, ..Sizes::single(1, 3000, 64) },
-        Sizes { value_dim: 9, ..Sizes::single(20, 40, 3) },
-        Sizes::single(1, 1, 1),
+        Dims { batch: 2, heads_q: 4, heads_kv: 2, ..Dims::new(1, 300, 500, 40) },
+        Dims { heads_q: 8, heads_kv: 2, ..Dims::new(1, 1, 3000, 64) },
+        Dims { value_dim: 9, ..Dims::new(1, 20, 40, 3) },
+        Dims::new(1, 1, 1, 1),
     ]
 }
 
@@ -73,29 +74,29 @@ fn nothing_on_later_calls() {
     for (form, level) in forms_and_levels() {
         let attention = Attention::new().causal().softcap(9.0).form(form).level(level).threads(Threads::Serial);
         let mut workspace = Workspace::new();
-        for sizes in problems() {
-            let mut call = Call::<f32>::new(sizes);
+        for dims in problems() {
+            let mut call = Call::<f32>::new(dims);
             let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
             for prepared in [None, Some(&prepared)] {
                 call.usage(&attention, prepared, &mut workspace);
                 let later = call.usage(&attention, prepared, &mut workspace);
-                assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level}");
+                assert_eq!(later.calls, 0, "{later:?} {dims:?} {form:?} {level}");
             }
         }
-        // Large ones have been seen: smaller ones find all they need.
-        for sizes in problems() {
-            let later = Call::<f32>::new(sizes).usage(&attention, None, &mut workspace);
-            assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level}, after larger ones");
+        // After the large ones, smaller ones allocate nothing.
+        for dims in problems() {
+            let later = Call::<f32>::new(dims).usage(&attention, None, &mut workspace);
+            assert_eq!(later.calls, 0, "{later:?} {dims:?} {form:?} {level}, after larger ones");
         }
     }
 }
 
-/// Denormal queries of bf16 go a way of their own.
+/// Scores of denormal bf16 queries are computed in another way.
 fn nothing_for_queries_that_fit_no_pairs() {
     for (form, level) in forms_and_levels() {
         let attention = Attention::new().form(form).level(level).threads(Threads::Serial);
         let mut workspace = Workspace::new();
-        let mut call = Call::<bf16>::new(Sizes::single(20, 300, 33));
+        let mut call = Call::<bf16>::new(Dims::new(1, 20, 300, 33));
         call.inputs.q[40] = bf16::from_bits(1);
         call.usage(&attention, None, &mut workspace);
         let later = call.usage(&attention, None, &mut workspace);
@@ -103,23 +104,47 @@ fn nothing_for_queries_that_fit_no_pairs() {
     }
 }
 
-/// Also where other workers draw the tasks than the last time.
+/// A prepared call that has seen the most keys plans anew for fewer, and for the most again, without an allocation.
+fn nothing_for_other_numbers_of_keys() {
+    const MOST: usize = 1300;
+    for (form, level) in forms_and_levels() {
+        let attention = Attention::new().causal().form(form).level(level).threads(Threads::Serial);
+        let dims = Dims { heads_q: 8, ..Dims::new(2, 1, MOST, 64) };
+        let inputs = Inputs::<f32>::random(dims, &mut Rng(1));
+        let keys = |n: usize| (inputs.k().narrow(2, ..n).unwrap(), inputs.v().narrow(2, ..n).unwrap());
+        let mut prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v()).unwrap();
+        let (mut out, mut workspace) = (vec![0.0f32; len(dims.out())], Workspace::new());
+        let to = TensorMut::from_slice(&mut out, dims.out()).unwrap();
+        prepared.compute(inputs.q(), inputs.k(), inputs.v(), to, None, &mut workspace).unwrap();
+        for n in [1, 512, 513, 1024, 1025, MOST, 0, MOST] {
+            let ((k, v), out) = (keys(n), TensorMut::from_slice(&mut out, dims.out()).unwrap());
+            let (done, usage) = COUNTING.usage(|| {
+                prepared.set_keys(n)?;
+                prepared.compute(inputs.q(), k, v, out, None, &mut workspace)
+            });
+            done.unwrap();
+            assert_eq!(usage.calls, 0, "{usage:?} {n} keys {form:?} {level}");
+        }
+    }
+}
+
+/// The same in a pool, where other workers may claim the tasks than the last time.
 #[cfg(feature = "rayon")]
 fn nothing_within_a_pool() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).start_handler(|_| Counting::watch()).build().unwrap();
     for (form, level) in forms_and_levels() {
         let attention = Attention::new().causal().form(form).level(level);
         let mut workspace = Workspace::new();
-        for sizes in problems() {
-            let mut call = Call::<f32>::new(sizes);
+        for dims in problems() {
+            let mut call = Call::<f32>::new(dims);
             let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
             pool.install(|| {
-                // Twice: the first time, the pool may get something ready for itself as well.
+                // Twice, because the pool may allocate for itself the first time.
                 call.usage(&attention, None, &mut workspace);
                 call.usage(&attention, None, &mut workspace);
                 for n in 0..40 {
                     let later = call.usage(&attention, (n % 2 == 0).then_some(&prepared), &mut workspace);
-                    assert_eq!(later.calls, 0, "{later:?} {sizes:?} {form:?} {level} in a pool, call {n}");
+                    assert_eq!(later.calls, 0, "{later:?} {dims:?} {form:?} {level} in a pool, call {n}");
                 }
             });
         }
@@ -135,11 +160,11 @@ fn flat_in_the_keys() {
                 if softcap {
                     attention = attention.softcap(20.0);
                 }
-                let mut call = Call::<f32>::new(Sizes::single(200, seq_kv, 64));
+                let mut call = Call::<f32>::new(Dims::new(1, 200, seq_kv, 64));
                 call.usage(&attention, None, &mut Workspace::new()).peak
             };
             let (short, long) = (peak(1024), peak(8192));
-            // (A kilobyte or so may be the test harness's.)
+            // The test harness may allocate about a kilobyte.
             assert!(short > 0 && long <= short + 4096, "{short} bytes for 1024 keys, {long} for 8192: {level}");
             assert!(long < 2 << 20, "{long} bytes for 200 queries of 64: {level}");
         }
@@ -149,19 +174,16 @@ fn flat_in_the_keys() {
 /// [`Workspace::bytes`] is what the workspace holds.
 fn bytes_are_what_is_held() {
     for (form, level) in forms_and_levels() {
-        for sizes in problems() {
+        for dims in problems() {
             let attention = Attention::new().form(form).level(level).threads(Threads::Serial);
-            let mut call = Call::<f32>::new(sizes);
+            let mut call = Call::<f32>::new(dims);
             let mut workspace = Workspace::new();
             assert_eq!(workspace.bytes(), 0);
             call.usage(&attention, None, &mut workspace);
             let bytes = workspace.bytes();
             let ((), freed) = COUNTING.freed(|| drop(workspace));
             // The list of workers' memories is a few words more.
-            assert!(
-                bytes <= freed && freed <= bytes + 2048,
-                "{bytes} bytes, {freed} freed: {sizes:?} {form:?} {level}"
-            );
+            assert!(bytes <= freed && freed <= bytes + 2048, "{bytes} bytes, {freed} freed: {dims:?} {form:?} {level}");
         }
     }
 }

@@ -2,8 +2,8 @@
 //! is only where the page says.
 //!
 //! Imports are the paths in the text, in `use` declarations and elsewhere: `crate::…`, `self::…`, `super::…`, and those that begin
-//! with a module of the file's own. A name that a file re-exports (`pub use`) counts as an import of the file that it is from; the
-//! re-export itself is no import. Tests inside of `src/` may import what they like.
+//! with a module of the file's own. A re-exported name (`pub use`) counts as an import of the file that it is from. The re-export
+//! itself is no import. Tests inside `src/` may import anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

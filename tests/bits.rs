@@ -1,13 +1,13 @@
-//! Promise: the bits of a row depend on its own inputs, the level and the form: not on the number of threads, on what is
-//! computed beside it, on the place where it falls, or on what the memory was used for before.
+//! Promise: the bits of a row depend on its own inputs, the level and the form. They do not depend on the number of threads, on
+//! other rows of the call, on the row's place in memory, or on earlier contents of the workspace.
 
 mod support;
 
 use flashtile::{AlibiSlopes, Attention, Element, Form, Level, QueryOffset, TensorMut, TensorRef, Workspace};
-use support::Rng;
-use support::problems::{Bits, Inputs, Sizes, bits, forms_and_levels, len};
+use support::problems::{Bits, bits, forms_and_levels};
+use support::{Dims, Inputs, Rng, len};
 
-/// Options whose effect depends on the position, given by window sizes, or that are read from tensors.
+/// Options that depend on positions, window sizes or tensors.
 #[derive(Clone, Debug)]
 struct Options {
     causal: bool,
@@ -20,13 +20,13 @@ struct Options {
 }
 
 impl Options {
-    fn random(sizes: &Sizes, rng: &mut Rng) -> Self {
-        let bound = |rng: &mut Rng| rng.one_in(2).then(|| rng.below(sizes.seq_kv + 1));
-        let (heads, pairs) = (sizes.heads_q, sizes.heads_q * sizes.seq_q * sizes.seq_kv);
+    fn random(dims: &Dims, rng: &mut Rng) -> Self {
+        let bound = |rng: &mut Rng| rng.one_in(2).then(|| rng.below(dims.seq_kv + 1));
+        let (heads, pairs) = (dims.heads_q, dims.heads_q * dims.seq_q * dims.seq_kv);
         Options {
             causal: rng.one_in(2),
             window: (bound(rng), bound(rng)),
-            offset: rng.below(sizes.seq_kv + 1) as isize - 3,
+            offset: rng.below(dims.seq_kv + 1) as isize - 3,
             slopes: rng.one_in(3).then(|| (0..heads).map(|_| rng.uniform()).collect()),
             softcap: rng.one_in(4).then_some(2.0),
             bias: rng
@@ -35,10 +35,10 @@ impl Options {
         }
     }
 
-    /// For query heads `heads` and queries `queries` alone.
+    /// The options of query heads `heads` and queries `queries` alone.
     fn attention<'a>(
         &'a self,
-        sizes: &Sizes,
+        dims: &Dims,
         heads: std::ops::Range<usize>,
         queries: std::ops::Range<usize>,
     ) -> Attention<'a> {
@@ -54,9 +54,9 @@ impl Options {
             attention = attention.softcap(cap);
         }
         if let Some(bias) = &self.bias {
-            let strides = [0, sizes.seq_q * sizes.seq_kv, sizes.seq_kv, 1].map(|stride| stride as isize);
-            let first = (heads.start * sizes.seq_q + queries.start) * sizes.seq_kv;
-            let shape = [1, heads.len(), queries.len(), sizes.seq_kv];
+            let strides = [0, dims.seq_q * dims.seq_kv, dims.seq_kv, 1].map(|stride| stride as isize);
+            let first = (heads.start * dims.seq_q + queries.start) * dims.seq_kv;
+            let shape = [1, heads.len(), queries.len(), dims.seq_kv];
             attention = attention.bias(TensorRef::<f32>::with_strides(bias, first, shape, strides).unwrap());
         }
         attention
@@ -81,17 +81,17 @@ fn check_part<T: Bits>(
     part: &Part,
     whole: &(Vec<u32>, Vec<u32>),
 ) {
-    let sizes = inputs.sizes;
-    let group = sizes.heads_q / sizes.heads_kv;
-    // A part of a group, or several groups as they are.
+    let dims = inputs.dims;
+    let group = dims.heads_q / dims.heads_kv;
+    // A part of one group, or several whole groups.
     assert!(part.group == (0..group) || part.heads_kv.len() == 1);
     let heads = part.heads_kv.start * group + part.group.start..(part.heads_kv.end - 1) * group + part.group.end;
-    let own = Sizes {
+    let own = Dims {
         batch: part.batches.len(),
         heads_q: heads.len(),
         heads_kv: part.heads_kv.len(),
         seq_q: part.queries.len(),
-        ..sizes
+        ..dims
     };
     let cut = |data: &[T], [_, heads, rows, cols]: [usize; 4], shape: [usize; 4], [b, h, r]: [usize; 3]| {
         let strides = [heads * rows * cols, rows * cols, cols, 1].map(|stride| stride as isize);
@@ -103,23 +103,23 @@ fn check_part<T: Bits>(
     };
     let first_batch = part.batches.start;
     let own_inputs = Inputs {
-        sizes: own,
-        q: cut(&inputs.q, sizes.q(), own.q(), [first_batch, heads.start, part.queries.start]),
-        k: cut(&inputs.k, sizes.k(), own.k(), [first_batch, part.heads_kv.start, 0]),
-        v: cut(&inputs.v, sizes.v(), own.v(), [first_batch, part.heads_kv.start, 0]),
+        dims: own,
+        q: cut(&inputs.q, dims.q(), own.q(), [first_batch, heads.start, part.queries.start]),
+        k: cut(&inputs.k, dims.k(), own.k(), [first_batch, part.heads_kv.start, 0]),
+        v: cut(&inputs.v, dims.v(), own.v(), [first_batch, part.heads_kv.start, 0]),
     };
-    let attention = options.attention(&sizes, heads.clone(), part.queries.clone()).form(form).level(level);
+    let attention = options.attention(&dims, heads.clone(), part.queries.clone()).form(form).level(level);
     let (out, lse) = own_inputs.bits(&attention);
     for (n, [b, h, i]) in own.rows().enumerate() {
-        let row = ((part.batches.start + b) * sizes.heads_q + heads.start + h) * sizes.seq_q + part.queries.start + i;
-        let case = || format!("row {b} {h} {i} of {part:?}, {sizes:?} {form:?} {level} {options:?}");
-        let d = sizes.value_dim;
+        let row = ((part.batches.start + b) * dims.heads_q + heads.start + h) * dims.seq_q + part.queries.start + i;
+        let case = || format!("row {b} {h} {i} of {part:?}, {dims:?} {form:?} {level} {options:?}");
+        let d = dims.value_dim;
         assert_eq!(out[n * d..][..d], whole.0[row * d..][..d], "{}", case());
         assert_eq!(lse[n], whole.1[row], "lse of {}", case());
     }
 }
 
-/// A range inside `0..n`, not empty.
+/// A range inside `0..n` that is not empty.
 fn some_of(n: usize, rng: &mut Rng) -> std::ops::Range<usize> {
     let start = rng.below(n);
     start..start + 1 + rng.below(n - start)
@@ -130,32 +130,32 @@ fn parts<T: Bits>(seed: u64, rounds: usize) {
     for _ in 0..rounds {
         let (heads_kv, group) = (1 + rng.below(3), 1 + rng.below(4));
         let seq_kv = [1 + rng.below(30), 60 + rng.below(100), 230 + rng.below(30), 500 + rng.below(600)][rng.below(4)];
-        let sizes = Sizes {
+        let dims = Dims {
             batch: 1 + rng.below(3),
             heads_q: heads_kv * group,
             heads_kv,
             seq_q: [1 + rng.below(4), 1 + rng.below(40), 180 + rng.below(30)][rng.below(3)],
             seq_kv,
             head_dim: 1 + rng.below(20),
-            // Whole vectors now and then: a lone panel multiplies them where they lie.
+            // Sometimes whole vectors: a lone panel multiplies them in place.
             value_dim: if rng.one_in(3) { 16 * (1 + rng.below(4)) } else { 1 + rng.below(20) },
         };
-        let (inputs, options) = (Inputs::<T>::random(sizes, &mut rng), Options::random(&sizes, &mut rng));
+        let (inputs, options) = (Inputs::<T>::random(dims, &mut rng), Options::random(&dims, &mut rng));
         for (form, level) in forms_and_levels() {
-            let all = options.attention(&sizes, 0..sizes.heads_q, 0..sizes.seq_q).form(form).level(level);
+            let all = options.attention(&dims, 0..dims.heads_q, 0..dims.seq_q).form(form).level(level);
             let whole = inputs.bits(&all);
             for _ in 0..3 {
                 let one_group = rng.one_in(2);
                 let heads_kv = if one_group {
-                    Some(rng.below(sizes.heads_kv)).map(|h| h..h + 1).unwrap()
+                    Some(rng.below(dims.heads_kv)).map(|h| h..h + 1).unwrap()
                 } else {
-                    some_of(sizes.heads_kv, &mut rng)
+                    some_of(dims.heads_kv, &mut rng)
                 };
                 let part = Part {
-                    batches: some_of(sizes.batch, &mut rng),
+                    batches: some_of(dims.batch, &mut rng),
                     group: if one_group { some_of(group, &mut rng) } else { 0..group },
                     heads_kv,
-                    queries: some_of(sizes.seq_q, &mut rng),
+                    queries: some_of(dims.seq_q, &mut rng),
                 };
                 check_part(&inputs, &options, (form, level), &part, &whole);
             }
@@ -176,17 +176,17 @@ fn any_part_bf16() {
     parts::<flashtile::bf16>(3, 80);
 }
 
-/// Queries one by one, as decoding has them, against all at once.
+/// Queries one by one, as in decoding, against all at once.
 #[test]
 fn one_query_after_the_other() {
     let mut rng = Rng(4);
-    let sizes = Sizes { heads_q: 4, heads_kv: 2, ..Sizes::single(37, 700, 16) };
+    let dims = Dims { heads_q: 4, heads_kv: 2, ..Dims::new(1, 37, 700, 16) };
     for _ in 0..6 {
-        let (inputs, options) = (Inputs::<f32>::random(sizes, &mut rng), Options::random(&sizes, &mut rng));
+        let (inputs, options) = (Inputs::<f32>::random(dims, &mut rng), Options::random(&dims, &mut rng));
         for (form, level) in forms_and_levels() {
-            let all = options.attention(&sizes, 0..sizes.heads_q, 0..sizes.seq_q).form(form).level(level);
+            let all = options.attention(&dims, 0..dims.heads_q, 0..dims.seq_q).form(form).level(level);
             let whole = inputs.bits(&all);
-            for i in 0..sizes.seq_q {
+            for i in 0..dims.seq_q {
                 let part = Part { batches: 0..1, heads_kv: 0..2, group: 0..2, queries: i..i + 1 };
                 check_part(&inputs, &options, (form, level), &part, &whole);
             }
@@ -194,14 +194,14 @@ fn one_query_after_the_other() {
     }
 }
 
-/// Heads of a group by ones, twos and threes against all four: as many rows share each load of keys and values.
+/// One, two and three heads of a group against all four: that many rows share each load of keys and values.
 #[test]
 fn some_heads_of_a_group() {
     let mut rng = Rng(6);
-    let sizes = Sizes { heads_q: 4, heads_kv: 1, ..Sizes::single(1, 300, 128) };
-    let (inputs, options) = (Inputs::<f32>::random(sizes, &mut rng), Options::random(&sizes, &mut rng));
+    let dims = Dims { heads_q: 4, heads_kv: 1, ..Dims::new(1, 1, 300, 128) };
+    let (inputs, options) = (Inputs::<f32>::random(dims, &mut rng), Options::random(&dims, &mut rng));
     for (form, level) in forms_and_levels() {
-        let whole = inputs.bits(&options.attention(&sizes, 0..4, 0..1).form(form).level(level));
+        let whole = inputs.bits(&options.attention(&dims, 0..4, 0..1).form(form).level(level));
         for group in [0..1, 1..2, 3..4, 0..2, 1..3, 1..4] {
             check_part(
                 &inputs,
@@ -214,12 +214,12 @@ fn some_heads_of_a_group() {
     }
 }
 
-/// Positions far beyond the numbers that f32 counts exactly.
+/// Positions far beyond the integers that f32 holds exactly.
 #[test]
 fn far_positions() {
     let mut rng = Rng(5);
-    let sizes = Sizes::single(40, 300, 8);
-    let inputs = Inputs::<f32>::random(sizes, &mut rng);
+    let dims = Dims::new(1, 40, 300, 8);
+    let inputs = Inputs::<f32>::random(dims, &mut rng);
     for offset in [1isize << 25, (1 << 26) + 77, -(1 << 25) - 1, 1 << 40] {
         let options = Options {
             causal: false,
@@ -234,7 +234,7 @@ fn far_positions() {
             bias: None,
         };
         for (form, level) in forms_and_levels() {
-            let whole = inputs.bits(&options.attention(&sizes, 0..1, 0..40).form(form).level(level));
+            let whole = inputs.bits(&options.attention(&dims, 0..1, 0..40).form(form).level(level));
             for queries in [0..1, 1..2, 17..18, 3..40, 39..40] {
                 let part = Part { batches: 0..1, heads_kv: 0..1, group: 0..1, queries };
                 check_part(&inputs, &options, (form, level), &part, &whole);
@@ -244,14 +244,14 @@ fn far_positions() {
 }
 
 /// Problems on either side of every threshold of the plan: work worth a pool, keys worth a split, tasks enough without
-/// splitting, rows of a block, rows of a few-queries task.
+/// splitting, rows of a block, rows of a decode task.
 #[cfg(feature = "rayon")]
-fn thresholds() -> Vec<Sizes> {
-    let decode = |batch, heads_kv, group, seq_kv| Sizes {
+fn thresholds() -> Vec<Dims> {
+    let decode = |batch, heads_kv, group, seq_kv| Dims {
         batch,
         heads_q: heads_kv * group,
         heads_kv,
-        ..Sizes::single(1, seq_kv, 64)
+        ..Dims::new(1, 1, seq_kv, 64)
     };
     vec![
         decode(1, 1, 1, 511),
@@ -262,34 +262,34 @@ fn thresholds() -> Vec<Sizes> {
         decode(1, 63, 1, 1100),
         decode(1, 64, 1, 1100),
         decode(5, 13, 2, 1100),
-        Sizes::single(7, 1030, 17),
-        Sizes::single(15, 1030, 17),
-        Sizes::single(17, 1030, 17),
-        Sizes::single(24, 1030, 17),
-        Sizes::single(25, 1030, 17),
-        Sizes::single(33, 520, 64),
-        Sizes::single(255, 300, 32),
-        Sizes::single(256, 300, 32),
-        Sizes::single(257, 300, 32),
-        Sizes::single(580, 500, 40),
-        Sizes { heads_q: 6, heads_kv: 2, batch: 2, ..Sizes::single(130, 260, 48) },
-        Sizes { heads_q: 4, heads_kv: 1, ..Sizes::single(90, 90, 16) },
+        Dims::new(1, 7, 1030, 17),
+        Dims::new(1, 15, 1030, 17),
+        Dims::new(1, 17, 1030, 17),
+        Dims::new(1, 24, 1030, 17),
+        Dims::new(1, 25, 1030, 17),
+        Dims::new(1, 33, 520, 64),
+        Dims::new(1, 255, 300, 32),
+        Dims::new(1, 256, 300, 32),
+        Dims::new(1, 257, 300, 32),
+        Dims::new(1, 580, 500, 40),
+        Dims { heads_q: 6, heads_kv: 2, batch: 2, ..Dims::new(1, 130, 260, 48) },
+        Dims { heads_q: 4, heads_kv: 1, ..Dims::new(1, 90, 90, 16) },
     ]
 }
 
-/// Serial, in pools of any size, in a pool inside a pool, prepared or not, and in memory used before: all the same.
+/// Serial, in pools of any size, in a pool inside a pool, prepared or not, and with a used workspace: all the same bits.
 #[cfg(feature = "rayon")]
 #[test]
 fn threads_and_memory() {
     let pools: Vec<_> = [1, 2, 3, 4, 7, 16].into_iter().map(pool).collect();
     let mut rng = Rng(6);
     let mut used = Workspace::new();
-    for sizes in thresholds() {
-        let inputs = Inputs::<f32>::random(sizes, &mut rng);
+    for dims in thresholds() {
+        let inputs = Inputs::<f32>::random(dims, &mut rng);
         for (form, level) in forms_and_levels() {
             let base = Attention::new().form(form).level(level);
-            for attention in [base.clone(), base.causal().window(Some(sizes.seq_kv / 3), None)] {
-                let case = format!("{sizes:?} {form:?} {level}");
+            for attention in [base.clone(), base.causal().window(Some(dims.seq_kv / 3), None)] {
+                let case = format!("{dims:?} {form:?} {level}");
                 let serial = inputs.bits(&attention.clone().threads(flashtile::Threads::Serial));
                 for pool in &pools {
                     let threads = pool.current_num_threads();
@@ -312,28 +312,28 @@ fn pool(threads: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
 }
 
-/// As [`Inputs::bits`], planned ahead.
+/// As [`Inputs::bits`], by a prepared call.
 fn prepared<T: Bits + Element>(
     inputs: &Inputs<T>,
     attention: &Attention<'_>,
     workspace: &mut Workspace,
 ) -> (Vec<u32>, Vec<u32>) {
-    let sizes = inputs.sizes;
+    let dims = inputs.dims;
     let prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v()).unwrap();
-    let (mut out, mut lse) = (vec![T::default(); len(sizes.out())], vec![0.0; len(sizes.lse())]);
-    let out_tensor = TensorMut::from_slice(&mut out, sizes.out()).unwrap();
-    let lse_tensor = TensorMut::from_slice(&mut lse, sizes.lse()).unwrap();
-    prepared.compute(inputs.q(), inputs.k(), inputs.v(), out_tensor, Some(lse_tensor), workspace).unwrap();
+    let (mut out, mut lse) = (vec![T::default(); len(dims.out())], vec![0.0; len(dims.lse())]);
+    let out_tensor = TensorMut::from_slice(&mut out, dims.out()).unwrap();
+    let lse_tensor = TensorMut::from_slice(&mut lse, dims.lse()).unwrap();
+    prepared.compute(inputs.q(), inputs.k(), inputs.v(), out_tensor, lse_tensor, workspace).unwrap();
     (bits(&out), bits(&lse))
 }
 
-/// The same call again and again, into memory that other problems have used.
+/// The same call repeated, with a workspace that other problems have used.
 #[test]
 fn run_to_run() {
     let mut rng = Rng(7);
     let mut workspace = Workspace::new();
     let problems: Vec<_> =
-        (0..12).map(|n| Inputs::<f32>::random(Sizes::single(1 + n * 5, 40 + n * 120, 3 + n), &mut rng)).collect();
+        (0..12).map(|n| Inputs::<f32>::random(Dims::new(1, 1 + n * 5, 40 + n * 120, 3 + n), &mut rng)).collect();
     for (form, level) in forms_and_levels() {
         let attention = Attention::new().form(form).level(level).causal();
         let expected: Vec<_> = problems.iter().map(|inputs| inputs.bits(&attention)).collect();
@@ -351,42 +351,42 @@ fn run_to_run() {
 #[test]
 fn split_and_unsplit() {
     let mut rng = Rng(8);
-    let sizes = Sizes { batch: 70, heads_q: 2, heads_kv: 1, ..Sizes::single(1, 1300, 16) };
+    let dims = Dims { batch: 70, heads_q: 2, heads_kv: 1, ..Dims::new(1, 1, 1300, 16) };
     let (inputs, none) = (
-        Inputs::<f32>::random(sizes, &mut rng),
+        Inputs::<f32>::random(dims, &mut rng),
         Options { causal: false, window: (None, None), offset: 0, slopes: None, softcap: None, bias: None },
     );
     for level in Level::available() {
-        let attention = none.attention(&sizes, 0..2, 0..1).level(level);
+        let attention = none.attention(&dims, 0..2, 0..1).level(level);
         assert_eq!(attention.plan(inputs.q(), inputs.k(), inputs.v()).unwrap().form(), Form::Decode);
         let whole = inputs.bits(&attention);
         for batches in [0..1, 69..70, 3..50, 7..71 - 1] {
             let part = Part { batches, heads_kv: 0..1, group: 0..2, queries: 0..1 };
             check_part(&inputs, &none, (Form::Decode, level), &part, &whole);
         }
-        // Of which a single head takes the same form.
+        // A single head of it takes the same form.
         let part = Part { batches: 5..6, heads_kv: 0..1, group: 1..2, queries: 0..1 };
         check_part(&inputs, &none, (Form::Decode, level), &part, &whole);
     }
 }
 
-/// A sum that was scaled away and left -0: the tile behind it, which only the next query sees, must not turn it into +0 for
-/// the one beside that query, and not for the one alone.
+/// A sum that rescaling turned into -0 stays -0. The next tile, which only the next query sees, must not turn it into +0,
+/// whether the query is computed beside that one or alone.
 #[test]
 fn signs_of_zero() {
     let none = Options { causal: true, window: (None, None), offset: 0, slopes: None, softcap: None, bias: None };
     // At the ends of tiles of 48 to 240 keys, and of splits.
     for step in [240, 512] {
-        let sizes = Sizes::single(2, 2 * step + 1, 1);
+        let dims = Dims::new(1, 2, 2 * step + 1, 1);
         let mut inputs =
-            Inputs::<f32> { sizes, q: vec![1.0; 2], k: vec![200.0; sizes.seq_kv], v: vec![1.0; sizes.seq_kv] };
-        // First a small sum, then scores 2^288 times as heavy with values that round to -0, then the last query's own key.
+            Inputs::<f32> { dims, q: vec![1.0; 2], k: vec![200.0; dims.seq_kv], v: vec![1.0; dims.seq_kv] };
+        // First a small sum, then scores whose probs are 2^288 times as large with values that round to -0, then the last query's own key.
         inputs.k[..step].fill(0.0);
         inputs.v[..step].fill(-1e-40);
         inputs.v[step..2 * step].fill(-f32::from_bits(1));
         let options = Options { offset: 2 * step as isize - 1, ..none.clone() };
         for (form, level) in forms_and_levels() {
-            let whole = inputs.bits(&options.attention(&sizes, 0..1, 0..2).form(form).level(level));
+            let whole = inputs.bits(&options.attention(&dims, 0..1, 0..2).form(form).level(level));
             let part = Part { batches: 0..1, heads_kv: 0..1, group: 0..1, queries: 0..1 };
             check_part(&inputs, &options, (form, level), &part, &whole);
         }

@@ -1,16 +1,16 @@
-//! Promise: as in `bits.rs`, a row's bits depend on its own inputs, the level and the form alone; here over every option, type
-//! and layout at once.
+//! Promise: the one of `bits.rs`, over every option, type and layout at once. A row's bits depend on its own inputs, the level
+//! and the form alone.
 
 mod support;
 
 use flashtile::{Level, Threads};
 use std::ops::Range;
-use support::Rng;
-use support::any_problem::{Dims, Offset, Part, Results};
+use support::any_problem::{Offset, Part, Results};
 use support::problems::FORMS;
 use support::random_problem::problem;
+use support::{Dims, Rng};
 
-/// A range inside `0..n`, not empty.
+/// A range inside `0..n` that is not empty.
 fn some_of(n: usize, rng: &mut Rng) -> Range<usize> {
     let start = rng.below(n);
     start..start + 1 + rng.below(n - start)
@@ -30,8 +30,8 @@ fn odd_dims(rng: &mut Rng) -> Dims {
     }
 }
 
-/// Any part of problems with every option, type and layout, NaN and infinity among what is hidden and what is not; the whole
-/// in the pool, the part by itself.
+/// Random parts of random problems, with NaN and infinity in hidden and visible elements. The whole is computed in the pool, the
+/// part by itself.
 #[test]
 fn any_part_of_any_problem() {
     for seed in 0..1500 {
@@ -40,7 +40,7 @@ fn any_part_of_any_problem() {
         let mut whole = problem(&mut rng, dims);
         whole.form = Some(FORMS[rng.below(2)]); // which the shape of a part might not suggest
         if matches!(whole.offset, Offset::At(offset) if offset.unsigned_abs() > 1 << 40) {
-            continue; // beyond it there may be no position
+            continue; // positions beyond it may overflow
         }
         let group = dims.heads_q / dims.heads_kv;
         let first = rng.below(dims.heads_kv) * group;

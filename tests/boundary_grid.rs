@@ -1,15 +1,18 @@
-//! One less, exactly as many and one more than every number at which the code takes another path, in both forms, at every
-//! level, with and without a causal mask: every element under the bound of `docs/numerics.md`.
+//! Promise: every element is within the bound of `docs/numerics.md` at the boundaries of the code.
+//!
+//! A boundary is a number at which the code takes another path. Each is tested with one less, the number itself and one more, in
+//! both forms, at every level, with and without a causal mask.
 
 mod support;
 
 use flashtile::{DType, Form, Level};
-use support::Rng;
-use support::any_problem::{Dims, Layout, Problem, Tensor};
+use support::any_problem::{Problem, Tensor};
 use support::bound::tile_keys;
 use support::check::{Found, check};
+use support::layouts::Layout;
+use support::{Dims, Rng};
 
-/// A size at which something changes, and what.
+/// A size at which the code takes another path, and which.
 struct Boundary {
     at: usize,
     guards: &'static str,
@@ -25,11 +28,11 @@ const SMALL: Dims = Dims { batch: 1, heads_q: 1, heads_kv: 1, seq_q: 5, seq_kv: 
 fn queries() {
     let boundaries = [
         boundary(1, "none, and a single query"),
-        boundary(4, "few queries: rows that share a load of keys"),
+        boundary(4, "decode: rows that share a load of keys"),
         boundary(8, "one vector of eight lanes"),
-        boundary(12, "few queries: three groups of rows that share a load"),
+        boundary(12, "decode: three groups of rows that share a load"),
         boundary(16, "a panel of two vectors of eight, or of one of sixteen"),
-        boundary(24, "few queries: rows of a task"),
+        boundary(24, "decode: rows of a task"),
         boundary(32, "a panel of two vectors of sixteen; two panels of eight"),
         boundary(48, "a panel and a half of sixteen"),
         boundary(256, "a block of panels: another task, packing anew"),
@@ -45,24 +48,21 @@ fn keys() {
         &[
             boundary(1, "none, and a single key"),
             boundary(6, "a product's rows of accumulators with sixteen registers and two vectors"),
-            boundary(
-                8,
-                "a vector of keys: biases and few queries' weights; a product's rows with two vectors of sixteen",
-            ),
+            boundary(8, "a vector of keys: biases and probs of decode; a product's rows with two vectors of sixteen"),
             boundary(12, "a product's rows with one vector of eight"),
             boundary(16, "a product's rows with one vector of sixteen"),
-            boundary(32, "many queries: keys whose values are packed block after block; few queries: keys of a block"),
-            boundary(240, "many queries: the largest tile"),
-            boundary(256, "few queries: a tile"),
+            boundary(32, "prefill: keys whose values are packed block after block; decode: keys of a block"),
+            boundary(240, "prefill: the largest tile"),
+            boundary(256, "decode: a tile"),
             boundary(480, "two of the largest tiles"),
-            boundary(512, "few queries: a split"),
-            boundary(1024, "few queries: two splits, one merge more"),
+            boundary(512, "decode: a split"),
+            boundary(1024, "decode: two splits, one merge more"),
         ],
         |seq_kv| Dims { seq_kv, ..SMALL },
     );
 }
 
-/// Tiles shrink as heads widen: each size from the one the plan prints.
+/// Tiles shrink as heads widen: sizes around the tile of the plan.
 #[test]
 fn keys_around_the_tile_of_each_width() {
     let mut tiles = Vec::new();
@@ -87,7 +87,7 @@ const WIDTHS: [Boundary; 9] = [
     boundary(12, "two blocks of packed values with sixteen registers"),
     boundary(16, "two vectors; a block of packed values with thirty-two registers, of two products"),
     boundary(32, "two blocks of packed values"),
-    boundary(64, "eight vectors: the widest strip of few queries"),
+    boundary(64, "eight vectors: the widest strip of decode"),
     boundary(128, "two strips; a tile of 96 keys and less"),
 ];
 
@@ -139,7 +139,7 @@ fn check_all(dims: Dims, guards: &str, options: impl Fn(&mut Problem)) {
             let mut rng = Rng(7);
             let mut problem = Problem::plain(dims, || rng.normal());
             if dtype == DType::F16 {
-                let [_, k, v, _] = dims.shapes().map(Layout::contiguous);
+                let [k, v] = [dims.k(), dims.v()].map(Layout::contiguous);
                 problem.k = Tensor::new(dtype, k, |_| rng.normal());
                 problem.v = Tensor::new(dtype, v, |_| rng.normal());
             }

@@ -1,8 +1,8 @@
-//! Random problems over every option, layout, type, form and level against the exact answer: every element under the
-//! a-priori bound of `docs/numerics.md`.
+//! Promise: every element of random problems is within the a-priori bound of `docs/numerics.md`. The problems cover every
+//! option, layout, type, form and level.
 //!
-//! `FLASHTILE_PROBLEMS=1000` sets the number of small problems. `FLASHTILE_SEED_BASE=1000000` sets the first of their seeds,
-//! which is 0 otherwise. `FLASHTILE_SEED=17` runs the one with that seed alone and prints it, which is what a failure asks for.
+//! `FLASHTILE_PROBLEMS=1000` sets the number of small problems. `FLASHTILE_SEED_BASE=1000000` sets the first of their seeds (0 by
+//! default). `FLASHTILE_SEED=17` runs and prints the problem of that seed alone: a failure names its seed.
 
 mod support;
 
@@ -10,11 +10,12 @@ use flashtile::{DType, Form, Level};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use support::Rng;
-use support::any_problem::{Broadcast, Dims, Layout, Problem, Tensor};
+use support::any_problem::{Broadcast, Problem, Tensor};
 use support::bound::{Chains, exact, round_to};
 use support::check::{Found, check};
+use support::layouts::Layout;
 use support::random_problem::problem;
+use support::{Dims, Rng};
 
 #[test]
 fn small_problems() {
@@ -24,13 +25,13 @@ fn small_problems() {
         problem(rng, dims)
     });
     assert!(found.largest_ratio.iter().all(|ratio| *ratio <= 1.0));
-    // The bounds say something: half of them are below two in a hundred thousand of what they bound.
+    // The bounds are tight: half of them are below 2e-5 of what they bound.
     assert_median_below(&found, 2e-5);
 }
 
 #[test]
 fn large_problems() {
-    // One for each 400 small ones costs about a third as much time.
+    // One per 400 small problems takes about a third of their time.
     let count = number("FLASHTILE_PROBLEMS").unwrap_or(100_000).div_ceil(400);
     let found = check_seeds("large_problems", count, |rng| {
         let dims = large_dims(rng);
@@ -39,7 +40,7 @@ fn large_problems() {
     assert_median_below(&found, 2e-4);
 }
 
-/// Error of half outputs, all in all: no more than half as much again as that of the exact answer, rounded.
+/// The total error of outputs in a half type is at most 1.5 times that of the exact answer, rounded.
 #[test]
 fn half_outputs_are_rounded_once() {
     for dtype in [DType::F16, DType::Bf16] {
@@ -85,7 +86,7 @@ fn the_lse_of_zero_scores_is_rounded_once() {
     }
 }
 
-/// Values chosen to hurt, in both forms: more keys than two tiles or splits, and more queries than a panel.
+/// Adversarial values in both forms, with more keys than two tiles or splits and more queries than a panel.
 #[test]
 fn adversarial_values() {
     for form in [Form::Decode, Form::Prefill] {
@@ -119,8 +120,8 @@ fn adversarial_values() {
 fn adversarial(form: Form, seed: u64, scale: f32, key: &mut dyn FnMut(usize, &mut Rng) -> f32, value: f32) -> Problem {
     let (rng, dims) = (&mut Rng(seed), ADVERSARIAL);
     let mut problem = Problem::plain(dims, || value * rng.normal());
-    let [q, k, ..] = dims.shapes().map(Layout::contiguous);
-    // The first element carries what is wanted; 1 in the queries, so that every one sees the same.
+    let [q, k] = [dims.q(), dims.k()].map(Layout::contiguous);
+    // The first element carries the score. It is 1 in all queries, so that they all see the same.
     problem.q = Tensor::new(DType::F32, q, |[.., e]| if e == 0 { 1.0 } else { 0.01 * rng.normal() });
     problem.k = Tensor::new(DType::F32, k, |[.., j, e]| if e == 0 { key(j, rng) } else { 0.01 * rng.normal() });
     (problem.scale, problem.form) = (Some(scale), Some(form));
@@ -131,8 +132,8 @@ const ADVERSARIAL: Dims =
     Dims { batch: 1, heads_q: 2, heads_kv: 1, seq_q: 12, seq_kv: 1030, head_dim: 4, value_dim: 5 };
 const LAST: usize = 1029;
 
-/// Models write -1e9 or the lowest finite number where they mean "hidden". In a row of nothing else, every score rounds to
-/// that number: the row's output is the mean of the values, and not the 0 of a row that sees nothing.
+/// Models write -1e9 or the lowest finite number for "hidden". In a row of nothing else, every score rounds to that number.
+/// The row's output is the mean of the values, not the 0 of a row that sees no key.
 #[test]
 fn rows_of_one_huge_bias_are_uniform() {
     for (form, level) in [Form::Decode, Form::Prefill].into_iter().flat_map(|f| Level::available().map(move |l| (f, l)))
@@ -164,7 +165,7 @@ fn rows_of_one_huge_bias_are_uniform() {
     }
 }
 
-/// That bounds are not so wide that anything would pass; a few problems alone can have wide ones.
+/// Bounds must not be so wide that anything passes. Some single problems may have wide ones.
 fn assert_median_below(found: &Found, most: f64) {
     let median = found.median_bound();
     assert!(found.bounds.len() < 100 || median < most, "the median of the relative bounds is {median:e}");
@@ -176,7 +177,7 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?} but must be a number")))
 }
 
-/// Checks the problems that `make` makes of `count` seeds from the base on, on every core, or of the seed asked for.
+/// Checks the problems that `make` makes of `count` seeds from the base on, on every core, or of the seed given.
 fn check_seeds(test: &str, count: u64, make: impl Fn(&mut Rng) -> Problem + Sync) -> Found {
     if let Some(seed) = number("FLASHTILE_SEED") {
         let problem = make(&mut Rng(seed));
@@ -224,7 +225,7 @@ fn check_seeds(test: &str, count: u64, make: impl Fn(&mut Rng) -> Problem + Sync
     found
 }
 
-/// Mostly small, often at an edge: nothing, one, a whole vector (8 or 16), a whole panel (16 or 32) and one more or less.
+/// Mostly small, often at an edge: 0, 1, a vector (8 or 16), a panel (16 or 32), and one more or less.
 fn size(rng: &mut Rng, edges: &[usize], most: usize) -> usize {
     match rng.below(8) {
         0..3 => edges[rng.below(edges.len())],
@@ -234,7 +235,7 @@ fn size(rng: &mut Rng, edges: &[usize], most: usize) -> usize {
 }
 
 fn small_dims(rng: &mut Rng) -> Dims {
-    let few = |rng: &mut Rng, most| if rng.one_in(60) { 0 } else { 1 + rng.below(rng.clone().below(most) + 1) };
+    let small = |rng: &mut Rng, most| if rng.one_in(60) { 0 } else { 1 + rng.below(rng.clone().below(most) + 1) };
     if rng.one_in(20) {
         // Narrow, and longer than a tile (240 keys) or a split (512): the running maximum moves, states are merged.
         return Dims {
@@ -247,20 +248,20 @@ fn small_dims(rng: &mut Rng) -> Dims {
             value_dim: 1 + rng.below(9),
         };
     }
-    let heads_kv = few(rng, 3);
+    let heads_kv = small(rng, 3);
     Dims {
-        batch: few(rng, 3),
-        heads_q: heads_kv * few(rng, 4),
+        batch: small(rng, 3),
+        heads_q: heads_kv * small(rng, 4),
         heads_kv,
         seq_q: size(rng, &[0, 1, 1, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33], 40),
-        // 48: the smallest tile; 64: the tile of few queries.
+        // Around 48, the smallest tile, and 64, a common size.
         seq_kv: size(rng, &[0, 1, 2, 8, 16, 47, 48, 49, 63, 64, 65], 70),
         head_dim: size(rng, &[0, 1, 2, 7, 8, 9, 16, 17, 64, 65], 70),
         value_dim: size(rng, &[0, 1, 5, 6, 7, 8, 9, 12, 16, 64, 65], 70),
     }
 }
 
-/// Hundreds of keys and wide heads; in all about 8 million multiply-adds at most.
+/// Hundreds of keys and wide heads, with at most about 8 million multiply-adds.
 fn large_dims(rng: &mut Rng) -> Dims {
     const DIMS: [usize; 11] = [1, 8, 24, 64, 64, 80, 128, 128, 192, 256, 576];
     let heads_kv = 1 + rng.below(2);

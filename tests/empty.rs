@@ -1,25 +1,24 @@
-//! Promise: a query that sees no key gets an output of exactly +0 and a log-sum-exp of -inf, and dimensions of 0 are
-//! dimensions like any others.
+//! Promise: a query that sees no key gets an output of exactly +0 and a log-sum-exp of -inf. Dimensions may be 0.
 
 mod support;
 
 use flashtile::{Attention, Error, QueryOffset, ScoreStage, TensorMut, TensorRef, Workspace, merge, reference};
-use support::Rng;
-use support::problems::{FORMS, Inputs, Sizes, forms_and_levels, len};
+use support::problems::{FORMS, forms_and_levels};
 use support::watchdog::within;
+use support::{Dims, Inputs, Rng, len};
 
-/// All bits of zero, and all of -inf.
+/// Checks for the exact bits of +0 and of -inf.
 fn assert_empty(out: &[f32], lse: &[f32], case: impl std::fmt::Display) {
     assert!(out.iter().all(|x| x.to_bits() == 0), "{out:?}: {case}");
     assert!(lse.iter().all(|x| *x == f32::NEG_INFINITY), "{lse:?}: {case}");
 }
 
-/// Rows that see nothing, alone and beside rows that see something, in every place.
+/// Rows that see no key, alone and beside rows that see some, in every place.
 #[test]
 fn rows_that_see_nothing() {
     let mut rng = Rng(1);
     for _ in 0..60 {
-        let sizes = Sizes {
+        let dims = Dims {
             batch: 2,
             heads_q: 4,
             heads_kv: 2,
@@ -28,29 +27,29 @@ fn rows_that_see_nothing() {
             head_dim: 1 + rng.below(20),
             value_dim: 1 + rng.below(20),
         };
-        let mut inputs = Inputs::<f32>::random(sizes, &mut rng);
-        // Negative values make the -0 that a product with a weight of 0 can leave.
+        let mut inputs = Inputs::<f32>::random(dims, &mut rng);
+        // Negative values make the -0 that a product with a prob of 0 can leave.
         inputs.v.iter_mut().for_each(|x| *x = -x.abs());
-        let attend: Vec<bool> = sizes.rows().map(|_| rng.one_in(2)).collect();
-        let mask = TensorRef::from_slice(&attend, [2, 4, sizes.seq_q, 1]).unwrap();
+        let attend: Vec<bool> = dims.rows().map(|_| rng.one_in(2)).collect();
+        let mask = TensorRef::from_slice(&attend, [2, 4, dims.seq_q, 1]).unwrap();
         for (form, level) in forms_and_levels() {
             let (out, lse) = inputs.compute(&Attention::new().mask(mask).form(form).level(level));
             for (n, sees) in attend.iter().enumerate() {
-                let (row, lse) = (&out[n * sizes.value_dim..][..sizes.value_dim], &lse[n..n + 1]);
+                let (row, lse) = (&out[n * dims.value_dim..][..dims.value_dim], &lse[n..n + 1]);
                 if *sees {
                     assert!(lse[0].is_finite() && row.iter().all(|x| *x < 0.0));
                 } else {
-                    assert_empty(row, lse, format_args!("row {n} of {sizes:?} {form:?} {level}"));
+                    assert_empty(row, lse, format_args!("row {n} of {dims:?} {form:?} {level}"));
                 }
             }
             let nowhere = Attention::new().causal().query_offset(QueryOffset::At(isize::MIN));
             let (out, lse) = inputs.compute(&nowhere.form(form).level(level));
-            assert_empty(&out, &lse, format_args!("{sizes:?} {form:?} {level}"));
+            assert_empty(&out, &lse, format_args!("{dims:?} {form:?} {level}"));
         }
     }
 }
 
-/// One dimension after the other, and every pair, is 0.
+/// Each dimension, and each pair of dimensions, is 0.
 #[test]
 fn dimensions_of_zero() {
     let full = [2, 4, 2, 3, 5, 6, 7];
@@ -59,8 +58,8 @@ fn dimensions_of_zero() {
             let mut dims = full;
             (dims[first], dims[second]) = (0, 0);
             let [batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim] = dims;
-            let sizes = Sizes { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
-            let inputs = Inputs::<f32>::random(sizes, &mut Rng(2));
+            let dims = Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
+            let inputs = Inputs::<f32>::random(dims, &mut Rng(2));
             let (form, level) = forms_and_levels().next().unwrap();
             let plan = Attention::new().form(form).level(level).plan(inputs.q(), inputs.k(), inputs.v());
             if heads_kv == 0 && heads_q != 0 {
@@ -71,11 +70,11 @@ fn dimensions_of_zero() {
                 let attention = Attention::new().form(form).level(level);
                 println!("{}", attention.plan(inputs.q(), inputs.k(), inputs.v()).unwrap());
                 let (out, lse) = inputs.compute(&attention);
-                let case = format!("{sizes:?} {form:?} {level}");
+                let case = format!("{dims:?} {form:?} {level}");
                 if seq_kv == 0 {
                     assert_empty(&out, &lse, &case);
                 } else if head_dim == 0 {
-                    // Scores are all 0: the average of the values, and the logarithm of how many there are.
+                    // Scores are all 0: the output is the mean of the values, the lse the logarithm of the number of keys.
                     let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
                     assert!(out.iter().zip(&expected.out).all(|(x, y)| (*x as f64 - y).abs() < 1e-6), "{case}");
                     assert!(lse.iter().all(|x| (x - 5f32.ln()).abs() < 1e-6), "{lse:?}: {case}");
@@ -90,7 +89,7 @@ fn dimensions_of_zero() {
 }
 
 fn prepared_is_the_same(inputs: &Inputs<f32>, attention: &Attention<'_>, expected: &[f32]) {
-    let shape = inputs.sizes.out();
+    let shape = inputs.dims.out();
     let mut out = vec![f32::NAN; len(shape)];
     let prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v()).unwrap();
     let to = TensorMut::from_slice(&mut out, shape).unwrap();
@@ -98,7 +97,7 @@ fn prepared_is_the_same(inputs: &Inputs<f32>, attention: &Attention<'_>, expecte
     assert_eq!(out, expected);
 }
 
-/// The strides of a tensor without elements lead nowhere, and so may be anything.
+/// A tensor without elements may have any strides.
 #[test]
 fn wild_strides_without_elements() {
     for stride in [isize::MIN, isize::MAX, isize::MAX / 2 + 1, -1] {
@@ -119,7 +118,7 @@ fn wild_strides_without_elements() {
                 let to_lse = TensorMut::from_slice(&mut lse, [2, 2, 20]).unwrap();
                 let (q, k, v) = (tensor(20, head_dim), tensor(40, head_dim), tensor(40, value_dim));
                 let attention = Attention::new().form(form).level(level);
-                attention.compute(q, k, v, to.unwrap(), Some(to_lse), &mut Workspace::new()).unwrap();
+                attention.compute(q, k, v, to.unwrap(), to_lse, &mut Workspace::new()).unwrap();
                 assert!(out.iter().all(|x| (x - 1.0).abs() < 1e-6), "{stride} {head_dim} {value_dim} {form:?} {level}");
                 assert!(lse.iter().all(|x| x.is_finite()), "{stride} {head_dim} {value_dim} {form:?} {level}");
             }
@@ -127,13 +126,13 @@ fn wild_strides_without_elements() {
     }
 }
 
-/// Tensors without elements may have dimensions beyond counting. They are refused or done at once, never walked through.
+/// Tensors without elements may have huge dimensions. They are refused or done at once, never looped over.
 #[test]
 fn huge_without_elements() {
     within(60, "tensors without elements", || {
         let huge = [1 << 30, 1 << 32, 1 << 50, 1 << 59, 1 << 62, usize::MAX / 2, usize::MAX];
-        let sizes = huge.into_iter().flat_map(|huge| [1, 2].map(|small| (small, huge)));
-        for ((small, huge), form) in sizes.flat_map(|sizes| FORMS.map(|form| (sizes, form))) {
+        let pairs = huge.into_iter().flat_map(|huge| [1, 2].map(|small| (small, huge)));
+        for ((small, huge), form) in pairs.flat_map(|pair| FORMS.map(|form| (pair, form))) {
             for case in 0..1 << 7 {
                 // Each dimension is huge or small; a shape that would have elements gets a 0.
                 let size = |bit: usize| if case >> bit & 1 == 1 { huge } else { small };
@@ -160,7 +159,7 @@ fn huge_without_elements() {
                     let prepared = attention.prepare(q, k, v);
                     assert_eq!(plan.is_ok(), prepared.is_ok());
                     let to = || TensorMut::<f32>::from_slice(&mut [], out).unwrap();
-                    let to_lse = || Some(TensorMut::<f32, 3>::from_slice(&mut [], lse).unwrap());
+                    let to_lse = || TensorMut::<f32, 3>::from_slice(&mut [], lse).unwrap();
                     let done = attention.compute(q, k, v, to(), to_lse(), &mut workspace);
                     assert_eq!(done.clone().err(), plan.clone().err());
                     if let Ok(prepared) = prepared {
@@ -175,7 +174,7 @@ fn huge_without_elements() {
                         );
                     }
                     let lse_ref = TensorRef::<f32, 3>::from_slice(&[], lse).unwrap();
-                    merge(to(), to_lse().unwrap(), empty(out), lse_ref).unwrap();
+                    merge(to(), to_lse(), empty(out), lse_ref).unwrap();
                 }
             }
         }

@@ -1,8 +1,8 @@
-//! The exponential through the public API, at the level this processor picks: at most one place beside the
-//! correctly rounded value, denormal results included.
+//! Promise: the exponential, through the public API at this processor's best level, is at most one place beside the correctly
+//! rounded value, denormal results included.
 //!
-//! All 2^32 numbers instead of a sample: `FLASHTILE_EXHAUSTIVE=1 cargo test --release --test exp`, a minute or two.
-//! (Every level by itself: the same with `--lib exponentials`.)
+//! `FLASHTILE_EXHAUSTIVE=1 cargo test --release --test exp` tries all 2^32 numbers instead of a sample, in a minute or two.
+//! `--lib exponentials` instead of `--test exp` does so for every level.
 
 use flashtile::softmax::{exp_in_place, exp_into};
 

@@ -1,43 +1,42 @@
-//! Promise: outputs and log-sum-exps of disjoint sets of keys merge to those of all keys; the state of no keys changes
-//! nothing.
+//! Promise: outputs and log-sum-exps of disjoint sets of keys merge to those of all keys. The state of no keys changes nothing.
 
 mod support;
 
 use flashtile::{Attention, Error, TensorMut, TensorRef, merge};
-use support::Rng;
-use support::layouts::LAYOUTS;
-use support::problems::{Inputs, Sizes, bits, forms_and_levels, len};
+use support::layouts::ARRANGEMENTS;
+use support::problems::{bits, forms_and_levels};
+use support::{Dims, Inputs, Rng, len};
 
 /// An output with its log-sum-exps.
 #[derive(Clone, Debug)]
 struct State {
-    sizes: Sizes,
+    dims: Dims,
     out: Vec<f32>,
     lse: Vec<f32>,
 }
 
 impl State {
-    fn new(sizes: Sizes, (out, lse): (Vec<f32>, Vec<f32>)) -> Self {
-        State { sizes, out, lse }
+    fn new(dims: Dims, (out, lse): (Vec<f32>, Vec<f32>)) -> Self {
+        State { dims, out, lse }
     }
 
     /// The state of no keys.
-    fn empty(sizes: Sizes) -> Self {
-        Self::new(sizes, (vec![0.0; len(sizes.out())], vec![f32::NEG_INFINITY; len(sizes.lse())]))
+    fn empty(dims: Dims) -> Self {
+        Self::new(dims, (vec![0.0; len(dims.out())], vec![f32::NEG_INFINITY; len(dims.lse())]))
     }
 
-    fn random(sizes: Sizes, rng: &mut Rng) -> Self {
-        let lse = rng.normals(len(sizes.lse())).into_iter().map(|x| x * 10.0).collect();
-        Self::new(sizes, (rng.normals(len(sizes.out())), lse))
+    fn random(dims: Dims, rng: &mut Rng) -> Self {
+        let lse = rng.normals::<f32>(len(dims.lse())).into_iter().map(|x| x * 10.0).collect();
+        Self::new(dims, (rng.normals(len(dims.out())), lse))
     }
 
     fn merged(mut self, other: &State) -> State {
-        let sizes = self.sizes;
+        let dims = self.dims;
         merge(
-            TensorMut::from_slice(&mut self.out, sizes.out()).unwrap(),
-            TensorMut::from_slice(&mut self.lse, sizes.lse()).unwrap(),
-            TensorRef::from_slice(&other.out, sizes.out()).unwrap(),
-            TensorRef::from_slice(&other.lse, sizes.lse()).unwrap(),
+            TensorMut::from_slice(&mut self.out, dims.out()).unwrap(),
+            TensorMut::from_slice(&mut self.lse, dims.lse()).unwrap(),
+            TensorRef::from_slice(&other.out, dims.out()).unwrap(),
+            TensorRef::from_slice(&other.lse, dims.lse()).unwrap(),
         )
         .unwrap();
         self
@@ -47,7 +46,7 @@ impl State {
         (bits(&self.out), bits(&self.lse))
     }
 
-    /// Each element within `n` roundings of the other's, the outputs in units of `values`.
+    /// Each element is within `n` roundings of the other state's. Those of outputs are in units of `values`.
     fn assert_near(&self, other: &State, n: f32, values: f32, case: &str) {
         let u = f32::EPSILON / 2.0;
         for (a, b) in self.out.iter().zip(&other.out) {
@@ -59,9 +58,9 @@ impl State {
     }
 }
 
-const SIZES: Sizes = Sizes { batch: 2, heads_q: 3, heads_kv: 3, seq_q: 5, seq_kv: 90, head_dim: 8, value_dim: 7 };
+const SIZES: Dims = Dims { batch: 2, heads_q: 3, heads_kv: 3, seq_q: 5, seq_kv: 90, head_dim: 8, value_dim: 7 };
 
-/// Keys cut into pieces, attended to one by one and merged, against all at once.
+/// Attention over pieces of the keys, merged, against attention over all keys.
 ///
 /// Each piece and the whole are within the error bound of attention (for 90 keys with scores below 20 some
 /// 2 * (8 + 8) * 20 + 90 roundings), and each merge adds a rounding or two.
@@ -76,16 +75,16 @@ fn split_equals_unsplit() {
         let cuts = [0, rng.below(30), 30 + rng.below(30), 60 + rng.below(30), 90];
         for (form, level) in forms_and_levels() {
             let state = |keys: std::ops::Range<usize>| {
-                let sizes = Sizes { seq_kv: keys.len(), ..SIZES };
+                let dims = Dims { seq_kv: keys.len(), ..SIZES };
                 let cut = |data: &[f32], cols: usize| {
                     let heads = data.chunks_exact(SIZES.seq_kv * cols);
                     heads.flat_map(|head| head[keys.start * cols..keys.end * cols].to_vec()).collect::<Vec<_>>()
                 };
-                let part = Inputs { sizes, q: inputs.q.clone(), k: cut(&inputs.k, 8), v: cut(&inputs.v, 7) };
+                let part = Inputs { dims, q: inputs.q.clone(), k: cut(&inputs.k, 8), v: cut(&inputs.v, 7) };
                 let strides = [3 * 5 * 90, 5 * 90, 90, 1];
                 let first = if keys.is_empty() { 0 } else { keys.start };
-                let mask = TensorRef::with_strides(&attend, first, sizes.scores(), strides).unwrap();
-                State::new(sizes, part.compute(&Attention::new().mask(mask).form(form).level(level)))
+                let mask = TensorRef::with_strides(&attend, first, dims.scores(), strides).unwrap();
+                State::new(dims, part.compute(&Attention::new().mask(mask).form(form).level(level)))
             };
             let whole = state(0..90);
             let merged =
@@ -100,7 +99,7 @@ fn split_equals_unsplit() {
     }
 }
 
-/// On either side, and against itself, bit for bit.
+/// The empty state on either side changes nothing, bit for bit.
 #[test]
 fn no_keys_change_nothing() {
     let (empty, mut state) = (State::empty(SIZES), State::random(SIZES, &mut Rng(2)));
@@ -136,13 +135,13 @@ fn associative_and_commutative() {
         let case = format!("round {round}");
         let left = a.clone().merged(&b).merged(&c);
         let right = a.clone().merged(&b.clone().merged(&c));
-        // A weight is off by as much as the log-sum-exp before it: 50 here, in roundings of its own size.
+        // A factor is off by as much as the log-sum-exp before it: 50 here, in roundings of its own size.
         left.assert_near(&right, 4.0 * 64.0, 5.0, &case);
         a.clone().merged(&b).assert_near(&b.merged(&a), 2.0, 5.0, &case);
     }
 }
 
-/// The side of no keys may hold anything.
+/// The output of a side without keys may hold anything.
 #[test]
 fn the_output_of_no_keys_is_ignored() {
     let mut rng = Rng(4);
@@ -154,7 +153,7 @@ fn the_output_of_no_keys_is_ignored() {
     }
 }
 
-/// Where both sides have seen no keys, the output is exactly 0, whatever either held: in any layout, and beside other rows.
+/// Where both sides have no keys, the output is exactly 0, whatever either held, in any layout and beside other rows.
 #[test]
 fn two_states_of_no_keys_give_zero() {
     let mut rng = Rng(8);
@@ -179,15 +178,15 @@ fn two_states_of_no_keys_give_zero() {
     }
     empty.lse.fill(f32::NEG_INFINITY);
     empty.out.fill(f32::NAN);
-    for to in LAYOUTS {
+    for to in ARRANGEMENTS {
         let (out_a, lse_a) = (to.of(SIZES.out()), to.of(SIZES.lse()));
         let (mut out, mut lse) = (out_a.scatter(&empty.out, 9.0), lse_a.scatter(&empty.lse, 9.0));
-        let (sizes, from) = (SIZES, &empty);
+        let (dims, from) = (SIZES, &empty);
         merge(
             out_a.tensor_mut(&mut out),
             lse_a.tensor_mut(&mut lse),
-            TensorRef::from_slice(&from.out, sizes.out()).unwrap(),
-            TensorRef::from_slice(&from.lse, sizes.lse()).unwrap(),
+            TensorRef::from_slice(&from.out, dims.out()).unwrap(),
+            TensorRef::from_slice(&from.lse, dims.lse()).unwrap(),
         )
         .unwrap();
         let (out, gaps) = out_a.gather(&out);
@@ -195,7 +194,7 @@ fn two_states_of_no_keys_give_zero() {
     }
 }
 
-/// A NaN in an output or a log-sum-exp shows in its row, or element, and nowhere else.
+/// A NaN in a log-sum-exp shows in its row, one in an output in its element, and nowhere else.
 #[test]
 fn nan_stays_in_its_row() {
     let mut rng = Rng(5);
@@ -232,16 +231,16 @@ fn nan_stays_in_its_row() {
     }
 }
 
-/// Equal weights give the mean, whatever their size: no sum of them leaves the range of numbers.
+/// Equal log-sum-exps give the mean, whatever their size: no sum of them leaves the range of numbers.
 #[test]
 fn far_log_sum_exps() {
-    let one = Sizes::single(1, 1, 1);
+    let one = Dims::new(1, 1, 1, 1);
     for lse in [0.0, 88.0, 1e4, 1e30, f32::MAX, f32::MIN, -1e30, -104.0] {
         let state = |out: f32, lse: f32| State::new(one, (vec![out], vec![lse]));
         let merged = state(1.0, lse).merged(&state(3.0, lse));
         assert_eq!(merged.out, [2.0]);
         assert!((merged.lse[0] - (lse as f64 + 2f64.ln()) as f32).abs() <= lse.abs() * f32::EPSILON);
-        // Beside one far larger, a state counts for nothing.
+        // A state beside a far larger one does not count.
         if lse.abs() > 1e4 {
             let large = if lse > 0.0 { lse } else { 0.0 };
             let merged = state(1.0, large).merged(&state(7.0, if lse > 0.0 { 0.0 } else { lse }));
@@ -250,11 +249,10 @@ fn far_log_sum_exps() {
     }
 }
 
-/// A side that is too faint for any weight still shows what is not finite in its output: only the state of no keys is left
-/// out.
+/// A side whose factor is 0 still shows a NaN or infinity of its output. Only the state of no keys is left out.
 #[test]
 fn a_faint_side_shows_what_is_not_finite() {
-    let one = Sizes::single(1, 1, 1);
+    let one = Dims::new(1, 1, 1, 1);
     // exp(-745) is the smallest number of f64 above 0.
     for faint in [-700.0, -750.0, -1e4, f32::MIN] {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -271,8 +269,8 @@ fn any_layout() {
     let mut rng = Rng(6);
     let (a, b) = (State::random(SIZES, &mut rng), State::random(SIZES, &mut rng));
     let expected = a.clone().merged(&b).bits();
-    for to in LAYOUTS {
-        for from in LAYOUTS {
+    for to in ARRANGEMENTS {
+        for from in ARRANGEMENTS {
             let (out_a, lse_a) = (to.of(SIZES.out()), to.of(SIZES.lse()));
             let (out_b, lse_b) = (from.of(SIZES.out()), from.of(SIZES.lse()));
             let (mut out, mut lse) = (out_a.scatter(&a.out, 9.0), lse_a.scatter(&a.lse, 9.0));

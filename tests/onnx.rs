@@ -1,7 +1,7 @@
-//! What ONNX expects of Attention, Softmax and LogSoftmax: its own node tests, through the public API.
+//! Promise: ONNX's own node tests of Attention, Softmax and LogSoftmax pass through the public API.
 //!
-//! The vectors are in `tests/data/onnx`, and its README says what they look like. Another directory of the same format is
-//! tested with `ONNX_VECTORS=DIR`. Everything is run before the test fails; its last line is the count.
+//! The vectors are in `tests/data/onnx`; its README describes the format. `ONNX_VECTORS=DIR` tests another directory of the same
+//! format. Every case runs before the test fails. The last line is the count.
 
 #[path = "onnx/attention.rs"]
 mod attention;

@@ -1,7 +1,7 @@
 //! Promise: no element outside a tensor is read or written, whatever its sizes, strides and types.
 //!
-//! Every tensor lies flush with a page that may not be touched, at its end or at its start. One element too far ends the
-//! process, and the last words name the case. What lies between the rows of an output keeps its bytes.
+//! Every tensor starts or ends at a guard page. An access beyond it ends the process, and a signal handler prints the case. The
+//! bytes between the rows of an output stay as they were.
 #![cfg(unix)]
 
 mod support;
@@ -9,10 +9,10 @@ mod support;
 use flashtile::{
     AlibiSlopes, Attention, Form, Level, ScoreStage, TensorMut, TensorRef, Threads, Workspace, bf16, f16, merge,
 };
-use support::Rng;
 use support::guarded::{Guarded, Side, note};
-use support::layouts::{LAYOUTS, Layout};
-use support::problems::{Bits, Inputs, Sizes, bits, forms_and_levels, len};
+use support::layouts::{ARRANGEMENTS, Arrangement};
+use support::problems::{Bits, bits, forms_and_levels};
+use support::{Dims, Inputs, Rng, len};
 
 /// The pages of one call.
 struct Pages {
@@ -32,13 +32,13 @@ impl Pages {
     }
 }
 
-/// What is tried.
+/// One call to try.
 #[derive(Clone, Copy, Debug)]
 struct Case {
-    sizes: Sizes,
+    dims: Dims,
     form: Form,
     level: Level,
-    layout: Layout,
+    layout: Arrangement,
     side: Side,
     /// Mask, bias, causal order and the rest, or none of them.
     options: bool,
@@ -55,32 +55,32 @@ impl Case {
         if !self.options {
             return attention;
         }
-        let attention = attention.causal().window(Some(self.sizes.seq_kv / 2 + 3), None).softcap(20.0);
+        let attention = attention.causal().window(Some(self.dims.seq_kv / 2 + 3), None).softcap(20.0);
         attention.mask(mask).bias(bias).alibi(AlibiSlopes::PerHead(slopes))
     }
 }
 
-/// A number that no output is likely to be.
+/// The contents of gaps: a number that outputs don't have.
 const CANARY: f32 = -1234.5;
 
-/// Computes the case between guard pages, and compares with the same on ordinary memory without gaps.
+/// Computes the case between guard pages and compares with the same problem in ordinary memory without gaps.
 fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng: &mut Rng) {
-    let Case { sizes, layout, side, .. } = case;
+    let Case { dims, layout, side, .. } = case;
     note(format_args!("{} {case:?}", T::DTYPE));
-    let inputs = Inputs::<T>::random(sizes, rng);
-    let attend: Vec<bool> = (0..len(sizes.scores())).map(|_| !rng.one_in(4)).collect();
-    let bias: Vec<T> = (0..len(sizes.scores())).map(|_| T::from_f32(rng.normal())).collect();
-    let slopes = vec![0.25; sizes.heads_q];
+    let inputs = Inputs::<T>::random(dims, rng);
+    let attend: Vec<bool> = (0..len(dims.scores())).map(|_| !rng.one_in(4)).collect();
+    let bias: Vec<T> = (0..len(dims.scores())).map(|_| T::from_f32(rng.normal())).collect();
+    let slopes = vec![0.25; dims.heads_q];
     let plain = case.attention::<T>(
         &slopes,
-        TensorRef::from_slice(&attend, sizes.scores()).unwrap(),
-        TensorRef::from_slice(&bias, sizes.scores()).unwrap(),
+        TensorRef::from_slice(&attend, dims.scores()).unwrap(),
+        TensorRef::from_slice(&bias, dims.scores()).unwrap(),
     );
     let (expected, expected_lse) = inputs.bits(&plain);
 
     let gap = T::POISON[0];
-    let [q, k, v] = [sizes.q(), sizes.k(), sizes.v()].map(|shape| layout.of(shape));
-    let (scores, out, lse) = (layout.of(sizes.scores()), layout.of(sizes.out()), layout.of(sizes.lse()));
+    let [q, k, v] = [dims.q(), dims.k(), dims.v()].map(|shape| layout.of(shape));
+    let (scores, out, lse) = (layout.of(dims.scores()), layout.of(dims.out()), layout.of(dims.lse()));
     let guarded = case.attention::<T>(
         &slopes,
         scores.tensor(pages.mask.place(&scores.scatter(&attend, false), side)),
@@ -94,7 +94,7 @@ fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng:
             k.tensor(pages.k.place(&k.scatter(&inputs.k, gap), side)),
             v.tensor(pages.v.place(&v.scatter(&inputs.v, gap), side)),
             out.tensor_mut(out_memory),
-            Some(lse.tensor_mut(lse_memory)),
+            lse.tensor_mut(lse_memory),
             workspace,
         )
         .unwrap();
@@ -107,7 +107,7 @@ fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng:
     assert!(gaps.iter().all(|x| *x == CANARY), "written between the log-sum-exps: {} {case:?}", T::DTYPE);
 }
 
-/// Tails of every length for vectors of up to 16, and the sizes around those that models have.
+/// Tails of every length for vectors of up to 16, and sizes around those of models.
 fn dims() -> impl Iterator<Item = usize> + Clone {
     (1..=40).chain([64, 65, 127])
 }
@@ -122,8 +122,8 @@ fn every_head_size<T: Bits>() {
                     continue;
                 }
                 let case = Case {
-                    // Every number of queries up to a block's panels, and of keys past a tile of the few-queries form.
-                    sizes: Sizes {
+                    // Every number of queries up to a block's panels, and of keys past a tile of the decode form.
+                    dims: Dims {
                         batch: 1,
                         heads_q: 2,
                         heads_kv: 1 + rng.below(2),
@@ -134,7 +134,7 @@ fn every_head_size<T: Bits>() {
                     },
                     form,
                     level,
-                    layout: LAYOUTS[rng.below(LAYOUTS.len())],
+                    layout: ARRANGEMENTS[rng.below(ARRANGEMENTS.len())],
                     side: Side::End,
                     options: rng.one_in(2),
                 };
@@ -168,10 +168,10 @@ fn every_sequence_length() {
         let keys = (1..=130).map(|seq_kv| (1 + seq_kv % 7, seq_kv));
         for (seq_q, seq_kv) in queries.chain(keys).chain([(3, 239), (3, 240), (3, 241), (1, 511), (2, 512), (1, 1030)])
         {
-            for layout in LAYOUTS {
-                let sizes = Sizes { batch: 2, value_dim: 5, ..Sizes::single(seq_q, seq_kv, 3 + seq_q % 3) };
+            for layout in ARRANGEMENTS {
+                let dims = Dims { batch: 2, value_dim: 5, ..Dims::new(1, seq_q, seq_kv, 3 + seq_q % 3) };
                 let side = if rng.one_in(2) { Side::End } else { Side::Start };
-                let case = Case { sizes, form, level, layout, side, options: rng.one_in(2) };
+                let case = Case { dims, form, level, layout, side, options: rng.one_in(2) };
                 check::<f32>(case, &mut pages, &mut workspace, &mut rng);
                 check::<f16>(case, &mut pages, &mut workspace, &mut rng);
                 check::<bf16>(case, &mut pages, &mut workspace, &mut rng);
@@ -203,18 +203,18 @@ fn broadcast_inputs() {
     }
 }
 
-/// Scores and merged outputs, too, stay inside what they were given.
+/// Scores and merges stay inside their tensors.
 #[test]
 fn scores_and_merge() {
     let (mut pages, mut rng) = (Pages::new(), Rng(3));
     for level in Level::available() {
         for head_dim in dims() {
-            let sizes = Sizes { heads_q: 2, ..Sizes::single(1 + rng.below(20), 1 + rng.below(70), head_dim) };
-            let layout = LAYOUTS[rng.below(LAYOUTS.len())];
+            let dims = Dims { heads_q: 2, ..Dims::new(1, 1 + rng.below(20), 1 + rng.below(70), head_dim) };
+            let layout = ARRANGEMENTS[rng.below(ARRANGEMENTS.len())];
             for side in [Side::End, Side::Start] {
-                note(format_args!("scores {sizes:?} {level} {layout:?} {side:?}"));
-                let inputs = Inputs::<f32>::random(sizes, &mut rng);
-                let [q, k, to] = [sizes.q(), sizes.k(), sizes.scores()].map(|shape| layout.of(shape));
+                note(format_args!("scores {dims:?} {level} {layout:?} {side:?}"));
+                let inputs = Inputs::<f32>::random(dims, &mut rng);
+                let [q, k, to] = [dims.q(), dims.k(), dims.scores()].map(|shape| layout.of(shape));
                 let memory = pages.out.place(&vec![CANARY; to.len], side);
                 Attention::new()
                     .level(level)
@@ -229,16 +229,16 @@ fn scores_and_merge() {
                 let (scores, gaps) = to.gather(memory);
                 assert!(scores.iter().all(|x| !x.is_nan() && *x != CANARY) && gaps.iter().all(|x| *x == CANARY));
 
-                note(format_args!("merge {sizes:?} {layout:?} {side:?}"));
-                let (out, lse) = (layout.of(sizes.out()), layout.of(sizes.lse()));
+                note(format_args!("merge {dims:?} {layout:?} {side:?}"));
+                let (out, lse) = (layout.of(dims.out()), layout.of(dims.lse()));
                 let ones = |n| vec![1.0f32; n];
-                let out_a = pages.out.place(&out.scatter(&ones(len(sizes.out())), CANARY), side);
-                let lse_a = pages.lse.place(&lse.scatter(&ones(len(sizes.lse())), CANARY), side);
+                let out_a = pages.out.place(&out.scatter(&ones(len(dims.out())), CANARY), side);
+                let lse_a = pages.lse.place(&lse.scatter(&ones(len(dims.lse())), CANARY), side);
                 merge(
                     out.tensor_mut(out_a),
                     lse.tensor_mut(lse_a),
-                    out.tensor(pages.v.place(&out.scatter(&ones(len(sizes.out())), CANARY), side)),
-                    lse.tensor(pages.k.place(&lse.scatter(&ones(len(sizes.lse())), CANARY), side)),
+                    out.tensor(pages.v.place(&out.scatter(&ones(len(dims.out())), CANARY), side)),
+                    lse.tensor(pages.k.place(&lse.scatter(&ones(len(dims.lse())), CANARY), side)),
                 )
                 .unwrap();
                 let ((merged, gaps), (_, lse_gaps)) = (out.gather(out_a), lse.gather(lse_a));

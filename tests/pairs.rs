@@ -1,15 +1,15 @@
-//! Promise: scores that are formed from pairs of bf16 are as exact as any, whatever the numbers and however they lie; and a
-//! row for which pairs won't do changes nothing in the rows beside it.
+//! Promise: scores from pairs of bf16 are as exact as scores from f32, for all numbers and layouts. A row that pairs can't
+//! represent does not change the rows beside it.
 //!
-//! (On a processor without such a level, this holds all the same.)
+//! The tests also hold on a processor without such a level.
 
 mod support;
 
 use flashtile::{Attention, Level, TensorMut, TensorRef, Workspace, bf16, reference};
-use support::Rng;
-use support::problems::{Inputs, Sizes, forms_and_levels};
+use support::problems::forms_and_levels;
+use support::{Dims, Inputs, Rng};
 
-const SIZES: Sizes = Sizes { batch: 1, heads_q: 4, heads_kv: 2, seq_q: 21, seq_kv: 300, head_dim: 34, value_dim: 20 };
+const SIZES: Dims = Dims { batch: 1, heads_q: 4, heads_kv: 2, seq_q: 21, seq_kv: 300, head_dim: 34, value_dim: 20 };
 
 fn compute(attention: &Attention<'_>, q: &[bf16], inputs: &Inputs<bf16>) -> Vec<f32> {
     let mut out = vec![0.0; SIZES.out().iter().product()];
@@ -19,8 +19,8 @@ fn compute(attention: &Attention<'_>, q: &[bf16], inputs: &Inputs<bf16>) -> Vec<
     out
 }
 
-/// Denormal queries and giant keys, giant queries or a giant scale and denormal keys: scores of about 1, all of them lost by an instruction
-/// that takes denormal numbers for 0.
+/// Denormal queries with giant keys, and giant queries or a giant scale with denormal keys. Scores are about 1, and an
+/// instruction that flushes denormals to 0 would lose them all.
 #[test]
 fn denormal_numbers_count() {
     for (q_size, k_size, scale) in [(1e-39, 1e37, 50.0), (5e35, 1e-38, 50.0), (0.3, 1e-38, 1e38), (1e10, 1e-12, 50.0)] {
@@ -41,7 +41,7 @@ fn denormal_numbers_count() {
     }
 }
 
-/// One element that won't do, in one row of one head: only that row's bits change.
+/// One element that pairs can't represent, in one row of one head: only that row's bits change.
 #[test]
 fn rows_for_which_pairs_do_not_do_stand_alone() {
     let inputs = Inputs::<bf16>::random(SIZES, &mut Rng(2));
@@ -69,12 +69,12 @@ fn rows_for_which_pairs_do_not_do_stand_alone() {
     }
 }
 
-/// Pairs in place, and rows that are copied because their elements, their length or their distance don't allow it.
+/// Pairs are read in place, or rows are copied because of their strides or an odd length. Both give the same bits.
 #[test]
 fn layouts_give_the_same_bits() {
     for head_dim in [1, 2, 15, 16, 31, 34, 64] {
-        let sizes = Sizes { head_dim, ..SIZES };
-        let inputs = Inputs::<bf16>::random(sizes, &mut Rng(3));
+        let dims = Dims { head_dim, ..SIZES };
+        let inputs = Inputs::<bf16>::random(dims, &mut Rng(3));
         let spread = |x: &[bf16], row: usize, step: usize| {
             let mut spread = vec![bf16::NAN; x.len() / head_dim * row];
             for (n, &x) in x.iter().enumerate() {
@@ -90,10 +90,10 @@ fn layouts_give_the_same_bits() {
                 let strides = |[_, heads, seq, _]: [usize; 4]| {
                     [heads * seq * row, seq * row, row, step].map(|stride| stride as isize)
                 };
-                let q = TensorRef::with_strides(&q, 0, sizes.q(), strides(sizes.q())).unwrap();
-                let k = TensorRef::with_strides(&k, 0, sizes.k(), strides(sizes.k())).unwrap();
+                let q = TensorRef::with_strides(&q, 0, dims.q(), strides(dims.q())).unwrap();
+                let k = TensorRef::with_strides(&k, 0, dims.k(), strides(dims.k())).unwrap();
                 let mut out = vec![bf16::NAN; expected.len()];
-                let to = TensorMut::from_slice(&mut out, sizes.out()).unwrap();
+                let to = TensorMut::from_slice(&mut out, dims.out()).unwrap();
                 attention.compute(q, k, inputs.v(), to, None, &mut Workspace::new()).unwrap();
                 assert!(out == expected, "head_dim {head_dim}, rows {row} and elements {step} apart: {form:?} {level}");
             }
@@ -101,38 +101,38 @@ fn layouts_give_the_same_bits() {
     }
 }
 
-/// Pairs are summed before the scale comes: of a tiny one they must not be formed, or sums overflow where scores are small.
+/// Pairs are summed before scaling. With a tiny scale they must not be used, because sums could overflow where scores are small.
 #[test]
 fn tiny_scales_do_not_overflow() {
     let [tiny, big, bigger] = [-100, 32, 97].map(|exponent| 2.0f32.powi(exponent));
-    let sizes = Sizes { head_dim: 2, ..SIZES };
+    let dims = Dims { head_dim: 2, ..SIZES };
     let filled = |x: &[bf16], value: f32| vec![bf16::from_f32(value); x.len()];
-    let mut inputs = Inputs::<bf16>::random(sizes, &mut Rng(4));
+    let mut inputs = Inputs::<bf16>::random(dims, &mut Rng(4));
     (inputs.q, inputs.k) = (filled(&inputs.q, -big), filled(&inputs.k, bigger));
     for (form, level) in forms_and_levels() {
-        // Every score is -2^30: all keys count alike, and none is hidden.
+        // Every score is -2^30: all keys have equal probs, and none is hidden.
         let (_, lse) = inputs.compute(&Attention::new().scale(tiny).form(form).level(level));
         assert!(lse.iter().all(|lse| (lse + 2.0f32.powi(30)).abs() < 1e3), "{form:?} {level}: {lse:?}");
     }
 }
 
-/// A window divides a tile into keys that all rows see and keys that some see. Where elements stand in for pairs, the maximum
-/// of the one part must outlast the other.
+/// A window divides a tile into keys that all rows see and keys that some rows see. Where scores are computed from elements
+/// instead of pairs, the second part must keep the maximum of the first.
 #[test]
 fn a_window_keeps_the_maximum_of_its_edge() {
-    let (huge, tiny, peak) = (2.0f32.powi(33), 2.0f32.powi(-33), 190);
-    let sizes = Sizes { head_dim: 2, ..Sizes::single(20, 300, 8) };
-    let mut inputs = Inputs::<bf16>::random(sizes, &mut Rng(5));
-    // Every query is beyond what pairs take. Every score is 0, but for that of one key, which the first eleven rows see.
+    let (huge, tiny, largest) = (2.0f32.powi(33), 2.0f32.powi(-33), 190);
+    let dims = Dims { head_dim: 2, ..Dims::new(1, 20, 300, 8) };
+    let mut inputs = Inputs::<bf16>::random(dims, &mut Rng(5));
+    // Every query is too large for pairs. Every score is 0 except that of one key, which the first eleven rows see.
     inputs.q.iter_mut().enumerate().for_each(|(n, q)| *q = bf16::from_f32(if n % 2 == 0 { huge } else { 0.0 }));
-    let at_peak = |n: usize| if n == 2 * peak { 300.0 * tiny } else { 0.0 };
-    inputs.k.iter_mut().enumerate().for_each(|(n, k)| *k = bf16::from_f32(at_peak(n)));
+    let key = |n: usize| if n == 2 * largest { 300.0 * tiny } else { 0.0 };
+    inputs.k.iter_mut().enumerate().for_each(|(n, k)| *k = bf16::from_f32(key(n)));
     let attention = Attention::new().scale(1.0).window(Some(100), None);
     let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
     for (form, level) in forms_and_levels() {
         let (out, lse) = inputs.compute(&attention.clone().form(form).level(level));
         for (n, (got, expected)) in out.iter().zip(&expected.out).enumerate() {
-            // Half a place of bf16 for values below 4, and as much again.
+            // Twice half a place of bf16 for values below 4.
             assert!((got.to_f32() as f64 - expected).abs() < 0.02, "{got} for {expected}: {n} {form:?} {level}");
         }
         for (got, expected) in lse.iter().zip(&expected.lse) {
@@ -141,7 +141,7 @@ fn a_window_keeps_the_maximum_of_its_edge() {
     }
 }
 
-/// The level is there wherever the standard library says so, and is the best there.
+/// The level is available where the standard library detects it, and is the best one there.
 #[test]
 fn the_best_level_has_pairs_if_the_processor_has() {
     #[cfg(target_arch = "x86_64")]

@@ -1,5 +1,5 @@
-//! Promise: calls made from anywhere in the caller's rayon pool, beside tasks that panic too, finish and are right, and
-//! what they used can be used again.
+//! Promise: calls from anywhere in the caller's rayon pool finish and are right, also beside tasks that panic. Their workspaces
+//! can be used again.
 #![cfg(feature = "rayon")]
 
 mod support;
@@ -7,39 +7,39 @@ mod support;
 use flashtile::{Attention, Threads, Workspace};
 use rayon::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use support::Rng;
-use support::problems::{FORMS, Inputs, Sizes, bits};
+use support::problems::{FORMS, bits};
 use support::watchdog::within;
+use support::{Dims, Inputs, Rng};
 
 type Bits = (Vec<u32>, Vec<u32>);
 
 /// Problems worth more than one thread, in either form, with their results.
 fn problems() -> Vec<(Inputs<f32>, Attention<'static>, Bits)> {
     let mut rng = Rng(1);
-    let sizes = [
-        Sizes { heads_q: 4, heads_kv: 2, ..Sizes::single(200, 200, 32) },
-        Sizes { heads_q: 2, ..Sizes::single(2, 6000, 64) },
-        Sizes::single(5, 9, 3),
+    let dims = [
+        Dims { heads_q: 4, heads_kv: 2, ..Dims::new(1, 200, 200, 32) },
+        Dims { heads_q: 2, ..Dims::new(1, 2, 6000, 64) },
+        Dims::new(1, 5, 9, 3),
     ];
-    let problem = |(sizes, form)| {
-        let inputs = Inputs::random(sizes, &mut rng);
+    let problem = |(dims, form)| {
+        let inputs = Inputs::random(dims, &mut rng);
         let attention = Attention::new().causal().form(form);
         let expected = inputs.bits(&attention.clone().threads(Threads::Serial));
         (inputs, attention, expected)
     };
-    sizes.into_iter().flat_map(|sizes| FORMS.map(|form| (sizes, form))).map(problem).collect()
+    dims.into_iter().flat_map(|dims| FORMS.map(|form| (dims, form))).map(problem).collect()
 }
 
 fn pools() -> impl Iterator<Item = rayon::ThreadPool> {
     [1, 2, 3, 8].into_iter().map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap())
 }
 
-/// A panic that says nothing on stderr.
+/// A panic without a message on stderr.
 fn quiet_panic() -> ! {
     std::panic::resume_unwind(Box::new("on purpose"))
 }
 
-/// A task beside the call panics, before, while or after the call is under way.
+/// A task beside the call panics before, during or after the call.
 #[test]
 fn panics_beside_a_call() {
     within(60, "panics beside a call", || {
@@ -64,7 +64,7 @@ fn panics_beside_a_call() {
                     })
                 }));
                 assert!(panicked.is_err());
-                // The call itself is done and right if it was begun; the workspace can be used in any case.
+                // The call is right if it began. The workspace can be used in any case.
                 if let Some((out, lse)) = result {
                     assert_eq!((bits(&out), bits(&lse)), *expected);
                 }
@@ -75,7 +75,7 @@ fn panics_beside_a_call() {
     });
 }
 
-/// Calls in `par_iter`, in `scope` and in `join` within `join`, with a pool all of whose threads are at it.
+/// Calls in `par_iter`, in `scope` and in `join` within `join`, on every thread of a pool.
 #[test]
 fn calls_within_tasks() {
     within(60, "calls within tasks", || {
@@ -116,7 +116,7 @@ fn halves(problems: &[(Inputs<f32>, Attention<'static>, Bits)], depth: usize) ->
     right && a && b
 }
 
-/// Calls in the midst of panicking neighbours, all over the pool, many times.
+/// Repeated calls all over the pool, among tasks that panic.
 #[test]
 fn a_pool_full_of_panics() {
     within(60, "a pool full of panics", || {

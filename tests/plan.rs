@@ -3,21 +3,22 @@
 mod support;
 
 use flashtile::{Attention, Form, Level, Operands, Plan, TensorRef, Threads, bf16};
-use support::problems::{FORMS, Sizes};
+use support::Dims;
+use support::problems::FORMS;
 
-/// Only shapes matter: each tensor is one number, repeated.
-fn plan_of<T: flashtile::Element>(sizes: Sizes, attention: Attention<'_>) -> Plan {
+/// A plan of shapes: each tensor is one repeated number.
+fn plan_of<T: flashtile::Element>(dims: Dims, attention: Attention<'_>) -> Plan {
     let zero = [T::default()];
     let zeros = |shape| TensorRef::with_strides(&zero, 0, shape, [0; 4]).unwrap();
-    attention.plan(zeros(sizes.q()), zeros(sizes.k()), zeros(sizes.v())).unwrap()
+    attention.plan(zeros(dims.q()), zeros(dims.k()), zeros(dims.v())).unwrap()
 }
 
 /// The accessors agree with what is printed.
 #[test]
 fn printed_as_planned() {
     for (form, level) in FORMS.into_iter().flat_map(|form| Level::available().map(move |level| (form, level))) {
-        let sizes = Sizes { heads_q: 8, heads_kv: 2, ..Sizes::single(5, 1300, 64) };
-        let plan = plan_of::<f32>(sizes, Attention::new().form(form).level(level));
+        let dims = Dims { heads_q: 8, heads_kv: 2, ..Dims::new(1, 5, 1300, 64) };
+        let plan = plan_of::<f32>(dims, Attention::new().form(form).level(level));
         assert_eq!((plan.form(), plan.level(), plan.operands()), (form, level, Operands::F32));
         let text = plan.to_string();
         let tile = match form {
@@ -36,65 +37,65 @@ fn printed_as_planned() {
 /// Pairs of bf16 are used where both queries and keys are bf16, the level has the instruction, and the scale is ordinary.
 #[test]
 fn operands_follow_from_types_level_and_scale() {
-    let sizes = Sizes::single(40, 40, 64);
+    let dims = Dims::new(1, 40, 40, 64);
     for level in Level::available() {
         let attention = Attention::new().level(level);
         let expected = if level == Level::Avx512Bf16 { Operands::Bf16Pairs } else { Operands::F32 };
-        assert_eq!(plan_of::<bf16>(sizes, attention.clone()).operands(), expected, "{level}");
-        assert_eq!(plan_of::<bf16>(sizes, attention.clone().scale(1e-5)).operands(), Operands::F32, "{level}");
-        assert_eq!(plan_of::<f32>(sizes, attention).operands(), Operands::F32, "{level}");
+        assert_eq!(plan_of::<bf16>(dims, attention.clone()).operands(), expected, "{level}");
+        assert_eq!(plan_of::<bf16>(dims, attention.clone().scale(1e-5)).operands(), Operands::F32, "{level}");
+        assert_eq!(plan_of::<f32>(dims, attention).operands(), Operands::F32, "{level}");
     }
 }
 
 #[test]
 fn serial_calls_and_small_ones_use_one_thread() {
-    let large = Sizes::single(512, 512, 64);
+    let large = Dims::new(1, 512, 512, 64);
     assert!(plan_of::<f32>(large, Attention::new()).is_parallel());
     assert!(!plan_of::<f32>(large, Attention::new().threads(Threads::Serial)).is_parallel());
-    assert!(!plan_of::<f32>(Sizes::single(16, 16, 64), Attention::new()).is_parallel());
+    assert!(!plan_of::<f32>(Dims::new(1, 16, 16, 64), Attention::new()).is_parallel());
 }
 
 /// A task for each batch, key/value head, block of rows and, where that leaves fewer than 64, split of the keys.
 #[test]
 fn tasks() {
-    let sizes = |batch, [heads_q, heads_kv]: [usize; 2], seq_q, seq_kv| Sizes {
+    let dims = |batch, [heads_q, heads_kv]: [usize; 2], seq_q, seq_kv| Dims {
         batch,
         heads_q,
         heads_kv,
-        ..Sizes::single(seq_q, seq_kv, 64)
+        ..Dims::new(1, seq_q, seq_kv, 64)
     };
     let (decode, prefill) = (Form::Decode, Form::Prefill);
-    for (sizes, form, tasks) in [
-        (sizes(1, [1, 1], 1, 512), decode, 1),
-        (sizes(1, [1, 1], 1, 513), decode, 2),
-        (sizes(1, [2, 2], 1, 1300), decode, 2 * 3),
-        (sizes(3, [8, 2], 1, 1025), decode, 3 * 2 * 3),
+    for (dims, form, tasks) in [
+        (dims(1, [1, 1], 1, 512), decode, 1),
+        (dims(1, [1, 1], 1, 513), decode, 2),
+        (dims(1, [2, 2], 1, 1300), decode, 2 * 3),
+        (dims(3, [8, 2], 1, 1025), decode, 3 * 2 * 3),
         // Blocks of 24 rows: those of all heads that share keys.
-        (sizes(1, [4, 1], 6, 100), decode, 1),
-        (sizes(1, [4, 1], 7, 100), decode, 2),
-        (sizes(2, [4, 1], 7, 600), decode, 2 * 2 * 2),
-        // Tasks enough: keys stay together.
-        (sizes(1, [63, 63], 1, 1300), decode, 63 * 3),
-        (sizes(1, [64, 64], 1, 1300), decode, 64),
-        (sizes(2, [32, 32], 1, 1300), decode, 64),
-        (sizes(1, [32, 32], 25, 1300), decode, 64),
-        // So many splits that their results would need more than 1 GiB.
-        (sizes(1, [1, 1], 1, 1 << 40), decode, 1),
+        (dims(1, [4, 1], 6, 100), decode, 1),
+        (dims(1, [4, 1], 7, 100), decode, 2),
+        (dims(2, [4, 1], 7, 600), decode, 2 * 2 * 2),
+        // Enough tasks: keys are not split between tasks.
+        (dims(1, [63, 63], 1, 1300), decode, 63 * 3),
+        (dims(1, [64, 64], 1, 1300), decode, 64),
+        (dims(2, [32, 32], 1, 1300), decode, 64),
+        (dims(1, [32, 32], 25, 1300), decode, 64),
+        // The partial results of all splits would need more than 1 GiB.
+        (dims(1, [1, 1], 1, 1 << 40), decode, 1),
         // Blocks of 256 rows, shared out evenly.
-        (sizes(1, [1, 1], 256, 1300), prefill, 1),
-        (sizes(1, [1, 1], 257, 1300), prefill, 2),
-        (sizes(2, [6, 3], 128, 1300), prefill, 2 * 3),
-        (sizes(2, [6, 3], 129, 1300), prefill, 2 * 3 * 2),
-        (sizes(1, [8, 8], 580, 100), prefill, 8 * 3),
+        (dims(1, [1, 1], 256, 1300), prefill, 1),
+        (dims(1, [1, 1], 257, 1300), prefill, 2),
+        (dims(2, [6, 3], 128, 1300), prefill, 2 * 3),
+        (dims(2, [6, 3], 129, 1300), prefill, 2 * 3 * 2),
+        (dims(1, [8, 8], 580, 100), prefill, 8 * 3),
         // Nothing to do.
-        (sizes(0, [2, 2], 3, 600), decode, 0),
-        (sizes(1, [0, 0], 3, 600), prefill, 0),
-        (sizes(1, [2, 2], 0, 600), decode, 0),
-        (sizes(1, [2, 2], 0, 600), prefill, 0),
+        (dims(0, [2, 2], 3, 600), decode, 0),
+        (dims(1, [0, 0], 3, 600), prefill, 0),
+        (dims(1, [2, 2], 0, 600), decode, 0),
+        (dims(1, [2, 2], 0, 600), prefill, 0),
     ] {
         for level in Level::available() {
-            let plan = plan_of::<f32>(sizes, Attention::new().form(form).level(level));
-            assert_eq!(plan.tasks(), tasks, "{sizes:?} {form:?} {level}");
+            let plan = plan_of::<f32>(dims, Attention::new().form(form).level(level));
+            assert_eq!(plan.tasks(), tasks, "{dims:?} {form:?} {level}");
         }
     }
 }

@@ -1,22 +1,22 @@
-//! Promise: scores can be looked at on every stage of their way, and are what the reference says.
+//! Promise: scores can be inspected at every stage, and are those of the reference.
 
 mod support;
 
 use flashtile::{AlibiSlopes, Attention, Level, QueryOffset, ScoreStage, TensorRef, Threads, reference};
-use support::Rng;
-use support::layouts::LAYOUTS;
-use support::problems::{Bits, Inputs, Sizes, bits, len};
+use support::layouts::ARRANGEMENTS;
+use support::problems::{Bits, bits};
+use support::{Dims, Inputs, Rng, len};
 
 const STAGES: [ScoreStage; 4] = [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Biased, ScoreStage::Probabilities];
 
 fn scores<T: Bits>(attention: &Attention<'_>, stage: ScoreStage, inputs: &Inputs<T>) -> Vec<f32> {
-    let to = LAYOUTS[0].of(inputs.sizes.scores());
+    let to = ARRANGEMENTS[0].of(inputs.dims.scores());
     let mut out = vec![f32::NAN; to.len];
     attention.scores_into(stage, inputs.q(), inputs.k(), to.tensor_mut(&mut out)).unwrap();
     out
 }
 
-/// The options of one case; the numbers of `bias` and `slopes` are made by the caller.
+/// The options of one case. The caller makes the numbers of `bias` and `slopes`.
 #[derive(Clone, Copy, Debug)]
 struct Options {
     causal: bool,
@@ -45,7 +45,7 @@ fn every_option<T: Bits>(seed: u64) {
             softcap: on(5),
             alibi: on(6),
         };
-        let sizes = Sizes {
+        let dims = Dims {
             batch: 2,
             heads_q: 2,
             heads_kv: 1,
@@ -54,27 +54,27 @@ fn every_option<T: Bits>(seed: u64) {
             head_dim: rng.below(30),
             value_dim: 0,
         };
-        let inputs = Inputs::<T>::random(sizes, &mut rng);
-        let lengths = [rng.below(sizes.seq_kv + 1), sizes.seq_kv];
-        let attend: Vec<bool> = (0..len(sizes.scores())).map(|_| !rng.one_in(4)).collect();
+        let inputs = Inputs::<T>::random(dims, &mut rng);
+        let lengths = [rng.below(dims.seq_kv + 1), dims.seq_kv];
+        let attend: Vec<bool> = (0..len(dims.scores())).map(|_| !rng.one_in(4)).collect();
         let bias: Vec<f32> =
-            (0..len(sizes.scores())).map(|_| if rng.one_in(9) { f32::NEG_INFINITY } else { rng.normal() }).collect();
+            (0..len(dims.scores())).map(|_| if rng.one_in(9) { f32::NEG_INFINITY } else { rng.normal() }).collect();
         let mut attention = Attention::new().scale(0.3);
         if options.causal {
             attention = attention.causal();
         }
         if options.window {
             attention =
-                attention.window(Some(rng.below(sizes.seq_kv + 2)), Some(2)).query_offset(QueryOffset::FromStart);
+                attention.window(Some(rng.below(dims.seq_kv + 2)), Some(2)).query_offset(QueryOffset::FromStart);
         }
         if options.lengths {
             attention = attention.key_lengths(&lengths);
         }
         if options.mask {
-            attention = attention.mask(TensorRef::from_slice(&attend, sizes.scores()).unwrap());
+            attention = attention.mask(TensorRef::from_slice(&attend, dims.scores()).unwrap());
         }
         if options.bias {
-            attention = attention.bias(TensorRef::<f32>::from_slice(&bias, sizes.scores()).unwrap());
+            attention = attention.bias(TensorRef::<f32>::from_slice(&bias, dims.scores()).unwrap());
         }
         if options.softcap {
             attention = attention.softcap(2.0);
@@ -83,14 +83,14 @@ fn every_option<T: Bits>(seed: u64) {
             attention = attention.alibi(AlibiSlopes::Standard);
         }
         let largest = |x: &[T]| x.iter().map(|x| x.to_f32().abs() as f64).fold(0.0, f64::max);
-        let sum = 0.3 * largest(&inputs.q) * largest(&inputs.k) * sizes.head_dim as f64;
-        let bound = (sizes.head_dim + 16) as f64 * 2f64.powi(-24) * (sum + 8.0 + sizes.seq_kv as f64 / 4.0);
+        let sum = 0.3 * largest(&inputs.q) * largest(&inputs.k) * dims.head_dim as f64;
+        let bound = (dims.head_dim + 16) as f64 * 2f64.powi(-24) * (sum + 8.0 + dims.seq_kv as f64 / 4.0);
         for stage in STAGES {
             let expected = reference::scores(&attention, stage, inputs.q(), inputs.k()).unwrap();
             for level in Level::available() {
                 let got = scores(&attention.clone().level(level), stage, &inputs);
                 for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                    let at = || format!("{n} of {stage:?}: {got} and {expected}, {sizes:?} {options:?} {level}");
+                    let at = || format!("{n} of {stage:?}: {got} and {expected}, {dims:?} {options:?} {level}");
                     let hidden =
                         *expected == f64::NEG_INFINITY || stage == ScoreStage::Probabilities && *expected == 0.0;
                     if hidden {
@@ -106,7 +106,7 @@ fn every_option<T: Bits>(seed: u64) {
                     }
                 }
                 let serial = scores(&attention.clone().level(level).threads(Threads::Serial), stage, &inputs);
-                assert_eq!(bits(&serial), bits(&got), "{stage:?} {sizes:?} {options:?} {level}");
+                assert_eq!(bits(&serial), bits(&got), "{stage:?} {dims:?} {options:?} {level}");
             }
         }
     }
@@ -125,11 +125,11 @@ fn every_option_bf16() {
     every_option::<flashtile::bf16>(3);
 }
 
-/// Rows that see nothing are -inf, then 0; the stages before know of no mask.
+/// Rows that see no key are -inf, then 0. No mask applies to the stages before.
 #[test]
 fn rows_of_nothing() {
-    let sizes = Sizes::single(20, 70, 5);
-    let inputs = Inputs::<f32>::random(sizes, &mut Rng(4));
+    let dims = Dims::new(1, 20, 70, 5);
+    let inputs = Inputs::<f32>::random(dims, &mut Rng(4));
     for level in Level::available() {
         let attention = Attention::new().causal().query_offset(QueryOffset::At(-10)).level(level);
         for (stage, nothing) in [(ScoreStage::Biased, f32::NEG_INFINITY), (ScoreStage::Probabilities, 0.0)] {
@@ -143,11 +143,11 @@ fn rows_of_nothing() {
     }
 }
 
-/// What a hidden key holds shows before it is hidden, and not after.
+/// The elements of a hidden key show before the masked stage, and not after.
 #[test]
 fn poisoned_keys() {
-    let sizes = Sizes::single(20, 70, 5);
-    let mut inputs = Inputs::<f32>::random(sizes, &mut Rng(5));
+    let dims = Dims::new(1, 20, 70, 5);
+    let mut inputs = Inputs::<f32>::random(dims, &mut Rng(5));
     for level in Level::available() {
         let attention = Attention::new().key_lengths(&[60]).level(level);
         inputs.k[60 * 5..].fill(0.0);
@@ -160,7 +160,7 @@ fn poisoned_keys() {
                 assert!(if shows { x.is_nan() } else { x.to_bits() == clean[n] }, "{n} {stage:?} {level}");
             }
         }
-        // A NaN that is visible shows, even where it is all that is.
+        // A visible NaN shows, even as the only visible key.
         let only_nan: Vec<bool> = (0..70).map(|j| j == 65).collect();
         let mask = TensorRef::<bool, 1>::from_slice(&only_nan, [70]).unwrap();
         let got = scores(&Attention::new().mask(mask).level(level), ScoreStage::Probabilities, &inputs);
@@ -168,17 +168,17 @@ fn poisoned_keys() {
     }
 }
 
-/// Any layout of the output, and its gaps are left alone.
+/// The output may have any layout. Its gaps stay as they are.
 #[test]
 fn any_layout() {
-    let sizes = Sizes { batch: 2, heads_q: 2, ..Sizes::single(19, 50, 6) };
-    let inputs = Inputs::<f32>::random(sizes, &mut Rng(6));
+    let dims = Dims { batch: 2, heads_q: 2, ..Dims::new(1, 19, 50, 6) };
+    let inputs = Inputs::<f32>::random(dims, &mut Rng(6));
     for level in Level::available() {
         for stage in STAGES {
             let attention = Attention::new().causal().level(level);
             let expected = scores(&attention, stage, &inputs);
-            for layout in LAYOUTS {
-                let to = layout.of(sizes.scores());
+            for layout in ARRANGEMENTS {
+                let to = layout.of(dims.scores());
                 let mut out = vec![7.5f32; to.len];
                 attention.scores_into(stage, inputs.q(), inputs.k(), to.tensor_mut(&mut out)).unwrap();
                 let (out, gaps) = to.gather(&out);
@@ -189,16 +189,16 @@ fn any_layout() {
     }
 }
 
-/// As an array of its own.
+/// The same scores as a new array.
 #[cfg(feature = "ndarray")]
 #[test]
 fn as_an_array() {
-    let sizes = Sizes { batch: 2, heads_q: 4, heads_kv: 2, ..Sizes::single(7, 11, 6) };
-    let inputs = Inputs::<f32>::random(sizes, &mut Rng(7));
+    let dims = Dims { batch: 2, heads_q: 4, heads_kv: 2, ..Dims::new(1, 7, 11, 6) };
+    let inputs = Inputs::<f32>::random(dims, &mut Rng(7));
     for stage in STAGES {
         let attention = Attention::new().causal();
         let array = attention.scores(stage, inputs.q(), inputs.k()).unwrap();
-        assert_eq!(array.shape(), sizes.scores());
+        assert_eq!(array.shape(), dims.scores());
         assert_eq!(bits(array.as_slice().unwrap()), bits(&scores(&attention, stage, &inputs)));
     }
 }

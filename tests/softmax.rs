@@ -1,19 +1,18 @@
-//! Softmax, its gradients and its state, against plain f64 loops and against the edge rules of the module page.
+//! Promise: softmax, its gradients and its state agree with plain f64 loops and with the edge rules of the module page.
+
+mod support;
 
 use approx::assert_abs_diff_eq;
 use flashtile::softmax::*;
 use flashtile::{Error, bf16, f16};
+use support::Rng;
 
 const INF: f32 = f32::INFINITY;
 
 /// Numbers between -8 and 8, the same every time.
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 20) as f32 - 8.0
-    };
-    (0..len).map(|_| next()).collect()
+    let mut rng = Rng(seed);
+    (0..len).map(|_| 8.0 * rng.uniform()).collect()
 }
 
 /// The formulas in f64 along one line of an array: (softmax, log_softmax, logsumexp).
@@ -103,13 +102,13 @@ fn long_rows_with_a_scale() {
 }
 
 /// The bound of the module page, (64 + n/1024 + 16) u relative, where one long chain of additions would break it: equal
-/// weights are rounded the same way again and again.
+/// probs are rounded the same way in every addition.
 #[test]
-fn equal_weights_stay_within_the_bound() {
+fn equal_probs_stay_within_the_bound() {
     let n = 16_384;
     let bound = (64.0 + n as f64 / 1024.0 + 16.0) * 2f64.powi(-24);
     for step in 0..500 {
-        // Weights from 1/2 to 1, beside a single 1. (Differences from 0 are exact.)
+        // Probs from 1/2 to 1, beside a single 1. (Differences from 0 are exact.)
         let x = -(step as f32) * 0.001_386;
         let mut y = vec![x; n];
         y[n / 2] = 0.0;
@@ -117,15 +116,15 @@ fn equal_weights_stay_within_the_bound() {
         let sum = 1.0 + (n - 1) as f64 * f64::from(x).exp();
         for (at, exact) in [(n / 2, 1.0 / sum), (0, f64::from(x).exp() / sum)] {
             let off = (f64::from(y[at]) / exact - 1.0).abs();
-            assert!(off <= bound, "weights of exp({x}): off by {off:e}, bound {bound:e}");
+            assert!(off <= bound, "probs of exp({x}): off by {off:e}, bound {bound:e}");
         }
     }
 }
 
 type Along<T> = fn(&[T], &mut [T], Axis) -> Result<(), Error>;
 
-/// The large array starts a few elements behind the start of a line of the cache. All of it, and then every line that is
-/// asked for, alone.
+/// The large array starts a few elements after the start of a cache line. All of it is computed, and then each given line
+/// alone.
 fn check_large<T: Number<Real = f32> + PartialEq>(shape: [usize; 2], from: impl Fn(f32) -> T, lines: &[usize]) {
     let len = shape[0] * shape[1];
     for offset in [0, 3] {
@@ -159,7 +158,7 @@ fn check_large<T: Number<Real = f32> + PartialEq>(shape: [usize; 2], from: impl 
     }
 }
 
-/// What depends on the size of the array alone, never on a line: panels, whether weights are kept, and writing past the
+/// What depends on the size of the array alone, never on a line: panels, whether probs are kept, and writing past the
 /// caches (from 16 MiB on; columns only where rows are whole lines of the cache).
 #[test]
 fn a_line_has_the_same_bits_alone_and_in_a_large_array() {
@@ -168,13 +167,13 @@ fn a_line_has_the_same_bits_alone_and_in_a_large_array() {
     check_large([1030, 4113], |x| x, &lines);
     check_large([2060, 4128], bf16::from_f32, &lines);
     check_large([2060, 4128], f16::from_f32, &lines);
-    // The tile holds so many weights of one line, not of the vectors of seventeen.
+    // The tile holds that many probs of one line, not of the vectors of seventeen.
     check_large([100_000, 17], |x| x, &[0, 8, 16]);
     check_large([60_000, 40], |x| x, &[0, 31, 32, 39]);
 }
 
-/// Weights are counted from the maximum of a block of 32 rows; here blocks are so far apart that those of the lower ones
-/// come out as the smallest numbers there are, or as nothing.
+/// Probs are relative to the maximum of a block of 32 rows. Here blocks are so far apart that those of the lower ones are
+/// the smallest numbers there are, or 0.
 #[test]
 fn small_probabilities_come_out_whatever_stands_beside_them() {
     for gap in [30.0f32, 60.0, 80.0, 90.0, 100.0, 103.0, 110.0] {
@@ -358,7 +357,7 @@ fn finite_input_never_gives_nan() {
     }
 }
 
-/// Rows of two kinds of shape, and columns: alone, beside each other, in several blocks, in a row longer than any tile.
+/// Rows of two shapes and columns: alone, beside each other, in several blocks, in a row longer than any tile.
 const LAYOUTS: [([usize; 2], usize); 7] =
     [([1, 3], 1), ([1, 70], 1), ([2, 20_000], 1), ([3, 1], 0), ([70, 1], 0), ([70, 37], 0), ([40, 100], 0)];
 
@@ -610,13 +609,13 @@ fn check_hidden_gradients<T: Tried>() {
     const NAN: f64 = f64::NAN;
     const INF: f64 = f64::INFINITY;
     for bad in [NAN, INF, -INF] {
-        // As without the hidden elements, which are 0.
+        // The same as without the hidden elements, which are 0.
         let dx = line_gradient::<T>(&[0.5, 0.5, 0.0], &[1.0, 2.0, bad], 1.0, false);
         assert_eq!(dx, [-0.25, 0.25, 0.0], "{bad}");
         let dx = line_gradient::<T>(&[0.0, 0.5, 0.0, 0.5, 0.0], &[bad, 1.0, bad, 2.0, 3.0], 2.0, false);
         assert_eq!(dx, [0.0, -0.5, 0.0, 0.5, 0.0], "{bad}");
         assert_eq!(line_gradient::<T>(&[0.0; 2], &[bad; 2], 1.0, false), [0.0; 2], "nothing visible");
-        // A visible one spoils what is visible.
+        // A visible NaN spoils what is visible.
         let dx = line_gradient::<T>(&[0.5, 0.5, 0.0], &[bad, 2.0, 3.0], 1.0, false);
         assert!(!dx[0].is_finite() && !dx[1].is_finite() && dx[2] == 0.0, "{bad} {dx:?}");
 
@@ -631,7 +630,7 @@ fn check_hidden_gradients<T: Tried>() {
     }
 }
 
-/// What stands where the softmax is 0 reaches no gradient.
+/// Elements whose softmax is 0 reach no gradient.
 #[test]
 fn gradients_of_hidden_elements_are_zero() {
     check_hidden_gradients::<f32>();
@@ -806,7 +805,7 @@ fn wrong_calls_are_refused_with_their_numbers() {
     }
     assert!((0..3).all(|axis| Axis::new(&[huge, 0, huge], axis).is_ok() == (axis != 1)));
     // An axis of no elements in 2^126 lines is refused; other axes of the same shape have no lines and nothing to do.
-    // No elements but more lines than anyone could walk along.
+    // No elements, but more lines than a loop could visit.
     let axis = Axis::new(&[usize::MAX, 0], 1).unwrap();
     softmax_in_place::<f32>(&mut [], axis, 1.0).unwrap();
     softmax_in_place::<f64>(&mut [], axis, 1.0).unwrap();

@@ -1,5 +1,6 @@
-//! Promise: a view of a tensor (a range, another order of axes, one more axis, another element type or rank at run time) has
-//! the elements that its description says, and only those are written.
+//! Promise: a view of a tensor has the elements that its description says, and only those are written.
+//!
+//! Views are ranges of an axis, other orders of axes, one more axis, and run-time types and ranks.
 
 use flashtile::{
     AnyTensorMut, AnyTensorRef, Attention, DType, Element, Integers, QueryOffset, TensorMut, TensorRef, bf16, f16,
@@ -54,7 +55,7 @@ fn a_range_of_an_axis_has_the_elements_of_its_indices() {
     }
 }
 
-/// An empty range leads nowhere, also at the end of the slice and of a tensor that has no elements anyway.
+/// An empty range has no elements, also at the end of a slice and in a tensor without elements.
 #[test]
 fn empty_ranges() {
     let data = [1.0f32; 6];
@@ -85,7 +86,7 @@ fn only_the_range_is_written() {
     }
 }
 
-/// Types and ranks that are known at run time: what a function that takes `impl Into<AnyTensorRef>` sees.
+/// Run-time types and ranks: what a function that takes `impl Into<AnyTensorRef>` sees.
 #[test]
 fn types_and_ranks_at_run_time() {
     fn seen<'a>(x: impl Into<AnyTensorRef<'a>>) -> (DType, Vec<usize>, Vec<isize>) {
@@ -106,7 +107,7 @@ fn types_and_ranks_at_run_time() {
         assert_eq!(seen(TensorRef::from_slice(&data[..6], [2, 3]).unwrap()), (dtype, two, vec![3, 1]));
         let tensor = TensorRef::from_slice(&data[..24], [2, 3, 4]).unwrap();
         assert_eq!(seen(tensor), (dtype, three.clone(), vec![12, 4, 1]));
-        // Converted to rank 4, it still knows.
+        // Converted to rank 4, it still knows its own rank.
         assert_eq!(seen(TensorRef::<T, 4>::from(tensor)), (dtype, three, vec![12, 4, 1]));
         assert_eq!(TensorRef::<T, 4>::from(&TensorRef::<T, 4>::from(tensor)).shape(), [1, 2, 3, 4]);
     }
@@ -142,7 +143,7 @@ fn arrays_and_views_convert() {
     assert_eq!(shape_mut(&mut Array3::from_elem((3, 4, 5), bf16::ONE)), [3, 4, 5]);
 }
 
-/// The same views of typed tensors and of those whose type is known at run time.
+/// Views of run-time-typed tensors are those of typed tensors.
 #[test]
 fn views_at_run_time() {
     let data: Vec<f32> = (0..LEN).map(|x| x as f32).collect();
@@ -183,7 +184,7 @@ fn views_at_run_time() {
     assert_eq!((to.shape(), to.strides()), ([3, 4, 1, 5], [20, 5, 0, 1]));
 }
 
-/// Lists of any integers say the same.
+/// Lists of any integer type mean the same.
 #[test]
 fn lists_of_any_integers() {
     let data: Vec<f32> = (0..2 * 2 * 6 * 4).map(|x| (x % 7) as f32).collect();

@@ -1,4 +1,4 @@
-//! Promise: where threads can't be started, a call is serial, with the same result, and does not panic.
+//! Promise: where threads can't be started, a call is serial, has the same result, and does not panic.
 
 #![cfg(all(target_os = "linux", feature = "rayon"))]
 
@@ -14,7 +14,7 @@ static REFUSED: AtomicUsize = AtomicUsize::new(0);
 
 type Create = unsafe extern "C" fn(*mut c_void, *const c_void, *const c_void, *mut c_void) -> c_int;
 
-/// Stands in front of the C library's function of this name, for this program.
+/// Replaces the C library's function of this name in this program.
 ///
 /// # Safety
 /// As that one.
@@ -50,7 +50,7 @@ fn attention(threads: Threads) -> Vec<u32> {
     out.into_iter().map(f32::to_bits).collect()
 }
 
-/// (One test alone: rayon's global pool is one for the whole program.)
+/// This is the only test of the file, because rayon's global pool belongs to the whole program.
 #[test]
 fn a_pool_that_does_not_start_makes_calls_serial() {
     let expected = attention(Threads::Serial);
@@ -60,7 +60,7 @@ fn a_pool_that_does_not_start_makes_calls_serial() {
     assert!(without == expected);
     assert!(REFUSED.load(Ordering::SeqCst) > 0, "this problem is large enough for threads");
     assert!(attention(Threads::Pool) == expected, "the global pool can't be had any more");
-    // A pool of the caller's is used all the same.
+    // A pool of the caller is still used.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     assert!(pool.install(|| attention(Threads::Pool)) == expected);
 }

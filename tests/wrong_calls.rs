@@ -1,7 +1,7 @@
-//! Promise: a wrong call is refused before anything is written, with the numbers that disagree; no shape, stride, offset or
-//! option makes a call panic, overflow, run away or take memory out of proportion.
+//! Promise: a wrong call is refused before anything is written, and the error has the numbers that disagree. No shape, stride,
+//! offset or option makes a call panic, overflow, run without end or allocate memory out of proportion.
 //!
-//! The counters of the allocator are of the whole process, so this is a single test.
+//! The counters of the allocator belong to the whole process, so this is a single test.
 
 mod support;
 
@@ -10,10 +10,10 @@ use flashtile::{
     Workspace, alibi_slope, merge, reference,
 };
 use std::ops::{Bound, Range};
-use support::Rng;
 use support::counting::Counting;
-use support::problems::{FORMS, len};
+use support::problems::FORMS;
 use support::watchdog::within;
+use support::{Rng, len};
 
 #[global_allocator]
 static COUNTING: Counting = Counting::new();
@@ -125,7 +125,7 @@ fn views() {
         no_axis(usize::MAX, 4),
         &format!("axis {} was asked for but the array has 4, counted from 0", usize::MAX),
     );
-    // A range whose end is no number, even where no other would be past the end.
+    // A range whose end overflows, although every representable end is inside the axis.
     let endless = TensorRef::with_strides(&data, 0, [usize::MAX], [0]).unwrap();
     assert_eq!(endless.narrow(0, ..=usize::MAX).unwrap_err(), past_end(0, 0..usize::MAX, usize::MAX));
     let start = (Bound::Excluded(usize::MAX), Bound::Unbounded);
@@ -176,7 +176,7 @@ fn ranks() {
         }
         assert!(out.iter().chain(&scores).all(|x| *x == 1.0));
     }
-    // Straight from slices or arrays.
+    // Directly from slices or arrays.
     let error = Error::Rank { tensor: "queries", expected: 4, got: 3 };
     assert_eq!(new().plan(of_rank_3, x, x).unwrap_err(), error);
     #[cfg(feature = "ndarray")]
@@ -191,7 +191,7 @@ fn ranks() {
         Error::Rank { tensor: "keys", expected: 4, got: 2 },
         "the rank of the keys is 2 but must be 4",
     );
-    // A caller who puts the axis there has decided.
+    // With the axis inserted there is one reading.
     assert!(new().plan(of_rank_3.insert_axis(0).unwrap(), x, x).is_ok());
     // Masks and biases may be of lower rank.
     assert!(new().bias(zeros([2, 3, 3])).mask(TensorRef::from_slice(&[true; 3], [3]).unwrap()).plan(x, x, x).is_ok());
@@ -261,7 +261,7 @@ fn options_refused(attention: &Attention<'_>, error: Error, sentence: &str) {
     let (mut out, mut lse) = (vec![1.0f32; len([2, 4, 3, 6])], vec![1.0f32; len([2, 4, 3])]);
     let to = TensorMut::from_slice(&mut out, [2, 4, 3, 6]).unwrap();
     let to_lse = TensorMut::from_slice(&mut lse, [2, 4, 3]).unwrap();
-    refused(attention.compute(q, k, v, to, Some(to_lse), &mut Workspace::new()), error.clone(), sentence);
+    refused(attention.compute(q, k, v, to, to_lse, &mut Workspace::new()), error.clone(), sentence);
     let mut scores = vec![1.0f32; len([2, 4, 3, 5])];
     let to = TensorMut::from_slice(&mut scores, [2, 4, 3, 5]).unwrap();
     refused(attention.scores_into(ScoreStage::Raw, q, k, to), error, sentence);
@@ -321,6 +321,16 @@ fn options() {
         Error::NotBroadcastable { tensor: "bias", dimension: "seq_q", got: 0, expected: 3 },
         "seq_q of the bias is 0 but must be 3, or 1 to repeat",
     );
+    let (mask, bias) = (TensorRef::from_slice(&attend[..5], [5]).unwrap(), zeros([5]));
+    for (option, attention) in [
+        ("mask", new().mask(mask).mask(mask)),
+        ("bias", new().bias(bias).bias(bias)),
+        ("alibi", new().alibi(AlibiSlopes::Standard).alibi(AlibiSlopes::PerHead(&[0.5; 4]))),
+        ("key_lengths", new().key_lengths(&[5, 5]).key_lengths(&[4, 5])),
+    ] {
+        let sentence = format!("the option {option} was given twice; combine both into one, or set it once");
+        options_refused(&attention, Error::GivenTwice { option }, &sentence);
+    }
     let number = |option, got, expected| Error::InvalidOption { option, got, expected };
     for (got, shown) in [(f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
         options_refused(
@@ -358,7 +368,7 @@ fn options() {
     }
 }
 
-/// Outputs of other shapes; what is right is not written either.
+/// Outputs of wrong shapes. The one of the right shape is not written either.
 fn outputs() {
     let (q, k, v) = (zeros([2, 4, 3, 8]), zeros([2, 2, 5, 8]), zeros([2, 2, 5, 6]));
     let prepared = Attention::new().prepare(q, k, v).unwrap();
@@ -373,7 +383,7 @@ fn outputs() {
         for prepared in [None, Some(&prepared)] {
             let (mut out, mut lse) = (vec![1.0f32; len(out_shape)], vec![1.0f32; len(lse_shape)]);
             let to = TensorMut::from_slice(&mut out, out_shape).unwrap();
-            let to_lse = Some(TensorMut::from_slice(&mut lse, lse_shape).unwrap());
+            let to_lse = TensorMut::from_slice(&mut lse, lse_shape).unwrap();
             let mut workspace = Workspace::new();
             let result = match prepared {
                 Some(prepared) => prepared.compute(q, k, v, to, to_lse, &mut workspace),
@@ -413,7 +423,7 @@ fn prepared() {
     }
 }
 
-/// Broadcast tensors can be larger than memory: what a call would make of them is refused, and nothing of it allocated.
+/// Broadcast tensors can be larger than memory. A call whose results would be is refused before any allocation.
 fn too_large() {
     let small = 1 << 16;
     let memory = |what| Error::TooLarge { what };
@@ -461,7 +471,7 @@ fn too_large() {
             assert!(usage.peak < small, "{usage:?}: {error}");
         }
     }
-    // The most that is taken, and one more: heads, and elements of 8 bytes.
+    // The limit, and one more: heads, and elements of 8 bytes.
     let plan = |heads, seq_kv| {
         let (q, kv) = (zeros([1, heads, 1, 1]), zeros([1, heads, seq_kv, 1]));
         Attention::new().plan(q, kv, kv).map(|_| ())
@@ -474,7 +484,7 @@ fn too_large() {
         assert_eq!(plan(1, (1 << 60) - 1), Ok(()));
         assert_eq!(plan(1, 1 << 60), Err(Error::TooLarge { what: "the problem" }));
     }
-    // Scores of few queries and keys that are too many together.
+    // Queries and keys within their limits, but too large a matrix of scores.
     let mut out = [0.0f32; 0];
     let to = TensorMut::from_slice(&mut out, [1, 1, 0, 0]).unwrap();
     refused(
@@ -491,14 +501,13 @@ fn too_large() {
     }
 }
 
-/// Keys that share their memory may be any number: where few of them are seen, a call takes no longer, and no more memory,
-/// than those few.
+/// Keys that share their memory may be any number. Time and memory of a call depend on the visible ones alone.
 fn endless_keys() {
     let lengths = [3];
     for seq_kv in [1 << 35, 1 << 50, (1 << 59) - 1] {
         for (form, seq_q) in FORMS.into_iter().flat_map(|form| [1, 12, 300].map(|seq_q| (form, seq_q))) {
             let base = Attention::new().form(form);
-            // All of them seen: a task that nobody computes, but listed by its weight.
+            // All keys visible: the task is listed by its work, but never computed.
             base.prepare(zeros([1, 1, seq_q, 1]), zeros([1, 1, seq_kv, 1]), zeros([1, 1, seq_kv, 1])).unwrap();
             for attention in [base.clone().key_lengths(&lengths), base.window(Some(2), Some(0))] {
                 let (mut out, mut workspace) = (vec![f32::NAN; seq_q], Workspace::new());
@@ -514,7 +523,7 @@ fn endless_keys() {
     }
 }
 
-/// Windows, offsets, slopes and scales at the ends of their ranges: a query sees what the definition says, and nothing
+/// Windows, offsets, slopes and scales at the ends of their ranges. A query sees what the definition says, and nothing
 /// overflows.
 fn extreme_options() {
     assert!(alibi_slope(0, 0).is_finite(), "no heads at all");
@@ -540,7 +549,7 @@ fn extreme_options() {
                         attention.run_into(tensor, tensor, tensor, to).unwrap();
                         let expected = reference::attention(&attention, tensor, tensor, tensor).unwrap().out;
                         assert!(out.iter().zip(&expected).all(|(x, y)| (*x as f64 - y).abs() < 1e-5), "{attention:?}");
-                        // With slopes and scales as well, the least that can be asked is that it comes back.
+                        // With slopes and scales, the call only has to return.
                         for slope in &slopes {
                             let to = TensorMut::from_slice(&mut out, [1, 1, 5, 4]).unwrap();
                             let attention = attention.clone().alibi(AlibiSlopes::PerHead(slope));
@@ -560,7 +569,7 @@ fn extreme_options() {
     }
 }
 
-/// Mostly small numbers, and those at which something may go wrong.
+/// Mostly small numbers, and those at which arithmetic may overflow.
 fn extreme_size(rng: &mut Rng) -> usize {
     const EXTREME: [usize; 10] =
         [1 << 16, 1 << 31, 1 << 32, 1 << 33, 1 << 48, 1 << 60, 1 << 62, isize::MAX as usize, 1 << 63, usize::MAX];
@@ -581,7 +590,7 @@ fn extreme_stride(rng: &mut Rng) -> isize {
     }
 }
 
-/// Shapes, strides and offsets out of nowhere, checked against arithmetic that cannot overflow because it gives up early.
+/// Random shapes, strides and offsets, checked with arithmetic that can't overflow.
 fn extreme_tensors() {
     let mut rng = Rng(1);
     let data = [1.5f32; 40];
@@ -611,7 +620,7 @@ fn extreme_tensors() {
         }
         if written.is_ok() {
             accepted[1] += 1;
-            // As many places as indices.
+            // One place for each index.
             let mut places = [false; 40];
             if !shape.contains(&0) {
                 for n in 0..len(shape) {
@@ -630,7 +639,7 @@ fn extreme_tensors() {
     assert!(accepted.iter().all(|n| *n > 1000), "{accepted:?}");
 }
 
-/// Problems out of nowhere: refused, or planned, prepared and, where the work is small, computed.
+/// Random problems are refused, or planned, prepared and, where the work is small, computed.
 fn extreme_problems() {
     let mut rng = Rng(2);
     let (data, attend) = ([0.5f32; 16], [true; 16]);
@@ -639,7 +648,7 @@ fn extreme_problems() {
         let mut size = || extreme_size(&mut rng);
         let (batch, heads_kv, seq_q, seq_kv, head_dim, value_dim) = (size(), size(), size(), size(), size(), size());
         let heads_q = if rng.one_in(8) { extreme_size(&mut rng) } else { heads_kv.saturating_mul(1 + rng.below(3)) };
-        // Some dimension differs, some of the time.
+        // Sometimes one dimension differs.
         let odd = rng.below(40);
         let other = |n: usize, size: usize| if odd == n { size.wrapping_add(1) } else { size };
         let q = zeros([batch, heads_q, seq_q, head_dim]);
@@ -669,14 +678,14 @@ fn extreme_problems() {
         let case = || format!("{q:?} {k:?} {v:?} {attention:?}");
         let (plan, usage) = COUNTING.usage(|| attention.plan(q, k, v));
         assert_eq!(usage.calls, 0, "{}", case());
-        let product = |sizes: &[usize]| sizes.iter().fold(1, |n: usize, size| n.saturating_mul(*size));
+        let product = |dims: &[usize]| dims.iter().fold(1, |n: usize, size| n.saturating_mul(*size));
         let rows = product(&[batch, heads_q, seq_q]);
         let outputs = [product(&[rows, value_dim]), product(&[rows, seq_kv]), rows];
         match &plan {
             Err(_) => refusals += 1,
             Ok(plan) => assert!(!plan.to_string().is_empty()),
         }
-        // Preparing lists tasks: in proportion to the heads and rows, of which there may be many by right.
+        // Preparing lists tasks, in proportion to heads and rows.
         if plan.is_err() || rows < 1 << 17 {
             let (prepared, usage) = COUNTING.usage(|| attention.prepare(q, k, v));
             assert_eq!(prepared.err(), plan.clone().err(), "{}", case());
@@ -691,7 +700,7 @@ fn extreme_problems() {
             let to = TensorMut::from_slice(&mut out, out_shape).unwrap();
             let to_lse = TensorMut::from_slice(&mut lse, [batch, heads_q, seq_q]).unwrap();
             let mut workspace = Workspace::new();
-            let (done, usage) = COUNTING.usage(|| attention.compute(q, k, v, to, Some(to_lse), &mut workspace));
+            let (done, usage) = COUNTING.usage(|| attention.compute(q, k, v, to, to_lse, &mut workspace));
             assert_eq!(done.err(), plan.clone().err(), "{}", case());
             // Tiles for up to 240 keys or rows of either length, and for each worker.
             let longest = head_dim.saturating_add(value_dim).saturating_add(300).min(1 << 22);

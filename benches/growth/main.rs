@@ -1,8 +1,8 @@
 //! How time and memory grow: `cargo bench --bench growth -- --out docs/img`.
 //!
-//! Against the length of the sequence, the threads, the batch; and where the form for few queries and the one for many
-//! cross. Prints the tables of `docs/performance.md` and draws its pictures. "Extra memory" is what a call holds beside its
-//! tensors: the bytes of its [`Workspace`](flashtile::Workspace). Every answer is checked before it is timed.
+//! It measures against the length of the sequence, the threads and the batch, and finds where prefill becomes faster than decode.
+//! It prints the tables of `docs/performance.md` and draws its pictures. "Extra memory" is what a call holds beside its tensors:
+//! the bytes of its [`Workspace`](flashtile::Workspace). Every answer is checked before it is timed.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use support::machine::{multiply_add_flops, multiply_add_peak, multiply_adds};
-use support::{Case, Run, Sizes, best_times};
+use support::{Case, Dims, Run, best_times, plan};
 
 const USAGE: &str =
     "usage: cargo bench --bench growth -- [--out FOLDER]      where the pictures go, docs/img if not given";
@@ -50,7 +50,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     if !bench {
-        out = std::env::temp_dir(); // `cargo test --benches`: a quick look that leaves the real pictures alone
+        out = std::env::temp_dir(); // `cargo test --benches` leaves the real pictures alone
     }
     std::fs::create_dir_all(&out)?;
     let growth = Growth { out, bench, progress: ProgressBar::new_spinner() };
@@ -70,7 +70,7 @@ struct Growth {
     progress: ProgressBar,
 }
 
-/// What one problem takes.
+/// Time and memory of one problem.
 #[derive(Clone, Copy)]
 struct Cost {
     seconds: f64,
@@ -98,7 +98,7 @@ fn series(names: &[&str], steps: &[usize], y: impl Fn(usize, usize) -> f64) -> V
 }
 
 impl Growth {
-    /// All of them, or, for a quick look, as many as that takes.
+    /// All of them, or the first `quick` under `cargo test --benches`.
     fn steps(&self, steps: &[usize], quick: usize) -> Vec<usize> {
         steps[..if self.bench { steps.len() } else { quick }].to_vec()
     }
@@ -111,9 +111,9 @@ impl Growth {
         self.progress.tick();
     }
 
-    /// The best of some calls: of one, if it takes long. What is timed has been computed once before.
-    fn cost<T: Element>(&self, sizes: Sizes, attention: Attention<'static>) -> Result<Cost, Box<dyn Error>> {
-        let mut case = Case::<T>::new(sizes, attention).checked()?;
+    /// The best of several calls, or one call if it is long. The check has run the problem once before.
+    fn cost<T: Element>(&self, dims: Dims, attention: Attention<'static>) -> Result<Cost, Box<dyn Error>> {
+        let mut case = Case::<T>::new(dims, attention).checked()?;
         let (begin, mut seconds) = (Instant::now(), f64::INFINITY);
         while seconds == f64::INFINITY || self.bench && begin.elapsed().as_secs_f64() < 0.5 {
             let start = Instant::now();
@@ -135,13 +135,13 @@ impl Growth {
         println!("|---:|---:|---:|---:|---:|---:|---:|");
         for &tokens in &lengths {
             self.tell(format!("{tokens} tokens"));
-            let sizes = Sizes::new(1, tokens, tokens, 64);
-            let serial = |attention: Attention<'static>| self.cost::<f32>(sizes, attention.threads(Threads::Serial));
+            let dims = Dims::new(1, tokens, tokens, 64);
+            let serial = |attention: Attention<'static>| self.cost::<f32>(dims, attention.threads(Threads::Serial));
             let row = [serial(causal())?, serial(window())?];
-            let pairs = [sizes.pairs(true, None), sizes.pairs(true, Some(WINDOW - 1))];
+            let pairs = [dims.pairs(true, None), dims.pairs(true, Some(WINDOW - 1))];
             let texts = [0, 1].map(|n| {
                 let Cost { seconds, extra_bytes } = row[n];
-                let speed = sizes.flops(pairs[n]) / seconds / 1e9;
+                let speed = dims.flops(pairs[n]) / seconds / 1e9;
                 format!("{:.3} ms | {speed:.1} | {:.0} KiB", seconds * 1e3, kib(extra_bytes))
             });
             println!("| {tokens} | {} |", texts.join(" | "));
@@ -163,8 +163,8 @@ impl Growth {
     fn threads(&self) -> Result<(), Box<dyn Error>> {
         let most = std::thread::available_parallelism()?.get();
         let counts: Vec<usize> = (0..).map(|log| 1 << log).take_while(|&n| n < most).chain([most]).collect();
-        let prefill = Sizes::new(8, 2048, 2048, 64);
-        let decode = Sizes { heads_kv: 8, ..Sizes::new(32, 1, 8192, 128) };
+        let prefill = Dims::new(8, 2048, 2048, 64);
+        let decode = Dims { heads_kv: 8, ..Dims::new(32, 1, 8192, 128) };
         println!(
             "\n### Threads\n\nPrefill: causal, 8 heads of 64, 2048 tokens, f32. Decode: 32 heads of 128 on 8, 8192 keys, f16.\n"
         );
@@ -174,7 +174,7 @@ impl Growth {
         for &threads in &counts {
             self.tell(format!("threads: {threads}"));
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-            // Across threads, errors go as text.
+            // Boxed errors are not `Send`, so they cross threads as text.
             let row = pool.install(|| -> Result<_, String> {
                 let prefill = self.cost::<f32>(prefill, causal()).map_err(|error| error.to_string())?;
                 Ok([prefill, self.cost::<f16>(decode, Attention::new()).map_err(|error| error.to_string())?])
@@ -197,7 +197,7 @@ impl Growth {
         )
     }
 
-    /// Multiply-adds in registers on all threads of a pool, in operations a second: what the machine has to give.
+    /// Multiply-adds in registers on all threads of a pool, in operations a second: the roof of the machine.
     fn spin(pool: &rayon::ThreadPool) -> f64 {
         const STEPS: usize = 1 << 21;
         let run = |_| {
@@ -219,8 +219,8 @@ impl Growth {
         for &batch in &batches {
             self.tell(format!("batch {batch}"));
             let serial = || Attention::new().threads(Threads::Serial);
-            let encoder = Sizes { batch, ..Sizes::new(12, 128, 128, 64) };
-            let decode = Sizes { batch, heads_kv: 8, ..Sizes::new(32, 1, 1024, 128) };
+            let encoder = Dims { batch, ..Dims::new(12, 128, 128, 64) };
+            let decode = Dims { batch, heads_kv: 8, ..Dims::new(32, 1, 1024, 128) };
             let row = [self.cost::<f32>(encoder, serial())?, self.cost::<f16>(decode, serial())?];
             let texts = row.map(|cost| format!("{} | {:.3}", cost.text(), cost.seconds * 1e3 / batch as f64));
             println!("| {batch} | {} |", texts.join(" | "));
@@ -241,10 +241,10 @@ impl Growth {
 
     fn crossover(&self) -> Result<(), Box<dyn Error>> {
         println!(
-            "\n### Few queries or many\n\nRows of one key/value head, {CROSSOVER_KEYS} keys, one thread: GF/s of either form, best of turns. The plan's loss is how\nmuch longer its choice takes than the other form would, at the worst of these row counts.\n"
+            "\n### Decode or prefill\n\nRows of one key/value head, {CROSSOVER_KEYS} keys, one thread: GF/s of either form, best of turns. The plan's loss is how\nmuch longer its choice takes than the other form, at the worst of these row counts.\n"
         );
         println!(
-            "| type, head_dim | rows: few / many queries | few is faster at | plan takes few for | plan's loss at most |"
+            "| type, head_dim | rows: decode / prefill | decode is faster at | plan takes decode for | plan's loss at most |"
         );
         println!("|---|---|---:|---:|---:|");
         let panels = [
@@ -262,20 +262,20 @@ impl Growth {
     fn forms_of<T: Element>(&self, dim: usize) -> Result<Vec<Series>, Box<dyn Error>> {
         let rows = self.steps(&[1, 2, 4, 6, 8, 10, 12, 16, 18, 20, 22, 24, 28, 32, 40, 48, 64], 1);
         let (mut times, mut loss, mut texts) = (Vec::new(), 1.0f64, Vec::new());
-        self.tell(format!("{} {dim}: few queries or many", T::DTYPE));
+        self.tell(format!("{} {dim}: decode or prefill", T::DTYPE));
         for &rows in &rows {
-            let (sizes, both) = (sizes_of(rows, dim), self.both_forms::<T>(rows, dim)?);
+            let (dims, both) = (dims_of(rows, dim), self.both_forms::<T>(rows, dim)?);
             let chosen = if planned::<T>(rows, dim)? == Form::Decode { both[0] } else { both[1] };
             loss = loss.max(chosen / both[0].min(both[1]));
-            let [few, many] = both.map(|seconds| sizes.flops(sizes.pairs(false, None)) / seconds / 1e9);
-            texts.push(format!("{rows}: {few:.0} / {many:.0}"));
-            times.push([few, many]);
+            let [decode, prefill] = both.map(|seconds| dims.flops(dims.pairs(false, None)) / seconds / 1e9);
+            texts.push(format!("{rows}: {decode:.0} / {prefill:.0}"));
+            times.push([decode, prefill]);
         }
-        let faster = rows.iter().zip(&times).filter(|(_, [few, many])| few >= many).map(|(rows, _)| *rows);
-        let mut planned_few = Vec::new();
+        let faster = rows.iter().zip(&times).filter(|(_, [decode, prefill])| decode >= prefill).map(|(rows, _)| *rows);
+        let mut planned_decode = Vec::new();
         for rows in 1..=64 {
             if planned::<T>(rows, dim)? == Form::Decode {
-                planned_few.push(rows);
+                planned_decode.push(rows);
             }
         }
         println!(
@@ -283,18 +283,18 @@ impl Growth {
             T::DTYPE,
             texts.join(", "),
             faster.map(|rows| rows.to_string()).collect::<Vec<_>>().join(", "),
-            runs_of(&planned_few),
+            runs_of(&planned_decode),
             100.0 * (loss - 1.0)
         );
-        let names = ["few", "many"].map(|form| format!("{}, {form}", T::DTYPE));
+        let names = ["decode", "prefill"].map(|form| format!("{}, {form}", T::DTYPE));
         Ok(series(&[&names[0], &names[1]], &rows, |i, n| times[i][n]))
     }
 
-    /// Seconds of the form for few queries and the one for many.
+    /// Seconds of decode and of prefill.
     fn both_forms<T: Element>(&self, rows: usize, dim: usize) -> Result<[f64; 2], Box<dyn Error>> {
         let run = |form| -> Result<Run<'_>, Box<dyn Error>> {
             let attention = Attention::new().threads(Threads::Serial).form(form);
-            let mut case = Case::<T>::new(sizes_of(rows, dim), attention).checked()?;
+            let mut case = Case::<T>::new(dims_of(rows, dim), attention).checked()?;
             Ok(Box::new(move || case.run()))
         };
         let mut runs = [run(Form::Decode)?, run(Form::Prefill)?];
@@ -311,8 +311,8 @@ impl Growth {
     }
 }
 
-fn sizes_of(rows: usize, dim: usize) -> Sizes {
-    Sizes::new(1, rows, CROSSOVER_KEYS, dim)
+fn dims_of(rows: usize, dim: usize) -> Dims {
+    Dims::new(1, rows, CROSSOVER_KEYS, dim)
 }
 
 /// Numbers in order, neighbours as `1-12`.
@@ -323,5 +323,5 @@ fn runs_of(numbers: &[usize]) -> String {
 
 /// The form that the plan chooses.
 fn planned<T: Element>(rows: usize, dim: usize) -> Result<Form, Box<dyn Error>> {
-    Ok(Case::<T>::new(sizes_of(rows, dim), Attention::new()).plan()?.form())
+    Ok(plan::<T>(dims_of(rows, dim), &Attention::new())?.form())
 }

@@ -26,7 +26,7 @@ pub(crate) fn pair(path: &Path, panels: [Panel; 2]) -> Result<(), Box<dyn Error>
     Ok(())
 }
 
-/// What holds all numbers, and the room that a logarithmic axis needs if they are all the same.
+/// The range of all numbers, widened by a factor of `room` either way: a logarithmic axis needs that if all are equal.
 fn range(numbers: impl Iterator<Item = f64>, room: f64) -> Range<f64> {
     let range = numbers.fold(f64::INFINITY..0.0, |range, x| range.start.min(x)..range.end.max(x));
     range.start / room..range.end * room
@@ -41,7 +41,7 @@ fn draw(area: DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<(), B
         .y_label_area_size(62)
         .build_cartesian_2d(
             range(points().map(|(x, _)| x), 1.0).log_scale().base(2.0),
-            // Room above the highest line for the legend.
+            // Space above the highest line for the legend.
             range(points().map(|(_, y)| y), 2.0).log_scale(),
         )?;
     let label = |x: &f64| if *x < 1.0 { format!("{x}") } else { format!("{x:.0}") };

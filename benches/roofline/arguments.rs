@@ -1,4 +1,4 @@
-//! What the command line says.
+//! The command line.
 
 use std::error::Error;
 
@@ -10,7 +10,7 @@ usage: cargo bench --bench roofline -- [--filter TEXT] [--threads N] [--csv FILE
   --csv FILE      the table as a file, too";
 
 pub(crate) struct Arguments {
-    /// As opposed to `cargo test --benches`, for which a quick look must do.
+    /// Set under `cargo bench`, not under `cargo test --benches`, which runs one round.
     pub(crate) bench: bool,
     pub(crate) help: bool,
     pub(crate) filter: String,

@@ -1,24 +1,24 @@
-//! Something to time and the roofs above it, in turn.
+//! Times a kernel and the roofs above it, in turns.
 
 use crate::support::machine::{multiply_add_flops, multiply_adds, read};
 use flashtile::Error;
 use std::rc::Rc;
 use std::time::Instant;
 
-/// A sample lasts at least so long: calls that take less are repeated, so that the clock resolves them.
+/// The least time of a sample. Shorter calls are repeated, so that the clock resolves them.
 const SAMPLE_SECONDS: f64 = 200e-6;
 
-/// Steps of multiply-adds in a sample, at least and at most: some 3 and 27 ms. In between they last about as long as the
-/// kernel, for a shorter sample finds a quiet spell of the machine more easily.
+/// The least and the most steps of multiply-adds in a sample: about 3 and 27 ms. In between, a sample lasts about as long as
+/// the kernel, because a shorter sample finds a quiet spell of the machine more easily.
 const SPIN_STEPS: [f64; 2] = [(1 << 20) as f64, (1 << 23) as f64];
 
-/// So many steps take about a second.
+/// Steps of multiply-adds that take about a second.
 const SPIN_STEPS_PER_SECOND: f64 = 3e8;
 
-/// A longer buffer would only say the same for longer.
+/// The most bytes of the buffer that is read. A longer one gives the same speed.
 const MAX_READ_BYTES: usize = 256 << 20;
 
-/// Something to time: the given number of times, one after the other.
+/// Work to time, done the given number of times in a row.
 pub(crate) type Repeat<'a> = Box<dyn FnMut(usize) -> Result<(), Error> + 'a>;
 
 /// Samples of the time of one call.
@@ -33,9 +33,9 @@ impl<'a> Probe<'a> {
         Self { run, repeats, seconds: Vec::new() }
     }
 
-    /// With as many repeats as a call needs.
+    /// With the repeats that make a sample long enough.
     pub(crate) fn calibrated(mut run: Repeat<'a>) -> Result<Self, Error> {
-        run(1)?; // wakes and warms whatever there is
+        run(1)?; // wakes threads and warms caches
         let start = Instant::now();
         run(1)?;
         let repeats = (SAMPLE_SECONDS / start.elapsed().as_secs_f64()).ceil().clamp(1.0, 1e4);
@@ -60,19 +60,19 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// What must be done: operations of the pairs that are seen, and bytes of all tensors, each moved once.
+/// The work: operations of the visible pairs, and bytes of all tensors, each moved once.
 #[derive(Clone, Copy)]
 pub(crate) struct Work {
     pub(crate) flops: f64,
     pub(crate) bytes: usize,
 }
 
-/// A buffer to read, of as many bytes as a workload has.
+/// A buffer to read, with the bytes of a workload.
 pub(crate) fn stream(work: Work) -> Rc<[f32]> {
     vec![1.0; work.bytes.min(MAX_READ_BYTES) / size_of::<f32>()].into()
 }
 
-/// What bounds the time from below.
+/// The lower bounds of the time.
 enum Roofs<'a> {
     Machine {
         work: Work,
@@ -83,7 +83,7 @@ enum Roofs<'a> {
     Copy(Probe<'a>),
 }
 
-/// A probe that does `amount` of something, operations or bytes, in each call.
+/// A probe that does `amount` operations or bytes in each call.
 struct Rate<'a> {
     probe: Probe<'a>,
     amount: f64,
@@ -101,7 +101,7 @@ pub(crate) struct Contest<'a> {
     roofs: Roofs<'a>,
 }
 
-/// What came out, in seconds.
+/// The result, in seconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Outcome {
     pub(crate) best: f64,
@@ -134,7 +134,7 @@ impl<'a> Contest<'a> {
         Ok(Self { kernel: Probe::calibrated(kernel)?, roofs: Roofs::Copy(Probe::new(1, copy)) })
     }
 
-    /// A sample of each.
+    /// Takes a sample of each.
     pub(crate) fn round(&mut self) -> Result<(), Error> {
         self.kernel.sample()?;
         match &mut self.roofs {

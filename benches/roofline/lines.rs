@@ -1,7 +1,7 @@
-//! A line of the table: its data, checked, and what is timed for it.
+//! A line of the table: its data, the check of its answer, and what is timed.
 
 use crate::contest::{Contest, Repeat, Work, stream};
-use crate::support::{Case, Sizes, numbers};
+use crate::support::{Case, Dims, Rng, plan};
 use crate::workloads::{Options, SOFTCAP, SOFTMAX_SIZE, Task, Workload};
 use flashtile::softmax::{Axis, Number, softmax_in_place, softmax_into};
 use flashtile::{AlibiSlopes, Attention, DType, Element, TensorRef, Threads, alibi_slope, bf16, f16};
@@ -25,9 +25,9 @@ pub(crate) struct Line<'a> {
 impl Line<'_> {
     pub(crate) fn new(workload: &'static Workload, dtype: DType, threads: usize) -> Result<Self, Box<dyn Error>> {
         match (workload.task, dtype) {
-            (Task::Attention(sizes, options), DType::F32) => attention::<f32>(workload, sizes, options, threads),
-            (Task::Attention(sizes, options), DType::F16) => attention::<f16>(workload, sizes, options, threads),
-            (Task::Attention(sizes, options), DType::Bf16) => attention::<bf16>(workload, sizes, options, threads),
+            (Task::Attention(dims, options), DType::F32) => attention::<f32>(workload, dims, options, threads),
+            (Task::Attention(dims, options), DType::F16) => attention::<f16>(workload, dims, options, threads),
+            (Task::Attention(dims, options), DType::Bf16) => attention::<bf16>(workload, dims, options, threads),
             (Task::Softmax { axis, in_place }, DType::F32) => softmax::<f32>(workload, axis, in_place),
             (Task::Softmax { axis, in_place }, DType::Bf16) => softmax::<bf16>(workload, axis, in_place),
             (_, dtype) => Err(format!("{}: no {dtype} here", workload.name).into()),
@@ -42,17 +42,18 @@ impl Line<'_> {
 
 fn attention<'a, T: Element>(
     workload: &'static Workload,
-    sizes: Sizes,
+    dims: Dims,
     options: Options,
     threads: usize,
 ) -> Result<Line<'a>, Box<dyn Error>> {
     let use_of_threads = if threads == 1 { Threads::Serial } else { Threads::Pool };
-    let case = Case::<T>::new(sizes, options.attention(&sizes)?.threads(use_of_threads));
-    let case = case.checked_by(|attention, h, i| options.of_row(attention, &sizes, h, i))?;
-    let plan = case.plan()?.to_string();
+    let attention = options.attention(&dims)?.threads(use_of_threads);
+    let plan = plan::<T>(dims, &attention)?.to_string();
+    let case = Case::<T>::new(dims, attention.clone());
+    let case = case.checked_by(|h, i| options.of_row(&dims, h, i).unwrap_or_else(|| attention.clone()))?;
     let work = Work {
-        flops: sizes.flops(options.pairs(&sizes)),
-        bytes: (sizes.kv_elements() + sizes.query_elements()) * size_of::<T>() + options.bytes(),
+        flops: dims.flops(options.pairs(&dims)),
+        bytes: (dims.kv_elements() + dims.query_elements()) * size_of::<T>() + options.bytes(),
     };
     let (case, stream) = (Rc::new(RefCell::new(case)), stream(work));
     let contest = |threads: usize, run: fn(&mut Case<T>) -> Result<(), flashtile::Error>| {
@@ -61,53 +62,53 @@ fn attention<'a, T: Element>(
         Contest::with_machine(repeat, threads, work, stream.clone())
     };
     let serial = if threads > 1 && workload.scales() { Some(contest(1, Case::run_serially)?) } else { None };
-    // The sizes are named by the workload already.
+    // The workload names the dimensions already.
     let plan = plan.split_once(": ").map_or(plan.clone(), |(_, plan)| plan.to_string());
     Ok(Line { workload, dtype: T::DTYPE, threads, work, plan, contest: contest(threads, Case::run)?, serial })
 }
 
-/// For the sizes of the workloads that use them: `[seq_q, seq_kv]`, `[heads_q, seq_q, seq_kv]` and `[heads_q]`.
+/// For the dimensions of the workloads that use them: `[seq_q, seq_kv]`, `[heads_q, seq_q, seq_kv]` and `[heads_q]`.
 static MASK: LazyLock<Vec<bool>> = LazyLock::new(|| {
-    // Three low bits of a number's fraction are as good as random.
-    numbers::<f32>(2048 * 2048, 5).iter().map(|x| x.to_bits() >> 8 & 7 != 0).collect()
+    let mut rng = Rng(5);
+    (0..2048 * 2048).map(|_| !rng.one_in(8)).collect()
 });
-static BIAS: LazyLock<Vec<f32>> = LazyLock::new(|| numbers(8 * 2048 * 2048, 6));
+static BIAS: LazyLock<Vec<f32>> = LazyLock::new(|| Rng(6).normals(8 * 2048 * 2048));
 static SLOPES: LazyLock<Vec<f32>> = LazyLock::new(|| (0..8).map(|h| alibi_slope(h, 8)).collect());
 
 impl Options {
-    fn attention(self, sizes: &Sizes) -> Result<Attention<'static>, flashtile::Error> {
-        let plane = [sizes.seq_q, sizes.seq_kv];
+    fn attention(self, dims: &Dims) -> Result<Attention<'static>, flashtile::Error> {
+        let plane = [dims.seq_q, dims.seq_kv];
         Ok(match self {
             Options::Plain => Attention::new(),
             Options::Causal => Attention::new().causal(),
             Options::Window(left) => Attention::new().causal().window(Some(left), None),
             Options::Mask => Attention::new().mask(TensorRef::from_slice(&MASK, plane)?),
             Options::Bias => {
-                Attention::new().bias(TensorRef::from_slice(&BIAS, [sizes.heads_q, sizes.seq_q, sizes.seq_kv])?)
+                Attention::new().bias(TensorRef::from_slice(&BIAS, [dims.heads_q, dims.seq_q, dims.seq_kv])?)
             }
             Options::Softcap => Attention::new().softcap(SOFTCAP),
             Options::Alibi => Attention::new().alibi(AlibiSlopes::Standard),
         })
     }
 
-    /// The options of query `i` of head `h` alone.
-    fn of_row(self, all: Attention<'static>, sizes: &Sizes, h: usize, i: usize) -> Attention<'static> {
-        let keys = sizes.seq_kv;
+    /// The options of query `i` of head `h` alone, where they differ from those of the whole problem.
+    fn of_row(self, dims: &Dims, h: usize, i: usize) -> Option<Attention<'static>> {
+        let keys = dims.seq_kv;
         match self {
-            Options::Mask => all.mask(row(&MASK[i * keys..][..keys])),
-            Options::Bias => all.bias(row(&BIAS[(h * sizes.seq_q + i) * keys..][..keys])),
-            Options::Alibi => all.alibi(AlibiSlopes::PerHead(&SLOPES[h..=h])),
-            _ => all,
+            Options::Mask => Some(Attention::new().mask(row(&MASK[i * keys..][..keys]))),
+            Options::Bias => Some(Attention::new().bias(row(&BIAS[(h * dims.seq_q + i) * keys..][..keys]))),
+            Options::Alibi => Some(Attention::new().alibi(AlibiSlopes::PerHead(&SLOPES[h..=h]))),
+            _ => None,
         }
     }
 
-    /// Pairs of query and key that are seen.
-    fn pairs(self, sizes: &Sizes) -> usize {
+    /// Visible pairs of query and key.
+    fn pairs(self, dims: &Dims) -> usize {
         match self {
-            Options::Causal => sizes.pairs(true, None),
-            Options::Window(left) => sizes.pairs(true, Some(left)),
-            Options::Mask => sizes.batch * sizes.heads_q * MASK.iter().filter(|&&seen| seen).count(),
-            Options::Plain | Options::Bias | Options::Softcap | Options::Alibi => sizes.pairs(false, None),
+            Options::Causal => dims.pairs(true, None),
+            Options::Window(left) => dims.pairs(true, Some(left)),
+            Options::Mask => dims.batch * dims.heads_q * MASK.iter().filter(|&&seen| seen).count(),
+            Options::Plain | Options::Bias | Options::Softcap | Options::Alibi => dims.pairs(false, None),
         }
     }
 
@@ -134,11 +135,11 @@ fn softmax<'a, T: Element + Number<Real = f32>>(
     const N: usize = SOFTMAX_SIZE;
     let axis_number = axis;
     let axis = Axis::new(&[N, N], axis)?;
-    let x: Vec<T> = numbers(N * N, 7);
+    let x: Vec<T> = Rng(7).normals(N * N);
     let mut out = x.clone();
     softmax_into(&x, &mut out, axis, 1.0)?;
     check_softmax(&x, &out, axis_number)?;
-    // As many bytes, whatever is in them.
+    // The same number of bytes, with any contents.
     let mut copied = vec![1.0f32; size_of_val(&x[..]) / size_of::<f32>()];
     let contest = if in_place {
         let negate = move |_| {

@@ -1,22 +1,22 @@
-//! How close to what the machine can do at all: `cargo bench --bench roofline [-- --filter decode] [--threads 2]`.
+//! How close calls come to the limits of the machine: `cargo bench --bench roofline [-- --filter decode] [--threads 2]`.
 //!
-//! In one process, in turns, many rounds of: the kernel, multiply-adds that never leave the registers, and a loop that
-//! reads as many bytes as the workload's tensors have. The roof that binds is the one that says the longer time:
+//! One process runs many rounds. In each, these take turns: the kernel, multiply-adds in registers, and a loop that reads the bytes
+//! of the workload's tensors. The binding roof is the one with the longer time:
 //!
 //! ```text
 //! roof      = max(operations / multiply-adds per second, bytes / bytes read per second)
 //! fraction  = roof / time                                                              best against best
 //! ```
 //!
-//! Operations are those of pairs that the mask shows, bytes those of all tensors, mask and bias included, each once. For
-//! softmax, the roof is a copy of as many bytes, or, in place, a loop that negates them. Every answer is checked against the
-//! definition before it is timed.
+//! Operations are those of the visible pairs. Bytes are those of all tensors, mask and bias included, each once. For softmax the
+//! roof is a copy of the bytes, or, in place, a loop that negates them. Every answer is checked against the definition before it is
+//! timed.
 //!
-//! With several threads, roofs are measured on all of them, and prefill and decode on one thread as well: of two threads a
-//! speed-up is asked, so far as the machine has it to give. Multiply-adds in registers show whether it has. But a row that
-//! memory binds can gain no more than reading gains, which may be nothing where one core reads all that memory delivers: so
-//! beside a row's speed-up stands that of its own roof, and where memory binds a row and reads by less than is asked the
-//! faster, it is called bound by memory, neither reached nor missed.
+//! With several threads, roofs are measured on all of them, and prefill and decode also on one thread. Two threads must give a
+//! speed-up, as far as the machine allows: multiply-adds in registers show how far. A row that memory binds can gain no more than
+//! reading gains, which may be nothing where one core reads all that memory delivers. So the roof's own speed-up stands beside a
+//! row's. Where memory binds a row and reading gains less than the target, the row counts as bound by memory, neither reached nor
+//! missed.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -39,7 +39,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use workloads::{GROUPS, Workload};
 
-/// What a line may take, on average over its group: 41 lines shall take less than five minutes with their data.
+/// The time of a line, on average over its group: 41 lines with their data must take less than five minutes.
 const LINE_TIME: Duration = Duration::from_millis(4500);
 const LEAST_ROUNDS: usize = 5;
 const MOST_ROUNDS: usize = 400;
@@ -85,7 +85,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     progress.bar.finish_and_clear();
     if judged > 0 {
-        println!("\n{reached} of {judged} lines reach what is asked for.");
+        println!("\n{reached} of {judged} lines reach their target.");
     }
     println!("{}", scaling(&all, arguments.threads));
     if let Some(file) = &mut csv {
@@ -95,7 +95,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A line to measure, for the table or only because others are judged by it.
+/// A line to measure: for the table, or because others are judged by it.
 struct Wanted {
     workload: &'static Workload,
     dtype: DType,

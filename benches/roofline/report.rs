@@ -1,11 +1,11 @@
-//! The table, for people and as a file.
+//! The table, as text and as a CSV file.
 
 use crate::contest::Outcome;
 use crate::lines::Line;
 use crate::workloads::{HALVES_TIME, Reach, Workload};
 use flashtile::DType;
 
-/// Speed-up on two threads that is asked for, where multiply-adds in registers reach the other.
+/// The target of the speed-up on two threads, and the speed-up of multiply-adds in registers from which it applies.
 const SPEED_UP: f64 = 1.85;
 const SPIN_SPEED_UP: f64 = 1.95;
 
@@ -42,12 +42,12 @@ pub(crate) fn header(threads: usize) -> String {
     let scaling = if threads > 1 { "   speed-up (roof's)" } else { "" };
     format!(
         "{:<22} {:<5} {:>7} {:>11} {:>11} {:>7} {:>6} {:>8} {:<7} {:<34}{scaling}  plan",
-        "workload", "type", "threads", "best", "median", "GF/s", "GB/s", "fraction", "roof", "asked for"
+        "workload", "type", "threads", "best", "median", "GF/s", "GB/s", "fraction", "roof", "target"
     )
 }
 
 impl Row {
-    /// Of the time that the binding roof allows.
+    /// The time that the binding roof allows, as a fraction of the time taken.
     fn fraction(&self) -> f64 {
         self.outcome.roof / self.outcome.best
     }
@@ -56,18 +56,18 @@ impl Row {
         Some(self.serial?.best / self.outcome.best)
     }
 
-    /// How multiply-adds in registers scale.
+    /// The speed-up of multiply-adds in registers.
     fn spin_speed_up(&self) -> Option<f64> {
         Some(self.outcome.peak? / self.serial?.peak?)
     }
 
-    /// How the roof scales that binds the row.
+    /// The speed-up of the roof that binds the row.
     fn roof_speed_up(&self) -> Option<f64> {
         Some(self.serial?.roof / self.outcome.roof)
     }
 
-    /// What to say of a speed-up below the one that is asked for. Multiply-adds are what shows that the machine has a second
-    /// thread to give; where it is memory that binds, and reading gains less than is asked, they show nothing.
+    /// The verdict on a speed-up below the target. Multiply-adds show whether the machine has a second thread to give. Where
+    /// memory binds and reading gains less than the target, they show nothing.
     fn verdict(&self, spin: f64, roof: f64) -> &'static str {
         if self.outcome.roof_name == "memory" && roof < SPEED_UP {
             "bound by memory"
@@ -94,16 +94,16 @@ impl Row {
         )
     }
 
-    /// Its line of a table for `threads` threads; `rows` are those of its group, with the one that it is judged by.
+    /// Its line of a table for `threads` threads. `rows` are those of its group, with the one that it is judged by.
     pub(crate) fn text(&self, rows: &[Row], threads: usize) -> String {
         let Outcome { best, median, roof_name, .. } = self.outcome;
-        let asked = match self.workload.reach {
+        let target = match self.workload.reach {
             Reach::BelowPeers => "less than peers: see benches/peers".into(),
             _ => self.judgement(rows).map_or(String::new(), |judgement| judgement.text()),
         };
         let gflops = if self.flops > 0.0 { format!("{:.1}", self.flops / best / 1e9) } else { "-".into() };
         format!(
-            "{:<22} {:<5} {:>7} {:>11} {:>11} {gflops:>7} {:>6.1} {:>8.3} {roof_name:<7} {asked:<34}{}  {}",
+            "{:<22} {:<5} {:>7} {:>11} {:>11} {gflops:>7} {:>6.1} {:>8.3} {roof_name:<7} {target:<34}{}  {}",
             self.workload.name,
             self.dtype,
             self.threads,
@@ -197,7 +197,7 @@ pub(crate) fn scaling(rows: &[Row], threads: usize) -> String {
     let judged: Vec<_> = rows.iter().filter_map(|row| Some((row, row.speed_up()?, row.spin_speed_up()?))).collect();
     let scaled = judged.iter().filter(|(_, _, spin)| *spin >= SPIN_SPEED_UP).count();
     text += &format!(
-        "{SPEED_UP} times is asked of prefill and decode while those scale by {SPIN_SPEED_UP}, as they did beside {scaled} of \
+        "The target of prefill and decode is {SPEED_UP} times where those scale by {SPIN_SPEED_UP}, as they did beside {scaled} of \
          {} rows.\n",
         judged.len()
     );

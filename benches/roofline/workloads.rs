@@ -1,6 +1,6 @@
-//! What is measured, and what is asked of it: a table.
+//! The table of workloads and their targets.
 
-use crate::support::Sizes;
+use crate::support::Dims;
 use flashtile::DType::{self, Bf16, F16, F32};
 
 /// One line of the table for each of its types.
@@ -14,7 +14,7 @@ pub(crate) struct Workload {
 
 #[derive(Clone, Copy)]
 pub(crate) enum Task {
-    Attention(Sizes, Options),
+    Attention(Dims, Options),
     /// Of a matrix of [`SOFTMAX_SIZE`] rows and columns along one of its axes, in place or into another.
     Softmax {
         axis: usize,
@@ -26,9 +26,9 @@ pub(crate) enum Task {
 pub(crate) enum Options {
     Plain,
     Causal,
-    /// Causal, so many keys before the query's own.
+    /// Causal, with this many keys before the query's own.
     Window(usize),
-    /// A dense boolean mask for all heads, of which an eighth is false, at random.
+    /// A dense random boolean mask for all heads, an eighth of it false.
     Mask,
     /// An additive bias, another for each head.
     Bias,
@@ -36,18 +36,18 @@ pub(crate) enum Options {
     Alibi,
 }
 
-/// What a line is asked to reach.
+/// The target of a line.
 #[derive(Clone, Copy)]
 pub(crate) enum Reach {
-    /// So much of the binding roof.
+    /// This fraction of the binding roof.
     Fraction(f64),
-    /// So much of the binding roof in f32; in other types f32's time, or [`HALVES_TIME`] times it.
+    /// This fraction of the binding roof in f32. In other types at most [`HALVES_TIME`] times f32's time.
     OfF32(f64),
-    /// So much of the fraction that another workload reaches in the same type.
+    /// This part of the fraction that another workload reaches in the same type.
     FractionOf(&'static str, f64),
-    /// At most so many times the time of another workload in the same type.
+    /// At most this multiple of the time of another workload in the same type.
     TimeOf(&'static str, f64),
-    /// Less time than any peer takes, which `benches/peers` measures: a call of microseconds is bound by neither roof.
+    /// Less time than any peer takes, as `benches/peers` measures. A call of microseconds is bound by neither roof.
     BelowPeers,
 }
 
@@ -59,37 +59,37 @@ const ALL: &[DType] = &[F32, F16, Bf16];
 const ENDS: &[DType] = &[F32, Bf16];
 
 /// Query heads in groups that share a key/value head.
-const fn grouped(heads_q: usize, heads_kv: usize, seq_q: usize, seq_kv: usize, dim: usize) -> Sizes {
-    let mut sizes = Sizes::new(heads_q, seq_q, seq_kv, dim);
-    sizes.heads_kv = heads_kv;
-    sizes
+const fn grouped(heads_q: usize, heads_kv: usize, seq_q: usize, seq_kv: usize, dim: usize) -> Dims {
+    let mut dims = Dims::new(heads_q, seq_q, seq_kv, dim);
+    dims.heads_kv = heads_kv;
+    dims
 }
 
-const fn batch(batch: usize, mut sizes: Sizes) -> Sizes {
-    sizes.batch = batch;
-    sizes
+const fn batch(batch: usize, mut dims: Dims) -> Dims {
+    dims.batch = batch;
+    dims
 }
 
 const fn attention(
     name: &'static str,
-    sizes: Sizes,
+    dims: Dims,
     options: Options,
     types: &'static [DType],
     reach: Reach,
 ) -> Workload {
-    Workload { name, task: Task::Attention(sizes, options), types, reach }
+    Workload { name, task: Task::Attention(dims, options), types, reach }
 }
 
 const fn softmax(name: &'static str, axis: usize, in_place: bool) -> Workload {
     Workload { name, task: Task::Softmax { axis, in_place }, types: ENDS, reach: Reach::Fraction(0.80) }
 }
 
-/// Workloads of a group take turns, each in all its types: those that are held against one another stand together.
+/// Workloads of a group take turns, each in all its types. A group holds the workloads that are compared with each other.
 pub(crate) const GROUPS: &[&[Workload]] = {
     use Options::{Alibi, Bias, Causal, Mask, Plain, Softcap, Window};
     use Reach::{BelowPeers, Fraction, FractionOf, OfF32, TimeOf};
-    const D64: Sizes = Sizes::new(8, 2048, 2048, 64);
-    const D128: Sizes = Sizes::new(8, 2048, 2048, 128);
+    const D64: Dims = Dims::new(8, 2048, 2048, 64);
+    const D128: Dims = Dims::new(8, 2048, 2048, 128);
     &[
         &[
             attention("prefill_d64", D64, Plain, ALL, OfF32(0.85)),
@@ -103,12 +103,12 @@ pub(crate) const GROUPS: &[&[Workload]] = {
             attention("prefill_d128", D128, Plain, ALL, OfF32(0.90)),
             attention("causal_d128", D128, Causal, ENDS, FractionOf("prefill_d128", 0.93)),
         ],
-        &[attention("prefill_d256", Sizes::new(8, 1024, 1024, 256), Plain, ALL, OfF32(0.91))],
-        &[attention("causal_short", Sizes::new(8, 512, 512, 64), Causal, &[F32], Fraction(0.75))],
-        &[attention("window", Sizes::new(8, 8192, 8192, 64), Window(511), &[F32], Fraction(0.78))],
-        &[attention("bert", batch(32, Sizes::new(12, 128, 128, 64)), Plain, ENDS, Fraction(0.78))],
-        &[attention("vit", batch(8, Sizes::new(12, 197, 197, 64)), Plain, &[F32], Fraction(0.75))],
-        &[attention("odd", Sizes::new(5, 1000, 1037, 80), Causal, &[F16], Fraction(0.75))],
+        &[attention("prefill_d256", Dims::new(8, 1024, 1024, 256), Plain, ALL, OfF32(0.91))],
+        &[attention("causal_short", Dims::new(8, 512, 512, 64), Causal, &[F32], Fraction(0.75))],
+        &[attention("window", Dims::new(8, 8192, 8192, 64), Window(511), &[F32], Fraction(0.78))],
+        &[attention("bert", batch(32, Dims::new(12, 128, 128, 64)), Plain, ENDS, Fraction(0.78))],
+        &[attention("vit", batch(8, Dims::new(12, 197, 197, 64)), Plain, &[F32], Fraction(0.75))],
+        &[attention("odd", Dims::new(5, 1000, 1037, 80), Causal, &[F16], Fraction(0.75))],
         &[attention("chunk", grouped(32, 8, 256, 8192, 128), Causal, &[Bf16], Fraction(0.85))],
         &[attention("speculate_4", grouped(32, 8, 4, 8192, 128), Plain, &[F16], Fraction(0.75))],
         &[attention("speculate_8", grouped(32, 8, 8, 8192, 128), Plain, &[F16], Fraction(0.75))],
@@ -125,7 +125,7 @@ pub(crate) const GROUPS: &[&[Workload]] = {
 };
 
 impl Workload {
-    /// Whether several threads are held against one.
+    /// Whether several threads are compared with one.
     pub(crate) fn scales(&self) -> bool {
         ["prefill", "decode"].iter().any(|start| self.name.starts_with(start))
     }

@@ -1,5 +1,5 @@
-//! What one thread of this machine can do at most, measured in the same process: multiply-adds that never leave the
-//! registers, and reads of memory that do nothing but add up. Results are stated as fractions of these.
+//! The roofs of one thread of this machine, measured in the same process: multiply-adds in registers, and a loop that reads
+//! memory and adds it up. Results are stated as fractions of these.
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
@@ -28,8 +28,8 @@ fn widest() -> usize {
 
 /// `steps` steps of multiply-adds in registers, with the widest vectors that the processor has.
 ///
-/// (With AVX-512 this is the bound for AVX2 code too where 512-bit instructions take two turns of a 256-bit unit, as on
-/// Zen 4; where there are units of 512 bits, AVX2 code can reach half of it.)
+/// With AVX-512, this also bounds AVX2 code where a 512-bit instruction takes a 256-bit unit twice, as on Zen 4. With 512-bit
+/// units, AVX2 code can reach half of it.
 pub(crate) fn multiply_adds(steps: usize) {
     #[cfg(target_arch = "x86_64")]
     match widest() {
@@ -109,7 +109,7 @@ pub(crate) fn read(data: &[f32]) {
     black_box(sum(data));
 }
 
-/// The sum in 64 accumulators, which the compiler keeps in eight registers of eight.
+/// The sum in 64 accumulators, which the compiler keeps in eight registers of eight lanes.
 #[inline(always)]
 fn sum(data: &[f32]) -> f32 {
     let mut sums = [0.0f32; 64];

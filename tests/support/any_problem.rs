@@ -1,118 +1,13 @@
-//! A problem for tests: tensors of any type in any layout, every option, and the call.
+//! A problem for tests: tensors of any type in any layout, with every option, and the call that computes it.
 
-use super::Rng;
+use super::Dims;
+use super::layouts::Layout;
 use flashtile::{
     AlibiSlopes, Attention, DType, Element, Form, Level, Plan, QueryOffset, TensorMut, TensorRef, Threads, Workspace,
     alibi_slope, bf16, f16, reference,
 };
 use std::fmt;
 use std::ops::Range;
-
-/// The sizes of a problem.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dims {
-    pub batch: usize,
-    pub heads_q: usize,
-    pub heads_kv: usize,
-    pub seq_q: usize,
-    pub seq_kv: usize,
-    pub head_dim: usize,
-    pub value_dim: usize,
-}
-
-/// Where the elements of a tensor lie in a slice.
-#[derive(Clone, Copy, Debug)]
-pub struct Layout<const N: usize = 4> {
-    pub shape: [usize; N],
-    pub strides: [isize; N],
-    pub offset: usize,
-    /// Elements of the slice.
-    pub len: usize,
-}
-
-impl<const N: usize> Layout<N> {
-    /// Without gaps, last axis innermost.
-    pub fn contiguous(shape: [usize; N]) -> Self {
-        Self::nested(shape, std::array::from_fn(|axis| axis), [0; N], 1)
-    }
-
-    /// Axes from the outermost to the innermost as in `order`, each with room for `spare` more, elements `step` apart.
-    fn nested(shape: [usize; N], order: [usize; N], spare: [usize; N], step: usize) -> Self {
-        let (mut strides, mut stride) = ([0; N], step);
-        for axis in order.into_iter().rev() {
-            strides[axis] = stride as isize;
-            stride *= shape[axis] + spare[axis];
-        }
-        Layout { shape, strides, offset: 0, len: stride }
-    }
-
-    /// Any layout: permuted, padded, a slice of something larger, reversed, with steps between elements, and, where
-    /// elements may be shared (`repeat`), broadcast.
-    pub fn random(rng: &mut Rng, shape: [usize; N], repeat: bool) -> Self {
-        if rng.one_in(3) {
-            return Self::contiguous(shape);
-        }
-        let mut order: [usize; N] = std::array::from_fn(|axis| axis);
-        match rng.below(4) {
-            // [batch, seq, heads, dim] seen as [batch, heads, seq, dim].
-            0 if N == 4 => order.swap(1, 2),
-            1 => (1..N).rev().for_each(|axis| order.swap(axis, rng.below(axis + 1))),
-            _ => {}
-        }
-        let mut spare = [0; N];
-        for (spare, size) in spare.iter_mut().zip(shape) {
-            // Twice as much again is what a third of a packed QKV leaves out.
-            *spare = if rng.one_in(4) { [1, 3, 5, 2 * size][rng.below(4)] } else { 0 };
-        }
-        let step = if rng.one_in(8) { 2 + rng.below(2) } else { 1 };
-        let mut layout = Self::nested(shape, order, spare, step);
-        layout.offset = rng.below(4) * rng.below(4);
-        layout.len += layout.offset;
-        for (stride, size) in layout.strides.iter_mut().zip(shape) {
-            if rng.one_in(10) {
-                layout.offset += size.saturating_sub(1) * *stride as usize;
-                *stride = -*stride;
-            }
-        }
-        for stride in &mut layout.strides {
-            if repeat && rng.one_in(16) {
-                // What a positive stride no longer reaches is a gap; a negative one starts at its last element.
-                *stride = 0;
-            }
-        }
-        layout
-    }
-
-    pub fn at(&self, index: [usize; N]) -> usize {
-        let steps = index.iter().zip(&self.strides).map(|(&index, &stride)| index as isize * stride);
-        (self.offset as isize + steps.sum::<isize>()) as usize
-    }
-
-    /// Every index, in order.
-    pub fn indices(&self) -> impl Iterator<Item = [usize; N]> + use<N> {
-        let shape = self.shape;
-        (0..shape.iter().product()).map(move |mut rest: usize| {
-            let mut index = [0; N];
-            for axis in (0..N).rev() {
-                index[axis] = rest % shape[axis];
-                rest /= shape[axis];
-            }
-            index
-        })
-    }
-}
-
-impl Layout {
-    /// Some of the first three axes' indices; those of size 1 hold for all.
-    fn cut(&mut self, ranges: [&Range<usize>; 3]) {
-        for (axis, range) in ranges.into_iter().enumerate() {
-            if self.shape[axis] != 1 {
-                self.offset = (self.offset as isize + range.start as isize * self.strides[axis]) as usize;
-                self.shape[axis] = range.len();
-            }
-        }
-    }
-}
 
 /// Elements and where they lie.
 #[derive(Clone, Debug)]
@@ -296,30 +191,17 @@ pub struct Results {
     pub lse: Vec<f32>,
 }
 
-impl Dims {
-    pub fn shapes(&self) -> [[usize; 4]; 4] {
-        let Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = *self;
-        [
-            [batch, heads_q, seq_q, head_dim],
-            [batch, heads_kv, seq_kv, head_dim],
-            [batch, heads_kv, seq_kv, value_dim],
-            [batch, heads_q, seq_q, value_dim],
-        ]
-    }
-}
-
 impl Problem {
     /// Plain attention over contiguous f32 tensors.
     pub fn plain(dims: Dims, mut value: impl FnMut() -> f32) -> Self {
-        let [q, k, v, out] = dims.shapes().map(Layout::contiguous);
-        let [batch, heads, queries, _] = out.shape;
+        let [q, k, v, out] = [dims.q(), dims.k(), dims.v(), dims.out()].map(Layout::contiguous);
         Problem {
             dims,
             q: Tensor::new(DType::F32, q, |_| value()),
             k: Tensor::new(DType::F32, k, |_| value()),
             v: Tensor::new(DType::F32, v, |_| value()),
             out: (DType::F32, out),
-            lse: Layout::contiguous([batch, heads, queries]),
+            lse: Layout::contiguous(dims.lse()),
             scale: None,
             causal: false,
             window: (None, None),
@@ -366,9 +248,8 @@ impl Problem {
             Alibi::Standard => Alibi::PerHead(heads.clone().map(|h| alibi_slope(h, dims.heads_q)).collect()),
             Alibi::PerHead(slopes) => Alibi::PerHead(slopes[heads.clone()].to_vec()),
         });
-        let [.., out] = own.dims.shapes();
-        own.out.1 = Layout::contiguous(out);
-        own.lse = Layout::contiguous([out[0], out[1], out[2]]);
+        own.out.1 = Layout::contiguous(own.dims.out());
+        own.lse = Layout::contiguous(own.dims.lse());
         own
     }
 
@@ -442,7 +323,7 @@ impl Problem {
         let attention = self.attention().level(level);
         let into = TensorMut::with_strides(&mut out, out_layout.offset, out_layout.shape, out_layout.strides);
         let lse_into = TensorMut::with_strides(&mut lse, lse_layout.offset, lse_layout.shape, lse_layout.strides);
-        let (into, lse_into) = (into.expect("apart"), Some(lse_into.expect("apart")));
+        let (into, lse_into) = (into.expect("apart"), lse_into.expect("apart"));
         let done = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
             attention.compute(q.view(), k.view(), v.view(), into, lse_into, &mut Workspace::new())
         })));

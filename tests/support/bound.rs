@@ -1,8 +1,9 @@
-//! The exact answer in f64, and how far from it a result may be: `docs/numerics.md`, line by line.
+//! The exact answer in f64 and the bound on a result's error, line by line as in `docs/numerics.md`.
 //!
-//! Written from the formula and apart from `flashtile::reference`, so that the two check each other.
+//! It is written from the formula, apart from `flashtile::reference`, so that the two check each other.
 
-use super::any_problem::{Alibi, Dims, Offset, Problem};
+use super::Dims;
+use super::any_problem::{Alibi, Offset, Problem};
 use flashtile::{DType, Form, Plan, alibi_slope, bf16, f16};
 
 /// The unit roundoff of f32.
@@ -19,7 +20,7 @@ const LOG2_E: f64 = 0.225;
 const EXP2: f64 = 3.0;
 /// Relative error of tanh, in units of U.
 const TANH: f64 = 8.0;
-/// Weights below this part of the largest may be dropped: 2^-110.
+/// Probs below this part of the largest may be dropped: 2^-110.
 const DROPPED: f64 = 7.703_719_777_548_943e-34;
 /// The lowest bias that is a finite f32 in units of log2.
 const LOWEST: f64 = -(f32::MAX as f64) * std::f64::consts::LN_2;
@@ -31,12 +32,12 @@ fn gamma(n: f64) -> f64 {
     n * U / (1.0 - n * U)
 }
 
-/// How many roundings a term passes through on its way into a sum.
+/// The number of roundings that a summand passes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chains {
     /// The dot product of a query and a key.
     pub dot: usize,
-    /// The sum over all keys of weights, or of weighted values.
+    /// The sum over all keys of probs, or of probs times values.
     pub sum: usize,
 }
 
@@ -247,10 +248,10 @@ fn add_row(exact: &mut Exact, row: &Row, values: &[f64], Dims { value_dim, seq_k
         }
         // Where an error is too large for one bound, another holds; f64::min passes over a NaN of inf / inf.
         let spread = (by_growth / least).min(by_ratio).min(farthest);
-        let weights = (by_move / least).min(spread);
-        let bound = weights + rounding * (out.abs() + spread) + DROPPED * visible * farthest + denormal;
+        let by_probs = (by_move / least).min(spread);
+        let bound = by_probs + rounding * (out.abs() + spread) + DROPPED * visible * farthest + denormal;
         if row.keys.iter().map(value).any(f64::is_infinite) && !row.keys.iter().map(value).any(f64::is_nan) {
-            // Times a weight, infinity; times a weight that has become 0, NaN.
+            // Times a prob, infinity; times a prob that has become 0, NaN.
             exact.out.push(f64::INFINITY);
         } else {
             exact.out.push(out);

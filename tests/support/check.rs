@@ -1,4 +1,4 @@
-//! One problem against the exact answer: every element, at every level.
+//! Compares every element of a problem with the exact answer, at every level.
 
 use super::any_problem::{Problem, Results};
 use super::bound::{Chains, Exact, exact, round_to};

@@ -1,4 +1,4 @@
-//! An allocator that counts: how often it was asked, and how much was held at most.
+//! An allocator that counts allocations and the most bytes held.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -40,7 +40,7 @@ impl Counting {
 
     /// Does `work` and says what it took.
     pub fn usage<T>(&self, work: impl FnOnce() -> T) -> (T, Usage) {
-        assert!(WATCHED.get(), "a thread that nobody watches takes nothing");
+        assert!(WATCHED.get(), "this thread is not watched");
         let (calls, held) = (self.calls.load(Relaxed), self.held.load(Relaxed));
         self.peak.store(held, Relaxed);
         let result = work();
@@ -50,7 +50,7 @@ impl Counting {
 
     /// Does `work` and says how many bytes fewer are held after it.
     pub fn freed<T>(&self, work: impl FnOnce() -> T) -> (T, usize) {
-        assert!(WATCHED.get(), "a thread that nobody watches gives nothing back");
+        assert!(WATCHED.get(), "this thread is not watched");
         let held = self.held.load(Relaxed);
         let result = work();
         (result, (held - self.held.load(Relaxed)).max(0) as usize)

@@ -1,4 +1,4 @@
-//! Memory between two pages that may not be touched, and a note of the case at hand for when they are.
+//! Memory between two guard pages, and a note of the current case, printed when a guard page is touched.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -21,19 +21,19 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// Room for at least so many bytes.
+    /// At least `bytes` bytes.
     pub fn new(bytes: usize) -> Self {
-        // SAFETY: asks for a number.
+        // SAFETY: returns a number and touches no memory of ours.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
         let bytes = bytes.next_multiple_of(page);
         let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANON);
-        // SAFETY: asks for fresh memory, wherever there is some.
+        // SAFETY: maps fresh memory, at an address that the system chooses.
         let all = unsafe { libc::mmap(std::ptr::null_mut(), bytes + 2 * page, read_write, private, -1, 0) };
         assert!(all != libc::MAP_FAILED);
         let all = all.cast::<u8>();
         let first = all.wrapping_add(page);
         for guard in [all, first.wrapping_add(bytes)] {
-            // SAFETY: a page of the memory just mapped, of which nobody knows yet.
+            // SAFETY: a page of the memory just mapped, to which there is no other pointer yet.
             assert_eq!(unsafe { libc::mprotect(guard.cast(), page, libc::PROT_NONE) }, 0);
         }
         Guarded { first, bytes, page, owner: PhantomData }

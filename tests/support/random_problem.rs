@@ -1,27 +1,28 @@
-//! Problems at random: every option, type and layout, with NaN and infinity now and then.
+//! Random problems: every option, type and layout, some with NaN and infinity.
 
-use super::Rng;
-use super::any_problem::{Alibi, Broadcast, Dims, Layout, Offset, Problem, Tensor};
+use super::any_problem::{Alibi, Broadcast, Offset, Problem, Tensor};
 use super::bound::sees;
+use super::layouts::Layout;
+use super::{Dims, Rng};
 use flashtile::{DType, Form, Threads};
 
 fn dtype(rng: &mut Rng) -> DType {
     [DType::F32, DType::F32, DType::F16, DType::Bf16][rng.below(4)]
 }
 
-/// Elements of one kind: mostly normal, now and then what brings out a special path.
+/// Elements of one kind: mostly normal, sometimes a kind that takes a special path.
 fn values(rng: &mut Rng) -> impl FnMut([usize; 4]) -> f32 + use<> {
     let kind = rng.below(16);
     let amplitude = [1.0, 1.0, 1.0, 0.1, 4.0, 30.0][rng.below(6)];
     let mut rng = rng.clone();
     move |[b, h, i, e]| match kind {
         0 => amplitude,                                  // all equal
-        1 => 0.0,                                        // nothing
+        1 => 0.0,                                        // all zero
         2 => ((i * 5 + e * 3 + h + b) % 7) as f32 - 3.0, // many ties, exact sums
         3 => 1e-40 * rng.normal(),                       // denormals
-        4 => 1000.0 * amplitude * rng.normal(),          // beyond one score's weight
+        4 => 1000.0 * amplitude * rng.normal(),          // scores so far apart that most probs are 0
         5 => amplitude * i as f32 * 0.5,                 // growing from key to key: the maximum always moves
-        6 if rng.one_in(9) => 50.0 * rng.normal(),       // a few stand out
+        6 if rng.one_in(9) => 50.0 * rng.normal(),       // some stand out
         6 => 0.0,
         7 => 10f32.powi(rng.below(24) as i32 - 12) * rng.normal(), // every magnitude whose products f32 can hold
         _ => amplitude * rng.normal(),
@@ -36,7 +37,7 @@ fn broadcast_shape(rng: &mut Rng, dims: &Dims) -> (usize, [usize; 4]) {
     (rank, shape)
 }
 
-/// What a mask or bias hides all of: whole rows, whole tiles, all keys on one side.
+/// What a mask or bias hides completely: rows, tiles, or all keys on one side.
 #[derive(Clone, Copy)]
 enum Runs {
     Nothing,
@@ -73,17 +74,15 @@ impl Runs {
 pub fn problem(rng: &mut Rng, dims: Dims) -> Problem {
     let mut problem = Problem::plain(Dims { batch: 0, ..dims }, || 0.0);
     problem.dims = dims;
-    let [q, k, v, out] = dims.shapes();
-    let [batch, heads, queries, _] = out;
     let tensor = |rng: &mut Rng, shape| {
         let (dtype, layout) = (dtype(rng), Layout::random(rng, shape, true));
         Tensor::new(dtype, layout, values(rng))
     };
-    problem.q = tensor(rng, q);
-    problem.k = tensor(rng, k);
-    problem.v = tensor(rng, v);
-    problem.out = (dtype(rng), Layout::random(rng, out, false));
-    problem.lse = Layout::random(rng, [batch, heads, queries], false);
+    problem.q = tensor(rng, dims.q());
+    problem.k = tensor(rng, dims.k());
+    problem.v = tensor(rng, dims.v());
+    problem.out = (dtype(rng), Layout::random(rng, dims.out(), false));
+    problem.lse = Layout::random(rng, dims.lse(), false);
 
     if rng.one_in(3) {
         problem.scale = Some([0.0, -0.5, 1.0, 0.1, 3.0, -1e-3, 100.0][rng.below(7)]);
@@ -147,8 +146,8 @@ pub fn problem(rng: &mut Rng, dims: Dims) -> Problem {
     problem
 }
 
-/// Puts NaN and infinity where they must not show: into keys and values that no query sees. And, now and then, a NaN or
-/// infinity where it must, or where it makes scores of either infinity.
+/// Puts NaN and infinity into keys and values that no query sees, where they must not show. Sometimes puts a NaN or infinity
+/// where it must show, or where it makes infinite scores.
 fn poison(rng: &mut Rng, problem: &mut Problem) {
     let dims = problem.dims;
     let shared = |tensor: &Tensor| tensor.layout().strides.contains(&0);
@@ -157,7 +156,7 @@ fn poison(rng: &mut Rng, problem: &mut Problem) {
     }
     let group = dims.heads_q / dims.heads_kv;
     const POISONS: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
-    // (Times a query's element that scaling rounds to 0, infinity would be NaN.)
+    // Infinity times an element of a query that scaling rounds to 0 would be NaN.
     let mut queries = problem.q.layout().indices().map(|index| problem.q.get(index).abs());
     let of_keys = if queries.any(|x| x > 0.0 && x < 1e-20) { 1 } else { 3 };
     for b in 0..dims.batch {

@@ -1,9 +1,9 @@
-//! A deadline: work that hangs fails its test instead of keeping it waiting.
+//! A deadline: work that hangs fails its test.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-/// Runs `work` on a thread of its own and gives its result back; panics where it panicked.
+/// Runs `work` on a thread of its own and returns its result. A panic of `work` is passed on.
 ///
 /// # Panics
 /// If it is not done within `seconds`.

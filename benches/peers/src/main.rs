@@ -1,5 +1,8 @@
 //! flashtile against candle's `attention::flash_attn` and burn-flex's attention, on the same numbers: see README.md.
 
+#[path = "../../support/seeded.rs"]
+mod seeded;
+
 use burn_backend::ops::{AttentionModuleOptions, ModuleOps};
 use burn_backend::{Element as BurnElement, TensorData};
 use burn_flex::{Flex, FlexTensor};
@@ -7,15 +10,16 @@ use candle_core::{Device, Tensor, WithDType};
 use candle_nn::attention::{AttnMask, flash_attn};
 use flashtile::{Attention, QueryOffset, TensorMut, TensorRef, Workspace, reference};
 use half::{bf16, f16};
+use seeded::Rng;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-/// What the rounds of one row may take together; `MIN_ROUNDS` are measured all the same.
+/// The time of all rounds of one row. `MIN_ROUNDS` are measured in any case.
 const ROW_TIME: Duration = Duration::from_secs(4);
 const MIN_ROUNDS: usize = 3;
 /// Contestants whose first call takes longer are not called again.
 const SLOW: f64 = 1.0;
-/// Shorter calls are repeated until a sample lasts so long.
+/// The least time of a sample. Shorter calls are repeated.
 const SAMPLE_SECONDS: f64 = 2e-3;
 const SAMPLED_ROWS: usize = 32;
 
@@ -26,7 +30,7 @@ const WORKLOADS: &str = include_str!("../workloads.csv");
 enum Kind {
     Plain,
     Causal,
-    /// Causal, so many keys before the query's own.
+    /// Causal, with this many keys before the query's own.
     Window(usize),
     Mask,
     Bias,
@@ -111,38 +115,6 @@ impl Number for bf16 {
     const ROUNDOFF: f64 = 1.0 / 256.0;
 }
 
-/// splitmix64, and normal numbers by Box and Muller.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Above 0, at most 1.
-    fn uniform(&mut self) -> f32 {
-        ((self.bits() >> 40) + 1) as f32 / (1u64 << 24) as f32
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.bits() % end as u64) as usize
-    }
-
-    fn normal<T: Number>(&mut self, len: usize) -> Vec<T> {
-        let mut numbers = Vec::with_capacity(len + 1);
-        while numbers.len() < len {
-            let (radius, angle) = ((-2.0 * self.uniform().ln()).sqrt(), std::f32::consts::TAU * self.uniform());
-            numbers.extend([radius * angle.cos(), radius * angle.sin()].map(|x| <T as WithDType>::from_f64(x as f64)));
-        }
-        numbers.truncate(len);
-        numbers
-    }
-}
-
 /// A workload's numbers, `[batch, heads, seq, dim]` each.
 struct Problem<'a, T> {
     workload: &'a Workload,
@@ -159,21 +131,21 @@ struct Problem<'a, T> {
 
 impl<'a, T: Number> Problem<'a, T> {
     fn new(workload: &'a Workload) -> Self {
-        let (w, mut random) = (workload, Random(20261123));
-        let q = random.normal(w.batch * w.heads_q * w.seq_q * w.dim);
-        let k = random.normal(w.batch * w.heads_kv * w.seq_kv * w.dim);
-        let v = random.normal(w.batch * w.heads_kv * w.seq_kv * w.dim);
+        let (w, mut rng) = (workload, Rng(20261123));
+        let q = rng.normals(w.batch * w.heads_q * w.seq_q * w.dim);
+        let k = rng.normals(w.batch * w.heads_kv * w.seq_kv * w.dim);
+        let v = rng.normals(w.batch * w.heads_kv * w.seq_kv * w.dim);
         let pairs = w.seq_q * w.seq_kv;
-        let mask = (0..if w.kind == Kind::Mask { pairs } else { 0 }).map(|_| random.below(8) != 0).collect();
-        let bias = random.normal(if w.kind == Kind::Bias { w.heads_q * pairs } else { 0 });
+        let mask = (0..if w.kind == Kind::Mask { pairs } else { 0 }).map(|_| !rng.one_in(8)).collect();
+        let bias = rng.normals(if w.kind == Kind::Bias { w.heads_q * pairs } else { 0 });
         let mut rows = vec![[0, 0, 0], [w.batch - 1, w.heads_q - 1, w.seq_q - 1]];
-        rows.resize_with(SAMPLED_ROWS, || [random.below(w.batch), random.below(w.heads_q), random.below(w.seq_q)]);
+        rows.resize_with(SAMPLED_ROWS, || [rng.below(w.batch), rng.below(w.heads_q), rng.below(w.seq_q)]);
         let mut problem = Self { workload, q, k, v, mask, bias, rows, expected: Vec::new(), tolerance: Vec::new() };
         (problem.expected, problem.tolerance) = problem.rows.iter().map(|&row| problem.row(row)).unzip();
         problem
     }
 
-    /// A row of the output by the definition, in f64, and by how much an honest answer may differ.
+    /// A row of the output by the definition, in f64, and its tolerance.
     fn row(&self, [b, h, i]: [usize; 3]) -> (Vec<f64>, Vec<f64>) {
         let w = self.workload;
         let head = b * w.heads_kv + h / (w.heads_q / w.heads_kv);
@@ -191,7 +163,7 @@ impl<'a, T: Number> Problem<'a, T> {
             |v| reference::attention(&options, tensor(q, [1, 1, 1, w.dim]), tensor(k, keys), v).expect("a problem").out;
         let sizes: Vec<T> = v.iter().map(|x| x.abs()).collect();
         let (expected, weighted) = (by_definition(tensor(v, keys)), by_definition(tensor(&sizes, keys)));
-        // Scores that are sums in f32 are off by at most `score`, so weights by about twice that in proportion; weights and
+        // Scores that are sums in f32 are off by at most `score`, so probs by about twice that in proportion; probs and
         // outputs may be rounded to the type; sums over keys are in f32.
         let product = |key: &[T]| q.iter().zip(key).map(|(q, k)| (wide(*q) * wide(*k)).abs()).sum::<f64>();
         let largest = k.chunks(w.dim).map(product).fold(0.0, f64::max);
@@ -225,7 +197,7 @@ fn tensor<T: Copy>(data: &[T], shape: [usize; 4]) -> TensorRef<'_, T> {
     TensorRef::from_slice(data, shape).expect("as many elements as the shape says")
 }
 
-/// A call that computes once, and when asked for it returns the output, `[batch, heads, seq, dim]`, or why it can't.
+/// A call that computes once. It returns the output, `[batch, heads, seq, dim]`, if its argument says so, or why it can't.
 type Call<'p, T> = Box<dyn FnMut(bool) -> Result<Vec<T>, String> + 'p>;
 
 fn ours<'p, T: Number>(p: &'p Problem<'_, T>) -> Result<Call<'p, T>, String> {
@@ -364,7 +336,7 @@ fn measure<T: Number>(w: &Workload, arguments: &Arguments, csv: &mut String) -> 
         if round >= MIN_ROUNDS && start.elapsed() > ROW_TIME {
             break;
         }
-        // Nobody is always first, or always after the same.
+        // None is always first, or always after the same one.
         racers.rotate_left(1);
         for racer in &mut racers {
             if racer.first > SLOW {
@@ -423,7 +395,7 @@ fn arguments() -> Result<Arguments, String> {
 
 fn main() -> Result<(), String> {
     let arguments = arguments()?;
-    // SAFETY: nobody else runs yet. All three crates work in rayon's global pool, which is made when first used.
+    // SAFETY: no other thread runs yet. All three crates work in rayon's global pool, which is made when first used.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", arguments.threads.to_string()) };
     let native = if cfg!(target_feature = "avx2") { "this processor" } else { "any processor: candle is slower so" };
     println!("flashtile, candle 0.11.1, burn-flex 0.22.1; {} threads; compiled for {native}", arguments.threads);
