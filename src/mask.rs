@@ -160,18 +160,18 @@ mod tests {
     /// The matrices in the documentation of [`QueryOffset`].
     #[test]
     fn causal_matrices_are_as_drawn() {
-        let draw = |seq_q, seq_kv, query_offset| {
+        let matrix = |seq_q, seq_kv, query_offset| {
             let mask = Mask { causal: Some(Causal), ..Mask::default() };
             let sequence = Sequences { seq_q, seq_kv, query_offset, key_lengths: None }.get(0);
             let row =
                 |i| (0..seq_kv).map(|j| if mask.sees(&sequence, 0, i, j) { '1' } else { '0' }).collect::<String>();
             (0..seq_q).map(row).collect::<Vec<_>>()
         };
-        assert_eq!(draw(2, 4, QueryOffset::FromEnd), ["1110", "1111"]);
-        assert_eq!(draw(2, 4, QueryOffset::FromStart), ["1000", "1100"]);
-        assert_eq!(draw(2, 4, QueryOffset::At(1)), ["1100", "1110"]);
-        assert_eq!(draw(4, 2, QueryOffset::FromEnd), ["00", "00", "10", "11"]);
-        assert_eq!(draw(4, 2, QueryOffset::FromStart), ["10", "11", "11", "11"]);
-        assert_eq!(draw(4, 2, QueryOffset::At(-1)), ["00", "10", "11", "11"]);
+        assert_eq!(matrix(2, 4, QueryOffset::FromEnd), ["1110", "1111"]);
+        assert_eq!(matrix(2, 4, QueryOffset::FromStart), ["1000", "1100"]);
+        assert_eq!(matrix(2, 4, QueryOffset::At(1)), ["1100", "1110"]);
+        assert_eq!(matrix(4, 2, QueryOffset::FromEnd), ["00", "00", "10", "11"]);
+        assert_eq!(matrix(4, 2, QueryOffset::FromStart), ["10", "11", "11", "11"]);
+        assert_eq!(matrix(4, 2, QueryOffset::At(-1)), ["00", "10", "11", "11"]);
     }
 }

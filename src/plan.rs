@@ -16,7 +16,7 @@ use crate::score::{Unit, query_factor};
 use crate::simd::Isa;
 use std::fmt;
 use std::ops::Range;
-use tuning::{BLOCK_ROWS, DECODE_TASK_ROWS, DECODE_TILE_KEYS, MAX_PARTIALS, PARALLEL_WORK, PLENTY_TASKS, SPLIT_KEYS};
+use tuning::{BLOCK_ROWS, DECODE_TASK_ROWS, DECODE_TILE_KEYS, ENOUGH_TASKS, MAX_PARTIALS, PARALLEL_WORK, SPLIT_KEYS};
 
 /// How queries and keys are laid out on the processor. The two forms agree within the error bound, not bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,7 +117,7 @@ impl Plan {
             }
         };
         // Tasks of their own and splits in one task give the same bits, so this may depend on anything.
-        let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < PLENTY_TASKS;
+        let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < ENOUGH_TASKS;
         let partial = partial_len(rows.min(DECODE_TASK_ROWS), dims.value_dim);
         let partials =
             [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
@@ -238,7 +238,7 @@ impl Plan {
 fn operands(problem: &Problem<'_>, isa: Isa) -> Operands {
     let bf16 = matches!((&problem.q, &problem.k), (ByElement::Bf16(_), ByElement::Bf16(_)));
     let factor = query_factor(problem.scale, problem.score_mods.softcap, Unit::Log2);
-    if bf16 && bf16_pairs::suit(isa, factor) { Operands::Bf16Pairs } else { Operands::F32 }
+    if bf16 && bf16_pairs::usable(isa, factor) { Operands::Bf16Pairs } else { Operands::F32 }
 }
 
 /// Elements of a partial result: the values of some rows, then the rows' maxima and sums, each in whole vectors. (No

@@ -45,7 +45,7 @@ pub(crate) fn run_scheduled(
     }
     let scratch = for_workers(&mut workspace.scratch, workers(plan.is_parallel(), schedule.tasks().len()));
     work_through(scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
-    Scratch::level(scratch);
+    Scratch::grow_to_largest(scratch);
 }
 
 /// Computes a task and writes its rows.

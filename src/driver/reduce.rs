@@ -17,7 +17,7 @@ use crate::plan::partial_len;
 use std::ops::Range;
 
 /// Claims of each worker: the last to be done keeps the others waiting for a 16th of the time at most.
-const CLAIMS: usize = 16;
+const CLAIMS_PER_WORKER: usize = 16;
 
 /// The partial results of a call, `[tasks][splits, rounded up to whole runs][slot]`.
 #[derive(Clone, Copy)]
@@ -49,7 +49,7 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
     let partials = Partials {
         slot: partial_len(rows, problem.dims.value_dim),
         splits,
-        run: splits.div_ceil((CLAIMS * scratch.len()).div_ceil(tasks.len().max(1))).max(1),
+        run: splits.div_ceil((CLAIMS_PER_WORKER * scratch.len()).div_ceil(tasks.len().max(1))).max(1),
     };
     let [memory] = workspace.partials.buffers([tasks.len() * partials.task_len()]);
 
@@ -64,7 +64,7 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
         let splits = plan.splits_of(&claimed.task.keys).map(|split| &own[split * partials.slot..][..partials.slot]);
         reduce(&input, splits, scratch, &mut claimed.output);
     });
-    Scratch::level(scratch);
+    Scratch::grow_to_largest(scratch);
 }
 
 /// Computes a run of splits of a task into its slots.
@@ -96,6 +96,6 @@ fn compute_run(
         for tile in plan.tiles_of(plan.split_of(split, &task.span)) {
             kernel.step(tile);
         }
-        kernel.leave(&mut memory[(split - first) * partials.slot..][..partials.slot]);
+        kernel.store_split(&mut memory[(split - first) * partials.slot..][..partials.slot]);
     }
 }

@@ -25,7 +25,7 @@ const LARGEST: u16 = (127 + 32) << 7;
 const SMALLEST: u16 = 1 << 7;
 
 /// Whether scores of bf16 queries and keys, times `factor`, can be formed from pairs at a level.
-pub(crate) fn suit(isa: Isa, factor: f32) -> bool {
+pub(crate) fn usable(isa: Isa, factor: f32) -> bool {
     isa.has_pair_dots() && (SMALLEST_FACTOR..=LARGEST_FACTOR).contains(&factor.abs())
 }
 
@@ -36,17 +36,17 @@ pub(crate) fn pairs_in(elements: usize) -> usize {
 
 /// Whether pairs may stand for this query. (All of it is looked at, without a branch: that is done by vectors.)
 #[inline(always)]
-fn fits(query: Row<'_, bf16>) -> bool {
+fn in_pair_range(query: Row<'_, bf16>) -> bool {
     let mut all = true;
     match query.as_slice() {
-        Some(query) => query.iter().for_each(|&element| all &= element_fits(element)),
-        None => query.iter().for_each(|element| all &= element_fits(element)),
+        Some(query) => query.iter().for_each(|&element| all &= element_in_pair_range(element)),
+        None => query.iter().for_each(|element| all &= element_in_pair_range(element)),
     }
     all
 }
 
 #[inline(always)]
-fn element_fits(element: bf16) -> bool {
+fn element_in_pair_range(element: bf16) -> bool {
     let magnitude = element.to_bits() & 0x7fff;
     magnitude == 0 || (SMALLEST..=LARGEST).contains(&magnitude)
 }
@@ -85,12 +85,12 @@ pub(crate) fn copy_pair_rows(rows: GroupRows<'_, bf16>, to: &mut [f32]) {
 
 /// The queries for which pairs may not stand, one bit each.
 #[inline(always)]
-pub(crate) fn unfit_rows(rows: GroupRows<'_, bf16>) -> u32 {
-    let mut unfit = 0;
+pub(crate) fn rows_outside_pair_range(rows: GroupRows<'_, bf16>) -> u32 {
+    let mut outside = 0;
     for n in 0..rows.count() {
-        unfit |= u32::from(!fits(rows.row(n))) << n;
+        outside |= u32::from(!in_pair_range(rows.row(n))) << n;
     }
-    unfit
+    outside
 }
 
 #[cfg(test)]
@@ -102,14 +102,14 @@ mod tests {
     fn rows_that_fit() {
         let (zero, two_to_32) = (bf16::ZERO, bf16::from_f32(4_294_967_296.0));
         let inside = [zero, -zero, bf16::ONE, bf16::MIN_POSITIVE, -bf16::MIN_POSITIVE, two_to_32, -two_to_32];
-        let fits = |row: &[bf16]| fits(Matrix::from_slice(row, 1, row.len()).row(0));
-        assert!(fits(&inside));
+        let in_pair_range = |row: &[bf16]| in_pair_range(Matrix::from_slice(row, 1, row.len()).row(0));
+        assert!(in_pair_range(&inside));
         let denormal = bf16::from_bits(SMALLEST - 1);
         let above = bf16::from_bits(LARGEST + 1);
         for outside in [denormal, -denormal, bf16::from_bits(1), above, -above, bf16::INFINITY, bf16::NAN] {
             let mut row = inside.to_vec();
             row.push(outside);
-            assert!(!fits(&row), "{outside}");
+            assert!(!in_pair_range(&row), "{outside}");
         }
     }
 

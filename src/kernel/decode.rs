@@ -15,7 +15,7 @@
 //! ```
 //!
 //! Keys are cut into splits of a fixed length, each summed from an empty state. So a split can be a task of its own: it
-//! [`leave`](Decode::leave)s its result in memory, and [`reduce`] merges these results in the order of the keys. The bits are
+//! [`store_split`](Decode::store_split)s its result in memory, and [`reduce`] merges these results in the order of the keys. The bits are
 //! the same either way.
 
 mod block;
@@ -23,7 +23,7 @@ pub(super) mod scores;
 pub(super) mod softmax;
 pub(super) mod values;
 
-use super::bf16_pairs::{copy_pair_rows, key_pairs, pairs_in, unfit_rows};
+use super::bf16_pairs::{copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
 use super::output::TaskOutput;
@@ -131,7 +131,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
 
         // 1. Scores.
         let next = self.next.as_ref().map(|next| (next.keys, &next.range));
-        prefetch_ahead(&mut self.prefetch, task.keys, &keys, self.end, next);
+        fill_prefetch(&mut self.prefetch, task.keys, &keys, self.end, next);
         let buffers = &mut self.buffers;
         self.queries.scores(task, keys.clone(), buffers.copied_keys, buffers.scores, &self.prefetch);
 
@@ -148,7 +148,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             values::add_visible_values(isa, values, (probs, buffers.kept_scores), out, tile_keys);
         } else {
             let next = self.next.as_ref().map(|next| (next.values, &next.range));
-            prefetch_ahead(&mut self.prefetch, task.values, &keys, self.end, next);
+            fill_prefetch(&mut self.prefetch, task.values, &keys, self.end, next);
             values::add_values(isa, values, probs, out, tile_keys, &self.prefetch);
         }
     }
@@ -177,7 +177,7 @@ impl Decode<'_, '_> {
     }
 
     /// In place of [`end_split`](FormKernel::end_split): leaves what the split has summed in `memory`.
-    pub(crate) fn leave(&mut self, memory: &mut [f32]) {
+    pub(crate) fn store_split(&mut self, memory: &mut [f32]) {
         memory[..self.layout.len()].copy_from_slice(self.split);
         self.started = false;
     }
@@ -256,34 +256,34 @@ fn finish_rows(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32], o
     }
 }
 
-/// How far ahead of what is read memory is prefetched, in bytes: 8 KiB of f32, 16 KiB of halves. (On Zen 5, f32 prefetched
+/// how far ahead of what is read memory is prefetched, in bytes: 8 KiB of f32, 16 KiB of halves. (On Zen 5, f32 prefetched
 /// 16 KiB ahead took a tenth longer, and halves 8 KiB ahead a sixth.)
-const fn lead_bytes(element_bytes: usize) -> usize {
+const fn prefetch_distance_bytes(element_bytes: usize) -> usize {
     32 * 1024 / element_bytes
 }
 
 /// The same in rows: one at least, where a single row is longer.
-fn lead_rows(rows: Run<'_>) -> usize {
+fn prefetch_distance(rows: Run<'_>) -> usize {
     let row_bytes = rows.element_bytes() * rows.cols();
-    (lead_bytes(rows.element_bytes()) / row_bytes.max(1)).max(1)
+    (prefetch_distance_bytes(rows.element_bytes()) / row_bytes.max(1)).max(1)
 }
 
 /// What to prefetch while rows `keys` of `run` are read: as many rows, the lead further on; past the `end` of the piece's
 /// keys, the first rows of what comes `next`.
-fn prefetch_ahead(
+fn fill_prefetch(
     prefetch: &mut Prefetch,
     run: Run<'_>,
     keys: &Range<usize>,
     end: usize,
     next: Option<(Run<'_>, &Range<usize>)>,
 ) {
-    let lead = lead_rows(run);
-    let ahead = keys.start + lead..keys.end + lead;
+    let distance = prefetch_distance(run);
+    let target = keys.start + distance..keys.end + distance;
     prefetch.clear();
-    prefetch.add_run(run.slice_rows(ahead.start.min(end)..ahead.end.min(end)));
+    prefetch.add_run(run.slice_rows(target.start.min(end)..target.end.min(end)));
     if let Some((run, more)) = next {
         let from = |n: usize| (more.start + n.saturating_sub(end)).min(more.end);
-        prefetch.add_run(run.slice_rows(from(ahead.start)..from(ahead.end)));
+        prefetch.add_run(run.slice_rows(from(target.start)..from(target.end)));
     }
 }
 
@@ -303,7 +303,7 @@ impl<'t> RowQueries<'t> {
         match (task.operands, task.queries) {
             (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
                 copy_pair_rows(rows, pairs);
-                f32_rows = unfit_rows(rows);
+                f32_rows = rows_outside_pair_range(rows);
             }
             (_, rows) => widen_group(task.isa, rows, task.factor, (&mut *wide, round_up_lanes(task.head_dim()))),
         }
@@ -311,16 +311,23 @@ impl<'t> RowQueries<'t> {
     }
 
     /// The scores of all rows, `[rows][tile_keys]`.
-    fn scores(&mut self, task: &TaskInput<'_>, keys: Range<usize>, copy: &mut [f32], to: &mut [f32], ahead: &Prefetch) {
+    fn scores(
+        &mut self,
+        task: &TaskInput<'_>,
+        keys: Range<usize>,
+        copy: &mut [f32],
+        to: &mut [f32],
+        prefetch: &Prefetch,
+    ) {
         let (isa, tile_keys) = (task.isa, task.tile_keys);
         let keys = match (task.operands, task.keys.slice_rows(keys)) {
             (Operands::Bf16Pairs, Run::Bf16(keys)) => key_pairs(keys, copy),
             (_, keys) => {
                 let keys = RowKeys::Any(without_gaps(isa, keys, copy));
-                return scores::scores(isa, keys, self.wide, to, tile_keys, ahead);
+                return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);
             }
         };
-        scores::scores(isa, RowKeys::Pairs(keys, task.factor), self.pairs, to, tile_keys, ahead);
+        scores::scores(isa, RowKeys::Pairs(keys, task.factor), self.pairs, to, tile_keys, prefetch);
         for n in (0..task.rows).filter(|n| self.f32_rows >> n & 1 == 1) {
             scores_from_f32(task, n, keys, self.wide, &mut to[n * tile_keys..][..tile_keys]);
         }
@@ -336,9 +343,9 @@ mod tests {
     #[test]
     fn the_lead_is_a_row_at_least() {
         let (wide, half) = ([0.0f32; 5000], [crate::f16::ZERO; 5000]);
-        let lead = |cols| lead_rows(Run::F32(Matrix::from_slice(&wide[..cols], 1, cols)));
+        let lead = |cols| prefetch_distance(Run::F32(Matrix::from_slice(&wide[..cols], 1, cols)));
         assert_eq!([128, 2048, 2049, 5000].map(lead), [16, 1, 1, 1]);
-        assert_eq!(lead_rows(Run::F16(Matrix::from_slice(&half[..128], 1, 128))), 64);
+        assert_eq!(prefetch_distance(Run::F16(Matrix::from_slice(&half[..128], 1, 128))), 64);
         assert!(lead(0) > 0);
     }
 }

@@ -27,7 +27,7 @@ use super::lanes::{LaneMods, LaneSpans};
 use super::output::TaskOutput;
 use super::panel::{Layout, Panel, list_panels};
 use super::prefetch::Prefetch;
-use super::product::parts;
+use super::product::prefetch_parts;
 use super::row_scores::scores_from_f32;
 use super::score_tensors::PanelTensors;
 use super::scratch::Scratch;
@@ -48,7 +48,7 @@ pub(crate) struct Prefill<'t, 'a> {
     task: &'t TaskInput<'a>,
     /// Where the keys of the task end, and what to prefetch while the last tile is worked on.
     end: usize,
-    after: Prefetch,
+    last_prefetch: Prefetch,
     layout: Layout,
     panels: &'t mut [Panel],
     /// `[panels][width][lanes]`.
@@ -68,7 +68,7 @@ struct PanelBuffers<'t> {
     /// Bias and boolean mask of each lane, where the tensors' rows have gaps: `[lanes][keys]`.
     tensor_rows: &'t mut [f32],
     /// Rows on their way into lanes or out of them.
-    stage: &'t mut [f32],
+    row_buffer: &'t mut [f32],
 }
 
 /// A tile of keys, with the operands of its products.
@@ -98,30 +98,31 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         let layout = Layout { width, value_width: round_up_lanes(task.value_dim()), panel_lanes };
         let tile_rows = round_up_lanes(task.tile_keys);
         let [keys, values, packed_values] = OperandBuffers::lens(task);
-        let [queries, out, keys, values, packed_values, scores, kept_scores, tensor_rows, stage] = floats.buffers([
-            panels.len() * layout.width * panel_lanes,
-            panels.len() * layout.value_width * panel_lanes,
-            keys,
-            values,
-            packed_values,
-            tile_rows * panel_lanes,
-            tile_rows * panel_lanes,
-            if task.has_score_tensors() { tile_rows * panel_lanes } else { 0 },
-            panel_lanes * round_up_lanes(task.head_dim()).max(layout.value_width).max(tile_rows),
-        ]);
+        let [queries, out, keys, values, packed_values, scores, kept_scores, tensor_rows, row_buffer] =
+            floats.buffers([
+                panels.len() * layout.width * panel_lanes,
+                panels.len() * layout.value_width * panel_lanes,
+                keys,
+                values,
+                packed_values,
+                tile_rows * panel_lanes,
+                tile_rows * panel_lanes,
+                if task.has_score_tensors() { tile_rows * panel_lanes } else { 0 },
+                panel_lanes * round_up_lanes(task.head_dim()).max(layout.value_width).max(tile_rows),
+            ]);
         for (p, panel) in panels.iter_mut().enumerate() {
-            load_panel(task, panel, &mut queries[layout.queries(p, panel.lanes.count)], stage);
+            load_panel(task, panel, &mut queries[layout.queries(p, panel.lanes.count)], row_buffer);
         }
         Prefill {
             task,
             end: piece.keys.end,
-            after: prefetch_after(task, next, output),
+            last_prefetch: prefetch_after(task, next, output),
             layout,
             panels,
             queries,
             out,
             operands: OperandBuffers { keys, values, packed_values },
-            buffers: PanelBuffers { scores, kept_scores, tensor_rows, stage },
+            buffers: PanelBuffers { scores, kept_scores, tensor_rows, row_buffer },
         }
     }
 
@@ -131,10 +132,10 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
             let next_end = (keys.end + task.tile_keys).min(self.end);
             prefetch_keys(task, keys.end..next_end)
         } else {
-            std::mem::replace(&mut self.after, Prefetch::none())
+            std::mem::replace(&mut self.last_prefetch, Prefetch::none())
         };
         let mut tile = Tile { operands: TileOperands::new(task, keys.clone(), panels.len(), operands), keys };
-        prefetch.spread(panels.iter().map(|panel| free_parts(task, &panel.lanes, &tile.keys)).sum());
+        prefetch.spread(panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &tile.keys)).sum());
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
@@ -148,7 +149,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         for (p, Panel { lanes, state, .. }) in self.panels.iter().enumerate() {
             output.write_lse(lanes.rows.clone(), |lane| state.lse(lane));
             let panel = (&self.out[self.layout.out(p, lanes.count)], lanes.count);
-            write_panel(self.task.isa, &mut output.values, lanes.rows.clone(), panel, state, self.buffers.stage);
+            write_panel(self.task.isa, &mut output.values, lanes.rows.clone(), panel, state, self.buffers.row_buffer);
         }
     }
 }
@@ -171,13 +172,13 @@ impl Prefill<'_, '_> {
 }
 
 /// Queries into lanes.
-fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], stage: &mut [f32]) {
+fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], row_buffer: &mut [f32]) {
     let to = (to, panel.lanes.count);
     match (task.operands, task.queries.slice(panel.lanes.rows.clone())) {
         (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
-            panel.f32_lanes = transpose_pairs_into_lanes(task.isa, rows, to, stage);
+            panel.f32_lanes = transpose_pairs_into_lanes(task.isa, rows, to, row_buffer);
         }
-        (_, rows) => transpose_into_lanes(task.isa, rows, task.factor, to, stage),
+        (_, rows) => transpose_into_lanes(task.isa, rows, task.factor, to, row_buffer),
     }
 }
 
@@ -197,7 +198,7 @@ fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Opt
         prefetch.add_output(&output.values);
     }
     if let Some(Piece { task: next, keys }) = next {
-        if !next.has_keys_of(task) {
+        if !next.shares_keys_with(task) {
             let first_tile = keys.start..keys.end.min(keys.start + next.tile_keys);
             prefetch.add_run(next.keys.slice_rows(first_tile.clone()));
             prefetch.add_run(next.values.slice_rows(first_tile));
@@ -221,15 +222,15 @@ fn prefetch_score_tensors(task: &TaskInput<'_>, rows: Range<usize>, keys: Range<
 
 /// Parts of the products that form the scores of `keys` keys for a panel of `lanes` lanes.
 fn score_parts(task: &TaskInput<'_>, keys: usize, lanes: usize) -> usize {
-    keys.div_ceil(panel_product_rows(task.isa, lanes)) * parts(score_steps(task))
+    keys.div_ceil(panel_product_rows(task.isa, lanes)) * prefetch_parts(score_steps(task))
 }
 
 /// Parts of a panel's products over a tile that can prefetch what comes after it: all that don't prefetch bias and mask.
-fn free_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>) -> usize {
+fn next_tile_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>) -> usize {
     let keys = lanes.cover.seen(tile).len();
     let scores = if task.has_score_tensors() { 0 } else { score_parts(task, keys, lanes.count) };
     let products = task.value_dim().div_ceil(panel_product_rows(task.isa, lanes.count));
-    scores + products * parts(keys)
+    scores + products * prefetch_parts(keys)
 }
 
 /// Scores of a panel for a tile, as the softmax is to see them; `None` where no key is visible. `buffers.scores` holds them.
@@ -276,7 +277,7 @@ fn panel_scores(
         if panel.f32_lanes == 0 {
             scores::scores(isa, keys, queries, scores, scores_max, prefetch);
         } else {
-            let buffers = (&mut *buffers.kept_scores, &mut *buffers.stage);
+            let buffers = (&mut *buffers.kept_scores, &mut *buffers.row_buffer);
             scores_with_f32_lanes(task, panel, (keys, queries), scores, scores_max, buffers);
         }
         if changes {
@@ -314,7 +315,7 @@ fn add_panel_values(
         TileValues::Packed(values) => values.add(isa, first, (probs, kept), (out, is_first), lanes, prefetch),
         TileValues::InPlace(values, packed) => {
             let values = values.slice_rows(first..first + seen.len());
-            if !add_values_in_place(isa, values, probs, buffers.stage, (&mut *out, is_first), lanes, prefetch) {
+            if !add_values_in_place(isa, values, probs, buffers.row_buffer, (&mut *out, is_first), lanes, prefetch) {
                 let values = PackedValues::new(isa, values, packed);
                 values.add(isa, 0, (probs, kept), (out, is_first), lanes, prefetch);
             }

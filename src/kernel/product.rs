@@ -36,17 +36,18 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
     a: Left<M::Step>,
     b: Right<B>,
     steps: usize,
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) -> [[S::F32; V]; R] {
     let mut c = [[simd.zero(); V]; R];
-    let (mut at, mut from, mut share) = (Rows::<_, R>::new(simd, a), b.at, ahead.share(parts(steps)));
+    let (mut at, mut from, mut of_product) =
+        (RowPointers::<_, R>::new(simd, a), b.at, prefetch.for_product(prefetch_parts(steps)));
     // Unrolled: address arithmetic and the test for the loop's end take one instruction slot in four, and the rest is left to
     // multiply-adds.
     for n in 0..steps / UNROLL {
         // Prefetch for the next tile. (The processor prefetches the operands of this tile's next product by itself. With
         // prefetches for those, too, short sequences took 3% longer.)
-        if n % (LINE / UNROLL) == 0 {
-            share.ask(simd);
+        if n % (LINE_STEPS / UNROLL) == 0 {
+            of_product.issue(simd);
         }
         for s in 0..UNROLL {
             let at = at.after(s as isize * a.step);
@@ -56,7 +57,7 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
         at = at.after(UNROLL as isize * a.step);
         from = from.wrapping_offset(UNROLL as isize * b.step);
     }
-    ahead.go_on(share);
+    prefetch.resume_after(of_product);
     for _ in 0..steps % UNROLL {
         // SAFETY: as above.
         unsafe { step((simd, multiply), at, from, &mut c) };
@@ -76,31 +77,31 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
 /// Up to eight rows are addressed from the first one's pointer. With more, every third row has a pointer of its own: the compiler
 /// would keep each row's distance from the first one in memory, and read it back at every step.
 #[derive(Clone, Copy)]
-struct Rows<A, const R: usize> {
+struct RowPointers<A, const R: usize> {
     thirds: [*const A; MAX_PRODUCT_ROWS.div_ceil(3)],
     row: isize,
 }
 
-impl<A, const R: usize> Rows<A, R> {
+impl<A, const R: usize> RowPointers<A, R> {
     /// Whether the first row's pointer does for all.
-    const FEW: bool = R <= 8;
+    const ONE_POINTER: bool = R <= 8;
 
     #[inline(always)]
     fn new<S: Simd>(simd: S, a: Left<A>) -> Self {
         let mut thirds = [a.at; MAX_PRODUCT_ROWS.div_ceil(3)];
         for (n, third) in thirds.iter_mut().enumerate().skip(1) {
-            if !Self::FEW && 3 * n < R {
+            if !Self::ONE_POINTER && 3 * n < R {
                 // Wrapping: keys of no elements may have any stride.
                 *third = simd.unrelated(a.at.wrapping_offset((3 * n as isize).wrapping_mul(a.row)));
             }
         }
-        Rows { thirds, row: a.row }
+        RowPointers { thirds, row: a.row }
     }
 
     /// Row `3 * n + r`. (Called at a step only, so the row lies inside its tensor, and no product overflows.)
     #[inline(always)]
     fn row(self, n: usize, r: usize) -> *const A {
-        if Self::FEW {
+        if Self::ONE_POINTER {
             self.thirds[0].wrapping_offset((3 * n + r) as isize * self.row)
         } else {
             self.thirds[n].wrapping_offset(r as isize * self.row)
@@ -117,11 +118,11 @@ impl<A, const R: usize> Rows<A, R> {
 }
 
 /// Steps in a cache line of f32, or of pairs of bf16.
-const LINE: usize = 16;
+const LINE_STEPS: usize = 16;
 
 /// Parts of a product of `steps` steps: it prefetches once in each.
-pub(crate) fn parts(steps: usize) -> usize {
-    (steps / UNROLL).div_ceil(LINE / UNROLL)
+pub(crate) fn prefetch_parts(steps: usize) -> usize {
+    (steps / UNROLL).div_ceil(LINE_STEPS / UNROLL)
 }
 
 /// Steps of a product between two tests for its end.
@@ -134,7 +135,7 @@ const UNROLL: usize = 4;
 #[inline(always)]
 unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usize>(
     (simd, multiply): (S, M),
-    a: Rows<M::Step, R>,
+    a: RowPointers<M::Step, R>,
     b: *const B,
     c: &mut [[S::F32; V]; R],
 ) {

@@ -9,7 +9,7 @@ use std::f64::consts::LN_2;
 /// by this much before O and l are rescaled again, while P still has 118 of its 126 binary orders of magnitude.
 pub(crate) const SLACK: f32 = 8.0;
 
-/// Beyond this, `magic - m` is no longer exact: such a lane's scores are brought near 0 by subtracting m first.
+/// Beyond this, `magic - m` is no longer exact: such a lane's scores are brought max_or_zero 0 by subtracting m first.
 pub(super) const FAR: f32 = 2_097_152.0; // 2^21
 
 /// The states of `N` rows. A state is what the softmax remembers of the scores it has seen; states of disjoint keys merge into
@@ -40,10 +40,10 @@ impl<const N: usize> State<N> {
     }
 }
 
-/// The running maximum that a largest score of `peak` sets.
+/// The running maximum that a largest score of `largest` sets.
 #[inline(always)]
-pub(super) fn raised<S: Simd>(simd: S, peak: S::F32) -> S::F32 {
-    simd.add(simd.ceil(peak), simd.splat(SLACK))
+pub(super) fn raise_max<S: Simd>(simd: S, largest: S::F32) -> S::F32 {
+    simd.add(simd.ceil(largest), simd.splat(SLACK))
 }
 
 /// 2^d for integers d <= 0; exactly 0 below -126. (-inf gives 0; NaN, which a maximum of +inf leads to, anything.)
@@ -55,7 +55,7 @@ pub(super) fn power_of_two<S: Simd>(simd: S, d: S::F32) -> S::F32 {
 
 /// The running maximum, with 0 for -inf: rows that have seen nothing yet have only hidden scores, for which any will do.
 #[inline(always)]
-pub(super) fn near<S: Simd>(simd: S, max: S::F32) -> S::F32 {
+pub(super) fn max_or_zero<S: Simd>(simd: S, max: S::F32) -> S::F32 {
     simd.select(simd.eq(max, simd.splat(f32::NEG_INFINITY)), simd.zero(), max)
 }
 

@@ -112,7 +112,7 @@ impl<'a> TaskInput<'a> {
     }
 
     /// Whether `other` is of the same keys and values.
-    pub(crate) fn has_keys_of(&self, other: &TaskInput<'_>) -> bool {
+    pub(crate) fn shares_keys_with(&self, other: &TaskInput<'_>) -> bool {
         (self.sequence.batch, self.first_head) == (other.sequence.batch, other.first_head)
     }
 

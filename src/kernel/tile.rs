@@ -2,7 +2,7 @@
 
 use super::arithmetic::F32Fma;
 use super::score_tensors::PanelTensors;
-use super::transpose::{LaneRows, load_answers, load_block};
+use super::transpose::{LaneRows, load_block, load_masks};
 use crate::element::{ByElement, Element, bf16, f16};
 use crate::score::{Alibi, BiasTensor, Softcap, Unit};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
@@ -102,7 +102,7 @@ struct Pair<S: Simd> {
 }
 
 /// The numbers of an [`TileMods`] in vectors, whichever way queries and keys lie; 0 for steps that there are not.
-struct Terms<S: Simd> {
+struct ModVectors<S: Simd> {
     simd: S,
     unit: S::F32,
     /// The lowest bias that is finite in that unit.
@@ -115,7 +115,7 @@ struct Terms<S: Simd> {
     end: S::F32,
 }
 
-impl<S: Simd> Terms<S> {
+impl<S: Simd> ModVectors<S> {
     #[inline(always)]
     fn new(simd: S, mods: &TileMods<'_>, vector: impl Fn(&[f32]) -> S::F32) -> Self {
         let (unit, zero) = (mods.unit.factor(), simd.zero());
@@ -220,11 +220,11 @@ impl Kernel for ModifyPanel<'_> {
         let lanes = max.len();
         let steps = mods.steps() | tensors.map_or(0, |(tensors, _)| tensors.steps());
         for at in (0..lanes).step_by(S::LANES) {
-            let terms = Terms::new(simd, &mods, |x| simd.load_slice(&x[at..]));
+            let vectors = ModVectors::new(simd, &mods, |x| simd.load_slice(&x[at..]));
             let before = simd.load_slice(&max[at..]);
             let place = (lanes, at);
             let mut vectors =
-                LaneVectors { first: mods.first, terms, tensors, scores: &mut *scores, place, before, max: before };
+                LaneVectors { first: mods.first, vectors, tensors, scores: &mut *scores, place, before, max: before };
             take(simd, steps, &mut vectors);
             simd.store_slice(&mut max[at..], vectors.max);
         }
@@ -243,7 +243,7 @@ impl PanelTensors<'_> {
 struct LaneVectors<'a, S: Simd> {
     /// The number of the first key in its tile.
     first: usize,
-    terms: Terms<S>,
+    vectors: ModVectors<S>,
     tensors: Option<(&'a PanelTensors<'a>, usize)>,
     scores: &'a mut [f32],
     /// The panel's lanes, and the first of these.
@@ -282,7 +282,7 @@ impl<S: Simd> LaneVectors<'_, S> {
         for scores in self.scores.chunks_exact_mut(lanes) {
             let scores = &mut scores[lane..lane + S::LANES];
             let pair = Pair { key: simd.splat(key), ..Pair::none(simd) };
-            let score = self.terms.apply::<STEPS>(simd.load_slice(scores), pair);
+            let score = self.vectors.apply::<STEPS>(simd.load_slice(scores), pair);
             max = simd.max(max, score);
             simd.store_slice(scores, score);
             key += 1.0;
@@ -328,8 +328,8 @@ impl<S: Simd> LaneVectors<'_, S> {
             Some(bias) => simd.transpose(load_block((simd, F32Fma::new()), bias, lane, at)),
             None => [none.bias; MAX_LANES],
         };
-        let answers = match mask {
-            Some(mask) => simd.transpose_answers(load_answers(simd, mask, lane, at)),
+        let masks = match mask {
+            Some(mask) => simd.transpose_masks(load_masks(simd, mask, lane, at)),
             None => [none.attends; MAX_LANES],
         };
         let scores = &mut self.scores[keys.start * lanes..keys.end * lanes];
@@ -339,9 +339,9 @@ impl<S: Simd> LaneVectors<'_, S> {
                 break;
             }
             let to = scores.as_mut_ptr().wrapping_add(n * lanes + lane);
-            let pair = Pair { bias: biases[n], attends: answers[n], ..none };
+            let pair = Pair { bias: biases[n], attends: masks[n], ..none };
             // SAFETY: lanes from `lane` on of one of the `lanes` scores of key n, which is one of `keys`.
-            let score = self.terms.apply::<STEPS>(unsafe { simd.load(to) }, pair);
+            let score = self.vectors.apply::<STEPS>(unsafe { simd.load(to) }, pair);
             self.max = simd.max(self.max, score);
             // SAFETY: as above.
             unsafe { simd.store(to, score) };
@@ -368,8 +368,8 @@ impl Kernel for ModifyRow<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> RowExtent {
         let ModifyRow { mods, scores } = self;
-        let terms = Terms::new(simd, &mods, |x| simd.splat(x[0]));
-        let mut row = KeyVectors { mods: &mods, terms, scores, max: simd.zero(), hides: simd.zero() };
+        let vectors = ModVectors::new(simd, &mods, |x| simd.splat(x[0]));
+        let mut row = KeyVectors { mods: &mods, vectors, scores, max: simd.zero(), hides: simd.zero() };
         take(simd, mods.steps(), &mut row);
         RowExtent { max: simd.max_lane(row.max), hides: simd.max_lane(row.hides) > 0.0 }
     }
@@ -378,7 +378,7 @@ impl Kernel for ModifyRow<'_> {
 /// The scores of one query, keys along the lanes.
 struct KeyVectors<'a, S: Simd> {
     mods: &'a TileMods<'a>,
-    terms: Terms<S>,
+    vectors: ModVectors<S>,
     scores: &'a mut [f32],
     /// The largest score of each lane.
     max: S::F32,
@@ -401,7 +401,7 @@ impl<S: Simd> Passes<S> for KeyVectors<'_, S> {
                 _ => simd.zero(),
             };
             let pair = Pair { bias, key, ..Pair::none(simd) };
-            let score = self.terms.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), pair);
+            let score = self.vectors.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), pair);
             simd.store_part(scores, score);
             // Read back twice, for lanes behind the last key: they are neither the largest nor hidden.
             max = simd.max(max, simd.load_part(scores, f32::NEG_INFINITY));

@@ -1,7 +1,7 @@
 //! Rows of memory into the lanes of a panel: square blocks, transposed in registers.
 
 use super::arithmetic::{Bf16Dots, F32Fma, Multiply};
-use super::bf16_pairs::{copy_pair_rows, pairs_in, unfit_rows};
+use super::bf16_pairs::{copy_pair_rows, pairs_in, rows_outside_pair_range};
 use super::shape::MAX_PANEL_LANES;
 use super::widen::widen_group;
 use crate::element::{bf16, with_elements};
@@ -107,7 +107,7 @@ impl PairKernel for PairsIntoLanes<'_> {
         let rows = LaneRows::new(count, row).expect("pairs without gaps");
         // (The factor is for sums: here, it changes nothing.)
         transpose_rows((simd, Bf16Dots { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
-        unfit_rows(self.rows)
+        rows_outside_pair_range(self.rows)
     }
 }
 
@@ -238,16 +238,16 @@ pub(super) fn load_block<S: Simd, M: Multiply<S>>(
     block
 }
 
-/// The answers of `LANES` rows, for `LANES` keys from `at` on.
+/// The masks of `LANES` rows, for `LANES` keys from `at` on.
 #[inline(always)]
-pub(super) fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
+pub(super) fn load_masks<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
     assert!(at + S::LANES <= rows.len());
-    let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
-    for (n, answers) in answers.iter_mut().enumerate().take(S::LANES) {
+    let mut masks = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
+    for (n, masks) in masks.iter_mut().enumerate().take(S::LANES) {
         // SAFETY: LANES elements from `at` on lie inside the row.
-        *answers = unsafe { simd.load_answers(rows.from(first + n, at).as_ptr()) };
+        *masks = unsafe { simd.load_mask(rows.from(first + n, at).as_ptr()) };
     }
-    answers
+    masks
 }
 
 /// Writes the first `LANES` vectors of `block`, `lanes` apart.

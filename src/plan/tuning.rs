@@ -29,20 +29,20 @@ use crate::problem::Dims;
 /// * `halves`: whether keys are of a half type
 pub(super) fn suits_decode(rows: usize, dims: &Dims, level: Level, halves: bool, operands: Operands) -> bool {
     let pairs = operands == Operands::Bf16Pairs;
-    let (always, enough_keys) = if pairs { (6, 256) } else { (8, 128) };
-    if rows <= always {
+    let (always_rows, min_keys) = if pairs { (6, 256) } else { (8, 128) };
+    if rows <= always_rows {
         return true;
     }
-    if dims.head_dim < 64 || dims.seq_kv < enough_keys {
+    if dims.head_dim < 64 || dims.seq_kv < min_keys {
         return false;
     }
-    let (in_one, in_two) = match (pairs, halves || dims.head_dim >= 128) {
+    let (one_vector_rows, two_vector_rows) = match (pairs, halves || dims.head_dim >= 128) {
         (true, _) => (10, 20),
         (false, true) => (12, 24),
         (false, false) => (12, 20),
     };
     // Portable code keeps fewer sums in registers: with 20 rows it takes up to three times as long.
-    rows <= in_one || level != Level::Portable && (17..=in_two).contains(&rows)
+    rows <= one_vector_rows || level != Level::Portable && (17..=two_vector_rows).contains(&rows)
 }
 
 /// Rows of one task of the decode form: all that the plan gives to it, so that keys and values are read once. (With 12, 20
@@ -58,7 +58,7 @@ pub(super) const SPLIT_KEYS: usize = 512;
 pub(super) const DECODE_TILE_KEYS: usize = 256;
 
 /// With so many tasks there is no need to split keys between tasks.
-pub(super) const PLENTY_TASKS: usize = 64;
+pub(super) const ENOUGH_TASKS: usize = 64;
 
 /// Partial results of split keys are kept if there are no more elements of them than this: 1 GiB. One query of 128 values
 /// gets there with 860 million keys.

@@ -15,7 +15,7 @@
 use super::block::{Block, Group, ROWS};
 use crate::element::Bf16Pair;
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
-use crate::kernel::prefetch::{LineShare, Lines, Prefetch};
+use crate::kernel::prefetch::{LoopPrefetch, Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
 use crate::simd::{ByDotTile, Isa, MAX_LANES, Simd, kernel};
@@ -26,18 +26,18 @@ use crate::tensor::matrix::Matrix;
 /// * `keys`: `[keys, head_dim]`, or their pairs, rows without gaps
 /// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros behind the end
 /// * `scores`: `[rows][stride]`, `stride >= keys`
-/// * `ahead`: what to prefetch meanwhile, all of it
+/// * `prefetch`: rows that the first group of query rows prefetch_lines, all of them
 pub(crate) fn scores(
     isa: Isa,
     keys: RowKeys<'_>,
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
-    ahead: &Prefetch,
+    prefetch: &Prefetch,
 ) {
     match keys {
-        RowKeys::Any(keys) => f32_scores(isa, keys, queries, scores, stride, ahead),
-        RowKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, stride, ahead),
+        RowKeys::Any(keys) => f32_scores(isa, keys, queries, scores, stride, prefetch),
+        RowKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, stride, prefetch),
     }
 }
 
@@ -58,9 +58,9 @@ kernel! {
         queries: &'a [f32],
         scores: &'a mut [f32],
         stride: usize,
-        ahead: &'a Prefetch,
+        prefetch: &'a Prefetch,
     ) {
-        with_run!(keys, keys => all_dots((simd, F32Fma::new()), keys, queries, scores, stride, ahead));
+        with_run!(keys, keys => all_dots((simd, F32Fma::new()), keys, queries, scores, stride, prefetch));
     }
 }
 
@@ -73,10 +73,10 @@ kernel! {
         queries: &'a [f32],
         scores: &'a mut [f32],
         stride: usize,
-        ahead: &'a Prefetch,
+        prefetch: &'a Prefetch,
     ) {
         let (keys, factor) = keys;
-        all_dots((simd, Bf16Dots { dots, factor }), keys, queries, scores, stride, ahead);
+        all_dots((simd, Bf16Dots { dots, factor }), keys, queries, scores, stride, prefetch);
     }
 }
 
@@ -88,7 +88,7 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
-    ahead: &Prefetch,
+    prefetch: &Prefetch,
 ) {
     let width = round_up_lanes(keys.cols());
     if width == 0 {
@@ -96,14 +96,14 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     }
     let rows = scores.len() / stride;
     assert!(holds(queries.len(), rows, width) && keys.rows() <= stride);
-    let mut prefetches = ahead.lines();
+    let mut prefetch_lines = prefetch.lines();
     let (mut left, mut to) = (Block::all(keys), scores.as_mut_ptr());
     while left.count > 0 {
         let (block, more) = left.split();
         let mut group = Group { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
         for row in (0..rows).step_by(ROWS) {
             // The first rows prefetch for all.
-            let lines = if row == 0 { &mut prefetches } else { &mut Lines::none() };
+            let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
             let dots = Dots { arithmetic, keys: block, group, lines };
             // SAFETY: the block is of keys without gaps; the group has moved on to `row`, with as many queries and rows of scores
             // from there on, and a row has room for every key (asserted).
@@ -119,7 +119,7 @@ struct Dots<'a, 'l, S: Simd, M: Multiply<S>> {
     arithmetic: (S, M),
     keys: Block<M::Step>,
     group: Group,
-    lines: &'a mut Lines<'l>,
+    lines: &'a mut PrefetchLines<'l>,
 }
 
 impl<S: Simd, M: Multiply<S>> ByDotTile for Dots<'_, '_, S, M> {
@@ -142,7 +142,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
     (simd, multiply): (S, M),
     keys: Block<M::Step>,
     group: Group,
-    lines: &mut Lines<'_>,
+    lines: &mut PrefetchLines<'_>,
 ) {
     const { assert!(R * N * G <= MAX_LANES, "a dot tile has more results than `MAX_LANES`") };
     let Block { mut at, stride, count, cols } = keys;
@@ -150,7 +150,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
     let together = N * G;
     debug_assert!(count > 0 && width >= round_up_lanes(cols));
     let bytes = N * S::LANES * size_of::<M::Step>();
-    let mut share = lines.share(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
+    let mut loop_prefetch = lines.for_loop(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
     // From the first of the keys to each of them. If there are fewer, the last one is repeated.
     let mut offsets = [0; MAX_LANES];
     for (n, offset) in offsets[..together].iter_mut().enumerate() {
@@ -165,7 +165,8 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
                 rows[n] = at.wrapping_offset(offsets[g * N + n]);
             }
             // SAFETY: the rows are keys, and the queries R rows (the caller's promise).
-            let own = unsafe { add_up::<S, M, R, N>((simd, multiply), rows, cols, (queries, width), &mut share) };
+            let own =
+                unsafe { add_up::<S, M, R, N>((simd, multiply), rows, cols, (queries, width), &mut loop_prefetch) };
             for r in 0..R {
                 sums[r * together + g * N..][..N].copy_from_slice(&own[r]);
             }
@@ -222,14 +223,14 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     keys: [*const M::Step; N],
     steps: usize,
     queries: (*const f32, usize),
-    share: &mut LineShare,
+    loop_prefetch: &mut LoopPrefetch,
 ) -> [[S::F32; N]; R] {
     let whole = steps / S::LANES * S::LANES;
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut sums = [[simd.zero(); N]; R];
     let mut e = 0;
     while e < whole {
-        share.ask(simd, e / S::LANES, bytes);
+        loop_prefetch.issue(simd, e / S::LANES, bytes);
         let mut vectors = [simd.zero(); N];
         for n in 0..N {
             // SAFETY: e + LANES <= whole <= steps, so within the row.
@@ -240,7 +241,7 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
         e += S::LANES;
     }
     if whole < steps {
-        share.ask(simd, whole / S::LANES, bytes);
+        loop_prefetch.issue(simd, whole / S::LANES, bytes);
         let mut vectors = [simd.zero(); N];
         for n in 0..N {
             // SAFETY: what is left of the row: the caller's promise.

@@ -1,7 +1,7 @@
 //! The softmax of a few rows, keys along the lanes.
 
 use crate::kernel::prefill::softmax::prob;
-use crate::kernel::state::{FAR, State, base, first_lane, power_of_two, raised};
+use crate::kernel::state::{FAR, State, base, first_lane, power_of_two, raise_max};
 use crate::kernel::tile::RowExtent;
 use crate::simd::{Simd, kernel};
 
@@ -16,11 +16,11 @@ kernel! {
             let scores = simd.load_slice(scores);
             (max, min) = (simd.max(max, scores), simd.min(min, scores));
         }
-        let (mut peak, mut hides) = (simd.max_lane(max), simd.any(simd.eq(min, hidden)));
+        let (mut row_max, mut hides) = (simd.max_lane(max), simd.any(simd.eq(min, hidden)));
         for &score in whole.remainder() {
-            (peak, hides) = (peak.max(score), hides | (score == f32::NEG_INFINITY));
+            (row_max, hides) = (row_max.max(score), hides | (score == f32::NEG_INFINITY));
         }
-        RowExtent { max: peak, hides }
+        RowExtent { max: row_max, hides }
     }
 }
 
@@ -47,13 +47,13 @@ kernel! {
 fn row_softmax<S: Simd>(simd: S, scores: &mut [f32], tile_max: f32, state: &mut State<1>, out: &mut [f32]) {
     if state.max[0] < tile_max {
         let old = simd.splat(state.max[0]);
-        let new = raised(simd, simd.splat(tile_max));
+        let new = raise_max(simd, simd.splat(tile_max));
         let factor = power_of_two(simd, simd.sub(old, new));
         state.max[0] = first_lane(simd, new);
         state.sum[0] *= first_lane(simd, factor);
         scale(simd, out, factor);
     }
-    // As `near` has it, without a way through vectors.
+    // As `max_or_zero` has it, without a way through vectors.
     let mut max = if state.max[0] == f32::NEG_INFINITY { 0.0 } else { state.max[0] };
     if max.abs() > FAR {
         scores.iter_mut().for_each(|score| *score -= max);

@@ -3,7 +3,7 @@
 use super::block::{Block, Group, ROWS};
 use crate::element::Element;
 use crate::kernel::convert::load_from;
-use crate::kernel::prefetch::{Lines, Prefetch};
+use crate::kernel::prefetch::{Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
 use crate::simd::{ByStrip, Simd, kernel};
@@ -15,16 +15,16 @@ kernel! {
     /// * `values`: `[keys, value_dim]`, rows without gaps, any type
     /// * `probs`: `[rows][stride]`, `stride >= keys`
     /// * `out`: `[rows][value_dim rounded up]`
-    /// * `ahead`: what to prefetch meanwhile, all of it
+    /// * `prefetch`: rows that the first group of query rows prefetch_lines, all of them
     pub(crate) fn add_values<'a, S: Simd>(
         simd: S,
         values: Run<'a>,
         probs: &'a [f32],
         out: &'a mut [f32],
         stride: usize,
-        ahead: &'a Prefetch,
+        prefetch: &'a Prefetch,
     ) {
-        with_run!(values, values => add_all(simd, values, probs, out, stride, ahead));
+        with_run!(values, values => add_all(simd, values, probs, out, stride, prefetch));
     }
 }
 
@@ -36,20 +36,20 @@ fn add_all<S: Simd, T: Element>(
     probs: &[f32],
     out: &mut [f32],
     stride: usize,
-    ahead: &Prefetch,
+    prefetch: &Prefetch,
 ) {
     let width = round_up_lanes(values.cols());
     let rows = probs.len() / stride;
     assert!(values.rows() <= stride && holds(out.len(), rows, width));
     let vectors = values.cols() / S::LANES;
-    let mut prefetches = ahead.lines();
+    let mut prefetch_lines = prefetch.lines();
     let (mut left, mut from) = (Block::all(values), probs.as_ptr());
     while left.count > 0 {
         let (block, more) = left.split();
         let mut group = Group { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
         for row in (0..rows).step_by(ROWS) {
             // The first rows prefetch for all.
-            let lines = if row == 0 { &mut prefetches } else { &mut Lines::none() };
+            let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
             let sums = Sums { simd, values: block, group, lines };
             // SAFETY: the block is of values without gaps; the group has moved on to `row`, with as many rows of probs and of
             // `out` from there on, and a row has a prob for every key (asserted).
@@ -65,7 +65,7 @@ struct Sums<'a, 'l, S, T> {
     simd: S,
     values: Block<T>,
     group: Group,
-    lines: &'a mut Lines<'l>,
+    lines: &'a mut PrefetchLines<'l>,
 }
 
 impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
@@ -88,7 +88,7 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     simd: S,
     values: Block<T>,
     group: Group,
-    lines: &mut Lines<'_>,
+    lines: &mut PrefetchLines<'_>,
 ) {
     let wide = values.cols / (N * S::LANES) * (N * S::LANES);
     let whole = values.cols / S::LANES * S::LANES;
@@ -125,7 +125,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
     simd: S,
     values: Block<T>,
     group: Group,
-    lines: &mut Lines<'_>,
+    lines: &mut PrefetchLines<'_>,
 ) {
     let Block { mut at, stride, count, cols } = values;
     let Group { from: probs, from_stride, to: out, to_stride: width } = group;
@@ -137,9 +137,9 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
         }
     }
     let bytes = N * S::LANES * size_of::<T>();
-    let mut share = lines.share(simd, count, bytes, at);
+    let mut loop_prefetch = lines.for_loop(simd, count, bytes, at);
     for j in 0..count {
-        share.ask(simd, j, bytes);
+        loop_prefetch.issue(simd, j, bytes);
         let mut vectors = [simd.zero(); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
             // SAFETY: vector n of row j, or all of it: the caller's promise.

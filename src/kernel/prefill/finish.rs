@@ -10,7 +10,7 @@ use std::ops::Range;
 /// Divides a panel by its sums and writes it as rows of the output, rounded to their type; a query that saw nothing gets zeros.
 ///
 /// * `panel`: `[value_dim rounded up][lanes]`, a lane for each of the rows or more
-/// * `stage`: `lanes * value_dim` elements or more, for output rows with gaps between their elements
+/// * `row_buffer`: `lanes * value_dim` elements or more, for output rows with gaps between their elements
 ///
 /// # Panics
 /// If there are no such rows, or more of them than lanes.
@@ -20,10 +20,10 @@ pub(crate) fn write_panel(
     rows: Range<usize>,
     panel: (&[f32], usize),
     state: &PanelState,
-    stage: &mut [f32],
+    row_buffer: &mut [f32],
 ) {
     assert!(rows.len() <= panel.1);
-    isa.run(WritePanel { to, rows, panel, state, stage });
+    isa.run(WritePanel { to, rows, panel, state, row_buffer });
 }
 
 struct WritePanel<'a, 'r> {
@@ -31,7 +31,7 @@ struct WritePanel<'a, 'r> {
     rows: Range<usize>,
     panel: (&'a [f32], usize),
     state: &'a PanelState,
-    stage: &'a mut [f32],
+    row_buffer: &'a mut [f32],
 }
 
 impl Kernel for WritePanel<'_, '_> {
@@ -39,8 +39,8 @@ impl Kernel for WritePanel<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let WritePanel { to, rows, panel, state, stage } = self;
-        with_elements!(to, to => write_rows(simd, to, rows, panel, state, stage));
+        let WritePanel { to, rows, panel, state, row_buffer } = self;
+        with_elements!(to, to => write_rows(simd, to, rows, panel, state, row_buffer));
     }
 }
 
@@ -51,7 +51,7 @@ fn write_rows<S: Simd, T: Element>(
     rows: Range<usize>,
     panel: (&[f32], usize),
     state: &PanelState,
-    stage: &mut [f32],
+    row_buffer: &mut [f32],
 ) {
     let count = rows.len();
     if to.has_contiguous_rows() {
@@ -63,12 +63,12 @@ fn write_rows<S: Simd, T: Element>(
     }
     let width = to.cols();
     let mut slices = <[&mut [f32]; MAX_PANEL_LANES]>::default();
-    for (slice, stage) in slices.iter_mut().zip(stage.chunks_exact_mut(width)) {
-        *slice = stage;
+    for (slice, buffer) in slices.iter_mut().zip(row_buffer.chunks_exact_mut(width)) {
+        *slice = buffer;
     }
     finish_rows::<S, f32>(simd, panel, state, &mut slices[..count]);
-    for (mut row, stage) in to.rows_mut(rows).zip(stage.chunks_exact(width)) {
-        row.fill_from(stage.iter().map(|&value| T::from_f32(value)));
+    for (mut row, buffer) in to.rows_mut(rows).zip(row_buffer.chunks_exact(width)) {
+        row.fill_from(buffer.iter().map(|&value| T::from_f32(value)));
     }
 }
 

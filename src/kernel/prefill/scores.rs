@@ -15,18 +15,18 @@ use std::ops::Range;
 /// * `keys`: `[rows, head_dim]`, or their pairs, in rows without gaps, any stride: read in place
 /// * `queries`: a packed panel, `[head_dim or pairs][lanes]` (more rows are ignored), `lanes` being the length of `max`
 /// * `scores`: `[rows][lanes]`, written
-/// * `ahead`: what to prefetch meanwhile
+/// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn scores(
     isa: Isa,
     keys: PanelKeys<'_>,
     queries: &[f32],
     scores: &mut [f32],
     max: &mut [f32],
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) {
     match keys {
-        PanelKeys::Wide(keys) => f32_scores(isa, keys, queries, scores, max, ahead),
-        PanelKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, max, ahead),
+        PanelKeys::Wide(keys) => f32_scores(isa, keys, queries, scores, max, prefetch),
+        PanelKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, max, prefetch),
     }
 }
 
@@ -56,9 +56,9 @@ kernel! {
         queries: &'a [f32],
         scores: &'a mut [f32],
         max: &'a mut [f32],
-        ahead: &'a mut Prefetch,
+        prefetch: &'a mut Prefetch,
     ) {
-        panel_scores((simd, F32Fma::new()), keys, queries, scores, max, ahead);
+        panel_scores((simd, F32Fma::new()), keys, queries, scores, max, prefetch);
     }
 }
 
@@ -71,10 +71,10 @@ kernel! {
         queries: &'a [f32],
         scores: &'a mut [f32],
         max: &'a mut [f32],
-        ahead: &'a mut Prefetch,
+        prefetch: &'a mut Prefetch,
     ) {
         let (keys, factor) = keys;
-        panel_scores((simd, Bf16Dots { dots, factor }), keys, queries, scores, max, ahead);
+        panel_scores((simd, Bf16Dots { dots, factor }), keys, queries, scores, max, prefetch);
     }
 }
 
@@ -85,11 +85,11 @@ fn panel_scores<S: Simd, M: Multiply<S>>(
     queries: &[f32],
     scores: &mut [f32],
     max: &mut [f32],
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) {
     match max.len() / S::LANES {
-        1 => block_scores::<S, M, 1>(arithmetic, keys, queries, scores, max, ahead),
-        2 => block_scores::<S, M, 2>(arithmetic, keys, queries, scores, max, ahead),
+        1 => block_scores::<S, M, 1>(arithmetic, keys, queries, scores, max, prefetch),
+        2 => block_scores::<S, M, 2>(arithmetic, keys, queries, scores, max, prefetch),
         vectors => unreachable!("a panel of {vectors} vectors"),
     }
 }
@@ -102,13 +102,13 @@ fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
     queries: &[f32],
     scores: &mut [f32],
     max: &mut [f32],
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) {
     let lanes = V * S::LANES;
     assert!(max.len() == lanes && keys.has_contiguous_rows());
     assert!(holds(queries.len(), keys.cols(), lanes) && holds(scores.len(), keys.rows(), lanes));
     let mut block = Block::<S, M, V> {
-        ahead,
+        prefetch,
         arithmetic: (simd, multiply),
         keys: Left { at: keys.as_ptr(), row: keys.row_stride(), step: 1 },
         queries: queries.as_ptr(),
@@ -136,7 +136,7 @@ fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
 
 /// Some keys against the panel.
 struct Block<'a, S: Simd, M: Multiply<S>, const V: usize> {
-    ahead: &'a mut Prefetch,
+    prefetch: &'a mut Prefetch,
     arithmetic: (S, M),
     keys: Left<M::Step>,
     queries: *const f32,
@@ -153,7 +153,8 @@ impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for Block<'_, S, M, V> {
         let (simd, _) = self.arithmetic;
         let queries = Right { at: self.queries, step: (V * S::LANES) as isize };
         // SAFETY: the caller's promise.
-        let scores = unsafe { product::<S, M, f32, R, V>(self.arithmetic, self.keys, queries, self.steps, self.ahead) };
+        let scores =
+            unsafe { product::<S, M, f32, R, V>(self.arithmetic, self.keys, queries, self.steps, self.prefetch) };
         for (r, row) in scores.into_iter().enumerate() {
             for (v, scores) in row.into_iter().enumerate() {
                 self.max[v] = simd.max(self.max[v], scores);

@@ -12,11 +12,11 @@
 //!
 //! m is set [`SLACK`](crate::kernel::state::SLACK) above the maximum that moved it. So it moves rarely, and P never exceeds 1.
 
-use crate::kernel::state::{FAR, PanelState, base, near, power_of_two, raised};
+use crate::kernel::state::{FAR, PanelState, base, max_or_zero, power_of_two, raise_max};
 use crate::simd::exp::{ROUND, exp2_fractions};
 use crate::simd::{Simd, kernel};
 
-/// Scores are raised to this. It is far enough below any m within `FAR` that the prob is 0, and near enough to 0 that every step
+/// Scores are raise_max to this. It is far enough below any m within `FAR` that the prob is 0, and near enough to 0 that every step
 /// of the formula stays finite. -inf, which marks hidden keys, becomes this.
 const LOWEST: f32 = -8_388_608.0; // -2^23
 
@@ -62,7 +62,7 @@ fn panel_softmax<S: Simd, const V: usize>(
         let passed = simd.lt(max[v], tile_max[v]);
         if simd.any(passed) {
             let old = max[v];
-            max[v] = simd.select(passed, raised(simd, tile_max[v]), old);
+            max[v] = simd.select(passed, raise_max(simd, tile_max[v]), old);
             factors[v] = simd.select(passed, power_of_two(simd, simd.sub(old, max[v])), simd.splat(1.0));
             moved = true;
         }
@@ -81,7 +81,7 @@ fn panel_softmax<S: Simd, const V: usize>(
     let mut any_far = false;
     let mut shift = [simd.zero(); V];
     for v in 0..V {
-        max[v] = near(simd, max[v]);
+        max[v] = max_or_zero(simd, max[v]);
         let far = simd.lt(simd.splat(FAR), simd.abs(max[v]));
         if simd.any(far) {
             shift[v] = simd.select(far, max[v], simd.zero());

@@ -18,18 +18,18 @@ kernel! {
     /// * `probs`: `[keys][lanes]`
     /// * `out`: `[value_dim][lanes]` (more rows are left alone), and whether this is the first sum: then it is written over
     ///   what is there
-    /// * `ahead`: what to prefetch meanwhile
+    /// * `prefetch`: rows to prefetch between the multiply-adds
     pub(crate) fn add_values<'a, S: Simd>(
         simd: S,
         values: (&'a [f32], ValueBlocks, usize),
         probs: &'a [f32],
         out: (&'a mut [f32], bool),
         lanes: usize,
-        ahead: &'a mut Prefetch,
+        prefetch: &'a mut Prefetch,
     ) {
         match lanes / S::LANES {
-            1 => add_blocks::<S, 1>(simd, values, probs, out, ahead),
-            2 => add_blocks::<S, 2>(simd, values, probs, out, ahead),
+            1 => add_blocks::<S, 1>(simd, values, probs, out, prefetch),
+            2 => add_blocks::<S, 2>(simd, values, probs, out, prefetch),
             vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }
@@ -41,7 +41,7 @@ fn add_blocks<S: Simd, const V: usize>(
     (values, blocks, first): (&[f32], ValueBlocks, usize),
     probs: &[f32],
     (out, is_first): (&mut [f32], bool),
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) {
     let lanes = V * S::LANES;
     let keys = probs.len() / lanes;
@@ -53,7 +53,7 @@ fn add_blocks<S: Simd, const V: usize>(
         let products = EvenBlocks::new(dims.len(), product_rows::<S>(V));
         for part in (0..products.count).map(|p| products.range(p)) {
             let mut block = Block::<S, V> {
-                ahead: &mut *ahead,
+                prefetch: &mut *prefetch,
                 simd,
                 values: Left { at: values.wrapping_add(part.start), row: 1, step: dims.len() as isize },
                 probs: probs.as_ptr(),
@@ -70,7 +70,7 @@ fn add_blocks<S: Simd, const V: usize>(
 
 /// Some dimensions of the values for the panel.
 struct Block<'a, S: Simd, const V: usize> {
-    ahead: &'a mut Prefetch,
+    prefetch: &'a mut Prefetch,
     simd: S,
     values: Left<f32>,
     probs: *const f32,
@@ -87,7 +87,7 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
         let arithmetic = (self.simd, F32Fma::new());
         let probs = Right { at: self.probs, step: (V * S::LANES) as isize };
         // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, _, f32, R, V>(arithmetic, self.values, probs, self.keys, self.ahead) };
+        let sums = unsafe { product::<S, _, f32, R, V>(arithmetic, self.values, probs, self.keys, self.prefetch) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 let out = self.out.wrapping_add((r * V + v) * S::LANES);
@@ -116,13 +116,13 @@ kernel! {
         sums: &'a mut [f32],
         out: (&'a mut [f32], bool),
         lanes: usize,
-        ahead: &'a mut Prefetch,
+        prefetch: &'a mut Prefetch,
     ) -> bool {
         let (out, is_first) = out;
         let width = values.cols();
         assert!(holds(out.len(), lanes, width));
         let sums = &mut sums[..lanes * width];
-        let not_finite = with_run!(values, values => sum_rows(simd, values, probs, sums, lanes, ahead));
+        let not_finite = with_run!(values, values => sum_rows(simd, values, probs, sums, lanes, prefetch));
         if not_finite {
             return false;
         }
@@ -140,7 +140,7 @@ fn sum_rows<S: Simd, T: Element>(
     probs: &[f32],
     sums: &mut [f32],
     lanes: usize,
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) -> bool {
     let width = values.cols();
     assert!(values.has_contiguous_rows() && width.is_multiple_of(S::LANES) && lanes.is_multiple_of(S::LANES));
@@ -151,7 +151,7 @@ fn sum_rows<S: Simd, T: Element>(
     for rows in (0..queries.count).map(|b| queries.range(b)) {
         for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
             let mut block = RowBlock {
-                ahead: &mut *ahead,
+                prefetch: &mut *prefetch,
                 simd,
                 probs: Left { at: probs[rows.start..].as_ptr(), row: 1, step: lanes as isize },
                 values: Right { at: values.as_ptr().wrapping_add(d), step: values.row_stride() },
@@ -177,7 +177,7 @@ fn sum_rows<S: Simd, T: Element>(
 
 /// Some queries' sums of some dimensions.
 struct RowBlock<'a, S: Simd, T> {
-    ahead: &'a mut Prefetch,
+    prefetch: &'a mut Prefetch,
     simd: S,
     probs: Left<f32>,
     values: Right<T>,
@@ -197,7 +197,7 @@ impl<S: Simd, T: Element> RowBlock<'_, S, T> {
     unsafe fn sum<const R: usize, const V: usize>(&mut self) {
         let arithmetic = (self.simd, F32Fma::new());
         // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.probs, self.values, self.keys, self.ahead) };
+        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.probs, self.values, self.keys, self.prefetch) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 self.finite = self.simd.mul_add(sum, self.simd.zero(), self.finite);
