@@ -93,7 +93,7 @@ impl TileMods<'_> {
 
 /// What is known of a vector of pairs; anything where no step asks for it.
 #[derive(Clone, Copy)]
-struct Pair<S: Simd> {
+struct PairInputs<S: Simd> {
     bias: S::F32,
     /// What a boolean mask says.
     attends: S::Mask,
@@ -139,8 +139,8 @@ impl<S: Simd> ModVectors<S> {
 
     /// Takes `STEPS` with the scores of a vector of pairs; the others cost nothing.
     #[inline(always)]
-    fn apply<const STEPS: u8>(&self, mut score: S::F32, pair: Pair<S>) -> S::F32 {
-        let (simd, Pair { bias, attends, key }) = (self.simd, pair);
+    fn apply<const STEPS: u8>(&self, mut score: S::F32, pair: PairInputs<S>) -> S::F32 {
+        let (simd, PairInputs { bias, attends, key }) = (self.simd, pair);
         let hidden = simd.splat(f32::NEG_INFINITY);
         if STEPS & step::CAP != 0 {
             score = Softcap::apply(simd, score, self.cap);
@@ -166,7 +166,7 @@ impl<S: Simd> ModVectors<S> {
 }
 
 /// Scores that are passed over, whichever way they lie.
-trait Passes<S: Simd> {
+trait ScorePass<S: Simd> {
     /// Takes some steps with each score, and finds what the scores then are like.
     fn pass<const STEPS: u8>(&mut self, simd: S);
 }
@@ -174,7 +174,7 @@ trait Passes<S: Simd> {
 /// Takes `steps`, each in a pass of its own (but for a bias, which is read once): so each pass is a loop without branches.
 /// Without steps, there is still a pass.
 #[inline(always)]
-fn take<S: Simd>(simd: S, steps: u8, scores: &mut impl Passes<S>) {
+fn apply_steps<S: Simd>(simd: S, steps: u8, scores: &mut impl ScorePass<S>) {
     const BIAS_THAT_HIDES: u8 = step::BIAS | step::HIDE_BY_BIAS;
     if steps == 0 {
         scores.pass::<0>(simd);
@@ -225,7 +225,7 @@ impl Kernel for ModifyPanel<'_> {
             let place = (lanes, at);
             let mut vectors =
                 LaneVectors { first: mods.first, vectors, tensors, scores: &mut *scores, place, before, max: before };
-            take(simd, steps, &mut vectors);
+            apply_steps(simd, steps, &mut vectors);
             simd.store_slice(&mut max[at..], vectors.max);
         }
     }
@@ -253,21 +253,21 @@ struct LaneVectors<'a, S: Simd> {
     max: S::F32,
 }
 
-impl<S: Simd> Passes<S> for LaneVectors<'_, S> {
+impl<S: Simd> ScorePass<S> for LaneVectors<'_, S> {
     #[inline(always)]
     fn pass<const STEPS: u8>(&mut self, simd: S) {
         self.max = self.before;
         match self.tensors {
             Some((tensors, at)) if STEPS & step::HIDE_BY_MASK != 0 => {
-                self.transposed::<STEPS, f32>(simd, (None, tensors.mask.as_ref()), at);
+                self.pass_with_tensors::<STEPS, f32>(simd, (None, tensors.mask.as_ref()), at);
             }
             Some((tensors, at)) if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 => match &tensors.bias {
                 None => unreachable!("a step of a bias, without one"),
-                Some(ByElement::F32(bias)) => self.transposed::<STEPS, f32>(simd, (Some(bias), None), at),
-                Some(ByElement::F16(bias)) => self.transposed::<STEPS, f16>(simd, (Some(bias), None), at),
-                Some(ByElement::Bf16(bias)) => self.transposed::<STEPS, bf16>(simd, (Some(bias), None), at),
+                Some(ByElement::F32(bias)) => self.pass_with_tensors::<STEPS, f32>(simd, (Some(bias), None), at),
+                Some(ByElement::F16(bias)) => self.pass_with_tensors::<STEPS, f16>(simd, (Some(bias), None), at),
+                Some(ByElement::Bf16(bias)) => self.pass_with_tensors::<STEPS, bf16>(simd, (Some(bias), None), at),
             },
-            _ => self.plain::<STEPS>(simd),
+            _ => self.pass_without_tensors::<STEPS>(simd),
         }
     }
 }
@@ -275,13 +275,13 @@ impl<S: Simd> Passes<S> for LaneVectors<'_, S> {
 impl<S: Simd> LaneVectors<'_, S> {
     /// Steps that need no tensor.
     #[inline(always)]
-    fn plain<const STEPS: u8>(&mut self, simd: S) {
+    fn pass_without_tensors<const STEPS: u8>(&mut self, simd: S) {
         let (lanes, lane) = self.place;
         let mut key = self.first as f32;
         let mut max = self.max;
         for scores in self.scores.chunks_exact_mut(lanes) {
             let scores = &mut scores[lane..lane + S::LANES];
-            let pair = Pair { key: simd.splat(key), ..Pair::none(simd) };
+            let pair = PairInputs { key: simd.splat(key), ..PairInputs::none(simd) };
             let score = self.vectors.apply::<STEPS>(simd.load_slice(scores), pair);
             max = simd.max(max, score);
             simd.store_slice(scores, score);
@@ -294,7 +294,7 @@ impl<S: Simd> LaneVectors<'_, S> {
     ///
     /// * `at`: the number in those rows of the first key
     #[inline(always)]
-    fn transposed<const STEPS: u8, T: Element>(
+    fn pass_with_tensors<const STEPS: u8, T: Element>(
         &mut self,
         simd: S,
         (bias, mask): (Option<&LaneRows<'_, T>>, Option<&LaneRows<'_, u8>>),
@@ -303,19 +303,19 @@ impl<S: Simd> LaneVectors<'_, S> {
         let keys = self.scores.len() / self.place.0;
         let whole = keys / S::LANES * S::LANES;
         for first in (0..whole).step_by(S::LANES) {
-            self.block::<STEPS, T>(simd, (bias, mask), at + first, first..first + S::LANES);
+            self.tensor_block::<STEPS, T>(simd, (bias, mask), at + first, first..first + S::LANES);
         }
         if whole < keys {
             let bias = bias.map(|rows| rows.rest(at + whole));
             let mask = mask.map(|rows| rows.rest(at + whole));
             let (bias, mask) = (bias.as_ref().map(LaneRows::of_rest), mask.as_ref().map(LaneRows::of_rest));
-            self.block::<STEPS, T>(simd, (bias.as_ref(), mask.as_ref()), 0, whole..keys);
+            self.tensor_block::<STEPS, T>(simd, (bias.as_ref(), mask.as_ref()), 0, whole..keys);
         }
     }
 
     /// At most `LANES` keys; the rows have as many elements from `at` on.
     #[inline(always)]
-    fn block<const STEPS: u8, T: Element>(
+    fn tensor_block<const STEPS: u8, T: Element>(
         &mut self,
         simd: S,
         (bias, mask): (Option<&LaneRows<'_, T>>, Option<&LaneRows<'_, u8>>),
@@ -323,7 +323,7 @@ impl<S: Simd> LaneVectors<'_, S> {
         keys: Range<usize>,
     ) {
         let (lanes, lane) = self.place;
-        let none = Pair::none(simd);
+        let none = PairInputs::none(simd);
         let biases = match bias {
             Some(bias) => simd.transpose(load_block((simd, F32Fma::new()), bias, lane, at)),
             None => [none.bias; MAX_LANES],
@@ -339,7 +339,7 @@ impl<S: Simd> LaneVectors<'_, S> {
                 break;
             }
             let to = scores.as_mut_ptr().wrapping_add(n * lanes + lane);
-            let pair = Pair { bias: biases[n], attends: masks[n], ..none };
+            let pair = PairInputs { bias: biases[n], attends: masks[n], ..none };
             // SAFETY: lanes from `lane` on of one of the `lanes` scores of key n, which is one of `keys`.
             let score = self.vectors.apply::<STEPS>(unsafe { simd.load(to) }, pair);
             self.max = simd.max(self.max, score);
@@ -349,11 +349,11 @@ impl<S: Simd> LaneVectors<'_, S> {
     }
 }
 
-impl<S: Simd> Pair<S> {
+impl<S: Simd> PairInputs<S> {
     /// Of which nothing is known.
     #[inline(always)]
     fn none(simd: S) -> Self {
-        Pair { bias: simd.zero(), attends: simd.eq(simd.zero(), simd.zero()), key: simd.zero() }
+        PairInputs { bias: simd.zero(), attends: simd.eq(simd.zero(), simd.zero()), key: simd.zero() }
     }
 }
 
@@ -370,7 +370,7 @@ impl Kernel for ModifyRow<'_> {
         let ModifyRow { mods, scores } = self;
         let vectors = ModVectors::new(simd, &mods, |x| simd.splat(x[0]));
         let mut row = KeyVectors { mods: &mods, vectors, scores, max: simd.zero(), hides: simd.zero() };
-        take(simd, mods.steps(), &mut row);
+        apply_steps(simd, mods.steps(), &mut row);
         RowExtent { max: simd.max_lane(row.max), hides: simd.max_lane(row.hides) > 0.0 }
     }
 }
@@ -386,7 +386,7 @@ struct KeyVectors<'a, S: Simd> {
     hides: S::F32,
 }
 
-impl<S: Simd> Passes<S> for KeyVectors<'_, S> {
+impl<S: Simd> ScorePass<S> for KeyVectors<'_, S> {
     #[inline(always)]
     fn pass<const STEPS: u8>(&mut self, simd: S) {
         let none = simd.splat(f32::NEG_INFINITY);
@@ -400,7 +400,7 @@ impl<S: Simd> Passes<S> for KeyVectors<'_, S> {
                 }
                 _ => simd.zero(),
             };
-            let pair = Pair { bias, key, ..Pair::none(simd) };
+            let pair = PairInputs { bias, key, ..PairInputs::none(simd) };
             let score = self.vectors.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), pair);
             simd.store_part(scores, score);
             // Read back twice, for lanes behind the last key: they are neither the largest nor hidden.

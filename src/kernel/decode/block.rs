@@ -11,17 +11,17 @@ pub(super) const BLOCK_KEYS: usize = 32;
 
 /// Some neighbouring keys, or their values: rows of `cols` elements without gaps, `stride` apart.
 ///
-/// (Pointers in registers and not a view, like [`Group`]. With views cut from views, the address of a block's first load came
+/// (Pointers in registers and not a view, like [`RowGroup`]. With views cut from views, the address of a block's first load came
 /// out of memory, by way of other addresses that did, and the multipliers waited meanwhile: a tenth of decoding.)
 #[derive(Clone, Copy)]
-pub(super) struct Block<T> {
+pub(super) struct RowBlock<T> {
     pub(super) at: *const T,
     pub(super) stride: isize,
     pub(super) count: usize,
     pub(super) cols: usize,
 }
 
-impl<T: Copy> Block<T> {
+impl<T: Copy> RowBlock<T> {
     #[inline(always)]
     pub(super) fn all(rows: Matrix<'_, T>) -> Self {
         assert!(rows.has_contiguous_rows());
@@ -40,14 +40,14 @@ impl<T: Copy> Block<T> {
 /// Rows that share each load. The f32 that a row multiplies with start `from_stride` after those of the row before; its results
 /// go `to_stride` after.
 #[derive(Clone, Copy)]
-pub(super) struct Group {
+pub(super) struct RowGroup {
     pub(super) from: *const f32,
     pub(super) from_stride: usize,
     pub(super) to: *mut f32,
     pub(super) to_stride: usize,
 }
 
-impl Group {
+impl RowGroup {
     /// The next [`ROWS`] rows.
     #[inline(always)]
     pub(super) fn next(self) -> Self {

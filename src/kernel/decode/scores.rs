@@ -12,7 +12,7 @@
 //!
 //! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
 
-use super::block::{Block, Group, ROWS};
+use super::block::{RowBlock, RowGroup, ROWS};
 use crate::element::Bf16Pair;
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use crate::kernel::prefetch::{LoopPrefetch, Prefetch, PrefetchLines};
@@ -97,10 +97,10 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     let rows = scores.len() / stride;
     assert!(holds(queries.len(), rows, width) && keys.rows() <= stride);
     let mut prefetch_lines = prefetch.lines();
-    let (mut left, mut to) = (Block::all(keys), scores.as_mut_ptr());
+    let (mut left, mut to) = (RowBlock::all(keys), scores.as_mut_ptr());
     while left.count > 0 {
         let (block, more) = left.split();
-        let mut group = Group { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
+        let mut group = RowGroup { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
         for row in (0..rows).step_by(ROWS) {
             // The first rows prefetch for all.
             let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
@@ -117,8 +117,8 @@ fn all_dots<S: Simd, M: Multiply<S>>(
 /// The keys of a block against some queries.
 struct Dots<'a, 'l, S: Simd, M: Multiply<S>> {
     arithmetic: (S, M),
-    keys: Block<M::Step>,
-    group: Group,
+    keys: RowBlock<M::Step>,
+    group: RowGroup,
     lines: &'a mut PrefetchLines<'l>,
 }
 
@@ -132,7 +132,7 @@ impl<S: Simd, M: Multiply<S>> ByDotTile for Dots<'_, '_, S, M> {
     }
 }
 
-/// The dot products of R queries with the keys of a block, G times N keys at a time, which are folded together.
+/// The dot products of R queries with the keys of a block, G times N keys at a time, which are folded keys_per_tile.
 ///
 /// # Safety
 /// * `keys` has a row at least, and all of its rows are valid for reads of `cols` elements
@@ -140,20 +140,20 @@ impl<S: Simd, M: Multiply<S>> ByDotTile for Dots<'_, '_, S, M> {
 #[inline(always)]
 unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>(
     (simd, multiply): (S, M),
-    keys: Block<M::Step>,
-    group: Group,
+    keys: RowBlock<M::Step>,
+    group: RowGroup,
     lines: &mut PrefetchLines<'_>,
 ) {
     const { assert!(R * N * G <= MAX_LANES, "a dot tile has more results than `MAX_LANES`") };
-    let Block { mut at, stride, count, cols } = keys;
-    let Group { from: queries, from_stride: width, to: mut scores, to_stride } = group;
-    let together = N * G;
+    let RowBlock { mut at, stride, count, cols } = keys;
+    let RowGroup { from: queries, from_stride: width, to: mut scores, to_stride } = group;
+    let keys_per_tile = N * G;
     debug_assert!(count > 0 && width >= round_up_lanes(cols));
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut loop_prefetch = lines.for_loop(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
     // From the first of the keys to each of them. If there are fewer, the last one is repeated.
     let mut offsets = [0; MAX_LANES];
-    for (n, offset) in offsets[..together].iter_mut().enumerate() {
+    for (n, offset) in offsets[..keys_per_tile].iter_mut().enumerate() {
         *offset = stride.wrapping_mul(n.min(count - 1) as isize);
     }
     let mut left = count;
@@ -166,30 +166,30 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
             }
             // SAFETY: the rows are keys, and the queries R rows (the caller's promise).
             let own =
-                unsafe { add_up::<S, M, R, N>((simd, multiply), rows, cols, (queries, width), &mut loop_prefetch) };
+                unsafe { lane_sums::<S, M, R, N>((simd, multiply), rows, cols, (queries, width), &mut loop_prefetch) };
             for r in 0..R {
-                sums[r * together + g * N..][..N].copy_from_slice(&own[r]);
+                sums[r * keys_per_tile + g * N..][..N].copy_from_slice(&own[r]);
             }
         }
-        let folded = fold_lanes::<S, M>((simd, multiply), sums, R * together);
+        let folded = fold_lanes::<S, M>((simd, multiply), sums, R * keys_per_tile);
         let (mut from, mut to) = (folded.as_ptr(), scores);
         for _ in 0..R {
             // SAFETY: a score for each of these keys, or for as many as there are, in R rows (the caller's promise).
             unsafe {
-                if count >= together {
-                    to.copy_from_nonoverlapping(from, together); // as a vector
+                if count >= keys_per_tile {
+                    to.copy_from_nonoverlapping(from, keys_per_tile); // as a vector
                 } else {
                     to.copy_from_nonoverlapping(from, count);
                 }
             }
-            (from, to) = (from.wrapping_add(together), to.wrapping_add(to_stride));
+            (from, to) = (from.wrapping_add(keys_per_tile), to.wrapping_add(to_stride));
         }
-        if left <= together {
+        if left <= keys_per_tile {
             return;
         }
-        // The last keys that go together end with the last key: some of their scores may be formed once more.
-        left -= together;
-        let step = together.min(left);
+        // The last keys that go keys_per_tile end with the last key: some of their scores may be formed once more.
+        left -= keys_per_tile;
+        let step = keys_per_tile.min(left);
         at = at.wrapping_offset(stride.wrapping_mul(step as isize));
         scores = scores.wrapping_add(step);
     }
@@ -218,7 +218,7 @@ fn fold_lanes<S: Simd, M: Multiply<S>>(
 /// * each of `keys` is valid for reads of `steps`
 /// * `queries` are R rows of `steps`, rounded up, as far apart as its second number says
 #[inline(always)]
-unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
+unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     (simd, multiply): (S, M),
     keys: [*const M::Step; N],
     steps: usize,

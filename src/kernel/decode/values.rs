@@ -1,6 +1,6 @@
 //! `O += P V` for a few rows: values along the lanes.
 
-use super::block::{Block, Group, ROWS};
+use super::block::{RowBlock, RowGroup, ROWS};
 use crate::element::Element;
 use crate::kernel::convert::load_from;
 use crate::kernel::prefetch::{Prefetch, PrefetchLines};
@@ -43,10 +43,10 @@ fn add_all<S: Simd, T: Element>(
     assert!(values.rows() <= stride && holds(out.len(), rows, width));
     let vectors = values.cols() / S::LANES;
     let mut prefetch_lines = prefetch.lines();
-    let (mut left, mut from) = (Block::all(values), probs.as_ptr());
+    let (mut left, mut from) = (RowBlock::all(values), probs.as_ptr());
     while left.count > 0 {
         let (block, more) = left.split();
-        let mut group = Group { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
+        let mut group = RowGroup { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
         for row in (0..rows).step_by(ROWS) {
             // The first rows prefetch for all.
             let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
@@ -63,8 +63,8 @@ fn add_all<S: Simd, T: Element>(
 /// The values of a block for some rows.
 struct Sums<'a, 'l, S, T> {
     simd: S,
-    values: Block<T>,
-    group: Group,
+    values: RowBlock<T>,
+    group: RowGroup,
     lines: &'a mut PrefetchLines<'l>,
 }
 
@@ -86,16 +86,16 @@ impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
 #[inline(always)]
 unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     simd: S,
-    values: Block<T>,
-    group: Group,
+    values: RowBlock<T>,
+    group: RowGroup,
     lines: &mut PrefetchLines<'_>,
 ) {
     let wide = values.cols / (N * S::LANES) * (N * S::LANES);
     let whole = values.cols / S::LANES * S::LANES;
     let mut d = 0;
     while d < whole {
-        let values = Block { at: values.at.wrapping_add(d), cols: values.cols - d, ..values };
-        let group = Group { to: group.to.wrapping_add(d), ..group };
+        let values = RowBlock { at: values.at.wrapping_add(d), cols: values.cols - d, ..values };
+        let group = RowGroup { to: group.to.wrapping_add(d), ..group };
         // SAFETY: as many vectors from d on as are within the row; the caller's promise.
         unsafe {
             if d < wide {
@@ -108,8 +108,8 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
         }
     }
     if whole < values.cols {
-        let values = Block { at: values.at.wrapping_add(whole), cols: values.cols - whole, ..values };
-        let group = Group { to: group.to.wrapping_add(whole), ..group };
+        let values = RowBlock { at: values.at.wrapping_add(whole), cols: values.cols - whole, ..values };
+        let group = RowGroup { to: group.to.wrapping_add(whole), ..group };
         // SAFETY: the rest of each row, rounded up; the caller's promise.
         unsafe { strip::<S, T, R, 1, false>(simd, values, group, lines) };
     }
@@ -123,12 +123,12 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
 #[inline(always)]
 unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE: bool>(
     simd: S,
-    values: Block<T>,
-    group: Group,
+    values: RowBlock<T>,
+    group: RowGroup,
     lines: &mut PrefetchLines<'_>,
 ) {
-    let Block { mut at, stride, count, cols } = values;
-    let Group { from: probs, from_stride, to: out, to_stride: width } = group;
+    let RowBlock { mut at, stride, count, cols } = values;
+    let RowGroup { from: probs, from_stride, to: out, to_stride: width } = group;
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
         for (n, sum) in sums.iter_mut().enumerate() {

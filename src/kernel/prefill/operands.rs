@@ -78,7 +78,7 @@ impl<'a> TileOperands<'a> {
         };
         let keys = match (task.operands, task.keys.slice_rows(keys)) {
             (Operands::Bf16Pairs, Run::Bf16(keys)) => PanelKeys::Pairs(key_pairs(keys, buffers.keys), task.factor),
-            (_, keys) => PanelKeys::Wide(as_f32(isa, keys, buffers.keys)),
+            (_, keys) => PanelKeys::F32(as_f32(isa, keys, buffers.keys)),
         };
         TileOperands { keys, values }
     }

@@ -25,7 +25,7 @@ pub(crate) fn scores(
     prefetch: &mut Prefetch,
 ) {
     match keys {
-        PanelKeys::Wide(keys) => f32_scores(isa, keys, queries, scores, max, prefetch),
+        PanelKeys::F32(keys) => f32_scores(isa, keys, queries, scores, max, prefetch),
         PanelKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, max, prefetch),
     }
 }
@@ -34,7 +34,7 @@ pub(crate) fn scores(
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PanelKeys<'a> {
     /// As f32.
-    Wide(Matrix<'a, f32>),
+    F32(Matrix<'a, f32>),
     /// As pairs, and the factor of the sums of their products.
     Pairs(Matrix<'a, Bf16Pair>, f32),
 }
@@ -42,7 +42,7 @@ pub(crate) enum PanelKeys<'a> {
 impl PanelKeys<'_> {
     pub(crate) fn slice_rows(&self, range: Range<usize>) -> Self {
         match self {
-            PanelKeys::Wide(keys) => PanelKeys::Wide(keys.slice_rows(range)),
+            PanelKeys::F32(keys) => PanelKeys::F32(keys.slice_rows(range)),
             PanelKeys::Pairs(keys, factor) => PanelKeys::Pairs(keys.slice_rows(range), *factor),
         }
     }
@@ -107,7 +107,7 @@ fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
     let lanes = V * S::LANES;
     assert!(max.len() == lanes && keys.has_contiguous_rows());
     assert!(holds(queries.len(), keys.cols(), lanes) && holds(scores.len(), keys.rows(), lanes));
-    let mut block = Block::<S, M, V> {
+    let mut block = ScoreTile::<S, M, V> {
         prefetch,
         arithmetic: (simd, multiply),
         keys: Left { at: keys.as_ptr(), row: keys.row_stride(), step: 1 },
@@ -135,7 +135,7 @@ fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
 }
 
 /// Some keys against the panel.
-struct Block<'a, S: Simd, M: Multiply<S>, const V: usize> {
+struct ScoreTile<'a, S: Simd, M: Multiply<S>, const V: usize> {
     prefetch: &'a mut Prefetch,
     arithmetic: (S, M),
     keys: Left<M::Step>,
@@ -145,7 +145,7 @@ struct Block<'a, S: Simd, M: Multiply<S>, const V: usize> {
     max: [S::F32; V],
 }
 
-impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for Block<'_, S, M, V> {
+impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for ScoreTile<'_, S, M, V> {
     /// # Safety
     /// * `keys` is valid for R rows of `steps`, `queries` for as many, `scores` for writes of R rows
     #[inline(always)]

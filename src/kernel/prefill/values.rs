@@ -52,7 +52,7 @@ fn add_blocks<S: Simd, const V: usize>(
         let values = values[blocks.offset(b) + first * dims.len()..].as_ptr();
         let products = EvenBlocks::new(dims.len(), product_rows::<S>(V));
         for part in (0..products.count).map(|p| products.range(p)) {
-            let mut block = Block::<S, V> {
+            let mut block = ValueTile::<S, V> {
                 prefetch: &mut *prefetch,
                 simd,
                 values: Left { at: values.wrapping_add(part.start), row: 1, step: dims.len() as isize },
@@ -69,7 +69,7 @@ fn add_blocks<S: Simd, const V: usize>(
 }
 
 /// Some dimensions of the values for the panel.
-struct Block<'a, S: Simd, const V: usize> {
+struct ValueTile<'a, S: Simd, const V: usize> {
     prefetch: &'a mut Prefetch,
     simd: S,
     values: Left<f32>,
@@ -79,7 +79,7 @@ struct Block<'a, S: Simd, const V: usize> {
     is_first: bool,
 }
 
-impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
+impl<S: Simd, const V: usize> ByRows<S> for ValueTile<'_, S, V> {
     /// # Safety
     /// * `values` is valid for R rows of `keys` steps, `probs` for `keys` steps, `out` for reads and writes of R rows
     #[inline(always)]
@@ -150,7 +150,7 @@ fn sum_rows<S: Simd, T: Element>(
     let queries = EvenBlocks::new(lanes, product_rows::<S>(PANEL_VECTORS));
     for rows in (0..queries.count).map(|b| queries.range(b)) {
         for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
-            let mut block = RowBlock {
+            let mut block = RowTile {
                 prefetch: &mut *prefetch,
                 simd,
                 probs: Left { at: probs[rows.start..].as_ptr(), row: 1, step: lanes as isize },
@@ -164,9 +164,9 @@ fn sum_rows<S: Simd, T: Element>(
             // are as long, are whole vectors (asserted above); no more rows than `product_rows` of two vectors, nor of one.
             unsafe {
                 if d + PANEL_VECTORS * S::LANES <= width {
-                    by_rows::<S, PANEL_VECTORS>(rows.len(), &mut Wide::<S, _, PANEL_VECTORS>(&mut block));
+                    by_rows::<S, PANEL_VECTORS>(rows.len(), &mut RowTileVectors::<S, _, PANEL_VECTORS>(&mut block));
                 } else {
-                    by_rows::<S, 1>(rows.len(), &mut Wide::<S, _, 1>(&mut block));
+                    by_rows::<S, 1>(rows.len(), &mut RowTileVectors::<S, _, 1>(&mut block));
                 }
             }
             finite = block.finite;
@@ -176,7 +176,7 @@ fn sum_rows<S: Simd, T: Element>(
 }
 
 /// Some queries' sums of some dimensions.
-struct RowBlock<'a, S: Simd, T> {
+struct RowTile<'a, S: Simd, T> {
     prefetch: &'a mut Prefetch,
     simd: S,
     probs: Left<f32>,
@@ -189,7 +189,7 @@ struct RowBlock<'a, S: Simd, T> {
     finite: S::F32,
 }
 
-impl<S: Simd, T: Element> RowBlock<'_, S, T> {
+impl<S: Simd, T: Element> RowTile<'_, S, T> {
     /// # Safety
     /// * `probs` is valid for R rows of `keys` steps, `values` for V vectors at as many, `sums` for writes of V vectors in R
     ///   rows
@@ -208,12 +208,12 @@ impl<S: Simd, T: Element> RowBlock<'_, S, T> {
     }
 }
 
-/// A [`RowBlock`] of V vectors.
-struct Wide<'b, 'a, S: Simd, T, const V: usize>(&'b mut RowBlock<'a, S, T>);
+/// A [`RowTile`] of V vectors.
+struct RowTileVectors<'b, 'a, S: Simd, T, const V: usize>(&'b mut RowTile<'a, S, T>);
 
-impl<S: Simd, T: Element, const V: usize> ByRows<S> for Wide<'_, '_, S, T, V> {
+impl<S: Simd, T: Element, const V: usize> ByRows<S> for RowTileVectors<'_, '_, S, T, V> {
     /// # Safety
-    /// As [`RowBlock::sum`].
+    /// As [`RowTile::sum`].
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
         // SAFETY: the caller's promise.
