@@ -1,4 +1,4 @@
-//! The form for many rows: a block of rows against tile after tile of keys.
+//! The form for many query rows. A task's rows are multiplied with one tile of keys after the other.
 //!
 //! ```text
 //! load      for each panel of the block:        queries into lanes                     transpose.rs
@@ -11,9 +11,10 @@
 //! finish    for each panel:  out[lane][d] = O[d][lane] / l[lane]                        prefill/finish.rs
 //! ```
 //!
-//! A *panel* is some query rows side by side in the lanes: a vector holds the same element of as many queries as it has lanes.
-//! Both products broadcast an element of the left operand and multiply it into vectors of queries ([`super::product`]), so
-//! maximum and sum are vertical, no horizontal operation remains, and what one product writes is what the next one reads.
+//! A *panel* is a set of query rows side by side in the lanes: each lane of a vector holds the same element of another query.
+//! Both products broadcast an element of the left operand and multiply it into vectors of queries ([`super::product`]). So
+//! maximum and sum are vertical operations, there are no horizontal ones, and the second product reads what the first one
+//! wrote.
 
 pub(super) mod finish;
 mod operands;
@@ -43,10 +44,10 @@ use softmax::softmax;
 use std::ops::Range;
 use values::add_values_in_place;
 
-/// A block of rows on its way through the keys.
+/// The state of a prefill task between its tiles.
 pub(crate) struct Prefill<'t, 'a> {
     task: &'t TaskInput<'a>,
-    /// Where the keys of the task end, and what to prefetch while the last tile is worked on.
+    /// The end of the keys that are stepped over, and the rows to prefetch during the last tile.
     end: usize,
     last_prefetch: Prefetch,
     layout: Layout,
@@ -59,15 +60,15 @@ pub(crate) struct Prefill<'t, 'a> {
     buffers: PanelBuffers<'t>,
 }
 
-/// What is filled anew for each panel and tile.
+/// Buffers that are written anew for each panel and tile.
 struct PanelBuffers<'t> {
-    /// `[keys][lanes]`: scores, then probabilities.
+    /// `[keys][lanes]`: scores, then probs.
     scores: &'t mut [f32],
-    /// The scores, kept where probabilities alone don't tell hidden keys from faint ones.
+    /// A copy of the scores, where probs alone don't tell a hidden key from one whose prob is 0 by underflow.
     kept_scores: &'t mut [f32],
     /// Bias and boolean mask of each lane, where the tensors' rows have gaps: `[lanes][keys]`.
     tensor_rows: &'t mut [f32],
-    /// Rows on their way into lanes or out of them.
+    /// Rows before they are transposed into lanes, or after they are transposed back.
     row_buffer: &'t mut [f32],
 }
 
@@ -77,7 +78,7 @@ struct Tile<'o> {
     operands: TileOperands<'o>,
 }
 
-/// Scores of a panel: the keys that they are of, and the largest score of each lane.
+/// The keys that a panel has scores for, and the largest score of each lane.
 pub(super) struct PanelScores {
     seen: Range<usize>,
     max: [f32; MAX_PANEL_LANES],
@@ -155,8 +156,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
 }
 
 impl Prefill<'_, '_> {
-    /// The scores of the task's only panel for a tile of keys, modified and hidden, handed to `visit`: the keys that the panel
-    /// sees by its position, and `[keys][lanes]`. Nothing where it sees none of them.
+    /// Computes the scores of the task's only panel for a tile of keys, with modifications and masks applied. Calls `visit`
+    /// with the keys that the panel sees by position, the scores, `[keys][lanes]`, and the number of lanes; does not call it if
+    /// the panel sees no key.
     pub(crate) fn visit_scores(&mut self, keys: Range<usize>, visit: impl FnOnce(Range<usize>, &[f32], usize)) {
         let Prefill { task, layout, panels, queries, operands, buffers, .. } = self;
         let [panel] = &**panels else { unreachable!("a task of {} panels", panels.len()) };
@@ -171,7 +173,7 @@ impl Prefill<'_, '_> {
     }
 }
 
-/// Queries into lanes.
+/// Transposes a panel's queries into lanes.
 fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], row_buffer: &mut [f32]) {
     let to = (to, panel.lanes.count);
     match (task.operands, task.queries.slice(panel.lanes.rows.clone())) {
@@ -182,7 +184,7 @@ fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], row_buffe
     }
 }
 
-/// Keys and values of a task.
+/// The keys and values of a tile.
 fn prefetch_keys(task: &TaskInput<'_>, keys: Range<usize>) -> Prefetch {
     let mut prefetch = Prefetch::none();
     prefetch.add_run(task.keys.slice_rows(keys.clone()));
@@ -190,8 +192,8 @@ fn prefetch_keys(task: &TaskInput<'_>, keys: Range<usize>) -> Prefetch {
     prefetch
 }
 
-/// What is needed after the last tile: the rows that the task writes; then the first tile of the task after it, unless that is
-/// of the same head, whose keys are in cache; and its queries.
+/// The rows that are needed after the last tile: the output rows of the task, then the first tile of the next task, then its
+/// queries. The tile is left out if the next task has the same keys, because these are in cache.
 fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Option<&TaskOutput<'_>>) -> Prefetch {
     let mut prefetch = Prefetch::none();
     if let Some(output) = output {
@@ -208,7 +210,7 @@ fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Opt
     prefetch
 }
 
-/// What bias and mask say about some rows.
+/// The bias and mask elements of `rows` for `keys`.
 fn prefetch_score_tensors(task: &TaskInput<'_>, rows: Range<usize>, keys: Range<usize>) -> Prefetch {
     let mut prefetch = Prefetch::none();
     if let Some(bias) = task.bias_rows {
@@ -220,12 +222,12 @@ fn prefetch_score_tensors(task: &TaskInput<'_>, rows: Range<usize>, keys: Range<
     prefetch
 }
 
-/// Parts of the products that form the scores of `keys` keys for a panel of `lanes` lanes.
+/// Prefetching parts of the products that form the scores of `keys` keys for a panel of `lanes` lanes.
 fn score_parts(task: &TaskInput<'_>, keys: usize, lanes: usize) -> usize {
     keys.div_ceil(panel_product_rows(task.isa, lanes)) * prefetch_parts(score_steps(task))
 }
 
-/// Parts of a panel's products over a tile that can prefetch what comes after it: all that don't prefetch bias and mask.
+/// Parts of a panel's products over a tile that can prefetch the next tile: all but those that prefetch bias and mask.
 fn next_tile_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>) -> usize {
     let keys = lanes.cover.seen(tile).len();
     let scores = if task.has_score_tensors() { 0 } else { score_parts(task, keys, lanes.count) };
@@ -233,7 +235,8 @@ fn next_tile_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>)
     scores + products * prefetch_parts(keys)
 }
 
-/// Scores of a panel for a tile, as the softmax is to see them; `None` where no key is visible. `buffers.scores` holds them.
+/// Computes the scores of a panel for a tile into `buffers.scores`, with modifications and masks applied. `None` if no key is
+/// visible.
 fn panel_scores(
     task: &TaskInput<'_>,
     tile: &Tile<'_>,
@@ -249,7 +252,7 @@ fn panel_scores(
     }
     let (isa, lanes) = (task.isa, panel.lanes.count);
 
-    // 1. What masks and score modifications say. Memory brings the rows of tensors while the scores are formed.
+    // 1. Masks and score modifications. Rows of tensors are prefetched while the scores are formed.
     let mut tensor_prefetch = None;
     let mut tensors = None;
     if task.has_score_tensors() {
@@ -264,7 +267,7 @@ fn panel_scores(
     let prefetch = tensor_prefetch.as_mut().unwrap_or(prefetch);
     let mods = LaneMods::new(task, &panel.lanes, &seen);
 
-    // 2. Scores. The part that every lane sees needs no look at single pairs.
+    // 2. Scores. In the part that every lane sees, no pair has to be compared with bounds.
     let scores = &mut buffers.scores[..seen.len() * lanes];
     let (mut max, mut raw_max) = ([f32::NEG_INFINITY; MAX_PANEL_LANES], [f32::NEG_INFINITY; MAX_PANEL_LANES]);
     for part in panel.lanes.cover.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
@@ -287,7 +290,7 @@ fn panel_scores(
     Some(PanelScores { seen, max })
 }
 
-/// Turns the scores of a panel into probabilities, and adds its values times these.
+/// Turns the scores of a panel into probs, and adds the values times the probs to the output.
 fn add_panel_values(
     task: &TaskInput<'_>,
     tile: &mut Tile<'_>,
@@ -302,7 +305,8 @@ fn add_panel_values(
     let scores = &mut buffers.scores[..seen.len() * lanes];
     let is_first = !std::mem::replace(&mut panel.started, true);
 
-    // 3. Softmax. Even where all keys are seen, scores may be needed afterwards: one that overflowed to -inf hides its key.
+    // 3. Softmax: scores now become probs. The scores are kept even if all keys are visible, because one that overflowed to
+    //    -inf hides its key.
     let kept = &mut buffers.kept_scores[..scores.len()];
     if !tile.operands.values.are_finite() {
         kept.copy_from_slice(scores);
@@ -323,7 +327,8 @@ fn add_panel_values(
     }
 }
 
-/// As [`scores::scores`], for a panel in which some lanes can't be formed from pairs of bf16: theirs are formed from f32.
+/// As [`scores::scores`], for a panel with lanes whose queries are outside the range of pairs: their scores are formed from
+/// f32.
 ///
 /// * `row_scores`, `query`: buffers
 fn scores_with_f32_lanes(
