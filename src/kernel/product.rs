@@ -1,4 +1,4 @@
-//! The matrix product of a register tile: scores and values are both made of it.
+//! The matrix product of one register tile, which forms both scores and values.
 
 use crate::element::Element;
 use crate::kernel::arithmetic::Multiply;
@@ -6,7 +6,7 @@ use crate::kernel::prefetch::Prefetch;
 use crate::kernel::shape::{MAX_PRODUCT_ROWS, product_rows};
 use crate::simd::Simd;
 
-/// A left operand, read one step at a time: step s of row r is at `at.offset(r * row + s * step)`.
+/// A left operand: step s of row r is at `at.offset(r * row + s * step)`.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct Left<A> {
     pub(in crate::kernel) at: *const A,
@@ -14,7 +14,7 @@ pub(in crate::kernel) struct Left<A> {
     pub(in crate::kernel) step: isize,
 }
 
-/// A right operand of `V` vectors a step: those of step s start at `at.offset(s * step)`.
+/// A right operand: the `V` vectors of step s start at `at.offset(s * step)`.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct Right<B> {
     pub(in crate::kernel) at: *const B,
@@ -24,8 +24,8 @@ pub(in crate::kernel) struct Right<B> {
 /// `C[r][lane] = sum over s of A[r][s] * B[s][lane]`, in `R * V` registers.
 ///
 /// Each step broadcasts R elements (or pairs, as `multiply` says) of A and multiplies them into V vectors of B: R * V
-/// multiply-adds for R + V loads. Two multiply-adds can start in a cycle and each takes four, so eight chains or more keep
-/// the multipliers busy.
+/// multiply-adds for R + V loads. Two multiply-adds can start in each cycle and each takes four cycles, so eight chains or more
+/// keep the multipliers busy.
 ///
 /// # Safety
 /// * `a` is valid for reads of every element with r < R and s < steps
@@ -41,11 +41,10 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
     let mut c = [[simd.zero(); V]; R];
     let (mut at, mut from, mut of_product) =
         (RowPointers::<_, R>::new(simd, a), b.at, prefetch.for_product(prefetch_parts(steps)));
-    // Unrolled: address arithmetic and the test for the loop's end take one instruction slot in four, and the rest is left to
-    // multiply-adds.
+    // Unrolled, so that address arithmetic and the test for the loop's end take only one instruction slot in four.
     for n in 0..steps / UNROLL {
-        // Prefetch for the next tile. (The processor prefetches the operands of this tile's next product by itself. With
-        // prefetches for those, too, short sequences took 3% longer.)
+        // Prefetch for the next tile. The processor prefetches the operands of this tile's next product by itself: with
+        // prefetches for those, short sequences took 3% longer.
         if n % (LINE_STEPS / UNROLL) == 0 {
             of_product.issue(simd);
         }
@@ -72,10 +71,10 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
     c
 }
 
-/// Where the rows of a left operand are at some step.
+/// Pointers to the rows of a left operand at one step.
 ///
-/// Up to eight rows are addressed from the first one's pointer. With more, every third row has a pointer of its own: the compiler
-/// would keep each row's distance from the first one in memory, and read it back at every step.
+/// Up to eight rows are addressed from the first row's pointer. With more rows, every third row has its own pointer, because
+/// otherwise the compiler keeps each row's distance from the first one in memory and loads it at every step.
 #[derive(Clone, Copy)]
 struct RowPointers<A, const R: usize> {
     thirds: [*const A; MAX_PRODUCT_ROWS.div_ceil(3)],
@@ -83,7 +82,7 @@ struct RowPointers<A, const R: usize> {
 }
 
 impl<A, const R: usize> RowPointers<A, R> {
-    /// Whether the first row's pointer does for all.
+    /// Whether all rows are addressed from the first row's pointer.
     const ONE_POINTER: bool = R <= 8;
 
     #[inline(always)]
@@ -98,7 +97,7 @@ impl<A, const R: usize> RowPointers<A, R> {
         RowPointers { thirds, row: a.row }
     }
 
-    /// Row `3 * n + r`. (Called at a step only, so the row lies inside its tensor, and no product overflows.)
+    /// Row `3 * n + r`. It is called at a step only, so the row lies inside its tensor and the product does not overflow.
     #[inline(always)]
     fn row(self, n: usize, r: usize) -> *const A {
         if Self::ONE_POINTER {
@@ -120,12 +119,12 @@ impl<A, const R: usize> RowPointers<A, R> {
 /// Steps in a cache line of f32, or of pairs of bf16.
 const LINE_STEPS: usize = 16;
 
-/// Parts of a product of `steps` steps: it prefetches once in each.
+/// Parts of a product of `steps` steps. The product issues prefetches once in each part.
 pub(crate) fn prefetch_parts(steps: usize) -> usize {
     (steps / UNROLL).div_ceil(LINE_STEPS / UNROLL)
 }
 
-/// Steps of a product between two tests for its end.
+/// Steps of a product between two tests for the loop's end.
 const UNROLL: usize = 4;
 
 /// `c[r][lane] += A[r] * B[lane]` for one step.
@@ -144,7 +143,7 @@ unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usi
         // SAFETY: vector v < V: the caller's promise.
         *lanes = unsafe { simd.load_as(b.wrapping_add(v * S::LANES)) };
     }
-    // (In threes: the compiler gives up unrolling sixteen rows.)
+    // In groups of three, because the compiler does not unroll sixteen rows.
     let (threes, rest) = c.as_chunks_mut::<3>();
     for (n, three) in threes.iter_mut().enumerate() {
         for (r, c) in three.iter_mut().enumerate() {
@@ -158,7 +157,7 @@ unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usi
     }
 }
 
-/// Work on a product of `R` rows, whichever R it is.
+/// Work on a product of `R` rows, generic over R.
 pub(in crate::kernel) trait ByRows<S: Simd> {
     /// # Safety
     /// As each implementation says.
@@ -174,8 +173,7 @@ pub(in crate::kernel) unsafe fn by_rows<S: Simd, const V: usize>(rows: usize, bo
     macro_rules! call {
         ($($r:literal)+) => {
             match rows {
-                // Row counts beyond the level's registers are not compiled.
-                // SAFETY: the caller's promise.
+                // Row counts above the level's register tile are not compiled. SAFETY: the caller's promise.
                 $($r if const { $r <= product_rows::<S>(V) } => unsafe { body.call::<$r>() },)+
                 _ => unreachable!("a product of {rows} rows"),
             }

@@ -1,11 +1,11 @@
-//! Scratch memory of one worker, kept from task to task and from call to call.
+//! The scratch memory of one worker, reused for all its tasks and calls.
 
 #![forbid(unsafe_code)]
 
 use super::lanes::LaneSpans;
 use super::panel::Panel;
 
-/// What one worker needs.
+/// The scratch memory of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     /// Operands and scores of a tile.
@@ -25,8 +25,8 @@ impl Scratch {
             + self.row_spans.capacity() * size_of::<LaneSpans<1>>()
     }
 
-    /// Grows every worker's scratch to the largest size that any worker needed: tasks are claimed dynamically, so the next
-    /// call may give the largest task to any worker, which shall not allocate then.
+    /// Grows every worker's scratch to the largest size that any worker needed. Tasks are claimed dynamically, so the next call
+    /// may give the largest task to any worker, and must not allocate then.
     pub(crate) fn grow_to_largest(workers: &mut [Scratch]) {
         let largest = |len: fn(&Scratch) -> usize| workers.iter().map(len).max().unwrap_or(0);
         let tile = largest(|scratch| scratch.tile.memory.len());
@@ -42,13 +42,13 @@ impl Scratch {
     }
 }
 
-/// Floats that are cut into named buffers.
+/// A growing array of floats, cut into buffers for each task.
 #[derive(Debug, Default)]
 pub(crate) struct Floats {
     memory: Vec<f32>,
 }
 
-/// Elements of a cache line. A vector that straddles two lines costs two loads, so buffers start at a line.
+/// Elements of a cache line. Buffers start at a line, because a vector that straddles two lines costs two loads.
 const LINE_ELEMENTS: usize = 16;
 
 impl Floats {
@@ -63,7 +63,7 @@ impl Floats {
         }
     }
 
-    /// Buffers of the given lengths, each at the start of a cache line. What they hold is left from before.
+    /// Buffers of the given lengths, each at the start of a cache line. They hold stale data.
     pub(crate) fn buffers<const N: usize>(&mut self, lengths: [usize; N]) -> [&mut [f32]; N] {
         let padded = lengths.map(|length| length.next_multiple_of(LINE_ELEMENTS));
         let needed = padded.iter().sum::<usize>() + LINE_ELEMENTS;
@@ -71,8 +71,8 @@ impl Floats {
         let skip = self.memory.as_ptr().align_offset(LINE_ELEMENTS * size_of::<f32>()).min(LINE_ELEMENTS);
         let mut rest = &mut self.memory[skip..];
         std::array::from_fn(|n| {
-            let (buffer, behind) = std::mem::take(&mut rest).split_at_mut(padded[n]);
-            rest = behind;
+            let (buffer, after) = std::mem::take(&mut rest).split_at_mut(padded[n]);
+            rest = after;
             &mut buffer[..lengths[n]]
         })
     }

@@ -9,7 +9,7 @@ use std::f64::consts::LN_2;
 /// only after scores have grown by this much, and probs keep 118 of their 126 binary orders of magnitude.
 pub(crate) const SLACK: f32 = 8.0;
 
-/// Beyond this, `magic - m` is no longer exact: such a lane's scores are brought max_or_zero 0 by subtracting m first.
+/// Above this magnitude of m, `magic - m` is not exact. In such lanes, m is subtracted from the scores first.
 pub(super) const FAR: f32 = 2_097_152.0; // 2^21
 
 /// The states of `N` rows: maximum and sum of the scores so far. The states of disjoint sets of keys merge into the state of

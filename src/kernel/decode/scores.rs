@@ -1,18 +1,13 @@
-//! The scores of a few rows, keys along the lanes.
-//!
-//! With a query or two the lanes of a panel would be empty, and the work is to stream K and V through the processor once:
-//! four bytes of f32 for each multiply-add of a lone query. So a vector holds neighbouring elements of one key (or value), in
-//! the type of the cache, and each is multiplied with every query of the group while it is in a register.
+//! The scores of few query rows: elements of keys along the lanes.
 //!
 //! ```text
-//! scores   S[r][j] = sum_e Q[r][e] * K[j][e]      a partial sum in each lane, folded at the end
-//! probs    P[r][j] = 2^(S[r][j] - m[r])           as in prefill, with keys in the lanes
-//! values   O[r][d] += P[r][j] * V[j][d]           one chain over the keys for each element of O
+//! scores[r][j] = sum_e queries[r][e] * keys[j][e]      LANES partial sums, folded at the end
 //! ```
 //!
-//! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
+//! Each score has its own chains in a fixed order, so its bits don't depend on the rows beside it. `decode.rs` says why
+//! elements lie along the lanes.
 
-use super::block::{RowBlock, RowGroup, ROWS};
+use super::block::{ROWS, RowBlock, RowGroup};
 use crate::element::Bf16Pair;
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use crate::kernel::prefetch::{LoopPrefetch, Prefetch, PrefetchLines};
@@ -24,7 +19,7 @@ use crate::tensor::matrix::Matrix;
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
 ///
 /// * `keys`: `[keys, head_dim]`, or their pairs, rows without gaps
-/// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros behind the end
+/// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros after the last element
 /// * `scores`: `[rows][stride]`, `stride >= keys`
 /// * `prefetch`: rows that the first group of query rows prefetch_lines, all of them
 pub(crate) fn scores(
@@ -44,9 +39,9 @@ pub(crate) fn scores(
 /// Keys, as the dot products read them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowKeys<'a> {
-    /// Of any type, to be widened.
+    /// Elements of any type, to be widened.
     Any(Run<'a>),
-    /// As pairs, and the factor of the sums of their products.
+    /// Pairs of bf16, and the factor that the sums of products are multiplied with.
     Pairs(Matrix<'a, Bf16Pair>, f32),
 }
 
@@ -65,7 +60,7 @@ kernel! {
 }
 
 kernel! {
-    /// [`scores`] of pairs of bf16, times the factor.
+    /// [`scores`] of keys as pairs of bf16.
     fn pair_scores<'a, S: Simd, D: PairDots>(
         simd: S,
         dots: D,
@@ -102,11 +97,11 @@ fn all_dots<S: Simd, M: Multiply<S>>(
         let (block, more) = left.split();
         let mut group = RowGroup { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
         for row in (0..rows).step_by(ROWS) {
-            // The first rows prefetch for all.
+            // The first group of rows prefetches.
             let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
             let dots = Dots { arithmetic, keys: block, group, lines };
-            // SAFETY: the block is of keys without gaps; the group has moved on to `row`, with as many queries and rows of scores
-            // from there on, and a row has room for every key (asserted).
+            // SAFETY: the block is of keys without gaps; the group starts at `row`, so there are `rows - row` queries and rows
+            // of scores from there on, and a row has a score for every key (asserted).
             unsafe { S::dot_tile(ROWS.min(rows - row), dots) };
             group = group.next();
         }
@@ -114,7 +109,7 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     }
 }
 
-/// The keys of a block against some queries.
+/// The product of a group's queries and a block of keys.
 struct Dots<'a, 'l, S: Simd, M: Multiply<S>> {
     arithmetic: (S, M),
     keys: RowBlock<M::Step>,
@@ -132,11 +127,11 @@ impl<S: Simd, M: Multiply<S>> ByDotTile for Dots<'_, '_, S, M> {
     }
 }
 
-/// The dot products of R queries with the keys of a block, G times N keys at a time, which are folded keys_per_tile.
+/// The dot products of R queries with the keys of a block. `G * N` keys at a time have their lanes folded together.
 ///
 /// # Safety
 /// * `keys` has a row at least, and all of its rows are valid for reads of `cols` elements
-/// * `group` has R queries of `keys.cols` elements, rounded up, and room for R rows of a score for each key
+/// * `group` has R queries of `keys.cols` elements, rounded up, and R rows of scores, one for each key, that may be written
 #[inline(always)]
 unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>(
     (simd, multiply): (S, M),
@@ -151,7 +146,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
     debug_assert!(count > 0 && width >= round_up_lanes(cols));
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut loop_prefetch = lines.for_loop(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
-    // From the first of the keys to each of them. If there are fewer, the last one is repeated.
+    // The offset of each key from the first one. If the block has fewer keys, its last key is repeated.
     let mut offsets = [0; MAX_LANES];
     for (n, offset) in offsets[..keys_per_tile].iter_mut().enumerate() {
         *offset = stride.wrapping_mul(n.min(count - 1) as isize);
@@ -174,7 +169,8 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
         let folded = fold_lanes::<S, M>((simd, multiply), sums, R * keys_per_tile);
         let (mut from, mut to) = (folded.as_ptr(), scores);
         for _ in 0..R {
-            // SAFETY: a score for each of these keys, or for as many as there are, in R rows (the caller's promise).
+            // SAFETY: a score for each of these keys, or for each of the block's `count` keys, in R rows (the caller's
+            // promise).
             unsafe {
                 if count >= keys_per_tile {
                     to.copy_from_nonoverlapping(from, keys_per_tile); // as a vector
@@ -187,7 +183,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
         if left <= keys_per_tile {
             return;
         }
-        // The last keys that go keys_per_tile end with the last key: some of their scores may be formed once more.
+        // The last tile ends at the last key, so it may form some scores a second time.
         left -= keys_per_tile;
         let step = keys_per_tile.min(left);
         at = at.wrapping_offset(stride.wrapping_mul(step as isize));
@@ -195,7 +191,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
     }
 }
 
-/// The sum of the lanes of each of the first `count` vectors, finished: `LANES` vectors at a time.
+/// Sums the lanes of each of the first `count` vectors and finishes the sums, `LANES` vectors at a time.
 #[inline(always)]
 fn fold_lanes<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
@@ -212,11 +208,11 @@ fn fold_lanes<S: Simd, M: Multiply<S>>(
     folded
 }
 
-/// The products of R queries with N keys, added up lane by lane.
+/// The products of R queries with N keys, summed lane by lane.
 ///
 /// # Safety
 /// * each of `keys` is valid for reads of `steps`
-/// * `queries` are R rows of `steps`, rounded up, as far apart as its second number says
+/// * `queries` are R rows of `steps`, rounded up; the second number is the distance between rows
 #[inline(always)]
 unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     (simd, multiply): (S, M),
@@ -244,11 +240,11 @@ unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
         loop_prefetch.issue(simd, whole / S::LANES, bytes);
         let mut vectors = [simd.zero(); N];
         for n in 0..N {
-            // SAFETY: what is left of the row: the caller's promise.
+            // SAFETY: the rest of the row: the caller's promise.
             let rest = unsafe { std::slice::from_raw_parts(keys[n].wrapping_add(whole), steps - whole) };
             vectors[n] = multiply.load_part(simd, rest);
         }
-        // SAFETY: rounded up, the queries have `whole` elements and another vector (the caller's promise).
+        // SAFETY: rounded up, the queries have `whole` elements and one more vector (the caller's promise).
         unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, whole, &mut sums) };
     }
     sums

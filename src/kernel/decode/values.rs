@@ -1,6 +1,6 @@
-//! `O += P V` for a few rows: values along the lanes.
+//! `O += P V` for few query rows, with values along the lanes.
 
-use super::block::{RowBlock, RowGroup, ROWS};
+use super::block::{ROWS, RowBlock, RowGroup};
 use crate::element::Element;
 use crate::kernel::convert::load_from;
 use crate::kernel::prefetch::{Prefetch, PrefetchLines};
@@ -28,7 +28,7 @@ kernel! {
     }
 }
 
-/// The sums of all rows, [`ROWS`] rows at a time.
+/// Adds to the sums of all rows, [`ROWS`] rows at a time.
 #[inline(always)]
 fn add_all<S: Simd, T: Element>(
     simd: S,
@@ -48,11 +48,11 @@ fn add_all<S: Simd, T: Element>(
         let (block, more) = left.split();
         let mut group = RowGroup { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
         for row in (0..rows).step_by(ROWS) {
-            // The first rows prefetch for all.
+            // The first group of rows prefetches.
             let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
             let sums = Sums { simd, values: block, group, lines };
-            // SAFETY: the block is of values without gaps; the group has moved on to `row`, with as many rows of probs and of
-            // `out` from there on, and a row has a prob for every key (asserted).
+            // SAFETY: the block is of values without gaps; the group starts at `row`, so probs and `out` have `rows - row` rows
+            // from there on, and a row has a prob for every key (asserted).
             unsafe { S::strip(ROWS.min(rows - row), vectors, sums) };
             group = group.next();
         }
@@ -60,7 +60,7 @@ fn add_all<S: Simd, T: Element>(
     }
 }
 
-/// The values of a block for some rows.
+/// The product of a group's probs and a block of values.
 struct Sums<'a, 'l, S, T> {
     simd: S,
     values: RowBlock<T>,
@@ -78,7 +78,8 @@ impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
     }
 }
 
-/// Sums of R rows, strip after strip of N vectors. What is left is done a vector at a time, and the last one may be a part.
+/// Adds to the sums of R rows, one strip of N vectors after the other. The remaining vectors are done one at a time; the last
+/// one may be partial.
 ///
 /// # Safety
 /// * all rows of `values` are valid for reads of `cols` elements
@@ -96,7 +97,7 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     while d < whole {
         let values = RowBlock { at: values.at.wrapping_add(d), cols: values.cols - d, ..values };
         let group = RowGroup { to: group.to.wrapping_add(d), ..group };
-        // SAFETY: as many vectors from d on as are within the row; the caller's promise.
+        // SAFETY: the vectors from d on that the strip reads are within the row; the caller's promise.
         unsafe {
             if d < wide {
                 strip::<S, T, R, N, true>(simd, values, group, lines);
@@ -115,7 +116,7 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     }
 }
 
-/// The first N vectors of each row of values; or, unless `WHOLE`, a row's only one, which is less than a vector.
+/// Adds to the first N vectors of each sum. Unless `WHOLE`, rows of values have less than one vector, and N is 1.
 ///
 /// # Safety
 /// * all rows of `values` are valid for reads of N vectors, or of `cols` elements, less than a vector
@@ -142,7 +143,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
         loop_prefetch.issue(simd, j, bytes);
         let mut vectors = [simd.zero(); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
-            // SAFETY: vector n of row j, or all of it: the caller's promise.
+            // SAFETY: vector n of row j, or all of the row: the caller's promise.
             *vector = unsafe {
                 match WHOLE {
                     true => simd.load_as(at.wrapping_add(n * S::LANES)),
@@ -168,8 +169,8 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
 }
 
 kernel! {
-    /// As [`add_values`], leaving out values whose score is -inf instead of multiplying them by 0: for tiles that hold NaN or
-    /// infinite values and hidden keys. Plain and slow; the chains are the same.
+    /// As [`add_values`], but values whose score is -inf are skipped, not multiplied by 0. It is for tiles that have both
+    /// hidden keys and values that are NaN or infinite. The loop is simple and slow; the chains are the same.
     pub(crate) fn add_visible_values<'a, S: Simd>(
         simd: S,
         values: Run<'a>,

@@ -1,4 +1,4 @@
-//! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
+//! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest score of each query.
 
 use crate::element::Bf16Pair;
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
@@ -9,11 +9,11 @@ use crate::simd::{Isa, Simd, kernel};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
-/// Writes `scores[j][lane] = sum over e of keys[j][e] * queries[e][lane]`, times the factor that comes with pairs, and raises
-/// `max[lane]` to the largest of them.
+/// Writes `scores[j][lane] = sum over e of keys[j][e] * queries[e][lane]`, and raises `max[lane]` to the largest of them.
+/// Scores from pairs are also multiplied with the factor of [`PanelKeys::Pairs`].
 ///
-/// * `keys`: `[rows, head_dim]`, or their pairs, in rows without gaps, any stride: read in place
-/// * `queries`: a packed panel, `[head_dim or pairs][lanes]` (more rows are ignored), `lanes` being the length of `max`
+/// * `keys`: `[rows, head_dim]`, or their pairs; rows without gaps, at any stride
+/// * `queries`: a panel, `[head_dim or pairs][lanes]`, where `lanes` is the length of `max`; any further rows are ignored
 /// * `scores`: `[rows][lanes]`, written
 /// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn scores(
@@ -30,12 +30,12 @@ pub(crate) fn scores(
     }
 }
 
-/// Keys of a tile, as the product reads them.
+/// The keys of a tile, as the product reads them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PanelKeys<'a> {
     /// As f32.
     F32(Matrix<'a, f32>),
-    /// As pairs, and the factor of the sums of their products.
+    /// As pairs, and the factor that the sums of products are multiplied with.
     Pairs(Matrix<'a, Bf16Pair>, f32),
 }
 
@@ -63,7 +63,7 @@ kernel! {
 }
 
 kernel! {
-    /// [`scores`] of pairs of bf16, times the factor.
+    /// [`scores`] of keys as pairs of bf16.
     fn pair_scores<'a, S: Simd, D: PairDots>(
         simd: S,
         dots: D,
@@ -94,7 +94,7 @@ fn panel_scores<S: Simd, M: Multiply<S>>(
     }
 }
 
-/// The scores of block after block of keys. A block has at most as many keys as a product has rows.
+/// The scores of one block of keys after the other. A block has at most `product_rows` keys.
 #[inline(always)]
 fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
     (simd, multiply): (S, M),
@@ -125,7 +125,7 @@ fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
         // Wrapping: keys of no elements may have any stride.
         let offset = keys.row_stride().wrapping_mul(rows.start as isize);
         block.keys.at = keys.as_ptr().wrapping_offset(offset);
-        // SAFETY: these rows of the keys and of the scores, which are there (asserted above); no more than `product_rows`.
+        // SAFETY: these rows of the keys and of the scores exist (asserted above), and they are no more than `product_rows`.
         unsafe { by_rows::<S, V>(rows.len(), &mut block) };
         block.scores = block.scores.wrapping_add(rows.len() * lanes);
     }
@@ -134,7 +134,7 @@ fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
     }
 }
 
-/// Some keys against the panel.
+/// The product of a block of keys and the panel's queries.
 struct ScoreTile<'a, S: Simd, M: Multiply<S>, const V: usize> {
     prefetch: &'a mut Prefetch,
     arithmetic: (S, M),
@@ -147,7 +147,7 @@ struct ScoreTile<'a, S: Simd, M: Multiply<S>, const V: usize> {
 
 impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for ScoreTile<'_, S, M, V> {
     /// # Safety
-    /// * `keys` is valid for R rows of `steps`, `queries` for as many, `scores` for writes of R rows
+    /// * `keys` is valid for R rows of `steps` steps, `queries` for `steps` steps, `scores` for writes of R rows
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
         let (simd, _) = self.arithmetic;
