@@ -188,7 +188,7 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
         check_limit("elements of a query (head_dim)", MAX_ROW_LEN, dims.head_dim)?;
         check_limit("elements of a value (value_dim)", MAX_ROW_LEN, dims.value_dim)?;
     }
-    // Tasks are listed, one for about 256 rows, or for 24 if decode is forced.
+    // Rows are limited, because tasks are listed: one for about 256 rows, or for 24 if decode is forced.
     let rows = [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul);
     check_limit("queries in all batches and heads", MAX_ROWS, rows)?;
     Ok(dims)
