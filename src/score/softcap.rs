@@ -16,8 +16,8 @@ impl Softcap {
         cap * (score / cap).tanh()
     }
 
-    /// Applies the softcap to a vector of scores in units of the cap (the queries' factor has divided them): `cap *
-    /// tanh(score)`. `cap` is in the unit of the result.
+    /// Applies the softcap to a vector of scores that are in units of the cap already, by the queries' factor:
+    /// `cap * tanh(score)`. `cap` is in the unit of the result.
     #[inline(always)]
     pub(crate) fn apply<S: Simd>(simd: S, score: S::F32, cap: S::F32) -> S::F32 {
         simd.mul(cap, tanh(simd, score))

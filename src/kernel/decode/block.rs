@@ -37,8 +37,8 @@ impl<T: Copy> RowBlock<T> {
     }
 }
 
-/// Query rows that share each load. Row `r` multiplies with the f32 from `from + r * from_stride` on, and writes from `to + r *
-/// to_stride` on.
+/// Query rows that share each load. Row `r` reads f32 from `from + r * from_stride` on, and writes from `to + r * to_stride`
+/// on.
 #[derive(Clone, Copy)]
 pub(super) struct RowGroup {
     pub(super) from: *const f32,
