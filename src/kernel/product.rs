@@ -173,7 +173,8 @@ pub(in crate::kernel) unsafe fn by_rows<S: Simd, const V: usize>(rows: usize, bo
     macro_rules! call {
         ($($r:literal)+) => {
             match rows {
-                // Row counts above the level's register tile are not compiled. SAFETY: the caller's promise.
+                // Row counts above the level's register tile are not compiled.
+                // SAFETY: the caller's promise.
                 $($r if const { $r <= product_rows::<S>(V) } => unsafe { body.call::<$r>() },)+
                 _ => unreachable!("a product of {rows} rows"),
             }

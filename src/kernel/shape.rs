@@ -45,7 +45,7 @@ pub(in crate::kernel) fn holds(len: usize, rows: usize, cols: usize) -> bool {
     rows.checked_mul(cols).is_some_and(|elements| elements <= len)
 }
 
-/// Divides `n` items into the fewest blocks of at most `most` items, evenly: the first blocks have one item more than the rest.
+/// Divides `n` items into the fewest blocks of at most `max_size` items, evenly: the first blocks have one item more than the rest.
 ///
 /// Blocks are even, because a short last block has too few chains of multiply-adds to keep the multipliers busy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +59,8 @@ pub(crate) struct EvenBlocks {
 
 impl EvenBlocks {
     #[inline(always)]
-    pub(crate) fn new(n: usize, most: usize) -> Self {
-        let count = n.div_ceil(most);
+    pub(crate) fn new(n: usize, max_size: usize) -> Self {
+        let count = n.div_ceil(max_size);
         // Without blocks, the size is never read.
         let size = n.checked_div(count).unwrap_or(0);
         EvenBlocks { count, size, larger: n - size * count }

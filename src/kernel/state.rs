@@ -91,13 +91,13 @@ impl Kernel for Merge<'_> {
             return;
         }
         let max = if own_max < other_max { other_max } else { own_max };
-        let factor = |own: f32| power_of_two(simd, simd.sub(simd.splat(own), simd.splat(max)));
-        let (mine, theirs) = (factor(own_max), factor(other_max));
-        let sum = own_sum * first_lane(simd, mine) + other_sum * first_lane(simd, theirs);
+        let factor = |max_before: f32| power_of_two(simd, simd.sub(simd.splat(max_before), simd.splat(max)));
+        let (own_factor, other_factor) = (factor(own_max), factor(other_max));
+        let sum = own_sum * first_lane(simd, own_factor) + other_sum * first_lane(simd, other_factor);
         *self.state = State { max: [max], sum: [sum] };
         for (out, other) in self.out.chunks_exact_mut(S::LANES).zip(self.other_out.chunks_exact(S::LANES)) {
-            let other = simd.mul(simd.load_slice(other), theirs);
-            simd.store_slice(out, simd.add(simd.mul(simd.load_slice(out), mine), other));
+            let other = simd.mul(simd.load_slice(other), other_factor);
+            simd.store_slice(out, simd.add(simd.mul(simd.load_slice(out), own_factor), other));
         }
     }
 }

@@ -184,14 +184,14 @@ fn apply_steps<S: Simd>(simd: S, steps: u8, scores: &mut impl ScorePass<S>) {
     }
     match steps & (BIAS_THAT_HIDES | step::ALIBI) {
         BIAS_THAT_HIDES => scores.pass::<BIAS_THAT_HIDES>(simd),
-        together => {
-            if together & step::BIAS != 0 {
+        remaining => {
+            if remaining & step::BIAS != 0 {
                 scores.pass::<{ step::BIAS }>(simd);
             }
-            if together & step::ALIBI != 0 {
+            if remaining & step::ALIBI != 0 {
                 scores.pass::<{ step::ALIBI }>(simd);
             }
-            if together & step::HIDE_BY_BIAS != 0 {
+            if remaining & step::HIDE_BY_BIAS != 0 {
                 scores.pass::<{ step::HIDE_BY_BIAS }>(simd);
             }
         }
