@@ -117,6 +117,13 @@ impl<'a> Attention<'a> {
     /// [`QueryOffset::FromEnd`], puts the last query at the last key.
     ///
     /// Causal order, windows and ALiBi use positions; other options don't. If it is set twice, the last one counts.
+    ///
+    /// ```
+    /// use flashtile::{Attention, QueryOffset};
+    ///
+    /// // A chunk of a prompt that starts at token 512, over all keys so far.
+    /// let attention = Attention::new().causal().query_offset(QueryOffset::At(512));
+    /// ```
     pub fn query_offset(mut self, offset: QueryOffset<'a>) -> Self {
         self.options.query_offset = offset;
         self
@@ -154,6 +161,14 @@ impl<'a> Attention<'a> {
     /// [`insert_axis(1)`](TensorRef::insert_axis) first: if `batch == heads_q`, the wrong reading is not an error.
     ///
     /// A mask given twice is refused with [`Error::GivenTwice`].
+    ///
+    /// ```
+    /// use flashtile::{Attention, TensorRef};
+    ///
+    /// let attend = [true, false, true, true]; // [seq_q, seq_kv], for every batch and head
+    /// let attention = Attention::new().mask(TensorRef::from_slice(&attend, [2, 2])?);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
     pub fn mask(mut self, attend: impl Into<TensorRef<'a, bool>>) -> Self {
         self.options.note("mask", self.options.mask.is_some());
         self.options.mask = Some(MaskTensor(attend.into().strided.into_bytes()));
@@ -177,6 +192,14 @@ impl<'a> Attention<'a> {
     /// [`insert_axis(1)`](TensorRef::insert_axis) first: if `batch == heads_q`, the wrong reading is not an error.
     ///
     /// A bias given twice is refused with [`Error::GivenTwice`].
+    ///
+    /// ```
+    /// use flashtile::{Attention, TensorRef};
+    ///
+    /// let bias = [0.0f32, f32::NEG_INFINITY, 0.5, 0.0]; // [seq_q, seq_kv], for every batch and head
+    /// let attention = Attention::new().bias(TensorRef::from_slice(&bias, [2, 2])?);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
     pub fn bias<T: Element>(mut self, bias: impl Into<TensorRef<'a, T>>) -> Self {
         self.options.note("bias", self.options.bias.is_some());
         self.options.bias = Some(BiasTensor(AnyTensor::new(bias.into().strided)));
@@ -187,6 +210,12 @@ impl<'a> Attention<'a> {
     ///
     /// [`AlibiSlopes::PerHead`] has `heads_q` finite slopes. [`query_offset`](Attention::query_offset) sets the positions.
     /// Slopes given twice are refused with [`Error::GivenTwice`].
+    ///
+    /// ```
+    /// use flashtile::{AlibiSlopes, Attention};
+    ///
+    /// let attention = Attention::new().causal().alibi(AlibiSlopes::Standard);
+    /// ```
     pub fn alibi(mut self, slopes: AlibiSlopes<'a>) -> Self {
         self.options.note("alibi", self.options.alibi.is_some());
         self.options.alibi = Some(slopes);

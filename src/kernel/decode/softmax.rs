@@ -54,7 +54,7 @@ fn row_softmax<S: Simd>(simd: S, scores: &mut [f32], tile_max: f32, state: &mut 
         state.sum[0] *= first_lane(simd, factor);
         scale(simd, out, factor);
     }
-    // As [`max_or_zero`](crate::kernel::state::max_or_zero), of one number.
+    // As `max_or_zero` of `kernel/state.rs`, for one number.
     let mut max = if state.max[0] == f32::NEG_INFINITY { 0.0 } else { state.max[0] };
     if max.abs() > FAR {
         scores.iter_mut().for_each(|score| *score -= max);
