@@ -21,7 +21,7 @@ use crate::tensor::matrix::Matrix;
 /// * `keys`: `[keys, head_dim]`, or their pairs, rows without gaps
 /// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros after the last element
 /// * `scores`: `[rows][stride]`, `stride >= keys`
-/// * `prefetch`: rows that the first group of query rows prefetch_lines, all of them
+/// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn scores(
     isa: Isa,
     keys: RowKeys<'_>,
@@ -92,9 +92,9 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     let rows = scores.len() / stride;
     assert!(holds(queries.len(), rows, width) && keys.rows() <= stride);
     let mut prefetch_lines = prefetch.lines();
-    let (mut left, mut to) = (RowBlock::all(keys), scores.as_mut_ptr());
-    while left.count > 0 {
-        let (block, more) = left.split();
+    let (mut rest, mut to) = (RowBlock::all(keys), scores.as_mut_ptr());
+    while rest.count > 0 {
+        let (block, after) = rest.split();
         let mut group = RowGroup { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
         for row in (0..rows).step_by(ROWS) {
             // The first group of rows prefetches.
@@ -105,7 +105,7 @@ fn all_dots<S: Simd, M: Multiply<S>>(
             unsafe { S::dot_tile(ROWS.min(rows - row), dots) };
             group = group.next();
         }
-        (left, to) = (more, to.wrapping_add(block.count));
+        (rest, to) = (after, to.wrapping_add(block.count));
     }
 }
 
@@ -151,7 +151,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
     for (n, offset) in offsets[..keys_per_tile].iter_mut().enumerate() {
         *offset = stride.wrapping_mul(n.min(count - 1) as isize);
     }
-    let mut left = count;
+    let mut keys_left = count;
     loop {
         let mut sums = [simd.zero(); MAX_LANES];
         for g in 0..G {
@@ -180,12 +180,12 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
             }
             (from, to) = (from.wrapping_add(keys_per_tile), to.wrapping_add(to_stride));
         }
-        if left <= keys_per_tile {
+        if keys_left <= keys_per_tile {
             return;
         }
         // The last tile ends at the last key, so it may form some scores a second time.
-        left -= keys_per_tile;
-        let step = keys_per_tile.min(left);
+        keys_left -= keys_per_tile;
+        let step = keys_per_tile.min(keys_left);
         at = at.wrapping_offset(stride.wrapping_mul(step as isize));
         scores = scores.wrapping_add(step);
     }

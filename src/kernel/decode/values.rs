@@ -15,7 +15,7 @@ kernel! {
     /// * `values`: `[keys, value_dim]`, rows without gaps, any type
     /// * `probs`: `[rows][stride]`, `stride >= keys`
     /// * `out`: `[rows][value_dim rounded up]`
-    /// * `prefetch`: rows that the first group of query rows prefetch_lines, all of them
+    /// * `prefetch`: rows to prefetch between the multiply-adds
     pub(crate) fn add_values<'a, S: Simd>(
         simd: S,
         values: Run<'a>,
@@ -43,9 +43,9 @@ fn add_all<S: Simd, T: Element>(
     assert!(values.rows() <= stride && holds(out.len(), rows, width));
     let vectors = values.cols() / S::LANES;
     let mut prefetch_lines = prefetch.lines();
-    let (mut left, mut from) = (RowBlock::all(values), probs.as_ptr());
-    while left.count > 0 {
-        let (block, more) = left.split();
+    let (mut rest, mut from) = (RowBlock::all(values), probs.as_ptr());
+    while rest.count > 0 {
+        let (block, after) = rest.split();
         let mut group = RowGroup { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
         for row in (0..rows).step_by(ROWS) {
             // The first group of rows prefetches.
@@ -56,7 +56,7 @@ fn add_all<S: Simd, T: Element>(
             unsafe { S::strip(ROWS.min(rows - row), vectors, sums) };
             group = group.next();
         }
-        (left, from) = (more, from.wrapping_add(block.count));
+        (rest, from) = (after, from.wrapping_add(block.count));
     }
 }
 

@@ -112,7 +112,6 @@ kernel! {
     /// Returns whether all sums are finite. If not, `out` is left as it is, because a value that is not finite may belong to a
     /// hidden key.
     ///
-    ///
     /// * `values`: `[keys, value_dim]`, rows without gaps, whole vectors
     /// * `probs`: `[keys][lanes]`
     /// * `sums`: a buffer for the sums, `[lanes][value_dim]` or longer
