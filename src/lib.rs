@@ -60,7 +60,7 @@
 //!
 //! # Map of files
 //!
-//! Data goes down one layer at a time. A file uses only its own layer and those below it; `docs/architecture.md` has the
+//! Data goes down one layer at a time. A file uses only its own layer and the layers below it; `docs/architecture.md` has the
 //! reasons.
 //!
 //! | layer | files | |

@@ -85,8 +85,8 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
     /// The elements of `data` at `shape` and `strides`, with index 0 at `offset`.
     pub(crate) fn new(data: &'a [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
         Self::check(data.len(), offset, &shape, &strides)?;
-        // SAFETY: `check` has found every index within the shape inside `data`, which is borrowed for 'a. The pointer of a slice
-        // is aligned, and whole elements from it.
+        // SAFETY: `check` has found every index within the shape inside `data`, which is borrowed for 'a. The pointer of a
+        // slice is aligned, and so is one that is whole elements away.
         Ok(unsafe { Self::from_checked(data.as_ptr().wrapping_add(offset), shape, strides) })
     }
 
@@ -162,7 +162,7 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         let mut seen = [false; N];
         axes.into_iter().for_each(|axis| seen[axis] = true);
         assert!(seen.iter().all(|&seen| seen), "an axis twice");
-        // SAFETY: every axis stands once in `axes` (asserted above), so the result's indices are this tensor's, reordered.
+        // SAFETY: every axis is in `axes` once (asserted above), so the result's indices are this tensor's, reordered.
         unsafe { Self::from_checked(self.origin, shape, strides) }
     }
 
@@ -182,8 +182,8 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         // Without elements the pointer stays, because there is no address to move to.
         let start = if shape.contains(&0) { 0 } else { range.start };
         let origin = self.origin.wrapping_offset((start as isize).wrapping_mul(self.strides[axis]));
-        // SAFETY: index i of the axis is index `start + i` of this tensor, which is within its shape (asserted above). Whole
-        // elements from an aligned pointer, the new one is aligned.
+        // SAFETY: index i of the axis is index `start + i` of this tensor, which is within its shape (asserted above). The new
+        // pointer is aligned, because it is whole elements away from an aligned one.
         unsafe { Self::from_checked(origin, shape, self.strides) }
     }
 
@@ -280,8 +280,8 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
     pub(crate) fn new(data: &'a mut [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
         Strided::<T, N>::check(data.len(), offset, &shape, &strides)?;
         // SAFETY: `check` has found every index within the shape inside `data`, which is borrowed mutably for 'a: only the
-        // result reaches it. The pointer of a slice is aligned, and whole elements from it; it comes from a mutable borrow, so it
-        // may write.
+        // result reaches it. The pointer of a slice is aligned, and so is one that is whole elements away; it comes from a
+        // mutable borrow, so it may write.
         let strided = unsafe { Strided::from_checked(data.as_mut_ptr().wrapping_add(offset), shape, strides) };
         strided.check_disjoint()?;
         Ok(Self { strided, exclusive: PhantomData })
@@ -373,7 +373,7 @@ pub(super) unsafe fn row_of<'r, T, const N: usize, const OUTER: usize>(
     unsafe { RowMut::from_parts(start, len, strides[OUTER]) }
 }
 
-/// For callers that have a pointer and no slice.
+/// Constructors from pointers, for callers that have no slice.
 #[cfg(feature = "capi")]
 impl<'a, T, const N: usize> Strided<'a, T, N> {
     /// # Safety
