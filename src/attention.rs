@@ -1,4 +1,4 @@
-//! The description of an attention, and its calls.
+//! Attention: its options and its calls.
 
 #![forbid(unsafe_code)]
 
@@ -20,11 +20,13 @@ use crate::softmax;
 use crate::tensor::any::AnyTensor;
 use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 
-/// Scaled-dot-product attention: what to compute, apart from the tensors.
+/// Scaled-dot-product attention: the options of a computation, without the tensors.
 ///
 /// ```text
-/// score[i,j] = softcap( scale * dot(q[i], k[j]) ) + bias[i,j]        for every key j that query i may see
-/// out[i]     = sum_j softmax(score[i,:])[j] * v[j]                   lse[i] = log sum_j exp(score[i,j])
+/// score[i,j] = softcap(scale * dot(q[i], k[j])) + bias[i,j]
+///              for every key j that query i may see
+/// out[i]     = sum_j softmax(score[i,:])[j] * v[j]
+/// lse[i]     = log sum_j exp(score[i,j])
 /// ```
 ///
 /// | tensor | shape | |
@@ -35,18 +37,24 @@ use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 /// | out | `[batch, heads_q, seq_q, value_dim]` | |
 /// | lse | `[batch, heads_q, seq_q]` | f32, natural logarithm |
 ///
-/// q, k, v and out may each be f32, f16 or bf16, with any strides. Every dimension may be any number, 0 included. All masks
-/// compose by intersection, and biases add up in the order of the formula: softcap, additive tensor, ALiBi.
+/// q, k, v and out may each be f32, f16 or bf16, with any strides. Every dimension may be any number, 0 included.
 ///
-/// The edge rules, for every option and type:
-/// * a query that sees no key gets an output of exactly 0 and an lse of -inf;
-/// * a hidden key never reaches the output, whatever bits it holds (NaN, infinity, stale padding); a score of -inf
-///   hides its key, however it came about: by a bias, beyond the range of f32, or by an infinite element of the key;
-/// * a visible NaN comes out as NaN in the rows that see it, and in no others; so does a score of +inf;
-/// * the bits of a row depend on that row's own inputs, the [`Level`] and the [`Form`] alone: not on threads, on the batch
-///   around it, or on how queries are cut into calls.
+/// A key is visible if every mask shows it: causal order, windows, key lengths, the mask tensor. Scores are modified in this
+/// order: softcap, bias tensor, ALiBi.
 ///
-/// The description is cheap to make, clone and keep. It borrows the tensors and lists that it was given.
+/// Options that are set twice: causal order and windows compose. A [`mask`](Self::mask), [`bias`](Self::bias),
+/// [`alibi`](Self::alibi) or [`key_lengths`](Self::key_lengths) given twice is refused by the call, with [`Error::GivenTwice`].
+/// For all other options the last one counts.
+///
+/// The edge rules hold for every option and type:
+/// * A query that sees no key has an output of exactly 0 and an lse of -inf.
+/// * A hidden key never changes the output, even if it holds NaN, infinity or stale data.
+/// * A score of -inf hides its key, whether it comes from a bias, from overflow of f32, or from an infinite element of the key.
+/// * A visible NaN makes the rows that see it NaN, and no others. So does a score of +inf.
+/// * The bits of a row depend on that row's inputs, the [`Level`] and the [`Form`] alone. They don't depend on threads, on the
+///   rest of the batch, or on how queries are divided into calls.
+///
+/// An `Attention` is cheap to make, clone and keep. It borrows the mask, bias and lists that it was given.
 ///
 /// ```
 /// use flashtile::Attention;
@@ -72,85 +80,142 @@ pub struct Attention<'a> {
 
 /// What to compute.
 impl<'a> Attention<'a> {
-    /// Plain attention: every query sees every key, scores are scaled by `1 / sqrt(head_dim)`.
+    /// Plain attention: every query sees every key, and scores are scaled by `1 / sqrt(head_dim)`.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Multiplies scores with `scale` instead of `1 / sqrt(head_dim)`. Any number that stays finite when multiplied by log2(e) (up
-    /// to 2.3e38), and when divided by a softcap; zero and negative ones too.
+    /// Sets the factor of the scores. The default is `1 / sqrt(head_dim)`.
+    ///
+    /// It may be zero or negative. `scale * log2(e)` must be finite (up to 2.3e38), and with a softcap `scale / softcap`, too.
+    /// If it is set twice, the last one counts.
     pub fn scale(mut self, scale: f32) -> Self {
         self.options.scale = Some(scale);
         self
     }
 
-    /// A query sees the key at its own position and those before it: `j <= p`. Which position that is,
-    /// [`query_offset`](Attention::query_offset) says.
+    /// Hides the keys after a query's own position: query i at position p sees the keys `j <= p`.
+    ///
+    /// [`query_offset`](Attention::query_offset) sets the positions. It composes with every other mask, windows included.
     pub fn causal(mut self) -> Self {
         self.options.causal = true;
         self
     }
 
-    /// A query at position p sees the keys from `p - left` to `p + right`; `None` sets no bound on that side.
+    /// Hides the keys outside a window: a query at position p sees the keys from `p - left` to `p + right`. `None` sets no
+    /// bound on that side.
     ///
-    /// `window(Some(511), Some(0))` shows a query its own key and the 511 before it.
+    /// `window(Some(511), Some(0))` shows a query its own key and the 511 keys before it.
+    /// [`query_offset`](Attention::query_offset) sets the positions. If it is set twice, the windows compose: a key must be in
+    /// both.
     pub fn window(mut self, left: Option<usize>, right: Option<usize>) -> Self {
         self.options.window = self.options.window.intersect(Window { left, right });
         self
     }
 
-    /// Where the queries stand among the keys: query i is at position `query_offset + i`. The default,
+    /// Sets the position of the queries among the keys: query i is at position `query_offset + i`. The default,
     /// [`QueryOffset::FromEnd`], puts the last query at the last key.
     ///
-    /// Causal order, windows and ALiBi go by it; other options don't.
+    /// Causal order, windows and ALiBi use positions; other options don't. If it is set twice, the last one counts.
+    ///
+    /// ```
+    /// use flashtile::{Attention, QueryOffset};
+    ///
+    /// // A chunk of a prompt that starts at token 512, over all keys so far.
+    /// let attention = Attention::new().causal().query_offset(QueryOffset::At(512));
+    /// ```
     pub fn query_offset(mut self, offset: QueryOffset<'a>) -> Self {
         self.options.query_offset = offset;
         self
     }
 
-    /// How many keys each batch has, `[batch]`, each from 0 to `seq_kv`: the keys from there on are padding.
+    /// Sets the number of keys of each batch, `[batch]`, each from 0 to `seq_kv`. The keys from there on are padding and
+    /// hidden.
     ///
-    /// The list is a slice, array or vector of any common integer type, see [`Integers`].
+    /// The list is a slice, array or vector of any common integer type ([`Integers`]). Lengths given twice are refused with
+    /// [`Error::GivenTwice`].
+    ///
+    /// **Right-padded prompts with causal order or windows need [`QueryOffset::FromStart`].** The default,
+    /// [`QueryOffset::FromEnd`], puts the last query at the last key of the length. In a padded prompt the last query is
+    /// padding itself, so the default moves every query of that batch to an earlier position, and real queries see too few
+    /// keys.
+    ///
+    /// ```
+    /// use flashtile::{Attention, QueryOffset};
+    ///
+    /// let lengths = [5u32, 3]; // a batch of two prompts, padded to 5 tokens
+    /// let prefill = Attention::new().causal().key_lengths(&lengths).query_offset(QueryOffset::FromStart);
+    /// ```
     pub fn key_lengths(mut self, lengths: impl Into<Integers<'a>>) -> Self {
         self.options.note("key_lengths", self.options.key_lengths.is_some());
         self.options.key_lengths = Some(lengths.into());
         self
     }
 
-    /// An explicit mask: **true where the query may attend**, as in PyTorch and ONNX.
+    /// Sets a boolean mask: **true where the query may attend**, as in PyTorch and ONNX.
     ///
-    /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
-    /// first ones.
+    /// Its shape is `[batch, heads_q, seq_q, seq_kv]`. A dimension of 1 is repeated, and a tensor of lower rank gets dimensions
+    /// of 1 in front.
     ///
-    /// A tensor of rank 3 is read as `[heads_q, seq_q, seq_kv]`. One that has a row for each batch, `[batch, seq_q, seq_kv]`, needs
-    /// [`insert_axis(1)`](TensorRef::insert_axis) first: where `batch == heads_q` the wrong reading is not an error.
+    /// **A tensor of rank 3 is read as `[heads_q, seq_q, seq_kv]`.** For `[batch, seq_q, seq_kv]`, call
+    /// [`insert_axis(1)`](TensorRef::insert_axis) first: if `batch == heads_q`, the wrong reading is not an error.
+    ///
+    /// A mask given twice is refused with [`Error::GivenTwice`].
+    ///
+    /// ```
+    /// use flashtile::{Attention, TensorRef};
+    ///
+    /// let attend = [true, false, true, true]; // [seq_q, seq_kv], for every batch and head
+    /// let attention = Attention::new().mask(TensorRef::from_slice(&attend, [2, 2])?);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
     pub fn mask(mut self, attend: impl Into<TensorRef<'a, bool>>) -> Self {
         self.options.note("mask", self.options.mask.is_some());
         self.options.mask = Some(MaskTensor(attend.into().strided.into_bytes()));
         self
     }
 
-    /// Caps scores smoothly to `-cap..cap`: `cap * tanh(score / cap)`, before any bias. `cap` is a normal number above 0, up to
-    /// 2.3e38.
+    /// Caps scores smoothly to `-cap..cap`: `cap * tanh(score / cap)`, before any bias.
+    ///
+    /// `cap` is a normal number above 0 and at most 2.3e38. If it is set twice, the last one counts.
     pub fn softcap(mut self, cap: f32) -> Self {
         self.options.softcap = Some(cap);
         self
     }
 
-    /// Adds a tensor of f32, f16 or bf16 to the scores; -inf hides a key.
+    /// Adds a tensor of f32, f16 or bf16 to the scores. A bias of -inf hides a key.
     ///
-    /// `[batch, heads_q, seq_q, seq_kv]`; any dimension may be 1 to hold for all, and a tensor of lower rank lacks the
-    /// first ones.
+    /// Its shape is `[batch, heads_q, seq_q, seq_kv]`. A dimension of 1 is repeated, and a tensor of lower rank gets dimensions
+    /// of 1 in front.
     ///
-    /// As for [`mask`](Attention::mask), a tensor of rank 3 is read as `[heads_q, seq_q, seq_kv]`. One that has a row for each batch, `[batch, seq_q, seq_kv]`, needs
-    /// [`insert_axis(1)`](TensorRef::insert_axis) first: where `batch == heads_q` the wrong reading is not an error.
+    /// **A tensor of rank 3 is read as `[heads_q, seq_q, seq_kv]`.** For `[batch, seq_q, seq_kv]`, call
+    /// [`insert_axis(1)`](TensorRef::insert_axis) first: if `batch == heads_q`, the wrong reading is not an error.
+    ///
+    /// A bias given twice is refused with [`Error::GivenTwice`].
+    ///
+    /// ```
+    /// use flashtile::{Attention, TensorRef};
+    ///
+    /// let bias = [0.0f32, f32::NEG_INFINITY, 0.5, 0.0]; // [seq_q, seq_kv], for every batch and head
+    /// let attention = Attention::new().bias(TensorRef::from_slice(&bias, [2, 2])?);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
     pub fn bias<T: Element>(mut self, bias: impl Into<TensorRef<'a, T>>) -> Self {
         self.options.note("bias", self.options.bias.is_some());
         self.options.bias = Some(BiasTensor(AnyTensor::new(bias.into().strided)));
         self
     }
 
-    /// Subtracts `slope[h] * |p - j|` from the score of key j for a query of head h at position p.
+    /// Subtracts `slope[h] * |p - j|` from the score of key j, for a query of head h at position p.
+    ///
+    /// [`AlibiSlopes::PerHead`] has `heads_q` finite slopes. [`query_offset`](Attention::query_offset) sets the positions.
+    /// Slopes given twice are refused with [`Error::GivenTwice`].
+    ///
+    /// ```
+    /// use flashtile::{AlibiSlopes, Attention};
+    ///
+    /// let attention = Attention::new().causal().alibi(AlibiSlopes::Standard);
+    /// ```
     pub fn alibi(mut self, slopes: AlibiSlopes<'a>) -> Self {
         self.options.note("alibi", self.options.alibi.is_some());
         self.options.alibi = Some(slopes);
@@ -160,25 +225,31 @@ impl<'a> Attention<'a> {
 
 /// How to compute it.
 impl<'a> Attention<'a> {
-    /// Uses this instruction set instead of the processor's best; refused where the processor lacks it.
+    /// Uses this instruction set instead of the processor's best one.
+    ///
+    /// A call is refused with [`Error::LevelUnavailable`] if the processor lacks it. If it is set twice, the last one counts.
     pub fn level(mut self, level: Level) -> Self {
         self.level = Some(level);
         self
     }
 
-    /// Uses this form instead of the one that shapes, types and level suggest; any shape can be computed in either.
+    /// Uses this form instead of the one that is planned from shapes, types and level.
+    ///
+    /// Every problem can be computed in either form. If it is set twice, the last one counts.
     pub fn form(mut self, form: Form) -> Self {
         self.form = Some(form);
         self
     }
 
-    /// Whether the current rayon pool may be used (the default), or only the calling thread.
+    /// Sets the threads that a call may use: the current rayon pool (the default), or only the calling thread.
+    ///
+    /// If it is set twice, the last one counts.
     pub fn threads(mut self, threads: Threads) -> Self {
         self.threads = threads;
         self
     }
 
-    /// How a call with such tensors would be carried out; print it to see.
+    /// Plans a call with these tensors, without computing it. The [`Plan`] prints itself.
     ///
     /// # Errors
     /// As [`Attention::compute`].
@@ -191,7 +262,7 @@ impl<'a> Attention<'a> {
         self.plan_for(&Problem::new(&self.options, [q.into(), k.into(), v.into()])?)
     }
 
-    /// The same from types and shapes alone, before there are any tensors.
+    /// Plans a call from types and shapes alone, without tensors. The shapes are those of q, k and v.
     ///
     /// ```
     /// use flashtile::{Attention, DType, Form};
@@ -220,7 +291,19 @@ impl<'a> Attention<'a> {
 
 /// Calls.
 impl<'a> Attention<'a> {
-    /// Computes attention into an array of its own, of the queries' type.
+    /// Computes attention into a new array of the queries' type, `[batch, heads_q, seq_q, value_dim]`.
+    ///
+    /// The shapes of q, k and v and the edge rules are those of [`Attention`].
+    ///
+    /// ```
+    /// use flashtile::Attention;
+    /// use ndarray::Array4;
+    ///
+    /// let (q, kv) = (Array4::from_elem((1, 8, 10, 64), 0.1f32), Array4::from_elem((1, 2, 30, 64), 0.2f32));
+    /// let out = Attention::new().causal().run(&q, &kv, &kv)?;
+    /// assert_eq!(out.shape(), [1, 8, 10, 64]);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Attention::compute`], and [`Error::TooLarge`] if there is no memory for the result.
@@ -237,7 +320,19 @@ impl<'a> Attention<'a> {
         Ok(out)
     }
 
-    /// Computes attention and the log-sum-exp of every query's scores, natural logarithm, `[batch, heads_q, seq_q]`.
+    /// Computes attention as [`Attention::run`], and the log-sum-exp of every query's scores.
+    ///
+    /// The lse is a natural logarithm, `[batch, heads_q, seq_q]`, and -inf for a query that sees no key.
+    ///
+    /// ```
+    /// use flashtile::Attention;
+    /// use ndarray::Array4;
+    ///
+    /// let (q, kv) = (Array4::from_elem((1, 8, 10, 64), 0.1f32), Array4::from_elem((1, 2, 30, 64), 0.2f32));
+    /// let (out, lse) = Attention::new().causal().run_with_lse(&q, &kv, &kv)?;
+    /// assert_eq!((out.shape(), lse.shape()), (&[1, 8, 10, 64][..], &[1, 8, 10][..]));
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Attention::run`].
@@ -255,7 +350,9 @@ impl<'a> Attention<'a> {
         Ok((out, lse))
     }
 
-    /// Computes attention into `out`, rounding once to its type.
+    /// Computes attention into `out`, `[batch, heads_q, seq_q, value_dim]`. Results are rounded once, to the type of `out`.
+    ///
+    /// The shapes of q, k and v and the edge rules are those of [`Attention`].
     ///
     /// # Errors
     /// As [`Attention::compute`].
@@ -269,24 +366,45 @@ impl<'a> Attention<'a> {
         self.compute(q, k, v, out, None, &mut Workspace::new())
     }
 
-    /// The full form of every call: into `out`, with the log-sum-exps if there is an `lse` to take them, and with memory
-    /// that is kept from call to call.
+    /// Computes attention into `out`, and into `lse` if there is one, with scratch memory that is kept from call to call. All
+    /// other calls are short forms of this one.
+    ///
+    /// * `q`, `k`, `v`: the shapes in the table of [`Attention`]
+    /// * `out`: `[batch, heads_q, seq_q, value_dim]`
+    /// * `lse`: `[batch, heads_q, seq_q]`, f32: `None`, or `&mut lse` of an array, or a [`TensorMut`] of rank 3
     ///
     /// Tensors are ndarray arrays and views, [`TensorRef`] and [`TensorMut`], or [`AnyTensorRef`] and [`AnyTensorMut`] whose
-    /// types are known at run time. `lse` is `None`, or `&mut lse` of an array, or a [`TensorMut`] of rank 3.
+    /// types are known at run time.
     ///
-    /// With a workspace that has seen a problem as large, serial calls and calls from within a rayon pool don't allocate.
+    /// After a call for a problem of the same size with the same workspace, serial calls and calls from within a rayon pool
+    /// don't allocate.
+    ///
+    /// An example with arrays (the crate page has one with slices):
+    ///
+    /// ```
+    /// use flashtile::{Attention, Workspace};
+    /// use ndarray::{Array3, Array4};
+    ///
+    /// let (q, kv) = (Array4::from_elem((1, 8, 10, 64), 0.1f32), Array4::from_elem((1, 2, 30, 64), 0.2f32));
+    /// let (mut out, mut lse) = (Array4::<f32>::zeros((1, 8, 10, 64)), Array3::<f32>::zeros((1, 8, 10)));
+    /// let (attention, mut workspace) = (Attention::new().causal(), Workspace::new());
+    /// for _layer in 0..3 {
+    ///     attention.compute(&q, &kv, &kv, &mut out, &mut lse, &mut workspace)?;
+    /// }
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// Before anything is written:
+    /// A refused call has written nothing.
+    ///
     /// * [`Error::Rank`]: queries, keys or values of rank 3 or less
     /// * [`Error::ShapeMismatch`], [`Error::HeadsNotDivisible`]: tensors that don't fit together
     /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthOutOfRange`]: a mask, bias or list that does
     ///   not fit the tensors
-    /// * [`Error::InvalidOption`]: a scale, softcap or slope that is no usable number
+    /// * [`Error::InvalidOption`]: a scale, softcap or slope that is not a valid number
     /// * [`Error::GivenTwice`]: a mask, a bias, key lengths or ALiBi given twice
-    /// * [`Error::LevelUnavailable`]
-    /// * [`Error::TooLarge`]: dimensions (of broadcast tensors) beyond any memory
+    /// * [`Error::LevelUnavailable`]: a level that the processor lacks
+    /// * [`Error::TooLarge`]: broadcast tensors with more elements than any memory holds
     /// * [`Error::TooMany`]: more than 2^32 - 1 query rows or 2^24 key/value heads in all batches together, or rows of more
     ///   than 2^20 elements
     pub fn compute<'t>(
@@ -303,7 +421,7 @@ impl<'a> Attention<'a> {
         Ok(())
     }
 
-    /// A call that is only to be run.
+    /// Checks a call and plans it.
     pub(crate) fn call<'t>(
         &self,
         problem: Problem<'t>,
@@ -314,7 +432,7 @@ impl<'a> Attention<'a> {
         Call::new(problem, plan, out, lse)
     }
 
-    /// Plans once for a fixed problem, to be computed many times: the same shapes with other data.
+    /// Plans once for fixed shapes, to compute many times with other data. See [`Prepared`] for an example.
     ///
     /// # Errors
     /// As [`Attention::compute`].
@@ -328,9 +446,20 @@ impl<'a> Attention<'a> {
         Ok(Prepared::new(self.options.clone(), &problem, self.plan_for(&problem)?, self.form))
     }
 
-    /// The scores at a named stage, `[batch, heads_q, seq_q, seq_kv]`: for looking at attention, not for computing with.
+    /// Computes the scores at a stage, `[batch, heads_q, seq_q, seq_kv]`, for inspection.
     ///
-    /// This holds every score in memory, which attention itself never does.
+    /// ```
+    /// use flashtile::{Attention, ScoreStage};
+    /// use ndarray::Array4;
+    ///
+    /// let (q, k) = (Array4::from_elem((1, 1, 2, 8), 0.5f32), Array4::from_elem((1, 1, 2, 8), 0.5f32));
+    /// let probabilities = Attention::new().causal().scores(ScoreStage::Probabilities, &q, &k)?;
+    /// assert_eq!(probabilities.shape(), [1, 1, 2, 2]);
+    /// assert_eq!(probabilities[[0, 0, 0, 1]], 0.0); // hidden
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// All scores are held in memory, which the other calls never do.
     ///
     /// # Errors
     /// As [`Attention::run`].
@@ -347,9 +476,9 @@ impl<'a> Attention<'a> {
         Ok(out)
     }
 
-    /// As `scores` (of the feature `ndarray`), into a tensor of the caller's: `[batch, heads_q, seq_q, seq_kv]`.
+    /// Computes the scores at a stage into `out`, `[batch, heads_q, seq_q, seq_kv]`, for inspection.
     ///
-    /// They are formed as [`Form::Prefill`] does, from f32, whatever form is set.
+    /// Scores are formed from f32 as in [`Form::Prefill`], even if another form is set.
     ///
     /// # Errors
     /// As [`Attention::compute`].
@@ -375,7 +504,7 @@ impl<'a> Attention<'a> {
     }
 }
 
-/// An array of zeros, or an error where there is no memory for it.
+/// An array of zeros, or an error if there is no memory for it.
 #[cfg(feature = "ndarray")]
 fn array<T: Clone + Default, D: ndarray::Dimension, const N: usize>(
     shape: [usize; N],

@@ -1,4 +1,4 @@
-//! A call that nothing refuses any more, and where its log-sum-exps go.
+//! A checked call, and its output of log-sum-exps.
 
 #![forbid(unsafe_code)]
 
@@ -8,9 +8,9 @@ use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::tensor::{AnyTensorMut, TensorMut};
 
-/// Where log-sum-exps go: nowhere, or into a tensor of f32, `[batch, heads_q, seq_q]`.
+/// The output of log-sum-exps: none, or a tensor of f32, `[batch, heads_q, seq_q]`.
 ///
-/// It is made from `None`, from a [`TensorMut`], or from a mutable ndarray array or view of rank 3, so that calls take `None` or
+/// It is made from `None`, from a [`TensorMut`], or from a mutable ndarray array or view of rank 3. So calls take `None` or
 /// `&mut lse`.
 #[derive(Debug)]
 pub struct LseOutput<'t>(Option<TensorMut<'t, f32, 3>>);
@@ -41,7 +41,7 @@ impl<'t> From<ndarray::ArrayViewMut<'t, f32, ndarray::Ix3>> for LseOutput<'t> {
     }
 }
 
-/// The checked output of a problem.
+/// Checks the shapes of a problem's outputs.
 pub(crate) fn checked_output<'t>(
     problem: &Problem<'_>,
     out: AnyTensorMut<'t>,
@@ -52,7 +52,7 @@ pub(crate) fn checked_output<'t>(
     Ok(Output::new(out, lse))
 }
 
-/// A call that is only to be run.
+/// A checked call: problem, plan and output.
 pub(crate) struct Call<'a> {
     problem: Problem<'a>,
     plan: Plan,
@@ -70,7 +70,7 @@ impl<'a> Call<'a> {
         Ok(Call { problem, plan, output })
     }
 
-    /// Whether the work is worth more than one thread.
+    /// Whether the plan uses several threads.
     #[cfg(feature = "capi")]
     pub(crate) fn is_parallel(&self) -> bool {
         self.plan.is_parallel()

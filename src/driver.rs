@@ -1,13 +1,14 @@
-//! Tasks and threads: carries out a plan. No formulas and no instructions.
+//! Tasks and threads: carries out a plan. It has no formulas and no instructions.
 //!
 //! ```text
 //! schedule    the plan's tasks, those with the most visible keys first
-//! task        a task as the kernel sees it: rows at strides
-//! threads     as many workers as the pool has, each with scratch memory of its own; the one worker loop
-//! output      hands the rows of the output to the one task that writes them
+//! task        the kernel's input of a task: rows at strides
+//! workspace   scratch memory, kept between calls
+//! threads     the worker loop: a worker for each thread of the pool, each with its own scratch memory
+//! output      hands each row of the output to the one task that writes it
 //! forward     load, step over the tiles, finish
-//! reduce      the same with keys split between tasks: partial results, merged in order
-//! inspect     scores, written out to be looked at
+//! reduce      the same with keys split between tasks: partial results, merged in the order of the keys
+//! inspect     scores as an output
 //! ```
 
 mod forward;

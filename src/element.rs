@@ -9,11 +9,11 @@ mod sealed {
 
 /// An element type of queries, keys, values and outputs: [`f32`], [`struct@f16`] or [`bf16`].
 ///
-/// The half types are storage: a value is widened exactly when it is read and rounded once, to nearest with ties to even,
-/// when it is written. Scores, probabilities and sums are f32, always. The trait is sealed.
+/// The half types are storage formats. An element is widened exactly when it is read, and rounded once, to nearest with ties to
+/// even, when it is written. Scores, probabilities and sums are always f32. The trait is sealed.
 ///
 /// # Safety
-/// [`DTYPE`](Element::DTYPE) names the type itself: unsafe code casts pointers by it.
+/// * [`DTYPE`](Element::DTYPE) names the type itself, because unsafe code casts pointers by it
 pub unsafe trait Element:
     Copy + Default + PartialEq + Send + Sync + fmt::Debug + sealed::Sealed + 'static
 {
@@ -25,7 +25,7 @@ pub unsafe trait Element:
     fn from_f32(x: f32) -> Self;
 }
 
-/// The name of an [`Element`] type, as a value.
+/// The name of an [`Element`] type at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DType {
@@ -57,10 +57,10 @@ impl fmt::Display for DType {
     }
 }
 
-/// One of three things: what there is for f32, for f16, or for bf16.
+/// A value for one of the three element types: f32, f16 or bf16.
 ///
-/// Element types that are known only at run time are matched here and nowhere else: [`with_elements`] evaluates an
-/// expression for whichever type it is, [`map_elements`] also wraps the result again. A fourth type is a fourth variant.
+/// Element types that are known only at run time are matched by two macros: [`with_elements`] evaluates an expression for the
+/// type at hand, [`map_elements`] also wraps its value again. A fourth type is a fourth variant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ByElement<A, B, C> {
     F32(A),
@@ -68,7 +68,7 @@ pub(crate) enum ByElement<A, B, C> {
     Bf16(C),
 }
 
-/// Evaluates an expression with a name bound to what a [`ByElement`] holds: `with_elements!(any, tensor => tensor.len())`.
+/// Evaluates an expression with a name bound to the value in a [`ByElement`]: `with_elements!(any, tensor => tensor.len())`.
 macro_rules! with_elements {
     ($any:expr, $inner:pat => $value:expr) => {
         match $any {
@@ -125,7 +125,7 @@ element!(f32, DType::F32, |x| x, |x| x);
 element!(f16, DType::F16, f16::to_f32, f16::from_f32);
 element!(bf16, DType::Bf16, bf16::to_f32, bf16::from_f32);
 
-/// Two neighbouring bf16 of a row, what [`PairDots`](crate::simd::PairDots) multiplies at once; (0, 0) by default.
+/// Two neighbouring bf16 of a row, the operand of [`PairDots`](crate::simd::PairDots); (0, 0) by default.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(crate) struct Bf16Pair {

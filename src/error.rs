@@ -1,20 +1,20 @@
-//! What can be wrong with a call.
+//! The errors of calls.
 
 use crate::level::Level;
 use std::fmt;
 
-/// Why a call was refused. Every refusal comes before any work is done and names the numbers that disagree.
+/// The reason why a call was refused. A refused call has written nothing. Each error has the numbers that disagree.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
-    /// A slice does not have as many elements as the shape says.
+    /// The number of elements of a slice is not that of the shape.
     SliceLength {
-        /// Elements that the shape asks for.
+        /// Elements of the shape.
         expected: usize,
         /// Elements that the slice has.
         got: usize,
     },
-    /// Some element that shape and strides can reach lies outside the slice.
+    /// Shape and strides reach an element outside the slice.
     OutOfBounds {
         /// The lowest element reached, counted from the start of the slice.
         first: i128,
@@ -23,28 +23,27 @@ pub enum Error {
         /// Elements that the slice has.
         len: usize,
     },
-    /// Two indices of an output lead to the same element (or may: strides must nest, as those of a permuted or sliced
-    /// array do).
+    /// Two indices of an output may lead to the same element. Strides must nest, as those of a permuted or sliced array do.
     OverlappingOutput {
-        /// The axis whose stride is too short for what lies within one of its steps.
+        /// The axis whose stride is shorter than the elements within one of its steps.
         axis: usize,
         /// The stride of that axis, in elements.
         stride: isize,
-        /// The least stride that keeps the axes apart.
+        /// The smallest stride without overlap.
         needed: usize,
     },
-    /// A shape whose elements no memory could hold, or more than this machine's allocator would give.
+    /// A tensor that no memory could hold, or that this machine's allocator refused.
     TooLarge {
-        /// What was to be held.
+        /// The tensor: "the problem", "the scores", "the result", …
         what: &'static str,
     },
-    /// More of something than one call takes, although memory could hold it.
+    /// More of something than one call takes, although it would fit in memory.
     TooMany {
-        /// What there are too many of: "query rows", "key/value heads", …
+        /// The items: "key/value heads in all batches", …
         what: &'static str,
         /// The most that a call takes.
         limit: usize,
-        /// What was given; the largest `usize` where the number is larger than that.
+        /// The number given; the largest `usize` if it is larger than that.
         got: usize,
     },
     /// A tensor's dimension differs from the one that it must match.
@@ -89,7 +88,7 @@ pub enum Error {
         /// The size of the scores there.
         expected: usize,
     },
-    /// A list has not one entry for each batch, head or row.
+    /// A list does not have one entry for each batch, head or row.
     WrongCount {
         /// "key lengths", "query offsets", "ALiBi slopes", "targets", …
         what: &'static str,
@@ -100,53 +99,53 @@ pub enum Error {
     },
     /// A key length is negative or larger than the number of keys.
     KeyLengthOutOfRange {
-        /// The batch it stands for.
+        /// The batch that it is for.
         batch: usize,
         /// The length given.
         length: i128,
-        /// The number of keys there are.
+        /// The number of keys.
         seq_kv: usize,
     },
-    /// A number that an option cannot take.
+    /// A number that is not valid for an option.
     InvalidOption {
         /// The option: "scale", "softcap", …
         option: &'static str,
-        /// What was given.
+        /// The number given.
         got: f32,
-        /// What it must be.
+        /// The numbers that are valid.
         expected: &'static str,
     },
-    /// An option that can be given once was given twice.
+    /// An option that can be given only once was given twice.
     GivenTwice {
         /// The option: "mask", "bias", …
         option: &'static str,
     },
-    /// The level asked for is not one that this processor has.
+    /// This processor does not have the requested level.
     LevelUnavailable {
-        /// The level asked for.
+        /// The requested level.
         level: Level,
     },
     /// An axis that the array does not have.
     AxisOutOfRange {
-        /// The axis asked for.
+        /// The requested axis.
         axis: usize,
-        /// The number of axes there are.
+        /// The number of axes.
         rank: usize,
     },
     /// A range of an axis that ends after the axis, or before it starts.
     RangeOutOfBounds {
         /// The axis.
         axis: usize,
-        /// The first index asked for.
+        /// The first index of the range.
         start: usize,
-        /// The index after the last one asked for.
+        /// The index after the last one of the range.
         end: usize,
         /// The size of the axis.
         size: usize,
     },
     /// A class number that is not below the number of classes.
     ClassOutOfRange {
-        /// The row whose class it is.
+        /// The row of the class.
         row: usize,
         /// The class given.
         class: usize,

@@ -1,10 +1,11 @@
-//! One tile of queries and keys: rows at strides, nothing but f32 past the load. No tensors, no threads.
+//! Computes one tile of queries and keys. It reads rows at strides and computes in f32. It knows no tensors and no threads.
 //!
-//! The door to this layer is the trait [`FormKernel`](form::FormKernel): load a task, step over its tiles, finish. It has two
-//! forms:
+//! The driver uses this layer through the trait [`FormKernel`](form::FormKernel): load a task, step over its tiles, finish.
+//! There are two forms:
 //!
-//! * [`Prefill`](prefill::Prefill), for many rows: queries in the lanes, at the speed of the multipliers.
-//! * [`Decode`](decode::Decode), for few rows: keys and values along the lanes, one pass over them at the speed of memory.
+//! * [`Prefill`](prefill::Prefill) is for many query rows. Queries lie in the lanes, and the multipliers bound its speed.
+//! * [`Decode`](decode::Decode) is for few query rows. Elements of keys and values lie along the lanes, and memory bandwidth
+//!   bounds its speed.
 //!
 //! Both compute the same thing, in units of log2 (queries carry `scale * log2(e)`):
 //!
@@ -17,8 +18,8 @@
 //! finish    out[i][d] = O[i][d] / l[i]
 //! ```
 //!
-//! Every element of S and O is one chain of multiply-adds in a fixed order: its bits don't depend on the rows beside it. `O` and
-//! `l` take one finished sum per tile of keys, in the order of the keys.
+//! Each tile forms every element of S, and every term that it adds to O, by chains of multiply-adds in a fixed order. So the
+//! bits of a row don't depend on the rows beside it. Tiles are added to `O` and `l` in the order of the keys.
 
 pub(crate) mod form;
 pub(crate) mod task;

@@ -1,3 +1,3 @@
-//! Keys and values as the kernel reads them: a [`Run`](run::Run) of rows at one stride, in one storage format.
+//! Keys and values as the kernel reads them: a [`Run`](run::Run) is rows at one stride, in one storage format.
 
 pub(crate) mod run;

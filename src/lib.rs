@@ -1,11 +1,13 @@
 //! Exact scaled-dot-product attention on CPUs: a tiled online softmax, with masks, biases, f16 and bf16.
 //!
 //! ```text
-//! score[i,j] = softcap( scale * dot(q[i], k[j]) ) + bias[i,j]        for every key j that query i may see
-//! out[i]     = sum_j softmax(score[i,:])[j] * v[j]                   lse[i] = log sum_j exp(score[i,j])
+//! score[i,j] = softcap(scale * dot(q[i], k[j])) + bias[i,j]
+//!              for every key j that query i may see
+//! out[i]     = sum_j softmax(score[i,:])[j] * v[j]
+//! lse[i]     = log sum_j exp(score[i,j])
 //! ```
 //!
-//! With ndarray (a default feature), any strides:
+//! With ndarray (a default feature), arrays and views of any strides:
 //!
 //! ```
 //! use flashtile::Attention;
@@ -19,8 +21,8 @@
 //! # Ok::<(), flashtile::Error>(())
 //! ```
 //!
-//! With slices, as an engine would: its own memory, its own layout, a cache that is narrower than the queries, and no
-//! allocation once the workspace has grown.
+//! With slices, as an inference engine calls it: its own memory and layout, and an f16 cache beside f32 queries. Calls do not
+//! allocate after the workspace has grown.
 //!
 //! ```
 //! use flashtile::{Attention, TensorMut, TensorRef, Workspace, f16};
@@ -28,34 +30,27 @@
 //! let attention = Attention::new().causal();
 //! let mut workspace = Workspace::new();
 //!
-//! // One new token of 8 heads, stored [batch, seq, heads, dim]; a cache with room for 64 tokens, of which 20 are filled.
-//! let q = vec![0.1f32; 8 * 64];
-//! let (k, v) = (vec![f16::from_f32(0.2); 2 * 64 * 64], vec![f16::from_f32(0.3); 2 * 64 * 64]);
-//! let mut out = vec![0.0f32; 8 * 64];
-//! let (filled, [head, row]) = (20, [64 * 64, 64]);
-//! attention.compute(
-//!     TensorRef::from_slice(&q, [1, 1, 8, 64])?.permuted([0, 2, 1, 3])?,
-//!     TensorRef::with_strides(&k, 0, [1, 2, filled, 64], [0, head, row, 1])?,
-//!     TensorRef::with_strides(&v, 0, [1, 2, filled, 64], [0, head, row, 1])?,
-//!     TensorMut::from_slice(&mut out, [1, 1, 8, 64])?.permuted([0, 2, 1, 3])?,
-//!     None,
-//!     &mut workspace,
-//! )?;
-//! assert!((out[0] - 0.3).abs() < 1e-4);
+//! // One new token of 8 heads, stored [batch, seq, heads, dim]; a cache of 64 tokens, 20 of them filled. let q = vec![0.1f32;
+//! 8 * 64]; let (k, v) = (vec![f16::from_f32(0.2); 2 * 64 * 64], vec![f16::from_f32(0.3); 2 * 64 * 64]); let mut out =
+//! vec![0.0f32; 8 * 64]; let (filled, [head, row]) = (20, [64 * 64, 64]); attention.compute( TensorRef::from_slice(&q, [1, 1,
+//! 8, 64])?.permuted([0, 2, 1, 3])?, TensorRef::with_strides(&k, 0, [1, 2, filled, 64], [0, head, row, 1])?,
+//! TensorRef::with_strides(&v, 0, [1, 2, filled, 64], [0, head, row, 1])?, TensorMut::from_slice(&mut out, [1, 1, 8,
+//! 64])?.permuted([0, 2, 1, 3])?, None, &mut workspace, )?; assert!((out[0] - 0.3).abs() < 1e-4);
 //! # Ok::<(), flashtile::Error>(())
 //! ```
 //!
 //! # When to use it, and when not
 //!
-//! * Prefill, encoders and decoding on x86-64 processors with AVX2 or AVX-512; elsewhere it runs on portable code, correct and slower.
-//! * Where results must not change with the number of threads, the batch or the chunking: see the edge rules of
-//!   [`Attention`], which are tested promises.
-//! * Not for training: there is no backward pass yet (the [`softmax`] on its own has one).
-//! * Not for quantised or paged caches, yet.
+//! * Use it for prefill, encoders and decoding on x86-64 processors with AVX2 or AVX-512. On other processors it runs portable
+//!   code, which is correct and slower.
+//! * Use it if results must not change with the number of threads, the batch or the chunking. The edge rules of [`Attention`]
+//!   are tested promises.
+//! * It is not for training: there is no backward pass yet. (The public [`softmax`] functions have one.)
+//! * It does not support quantised or paged caches yet.
 //!
 //! # Levels and features
 //!
-//! The instruction set is found at run time: [`Level`] lists them, [`Attention::level`] forces one.
+//! The instruction set is detected at run time. [`Level`] lists all of them, and [`Attention::level`] forces one.
 //!
 //! | feature | default | |
 //! |---|---|---|
@@ -63,22 +58,21 @@
 //! | `ndarray` | yes | ndarray views in, arrays out; without it, [`TensorRef`] and [`TensorMut`] over slices |
 //! | `capi` | no | the C interface, `src/capi/flashtile.h` |
 //!
-//! # Map
+//! # Map of files
 //!
-//! What a call goes through, floor by floor; `docs/architecture.md` has the reasons.
+//! Data goes down one layer at a time. A file uses only its own layer and the layers below it; `docs/architecture.md` has the
+//! reasons.
 //!
-//! | file | |
-//! |---|---|
-//! | `tensor.rs` `tensor/` `integers.rs` `element.rs` `error.rs` | what the user hands in |
-//! | `attention.rs` | the calls |
-//! | `problem.rs` `plan.rs` `machine.rs` | the checked question, the decision, the hardware |
-//! | `driver.rs` `driver/` | threads and tiles, no formulas |
-//! | `kernel.rs` `kernel/` | one tile, no tensors, no threads |
-//! | `simd.rs` `simd/` | instructions |
-//! | `mask.rs` `bias.rs` | which pairs exist, how a score changes: shared meanings |
-//! | `reference.rs` | the definition in f64, beside the house |
-//! | `capi.rs` `capi/` | the C interface, before the door |
-//! | `softmax.rs` `softmax/` | softmax on its own, above `simd` |
+//! | layer | files | |
+//! |---|---|---|
+//! | api | `attention.rs` `call.rs` `prepared.rs` `merge.rs` `reference.rs` `capi.rs` `capi/` | calls: tensors come in, errors go back |
+//! | driver | `driver.rs` `driver/` | tasks, threads, workspace, output |
+//! | decision | `problem.rs` `plan.rs` `plan/` | the checked call; how it is computed |
+//! | kernel | `kernel.rs` `kernel/` | one tile: rows at strides |
+//! | meaning | `options.rs` `sequence.rs` `mask.rs` `mask/` `score.rs` `score/` `kv.rs` `kv/` | what is computed |
+//! | softmax | `softmax.rs` `softmax/` | the public softmax functions |
+//! | simd | `simd.rs` `simd/` | instructions |
+//! | ground | `error.rs` `element.rs` `level.rs` `integers.rs` `tensor.rs` `tensor/` | what every layer may use |
 
 #![deny(missing_docs)]
 
@@ -121,7 +115,7 @@ pub use score::{AlibiSlopes, ScoreStage, alibi_slope};
 pub use sequence::QueryOffset;
 pub use tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 
-/// The README's code is compiled and run, too.
+/// Compiles and runs the README's code as a doc test.
 #[cfg(all(doctest, feature = "ndarray"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,15 +1,15 @@
-//! Which keys a query may see.
+//! Masks: the keys that each query may see.
 //!
-//! Each mask is one file in `mask/`. All of them compose by intersection, here.
+//! Each mask is one file in `mask/`. This file composes them by intersection.
 //!
-//! **Masks by position.** Query `i` stands at key position `p` ([`Sequence::position`]). Causal order, windows and key lengths
-//! each show it one run of keys ([`PositionMask`]). Their intersection is one run per query, its *span*, and everything that
-//! skips work comes from spans ([`cover`]). An explicit boolean tensor is read only inside the span.
+//! **Masks by position.** Query `i` is at key position `p` ([`Sequence::position`]). Causal order, windows and key lengths each
+//! show it one run of keys ([`PositionMask`]). The intersection of these runs is the query's *span*. All skipping of work is
+//! decided by spans ([`cover`]). A boolean tensor is read only inside the span.
 //!
-//! A mask answers three questions, and a test holds the answers together:
-//! * is the pair (i, j) visible? [`Mask::sees`], straight from the definition;
-//! * which keys can query i see by its position? [`Mask::span`];
-//! * which keys does any query of a tile see, and which do all of them? [`Cover`](cover::Cover).
+//! A mask has three functions, and a test checks that they agree:
+//! * [`Mask::sees`]: is the pair (i, j) visible? It is the definition.
+//! * [`Mask::span`]: which keys can query i see by its position?
+//! * [`Cover`](cover::Cover): which keys does any query of a tile see, and which do all of them see?
 
 #![forbid(unsafe_code)]
 
@@ -29,7 +29,7 @@ use by_position::PositionMask;
 use lengths::Lengths;
 use std::ops::Range;
 
-/// The mask of a problem: the intersection of these and of each sequence's length.
+/// The mask of a problem: the intersection of these masks and of each sequence's length.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Mask<'a> {
     pub(crate) causal: Option<Causal>,
@@ -52,7 +52,7 @@ impl Mask<'_> {
         self.causal.is_some() || self.window.is_some()
     }
 
-    /// The keys that query `i` of a sequence may see by its position: all that [`Mask::sees`] allows but for the tensor.
+    /// The span of query `i`: the keys that [`Mask::sees`] allows without the tensor.
     pub(crate) fn span(&self, sequence: &Sequence, i: usize) -> Range<usize> {
         if !self.goes_by_position() {
             return 0..sequence.keys;
@@ -65,7 +65,7 @@ impl Mask<'_> {
         if let Some(causal) = &self.causal {
             span = intersection(span, causal.span(p));
         }
-        // Inside 0..length, so that the conversion is exact; an empty span is 0..0.
+        // The span is inside 0..length, so the conversion is exact. An empty span is 0..0.
         if span.is_empty() { 0..0 } else { span.start as usize..span.end as usize }
     }
 }
@@ -145,7 +145,7 @@ mod tests {
         });
     }
 
-    /// Both windows of two show what one shows that is as narrow as the narrower on either side.
+    /// The intersection of two windows shows the keys that both show.
     #[test]
     fn windows_intersect() {
         let sizes = [None, Some(0), Some(2), Some(5)];
@@ -160,18 +160,18 @@ mod tests {
     /// The matrices in the documentation of [`QueryOffset`].
     #[test]
     fn causal_matrices_are_as_drawn() {
-        let draw = |seq_q, seq_kv, query_offset| {
+        let matrix = |seq_q, seq_kv, query_offset| {
             let mask = Mask { causal: Some(Causal), ..Mask::default() };
             let sequence = Sequences { seq_q, seq_kv, query_offset, key_lengths: None }.get(0);
             let row =
                 |i| (0..seq_kv).map(|j| if mask.sees(&sequence, 0, i, j) { '1' } else { '0' }).collect::<String>();
             (0..seq_q).map(row).collect::<Vec<_>>()
         };
-        assert_eq!(draw(2, 4, QueryOffset::FromEnd), ["1110", "1111"]);
-        assert_eq!(draw(2, 4, QueryOffset::FromStart), ["1000", "1100"]);
-        assert_eq!(draw(2, 4, QueryOffset::At(1)), ["1100", "1110"]);
-        assert_eq!(draw(4, 2, QueryOffset::FromEnd), ["00", "00", "10", "11"]);
-        assert_eq!(draw(4, 2, QueryOffset::FromStart), ["10", "11", "11", "11"]);
-        assert_eq!(draw(4, 2, QueryOffset::At(-1)), ["00", "10", "11", "11"]);
+        assert_eq!(matrix(2, 4, QueryOffset::FromEnd), ["1110", "1111"]);
+        assert_eq!(matrix(2, 4, QueryOffset::FromStart), ["1000", "1100"]);
+        assert_eq!(matrix(2, 4, QueryOffset::At(1)), ["1100", "1110"]);
+        assert_eq!(matrix(4, 2, QueryOffset::FromEnd), ["00", "00", "10", "11"]);
+        assert_eq!(matrix(4, 2, QueryOffset::FromStart), ["10", "11", "11", "11"]);
+        assert_eq!(matrix(4, 2, QueryOffset::At(-1)), ["00", "10", "11", "11"]);
     }
 }

@@ -1,4 +1,5 @@
-//! What to compute, as plain data. [`Attention`](crate::Attention) builds it, [`Problem`](crate::problem::Problem) checks it.
+//! The options of an attention, as plain data. [`Attention`](crate::Attention) builds them,
+//! [`Problem`](crate::problem::Problem) checks them.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +8,7 @@ use crate::mask::{MaskTensor, Window};
 use crate::score::{AlibiSlopes, BiasTensor};
 use crate::sequence::QueryOffset;
 
-/// The options of an attention, as given: nothing is checked yet.
+/// The options of an attention as the caller gave them, unchecked.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options<'a> {
     /// `None` for `1 / sqrt(head_dim)`.
@@ -20,12 +21,12 @@ pub(crate) struct Options<'a> {
     pub(crate) softcap: Option<f32>,
     pub(crate) bias: Option<BiasTensor<'a>>,
     pub(crate) alibi: Option<AlibiSlopes<'a>>,
-    /// An option that was given a second time and can't be combined with the first.
+    /// The first option that was given twice and can't be combined.
     pub(crate) given_twice: Option<&'static str>,
 }
 
 impl Options<'_> {
-    /// Notes that `option` is given, where `before` says whether it was given already.
+    /// Records `option` as given twice, if `before` says that it was given already.
     pub(crate) fn note(&mut self, option: &'static str, before: bool) {
         if before && self.given_twice.is_none() {
             self.given_twice = Some(option);

@@ -1,6 +1,8 @@
-//! The decision: which form, which operands, which tiles, how many tasks. A pure function of the problem and the level.
+//! Decides how a problem is computed: form, operands, tiles, splits and tasks. The plan is a pure function of the problem and
+//! the level.
 //!
-//! It is made once, in [`Plan::new`], and asked for nowhere else. `plan/tuning.rs` has the numbers with their reasons.
+//! Everything is decided once, in [`Plan::new`]; drivers and kernels follow the plan. `plan/tuning.rs` has the numbers with
+//! their reasons.
 
 #![forbid(unsafe_code)]
 
@@ -16,16 +18,17 @@ use crate::score::{Unit, query_factor};
 use crate::simd::Isa;
 use std::fmt;
 use std::ops::Range;
-use tuning::{BLOCK_ROWS, DECODE_TASK_ROWS, DECODE_TILE_KEYS, MAX_PARTIALS, PARALLEL_WORK, PLENTY_TASKS, SPLIT_KEYS};
+use tuning::{BLOCK_ROWS, DECODE_TASK_ROWS, DECODE_TILE_KEYS, ENOUGH_TASKS, MAX_PARTIALS, PARALLEL_WORK, SPLIT_KEYS};
 
-/// How queries and keys are laid out on the processor. The two forms agree within the error bound, not bit for bit.
+/// The form of the computation: how queries and keys lie in vectors. The results of the two forms agree within the error bound,
+/// not bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Form {
-    /// For many query rows: tiles of queries in the lanes, at the speed of the multipliers.
+    /// For many query rows. Queries lie in the lanes, and the multipliers bound the speed.
     Prefill,
-    /// For few query rows: one pass over keys and values, at the speed of memory. Keys are split at a fixed length, so that few
-    /// rows keep many threads busy.
+    /// For few query rows. Keys and values are read once, and memory bandwidth bounds the speed. Keys are split at a fixed
+    /// length, so that few rows keep many threads busy.
     Decode,
 }
 
@@ -38,21 +41,21 @@ impl fmt::Display for Form {
     }
 }
 
-/// Whether a call may use the threads around it.
+/// The threads that a call may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Threads {
-    /// The current rayon pool, unless the work is too small to be worth waking it. Serial without the feature `rayon`, and
-    /// where the threads of rayon's global pool can't be started.
+    /// The current rayon pool, unless the work is too small to be worth waking it. Calls are serial without the feature
+    /// `rayon`, and if the threads of rayon's global pool can't be started.
     #[default]
     Pool,
     /// The calling thread alone.
     Serial,
 }
 
-/// The decision for one problem at one level, as it is carried out.
+/// The plan for one problem at one level; made by [`Attention::plan`](crate::Attention::plan).
 ///
-/// Print it to see the form, tiles and tasks; the accessors give the same numbers.
+/// It prints its form, tiles and tasks. The accessors return the same numbers.
 ///
 /// ```
 /// use flashtile::{Attention, Form};
@@ -91,12 +94,12 @@ impl Plan {
         Self::of_form(problem.dims, isa, form, operands, threads)
     }
 
-    /// The plan for looking at scores: the prefill form, from f32.
+    /// The plan for scores as an output: the prefill form, from f32.
     pub(crate) fn for_scores(problem: &Problem<'_>, isa: Isa, threads: Threads) -> Self {
         Self::of_form(problem.dims, isa, Form::Prefill, Operands::F32, threads)
     }
 
-    /// The same plan for tensors of other types: operands follow from the types.
+    /// The same plan for tensors of other types: the operands follow from the types.
     pub(crate) fn for_types_of(self, problem: &Problem<'_>) -> Self {
         Plan { operands: operands(problem, self.isa), ..self }
     }
@@ -116,8 +119,8 @@ impl Plan {
                 (tuning::prefill_tile_keys(&dims), EvenBlocks::new(rows.div_ceil(panel), BLOCK_ROWS / panel))
             }
         };
-        // Tasks of their own and splits in one task give the same bits, so this may depend on anything.
-        let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < PLENTY_TASKS;
+        // Splits that are tasks and splits in one task give the same bits, so this may depend on the whole problem.
+        let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < ENOUGH_TASKS;
         let partial = partial_len(rows.min(DECODE_TASK_ROWS), dims.value_dim);
         let partials =
             [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
@@ -134,12 +137,12 @@ impl Plan {
         }
     }
 
-    /// The form that the problem is computed in.
+    /// The form of the computation.
     pub fn form(&self) -> Form {
         self.form
     }
 
-    /// The instruction set that it is computed with.
+    /// The instruction set of the computation.
     pub fn level(&self) -> Level {
         self.isa.level()
     }
@@ -149,7 +152,7 @@ impl Plan {
         self.operands
     }
 
-    /// Query rows that a tile of scores has at most: those of a panel (prefill), or of a task (decode).
+    /// The most query rows of a tile of scores: those of a panel (prefill) or of a task (decode).
     pub fn tile_rows(&self) -> usize {
         match self.form {
             Form::Prefill => panel_lanes(self.isa),
@@ -157,24 +160,24 @@ impl Plan {
         }
     }
 
-    /// Keys that a tile of scores has at most. Tiles start at multiples of it.
+    /// The most keys of a tile of scores. Tiles start at multiples of it.
     pub fn tile_keys(&self) -> usize {
         self.tile_keys
     }
 
-    /// Keys of one split (decode). Results of splits are merged in the order of the keys.
+    /// The keys of one split (decode; `None` for prefill). The results of splits are merged in the order of the keys.
     pub fn split_keys(&self) -> Option<usize> {
         (self.form == Form::Decode).then_some(SPLIT_KEYS)
     }
 
-    /// Tasks that can be worked on side by side, if no mask rules any out.
+    /// The number of tasks, which can be computed in parallel. A mask may leave some of them without keys.
     pub fn tasks(&self) -> usize {
         let splits = if self.split_tasks { self.splits() } else { 1 };
         // Saturating: a problem without an output may have any dimensions.
         [self.dims.batch, self.dims.heads_kv, self.blocks.count].into_iter().fold(splits, usize::saturating_mul)
     }
 
-    /// Whether the work is worth more than one thread, and may use them.
+    /// Whether the work is large enough for several threads and [`Threads`] allows them.
     pub fn is_parallel(&self) -> bool {
         self.parallel
     }
@@ -188,12 +191,12 @@ impl Plan {
         self.split_tasks
     }
 
-    /// Splits of the keys: one where the form has none.
+    /// The number of splits of the keys; 1 for prefill, which has no splits.
     pub(crate) fn splits(&self) -> usize {
         self.split_keys().map_or(1, |keys| self.dims.seq_kv.div_ceil(keys))
     }
 
-    /// The splits that hold all of `keys`.
+    /// The splits that `keys` reach into.
     pub(crate) fn splits_of(&self, keys: &Range<usize>) -> Range<usize> {
         match self.split_keys() {
             Some(size) => keys.start / size..keys.end.div_ceil(size),
@@ -201,7 +204,7 @@ impl Plan {
         }
     }
 
-    /// Those of `keys` that are in split `split`, which holds some of them.
+    /// The part of `keys` in split `split`, which must be one of [`splits_of`](Self::splits_of).
     pub(crate) fn split_of(&self, split: usize, keys: &Range<usize>) -> Range<usize> {
         match self.split_keys() {
             Some(size) => (split * size).max(keys.start)..((split + 1) * size).min(keys.end),
@@ -209,20 +212,20 @@ impl Plan {
         }
     }
 
-    /// The tiles of some keys. They start at multiples of the tile size, wherever the keys do: so the order in which a row's
-    /// numbers are added depends on the row alone.
+    /// The tiles of `keys`. They start at multiples of the tile size, even if `keys` don't, so that the order of a row's
+    /// additions depends on the row alone.
     pub(crate) fn tiles_of(&self, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
         let size = self.tile_keys;
         let first = keys.start / size * size;
         (first..keys.end).step_by(size).map(move |start| start.max(keys.start)..(start + size).min(keys.end))
     }
 
-    /// Blocks that the rows of each key/value head are divided into.
+    /// The number of blocks that the rows of each key/value head are divided into.
     pub(crate) fn blocks(&self) -> usize {
         self.blocks.count
     }
 
-    /// The rows of block `block`: whole panels, shared out evenly.
+    /// The rows of block `block`. Prefill divides whole panels evenly over the blocks, decode rows.
     pub(crate) fn block_rows(&self, block: usize) -> Range<usize> {
         let rows = self.dims.rows();
         let unit = match self.form {
@@ -234,15 +237,15 @@ impl Plan {
     }
 }
 
-/// What scores of this problem are formed from.
+/// The operands that a problem's scores are formed from.
 fn operands(problem: &Problem<'_>, isa: Isa) -> Operands {
     let bf16 = matches!((&problem.q, &problem.k), (ByElement::Bf16(_), ByElement::Bf16(_)));
     let factor = query_factor(problem.scale, problem.score_mods.softcap, Unit::Log2);
-    if bf16 && bf16_pairs::suit(isa, factor) { Operands::Bf16Pairs } else { Operands::F32 }
+    if bf16 && bf16_pairs::usable(isa, factor) { Operands::Bf16Pairs } else { Operands::F32 }
 }
 
-/// Elements of a partial result: the values of some rows, then the rows' maxima and sums, each in whole vectors. (No
-/// overflow: a problem's rows times its value_dim stay below 2^60, output or not.)
+/// Elements of a partial result: the values of `rows` rows, then the rows' maxima and sums, each in whole vectors. It does not
+/// overflow, because `Problem` keeps rows times value_dim below 2^60.
 pub(crate) fn partial_len(rows: usize, value_dim: usize) -> usize {
     rows * round_up_lanes(value_dim) + 2 * round_up_lanes(rows)
 }

@@ -1,4 +1,4 @@
-//! An attention planned once, to be computed many times.
+//! An attention that is planned once and computed many times.
 
 #![forbid(unsafe_code)]
 
@@ -11,10 +11,10 @@ use crate::plan::{Form, Plan};
 use crate::problem::{Problem, check_shape};
 use crate::tensor::{AnyTensorMut, AnyTensorRef};
 
-/// An [`Attention`] with everything decided for a fixed problem; made by [`Attention::prepare`].
+/// An [`Attention`] with its plan and tasks for fixed shapes; made by [`Attention::prepare`].
 ///
-/// It saves planning and listing the tasks, some 0.3 microseconds for a small problem: worth it where calls are tiny. Where
-/// the number of keys grows from step to step, [`Prepared::set_keys`] plans anew without an allocation.
+/// It saves planning and listing the tasks at each call, some 0.3 microseconds for a small problem. That is useful for very
+/// small calls. If the number of keys grows from step to step, [`Prepared::set_keys`] plans again without an allocation.
 ///
 /// ```
 /// use flashtile::{Attention, Workspace};
@@ -43,9 +43,9 @@ pub struct Prepared<'a> {
     options: Options<'a>,
     plan: Plan,
     schedule: Schedule,
-    /// The form that was asked for.
+    /// The form set by [`Attention::form`](crate::Attention::form).
     form: Option<Form>,
-    /// Of queries, keys and values.
+    /// Types and shapes of queries, keys and values.
     shapes: [(DType, [usize; 4]); 3],
 }
 
@@ -60,13 +60,13 @@ impl<'a> Prepared<'a> {
         &self.plan
     }
 
-    /// Plans anew for `seq_kv` keys and values, everything else being as before. Key lengths and query offsets are those that
-    /// were given.
+    /// Plans again for `seq_kv` keys and values. Everything else stays, key lengths and query offsets included.
     ///
-    /// It takes less than a microsecond for a decoding step, and allocates only where there are more tasks than ever before.
+    /// It takes less than a microsecond for a decoding step, and allocates only if there are more tasks than at any time
+    /// before.
     ///
     /// # Errors
-    /// As [`Attention::compute`](crate::Attention::compute); this is then as it was.
+    /// As [`Attention::compute`](crate::Attention::compute); the prepared attention is then unchanged.
     pub fn set_keys(&mut self, seq_kv: usize) -> Result<(), Error> {
         let [q, mut k, mut v] = self.shapes;
         (k.1[2], v.1[2]) = (seq_kv, seq_kv);
@@ -77,11 +77,11 @@ impl<'a> Prepared<'a> {
         Ok(())
     }
 
-    /// As [`Attention::compute`](crate::Attention::compute), for tensors of the shapes that this was prepared for; types and
-    /// strides may differ. (The form is the one for the types that it was prepared for.)
+    /// Computes attention as [`Attention::compute`](crate::Attention::compute), for tensors of the prepared shapes. Types and
+    /// strides may differ. The form stays the one for the prepared types.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] for other shapes.
+    /// [`Error::ShapeMismatch`] for other shapes; otherwise as [`Attention::compute`](crate::Attention::compute).
     pub fn compute<'t>(
         &self,
         q: impl Into<AnyTensorRef<'t>>,

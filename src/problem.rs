@@ -1,7 +1,7 @@
-//! The checked question: the only place that refuses a call.
+//! Checks a call. This is the only place that refuses one.
 //!
-//! What passes here is sound: every index within the dimensions leads to an element, every list is long enough, every
-//! number is one that the kernels take. Nothing below checks again.
+//! In a [`Problem`], every index within the dimensions leads to an element, every list has the right length, and every number
+//! is one that the kernels take. The layers below check nothing again.
 
 #![forbid(unsafe_code)]
 
@@ -28,19 +28,19 @@ pub(crate) struct Dims {
 }
 
 impl Dims {
-    /// Query heads that share one key/value head; 0 if there are none.
+    /// Query heads that share one key/value head; 0 without heads.
     pub(crate) fn group(&self) -> usize {
-        // (Asked for with every row: most problems need no division.)
+        // It is computed for every row, and most problems need no division.
         if self.heads_q == self.heads_kv {
             return self.heads_q.min(1);
         }
         self.heads_q.checked_div(self.heads_kv).unwrap_or(0)
     }
 
-    /// Query rows that share one key/value head: what a K/V tile can be reused for.
+    /// Query rows that share one key/value head, and so each tile of its keys and values.
     ///
-    /// Row `r` is query `r / group` of the group's head `r % group`: rows that stand near each other in position stay
-    /// together, so that a tile of rows sees nearly the same keys.
+    /// Row `r` is query `r / group` of the group's head `r % group`: neighbouring rows have nearly the same position, so the
+    /// rows of a tile see nearly the same keys.
     pub(crate) fn rows(&self) -> usize {
         self.seq_q.saturating_mul(self.group())
     }
@@ -77,17 +77,17 @@ impl<'a> Problem<'a> {
         Self::of_any(options, [q, k, v])
     }
 
-    /// A problem of types and shapes alone, to be planned: every element of a tensor is one and the same.
+    /// A problem of types and shapes alone, for planning. All elements of a tensor are the same zero.
     pub(crate) fn of_shapes(options: &Options<'a>, shapes: [(DType, [usize; 4]); 3]) -> Result<Self, Error> {
         let [q, k, v] = shapes.map(|(dtype, shape)| AnyTensor::repeated(dtype, shape));
         Self::of_any(options, [q, k, v])
     }
 
-    /// As [`Problem::new`], of tensors that are known to have rank 4.
+    /// As [`Problem::new`], for tensors whose rank has been checked.
     pub(crate) fn of_any(options: &Options<'a>, [q, k, v]: [AnyTensor<'a>; 3]) -> Result<Self, Error> {
         let dims = check_shapes(q.shape(), k.shape(), v.shape())?;
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
-        // Scores are formed in units of log2: a number that leaves the range there would make them NaN.
+        // Scores are formed in units of log2. A number that overflows there would make them NaN.
         check_number("scale", scale, (scale * LOG2_E).is_finite(), "between -2.3e38 and 2.3e38")?;
         let sequences = check_sequences(options, &dims)?;
         let (mask, score_mods) = (check_mask(options, &dims)?, check_score_mods(options, &dims)?);
@@ -97,7 +97,7 @@ impl<'a> Problem<'a> {
         Ok(Problem { dims, q, k, v, scale, sequences, mask, score_mods })
     }
 
-    /// The problem of scores alone: values of dimension 0.
+    /// A problem without values (a value_dim of 0), for scores as an output.
     pub(crate) fn of_scores(options: &Options<'a>, [q, k]: [AnyTensorRef<'a>; 2]) -> Result<Self, Error> {
         let [q, k] = [of_rank_4("queries", q)?, of_rank_4("keys", k)?];
         let [batch, heads_kv, seq_kv, _] = k.shape();
@@ -107,8 +107,8 @@ impl<'a> Problem<'a> {
         Ok(problem)
     }
 
-    /// The same problem with the scores left at `stage`: without the modifications after it; and, before the last of them,
-    /// without a mask, since no key is hidden yet.
+    /// The same problem with scores up to `stage`: without the later modifications. At the stages before [`ScoreStage::Biased`]
+    /// no key is hidden, so there is no mask either.
     pub(crate) fn at_stage(mut self, stage: ScoreStage) -> Self {
         if matches!(stage, ScoreStage::Raw | ScoreStage::Capped) {
             let softcap = self.score_mods.softcap.filter(|_| stage == ScoreStage::Capped);
@@ -119,7 +119,7 @@ impl<'a> Problem<'a> {
         self
     }
 
-    /// Refuses an output of another shape, or whose elements overlap.
+    /// Refuses an output of another shape.
     pub(crate) fn check_output(&self, out: &AnyTensorMut<'_>) -> Result<(), Error> {
         let got = out.shape().try_into().map_err(|_| Error::Rank { tensor: "output", expected: 4, got: out.rank() })?;
         const NAMES: [&str; 4] = ["batch", "heads_q", "seq_q", "value_dim"];
@@ -157,13 +157,13 @@ pub(crate) fn check_shape<const N: usize>(
     Ok(())
 }
 
-/// The most query rows of one call: 4 G, in all batches and heads together.
+/// The most query rows of one call, in all batches and heads together: 4 G.
 const MAX_ROWS: usize = u32::MAX as usize;
 
-/// The most key/value heads of one call, in all batches together: 16 M. Each is a task at least, and tasks are listed.
+/// The most key/value heads of one call, in all batches together: 16 M. Each head has at least one task, and tasks are listed.
 const MAX_HEADS: usize = 1 << 24;
 
-/// The longest row of queries or values: a million elements. Tiles and blocks of up to 256 rows are copied.
+/// The longest row of queries or values: a million elements. Tiles and blocks of up to 256 rows are copied to scratch memory.
 const MAX_ROW_LEN: usize = 1 << 20;
 
 fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Error> {
@@ -178,17 +178,17 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
         return Err(Error::HeadsNotDivisible { heads_q, heads_kv });
     }
     let dims = Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
-    // Broadcast dimensions can be larger than memory: counts of rows and elements must still be numbers.
+    // Broadcast dimensions can be larger than memory, but counts of rows and elements must not overflow.
     for shape in [dims.output_shape(), [batch, heads_q, seq_q, head_dim], [batch, heads_kv, seq_kv, head_dim]] {
         check_size("the problem", shape)?;
     }
-    // A broadcast tensor may be larger than any memory, but what a call makes of it has to fit.
+    // Broadcast tensors can be larger than memory, but the list of tasks and the copies of tiles must fit.
     if dims.batch > 0 && dims.rows() > 0 {
         check_limit("key/value heads in all batches", MAX_HEADS, dims.batch.saturating_mul(dims.heads_kv))?;
         check_limit("elements of a query (head_dim)", MAX_ROW_LEN, dims.head_dim)?;
         check_limit("elements of a value (value_dim)", MAX_ROW_LEN, dims.value_dim)?;
     }
-    // Tasks are listed, about one for 256 rows (24, where few queries are forced): what no memory could hold the log-sum-exps of is refused before.
+    // Rows are limited, because tasks are listed: one for about 256 rows, or for 24 if decode is forced.
     let rows = [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul);
     check_limit("queries in all batches and heads", MAX_ROWS, rows)?;
     Ok(dims)
@@ -198,8 +198,8 @@ fn check_limit(what: &'static str, limit: usize, got: usize) -> Result<(), Error
     if got <= limit { Ok(()) } else { Err(Error::TooMany { what, limit, got }) }
 }
 
-/// Refuses shapes whose elements could not be counted in bytes. (Zero counts as one: products of some of the dimensions
-/// must be numbers, too.)
+/// Refuses shapes whose size in bytes overflows. A dimension of 0 counts as 1, because products of some of the dimensions must
+/// not overflow either.
 fn check_size(what: &'static str, shape: [usize; 4]) -> Result<(), Error> {
     let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size.max(1)));
     if elements.is_some_and(|n| n <= isize::MAX as usize / 8) { Ok(()) } else { Err(Error::TooLarge { what }) }

@@ -1,4 +1,4 @@
-//! The definition: attention as the formula says it, in f64, one pair of query and key after the other.
+//! The definition of attention: the formula in f64, one pair of query and key after the other.
 //!
 //! ```text
 //! score[i,j] = softcap( scale * dot(q[i], k[j]) ) + bias[i,j] - slope * |p - j|      for every key j that query i may see
@@ -6,8 +6,8 @@
 //! lse[i]     = log sum_j exp(score[i,j])
 //! ```
 //!
-//! It takes the same options as the fast path and is what the fast path is tested against: slow, short, and public, so that
-//! you can test against it too. Beside its results it holds the keys and values of one head in f64, and a row of scores.
+//! It takes the same options as [`Attention`], and the fast path is tested against it. It is slow, short, and public, so that
+//! you can test against it, too. Besides its results it holds the keys and values of one head in f64, and one row of scores.
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +18,7 @@ use crate::score::ScoreStage;
 use crate::tensor::AnyTensorRef;
 use crate::tensor::any::AnyTensor;
 
-/// What [`attention`] returns: f64, row by row without gaps.
+/// The results of [`attention`]: f64, row by row without gaps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reference {
     /// The output, `[batch, heads_q, seq_q, value_dim]`.
@@ -29,19 +29,18 @@ pub struct Reference {
     pub shape: [usize; 4],
 }
 
-/// Attention by the definition.
+/// Computes attention by the definition.
 ///
-/// Shapes and edge rules are those of [`Attention::run_into`]; level, form and threads are ignored.
+/// Shapes and edge rules are those of [`Attention`]. Level, form and threads are ignored.
 ///
 /// ```
 /// use flashtile::{Attention, TensorRef, reference};
 ///
-/// // One query that sees the first of two keys: it gets that key's value, whatever the scores.
-/// let q = TensorRef::from_slice(&[1.0f32, 0.0], [1, 1, 1, 2])?;
-/// let k = TensorRef::from_slice(&[1.0f32, 0.0, 5.0, 5.0], [1, 1, 2, 2])?;
-/// let v = TensorRef::from_slice(&[10.0f32, 20.0], [1, 1, 2, 1])?;
-/// let options = Attention::new().causal().query_offset(flashtile::QueryOffset::FromStart);
-/// assert_eq!(reference::attention(&options, q, k, v)?.out, [10.0]);
+/// // One query that sees the first of two keys: it gets that key's value, for any scores. let q =
+/// TensorRef::from_slice(&[1.0f32, 0.0], [1, 1, 1, 2])?; let k = TensorRef::from_slice(&[1.0f32, 0.0, 5.0, 5.0], [1, 1, 2,
+/// 2])?; let v = TensorRef::from_slice(&[10.0f32, 20.0], [1, 1, 2, 1])?; let options =
+/// Attention::new().causal().query_offset(flashtile::QueryOffset::FromStart); assert_eq!(reference::attention(&options, q, k,
+/// v)?.out, [10.0]);
 /// # Ok::<(), flashtile::Error>(())
 /// ```
 ///
@@ -57,20 +56,20 @@ pub fn attention<'t>(
     let shape = problem.dims.output_shape();
     let [.., value_dim] = shape;
     let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
-    let mut weights = Vec::new();
+    let mut scores = Vec::new();
     for [b, h] in heads(&problem) {
-        weights.resize(problem.dims.seq_kv, 0.0);
+        scores.resize(problem.dims.seq_kv, 0.0);
         let keys = widen(&problem.k, b, h / problem.dims.group());
         let values = widen(&problem.v, b, h / problem.dims.group());
         for i in 0..problem.dims.seq_q {
-            row_scores(&problem, [b, h, i], &keys, ScoreStage::Biased, &mut weights);
-            // A hidden key is left out, not multiplied by its weight of 0: its value may be NaN.
-            let visible: Vec<bool> = weights.iter().map(|&score| score != f64::NEG_INFINITY).collect();
-            result.lse.push(softmax(&mut weights));
-            let mut out = vec![0.0; value_dim];
-            for j in (0..weights.len()).filter(|&j| visible[j]) {
+            row_scores(&problem, [b, h, i], &keys, ScoreStage::Biased, &mut scores);
+            // A hidden key is skipped, not multiplied by its probability of 0, because its value may be NaN.
+            let visible: Vec<bool> = scores.iter().map(|&score| score != f64::NEG_INFINITY).collect();
+            result.lse.push(softmax(&mut scores));
+            let (probs, mut out) = (&scores, vec![0.0; value_dim]);
+            for j in (0..probs.len()).filter(|&j| visible[j]) {
                 let value = &values[j * value_dim..][..value_dim];
-                out.iter_mut().zip(value).for_each(|(out, value)| *out += weights[j] * value);
+                out.iter_mut().zip(value).for_each(|(out, value)| *out += probs[j] * value);
             }
             result.out.extend(out);
         }
@@ -78,7 +77,7 @@ pub fn attention<'t>(
     Ok(result)
 }
 
-/// The scores at a stage by the definition, `[batch, heads_q, seq_q, seq_kv]`.
+/// Computes the scores at a stage by the definition, `[batch, heads_q, seq_q, seq_kv]`.
 ///
 /// # Errors
 /// Those of [`Attention::run_into`].
@@ -91,7 +90,7 @@ pub fn scores<'t>(
     let problem = Problem::of_scores(&options.options, [q.into(), k.into()])?;
     let mut result = Vec::new();
     if problem.dims.seq_kv == 0 {
-        return Ok(result); // however many queries there are
+        return Ok(result); // the number of queries is not limited
     }
     let mut row_of_scores = Vec::new();
     for [b, h] in heads(&problem) {
@@ -111,7 +110,7 @@ pub fn scores<'t>(
 /// Every batch and query head; none if there are no queries.
 fn heads(problem: &Problem<'_>) -> impl Iterator<Item = [usize; 2]> + use<> {
     let Dims { batch, heads_q, seq_q, .. } = problem.dims;
-    let batch = if heads_q == 0 || seq_q == 0 { 0 } else { batch }; // of which there may be any number
+    let batch = if heads_q == 0 || seq_q == 0 { 0 } else { batch }; // the number of batches is not limited then
     (0..batch).flat_map(move |b| (0..heads_q).map(move |h| [b, h]))
 }
 
@@ -121,7 +120,7 @@ fn widen(tensor: &AnyTensor<'_>, b: usize, h: usize) -> Vec<f64> {
     (0..rows).flat_map(|j| (0..cols).map(move |e| tensor.at([b, h, j, e]) as f64)).collect()
 }
 
-/// The scores of one query at a stage (those of [`ScoreStage::Biased`] if the softmax is still to come).
+/// Writes the scores of one query at a stage. For [`ScoreStage::Probabilities`] these are the scores before the softmax.
 fn row_scores(problem: &Problem<'_>, row: [usize; 3], keys: &[f64], stage: ScoreStage, scores: &mut [f64]) {
     let [b, h, i] = row;
     let (mods, head_dim) = (&problem.score_mods, problem.dims.head_dim);
@@ -138,10 +137,10 @@ fn row_scores(problem: &Problem<'_>, row: [usize; 3], keys: &[f64], stage: Score
     }
 }
 
-/// Turns scores into probabilities, zeros if all are -inf, and returns the log-sum-exp.
+/// Turns scores into probabilities and returns the log-sum-exp. If all scores are -inf, probabilities are 0.
 fn softmax(scores: &mut [f64]) -> f64 {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    // With nothing visible there is nothing to subtract; with a NaN, `max` passes it over and the sum finds it.
+    // If all scores are -inf, nothing is subtracted. `max` skips a NaN, but the sum is NaN then.
     let shift = if max == f64::NEG_INFINITY { 0.0 } else { max };
     scores.iter_mut().for_each(|score| *score = (*score - shift).exp());
     let sum = scores.iter().sum::<f64>();

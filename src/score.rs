@@ -1,4 +1,4 @@
-//! How a score changes on its way to the softmax.
+//! Score modifications: how a score changes before the softmax.
 //!
 //! ```text
 //! raw    = scale * dot(q, k)
@@ -7,8 +7,8 @@
 //!                 - slope[h] * |p - j|                             alibi.rs      p: the query's key position
 //! ```
 //!
-//! This order is written once, in [`ScoreMods::define`] for the reference and in `kernel/tile.rs` for vectors. Each score
-//! modification is one file in `score/`, with its definition in f64 and its vector form side by side.
+//! [`ScoreMods::define`] applies this order for the reference, and `kernel/tile.rs` for vectors. Each score modification is one
+//! file in `score/`, with its definition in f64 and its vector form.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,7 @@ pub(crate) use bias::BiasTensor;
 pub(crate) use softcap::Softcap;
 pub(crate) use unit::{Unit, query_factor};
 
-/// The stage of a score at which to look at it.
+/// A stage of the scores, for [`Attention::scores_into`](crate::Attention::scores_into).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ScoreStage {
@@ -33,7 +33,7 @@ pub enum ScoreStage {
     Capped,
     /// After the additive bias and ALiBi; hidden keys have -inf.
     Biased,
-    /// After the softmax: what the values are weighted with. Hidden keys have 0, rows that see nothing are all 0.
+    /// After the softmax: the factors of the values. Hidden keys have 0. Rows that see no key are all 0.
     Probabilities,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct ScoreMods<'a> {
 }
 
 impl ScoreMods<'_> {
-    /// What the modifications up to `stage` make of a raw score: the definition.
+    /// Applies the modifications up to `stage` to a raw score: the definition.
     ///
     /// * `row`: batch, query head and query
     /// * `p`: the query's key position
@@ -72,7 +72,7 @@ impl ScoreMods<'_> {
         score
     }
 
-    /// Whether key `j` stays visible: a bias of -inf hides it.
+    /// Whether key `j` is visible: a bias of -inf hides it.
     pub(crate) fn sees(&self, row: [usize; 3], j: usize) -> bool {
         self.bias.is_none_or(|bias| bias.sees(row, j))
     }

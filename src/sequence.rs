@@ -1,13 +1,13 @@
-//! Lengths and offsets: where queries stand among keys. Read here and nowhere else.
+//! Lengths and offsets of sequences: the position of queries among keys. No other file reads them.
 //!
-//! A batch is a list of sequences. Query `i` of a sequence stands at key position `p = offset + i`; causal order, windows and
-//! ALiBi go by `p`.
+//! A batch is a list of sequences. Query `i` of a sequence has the key position `p = offset + i`. Causal order, windows and
+//! ALiBi use `p`.
 
 #![forbid(unsafe_code)]
 
 use crate::integers::Integers;
 
-/// Where the queries stand among the keys: query `i` is at key position `query_offset + i`.
+/// The position of the queries among the keys: query `i` is at key position `query_offset + i`.
 ///
 /// With 2 queries and 4 keys, a causal mask shows (rows are queries, columns keys, 1 is visible):
 ///
@@ -29,20 +29,22 @@ use crate::integers::Integers;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QueryOffset<'a> {
-    /// The last query stands at the last key: the offset is `seq_kv - seq_q`, or `key_lengths[b] - seq_q` where lengths
-    /// are given. This is what a decoder with a cache wants, and the default.
+    /// The last query is at the last key: the offset is `seq_kv - seq_q`, or `key_lengths[b] - seq_q` with key lengths. It is
+    /// the default, and right for decoding with a cache. It is wrong for right-padded prompts: see
+    /// [`Attention::key_lengths`](crate::Attention::key_lengths).
     #[default]
     FromEnd,
-    /// The first query stands at the first key: the offset is 0. This is what PyTorch's `is_causal` means.
+    /// The first query is at the first key: the offset is 0, as in PyTorch's `is_causal`.
     FromStart,
-    /// The first query stands at this position, which may be negative.
+    /// The first query is at this position, which may be negative.
     At(isize),
-    /// As [`QueryOffset::At`], one for each batch; [`QueryOffset::per_batch`] makes it from a list of any integers.
+    /// As [`QueryOffset::At`], with one position for each batch. [`QueryOffset::per_batch`] makes it from a list of any integer
+    /// type.
     PerBatch(Integers<'a>),
 }
 
 impl<'a> QueryOffset<'a> {
-    /// One position for each batch, where its first query stands.
+    /// One position for each batch: that of its first query. The list has `batch` entries.
     ///
     /// ```
     /// use flashtile::{Attention, QueryOffset};
@@ -61,7 +63,7 @@ pub(crate) struct Sequences<'a> {
     pub(crate) seq_q: usize,
     pub(crate) seq_kv: usize,
     pub(crate) query_offset: QueryOffset<'a>,
-    /// How many keys each batch has, 0 to `seq_kv`; `None` for `seq_kv`.
+    /// The number of keys of each batch, 0 to `seq_kv`; `None` if each has `seq_kv`.
     pub(crate) key_lengths: Option<Integers<'a>>,
 }
 
@@ -86,7 +88,7 @@ pub(crate) struct Sequence {
     pub(crate) batch: usize,
     /// The number of its keys.
     pub(crate) keys: usize,
-    /// The key position of query 0. In i128, in which no sum of offsets and windows overflows.
+    /// The key position of query 0. It is i128, so that no sum of offsets and windows overflows.
     pub(crate) offset: i128,
 }
 

@@ -1,4 +1,4 @@
-//! Each task: load its queries, step over its keys tile by tile, finish its rows.
+//! Computes each task: loads its queries, steps over its keys tile by tile, finishes its rows.
 
 #![forbid(unsafe_code)]
 
@@ -16,19 +16,19 @@ use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
 
-/// Computes `problem` as `plan` says into `output`.
+/// Computes `problem` into `output`, as `plan` says.
 pub(crate) fn run(problem: &Problem<'_>, plan: &Plan, output: Output<'_>, workspace: &mut Workspace) {
     if output.is_empty() {
         return; // before listing tasks: with nothing to write, the other dimensions may be anything
     }
-    // Taken out and put back, so that the list and the rest of the workspace can be borrowed apart.
+    // Moved out and back, so that the list and the rest of the workspace can be borrowed separately.
     let mut schedule = std::mem::take(&mut workspace.schedule);
     schedule.fill(problem, plan);
     run_scheduled(problem, plan, &schedule, output, workspace);
     workspace.schedule = schedule;
 }
 
-/// As [`run`], with the list of tasks already made: by [`Schedule::fill`], for this problem and plan.
+/// As [`run`], with a list of tasks that [`Schedule::fill`] has made for this problem and plan.
 pub(crate) fn run_scheduled(
     problem: &Problem<'_>,
     plan: &Plan,
@@ -45,7 +45,7 @@ pub(crate) fn run_scheduled(
     }
     let scratch = for_workers(&mut workspace.scratch, workers(plan.is_parallel(), schedule.tasks().len()));
     work_through(scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
-    Scratch::level(scratch);
+    Scratch::grow_to_largest(scratch);
 }
 
 /// Computes a task and writes its rows.

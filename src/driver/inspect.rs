@@ -1,5 +1,4 @@
-//! Scores to look at: formed and modified by the steps of the prefill form, in natural units, and written out instead of used
-//! up.
+//! Scores as an output: formed and modified by the prefill form, in natural units, and written row by row.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +14,7 @@ use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::score::Unit;
 
-/// Writes the scores of every query, a row of `seq_kv` each, and hands each row to `finish_row` before it is written.
+/// Writes the scores of every query, a row of `seq_kv` each. `finish_row` is called with each row before it is written.
 pub(crate) fn run(
     problem: &Problem<'_>,
     plan: &Plan,
@@ -41,7 +40,7 @@ fn write_scores(claims: &TaskClaims<'_>, claimed: ClaimedTask<'_>, finish_row: f
     for start in (0..task.rows).step_by(plan.tile_rows()) {
         let rows = start..(start + plan.tile_rows()).min(task.rows);
         let panel = task.slice(rows.clone());
-        // Keys outside the span are hidden, and no tile comes for them.
+        // Keys outside the span are hidden, and no tile has them.
         let mut whole_rows = vec![f32::NEG_INFINITY; rows.len() * seq_kv];
         let piece = Piece { task: &panel, keys: task.span.clone() };
         let mut kernel = Prefill::load(piece, None, None, scratch);

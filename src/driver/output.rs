@@ -1,7 +1,7 @@
-//! The output, shared between workers: each row is handed to the one task that writes it.
+//! The output, shared between workers. Each row is handed to the one task that writes it.
 //!
-//! All sharing of written memory between threads is here. What makes it sound: a [`Schedule`] in which each row appears once,
-//! and counters that hand out each task, and each slot, once.
+//! All memory that several threads write is shared here. It is sound because each row appears once in a [`Schedule`], and a
+//! counter hands out each task, and each slot, once.
 
 use super::schedule::{Schedule, Task};
 use super::threads::Claims;
@@ -15,7 +15,7 @@ use crate::tensor::{AnyTensorMut, TensorMut};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Where the results go: a tensor of any type, and the log-sum-exps if they are asked for.
+/// The output of a call: a tensor of any type, and optionally the log-sum-exps.
 pub(crate) struct Output<'a> {
     values: AnySharedRows<'a>,
     lse: Option<SharedRows<'a, f32, 3>>,
@@ -26,12 +26,12 @@ impl<'a> Output<'a> {
         Output { values: values.into_shared(), lse: lse.map(|lse| SharedRows::new(lse.strided)) }
     }
 
-    /// Whether there is nothing to write.
+    /// Whether there are no elements to write.
     pub(super) fn is_empty(&self) -> bool {
         self.values.shape().contains(&0) && self.lse.as_ref().is_none_or(|lse| lse.shape().contains(&0))
     }
 
-    /// Gets ready to hand out the rows of `schedule`, which must be for this problem.
+    /// Shares the output between the tasks of `schedule`, which must be for this problem.
     pub(super) fn share(self, problem: &'a Problem<'a>, plan: &'a Plan, schedule: &'a Schedule) -> TaskClaims<'a> {
         TaskClaims { output: self, problem, plan, schedule, next: AtomicUsize::new(0) }
     }
@@ -48,10 +48,10 @@ pub(super) struct TaskClaims<'a> {
 
 /// A claimed task.
 pub(super) struct ClaimedTask<'c> {
-    /// Its place in the schedule.
+    /// Its index in the schedule.
     pub(super) index: usize,
     pub(super) task: &'c Task,
-    /// The task that is claimed next, most likely: another worker may be faster.
+    /// The task that this worker most likely claims next. Another worker may be faster.
     pub(super) next: Option<&'c Task>,
     pub(super) output: TaskOutput<'c>,
 }
@@ -78,10 +78,10 @@ impl TaskClaims<'_> {
         self.plan
     }
 
-    /// The rows of a task in the output.
+    /// The output rows of a task.
     ///
     /// # Safety
-    /// * while the result lives, no other result for any of these rows does
+    /// * while the result lives, there is no other result with any of these rows
     unsafe fn rows_of(&self, task: &Task) -> TaskOutput<'_> {
         let (b, heads, rows) = (task.batch, task.heads(self.problem), task.rows.clone());
         // SAFETY: the caller's promise.
@@ -93,7 +93,7 @@ impl TaskClaims<'_> {
     }
 }
 
-/// A buffer cut into slots of one length, each for one worker to write.
+/// A buffer cut into slots of one length. Each slot is written by one worker.
 pub(super) struct SlotClaims<'a> {
     origin: *mut f32,
     slot: usize,
@@ -108,13 +108,13 @@ unsafe impl Sync for SlotClaims<'_> {}
 /// A claimed slot.
 pub(super) struct ClaimedSlot<'c> {
     pub(super) index: usize,
-    /// The slot that is claimed next, most likely: another worker may be faster.
+    /// The slot that this worker most likely claims next. Another worker may be faster.
     pub(super) next: usize,
     pub(super) memory: &'c mut [f32],
 }
 
 impl<'a> SlotClaims<'a> {
-    /// As many slots of `slot` elements as fit in `buffer`.
+    /// Cuts `buffer` into slots of `slot` elements. A shorter rest is not used.
     pub(super) fn new(buffer: &'a mut [f32], slot: usize) -> Self {
         let count = buffer.len() / slot.max(1);
         SlotClaims { origin: buffer.as_mut_ptr(), slot, count, next: AtomicUsize::new(0), buffer: PhantomData }
@@ -127,8 +127,8 @@ impl<'c> Claims<'c> for SlotClaims<'_> {
     fn claim(&'c self) -> Option<ClaimedSlot<'c>> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
         let next = self.next.load(Ordering::Relaxed);
-        // SAFETY: slot `index` lies inside the buffer, which stays borrowed mutably, and the counter has given this index
-        // once: nobody else has the slot.
+        // SAFETY: slot `index` lies inside the buffer, which stays borrowed mutably, and the counter has given this index once,
+        // so this is the only reference to the slot.
         let memory = || unsafe { std::slice::from_raw_parts_mut(self.origin.add(index * self.slot), self.slot) };
         (index < self.count).then(|| ClaimedSlot { index, next, memory: memory() })
     }

@@ -1,7 +1,7 @@
-//! Keys split between tasks: where there are too few tasks for the threads, each split of the keys is computed by itself and
-//! leaves a partial result; the partial results of a task are then merged in the order of the keys.
+//! Splits the keys of a task between workers, if there are too few tasks for the threads. Each split of the keys gives a
+//! partial result. The partial results of a task are then merged in the order of the keys.
 //!
-//! The bits are those of a task that computes its splits one after the other.
+//! The bits are those of a task that computes all its splits itself.
 
 #![forbid(unsafe_code)]
 
@@ -16,8 +16,8 @@ use crate::kernel::task::Piece;
 use crate::plan::partial_len;
 use std::ops::Range;
 
-/// Claims of each worker: the last to be done keeps the others waiting for a 16th of the time at most.
-const CLAIMS: usize = 16;
+/// Claims for each worker. With 16, workers wait for the last one for at most a 16th of the time.
+const CLAIMS_PER_WORKER: usize = 16;
 
 /// The partial results of a call, `[tasks][splits, rounded up to whole runs][slot]`.
 #[derive(Clone, Copy)]
@@ -25,12 +25,12 @@ struct Partials {
     /// Elements of a partial result.
     slot: usize,
     splits: usize,
-    /// Splits beside each other that are claimed together: their worker reads straight on.
+    /// Neighbouring splits that are claimed together, so that their worker reads one ascending stream.
     run: usize,
 }
 
 impl Partials {
-    /// Runs of one task.
+    /// The number of runs of a task.
     fn runs(self) -> usize {
         self.splits.div_ceil(self.run)
     }
@@ -49,7 +49,7 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
     let partials = Partials {
         slot: partial_len(rows, problem.dims.value_dim),
         splits,
-        run: splits.div_ceil((CLAIMS * scratch.len()).div_ceil(tasks.len().max(1))).max(1),
+        run: splits.div_ceil((CLAIMS_PER_WORKER * scratch.len()).div_ceil(tasks.len().max(1))).max(1),
     };
     let [memory] = workspace.partials.buffers([tasks.len() * partials.task_len()]);
 
@@ -64,7 +64,7 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
         let splits = plan.splits_of(&claimed.task.keys).map(|split| &own[split * partials.slot..][..partials.slot]);
         reduce(&input, splits, scratch, &mut claimed.output);
     });
-    Scratch::level(scratch);
+    Scratch::grow_to_largest(scratch);
 }
 
 /// Computes a run of splits of a task into its slots.
@@ -76,7 +76,7 @@ fn compute_run(
     scratch: &mut Scratch,
 ) {
     let (problem, plan) = (claims.problem(), claims.plan());
-    // The task of a claim, and its splits.
+    // The task of a claim, its splits, and the first split of its run.
     let of_claim = |index: usize| {
         let task = schedule.tasks().get(index / partials.runs())?;
         let first = index % partials.runs() * partials.run;
@@ -96,6 +96,6 @@ fn compute_run(
         for tile in plan.tiles_of(plan.split_of(split, &task.span)) {
             kernel.step(tile);
         }
-        kernel.leave(&mut memory[(split - first) * partials.slot..][..partials.slot]);
+        kernel.store_split(&mut memory[(split - first) * partials.slot..][..partials.slot]);
     }
 }

@@ -1,4 +1,4 @@
-//! The list of tasks: a plan cut along batches, key/value heads, and blocks of rows.
+//! The list of tasks: one for each batch, key/value head, and block of rows.
 
 #![forbid(unsafe_code)]
 
@@ -7,48 +7,50 @@ use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
 
-/// Some rows of one key/value head, and the keys to look at for them.
+/// A block of rows of one key/value head, and its span of keys.
 ///
-/// Row `r` is query `r / group` of head `head_kv * group + r % group`: rows beside each other stand at nearly the same
-/// position, so a tile of rows sees nearly the same keys.
+/// Row `r` is query `r / group` of head `head_kv * group + r % group`: neighbouring rows have nearly the same position, so the
+/// rows of a tile see nearly the same keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Task {
     pub(super) batch: usize,
     pub(super) head_kv: usize,
     pub(super) rows: Range<usize>,
-    /// The span: no row of the task sees any other key.
+    /// The span: no row of the task sees a key outside it.
     pub(super) keys: Range<usize>,
     pub(super) form: Form,
 }
 
-/// The tasks of a call, heaviest first; **each row is in exactly one of them**, which is what makes it sound to write
-/// their rows from several threads. Only [`Schedule::fill`] changes it.
+/// The tasks of a call, heaviest first.
+///
+/// **Each row is in exactly one task**: several threads write rows, and this makes it sound. Only [`Schedule::fill`] changes
+/// the list.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
     tasks: Vec<Task>,
 }
 
 impl Schedule {
-    /// A list of its own.
+    /// A new list, filled for `problem` and `plan`.
     pub(crate) fn new(problem: &Problem<'_>, plan: &Plan) -> Self {
         let mut schedule = Self::default();
         schedule.fill(problem, plan);
         schedule
     }
 
-    /// Lists the tasks of `plan`: every batch, head and block of rows once, and the blocks divide the rows.
+    /// Lists the tasks of `plan`: each batch, key/value head and block of rows once. The blocks are a partition of the rows.
     pub(crate) fn fill(&mut self, problem: &Problem<'_>, plan: &Plan) {
         self.tasks.clear();
         let dims = &problem.dims;
         if dims.rows() == 0 {
-            return; // without rows there is nothing to list, and there may be any number of batches
+            return; // without rows there are no tasks, and the number of batches is not limited
         }
         let group = dims.group();
         for batch in 0..dims.batch {
             let sequence = problem.sequences.get(batch);
             for block in 0..plan.blocks() {
                 let rows = plan.block_rows(block);
-                // The heads of a group stand at the same positions.
+                // The heads of a group have the same positions.
                 let queries = rows.start / group..rows.end.div_ceil(group);
                 let keys = union(queries.map(|i| problem.mask.span(&sequence, i)));
                 for head_kv in 0..dims.heads_kv {
@@ -56,9 +58,10 @@ impl Schedule {
                 }
             }
         }
-        // A long task claimed last would leave the other workers waiting. (Equal ones stay in the order of memory.)
+        // Heaviest first, because the other workers would wait for a long task that is claimed last. Equal tasks stay in the
+        // order of memory.
         self.tasks.sort_unstable_by_key(|task| {
-            // (Saturating: keys that share their memory may be any number.)
+            // Saturating, because the number of broadcast keys is not limited.
             (
                 std::cmp::Reverse(task.rows.len().saturating_mul(task.keys.len())),
                 task.batch,

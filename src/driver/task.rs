@@ -1,4 +1,4 @@
-//! A task as the kernel sees it: tensors become rows at strides.
+//! Makes the kernel's input of a task: tensors become rows at strides.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ impl Task {
         self.head_kv * group..(self.head_kv + 1) * group
     }
 
-    /// What the task hands to the kernel.
+    /// The kernel's input of the task.
     pub(super) fn input<'a>(&self, problem: &'a Problem<'a>, plan: &Plan) -> TaskInput<'a> {
         let (b, heads) = (self.batch, self.heads(problem));
         let rows = self.rows.clone();

@@ -1,29 +1,29 @@
-//! Workers: one loop on several threads, each with scratch memory of its own.
+//! Workers: one loop on several threads, each with its own scratch memory.
 
 #![forbid(unsafe_code)]
 
 use crate::kernel::scratch::Scratch;
 
-/// How many workers a call for `tasks` tasks gets.
+/// The number of workers of a call for `tasks` tasks.
 pub(super) fn workers(parallel: bool, tasks: usize) -> usize {
     #[cfg(feature = "rayon")]
-    if parallel && pool_is_there() {
+    if parallel && pool_available() {
         return rayon::current_num_threads().min(tasks).max(1);
     }
     let _ = (parallel, tasks);
     1
 }
 
-/// Work that is handed out piece by piece, each piece once.
+/// Work that workers claim piece by piece, each piece once.
 pub(super) trait Claims<'c>: Sync {
     /// The right to one piece.
     type Claim;
 
-    /// The next piece; `None` where all have been claimed.
+    /// Claims the next piece; `None` if all have been claimed.
     fn claim(&'c self) -> Option<Self::Claim>;
 }
 
-/// The worker loop: each worker claims pieces until none is left.
+/// The worker loop: each worker claims and computes pieces until none is left.
 pub(super) fn work_through<'c, C: Claims<'c>>(
     scratch: &mut [Scratch],
     claims: &'c C,
@@ -36,12 +36,12 @@ pub(super) fn work_through<'c, C: Claims<'c>>(
     });
 }
 
-/// Whether this thread can use a rayon pool: the one that it belongs to, or else the global one.
+/// Whether this thread can use a rayon pool: the pool that it belongs to, or the global one.
 ///
 /// rayon starts its global pool with the first use and panics if that fails. The pool can't be started again after that. So
 /// the first call here starts it. If that fails, calls are serial from then on.
 #[cfg(feature = "rayon")]
-fn pool_is_there() -> bool {
+fn pool_available() -> bool {
     use std::error::Error;
     use std::sync::OnceLock;
 
@@ -55,18 +55,18 @@ fn pool_is_there() -> bool {
         }
         match rayon::ThreadPoolBuilder::new().build_global() {
             Ok(()) => true,
-            // The error of a thread that did not start.
+            // A thread did not start.
             Err(error) if error.source().is_some() => false,
-            // Started by somebody else before, or in vain, which only a panic shows.
+            // The pool was started before, or its start failed before, which only a panic tells.
             Err(_) => std::panic::catch_unwind(rayon::current_num_threads).is_ok(),
         }
     })
 }
 
-/// Calls `worker` once for each element of `scratch`, side by side where the current rayon pool has threads to spare.
+/// Calls `worker` once for each element of `scratch`, in parallel if the current rayon pool has idle threads.
 ///
-/// By halving, because a join of two allocates nothing; a scope allocates for each spawn. A worker that no thread comes for runs
-/// on this one, after the others: where pieces are claimed from a common counter, it finds none left.
+/// It halves the workers recursively, because `rayon::join` does not allocate, and a scope allocates for each spawn. If no
+/// thread is idle, a worker runs on this thread after the others. It then finds all pieces claimed.
 fn fan_out(scratch: &mut [Scratch], worker: &(impl Fn(&mut Scratch) + Sync)) {
     match scratch {
         [] => {}

@@ -5,11 +5,11 @@
 use super::schedule::Schedule;
 use crate::kernel::scratch::{Floats, Scratch};
 
-/// Memory that calls need beside their output, kept for the next call.
+/// Scratch memory of calls, kept for the next call.
 ///
-/// A call takes what it needs and leaves it here; once a workspace has seen a problem, calls for problems that are no
-/// larger do not allocate. Its size grows with the number of threads and the size of a tile, not with the sequences
-/// (apart from one partial row for each 512 keys when decoding, and a few bytes for each 256 queries of a head).
+/// A workspace grows with the first calls. After that, calls for problems that are no larger do not allocate. Its size depends
+/// on the number of threads and the size of a tile, not on the length of the sequences, with two exceptions: decoding keeps one
+/// partial row for each 512 keys, and the list of tasks has a few bytes for each 256 queries of a head.
 ///
 /// ```
 /// use flashtile::{Attention, TensorMut, TensorRef, Workspace};
@@ -38,12 +38,12 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// An empty workspace; the first call fills it.
+    /// An empty workspace. The first call allocates.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Bytes held at the moment.
+    /// The number of bytes held.
     pub fn bytes(&self) -> usize {
         let scratch = self.scratch.iter().map(Scratch::bytes).sum::<usize>();
         scratch + self.partials.bytes() + self.schedule.bytes()

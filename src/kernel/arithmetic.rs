@@ -1,4 +1,4 @@
-//! What one step of a product multiplies: an element of either side, or a pair of neighbours.
+//! The arithmetic of one step of a product: a multiply-add of f32, or a dot product of bf16 pairs.
 
 use crate::element::{Bf16Pair, Element};
 use crate::simd::{PairDots, Simd};
@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 /// * [`mul_add_at`](Self::mul_add_at) reads one step at `a` and nothing else.
 /// * [`load`](Self::load) reads `LANES` steps at `p` and nothing else.
 pub(in crate::kernel) unsafe trait Multiply<S: Simd>: Copy {
-    /// What one step takes of a row in memory; zero by default.
+    /// The elements of a row that one step reads; zero by default.
     type Step: Copy + Default;
 
     /// `c[v] += a * b[v]` for each of V vectors, a being one step, in every lane.
@@ -32,7 +32,7 @@ pub(in crate::kernel) unsafe trait Multiply<S: Simd>: Copy {
     fn finish(self, simd: S, sum: S::F32) -> S::F32;
 }
 
-/// Multiply-adds of f32: elements of any type are widened.
+/// Multiply-adds of f32. Elements of any type are widened.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct F32Fma<T>(PhantomData<T>);
 
@@ -73,8 +73,8 @@ unsafe impl<S: Simd, T: Element> Multiply<S> for F32Fma<T> {
     }
 }
 
-/// Dot products of pairs of bf16, as they lie in memory. Finished sums are multiplied with `factor`: multiplied into the
-/// queries, it would leave them no bf16.
+/// Dot products of pairs of bf16, read in place. `factor` is multiplied into the finished sums, because queries multiplied with
+/// it would not be bf16 any more.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct Bf16Dots<D> {
     pub(in crate::kernel) dots: D,

@@ -1,57 +1,63 @@
-//! Scores of bf16 queries and keys from pairs of neighbours, as they lie in memory: nothing is widened, and two products
-//! take the time of one multiply-add.
+//! Scores of bf16 queries and keys from pairs of neighbouring elements. Pairs are read in place and not widened, and two
+//! products take the time of one multiply-add.
 //!
-//! The products are exact and every sum is rounded, as it is with multiply-adds. But the instruction takes denormal numbers
-//! for 0, so it is used only where that doesn't matter: the factor is at most [`LARGEST_FACTOR`], and each element of the
-//! query is 0 or between [`SMALLEST`] and [`LARGEST`]. (Nor is the factor below [`SMALLEST_FACTOR`]: sums come without it, and
-//! would overflow where the score is an ordinary number.) Then a denormal key leaves out less than 2^32 * 2^-126 of a sum, and
-//! a score of 2^20 elements is off by less than 2^-33. Other queries have their scores formed from elements, row by row.
+//! The products are exact and every sum is rounded, as with multiply-adds. But the instruction flushes denormals to zero, so
+//! pairs are used only in a range where that doesn't matter:
+//!
+//! * The factor is at most [`LARGEST_FACTOR`], and each element of the query is 0 or of a magnitude from [`SMALLEST`] to
+//!   [`LARGEST`]. Then a denormal element of a key leaves out less than 2^32 * 2^-126 of a sum, and a score of 2^20 elements is
+//!   off by less than 2^-33.
+//! * The factor is at least [`SMALLEST_FACTOR`]. It is applied after the sum, which would otherwise overflow where the score
+//!   does not.
+//!
+//! Queries outside the range have their scores formed from f32. The fallback is per row, so a row's bits never depend on its
+//! neighbours.
 
 use crate::element::{Bf16Pair, bf16};
 use crate::simd::Isa;
 use crate::tensor::group::GroupRows;
 use crate::tensor::matrix::{Matrix, Row};
 
-/// 2^40: what a score may be multiplied with.
+/// 2^40: the largest factor of a score.
 const LARGEST_FACTOR: f32 = 1_099_511_627_776.0;
 
-/// 2^-12: below the default scale of the longest head.
+/// 2^-12: the smallest factor of a score, below the default scale of the longest head.
 const SMALLEST_FACTOR: f32 = 1.0 / 4096.0;
 
 /// The bits of 2^32, the largest element of a query.
 const LARGEST: u16 = (127 + 32) << 7;
 
-/// The bits of 2^-126, the smallest one that is no denormal number.
+/// The bits of 2^-126, the smallest element of a query that is neither 0 nor denormal.
 const SMALLEST: u16 = 1 << 7;
 
 /// Whether scores of bf16 queries and keys, times `factor`, can be formed from pairs at a level.
-pub(crate) fn suit(isa: Isa, factor: f32) -> bool {
+pub(crate) fn usable(isa: Isa, factor: f32) -> bool {
     isa.has_pair_dots() && (SMALLEST_FACTOR..=LARGEST_FACTOR).contains(&factor.abs())
 }
 
-/// Pairs in a row of `elements`: behind an odd one's last element stands a zero.
+/// Pairs in a row of `elements` elements. If that is odd, a zero completes the last pair.
 pub(crate) fn pairs_in(elements: usize) -> usize {
     elements.div_ceil(2)
 }
 
-/// Whether pairs may stand for this query. (All of it is looked at, without a branch: that is done by vectors.)
+/// Whether every element of a query is in the range of pairs. There is no early exit, so that the compiler vectorises the test.
 #[inline(always)]
-fn fits(query: Row<'_, bf16>) -> bool {
+fn in_pair_range(query: Row<'_, bf16>) -> bool {
     let mut all = true;
     match query.as_slice() {
-        Some(query) => query.iter().for_each(|&element| all &= element_fits(element)),
-        None => query.iter().for_each(|element| all &= element_fits(element)),
+        Some(query) => query.iter().for_each(|&element| all &= element_in_pair_range(element)),
+        None => query.iter().for_each(|element| all &= element_in_pair_range(element)),
     }
     all
 }
 
 #[inline(always)]
-fn element_fits(element: bf16) -> bool {
+fn element_in_pair_range(element: bf16) -> bool {
     let magnitude = element.to_bits() & 0x7fff;
     magnitude == 0 || (SMALLEST..=LARGEST).contains(&magnitude)
 }
 
-/// The keys as pairs: in place, or their copy in `copy` if they don't lie so.
+/// The keys as pairs: in place if they can be, or copied to `copy`.
 ///
 /// * `copy`: `[keys][pairs]`
 pub(crate) fn key_pairs<'a>(keys: Matrix<'a, bf16>, copy: &'a mut [f32]) -> Matrix<'a, Bf16Pair> {
@@ -65,7 +71,7 @@ pub(crate) fn key_pairs<'a>(keys: Matrix<'a, bf16>, copy: &'a mut [f32]) -> Matr
     })
 }
 
-/// Copies a row, two elements into the bits of each f32, zeros behind its end.
+/// Copies a row, two elements into the bits of each f32, with zeros after its end.
 fn copy_pairs(row: Row<'_, bf16>, to: &mut [f32]) {
     let mut elements = row.iter().map(|element| u32::from(element.to_bits()));
     for to in to {
@@ -74,7 +80,7 @@ fn copy_pairs(row: Row<'_, bf16>, to: &mut [f32]) {
     }
 }
 
-/// Copies rows as pairs, zeros behind each.
+/// Copies rows as pairs, with zeros after each row.
 ///
 /// * `to`: `[rows][width]`
 pub(crate) fn copy_pair_rows(rows: GroupRows<'_, bf16>, to: &mut [f32]) {
@@ -83,37 +89,37 @@ pub(crate) fn copy_pair_rows(rows: GroupRows<'_, bf16>, to: &mut [f32]) {
     }
 }
 
-/// The queries for which pairs may not stand, one bit each.
+/// The rows with an element outside the range of pairs, one bit each.
 #[inline(always)]
-pub(crate) fn unfit_rows(rows: GroupRows<'_, bf16>) -> u32 {
-    let mut unfit = 0;
+pub(crate) fn rows_outside_pair_range(rows: GroupRows<'_, bf16>) -> u32 {
+    let mut outside = 0;
     for n in 0..rows.count() {
-        unfit |= u32::from(!fits(rows.row(n))) << n;
+        outside |= u32::from(!in_pair_range(rows.row(n))) << n;
     }
-    unfit
+    outside
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The bounds themselves are within, their neighbours and what is no number are not.
+    /// The bounds are in the range; their outer neighbours, infinity and NaN are not.
     #[test]
-    fn rows_that_fit() {
+    fn the_range_of_pairs() {
         let (zero, two_to_32) = (bf16::ZERO, bf16::from_f32(4_294_967_296.0));
         let inside = [zero, -zero, bf16::ONE, bf16::MIN_POSITIVE, -bf16::MIN_POSITIVE, two_to_32, -two_to_32];
-        let fits = |row: &[bf16]| fits(Matrix::from_slice(row, 1, row.len()).row(0));
-        assert!(fits(&inside));
+        let in_pair_range = |row: &[bf16]| in_pair_range(Matrix::from_slice(row, 1, row.len()).row(0));
+        assert!(in_pair_range(&inside));
         let denormal = bf16::from_bits(SMALLEST - 1);
         let above = bf16::from_bits(LARGEST + 1);
         for outside in [denormal, -denormal, bf16::from_bits(1), above, -above, bf16::INFINITY, bf16::NAN] {
             let mut row = inside.to_vec();
             row.push(outside);
-            assert!(!fits(&row), "{outside}");
+            assert!(!in_pair_range(&row), "{outside}");
         }
     }
 
-    /// Rows in place and rows copied hold the same pairs; the elements are found in both.
+    /// Rows in place and copied rows hold the same pairs and elements.
     #[test]
     fn copies_are_like_rows_in_place() {
         let data: Vec<bf16> = (0..60).map(|n| bf16::from_f32(n as f32)).collect();

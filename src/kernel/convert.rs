@@ -3,14 +3,14 @@
 use crate::element::Element;
 use crate::simd::Simd;
 
-/// The elements of `row` from `at` on, at most a vector of them, then zeros.
+/// Loads a vector of elements of `row` from `at` on, with zeros after the row's end.
 #[inline(always)]
 pub(crate) fn load_from<S: Simd, T: Element>(simd: S, row: &[T], at: usize) -> S::F32 {
     let rest = &row[at..];
     if rest.len() >= S::LANES { simd.load_elements(rest) } else { simd.load_elements_part(rest, 0.0) }
 }
 
-/// Rounds `from` into `to`, which is as long.
+/// Rounds `from` into `to`, which has the same length.
 #[inline(always)]
 pub(crate) fn store_row<S: Simd, T: Element>(simd: S, to: &mut [T], from: &[f32]) {
     assert!(to.len() == from.len());

@@ -1,8 +1,8 @@
-//! The form for few rows: one pass over keys and values, which lie along the lanes.
+//! The form for few query rows: one pass over keys and values, whose elements lie along the lanes.
 //!
-//! With a query or two the lanes of a panel would be empty, and the work is to stream K and V through the processor once: four
-//! bytes of f32 for each multiply-add of a lone query. So a vector holds neighbouring elements of one key (or value), in
-//! whatever format the cache has, and each is multiplied with every row while it is in a register.
+//! With one or two queries, most lanes of a panel would be empty, and the time is that of reading K and V once: four bytes of
+//! f32 for each multiply-add of a single query. So a vector holds neighbouring elements of one key (or value), in the storage
+//! format of the cache, and is multiplied with every row while it is in a register.
 //!
 //! ```text
 //! load      queries as f32, or as pairs of bf16
@@ -14,16 +14,16 @@
 //! finish    out[i][d] = O[i][d] / l[i]
 //! ```
 //!
-//! Keys are cut into splits of a fixed length, each summed from an empty state. So a split can be a task of its own: it
-//! [`leave`](Decode::leave)s its result in memory, and [`reduce`] merges these results in the order of the keys. The bits are
-//! the same either way.
+//! Keys are cut into splits of a fixed length, and each split is summed from an empty state. So a split can be a task of its
+//! own: the task stores its result in memory ([`Decode::store_split`]), and [`reduce`] merges these results in the order of the
+//! keys. The bits are the same either way.
 
 mod block;
 pub(super) mod scores;
 pub(super) mod softmax;
 pub(super) mod values;
 
-use super::bf16_pairs::{copy_pair_rows, key_pairs, pairs_in, unfit_rows};
+use super::bf16_pairs::{copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
 use super::output::TaskOutput;
@@ -42,20 +42,20 @@ use crate::kv::run::Run;
 use scores::RowKeys;
 use std::ops::Range;
 
-/// No task of this form has more rows: a bit of a u32 stands for each.
+/// The most rows of a task of this form, because a u32 has one bit for each.
 pub(crate) const MAX_ROWS: usize = u32::BITS as usize;
 
-/// Some rows on their way through the keys.
+/// The state of a decode task between its tiles.
 pub(crate) struct Decode<'t, 'a> {
     task: &'t TaskInput<'a>,
-    /// Where the keys of the piece end, and what is read after them.
+    /// The end of the piece's keys, and the piece that this worker most likely reads next.
     end: usize,
     next: Option<Next<'a>>,
     layout: PartialLayout,
-    /// The result of the splits so far, and of the current one.
+    /// The result of the splits so far, and that of the current split.
     total: &'t mut [f32],
     split: &'t mut [f32],
-    /// Whether `total` holds anything, and whether `split` does.
+    /// Whether `total` holds a result, and whether `split` does.
     merged: bool,
     started: bool,
     queries: RowQueries<'t>,
@@ -64,22 +64,22 @@ pub(crate) struct Decode<'t, 'a> {
     prefetch: Prefetch,
 }
 
-/// What this worker reads after the piece.
+/// The keys and values of the next piece.
 struct Next<'a> {
     keys: Run<'a>,
     values: Run<'a>,
     range: Range<usize>,
 }
 
-/// What is filled anew for each tile: `[rows][tile_keys]`, and copies.
+/// Buffers that are written anew for each tile: `[rows][tile_keys]`, and copies.
 struct RowBuffers<'t> {
-    /// Scores, then probabilities.
+    /// Scores, then probs.
     scores: &'t mut [f32],
-    /// The scores, kept where probabilities alone don't tell hidden keys from faint ones.
+    /// A copy of the scores, where probs alone don't tell a hidden key from one whose prob is 0 by underflow.
     kept_scores: &'t mut [f32],
     /// Bias and boolean mask.
     bias: &'t mut [f32],
-    /// Keys and values with gaps between their elements, and keys that are no pairs.
+    /// Copies of keys and values that have gaps between their elements, and of keys that can't be read as pairs in place.
     copied_keys: &'t mut [f32],
     copied_values: &'t mut [f32],
 }
@@ -131,7 +131,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
 
         // 1. Scores.
         let next = self.next.as_ref().map(|next| (next.keys, &next.range));
-        prefetch_ahead(&mut self.prefetch, task.keys, &keys, self.end, next);
+        fill_prefetch(&mut self.prefetch, task.keys, &keys, self.end, next);
         let buffers = &mut self.buffers;
         self.queries.scores(task, keys.clone(), buffers.copied_keys, buffers.scores, &self.prefetch);
 
@@ -143,12 +143,12 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let values = without_gaps(isa, task.values.slice_rows(keys.clone()), &mut *buffers.copied_values);
         let (probs, out) = (&*buffers.scores, self.layout.values(self.split, task.rows));
         if extent.max == f32::NEG_INFINITY {
-            // No row sees any of the keys. (Or the scores are NaN, which the sums have taken up.)
+            // No row sees any of the keys, or the scores are NaN, which the rows' sums already are, too.
         } else if extent.hides && !values::all_finite(isa, values) {
             values::add_visible_values(isa, values, (probs, buffers.kept_scores), out, tile_keys);
         } else {
             let next = self.next.as_ref().map(|next| (next.values, &next.range));
-            prefetch_ahead(&mut self.prefetch, task.values, &keys, self.end, next);
+            fill_prefetch(&mut self.prefetch, task.values, &keys, self.end, next);
             values::add_values(isa, values, probs, out, tile_keys, &self.prefetch);
         }
     }
@@ -157,7 +157,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         if self.merged {
             merge_partial(self.task, self.layout, self.total, self.split);
         } else {
-            self.total.copy_from_slice(self.split); // nothing to merge it with yet
+            self.total.copy_from_slice(self.split); // the first split: nothing to merge it with
         }
         (self.merged, self.started) = (true, false);
     }
@@ -171,13 +171,13 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
 }
 
 impl Decode<'_, '_> {
-    /// The layout of what is left of a split of a task.
+    /// The layout of a task's partial results.
     pub(crate) fn partial_layout(task: &TaskInput<'_>) -> PartialLayout {
         PartialLayout::new(task.rows, task.value_dim())
     }
 
-    /// In place of [`end_split`](FormKernel::end_split): leaves what the split has summed in `memory`.
-    pub(crate) fn leave(&mut self, memory: &mut [f32]) {
+    /// Ends a split and stores its result in `memory`, instead of merging it as [`end_split`](FormKernel::end_split) does.
+    pub(crate) fn store_split(&mut self, memory: &mut [f32]) {
         memory[..self.layout.len()].copy_from_slice(self.split);
         self.started = false;
     }
@@ -188,7 +188,7 @@ impl Decode<'_, '_> {
         }
     }
 
-    /// Turns the raw scores of all rows into probabilities, folded into their states; returns what the scores were like.
+    /// Turns the raw scores of all rows into probs and adds them to the rows' states. Returns the extent of all scores.
     fn softmax_rows(&mut self, keys: &Range<usize>) -> RowExtent {
         let (task, buffers, layout) = (self.task, &mut self.buffers, self.layout);
         let (isa, tile_keys) = (task.isa, task.tile_keys);
@@ -238,7 +238,7 @@ pub(crate) fn reduce<'p>(
     finish_rows(task, layout, total, output);
 }
 
-/// Folds the result over later keys into that over earlier ones.
+/// Merges the result over later keys into that over earlier ones.
 fn merge_partial(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32], split: &[f32]) {
     for n in 0..task.rows {
         let (other, other_out) = layout.row(split, n);
@@ -256,44 +256,44 @@ fn finish_rows(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32], o
     }
 }
 
-/// How far ahead of what is read memory is prefetched, in bytes: 8 KiB of f32, 16 KiB of halves. (On Zen 5, f32 prefetched
-/// 16 KiB ahead took a tenth longer, and halves 8 KiB ahead a sixth.)
-const fn lead_bytes(element_bytes: usize) -> usize {
+/// The prefetch distance in bytes: 8 KiB for f32, 16 KiB for the half types. (Zen 5: f32 at 16 KiB took a tenth longer, half
+/// types at 8 KiB a sixth.)
+const fn prefetch_distance_bytes(element_bytes: usize) -> usize {
     32 * 1024 / element_bytes
 }
 
-/// The same in rows: one at least, where a single row is longer.
-fn lead_rows(rows: Run<'_>) -> usize {
+/// The prefetch distance in rows, at least 1.
+fn prefetch_distance(rows: Run<'_>) -> usize {
     let row_bytes = rows.element_bytes() * rows.cols();
-    (lead_bytes(rows.element_bytes()) / row_bytes.max(1)).max(1)
+    (prefetch_distance_bytes(rows.element_bytes()) / row_bytes.max(1)).max(1)
 }
 
-/// What to prefetch while rows `keys` of `run` are read: as many rows, the lead further on; past the `end` of the piece's
-/// keys, the first rows of what comes `next`.
-fn prefetch_ahead(
+/// Fills `prefetch` with the rows to prefetch while rows `keys` of `run` are read: the same number of rows, at the prefetch
+/// distance. Rows past `end`, where the piece's keys end, are replaced by the first rows of `next`.
+fn fill_prefetch(
     prefetch: &mut Prefetch,
     run: Run<'_>,
     keys: &Range<usize>,
     end: usize,
     next: Option<(Run<'_>, &Range<usize>)>,
 ) {
-    let lead = lead_rows(run);
-    let ahead = keys.start + lead..keys.end + lead;
+    let distance = prefetch_distance(run);
+    let target = keys.start + distance..keys.end + distance;
     prefetch.clear();
-    prefetch.add_run(run.slice_rows(ahead.start.min(end)..ahead.end.min(end)));
+    prefetch.add_run(run.slice_rows(target.start.min(end)..target.end.min(end)));
     if let Some((run, more)) = next {
         let from = |n: usize| (more.start + n.saturating_sub(end)).min(more.end);
-        prefetch.add_run(run.slice_rows(from(ahead.start)..from(ahead.end)));
+        prefetch.add_run(run.slice_rows(from(target.start)..from(target.end)));
     }
 }
 
 /// The queries of a task's rows, as the dot products read them.
 struct RowQueries<'t> {
-    /// As f32, scaled: `[rows][head_dim rounded up]`. Beside pairs, a buffer for one row.
+    /// As f32, scaled: `[rows][head_dim rounded up]`. If `pairs` is used, a buffer for one row.
     wide: &'t mut [f32],
     /// As pairs: `[rows][pairs rounded up]`.
     pairs: &'t [f32],
-    /// Rows whose scores can't be formed from pairs, one bit each.
+    /// Rows outside the range of pairs, one bit each. Their scores are formed from f32.
     f32_rows: u32,
 }
 
@@ -303,7 +303,7 @@ impl<'t> RowQueries<'t> {
         match (task.operands, task.queries) {
             (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
                 copy_pair_rows(rows, pairs);
-                f32_rows = unfit_rows(rows);
+                f32_rows = rows_outside_pair_range(rows);
             }
             (_, rows) => widen_group(task.isa, rows, task.factor, (&mut *wide, round_up_lanes(task.head_dim()))),
         }
@@ -311,16 +311,23 @@ impl<'t> RowQueries<'t> {
     }
 
     /// The scores of all rows, `[rows][tile_keys]`.
-    fn scores(&mut self, task: &TaskInput<'_>, keys: Range<usize>, copy: &mut [f32], to: &mut [f32], ahead: &Prefetch) {
+    fn scores(
+        &mut self,
+        task: &TaskInput<'_>,
+        keys: Range<usize>,
+        copy: &mut [f32],
+        to: &mut [f32],
+        prefetch: &Prefetch,
+    ) {
         let (isa, tile_keys) = (task.isa, task.tile_keys);
         let keys = match (task.operands, task.keys.slice_rows(keys)) {
             (Operands::Bf16Pairs, Run::Bf16(keys)) => key_pairs(keys, copy),
             (_, keys) => {
                 let keys = RowKeys::Any(without_gaps(isa, keys, copy));
-                return scores::scores(isa, keys, self.wide, to, tile_keys, ahead);
+                return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);
             }
         };
-        scores::scores(isa, RowKeys::Pairs(keys, task.factor), self.pairs, to, tile_keys, ahead);
+        scores::scores(isa, RowKeys::Pairs(keys, task.factor), self.pairs, to, tile_keys, prefetch);
         for n in (0..task.rows).filter(|n| self.f32_rows >> n & 1 == 1) {
             scores_from_f32(task, n, keys, self.wide, &mut to[n * tile_keys..][..tile_keys]);
         }
@@ -332,13 +339,13 @@ mod tests {
     use super::*;
     use crate::tensor::matrix::Matrix;
 
-    /// As many rows as the lead is long; one where a row is longer, or there is nothing in it.
+    /// The distance is a whole number of rows: 1 if a row is longer than that, and above 0 for empty rows.
     #[test]
-    fn the_lead_is_a_row_at_least() {
+    fn the_prefetch_distance_is_at_least_a_row() {
         let (wide, half) = ([0.0f32; 5000], [crate::f16::ZERO; 5000]);
-        let lead = |cols| lead_rows(Run::F32(Matrix::from_slice(&wide[..cols], 1, cols)));
-        assert_eq!([128, 2048, 2049, 5000].map(lead), [16, 1, 1, 1]);
-        assert_eq!(lead_rows(Run::F16(Matrix::from_slice(&half[..128], 1, 128))), 64);
-        assert!(lead(0) > 0);
+        let distance = |cols| prefetch_distance(Run::F32(Matrix::from_slice(&wide[..cols], 1, cols)));
+        assert_eq!([128, 2048, 2049, 5000].map(distance), [16, 1, 1, 1]);
+        assert_eq!(prefetch_distance(Run::F16(Matrix::from_slice(&half[..128], 1, 128))), 64);
+        assert!(distance(0) > 0);
     }
 }

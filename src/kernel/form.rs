@@ -1,4 +1,4 @@
-//! The door between driver and kernel: load, step, finish.
+//! The trait between driver and kernel: load, step, finish.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +7,7 @@ use super::scratch::Scratch;
 use super::task::Piece;
 use std::ops::Range;
 
-/// A form of the computation: how the queries, keys and values of a task lie in registers.
+/// A form of the computation. It decides how the queries, keys and values of a task lie in registers.
 ///
 /// The driver calls [`load`](Self::load) once, [`step`](Self::step) for each tile in the order of the keys,
 /// [`end_split`](Self::end_split) after the tiles of each split, and [`finish`](Self::finish) at the end.
@@ -15,8 +15,8 @@ pub(crate) trait FormKernel<'t, 'a>: Sized {
     /// Lays out the queries of a task.
     ///
     /// * `piece`: the task, and the keys that will be stepped over
-    /// * `next`: what this worker most likely computes afterwards, to be prefetched
-    /// * `output`: where the results will go, to be prefetched
+    /// * `next`: the piece that this worker most likely computes next, to be prefetched
+    /// * `output`: the rows that will be written, to be prefetched
     fn load(
         piece: Piece<'t, 'a>,
         next: Option<Piece<'_, 'a>>,
@@ -24,10 +24,10 @@ pub(crate) trait FormKernel<'t, 'a>: Sized {
         scratch: &'t mut Scratch,
     ) -> Self;
 
-    /// Scores, softmax and values of one tile of keys. `keys` lies within one multiple of the tile size.
+    /// Computes scores, softmax and values of one tile. `keys` does not cross a multiple of the tile size.
     fn step(&mut self, keys: Range<usize>);
 
-    /// Ends a split: what its tiles have summed is merged into the result of the splits before it.
+    /// Ends a split: merges its result into that of the splits before it.
     fn end_split(&mut self) {}
 
     /// Divides by the sums and writes the task's rows.

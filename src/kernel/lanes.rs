@@ -1,4 +1,4 @@
-//! What masks and score modifications say about some rows and the keys of a tile, as numbers.
+//! The parameters of masks and score modifications for some rows and the keys of a tile.
 
 #![forbid(unsafe_code)]
 
@@ -8,17 +8,17 @@ use super::tile::TileMods;
 use crate::mask::cover::Cover;
 use std::ops::Range;
 
-/// Rows whose scores are modified together, with the keys that each of them sees by its position: the lanes of a panel, or a
-/// single row (`N` is 1), as decode has them.
+/// Rows whose scores are modified together, and the span of each: the lanes of a panel in prefill, a single row (`N` is 1) in
+/// decode.
 #[derive(Clone, Debug)]
 pub(crate) struct LaneSpans<const N: usize = MAX_PANEL_LANES> {
     /// The rows, counted within the task.
     pub(crate) rows: Range<usize>,
-    /// Lanes computed; those without a row repeat the last one.
+    /// The number of lanes computed. Lanes without a row repeat the last row.
     pub(crate) count: usize,
-    /// What the rows see together.
+    /// The cover of the rows' spans.
     pub(crate) cover: Cover,
-    /// First visible key of each lane, and the one after its last.
+    /// The span of each lane: first visible key, and the one after the last.
     spans: [(usize, usize); N],
 }
 
@@ -46,15 +46,15 @@ impl<const N: usize> LaneSpans<N> {
     }
 }
 
-/// The numbers of masks and score modifications for some lanes and the keys of a tile.
+/// The parameters of masks and score modifications for some lanes and the keys of a tile.
 pub(crate) struct LaneMods<'l, 't, 'a, const N: usize> {
     task: &'t TaskInput<'a>,
     lanes: &'l LaneSpans<N>,
     /// The first of the keys, and the first key of their tile.
     first: usize,
     tile_start: usize,
-    /// First visible key of each lane and the one after its last, counted from the tile's first key; not filled in where all
-    /// lanes see all keys.
+    /// First visible key of each lane and the one after the last, counted from the tile's first key. Not filled in if all lanes
+    /// see all keys.
     visible: [[f32; N]; 2],
     /// Slope and position of each lane.
     alibi: Option<[[f32; N]; 2]>,
@@ -62,8 +62,8 @@ pub(crate) struct LaneMods<'l, 't, 'a, const N: usize> {
 
 impl<'l, 't, 'a, const N: usize> LaneMods<'l, 't, 'a, N> {
     pub(crate) fn new(task: &'t TaskInput<'a>, lanes: &'l LaneSpans<N>, keys: &Range<usize>) -> Self {
-        // Counted from the tile's first key, numbers are small and so exact as f32; a bound outside may stand at the edge. A
-        // position may be far away, and rounded: but the same way for a key of the tile, whichever rows are beside it.
+        // Counted from the tile's first key, key indices are small, so they are exact as f32. Bounds outside the tile are moved
+        // to its edge. A distant position may be rounded, but its rounding depends on the row and the tile alone.
         let tile_start = keys.start / task.tile_keys * task.tile_keys;
         let within = |key: usize| (key.clamp(keys.start, keys.end) - tile_start) as f32;
         let mut visible = [[0.0; N]; 2];
@@ -80,7 +80,7 @@ impl<'l, 't, 'a, const N: usize> LaneMods<'l, 't, 'a, N> {
         LaneMods { task, lanes, first: keys.start, tile_start, visible, alibi }
     }
 
-    /// What happens to the scores of a part of the keys; `bias` is that of all of them, laid out as the scores are.
+    /// The modifications for the keys `part`. `bias` is the bias of all keys, in the layout of the scores.
     pub(crate) fn part<'m>(&'m self, part: &Range<usize>, bias: Option<&'m [f32]>) -> TileMods<'m> {
         let count = self.lanes.count;
         let lanes = |x: &'m [f32; N]| &x[..count];

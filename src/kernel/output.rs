@@ -8,16 +8,16 @@ use crate::simd::{Isa, Kernel, Simd};
 use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use std::ops::Range;
 
-/// Where a task's results go: its rows of the output, and its log-sum-exps if they are asked for.
+/// The output of a task: its rows of the output tensor, and its log-sum-exps if the call has an lse output.
 #[derive(Debug)]
 pub(crate) struct TaskOutput<'a> {
     pub(crate) values: AnyGroupRowsMut<'a>,
-    /// One element a row.
+    /// One element for each row.
     pub(crate) lse: Option<GroupRowsMut<'a, f32>>,
 }
 
 impl TaskOutput<'_> {
-    /// Writes the log-sum-exps of some rows, if they are asked for: `lse(n)` is that of the n-th of them.
+    /// Writes the log-sum-exps of `rows`, if there is an lse output: `lse(n)` to row `rows.start + n`.
     pub(crate) fn write_lse(&mut self, rows: Range<usize>, lse: impl Fn(usize) -> f32) {
         if let Some(to) = &mut self.lse {
             for (n, mut row) in to.rows_mut(rows).enumerate() {
@@ -26,12 +26,12 @@ impl TaskOutput<'_> {
         }
     }
 
-    /// Writes some rows, rounded to the output's type.
+    /// Writes `rows`, rounded to the output's type.
     ///
-    /// * `values`: `[rows][width]`, of which each row's first elements are written
+    /// * `values`: `[rows][width]` and the width; the first elements of each row are written, one for each output column
     ///
     /// # Panics
-    /// If there are no such rows, or `values` doesn't have as many of them, or not as long.
+    /// If `rows` are not within the output, or `values` has fewer rows or shorter ones.
     pub(crate) fn write_rows(&mut self, isa: Isa, rows: Range<usize>, values: (&[f32], usize)) {
         isa.run(WriteRows { to: &mut self.values, rows, values });
     }

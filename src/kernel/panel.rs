@@ -1,4 +1,4 @@
-//! Some query rows side by side in the lanes.
+//! Panels: query rows side by side in the lanes.
 
 #![forbid(unsafe_code)]
 
@@ -13,13 +13,13 @@ use std::ops::Range;
 pub(crate) struct Panel {
     pub(super) lanes: LaneSpans,
     pub(super) state: PanelState,
-    /// Whether values have been summed: before, its part of the buffer holds anything.
+    /// Whether values have been added to the panel's output. Before that, the output holds stale data.
     pub(super) started: bool,
-    /// Lanes whose scores can't be formed from pairs of bf16, one bit each.
+    /// Lanes whose queries are outside the range of pairs, one bit each. Their scores are formed from f32.
     pub(super) f32_lanes: u32,
 }
 
-/// Cuts the rows of a task into panels: full ones, and at the end one of as many vectors as are needed.
+/// Cuts the rows of a task into panels. The last panel has only the vectors that it needs.
 pub(super) fn list_panels(task: &TaskInput<'_>, panels: &mut Vec<Panel>) {
     panels.clear();
     let full = panel_lanes(task.isa);
@@ -31,7 +31,7 @@ pub(super) fn list_panels(task: &TaskInput<'_>, panels: &mut Vec<Panel>) {
     }
 }
 
-/// Where a panel's part of a worker's buffers lies.
+/// The place of each panel in a worker's buffers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
     /// Steps of a score (elements of a query, or pairs of them) and value_dim, rounded up to vectors.

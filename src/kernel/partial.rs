@@ -1,4 +1,4 @@
-//! Partial results: what some rows have summed over some of the keys, and their states.
+//! Partial results: the values that rows have summed over a part of the keys, and the rows' states.
 
 #![forbid(unsafe_code)]
 
@@ -14,12 +14,12 @@ pub(crate) struct PartialLayout {
 }
 
 impl PartialLayout {
-    /// For at most `rows` rows of `value_dim`.
+    /// The layout for at most `rows` rows of `value_dim`.
     pub(crate) fn new(rows: usize, value_dim: usize) -> Self {
         PartialLayout { rows, width: round_up_lanes(value_dim) }
     }
 
-    /// Elements of one partial result. (No overflow: a problem's rows times its value_dim stay below 2^60, output or not.)
+    /// Elements of one partial result. It does not overflow, because `Problem` keeps rows times value_dim below 2^60.
     pub(crate) fn len(self) -> usize {
         self.rows * self.width + 2 * round_up_lanes(self.rows)
     }
@@ -29,10 +29,10 @@ impl PartialLayout {
         self.width
     }
 
-    /// Makes it the result over no keys.
+    /// Writes the result over no keys.
     pub(crate) fn clear(self, memory: &mut [f32]) {
         let State { max: [max], sum: [sum] } = State::EMPTY;
-        memory.fill(sum); // 0, which is also where values start from
+        memory.fill(sum); // 0, as are the values over no keys
         self.states(memory).0.fill(max);
     }
 

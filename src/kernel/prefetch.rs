@@ -1,8 +1,12 @@
-//! Asking memory for what is needed next, a few lines at a time, while the multipliers are busy.
+//! Prefetches the cache lines that are needed next, a few at a time, between the multiply-adds of the current loop.
 //!
-//! Short sequences are computed about as fast as memory delivers them, and a worker that waits for each tile before it
-//! multiplies pays for both. Asked for in one go, they would fill the processor's queue of misses and hold up its loads: so
-//! products hand out the lines on their way, some with every few steps.
+//! Short sequences are computed about as fast as memory delivers them. A worker that waits for each tile before it multiplies
+//! pays for both in full. The prefetches are spread over the loops, some with every few steps, because a burst would fill the
+//! processor's queue of misses and hold up the loads behind it.
+//!
+//! A [`Prefetch`] lists rows of memory. There are two ways to issue its lines:
+//! * Products of prefill take a [`ProductPrefetch`] each: the lines are divided evenly over the parts of all products.
+//! * Loops of decode take a [`LoopPrefetch`] each, from [`PrefetchLines`]: one line for each line that the loop reads.
 
 use crate::element::with_elements;
 use crate::kv::run::{Run, with_run};
@@ -11,43 +15,46 @@ use crate::tensor::group::{AnyGroupRows, AnyGroupRowsMut};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
-/// Matrices that one [`Prefetch`] takes; more are not asked for.
+/// Matrices that one [`Prefetch`] holds. Any further ones are not prefetched.
 const MAX_RUNS: usize = 12;
 
-/// Rows of a matrix: where the next one starts, how far apart they are, their length (in bytes) and their number.
+/// Rows of memory at one stride.
 #[derive(Clone, Copy, Debug)]
-struct Rows {
+struct ByteRows {
+    /// The start of the first row.
     at: *const u8,
+    /// From one row to the next, in bytes.
     stride: isize,
+    /// The length of a row, in bytes.
     bytes: usize,
     rows: usize,
 }
 
-impl Rows {
-    const NONE: Self = Rows { at: std::ptr::null(), stride: 0, bytes: 0, rows: 0 };
+impl ByteRows {
+    const NONE: Self = ByteRows { at: std::ptr::null(), stride: 0, bytes: 0, rows: 0 };
 
-    fn row_lines(&self) -> usize {
+    fn lines_per_row(&self) -> usize {
         self.bytes.div_ceil(LINE)
     }
 
     fn lines(&self) -> usize {
-        self.rows * self.row_lines()
+        self.rows * self.lines_per_row()
     }
 }
 
-/// What one loop asks for of [`Lines`].
-pub(in crate::kernel) struct LineShare {
+/// The prefetches of one loop; made by [`PrefetchLines::for_loop`].
+pub(in crate::kernel) struct LoopPrefetch {
     at: *const u8,
-    /// From what one turn asks for to what the next one does; 0 where there is nothing to ask for.
+    /// Bytes from one iteration's lines to those of the next iteration that prefetches. 0 if there is nothing to prefetch.
     advance: usize,
 }
 
-impl LineShare {
-    /// Asks for what turn `turn` of the loop asks for, as [`Lines::share`] has it.
+impl LoopPrefetch {
+    /// Issues the prefetches of iteration `iteration`, which reads `bytes` bytes.
     #[inline(always)]
-    pub(in crate::kernel) fn ask<S: Simd>(&mut self, simd: S, turn: usize, bytes: usize) {
-        if turn.is_multiple_of(turns_a_line(bytes)) {
-            for n in 0..lines_a_turn(bytes) {
+    pub(in crate::kernel) fn issue<S: Simd>(&mut self, simd: S, iteration: usize, bytes: usize) {
+        if iteration.is_multiple_of(iterations_per_line(bytes)) {
+            for n in 0..lines_per_iteration(bytes) {
                 simd.prefetch_near(self.at.wrapping_add(n * LINE));
             }
             self.at = self.at.wrapping_add(self.advance);
@@ -55,168 +62,173 @@ impl LineShare {
     }
 }
 
-/// Lines to ask for in a turn that reads so many bytes, where it asks for any.
+/// Lines that an iteration prefetches, if it prefetches any, when each iteration reads `bytes` bytes.
 #[inline(always)]
-fn lines_a_turn(bytes: usize) -> usize {
+fn lines_per_iteration(bytes: usize) -> usize {
     (bytes / LINE).max(1)
 }
 
-/// One of so many turns asks for any.
+/// One iteration in this many prefetches, when each iteration reads `bytes` bytes.
 #[inline(always)]
-fn turns_a_line(bytes: usize) -> usize {
+fn iterations_per_line(bytes: usize) -> usize {
     (LINE / bytes).max(1)
 }
 
-/// Where asking has come to in some rows, and how to go on.
+/// A position in a run of rows, line by line.
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
     at: *const u8,
-    /// Lines left in this row, and in each of the next ones.
-    left: usize,
-    row_lines: usize,
-    /// From behind a row's last line to the next row.
-    jump: isize,
+    /// Lines left in the current row.
+    lines_left: usize,
+    /// Lines of each of the next rows.
+    lines_per_row: usize,
+    /// From the end of a row's last line to the start of the next row, in bytes.
+    row_gap: isize,
 }
 
 impl Cursor {
-    /// The next line; behind the last row, whatever stands there.
+    /// Returns the next line. After the last row, it returns whatever address follows.
     #[inline(always)]
-    fn step(&mut self) -> *const u8 {
+    fn next_line(&mut self) -> *const u8 {
         let line = self.at;
         self.at = self.at.wrapping_add(LINE);
-        self.left -= 1;
-        if self.left == 0 {
-            (self.at, self.left) = (self.at.wrapping_offset(self.jump), self.row_lines);
+        self.lines_left -= 1;
+        if self.lines_left == 0 {
+            (self.at, self.lines_left) = (self.at.wrapping_offset(self.row_gap), self.lines_per_row);
         }
         line
     }
 }
 
-/// What one product asks for: some lines in each of its parts.
+/// The prefetches of one product, in equal parts; made by [`Prefetch::for_product`].
 #[derive(Clone, Copy, Debug)]
-pub(in crate::kernel) struct Share {
+pub(in crate::kernel) struct ProductPrefetch {
     cursor: Cursor,
-    /// In each part.
-    lines: usize,
+    lines_per_part: usize,
 }
 
-impl Share {
-    /// Asks for the lines of one part. (It may go on behind the last row until the product ends: that is harmless.)
+impl ProductPrefetch {
+    /// Issues the prefetches of one part. It may continue past the last row until the product ends, which is harmless.
     #[inline(always)]
-    pub(in crate::kernel) fn ask<S: Simd>(&mut self, simd: S) {
-        if self.lines < self.cursor.left {
-            // Within a row, as nearly always: without a look at its end.
-            for n in 0..self.lines {
+    pub(in crate::kernel) fn issue<S: Simd>(&mut self, simd: S) {
+        if self.lines_per_part < self.cursor.lines_left {
+            // The usual case: all lines are in one row, so its end is tested once.
+            for n in 0..self.lines_per_part {
                 simd.prefetch_near(self.cursor.at.wrapping_add(n * LINE));
             }
-            self.cursor.at = self.cursor.at.wrapping_add(self.lines * LINE);
-            self.cursor.left -= self.lines;
+            self.cursor.at = self.cursor.at.wrapping_add(self.lines_per_part * LINE);
+            self.cursor.lines_left -= self.lines_per_part;
         } else {
-            for _ in 0..self.lines {
-                simd.prefetch_near(self.cursor.step());
+            for _ in 0..self.lines_per_part {
+                simd.prefetch_near(self.cursor.next_line());
             }
         }
     }
 }
 
-/// Lines that are asked for one after the other, into the first cache: what is read a little later.
+/// The lines of a [`Prefetch`] in the order of memory, to be prefetched into the L1 cache by loop after loop.
 ///
-/// In the order of memory, whichever way the rows are read: on Zen 5, asked for by rows side by side, they came a tenth later.
-pub(in crate::kernel) struct Lines<'a> {
-    /// The next one, and how many are left in its row: none where all have been asked for.
+/// The order is that of memory even where a loop reads several rows side by side: on Zen 5, lines prefetched side by side came a
+/// tenth later.
+pub(in crate::kernel) struct PrefetchLines<'a> {
+    /// The next line.
     at: *const u8,
-    left: usize,
-    /// Where the next row starts; `rows` are left from there on.
-    run: Rows,
-    /// What comes behind these rows.
-    more: &'a [Rows],
+    /// Lines left in the current row. 0 when all lines have been prefetched.
+    lines_left: usize,
+    /// The rows after the current one, in the same run.
+    rows_left: ByteRows,
+    /// The runs after that.
+    runs_left: &'a [ByteRows],
 }
 
-impl Lines<'_> {
-    /// Nothing to ask for.
+impl PrefetchLines<'_> {
+    /// No lines.
     pub(in crate::kernel) fn none() -> Self {
-        Lines { at: std::ptr::null(), left: 0, run: Rows::NONE, more: &[] }
+        PrefetchLines { at: std::ptr::null(), lines_left: 0, rows_left: ByteRows::NONE, runs_left: &[] }
     }
 
-    /// What a loop of so many turns asks for, which reads so many bytes in each: as many lines as that is. Where there is
-    /// nothing more to ask for it asks for `idle`, which is in use anyway.
+    /// Returns the prefetches for a loop of `iterations` iterations that read `bytes` bytes each: one line per line read.
+    ///
+    /// After the last line, the loop prefetches `cached`, an address that is in cache already, so that it needs no branch.
     #[inline(always)]
-    pub(in crate::kernel) fn share<S: Simd, T>(
+    pub(in crate::kernel) fn for_loop<S: Simd, T>(
         &mut self,
         simd: S,
-        turns: usize,
+        iterations: usize,
         bytes: usize,
-        idle: *const T,
-    ) -> LineShare {
-        let lines = turns.div_ceil(turns_a_line(bytes)) * lines_a_turn(bytes);
-        if lines < self.left {
-            // Within a row, as nearly always.
-            let share = LineShare { at: self.at, advance: lines_a_turn(bytes) * LINE };
+        cached: *const T,
+    ) -> LoopPrefetch {
+        let lines = iterations.div_ceil(iterations_per_line(bytes)) * lines_per_iteration(bytes);
+        if lines < self.lines_left {
+            // The usual case: all lines are in one row.
+            let of_loop = LoopPrefetch { at: self.at, advance: lines_per_iteration(bytes) * LINE };
             self.at = self.at.wrapping_add(lines * LINE);
-            self.left -= lines;
-            return share;
+            self.lines_left -= lines;
+            return of_loop;
         }
-        // Across the end of a row, all at once.
+        // The lines cross the end of a row: they are prefetched here, all at once.
         for _ in 0..lines {
             let Some(line) = self.next_line() else { break };
             simd.prefetch_near(line);
         }
-        LineShare { at: idle.cast(), advance: 0 }
+        LoopPrefetch { at: cached.cast(), advance: 0 }
     }
 
     #[inline(always)]
     fn next_line(&mut self) -> Option<*const u8> {
-        if self.left == 0 {
+        if self.lines_left == 0 {
             return None;
         }
         let line = self.at;
         self.at = self.at.wrapping_add(LINE);
-        self.left -= 1;
-        if self.left == 0 {
-            self.next_row();
+        self.lines_left -= 1;
+        if self.lines_left == 0 {
+            self.start_next_row();
         }
         Some(line)
     }
 
-    /// Goes to the start of the next row that has any lines, if there is one.
-    fn next_row(&mut self) {
-        if self.run.rows == 0
-            && let Some((run, more)) = self.more.split_first()
+    /// Moves to the start of the next row that has lines, if there is one.
+    fn start_next_row(&mut self) {
+        if self.rows_left.rows == 0
+            && let Some((run, runs_left)) = self.runs_left.split_first()
         {
-            (self.run, self.more) = (*run, more);
+            (self.rows_left, self.runs_left) = (*run, runs_left);
         }
-        if self.run.rows > 0 {
-            (self.at, self.left) = (self.run.at, self.run.row_lines());
-            self.run.at = self.run.at.wrapping_offset(self.run.stride);
-            self.run.rows -= 1;
+        if self.rows_left.rows > 0 {
+            (self.at, self.lines_left) = (self.rows_left.at, self.rows_left.lines_per_row());
+            self.rows_left.at = self.rows_left.at.wrapping_offset(self.rows_left.stride);
+            self.rows_left.rows -= 1;
         }
     }
 }
 
-/// Lines to ask for.
+/// Rows of memory to prefetch.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefetch {
-    runs: [Rows; MAX_RUNS],
+    runs: [ByteRows; MAX_RUNS],
     count: usize,
-    /// The next of the runs.
-    run: usize,
-    /// Where asking has come to in the run before that, and how many of its lines are left.
+    /// The index of the next run.
+    next_run: usize,
+    /// The position in the current run.
     cursor: Cursor,
-    left: usize,
-    /// Lines to ask for with each part of a product.
-    quota: usize,
+    /// Lines left in the current run.
+    lines_left: usize,
+    /// Lines to prefetch in each part of a product.
+    lines_per_part: usize,
 }
 
 impl Prefetch {
-    /// Nothing to ask for.
+    /// Nothing to prefetch.
     pub(crate) fn none() -> Self {
-        let nowhere = Cursor { at: std::ptr::null(), left: 0, row_lines: 0, jump: 0 };
-        Prefetch { runs: [Rows::NONE; MAX_RUNS], count: 0, run: 0, cursor: nowhere, left: 0, quota: 0 }
+        let cursor = Cursor { at: std::ptr::null(), lines_left: 0, lines_per_row: 0, row_gap: 0 };
+        let runs = [ByteRows::NONE; MAX_RUNS];
+        Prefetch { runs, count: 0, next_run: 0, cursor, lines_left: 0, lines_per_part: 0 }
     }
 
-    /// Nothing any more.
+    /// Removes all rows.
     pub(crate) fn clear(&mut self) {
-        (self.count, self.run, self.left) = (0, 0, 0);
+        (self.count, self.next_run, self.lines_left) = (0, 0, 0);
     }
 
     /// Adds a run of keys or values.
@@ -229,7 +241,7 @@ impl Prefetch {
         with_elements!(rows, rows => rows.heads().for_each(|head| self.add_rows(head)));
     }
 
-    /// Adds some columns of the rows of a group.
+    /// Adds the columns `cols` of the rows of a group.
     pub(crate) fn add_group_cols(&mut self, rows: AnyGroupRows<'_>, cols: Range<usize>) {
         with_elements!(rows, rows => rows.heads().for_each(|head| self.add_rows(head.slice_cols(cols.clone()))));
     }
@@ -243,7 +255,7 @@ impl Prefetch {
 
     /// Adds rows of any type.
     pub(crate) fn add_rows<T: Copy>(&mut self, matrix: Matrix<'_, T>) {
-        // Rows with gaps are read an element at a time, and slowly: nothing is gained by having them there.
+        // Rows with gaps are left out: they are read one element at a time, which is slow with or without a prefetch.
         if matrix.has_contiguous_rows() {
             self.add_at(matrix.as_ptr(), matrix.row_stride(), [matrix.rows(), matrix.cols()]);
         }
@@ -254,51 +266,51 @@ impl Prefetch {
         if self.count == MAX_RUNS || rows == 0 || cols == 0 {
             return;
         }
-        // Rows one after the other are a single long one.
+        // Rows that follow each other without a gap are one long row.
         let (rows, cols) = if row_stride == cols as isize { (1, rows * cols) } else { (rows, cols) };
         let stride = row_stride.wrapping_mul(size as isize);
-        self.runs[self.count] = Rows { at: at.cast(), stride, bytes: cols * size, rows };
+        self.runs[self.count] = ByteRows { at: at.cast(), stride, bytes: cols * size, rows };
         self.count += 1;
     }
 
     /// All lines, from the first on.
-    pub(in crate::kernel) fn lines(&self) -> Lines<'_> {
-        let mut lines = Lines { more: &self.runs[..self.count], ..Lines::none() };
-        lines.next_row();
+    pub(in crate::kernel) fn lines(&self) -> PrefetchLines<'_> {
+        let mut lines = PrefetchLines { runs_left: &self.runs[..self.count], ..PrefetchLines::none() };
+        lines.start_next_row();
         lines
     }
 
-    /// Spreads the lines over so many parts of products.
+    /// Divides the lines evenly over `parts` parts of products.
     pub(crate) fn spread(&mut self, parts: usize) {
-        let lines = self.runs[..self.count].iter().map(Rows::lines).sum::<usize>();
-        self.quota = lines.div_ceil(parts.max(1));
+        let lines = self.runs[..self.count].iter().map(ByteRows::lines).sum::<usize>();
+        self.lines_per_part = lines.div_ceil(parts.max(1));
     }
 
-    /// What a product of so many parts is to ask for; [`Prefetch::go_on`] takes it back.
+    /// Returns the prefetches of a product of `parts` parts. [`Prefetch::resume_after`] takes them back.
     #[inline(always)]
-    pub(in crate::kernel) fn share(&mut self, parts: usize) -> Share {
-        if self.left == 0 {
-            self.next_run();
+    pub(in crate::kernel) fn for_product(&mut self, parts: usize) -> ProductPrefetch {
+        if self.lines_left == 0 {
+            self.start_next_run();
         }
-        // (After the last run, nothing.)
-        let lines = if self.left == 0 { 0 } else { self.quota };
-        self.left = self.left.saturating_sub(lines * parts);
-        Share { cursor: self.cursor, lines }
+        // After the last run: nothing.
+        let lines_per_part = if self.lines_left == 0 { 0 } else { self.lines_per_part };
+        self.lines_left = self.lines_left.saturating_sub(lines_per_part * parts);
+        ProductPrefetch { cursor: self.cursor, lines_per_part }
     }
 
-    /// Goes on where a product has come to.
+    /// Continues from where `product` stopped.
     #[inline(always)]
-    pub(in crate::kernel) fn go_on(&mut self, share: Share) {
-        self.cursor = share.cursor;
+    pub(in crate::kernel) fn resume_after(&mut self, product: ProductPrefetch) {
+        self.cursor = product.cursor;
     }
 
-    fn next_run(&mut self) {
-        if let Some(run) = self.runs[..self.count].get(self.run) {
-            let row_lines = run.row_lines();
-            let jump = run.stride.wrapping_sub((row_lines * LINE) as isize);
-            self.cursor = Cursor { at: run.at, left: row_lines, row_lines, jump };
-            self.left = run.lines();
-            self.run += 1;
+    fn start_next_run(&mut self) {
+        if let Some(run) = self.runs[..self.count].get(self.next_run) {
+            let lines_per_row = run.lines_per_row();
+            let row_gap = run.stride.wrapping_sub((lines_per_row * LINE) as isize);
+            self.cursor = Cursor { at: run.at, lines_left: lines_per_row, lines_per_row, row_gap };
+            self.lines_left = run.lines();
+            self.next_run += 1;
         }
     }
 }
@@ -307,116 +319,116 @@ impl Prefetch {
 mod tests {
     use super::*;
 
-    struct Ask<'a>(&'a mut Share, usize);
-    impl crate::simd::Kernel for Ask<'_> {
+    struct Issue<'a>(&'a mut ProductPrefetch, usize);
+    impl crate::simd::Kernel for Issue<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             for _ in 0..self.1 {
-                self.0.ask(simd);
+                self.0.issue(simd);
             }
         }
     }
 
-    /// What products of so many parts ask for, until there is nothing left.
-    fn asked(ahead: &mut Prefetch, parts: usize) -> Vec<*const u8> {
+    /// The lines that products of `parts` parts prefetch, until none are left.
+    fn prefetched(prefetch: &mut Prefetch, parts: usize) -> Vec<*const u8> {
         let mut lines = Vec::new();
         loop {
-            let mut share = ahead.share(parts);
-            if share.lines == 0 {
+            let mut expected = prefetch.for_product(parts);
+            if expected.lines_per_part == 0 {
                 return lines;
             }
-            let mut asking = share;
-            lines.extend((0..parts * share.lines).map(|_| share.cursor.step()));
-            crate::simd::Isa::best().run(Ask(&mut asking, parts));
-            let place = |cursor: Cursor| (cursor.at, cursor.left);
-            assert_eq!(place(asking.cursor), place(share.cursor), "asking goes the same way");
-            ahead.go_on(share);
+            let mut product = expected;
+            lines.extend((0..parts * expected.lines_per_part).map(|_| expected.cursor.next_line()));
+            crate::simd::Isa::best().run(Issue(&mut product, parts));
+            let position = |cursor: Cursor| (cursor.at, cursor.lines_left);
+            assert_eq!(position(product.cursor), position(expected.cursor), "`issue` moves the cursor line by line");
+            prefetch.resume_after(expected);
         }
     }
 
-    /// Every line of every row comes once, in order; rows side by side are one.
+    /// Every line of every row comes once and in order. Rows without a gap between them count as one.
     #[test]
     fn every_line_comes_once() {
         let data = [0.0f32; 4 * 40];
-        let mut ahead = Prefetch::none();
-        ahead.spread(1);
-        assert!(asked(&mut ahead, 1).is_empty());
-        ahead.add_run(Run::F32(Matrix::from_slice(&data, 4, 40).slice_rows(1..3))); // 320 bytes
-        ahead.add_run(Run::F32(Matrix::from_slice(&data[..0], 0, 40)));
+        let mut prefetch = Prefetch::none();
+        prefetch.spread(1);
+        assert!(prefetched(&mut prefetch, 1).is_empty());
+        prefetch.add_run(Run::F32(Matrix::from_slice(&data, 4, 40).slice_rows(1..3))); // 320 bytes
+        prefetch.add_run(Run::F32(Matrix::from_slice(&data[..0], 0, 40)));
         let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 2, 20], [0, 0, 80, 1]).unwrap();
-        ahead.add_run(Run::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
+        prefetch.add_run(Run::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
         let expected =
             [160, 224, 288, 352, 416, 0, 64, 320, 384].map(|byte| data.as_ptr().cast::<u8>().wrapping_add(byte));
         for parts in [100, 4] {
-            let mut ahead = ahead.clone();
-            ahead.spread(parts); // a line or three for each
-            let lines = asked(&mut ahead, 1);
+            let mut prefetch = prefetch.clone();
+            prefetch.spread(parts); // 1 or 3 lines a part
+            let lines = prefetched(&mut prefetch, 1);
             assert!(expected.iter().all(|line| lines.contains(line)), "{lines:?}");
             assert!(parts < 9 || lines == expected);
         }
     }
 
-    struct TakeShare<'a, 'l>(&'a mut Lines<'l>, [usize; 2], *const u8);
-    impl crate::simd::Kernel for TakeShare<'_, '_> {
-        type Output = LineShare;
+    struct ForLoop<'a, 'l>(&'a mut PrefetchLines<'l>, [usize; 2], *const u8);
+    impl crate::simd::Kernel for ForLoop<'_, '_> {
+        type Output = LoopPrefetch;
         #[inline(always)]
-        fn run<S: Simd>(self, simd: S) -> LineShare {
-            self.0.share(simd, self.1[0], self.1[1], self.2)
+        fn run<S: Simd>(self, simd: S) -> LoopPrefetch {
+            self.0.for_loop(simd, self.1[0], self.1[1], self.2)
         }
     }
 
-    /// Loops ask for every line once and in order, whatever they read in a turn, and then for nothing but the idle one.
+    /// Loops prefetch every line once and in order, for any bytes per iteration, and after that `cached` alone.
     #[test]
-    fn loops_share_the_lines() {
-        let (data, idle) = ([0.0f32; 3 * 100], 0u8);
+    fn loops_prefetch_all_lines() {
+        let (data, cached) = ([0.0f32; 3 * 100], 0u8);
         let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 3, 50], [0, 0, 100, 1]).unwrap();
-        let mut ahead = Prefetch::none();
-        ahead.add_run(Run::F32(Matrix::from_slice(&data, 3, 100))); // 1200 bytes
-        ahead.add_run(Run::F32(Matrix::from_slice(&data[..0], 0, 100)));
-        ahead.add_run(Run::F32(strided.matrix(0, 0))); // three rows of 200 bytes, 400 apart
+        let mut prefetch = Prefetch::none();
+        prefetch.add_run(Run::F32(Matrix::from_slice(&data, 3, 100))); // 1200 bytes
+        prefetch.add_run(Run::F32(Matrix::from_slice(&data[..0], 0, 100)));
+        prefetch.add_run(Run::F32(strided.matrix(0, 0))); // three rows of 200 bytes, 400 apart
         let at = |byte: usize| data.as_ptr().cast::<u8>().wrapping_add(byte);
         let rows = (0..3).flat_map(|row| (0..4).map(move |line| 400 * row + 64 * line));
         let expected: Vec<_> = (0..19).map(|line| 64 * line).chain(rows).map(at).collect();
-        for (turns, bytes, each) in
+        for (iterations, bytes, each) in
             [(1, 64, 1), (5, 64, 5), (2, 256, 8), (3, 32, 2), (4, 32, 2), (8, 16, 2), (40, 64, 40)]
         {
-            let mut lines = ahead.lines();
-            let mut asked = Vec::new();
-            while asked.len() < expected.len() {
-                let mut own = Lines { ..lines };
-                let share = crate::simd::Isa::best().run(TakeShare(&mut lines, [turns, bytes], &raw const idle));
+            let mut lines = prefetch.lines();
+            let mut all = Vec::new();
+            while all.len() < expected.len() {
+                let mut own = PrefetchLines { ..lines };
+                let of_loop = crate::simd::Isa::best().run(ForLoop(&mut lines, [iterations, bytes], &raw const cached));
                 let taken: Vec<_> = (0..each).map_while(|_| own.next_line()).collect();
-                if share.advance > 0 {
-                    assert_eq!((share.at, taken.len()), (taken[0], each), "{turns} turns of {bytes}");
-                    assert_eq!(share.advance, bytes.max(LINE));
-                    assert!(taken.iter().enumerate().all(|(n, line)| *line == share.at.wrapping_add(n * LINE)));
+                if of_loop.advance > 0 {
+                    assert_eq!((of_loop.at, taken.len()), (taken[0], each), "{iterations} iterations of {bytes} bytes");
+                    assert_eq!(of_loop.advance, bytes.max(LINE));
+                    assert!(taken.iter().enumerate().all(|(n, line)| *line == of_loop.at.wrapping_add(n * LINE)));
                 }
-                assert_eq!((lines.at, lines.left), (own.at, own.left));
-                asked.extend(taken);
+                assert_eq!((lines.at, lines.lines_left), (own.at, own.lines_left));
+                all.extend(taken);
             }
-            assert_eq!(asked, expected, "{turns} turns of {bytes}");
-            let share = crate::simd::Isa::best().run(TakeShare(&mut lines, [turns, bytes], &raw const idle));
-            assert_eq!((share.at, share.advance), (&raw const idle, 0));
+            assert_eq!(all, expected, "{iterations} iterations of {bytes} bytes");
+            let of_loop = crate::simd::Isa::best().run(ForLoop(&mut lines, [iterations, bytes], &raw const cached));
+            assert_eq!((of_loop.at, of_loop.advance), (&raw const cached, 0));
         }
-        assert!(Prefetch::none().lines().next_line().is_none() && Lines::none().next_line().is_none());
+        assert!(Prefetch::none().lines().next_line().is_none() && PrefetchLines::none().next_line().is_none());
     }
 
-    /// All has been asked for after as many parts as it was spread over, for each run rounded up to whole products.
+    /// All lines are prefetched after the parts that they are spread over, rounded up to whole products for each run.
     #[test]
-    fn products_share_the_lines() {
+    fn products_prefetch_all_lines() {
         let data = [0u16; 7 * 100].map(crate::bf16::from_bits);
         for (products, parts) in (1..20).flat_map(|products| [1, 2, 7].map(|parts| (products, parts))) {
-            let mut ahead = Prefetch::none();
-            ahead.add_run(Run::Bf16(Matrix::from_slice(&data, 7, 100)));
+            let mut prefetch = Prefetch::none();
+            prefetch.add_run(Run::Bf16(Matrix::from_slice(&data, 7, 100)));
             let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 6, 90], [0, 0, 100, 1]).unwrap();
-            ahead.add_run(Run::Bf16(strided.matrix(0, 0)));
-            ahead.spread(products * parts);
+            prefetch.add_run(Run::Bf16(strided.matrix(0, 0)));
+            prefetch.spread(products * parts);
             for _ in 0..products + 2 {
-                let share = ahead.share(parts);
-                ahead.go_on(share);
+                let product = prefetch.for_product(parts);
+                prefetch.resume_after(product);
             }
-            assert!(asked(&mut ahead, parts).is_empty(), "{products} products of {parts} parts");
+            assert!(prefetched(&mut prefetch, parts).is_empty(), "{products} products of {parts} parts");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The form for many rows: a block of rows against tile after tile of keys.
+//! The form for many query rows. A task's rows are multiplied with one tile of keys after the other.
 //!
 //! ```text
 //! load      for each panel of the block:        queries into lanes                     transpose.rs
@@ -11,9 +11,10 @@
 //! finish    for each panel:  out[lane][d] = O[d][lane] / l[lane]                        prefill/finish.rs
 //! ```
 //!
-//! A *panel* is some query rows side by side in the lanes: a vector holds the same element of as many queries as it has lanes.
-//! Both products broadcast an element of the left operand and multiply it into vectors of queries ([`super::product`]), so
-//! maximum and sum are vertical, no horizontal operation remains, and what one product writes is what the next one reads.
+//! A *panel* is a set of query rows side by side in the lanes: each lane of a vector holds the same element of another query.
+//! Both products broadcast an element of the left operand and multiply it into vectors of queries ([`super::product`]). So
+//! maximum and sum are vertical operations, there are no horizontal ones, and the second product reads what the first one
+//! wrote.
 
 pub(super) mod finish;
 mod operands;
@@ -27,7 +28,7 @@ use super::lanes::{LaneMods, LaneSpans};
 use super::output::TaskOutput;
 use super::panel::{Layout, Panel, list_panels};
 use super::prefetch::Prefetch;
-use super::product::parts;
+use super::product::prefetch_parts;
 use super::row_scores::scores_from_f32;
 use super::score_tensors::PanelTensors;
 use super::scratch::Scratch;
@@ -43,12 +44,12 @@ use softmax::softmax;
 use std::ops::Range;
 use values::add_values_in_place;
 
-/// A block of rows on its way through the keys.
+/// The state of a prefill task between its tiles.
 pub(crate) struct Prefill<'t, 'a> {
     task: &'t TaskInput<'a>,
-    /// Where the keys of the task end, and what to prefetch while the last tile is worked on.
+    /// The end of the keys that are stepped over, and the rows to prefetch during the last tile.
     end: usize,
-    after: Prefetch,
+    last_prefetch: Prefetch,
     layout: Layout,
     panels: &'t mut [Panel],
     /// `[panels][width][lanes]`.
@@ -59,16 +60,16 @@ pub(crate) struct Prefill<'t, 'a> {
     buffers: PanelBuffers<'t>,
 }
 
-/// What is filled anew for each panel and tile.
+/// Buffers that are written anew for each panel and tile.
 struct PanelBuffers<'t> {
-    /// `[keys][lanes]`: scores, then probabilities.
+    /// `[keys][lanes]`: scores, then probs.
     scores: &'t mut [f32],
-    /// The scores, kept where probabilities alone don't tell hidden keys from faint ones.
+    /// A copy of the scores, where probs alone don't tell a hidden key from one whose prob is 0 by underflow.
     kept_scores: &'t mut [f32],
     /// Bias and boolean mask of each lane, where the tensors' rows have gaps: `[lanes][keys]`.
     tensor_rows: &'t mut [f32],
-    /// Rows on their way into lanes or out of them.
-    stage: &'t mut [f32],
+    /// Rows before they are transposed into lanes, or after they are transposed back.
+    row_buffer: &'t mut [f32],
 }
 
 /// A tile of keys, with the operands of its products.
@@ -77,7 +78,7 @@ struct Tile<'o> {
     operands: TileOperands<'o>,
 }
 
-/// Scores of a panel: the keys that they are of, and the largest score of each lane.
+/// The keys that a panel has scores for, and the largest score of each lane.
 pub(super) struct PanelScores {
     seen: Range<usize>,
     max: [f32; MAX_PANEL_LANES],
@@ -98,30 +99,31 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         let layout = Layout { width, value_width: round_up_lanes(task.value_dim()), panel_lanes };
         let tile_rows = round_up_lanes(task.tile_keys);
         let [keys, values, packed_values] = OperandBuffers::lens(task);
-        let [queries, out, keys, values, packed_values, scores, kept_scores, tensor_rows, stage] = floats.buffers([
-            panels.len() * layout.width * panel_lanes,
-            panels.len() * layout.value_width * panel_lanes,
-            keys,
-            values,
-            packed_values,
-            tile_rows * panel_lanes,
-            tile_rows * panel_lanes,
-            if task.has_score_tensors() { tile_rows * panel_lanes } else { 0 },
-            panel_lanes * round_up_lanes(task.head_dim()).max(layout.value_width).max(tile_rows),
-        ]);
+        let [queries, out, keys, values, packed_values, scores, kept_scores, tensor_rows, row_buffer] =
+            floats.buffers([
+                panels.len() * layout.width * panel_lanes,
+                panels.len() * layout.value_width * panel_lanes,
+                keys,
+                values,
+                packed_values,
+                tile_rows * panel_lanes,
+                tile_rows * panel_lanes,
+                if task.has_score_tensors() { tile_rows * panel_lanes } else { 0 },
+                panel_lanes * round_up_lanes(task.head_dim()).max(layout.value_width).max(tile_rows),
+            ]);
         for (p, panel) in panels.iter_mut().enumerate() {
-            load_panel(task, panel, &mut queries[layout.queries(p, panel.lanes.count)], stage);
+            load_panel(task, panel, &mut queries[layout.queries(p, panel.lanes.count)], row_buffer);
         }
         Prefill {
             task,
             end: piece.keys.end,
-            after: prefetch_after(task, next, output),
+            last_prefetch: prefetch_after(task, next, output),
             layout,
             panels,
             queries,
             out,
             operands: OperandBuffers { keys, values, packed_values },
-            buffers: PanelBuffers { scores, kept_scores, tensor_rows, stage },
+            buffers: PanelBuffers { scores, kept_scores, tensor_rows, row_buffer },
         }
     }
 
@@ -131,10 +133,10 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
             let next_end = (keys.end + task.tile_keys).min(self.end);
             prefetch_keys(task, keys.end..next_end)
         } else {
-            std::mem::replace(&mut self.after, Prefetch::none())
+            std::mem::replace(&mut self.last_prefetch, Prefetch::none())
         };
         let mut tile = Tile { operands: TileOperands::new(task, keys.clone(), panels.len(), operands), keys };
-        prefetch.spread(panels.iter().map(|panel| free_parts(task, &panel.lanes, &tile.keys)).sum());
+        prefetch.spread(panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &tile.keys)).sum());
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
@@ -148,14 +150,15 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         for (p, Panel { lanes, state, .. }) in self.panels.iter().enumerate() {
             output.write_lse(lanes.rows.clone(), |lane| state.lse(lane));
             let panel = (&self.out[self.layout.out(p, lanes.count)], lanes.count);
-            write_panel(self.task.isa, &mut output.values, lanes.rows.clone(), panel, state, self.buffers.stage);
+            write_panel(self.task.isa, &mut output.values, lanes.rows.clone(), panel, state, self.buffers.row_buffer);
         }
     }
 }
 
 impl Prefill<'_, '_> {
-    /// The scores of the task's only panel for a tile of keys, modified and hidden, handed to `visit`: the keys that the panel
-    /// sees by its position, and `[keys][lanes]`. Nothing where it sees none of them.
+    /// Computes the scores of the task's only panel for a tile of keys, with modifications and masks applied. Calls `visit`
+    /// with the keys that the panel sees by position, the scores, `[keys][lanes]`, and the number of lanes; does not call it if
+    /// the panel sees no key.
     pub(crate) fn visit_scores(&mut self, keys: Range<usize>, visit: impl FnOnce(Range<usize>, &[f32], usize)) {
         let Prefill { task, layout, panels, queries, operands, buffers, .. } = self;
         let [panel] = &**panels else { unreachable!("a task of {} panels", panels.len()) };
@@ -170,18 +173,18 @@ impl Prefill<'_, '_> {
     }
 }
 
-/// Queries into lanes.
-fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], stage: &mut [f32]) {
+/// Transposes a panel's queries into lanes.
+fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], row_buffer: &mut [f32]) {
     let to = (to, panel.lanes.count);
     match (task.operands, task.queries.slice(panel.lanes.rows.clone())) {
         (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
-            panel.f32_lanes = transpose_pairs_into_lanes(task.isa, rows, to, stage);
+            panel.f32_lanes = transpose_pairs_into_lanes(task.isa, rows, to, row_buffer);
         }
-        (_, rows) => transpose_into_lanes(task.isa, rows, task.factor, to, stage),
+        (_, rows) => transpose_into_lanes(task.isa, rows, task.factor, to, row_buffer),
     }
 }
 
-/// Keys and values of a task.
+/// The keys and values of a tile.
 fn prefetch_keys(task: &TaskInput<'_>, keys: Range<usize>) -> Prefetch {
     let mut prefetch = Prefetch::none();
     prefetch.add_run(task.keys.slice_rows(keys.clone()));
@@ -189,15 +192,15 @@ fn prefetch_keys(task: &TaskInput<'_>, keys: Range<usize>) -> Prefetch {
     prefetch
 }
 
-/// What is needed after the last tile: the rows that the task writes; then the first tile of the task after it, unless that is
-/// of the same head, whose keys are in cache; and its queries.
+/// The rows that are needed after the last tile: the output rows of the task, then the first tile of the next task, then its
+/// queries. The tile is left out if the next task has the same keys, because these are in cache.
 fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Option<&TaskOutput<'_>>) -> Prefetch {
     let mut prefetch = Prefetch::none();
     if let Some(output) = output {
         prefetch.add_output(&output.values);
     }
     if let Some(Piece { task: next, keys }) = next {
-        if !next.has_keys_of(task) {
+        if !next.shares_keys_with(task) {
             let first_tile = keys.start..keys.end.min(keys.start + next.tile_keys);
             prefetch.add_run(next.keys.slice_rows(first_tile.clone()));
             prefetch.add_run(next.values.slice_rows(first_tile));
@@ -207,7 +210,7 @@ fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Opt
     prefetch
 }
 
-/// What bias and mask say about some rows.
+/// The bias and mask elements of `rows` for `keys`.
 fn prefetch_score_tensors(task: &TaskInput<'_>, rows: Range<usize>, keys: Range<usize>) -> Prefetch {
     let mut prefetch = Prefetch::none();
     if let Some(bias) = task.bias_rows {
@@ -219,20 +222,21 @@ fn prefetch_score_tensors(task: &TaskInput<'_>, rows: Range<usize>, keys: Range<
     prefetch
 }
 
-/// Parts of the products that form the scores of `keys` keys for a panel of `lanes` lanes.
+/// Prefetching parts of the products that form the scores of `keys` keys for a panel of `lanes` lanes.
 fn score_parts(task: &TaskInput<'_>, keys: usize, lanes: usize) -> usize {
-    keys.div_ceil(panel_product_rows(task.isa, lanes)) * parts(score_steps(task))
+    keys.div_ceil(panel_product_rows(task.isa, lanes)) * prefetch_parts(score_steps(task))
 }
 
-/// Parts of a panel's products over a tile that can prefetch what comes after it: all that don't prefetch bias and mask.
-fn free_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>) -> usize {
+/// Parts of a panel's products over a tile that can prefetch the next tile: all but those that prefetch bias and mask.
+fn next_tile_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>) -> usize {
     let keys = lanes.cover.seen(tile).len();
     let scores = if task.has_score_tensors() { 0 } else { score_parts(task, keys, lanes.count) };
     let products = task.value_dim().div_ceil(panel_product_rows(task.isa, lanes.count));
-    scores + products * parts(keys)
+    scores + products * prefetch_parts(keys)
 }
 
-/// Scores of a panel for a tile, as the softmax is to see them; `None` where no key is visible. `buffers.scores` holds them.
+/// Computes the scores of a panel for a tile into `buffers.scores`, with modifications and masks applied. `None` if no key is
+/// visible.
 fn panel_scores(
     task: &TaskInput<'_>,
     tile: &Tile<'_>,
@@ -248,7 +252,7 @@ fn panel_scores(
     }
     let (isa, lanes) = (task.isa, panel.lanes.count);
 
-    // 1. What masks and score modifications say. Memory brings the rows of tensors while the scores are formed.
+    // 1. Masks and score modifications. Rows of tensors are prefetched while the scores are formed.
     let mut tensor_prefetch = None;
     let mut tensors = None;
     if task.has_score_tensors() {
@@ -263,7 +267,7 @@ fn panel_scores(
     let prefetch = tensor_prefetch.as_mut().unwrap_or(prefetch);
     let mods = LaneMods::new(task, &panel.lanes, &seen);
 
-    // 2. Scores. The part that every lane sees needs no look at single pairs.
+    // 2. Scores. In the part that every lane sees, no pair has to be compared with bounds.
     let scores = &mut buffers.scores[..seen.len() * lanes];
     let (mut max, mut raw_max) = ([f32::NEG_INFINITY; MAX_PANEL_LANES], [f32::NEG_INFINITY; MAX_PANEL_LANES]);
     for part in panel.lanes.cover.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
@@ -276,7 +280,7 @@ fn panel_scores(
         if panel.f32_lanes == 0 {
             scores::scores(isa, keys, queries, scores, scores_max, prefetch);
         } else {
-            let buffers = (&mut *buffers.kept_scores, &mut *buffers.stage);
+            let buffers = (&mut *buffers.kept_scores, &mut *buffers.row_buffer);
             scores_with_f32_lanes(task, panel, (keys, queries), scores, scores_max, buffers);
         }
         if changes {
@@ -286,7 +290,7 @@ fn panel_scores(
     Some(PanelScores { seen, max })
 }
 
-/// Turns the scores of a panel into probabilities, and adds its values times these.
+/// Turns the scores of a panel into probs, and adds the values times the probs to the output.
 fn add_panel_values(
     task: &TaskInput<'_>,
     tile: &mut Tile<'_>,
@@ -301,7 +305,8 @@ fn add_panel_values(
     let scores = &mut buffers.scores[..seen.len() * lanes];
     let is_first = !std::mem::replace(&mut panel.started, true);
 
-    // 3. Softmax. Even where all keys are seen, scores may be needed afterwards: one that overflowed to -inf hides its key.
+    // 3. Softmax: scores now become probs. The scores are kept even if all keys are visible, because one that overflowed to
+    //    -inf hides its key.
     let kept = &mut buffers.kept_scores[..scores.len()];
     if !tile.operands.values.are_finite() {
         kept.copy_from_slice(scores);
@@ -314,7 +319,7 @@ fn add_panel_values(
         TileValues::Packed(values) => values.add(isa, first, (probs, kept), (out, is_first), lanes, prefetch),
         TileValues::InPlace(values, packed) => {
             let values = values.slice_rows(first..first + seen.len());
-            if !add_values_in_place(isa, values, probs, buffers.stage, (&mut *out, is_first), lanes, prefetch) {
+            if !add_values_in_place(isa, values, probs, buffers.row_buffer, (&mut *out, is_first), lanes, prefetch) {
                 let values = PackedValues::new(isa, values, packed);
                 values.add(isa, 0, (probs, kept), (out, is_first), lanes, prefetch);
             }
@@ -322,7 +327,8 @@ fn add_panel_values(
     }
 }
 
-/// As [`scores::scores`], for a panel in which some lanes can't be formed from pairs of bf16: theirs are formed from f32.
+/// As [`scores::scores`], for a panel with lanes whose queries are outside the range of pairs: their scores are formed from
+/// f32.
 ///
 /// * `row_scores`, `query`: buffers
 fn scores_with_f32_lanes(

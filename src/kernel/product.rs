@@ -1,4 +1,4 @@
-//! The matrix product of a register tile: scores and values are both made of it.
+//! The matrix product of one register tile, which forms both scores and values.
 
 use crate::element::Element;
 use crate::kernel::arithmetic::Multiply;
@@ -6,7 +6,7 @@ use crate::kernel::prefetch::Prefetch;
 use crate::kernel::shape::{MAX_PRODUCT_ROWS, product_rows};
 use crate::simd::Simd;
 
-/// A left operand, read one step at a time: step s of row r is at `at.offset(r * row + s * step)`.
+/// A left operand: step s of row r is at `at.offset(r * row + s * step)`.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct Left<A> {
     pub(in crate::kernel) at: *const A,
@@ -14,7 +14,7 @@ pub(in crate::kernel) struct Left<A> {
     pub(in crate::kernel) step: isize,
 }
 
-/// A right operand of `V` vectors a step: those of step s start at `at.offset(s * step)`.
+/// A right operand: the `V` vectors of step s start at `at.offset(s * step)`.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct Right<B> {
     pub(in crate::kernel) at: *const B,
@@ -24,8 +24,8 @@ pub(in crate::kernel) struct Right<B> {
 /// `C[r][lane] = sum over s of A[r][s] * B[s][lane]`, in `R * V` registers.
 ///
 /// Each step broadcasts R elements (or pairs, as `multiply` says) of A and multiplies them into V vectors of B: R * V
-/// multiply-adds for R + V loads. Two multiply-adds can start in a cycle and each takes four, so eight chains or more keep
-/// the multipliers busy.
+/// multiply-adds for R + V loads. Two multiply-adds can start in each cycle and each takes four cycles, so eight chains or more
+/// keep the multipliers busy.
 ///
 /// # Safety
 /// * `a` is valid for reads of every element with r < R and s < steps
@@ -36,17 +36,17 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
     a: Left<M::Step>,
     b: Right<B>,
     steps: usize,
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) -> [[S::F32; V]; R] {
     let mut c = [[simd.zero(); V]; R];
-    let (mut at, mut from, mut share) = (Rows::<_, R>::new(simd, a), b.at, ahead.share(parts(steps)));
-    // Unrolled: address arithmetic and the test for the loop's end take one instruction slot in four, and the rest is left to
-    // multiply-adds.
+    let (mut at, mut from, mut of_product) =
+        (RowPointers::<_, R>::new(simd, a), b.at, prefetch.for_product(prefetch_parts(steps)));
+    // Unrolled, so that address arithmetic and the test for the loop's end take only one instruction slot in four.
     for n in 0..steps / UNROLL {
-        // Prefetch for the next tile. (The processor prefetches the operands of this tile's next product by itself. With
-        // prefetches for those, too, short sequences took 3% longer.)
-        if n % (LINE / UNROLL) == 0 {
-            share.ask(simd);
+        // Prefetch for the next tile. The processor prefetches the operands of this tile's next product by itself: with
+        // prefetches for those, short sequences took 3% longer.
+        if n % (LINE_STEPS / UNROLL) == 0 {
+            of_product.issue(simd);
         }
         for s in 0..UNROLL {
             let at = at.after(s as isize * a.step);
@@ -56,7 +56,7 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
         at = at.after(UNROLL as isize * a.step);
         from = from.wrapping_offset(UNROLL as isize * b.step);
     }
-    ahead.go_on(share);
+    prefetch.resume_after(of_product);
     for _ in 0..steps % UNROLL {
         // SAFETY: as above.
         unsafe { step((simd, multiply), at, from, &mut c) };
@@ -71,36 +71,36 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
     c
 }
 
-/// Where the rows of a left operand are at some step.
+/// Pointers to the rows of a left operand at one step.
 ///
-/// Up to eight rows are addressed from the first one's pointer. With more, every third row has a pointer of its own: the compiler
-/// would keep each row's distance from the first one in memory, and read it back at every step.
+/// Up to eight rows are addressed from the first row's pointer. With more rows, every third row has its own pointer, because
+/// otherwise the compiler keeps each row's distance from the first one in memory and loads it at every step.
 #[derive(Clone, Copy)]
-struct Rows<A, const R: usize> {
+struct RowPointers<A, const R: usize> {
     thirds: [*const A; MAX_PRODUCT_ROWS.div_ceil(3)],
     row: isize,
 }
 
-impl<A, const R: usize> Rows<A, R> {
-    /// Whether the first row's pointer does for all.
-    const FEW: bool = R <= 8;
+impl<A, const R: usize> RowPointers<A, R> {
+    /// Whether all rows are addressed from the first row's pointer.
+    const ONE_POINTER: bool = R <= 8;
 
     #[inline(always)]
     fn new<S: Simd>(simd: S, a: Left<A>) -> Self {
         let mut thirds = [a.at; MAX_PRODUCT_ROWS.div_ceil(3)];
         for (n, third) in thirds.iter_mut().enumerate().skip(1) {
-            if !Self::FEW && 3 * n < R {
+            if !Self::ONE_POINTER && 3 * n < R {
                 // Wrapping: keys of no elements may have any stride.
                 *third = simd.unrelated(a.at.wrapping_offset((3 * n as isize).wrapping_mul(a.row)));
             }
         }
-        Rows { thirds, row: a.row }
+        RowPointers { thirds, row: a.row }
     }
 
-    /// Row `3 * n + r`. (Called at a step only, so the row lies inside its tensor, and no product overflows.)
+    /// Row `3 * n + r`. It is called at a step only, so the row lies inside its tensor and the product does not overflow.
     #[inline(always)]
     fn row(self, n: usize, r: usize) -> *const A {
-        if Self::FEW {
+        if Self::ONE_POINTER {
             self.thirds[0].wrapping_offset((3 * n + r) as isize * self.row)
         } else {
             self.thirds[n].wrapping_offset(r as isize * self.row)
@@ -117,14 +117,14 @@ impl<A, const R: usize> Rows<A, R> {
 }
 
 /// Steps in a cache line of f32, or of pairs of bf16.
-const LINE: usize = 16;
+const LINE_STEPS: usize = 16;
 
-/// Parts of a product of `steps` steps: it prefetches once in each.
-pub(crate) fn parts(steps: usize) -> usize {
-    (steps / UNROLL).div_ceil(LINE / UNROLL)
+/// Parts of a product of `steps` steps. The product issues prefetches once in each part.
+pub(crate) fn prefetch_parts(steps: usize) -> usize {
+    (steps / UNROLL).div_ceil(LINE_STEPS / UNROLL)
 }
 
-/// Steps of a product between two tests for its end.
+/// Steps of a product between two tests for the loop's end.
 const UNROLL: usize = 4;
 
 /// `c[r][lane] += A[r] * B[lane]` for one step.
@@ -134,7 +134,7 @@ const UNROLL: usize = 4;
 #[inline(always)]
 unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usize>(
     (simd, multiply): (S, M),
-    a: Rows<M::Step, R>,
+    a: RowPointers<M::Step, R>,
     b: *const B,
     c: &mut [[S::F32; V]; R],
 ) {
@@ -143,7 +143,7 @@ unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usi
         // SAFETY: vector v < V: the caller's promise.
         *lanes = unsafe { simd.load_as(b.wrapping_add(v * S::LANES)) };
     }
-    // (In threes: the compiler gives up unrolling sixteen rows.)
+    // In groups of three, because the compiler does not unroll sixteen rows.
     let (threes, rest) = c.as_chunks_mut::<3>();
     for (n, three) in threes.iter_mut().enumerate() {
         for (r, c) in three.iter_mut().enumerate() {
@@ -157,7 +157,7 @@ unsafe fn step<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usi
     }
 }
 
-/// Work on a product of `R` rows, whichever R it is.
+/// Work on a product of `R` rows, generic over R.
 pub(in crate::kernel) trait ByRows<S: Simd> {
     /// # Safety
     /// As each implementation says.
@@ -173,7 +173,7 @@ pub(in crate::kernel) unsafe fn by_rows<S: Simd, const V: usize>(rows: usize, bo
     macro_rules! call {
         ($($r:literal)+) => {
             match rows {
-                // Row counts beyond the level's registers are not compiled.
+                // Row counts above the level's register tile are not compiled.
                 // SAFETY: the caller's promise.
                 $($r if const { $r <= product_rows::<S>(V) } => unsafe { body.call::<$r>() },)+
                 _ => unreachable!("a product of {rows} rows"),

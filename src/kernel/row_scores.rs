@@ -1,4 +1,4 @@
-//! The scores of a single row of bf16, from elements widened to f32: what pairs of bf16 can't form.
+//! The scores of a single bf16 row from elements widened to f32: the fallback for queries outside the range of pairs.
 
 #![forbid(unsafe_code)]
 
@@ -11,10 +11,10 @@ use crate::element::Bf16Pair;
 use crate::kv::run::Run;
 use crate::tensor::matrix::Matrix;
 
-/// Writes the scores of row `n` of the task for `keys`, which are held as pairs.
+/// Writes the scores of row `n` of the task for `keys`, which are stored as pairs.
 ///
-/// * `query`: a buffer of head_dim, rounded up, or more
-/// * `to`: one score for each key, or more room
+/// * `query`: a buffer of at least head_dim elements, rounded up
+/// * `to`: at least one element for each key
 pub(super) fn scores_from_f32(
     task: &TaskInput<'_>,
     n: usize,

@@ -1,4 +1,5 @@
-//! What tensors say about single scores: an additive bias, and a boolean mask, which for a row becomes a bias of 0 or -inf.
+//! Tensors with an element for each score: the additive bias and the boolean mask. For a row, the mask is read as a bias of 0
+//! or -inf.
 
 use super::task::TaskInput;
 use super::transpose::LaneRows;
@@ -9,10 +10,9 @@ use crate::tensor::group::{AnyGroupRows, GroupRows};
 use crate::tensor::matrix::Row;
 use std::ops::Range;
 
-/// Writes what bias and mask say about `keys` for row `row`: the bias of each key in natural units, -inf where the mask
-/// hides it.
+/// Writes the bias of row `row` for `keys`, in natural units, with -inf where the mask hides a key.
 ///
-/// * `to`: one element a key
+/// * `to`: one element for each key
 pub(crate) fn read_row(task: &TaskInput<'_>, row: usize, keys: Range<usize>, to: &mut [f32]) {
     assert!(to.len() == keys.len());
     task.isa.run(ReadRow { bias: task.bias_rows, mask: task.mask_rows, row, keys, to });
@@ -50,7 +50,7 @@ fn hide<S: Simd>(simd: S, sees: Row<'_, u8>, to: &mut [f32]) {
     if let Some(sees) = sees.as_slice() {
         for (sees, to) in sees.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
             // SAFETY: a chunk has LANES elements.
-            let sees = unsafe { simd.load_answers(sees.as_ptr()) };
+            let sees = unsafe { simd.load_mask(sees.as_ptr()) };
             simd.store_slice(to, simd.select(sees, simd.load_slice(to), hidden));
         }
     }
@@ -61,14 +61,14 @@ fn hide<S: Simd>(simd: S, sees: Row<'_, u8>, to: &mut [f32]) {
     }
 }
 
-/// What tensors say about the scores of a panel: a row for each lane, lanes without one repeating the last.
+/// The bias and mask of a panel: one row for each lane. Lanes without a row repeat the last row.
 pub(crate) struct PanelTensors<'a> {
     pub(super) bias: Option<AnyLaneRows<'a>>,
-    /// Whether all of the bias is 0 or -inf, so that there is nothing to add.
+    /// Whether every bias is 0 or -inf, so that none has to be added.
     pub(super) only_hides: bool,
     /// Not 0 where the query may attend.
     pub(super) mask: Option<LaneRows<'a, u8>>,
-    /// Lanes that have a row of their own.
+    /// The number of lanes that have a row of their own.
     rows: usize,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct PanelTensors<'a> {
 pub(super) type AnyLaneRows<'a> = ByElement<LaneRows<'a, f32>, LaneRows<'a, f16>, LaneRows<'a, bf16>>;
 
 impl<'a> PanelTensors<'a> {
-    /// What the task's tensors say about `keys` for the rows of a panel.
+    /// The bias and mask of a panel's rows for `keys`.
     ///
     /// * `copies`: `[rows][keys]` or more, for tensors whose rows have gaps
     pub(crate) fn new(task: &TaskInput<'a>, rows: Range<usize>, keys: Range<usize>, copies: &'a mut [f32]) -> Self {
@@ -109,7 +109,7 @@ impl<'a> PanelTensors<'a> {
         Some(Self { bias, only_hides: false, mask, rows: count })
     }
 
-    /// Whether they leave any key visible to any lane.
+    /// Whether any lane sees any key.
     pub(crate) fn any_visible(&self) -> bool {
         match &self.bias {
             None => any_visible::<f32>(self.rows, None, self.mask.as_ref()),
@@ -122,10 +122,10 @@ impl<'a> PanelTensors<'a> {
 
 fn any_visible<T: Element>(rows: usize, bias: Option<&LaneRows<'_, T>>, mask: Option<&LaneRows<'_, u8>>) -> bool {
     let hidden = T::from_f32(f32::NEG_INFINITY);
-    // A few elements at a time, all of which are looked at: that is done by vectors. Most often the first few will do.
+    // 64 elements at a time, without an early exit, so that the compiler vectorises the test. Usually the first 64 decide.
     (0..rows).any(|lane| match (bias.map(|rows| rows.row(lane)), mask.map(|rows| rows.row(lane))) {
         (None, None) => true,
-        // NaN is not -inf: it has to show.
+        // NaN is not -inf: it does not hide its key.
         (Some(bias), None) => bias.chunks(64).any(|bias| bias.iter().fold(false, |seen, x| seen | (*x != hidden))),
         (None, Some(mask)) => mask.chunks(64).any(|mask| mask.iter().fold(0, |seen, x| seen | x) != 0),
         (Some(bias), Some(mask)) => bias.chunks(64).zip(mask.chunks(64)).any(|(bias, mask)| {

@@ -1,11 +1,11 @@
-//! Scratch memory of one worker, kept from task to task and from call to call.
+//! The scratch memory of one worker, reused for all its tasks and calls.
 
 #![forbid(unsafe_code)]
 
 use super::lanes::LaneSpans;
 use super::panel::Panel;
 
-/// What one worker needs.
+/// The scratch memory of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     /// Operands and scores of a tile.
@@ -25,14 +25,14 @@ impl Scratch {
             + self.row_spans.capacity() * size_of::<LaneSpans<1>>()
     }
 
-    /// Grows every worker's scratch to the largest size that any worker needed: tasks are claimed dynamically, so the next
-    /// call may give the largest task to any worker, which shall not allocate then.
-    pub(crate) fn level(workers: &mut [Scratch]) {
-        let most = |len: fn(&Scratch) -> usize| workers.iter().map(len).max().unwrap_or(0);
-        let tile = most(|scratch| scratch.tile.memory.len());
-        let partials = most(|scratch| scratch.partials.memory.len());
-        let panels = most(|scratch| scratch.panels.capacity());
-        let row_spans = most(|scratch| scratch.row_spans.capacity());
+    /// Grows every worker's scratch to the largest size that any worker needed. Tasks are claimed dynamically, so the next call
+    /// may give the largest task to any worker, and must not allocate then.
+    pub(crate) fn grow_to_largest(workers: &mut [Scratch]) {
+        let largest = |len: fn(&Scratch) -> usize| workers.iter().map(len).max().unwrap_or(0);
+        let tile = largest(|scratch| scratch.tile.memory.len());
+        let partials = largest(|scratch| scratch.partials.memory.len());
+        let panels = largest(|scratch| scratch.panels.capacity());
+        let row_spans = largest(|scratch| scratch.row_spans.capacity());
         for scratch in workers {
             scratch.tile.grow(tile);
             scratch.partials.grow(partials);
@@ -42,14 +42,14 @@ impl Scratch {
     }
 }
 
-/// Floats that are cut into named buffers.
+/// A growing array of floats, cut into buffers for each task.
 #[derive(Debug, Default)]
 pub(crate) struct Floats {
     memory: Vec<f32>,
 }
 
-/// Elements of a cache line. A vector that straddles two lines costs two loads, so buffers start at a line.
-const LINE: usize = 16;
+/// Elements of a cache line. Buffers start at a line, because a vector that straddles two lines costs two loads.
+const LINE_ELEMENTS: usize = 16;
 
 impl Floats {
     /// Bytes held.
@@ -63,16 +63,16 @@ impl Floats {
         }
     }
 
-    /// Buffers of the given lengths, each at the start of a cache line. What they hold is left from before.
+    /// Buffers of the given lengths, each at the start of a cache line. They hold stale data.
     pub(crate) fn buffers<const N: usize>(&mut self, lengths: [usize; N]) -> [&mut [f32]; N] {
-        let padded = lengths.map(|length| length.next_multiple_of(LINE));
-        let needed = padded.iter().sum::<usize>() + LINE;
+        let padded = lengths.map(|length| length.next_multiple_of(LINE_ELEMENTS));
+        let needed = padded.iter().sum::<usize>() + LINE_ELEMENTS;
         self.grow(needed);
-        let skip = self.memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let skip = self.memory.as_ptr().align_offset(LINE_ELEMENTS * size_of::<f32>()).min(LINE_ELEMENTS);
         let mut rest = &mut self.memory[skip..];
         std::array::from_fn(|n| {
-            let (buffer, behind) = std::mem::take(&mut rest).split_at_mut(padded[n]);
-            rest = behind;
+            let (buffer, after) = std::mem::take(&mut rest).split_at_mut(padded[n]);
+            rest = after;
             &mut buffer[..lengths[n]]
         })
     }

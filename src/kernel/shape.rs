@@ -1,9 +1,9 @@
-//! The sizes that the kernels share: panels, register tiles, and even blocks.
+//! Sizes that the kernels share: panels, register tiles, even blocks.
 
 use crate::simd::{Isa, MAX_LANES, Simd, kernel};
 
-/// Vectors of a full panel. A broadcast then serves two multiply-adds: with one vector a product needs a load for each, and
-/// where two multiply-adds can start in a cycle, so can only two loads.
+/// Vectors of a full panel. With two, each broadcast serves two multiply-adds. With one, a product needs a load for every
+/// multiply-add, and a processor that starts two multiply-adds in a cycle starts only two loads.
 pub(crate) const PANEL_VECTORS: usize = 2;
 
 /// Queries side by side in a full panel at a level.
@@ -11,7 +11,7 @@ pub(crate) fn panel_lanes(isa: Isa) -> usize {
     PANEL_VECTORS * isa.lanes()
 }
 
-/// No panel is wider than this.
+/// The most lanes of a panel at any level.
 pub(crate) const MAX_PANEL_LANES: usize = PANEL_VECTORS * MAX_LANES;
 
 /// Rows of accumulators that a product over `vectors` vectors keeps in registers at a level.
@@ -24,8 +24,8 @@ kernel! {
     pub(crate) fn panel_product_rows<S: Simd>(_simd: S, lanes: usize) -> usize { product_rows::<S>(lanes / S::LANES) }
 }
 
-/// Dimensions of the values that are packed side by side at a level: as many whole products of a full panel as a vector holds,
-/// so that packing writes whole vectors that overlap little, but one product at least.
+/// Dimensions of a block of packed values at a level: the largest multiple of a full panel's product rows that fits a vector,
+/// so that packing writes whole vectors that overlap little; at least one product.
 pub(crate) const fn value_block_dims<S: Simd>() -> usize {
     let rows = product_rows::<S>(PANEL_VECTORS);
     if rows <= S::LANES { S::LANES / rows * rows } else { rows }
@@ -36,7 +36,7 @@ kernel! {
     pub(crate) fn level_value_block_dims<S: Simd>(_simd: S) -> usize { value_block_dims::<S>() }
 }
 
-/// No product has more rows than this.
+/// The most rows of a product at any level.
 pub(crate) const MAX_PRODUCT_ROWS: usize = 16;
 
 /// Whether a slice of `len` elements holds `rows` rows of `cols`.
@@ -45,23 +45,23 @@ pub(in crate::kernel) fn holds(len: usize, rows: usize, cols: usize) -> bool {
     rows.checked_mul(cols).is_some_and(|elements| elements <= len)
 }
 
-/// `n` things in the fewest blocks of at most `most`, as even as can be: the first few have one more than the rest.
+/// Divides `n` items into the fewest blocks of at most `max_size` items, evenly: the first blocks have one item more than the rest.
 ///
-/// Even blocks, because a short last one would leave the multipliers waiting for each other's results.
+/// Blocks are even, because a short last block has too few chains of multiply-adds to keep the multipliers busy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EvenBlocks {
     pub(crate) count: usize,
-    /// Things in a block, or one less than in it:
+    /// Items of each of the smaller blocks.
     size: usize,
-    /// the number of blocks that have one more.
+    /// The number of blocks that have one item more.
     larger: usize,
 }
 
 impl EvenBlocks {
     #[inline(always)]
-    pub(crate) fn new(n: usize, most: usize) -> Self {
-        let count = n.div_ceil(most);
-        // (Without blocks, the size is never read.)
+    pub(crate) fn new(n: usize, max_size: usize) -> Self {
+        let count = n.div_ceil(max_size);
+        // Without blocks, the size is never read.
         let size = n.checked_div(count).unwrap_or(0);
         EvenBlocks { count, size, larger: n - size * count }
     }

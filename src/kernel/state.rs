@@ -5,21 +5,21 @@ use crate::simd::exp::ROUND;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use std::f64::consts::LN_2;
 
-/// How far above the largest score the running maximum is put when it moves, in powers of two. Scores then have to grow
-/// by this much before O and l are rescaled again, while P still has 118 of its 126 binary orders of magnitude.
+/// When the running maximum moves, it is set this far above the largest score, in powers of two. O and l are rescaled again
+/// only after scores have grown by this much, and probs keep 118 of their 126 binary orders of magnitude.
 pub(crate) const SLACK: f32 = 8.0;
 
-/// Beyond this, `magic - m` is no longer exact: such a lane's scores are brought near 0 by subtracting m first.
+/// Above this magnitude of m, `magic - m` is not exact. In such lanes, m is subtracted from the scores first.
 pub(super) const FAR: f32 = 2_097_152.0; // 2^21
 
-/// The states of `N` rows. A state is what the softmax remembers of the scores it has seen; states of disjoint keys merge into
-/// the state of all of them ([`merge`]).
+/// The states of `N` rows: maximum and sum of the scores so far. The states of disjoint sets of keys merge into the state of
+/// their union ([`merge`]).
 ///
-/// [`softmax::RowState`](crate::softmax::RowState) is the same idea in natural units: there the maximum is the largest element
-/// itself, so that no bit of a plain softmax depends on a unit.
+/// [`softmax::RowState`](crate::softmax::RowState) is the same in natural units. There the maximum is the largest element
+/// itself, so that a plain softmax has no error from a unit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct State<const N: usize> {
-    /// m: an integer, in units of log2; -inf before the first visible key.
+    /// m: an integer in units of log2, or -inf before the first visible key.
     pub(crate) max: [f32; N],
     /// l: the sum of 2^(s - m).
     pub(crate) sum: [f32; N],
@@ -29,33 +29,33 @@ pub(crate) struct State<const N: usize> {
 pub(crate) type PanelState = State<MAX_PANEL_LANES>;
 
 impl<const N: usize> State<N> {
-    /// The states of rows that have seen nothing.
+    /// The states over no keys.
     pub(crate) const EMPTY: Self = Self { max: [f32::NEG_INFINITY; N], sum: [0.0; N] };
 
-    /// `log sum exp` of row `n`'s scores, natural logarithm; -inf where nothing was seen.
+    /// The log-sum-exp of row `n`'s scores, natural logarithm; -inf over no keys.
     pub(crate) fn lse(&self, n: usize) -> f32 {
-        // In f64: the maximum may be large beside the logarithm of the sum, and this is done once a row.
+        // In f64, because the maximum may be large beside the logarithm of the sum. It is computed once for each row.
         let (max, sum) = (self.max[n] as f64, self.sum[n]);
         if sum == 0.0 { f32::NEG_INFINITY } else { ((max + (sum as f64).log2()) * LN_2) as f32 }
     }
 }
 
-/// The running maximum that a largest score of `peak` sets.
+/// The running maximum for a largest score of `largest`.
 #[inline(always)]
-pub(super) fn raised<S: Simd>(simd: S, peak: S::F32) -> S::F32 {
-    simd.add(simd.ceil(peak), simd.splat(SLACK))
+pub(super) fn raise_max<S: Simd>(simd: S, largest: S::F32) -> S::F32 {
+    simd.add(simd.ceil(largest), simd.splat(SLACK))
 }
 
-/// 2^d for integers d <= 0; exactly 0 below -126. (-inf gives 0; NaN, which a maximum of +inf leads to, anything.)
+/// 2^d for integers d <= 0; exactly 0 below -126 and for -inf. NaN, which follows from a maximum of +inf, gives any number.
 #[inline(always)]
 pub(super) fn power_of_two<S: Simd>(simd: S, d: S::F32) -> S::F32 {
     let d = simd.max(simd.splat(-127.0), d);
     simd.float_of_bits(simd.shl_i32::<23>(simd.bits(simd.add(d, simd.splat(ROUND + 127.0)))))
 }
 
-/// The running maximum, with 0 for -inf: rows that have seen nothing yet have only hidden scores, for which any will do.
+/// The running maximum, or 0 where it is -inf. In that case all scores so far are hidden, and any finite number does.
 #[inline(always)]
-pub(super) fn near<S: Simd>(simd: S, max: S::F32) -> S::F32 {
+pub(super) fn max_or_zero<S: Simd>(simd: S, max: S::F32) -> S::F32 {
     simd.select(simd.eq(max, simd.splat(f32::NEG_INFINITY)), simd.zero(), max)
 }
 
@@ -84,20 +84,20 @@ impl Kernel for Merge<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // A row that saw nothing there has nothing to add (and no maximum to subtract).
+        // A state over no keys has no maximum to subtract and changes nothing.
         let (State { max: [other_max], sum: [other_sum] }, State { max: [own_max], sum: [own_sum] }) =
             (self.other, *self.state);
         if other_max == f32::NEG_INFINITY && other_sum == 0.0 {
             return;
         }
         let max = if own_max < other_max { other_max } else { own_max };
-        let factor = |own: f32| power_of_two(simd, simd.sub(simd.splat(own), simd.splat(max)));
-        let (mine, theirs) = (factor(own_max), factor(other_max));
-        let sum = own_sum * first_lane(simd, mine) + other_sum * first_lane(simd, theirs);
+        let factor = |max_before: f32| power_of_two(simd, simd.sub(simd.splat(max_before), simd.splat(max)));
+        let (own_factor, other_factor) = (factor(own_max), factor(other_max));
+        let sum = own_sum * first_lane(simd, own_factor) + other_sum * first_lane(simd, other_factor);
         *self.state = State { max: [max], sum: [sum] };
         for (out, other) in self.out.chunks_exact_mut(S::LANES).zip(self.other_out.chunks_exact(S::LANES)) {
-            let other = simd.mul(simd.load_slice(other), theirs);
-            simd.store_slice(out, simd.add(simd.mul(simd.load_slice(out), mine), other));
+            let other = simd.mul(simd.load_slice(other), other_factor);
+            simd.store_slice(out, simd.add(simd.mul(simd.load_slice(out), own_factor), other));
         }
     }
 }

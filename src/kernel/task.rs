@@ -1,4 +1,4 @@
-//! What a task hands to the kernel: rows at strides, and numbers. No tensor, no thread.
+//! The input of a task: rows at strides, and numbers. It has no tensors and no threads.
 
 #![forbid(unsafe_code)]
 
@@ -11,14 +11,14 @@ use crate::tensor::group::{AnyGroupRows, GroupRows};
 use std::fmt;
 use std::ops::Range;
 
-/// What scores are formed from.
+/// The operands that scores are formed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operands {
-    /// Elements widened to f32.
+    /// Elements, widened to f32.
     F32,
-    /// Pairs of neighbouring bf16 of both queries and keys, two products to an instruction ([`Level::Avx512Bf16`]). The
-    /// products are exact, the sums are f32.
+    /// Pairs of neighbouring bf16 elements, in both queries and keys: each lane of an instruction adds two products
+    /// ([`Level::Avx512Bf16`]). The products are exact, the sums are f32.
     ///
     /// [`Level::Avx512Bf16`]: crate::Level::Avx512Bf16
     Bf16Pairs,
@@ -33,7 +33,7 @@ impl fmt::Display for Operands {
     }
 }
 
-/// Some query rows of one key/value head, and all keys and values of that head.
+/// Query rows of one key/value head, and all keys and values of that head.
 ///
 /// Row `n` here is row `first_row + n` of the group of query heads that share the key/value head: query `r / group` of head
 /// `r % group` (see [`GroupRows`]).
@@ -43,9 +43,9 @@ pub(crate) struct TaskInput<'a> {
     pub(crate) operands: Operands,
     /// The unit of the scores.
     pub(crate) unit: Unit,
-    /// What dot products are multiplied with, to become scores in that unit, or in caps.
+    /// The factor of dot products. It gives scores in that unit, or with a softcap, in units of the cap.
     pub(crate) factor: f32,
-    /// Keys of one tile; tiles start at multiples of it.
+    /// Keys of one tile. Tiles start at multiples of it.
     pub(crate) tile_keys: usize,
     /// The queries, `[rows][head_dim]`.
     pub(crate) queries: AnyGroupRows<'a>,
@@ -53,7 +53,7 @@ pub(crate) struct TaskInput<'a> {
     pub(crate) keys: Run<'a>,
     /// `[seq_kv][value_dim]`.
     pub(crate) values: Run<'a>,
-    /// The keys that any of the rows sees by its position.
+    /// The smallest run of keys that holds the span of every row.
     pub(crate) span: Range<usize>,
     pub(crate) sequence: Sequence,
     /// The head of row 0 of the group.
@@ -84,14 +84,14 @@ impl<'a> TaskInput<'a> {
     #[inline]
     pub(crate) fn head_and_query(&self, n: usize) -> (usize, usize) {
         let r = self.first_row + n;
-        // A division takes longer than all the rest of finding a row, and most groups are of one head.
+        // A division takes longer than the rest of finding a row, and most groups have one head.
         match self.group {
             1 => (self.first_head, r),
             group => (self.first_head + r % group, r / group),
         }
     }
 
-    /// The keys that row `n` sees by its position.
+    /// The span of row `n`: the keys that it sees by its position.
     pub(crate) fn row_span(&self, n: usize) -> Range<usize> {
         self.mask.span(&self.sequence, self.head_and_query(n).1)
     }
@@ -106,17 +106,17 @@ impl<'a> TaskInput<'a> {
         self.score_mods.alibi.map_or(0.0, |alibi| alibi.slope(self.head_and_query(n).0))
     }
 
-    /// Whether a tensor has something to say about single scores.
+    /// Whether there is a boolean mask or an additive bias.
     pub(crate) fn has_score_tensors(&self) -> bool {
         self.mask_rows.is_some() || self.bias_rows.is_some()
     }
 
-    /// Whether `other` is of the same keys and values.
-    pub(crate) fn has_keys_of(&self, other: &TaskInput<'_>) -> bool {
+    /// Whether `other` has the same keys and values.
+    pub(crate) fn shares_keys_with(&self, other: &TaskInput<'_>) -> bool {
         (self.sequence.batch, self.first_head) == (other.sequence.batch, other.first_head)
     }
 
-    /// The same task for some of its rows.
+    /// The same task for `rows` of its rows.
     pub(crate) fn slice(&self, rows: Range<usize>) -> Self {
         TaskInput {
             queries: self.queries.slice(rows.clone()),
@@ -128,7 +128,7 @@ impl<'a> TaskInput<'a> {
         }
     }
 
-    /// The same task with scores in another unit.
+    /// The same task with scores in unit `unit`.
     pub(crate) fn in_unit(mut self, unit: Unit, scale: f32) -> Self {
         self.unit = unit;
         self.factor = query_factor(scale, self.score_mods.softcap, unit);
@@ -136,7 +136,7 @@ impl<'a> TaskInput<'a> {
     }
 }
 
-/// Some of the keys of a task.
+/// A task, and the part of its keys that is computed.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece<'t, 'a> {
     pub(crate) task: &'t TaskInput<'a>,

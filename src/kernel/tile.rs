@@ -1,41 +1,41 @@
-//! A tile of scores: score modifications applied, hidden keys set to -inf.
+//! Applies score modifications and masks to a tile of scores. Hidden keys get -inf.
 
 use super::arithmetic::F32Fma;
 use super::score_tensors::PanelTensors;
-use super::transpose::{LaneRows, load_answers, load_block};
+use super::transpose::{LaneRows, load_block, load_masks};
 use crate::element::{ByElement, Element, bf16, f16};
 use crate::score::{Alibi, BiasTensor, Softcap, Unit};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use std::ops::Range;
 
-/// What happens to the scores of one tile, but for what tensors say of a panel; for a panel each entry has one value a lane, for
-/// a row only one.
+/// The parameters of the modifications of one tile, apart from a panel's tensors. A slice has one element for each lane of a
+/// panel, or one element for a row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TileMods<'a> {
     pub(crate) unit: Unit,
     pub(crate) softcap: Option<Softcap>,
-    /// Added to the scores of a row, in natural units; -inf hides.
+    /// The bias of a row's scores, in natural units; -inf hides a key.
     pub(crate) bias: Option<&'a [f32]>,
-    /// Whether all of the bias is 0 or -inf, so that there is nothing to add.
+    /// Whether every bias is 0 or -inf, so that none has to be added.
     pub(crate) only_hides: bool,
-    /// The number of the first of these keys in its tile.
+    /// The index in the tile of the first key.
     pub(crate) first: usize,
-    /// ALiBi's slopes, and the positions of the queries counted from the tile's first key.
+    /// ALiBi's slopes, and the query positions, counted from the tile's first key.
     pub(crate) alibi: Option<(&'a [f32], &'a [f32])>,
     /// First visible key and the one after the last, counted from the tile's first key.
     pub(crate) visible: Option<(&'a [f32], &'a [f32])>,
 }
 
 impl TileMods<'_> {
-    /// Whether there is anything to do.
+    /// Whether there are no modifications.
     pub(crate) fn is_none(&self) -> bool {
         self.softcap.is_none() && self.bias.is_none() && self.alibi.is_none() && self.visible.is_none()
     }
 }
 
-/// Adjusts the scores of a panel, `[keys][lanes]`, and raises `max[lane]` to the largest of each lane.
+/// Modifies the scores of a panel, `[keys][lanes]`, and raises `max[lane]` to the largest of each lane.
 ///
-/// * `tensors`: bias and mask, if there are any, and the number in their rows of the first of these keys
+/// * `tensors`: bias and mask, if there are any, and the index in their rows of the first key
 pub(crate) fn modify_panel(
     isa: Isa,
     mods: TileMods<'_>,
@@ -47,38 +47,38 @@ pub(crate) fn modify_panel(
     isa.run(ModifyPanel { mods, tensors, scores, max });
 }
 
-/// What the adjusted scores of one query are like.
+/// The extent of one query's modified scores.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowExtent {
-    /// The largest; NaN may be ignored.
+    /// The largest score; NaN may be ignored.
     pub(crate) max: f32,
-    /// Whether any is -inf: its key is hidden, or counts for nothing.
+    /// Whether any score is -inf, which hides its key.
     pub(crate) hides: bool,
 }
 
-/// Adjusts the scores of one query, one for each key.
+/// Modifies the scores of one query, one for each key.
 pub(crate) fn modify_row(isa: Isa, mods: TileMods<'_>, scores: &mut [f32]) -> RowExtent {
     isa.run(ModifyRow { mods, scores })
 }
 
-/// The steps of an adjustment, a bit each, in the order of `score.rs`.
+/// The steps of a modification, one bit each, in the order of `score.rs`.
 mod step {
     pub(super) const CAP: u8 = 1;
     pub(super) const BIAS: u8 = 2;
     pub(super) const ALIBI: u8 = 4;
-    // What hides comes last, and is selected, not added: a NaN score plus -inf would show.
+    // Steps that hide come last. They select -inf and don't add it, because a NaN score plus -inf is NaN.
     pub(super) const HIDE_BY_BIAS: u8 = 8;
     pub(super) const HIDE_BY_MASK: u8 = 16;
     pub(super) const HIDE_BY_POSITION: u8 = 32;
 
-    /// What a bias does.
+    /// The steps of a bias.
     pub(super) const fn of_bias(only_hides: bool) -> u8 {
         if only_hides { HIDE_BY_BIAS } else { BIAS | HIDE_BY_BIAS }
     }
 }
 
 impl TileMods<'_> {
-    /// The steps that there are.
+    /// The steps that are needed.
     fn steps(&self) -> u8 {
         [
             (self.softcap.is_some(), step::CAP),
@@ -87,22 +87,22 @@ impl TileMods<'_> {
             (self.visible.is_some(), step::HIDE_BY_POSITION),
         ]
         .into_iter()
-        .fold(0, |steps, (there, step)| if there { steps | step } else { steps })
+        .fold(0, |steps, (needed, step)| if needed { steps | step } else { steps })
     }
 }
 
-/// What is known of a vector of pairs; anything where no step asks for it.
+/// The inputs of a vector of (query, key) pairs. An input that no step reads may be anything.
 #[derive(Clone, Copy)]
-struct Pair<S: Simd> {
+struct PairInputs<S: Simd> {
     bias: S::F32,
-    /// What a boolean mask says.
+    /// The boolean mask.
     attends: S::Mask,
-    /// The key's number in its tile.
+    /// The key's index in its tile.
     key: S::F32,
 }
 
-/// The numbers of an [`TileMods`] in vectors, whichever way queries and keys lie; 0 for steps that there are not.
-struct Terms<S: Simd> {
+/// The parameters of [`TileMods`] as vectors, for queries or keys along the lanes; 0 for steps that are not needed.
+struct ModVectors<S: Simd> {
     simd: S,
     unit: S::F32,
     /// The lowest bias that is finite in that unit.
@@ -110,17 +110,17 @@ struct Terms<S: Simd> {
     cap: S::F32,
     slope: S::F32,
     position: S::F32,
-    /// The first visible key and the one after the last.
+    /// The first visible key, and the one after the last.
     start: S::F32,
     end: S::F32,
 }
 
-impl<S: Simd> Terms<S> {
+impl<S: Simd> ModVectors<S> {
     #[inline(always)]
     fn new(simd: S, mods: &TileMods<'_>, vector: impl Fn(&[f32]) -> S::F32) -> Self {
         let (unit, zero) = (mods.unit.factor(), simd.zero());
         let (slope, position) = mods.alibi.map_or((zero, zero), |(slope, at)| {
-            // Kept finite: infinity times the distance 0 would be NaN.
+            // Kept finite, because infinity times a distance of 0 is NaN.
             let slope = simd.min(simd.splat(f32::MAX), simd.mul(simd.splat(unit), vector(slope)));
             (simd.max(simd.splat(f32::MIN), slope), vector(at))
         });
@@ -137,10 +137,10 @@ impl<S: Simd> Terms<S> {
         }
     }
 
-    /// Takes `STEPS` with the scores of a vector of pairs; the others cost nothing.
+    /// Applies `STEPS` to the scores of a vector of pairs. Other steps are not compiled.
     #[inline(always)]
-    fn apply<const STEPS: u8>(&self, mut score: S::F32, pair: Pair<S>) -> S::F32 {
-        let (simd, Pair { bias, attends, key }) = (self.simd, pair);
+    fn apply<const STEPS: u8>(&self, mut score: S::F32, pair: PairInputs<S>) -> S::F32 {
+        let (simd, PairInputs { bias, attends, key }) = (self.simd, pair);
         let hidden = simd.splat(f32::NEG_INFINITY);
         if STEPS & step::CAP != 0 {
             score = Softcap::apply(simd, score, self.cap);
@@ -165,16 +165,16 @@ impl<S: Simd> Terms<S> {
     }
 }
 
-/// Scores that are passed over, whichever way they lie.
-trait Passes<S: Simd> {
-    /// Takes some steps with each score, and finds what the scores then are like.
+/// Scores in the layout of a panel or of a row, for passes over them.
+trait ScorePass<S: Simd> {
+    /// Applies `STEPS` to every score and finds the extent of the results.
     fn pass<const STEPS: u8>(&mut self, simd: S);
 }
 
-/// Takes `steps`, each in a pass of its own (but for a bias, which is read once): so each pass is a loop without branches.
-/// Without steps, there is still a pass.
+/// Applies `steps`, each in a pass of its own, so that each pass is a loop without branches. The two steps of a bias are one
+/// pass, because the bias is read once. Without steps there is still one pass, which finds the extent.
 #[inline(always)]
-fn take<S: Simd>(simd: S, steps: u8, scores: &mut impl Passes<S>) {
+fn apply_steps<S: Simd>(simd: S, steps: u8, scores: &mut impl ScorePass<S>) {
     const BIAS_THAT_HIDES: u8 = step::BIAS | step::HIDE_BY_BIAS;
     if steps == 0 {
         scores.pass::<0>(simd);
@@ -184,14 +184,14 @@ fn take<S: Simd>(simd: S, steps: u8, scores: &mut impl Passes<S>) {
     }
     match steps & (BIAS_THAT_HIDES | step::ALIBI) {
         BIAS_THAT_HIDES => scores.pass::<BIAS_THAT_HIDES>(simd),
-        together => {
-            if together & step::BIAS != 0 {
+        remaining => {
+            if remaining & step::BIAS != 0 {
                 scores.pass::<{ step::BIAS }>(simd);
             }
-            if together & step::ALIBI != 0 {
+            if remaining & step::ALIBI != 0 {
                 scores.pass::<{ step::ALIBI }>(simd);
             }
-            if together & step::HIDE_BY_BIAS != 0 {
+            if remaining & step::HIDE_BY_BIAS != 0 {
                 scores.pass::<{ step::HIDE_BY_BIAS }>(simd);
             }
         }
@@ -220,12 +220,12 @@ impl Kernel for ModifyPanel<'_> {
         let lanes = max.len();
         let steps = mods.steps() | tensors.map_or(0, |(tensors, _)| tensors.steps());
         for at in (0..lanes).step_by(S::LANES) {
-            let terms = Terms::new(simd, &mods, |x| simd.load_slice(&x[at..]));
+            let vectors = ModVectors::new(simd, &mods, |x| simd.load_slice(&x[at..]));
             let before = simd.load_slice(&max[at..]);
             let place = (lanes, at);
             let mut vectors =
-                LaneVectors { first: mods.first, terms, tensors, scores: &mut *scores, place, before, max: before };
-            take(simd, steps, &mut vectors);
+                LaneVectors { first: mods.first, vectors, tensors, scores: &mut *scores, place, before, max: before };
+            apply_steps(simd, steps, &mut vectors);
             simd.store_slice(&mut max[at..], vectors.max);
         }
     }
@@ -239,50 +239,50 @@ impl PanelTensors<'_> {
     }
 }
 
-/// One vector of lanes of a panel, key after key.
+/// One vector of a panel's lanes, for passes over its keys.
 struct LaneVectors<'a, S: Simd> {
-    /// The number of the first key in its tile.
+    /// The index in the tile of the first key.
     first: usize,
-    terms: Terms<S>,
+    vectors: ModVectors<S>,
     tensors: Option<(&'a PanelTensors<'a>, usize)>,
     scores: &'a mut [f32],
-    /// The panel's lanes, and the first of these.
+    /// The panel's number of lanes, and the first of these lanes.
     place: (usize, usize),
-    /// The largest score of each lane, of keys before these, and of all.
+    /// The largest score of each lane: of the keys before these, and of these, too.
     before: S::F32,
     max: S::F32,
 }
 
-impl<S: Simd> Passes<S> for LaneVectors<'_, S> {
+impl<S: Simd> ScorePass<S> for LaneVectors<'_, S> {
     #[inline(always)]
     fn pass<const STEPS: u8>(&mut self, simd: S) {
         self.max = self.before;
         match self.tensors {
             Some((tensors, at)) if STEPS & step::HIDE_BY_MASK != 0 => {
-                self.transposed::<STEPS, f32>(simd, (None, tensors.mask.as_ref()), at);
+                self.pass_with_tensors::<STEPS, f32>(simd, (None, tensors.mask.as_ref()), at);
             }
             Some((tensors, at)) if STEPS & (step::BIAS | step::HIDE_BY_BIAS) != 0 => match &tensors.bias {
-                None => unreachable!("a step of a bias, without one"),
-                Some(ByElement::F32(bias)) => self.transposed::<STEPS, f32>(simd, (Some(bias), None), at),
-                Some(ByElement::F16(bias)) => self.transposed::<STEPS, f16>(simd, (Some(bias), None), at),
-                Some(ByElement::Bf16(bias)) => self.transposed::<STEPS, bf16>(simd, (Some(bias), None), at),
+                None => unreachable!("a bias step without a bias"),
+                Some(ByElement::F32(bias)) => self.pass_with_tensors::<STEPS, f32>(simd, (Some(bias), None), at),
+                Some(ByElement::F16(bias)) => self.pass_with_tensors::<STEPS, f16>(simd, (Some(bias), None), at),
+                Some(ByElement::Bf16(bias)) => self.pass_with_tensors::<STEPS, bf16>(simd, (Some(bias), None), at),
             },
-            _ => self.plain::<STEPS>(simd),
+            _ => self.pass_without_tensors::<STEPS>(simd),
         }
     }
 }
 
 impl<S: Simd> LaneVectors<'_, S> {
-    /// Steps that need no tensor.
+    /// Applies steps that read no tensor.
     #[inline(always)]
-    fn plain<const STEPS: u8>(&mut self, simd: S) {
+    fn pass_without_tensors<const STEPS: u8>(&mut self, simd: S) {
         let (lanes, lane) = self.place;
         let mut key = self.first as f32;
         let mut max = self.max;
         for scores in self.scores.chunks_exact_mut(lanes) {
             let scores = &mut scores[lane..lane + S::LANES];
-            let pair = Pair { key: simd.splat(key), ..Pair::none(simd) };
-            let score = self.terms.apply::<STEPS>(simd.load_slice(scores), pair);
+            let pair = PairInputs { key: simd.splat(key), ..PairInputs::none(simd) };
+            let score = self.vectors.apply::<STEPS>(simd.load_slice(scores), pair);
             max = simd.max(max, score);
             simd.store_slice(scores, score);
             key += 1.0;
@@ -290,11 +290,12 @@ impl<S: Simd> LaneVectors<'_, S> {
         self.max = max;
     }
 
-    /// Steps that need bias or mask, whose rows lie along the keys: a square block of them at a time, transposed in registers.
+    /// Applies steps that read bias or mask. Their rows lie along the keys, so square blocks of them are transposed in
+    /// registers.
     ///
-    /// * `at`: the number in those rows of the first key
+    /// * `at`: the index in those rows of the first key
     #[inline(always)]
-    fn transposed<const STEPS: u8, T: Element>(
+    fn pass_with_tensors<const STEPS: u8, T: Element>(
         &mut self,
         simd: S,
         (bias, mask): (Option<&LaneRows<'_, T>>, Option<&LaneRows<'_, u8>>),
@@ -303,19 +304,19 @@ impl<S: Simd> LaneVectors<'_, S> {
         let keys = self.scores.len() / self.place.0;
         let whole = keys / S::LANES * S::LANES;
         for first in (0..whole).step_by(S::LANES) {
-            self.block::<STEPS, T>(simd, (bias, mask), at + first, first..first + S::LANES);
+            self.tensor_block::<STEPS, T>(simd, (bias, mask), at + first, first..first + S::LANES);
         }
         if whole < keys {
             let bias = bias.map(|rows| rows.rest(at + whole));
             let mask = mask.map(|rows| rows.rest(at + whole));
             let (bias, mask) = (bias.as_ref().map(LaneRows::of_rest), mask.as_ref().map(LaneRows::of_rest));
-            self.block::<STEPS, T>(simd, (bias.as_ref(), mask.as_ref()), 0, whole..keys);
+            self.tensor_block::<STEPS, T>(simd, (bias.as_ref(), mask.as_ref()), 0, whole..keys);
         }
     }
 
-    /// At most `LANES` keys; the rows have as many elements from `at` on.
+    /// Applies steps to at most `LANES` keys. The rows have at least `LANES` elements from `at` on.
     #[inline(always)]
-    fn block<const STEPS: u8, T: Element>(
+    fn tensor_block<const STEPS: u8, T: Element>(
         &mut self,
         simd: S,
         (bias, mask): (Option<&LaneRows<'_, T>>, Option<&LaneRows<'_, u8>>),
@@ -323,13 +324,13 @@ impl<S: Simd> LaneVectors<'_, S> {
         keys: Range<usize>,
     ) {
         let (lanes, lane) = self.place;
-        let none = Pair::none(simd);
+        let none = PairInputs::none(simd);
         let biases = match bias {
             Some(bias) => simd.transpose(load_block((simd, F32Fma::new()), bias, lane, at)),
             None => [none.bias; MAX_LANES],
         };
-        let answers = match mask {
-            Some(mask) => simd.transpose_answers(load_answers(simd, mask, lane, at)),
+        let masks = match mask {
+            Some(mask) => simd.transpose_masks(load_masks(simd, mask, lane, at)),
             None => [none.attends; MAX_LANES],
         };
         let scores = &mut self.scores[keys.start * lanes..keys.end * lanes];
@@ -339,9 +340,10 @@ impl<S: Simd> LaneVectors<'_, S> {
                 break;
             }
             let to = scores.as_mut_ptr().wrapping_add(n * lanes + lane);
-            let pair = Pair { bias: biases[n], attends: answers[n], ..none };
-            // SAFETY: lanes from `lane` on of one of the `lanes` scores of key n, which is one of `keys`.
-            let score = self.terms.apply::<STEPS>(unsafe { simd.load(to) }, pair);
+            let pair = PairInputs { bias: biases[n], attends: masks[n], ..none };
+            // SAFETY: key n is one of `keys`, whose scores are `lanes` each, and `LANES` of them from `lane` on are within it
+            // (asserted above).
+            let score = self.vectors.apply::<STEPS>(unsafe { simd.load(to) }, pair);
             self.max = simd.max(self.max, score);
             // SAFETY: as above.
             unsafe { simd.store(to, score) };
@@ -349,11 +351,11 @@ impl<S: Simd> LaneVectors<'_, S> {
     }
 }
 
-impl<S: Simd> Pair<S> {
-    /// Of which nothing is known.
+impl<S: Simd> PairInputs<S> {
+    /// Inputs for steps that read none.
     #[inline(always)]
     fn none(simd: S) -> Self {
-        Pair { bias: simd.zero(), attends: simd.eq(simd.zero(), simd.zero()), key: simd.zero() }
+        PairInputs { bias: simd.zero(), attends: simd.eq(simd.zero(), simd.zero()), key: simd.zero() }
     }
 }
 
@@ -368,25 +370,25 @@ impl Kernel for ModifyRow<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> RowExtent {
         let ModifyRow { mods, scores } = self;
-        let terms = Terms::new(simd, &mods, |x| simd.splat(x[0]));
-        let mut row = KeyVectors { mods: &mods, terms, scores, max: simd.zero(), hides: simd.zero() };
-        take(simd, mods.steps(), &mut row);
+        let vectors = ModVectors::new(simd, &mods, |x| simd.splat(x[0]));
+        let mut row = KeyVectors { mods: &mods, vectors, scores, max: simd.zero(), hides: simd.zero() };
+        apply_steps(simd, mods.steps(), &mut row);
         RowExtent { max: simd.max_lane(row.max), hides: simd.max_lane(row.hides) > 0.0 }
     }
 }
 
-/// The scores of one query, keys along the lanes.
+/// The scores of one query, with keys along the lanes.
 struct KeyVectors<'a, S: Simd> {
     mods: &'a TileMods<'a>,
-    terms: Terms<S>,
+    vectors: ModVectors<S>,
     scores: &'a mut [f32],
     /// The largest score of each lane.
     max: S::F32,
-    /// Above 0 where a score is -inf.
+    /// Above 0 in lanes where a score is -inf.
     hides: S::F32,
 }
 
-impl<S: Simd> Passes<S> for KeyVectors<'_, S> {
+impl<S: Simd> ScorePass<S> for KeyVectors<'_, S> {
     #[inline(always)]
     fn pass<const STEPS: u8>(&mut self, simd: S) {
         let none = simd.splat(f32::NEG_INFINITY);
@@ -400,10 +402,10 @@ impl<S: Simd> Passes<S> for KeyVectors<'_, S> {
                 }
                 _ => simd.zero(),
             };
-            let pair = Pair { bias, key, ..Pair::none(simd) };
-            let score = self.terms.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), pair);
+            let pair = PairInputs { bias, key, ..PairInputs::none(simd) };
+            let score = self.vectors.apply::<STEPS>(simd.load_part(scores, f32::NEG_INFINITY), pair);
             simd.store_part(scores, score);
-            // Read back twice, for lanes behind the last key: they are neither the largest nor hidden.
+            // Read back twice, with different fill, so that lanes after the last key are neither the largest nor hidden.
             max = simd.max(max, simd.load_part(scores, f32::NEG_INFINITY));
             hides = simd.select(simd.eq(simd.load_part(scores, 0.0), none), simd.splat(1.0), hides);
         }

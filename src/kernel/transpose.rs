@@ -1,7 +1,7 @@
-//! Rows of memory into the lanes of a panel: square blocks, transposed in registers.
+//! Transposes rows of memory into the lanes of a panel, in square blocks held in registers.
 
 use super::arithmetic::{Bf16Dots, F32Fma, Multiply};
-use super::bf16_pairs::{copy_pair_rows, pairs_in, unfit_rows};
+use super::bf16_pairs::{copy_pair_rows, pairs_in, rows_outside_pair_range};
 use super::shape::MAX_PANEL_LANES;
 use super::widen::widen_group;
 use crate::element::{bf16, with_elements};
@@ -11,11 +11,11 @@ use crate::tensor::matrix::Matrix;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Transposes rows into lanes: `to[e][lane] = factor * rows[lane][e]`, zeros behind the rows' elements. Lanes without a row
-/// repeat the last one.
+/// Transposes rows into lanes: `to[e][lane] = factor * rows[lane][e]`, with zeros after the rows' elements. Lanes without a row
+/// repeat the last row.
 ///
 /// * `to`: `[width][lanes]`, where `width` is the rows' length rounded up
-/// * `copies`: as much again, for rows with gaps between their elements
+/// * `copies`: a buffer of the same length, for rows with gaps between their elements
 pub(crate) fn transpose_into_lanes(
     isa: Isa,
     rows: AnyGroupRows<'_>,
@@ -69,11 +69,11 @@ impl Kernel for GroupIntoLanes<'_> {
     }
 }
 
-/// As [`transpose_into_lanes`], for rows of bf16 as pairs: `to[p][lane]` is pair p of the lane's row, as it is. Returns the
-/// rows for which pairs may not stand, one bit each.
+/// As [`transpose_into_lanes`], for pairs of bf16: `to[p][lane]` holds the bits of pair p of the lane's row. Returns the rows
+/// outside the range of pairs, one bit each.
 ///
 /// * `to`: `[pairs rounded up][lanes]`
-/// * `copies`: as much again
+/// * `copies`: a buffer of the same length
 pub(crate) fn transpose_pairs_into_lanes(
     isa: Isa,
     rows: GroupRows<'_, bf16>,
@@ -96,7 +96,7 @@ impl PairKernel for PairsIntoLanes<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> u32 {
         let (count, pairs) = (self.rows.count(), pairs_in(self.rows.cols()));
-        // In place, or copied if they don't lie so: one row is as the others.
+        // Read in place if they can be, copied otherwise. All rows have the same layout, so the first one decides.
         let in_place = self.rows.row(0).pairs().is_some();
         let copies = &mut self.copies[..if in_place { 0 } else { count * pairs }];
         if !in_place {
@@ -105,13 +105,13 @@ impl PairKernel for PairsIntoLanes<'_> {
         let copies = Matrix::from_carried(copies, if in_place { 0 } else { count }, pairs);
         let row = |n| self.rows.row(n).pairs().or_else(|| copies.row(n).as_slice());
         let rows = LaneRows::new(count, row).expect("pairs without gaps");
-        // (The factor is for sums: here, it changes nothing.)
+        // The factor is for sums: there are none here.
         transpose_rows((simd, Bf16Dots { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
-        unfit_rows(self.rows)
+        rows_outside_pair_range(self.rows)
     }
 }
 
-/// The rows of a panel's lanes: as long as each other, without gaps.
+/// The rows of a panel's lanes, of one length and without gaps.
 pub(crate) struct LaneRows<'a, T> {
     at: [*const T; MAX_PANEL_LANES],
     len: usize,
@@ -119,13 +119,13 @@ pub(crate) struct LaneRows<'a, T> {
 }
 
 impl<'a, T: Copy> LaneRows<'a, T> {
-    /// The elements `cols` of some rows, lanes without a row repeating the last one; `None` if there are gaps between them.
+    /// The elements `cols` of `rows`; lanes without a row repeat the last row. `None` if there are gaps between elements.
     #[inline(always)]
     pub(super) fn of_group(rows: GroupRows<'a, T>, cols: Range<usize>) -> Option<Self> {
         Self::new(rows.count(), |n| rows.row(n).slice(cols.clone()).as_slice())
     }
 
-    /// Row n of the first `count` lanes is `row(n)`; the other lanes repeat the last one.
+    /// Lane n has `row(n)`, for the first `count` lanes; the other lanes repeat the last row.
     #[inline(always)]
     pub(super) fn new(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
         assert!((1..=MAX_PANEL_LANES).contains(&count));
@@ -144,11 +144,12 @@ impl<'a, T: Copy> LaneRows<'a, T> {
         self.len
     }
 
-    /// What stands from `at` on in a lane's row.
+    /// The elements of a lane's row from `at` on.
     #[inline(always)]
     fn from(&self, lane: usize, at: usize) -> &'a [T] {
         assert!(at <= self.len);
-        // SAFETY: made from a slice of `len` elements, borrowed for 'a, of which `at` are left out.
+        // SAFETY: the row is a slice of `len` elements, borrowed for 'a, and the first `at` of them, which are no more
+        // (asserted), are left out.
         unsafe { std::slice::from_raw_parts(self.at[lane].wrapping_add(at), self.len - at) }
     }
 
@@ -157,7 +158,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
         self.from(lane, 0)
     }
 
-    /// A vector of each row, from `at` on, with zeros behind the row's end.
+    /// A vector of each row from `at` on, with zeros after the row's end.
     pub(super) fn rest(&self, at: usize) -> [[T; MAX_LANES]; MAX_PANEL_LANES]
     where
         T: Default,
@@ -171,13 +172,13 @@ impl<'a, T: Copy> LaneRows<'a, T> {
         rest
     }
 
-    /// The rows that [`LaneRows::rest`] has made.
+    /// The rows that [`LaneRows::rest`] returned.
     pub(super) fn of_rest(rest: &'a [[T; MAX_LANES]; MAX_PANEL_LANES]) -> Self {
         LaneRows { at: rest.each_ref().map(|row| row.as_ptr()), len: MAX_LANES, borrow: PhantomData }
     }
 }
 
-/// `to[s][lane]` is step s of the lane's row, times `factor`; zeros behind the rows' ends.
+/// `to[s][lane]` is step s of the lane's row, times `factor`; zeros after the rows' ends.
 ///
 /// * `to`: `[steps rounded up][lanes]`
 #[inline(always)]
@@ -194,14 +195,14 @@ fn transpose_rows<S: Simd, M: Multiply<S>>(
     for (b, to) in whole.chunks_exact_mut(block).enumerate() {
         transpose_blocks((simd, multiply), rows, b * S::LANES, factor, (to, lanes));
     }
-    if let Some((first, behind)) = rest.split_at_mut_checked(block) {
+    if let Some((first, padding)) = rest.split_at_mut_checked(block) {
         let rest = rows.rest(rows.len() / S::LANES * S::LANES);
         transpose_blocks((simd, multiply), &LaneRows::of_rest(&rest), 0, factor, (first, lanes));
-        behind.fill(0.0);
+        padding.fill(0.0);
     }
 }
 
-/// A vector of each row, from `at` on, a square block after the other.
+/// Transposes a vector of each row from `at` on, one square block of lanes after the other.
 #[inline(always)]
 fn transpose_blocks<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
@@ -221,7 +222,7 @@ fn transpose_blocks<S: Simd, M: Multiply<S>>(
     }
 }
 
-/// A vector of each of `LANES` rows, the steps from `at` on.
+/// Loads a square block: `LANES` steps from `at` on, of each of `LANES` rows from `first` on.
 #[inline(always)]
 pub(super) fn load_block<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
@@ -238,19 +239,19 @@ pub(super) fn load_block<S: Simd, M: Multiply<S>>(
     block
 }
 
-/// The answers of `LANES` rows, for `LANES` keys from `at` on.
+/// Loads a square block of masks: `LANES` keys from `at` on, of each of `LANES` rows from `first` on.
 #[inline(always)]
-pub(super) fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
+pub(super) fn load_masks<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
     assert!(at + S::LANES <= rows.len());
-    let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
-    for (n, answers) in answers.iter_mut().enumerate().take(S::LANES) {
+    let mut masks = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
+    for (n, masks) in masks.iter_mut().enumerate().take(S::LANES) {
         // SAFETY: LANES elements from `at` on lie inside the row.
-        *answers = unsafe { simd.load_answers(rows.from(first + n, at).as_ptr()) };
+        *masks = unsafe { simd.load_mask(rows.from(first + n, at).as_ptr()) };
     }
-    answers
+    masks
 }
 
-/// Writes the first `LANES` vectors of `block`, `lanes` apart.
+/// Writes the first `LANES` vectors of `block`, `lanes` elements apart.
 #[inline(always)]
 fn store_lanes<S: Simd>(simd: S, block: [S::F32; MAX_LANES], to: &mut [f32], lanes: usize) {
     assert!(to.len() >= (S::LANES - 1) * lanes + S::LANES);

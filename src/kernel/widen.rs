@@ -6,7 +6,7 @@ use crate::simd::{Isa, Kernel, Simd, kernel};
 use crate::tensor::group::AnyGroupRows;
 use crate::tensor::matrix::{Matrix, Row};
 
-/// `to = factor * row`, of the same length. (A factor of 1 changes nothing.)
+/// `to = factor * row`, of the same length. A factor of 1 leaves every bit as it is.
 #[inline(always)]
 pub(super) fn widen<S: Simd, T: Element>(simd: S, row: Row<'_, T>, factor: f32, to: &mut [f32]) {
     match row.as_slice() {
@@ -29,7 +29,7 @@ pub(super) fn widen<S: Simd, T: Element>(simd: S, row: Row<'_, T>, factor: f32, 
     }
 }
 
-/// Widens the rows of a group: `to[n][e] = factor * rows[n][e]`, zeros behind the rows' elements and behind the last row.
+/// Widens the rows of a group: `to[n][e] = factor * rows[n][e]`, zeros after a row's elements and after the last row.
 ///
 /// * `to`: `[count or more][width]`
 pub(crate) fn widen_group(isa: Isa, rows: AnyGroupRows<'_>, factor: f32, (to, width): (&mut [f32], usize)) {
@@ -53,8 +53,8 @@ impl Kernel for WidenGroup<'_> {
                 to.fill(0.0);
                 continue;
             }
-            let (to, behind) = to.split_at_mut(rows.cols());
-            behind.fill(0.0);
+            let (to, padding) = to.split_at_mut(rows.cols());
+            padding.fill(0.0);
             widen(simd, rows.row(n), self.factor, to);
         });
     }

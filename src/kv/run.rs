@@ -1,6 +1,6 @@
-//! A run of keys or values: rows at one stride, in one storage format. All that kernels see of keys and values.
+//! A run of keys or values: rows at one stride, in one storage format. Kernels read keys and values only through runs.
 //!
-//! The storage formats are listed here and nowhere else.
+//! This is the only list of storage formats.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ pub(crate) enum Run<'a> {
     Bf16(Matrix<'a, bf16>),
 }
 
-/// Evaluates an expression with a name bound to the rows of a [`Run`], whichever format they have.
+/// Evaluates an expression with a name bound to the rows of a [`Run`], for each format.
 macro_rules! with_run {
     ($run:expr, $rows:ident => $value:expr) => {
         match $run {
@@ -71,12 +71,12 @@ impl<'a> Run<'a> {
         with_run!(self, rows => of(rows))
     }
 
-    /// Whether the elements of a row stand side by side.
+    /// Whether the elements of a row are contiguous.
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         with_run!(self, rows => rows.has_contiguous_rows())
     }
 
-    /// The rows themselves if a product can read them in place: f32, no gaps between elements.
+    /// The rows, if a product can read them in place: f32 without gaps between elements.
     pub(crate) fn in_place(&self) -> Option<Matrix<'a, f32>> {
         match self {
             Run::F32(rows) if rows.has_contiguous_rows() => Some(*rows),

@@ -1,4 +1,4 @@
-//! The trait of masks that go by position.
+//! The trait of masks by position.
 
 #![forbid(unsafe_code)]
 
@@ -6,11 +6,11 @@ use std::ops::Range;
 
 /// A mask that shows each query one run of keys, by the query's key position.
 ///
-/// Positions are i128: no sum of an offset, a query and a window overflows.
+/// Positions are i128, so that no sum of an offset, a query and a window overflows.
 pub(crate) trait PositionMask {
     /// Whether a query at position `p` sees the key at position `j`: the definition.
     fn sees(&self, p: i128, j: i128) -> bool;
 
-    /// The same as a run of keys: `sees(p, j)` is `span(p).contains(&j)`. It may reach outside the sequence.
+    /// The keys that it sees, as a run: `sees(p, j)` is `span(p).contains(&j)`. It may extend outside the sequence.
     fn span(&self, p: i128) -> Range<i128>;
 }

@@ -1,15 +1,15 @@
-//! What a mask by position says about a tile: skip it, it is full, or it is partial.
+//! The verdict of a mask by position on a tile: skip, full, or partial.
 
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
 
-/// What some queries see of the keys by their positions.
+/// The keys that a set of queries sees by position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cover {
-    /// The smallest run with every key that any of the queries sees: other keys are skipped.
+    /// The smallest run of keys that holds every query's span. Keys outside are skipped.
     pub(crate) span: Range<usize>,
-    /// The run of keys that all of the queries see: no pair among them needs a look.
+    /// The run of keys that all of the queries see. Pairs in it are not compared with bounds.
     pub(crate) full: Range<usize>,
 }
 
@@ -20,7 +20,7 @@ impl Cover {
         Cover { span: union(spans), full: if full.is_empty() { 0..0 } else { full } }
     }
 
-    /// Those of `keys` that any of the queries sees.
+    /// The part of `keys` inside the span.
     pub(crate) fn seen(&self, keys: &Range<usize>) -> Range<usize> {
         keys.start.max(self.span.start)..keys.end.min(self.span.end)
     }
@@ -30,7 +30,7 @@ impl Cover {
         self.full.start <= keys.start && keys.end <= self.full.end
     }
 
-    /// `keys`, which lie inside the span, cut into a partial, a full and a partial part.
+    /// Cuts `keys`, which lie inside the span, into a partial, a full and a partial part.
     pub(crate) fn parts(&self, keys: &Range<usize>) -> [Range<usize>; 3] {
         let start = self.full.start.clamp(keys.start, keys.end);
         let end = self.full.end.clamp(start, keys.end);
@@ -38,7 +38,7 @@ impl Cover {
     }
 }
 
-/// The smallest run that holds all of `spans`, empty ones aside.
+/// The smallest run that holds all of `spans`; empty spans don't count.
 pub(crate) fn union(spans: impl Iterator<Item = Range<usize>>) -> Range<usize> {
     spans.filter(|span| !span.is_empty()).reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
 }

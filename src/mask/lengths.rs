@@ -5,7 +5,7 @@
 use super::by_position::PositionMask;
 use std::ops::Range;
 
-/// `0 <= j < length`, whatever the query.
+/// `0 <= j < length`, for every query.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lengths {
     pub(crate) length: usize,

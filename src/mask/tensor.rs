@@ -1,4 +1,4 @@
-//! Boolean masks: a tensor that says for each pair whether the query may attend.
+//! Boolean masks: a tensor with an element for each pair of query and key.
 
 #![forbid(unsafe_code)]
 
@@ -8,7 +8,8 @@ use std::ops::Range;
 
 /// Bytes, not 0 where the query may attend, broadcast to `[batch, heads_q, seq_q, seq_kv]`.
 ///
-/// Bytes, because a mask that comes from C may hold any; a Rust `bool` that is neither 0 nor 1 is undefined behaviour.
+/// The elements are bytes, because a mask from C may hold any byte, and a Rust `bool` that is neither 0 nor 1 is undefined
+/// behaviour.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MaskTensor<'a>(pub(crate) Strided<'a, u8, 4>);
 

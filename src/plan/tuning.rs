@@ -1,7 +1,7 @@
-//! Every measured number of the plan, beside its reason.
+//! Every measured number of the plan, with its reason.
 //!
-//! Tile and split sizes decide in which order numbers are added. They come from the head sizes alone, so that a row's bits
-//! depend on nothing around it.
+//! Tile and split sizes decide the order of additions. They follow from the head sizes alone, so that a row's bits depend on
+//! that row alone.
 
 #![forbid(unsafe_code)]
 
@@ -10,12 +10,14 @@ use crate::kernel::task::Operands;
 use crate::level::Level;
 use crate::problem::Dims;
 
-/// Whether decode is the faster form. Its time grows with the rows. Prefill's time grows with the vectors of lanes, full or not,
-/// and the second vector of a panel is cheaper than the first. Where keys are few, the fixed cost of each row or panel counts,
-/// too. Pairs of bf16 make both forms quicker, so that the fixed cost counts up to more keys.
+/// Whether decode is the faster form.
 ///
-/// Decode's time divided by prefill's (AVX-512, Zen 5, in cache; with AVX2, 8 rows fill a vector and the ratio is 0.85 to 0.95
-/// there, otherwise much the same):
+/// The time of decode grows with the rows. The time of prefill grows with the vectors of lanes, full or not, and the second
+/// vector of a panel is cheaper than the first. With few keys, the fixed cost of each row or panel counts, too. Pairs of bf16
+/// make both forms faster, so the fixed cost counts up to more keys.
+///
+/// The table has decode's time divided by prefill's (AVX-512, Zen 5, in cache). With AVX2, 8 rows fill a vector and the ratio
+/// is 0.85 to 0.95 there; other ratios are similar.
 ///
 /// | rows | 8 | 10 | 12 | 16 | 20 | 24 |
 /// |---|---|---|---|---|---|---|
@@ -23,62 +25,66 @@ use crate::problem::Dims;
 /// | 128, f16, 32 / 128 / 4096 keys | 0.69 / 0.61 / 0.53 | 0.83 / 0.75 / 0.65 | 0.95 / 0.85 / 0.77 | – / – / 1.0 | 0.94 / 0.82 / 0.72 | 1.1 / 0.95 / 0.86 |
 /// | 128, bf16, 32 / 256 / 4096 keys | 1.02 / 0.67 / 0.64 | 1.21 / 0.83 / 0.8 | 1.39 / 0.96 / 0.99 | – / – / 1.3 | 1.36 / 0.85 / 0.87 | 1.56 / 1.01 / 1.0 |
 ///
-/// Heads of 32 are like those of 64, a fifth higher. 24 rows of 64, f32, take 1.16 times the time where memory is cold.
-/// `cargo bench --bench growth` measures the ratio.
+/// With a head_dim of 32, ratios are a fifth higher than with 64. 24 rows with a head_dim of 64, f32, have a ratio of 1.16 if
+/// memory is cold. `cargo bench --bench growth` measures the ratio.
 ///
-/// * `halves`: whether keys are of a half type
+/// * `halves`: whether keys have a half type
 pub(super) fn suits_decode(rows: usize, dims: &Dims, level: Level, halves: bool, operands: Operands) -> bool {
     let pairs = operands == Operands::Bf16Pairs;
-    let (always, enough_keys) = if pairs { (6, 256) } else { (8, 128) };
-    if rows <= always {
+    let (always_rows, min_keys) = if pairs { (6, 256) } else { (8, 128) };
+    if rows <= always_rows {
         return true;
     }
-    if dims.head_dim < 64 || dims.seq_kv < enough_keys {
+    if dims.head_dim < 64 || dims.seq_kv < min_keys {
         return false;
     }
-    let (in_one, in_two) = match (pairs, halves || dims.head_dim >= 128) {
+    let (one_vector_rows, two_vector_rows) = match (pairs, halves || dims.head_dim >= 128) {
         (true, _) => (10, 20),
         (false, true) => (12, 24),
         (false, false) => (12, 20),
     };
-    // Portable code keeps fewer sums in registers: with 20 rows it takes up to three times as long.
-    rows <= in_one || level != Level::Portable && (17..=in_two).contains(&rows)
+    // Portable code keeps fewer sums in registers: with 20 rows, decode takes up to three times as long as prefill.
+    rows <= one_vector_rows || level != Level::Portable && (17..=two_vector_rows).contains(&rows)
 }
 
-/// Rows of one task of the decode form: all that the plan gives to it, so that keys and values are read once. (With 12, 20
-/// rows took 6 to 10% longer.)
+/// The most rows of a task of the decode form. It is the most rows for which the plan chooses decode, so that keys and values
+/// are read once. (With 12, a problem of 20 rows took 6 to 10% longer.)
 pub(crate) const DECODE_TASK_ROWS: usize = 24;
 
-/// Keys of one split of the decode form. At head_dim 128 and 16 bits, 256 KiB of keys and values: some 15 µs of
-/// memory time, long beside the cost of handing out a task, and the partial result is 1/128 of it.
+/// Keys of one split of the decode form. At head_dim 128 and 16 bits, a split has 256 KiB of keys and values. Reading them
+/// takes some 15 µs, much longer than claiming a task, and the partial result has 1/128 of the bytes.
 pub(super) const SPLIT_KEYS: usize = 512;
 
-/// Keys whose scores the decode form holds at once; divides [`SPLIT_KEYS`]. Long enough that memory sees one stream of
-/// keys, then one of values: with tiles of 64, decoding took a quarter longer.
+/// Keys of a tile of the decode form; divides [`SPLIT_KEYS`]. A long tile reads one long stream of keys, then one of values:
+/// with tiles of 64, decoding took a quarter longer.
 pub(super) const DECODE_TILE_KEYS: usize = 256;
 
-/// With so many tasks there is no need to split keys between tasks.
-pub(super) const PLENTY_TASKS: usize = 64;
+/// With at least this many tasks, keys are not split between tasks.
+pub(super) const ENOUGH_TASKS: usize = 64;
 
-/// Partial results of split keys are kept if there are no more elements of them than this: 1 GiB. One query of 128 values
-/// gets there with 860 million keys.
+/// The most elements of all partial results of split keys: 1 GiB. With more, keys are not split between tasks. One query with a
+/// value_dim of 128 reaches the limit at 860 million keys.
 pub(super) const MAX_PARTIALS: usize = 1 << 28;
 
-/// Elements of a K tile and a V tile together: 192 KiB as f32. With as much for the packed queries and outputs of a block of
-/// head_dim 128, that fits a second-level cache of 512 KiB. (128 KiB took 1% longer at head_dim 128.)
+/// Elements of a K tile and a V tile together: 192 KiB as f32. They fit an L2 cache of 512 KiB beside the packed queries and
+/// outputs of a block at head_dim 128, which take about the same. (128 KiB took 1% longer at head_dim 128.)
 pub(super) const TILE_ELEMENTS: usize = 48 * 1024;
 
-/// Rows that share a packed tile of keys and values. Fetching and packing a key and its value costs about half as much as
-/// using them for 16 rows, so shared by sixteen times as many it is a thirtieth of the work. (192 rows took 1% longer; 384 no
-/// less, and leave fewer tasks.)
+/// The most rows that share a packed tile of keys and values. Fetching and packing a key and its value costs about half of
+/// using them for 16 rows, so with 256 rows it is a thirtieth of the work. (192 rows took 1% longer. 384 rows took the same
+/// time and leave fewer tasks.)
 pub(super) const BLOCK_ROWS: usize = 256;
 
-/// Below so many multiply-adds the calling thread works alone: about 20 µs, what waking a pool costs.
+/// With fewer multiply-adds than this, the calling thread works alone. They take about 20 µs, which is the cost of waking a
+/// pool.
 pub(super) const PARALLEL_WORK: usize = 1 << 20;
 
-/// Keys of a tile of the prefill form: as [`TILE_ELEMENTS`] allows, but enough that the ends of a tile don't count,
-/// and not so many that its scores leave the first cache: 240 keys of 32 queries are 30 KiB. (Where that is all of it, blocks of
-/// scores are still read and written straight on; on Zen 5, whose first cache has 48 KiB, 192 keys were no faster and 144 slower.)
+/// Keys of a tile of the prefill form: the number that [`TILE_ELEMENTS`] allows, within two limits.
+///
+/// * At least 48, so that the cost of a tile's ends is small.
+/// * At most 240, so that the scores stay in the L1 cache: 240 keys of 32 queries are 30 KiB. A cache of 32 KiB holds little
+///   else, but scores are read and written in order. On Zen 5, whose L1 cache has 48 KiB, 192 keys were no faster and 144
+///   slower.
 pub(super) fn prefill_tile_keys(dims: &Dims) -> usize {
     let elements = round_up_lanes(dims.head_dim + dims.value_dim).max(1);
     (TILE_ELEMENTS / elements / 48 * 48).clamp(48, 240)

@@ -17,8 +17,8 @@ pub enum AlibiSlopes<'a> {
 
 /// The published ALiBi slope of head `head` out of `heads`.
 ///
-/// For a power of two, the slopes are the geometric series `2^(-8/heads), 2^(-16/heads), …, 2^-8`. For other counts they
-/// are those of the power of two below, followed by every other one of twice that power, from the first on.
+/// If `heads` is a power of two, the slopes are the geometric series `2^(-8/heads), 2^(-16/heads), …, 2^-8`. Otherwise they are
+/// the slopes for the next lower power of two, followed by every other slope for twice that power, from the first on.
 ///
 /// ```
 /// assert_eq!((0..4).map(|h| flashtile::alibi_slope(h, 4)).collect::<Vec<_>>(), [0.25, 0.0625, 0.015625, 0.00390625]);
@@ -60,7 +60,7 @@ impl Alibi<'_> {
         score - self.slope(h) as f64 * (p - j as i128).unsigned_abs() as f64
     }
 
-    /// The same of a vector of scores; `position` and `key` are counted from the same key.
+    /// Applies ALiBi to a vector of scores. `position` and `key` are counted from the same key.
     #[inline(always)]
     pub(crate) fn apply<S: Simd>(simd: S, score: S::F32, slope: S::F32, position: S::F32, key: S::F32) -> S::F32 {
         simd.sub(score, simd.mul(slope, simd.abs(simd.sub(position, key))))
@@ -71,8 +71,8 @@ impl Alibi<'_> {
 mod tests {
     use super::*;
 
-    /// The construction as published: a geometric series for powers of two; for other counts that of the power of two below,
-    /// then the odd places of the series for twice that power.
+    /// The published construction: a geometric series for powers of two; for other counts the series for the next lower power
+    /// of two, then the odd places of the series for twice that power.
     fn published(heads: usize) -> Vec<f64> {
         if heads.is_power_of_two() {
             let start = 2f64.powf(-8.0 / heads as f64);

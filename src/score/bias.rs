@@ -1,4 +1,4 @@
-//! Additive bias: a tensor of numbers to add to the scores.
+//! Additive bias: a tensor that is added to the scores.
 
 #![forbid(unsafe_code)]
 
@@ -9,8 +9,8 @@ use std::ops::Range;
 
 /// A tensor of any element type, broadcast to `[batch, heads_q, seq_q, seq_kv]`.
 ///
-/// It hides a key where it is -inf. Any other number only changes the score. (f32::MIN beside a score below -7e30 hides, too:
-/// their sum leaves the range of f32.)
+/// A bias of -inf hides a key. Any other number is added to the score. The sum of f32::MIN and a score below -7e30 overflows to
+/// -inf, which hides the key, too.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BiasTensor<'a>(pub(crate) AnyTensor<'a>);
 
@@ -20,7 +20,7 @@ impl<'a> BiasTensor<'a> {
         score + self.0.at([b, h, i, j]) as f64
     }
 
-    /// Whether key `j` stays visible.
+    /// Whether key `j` is visible.
     pub(crate) fn sees(&self, [b, h, i]: [usize; 3], j: usize) -> bool {
         self.0.at([b, h, i, j]) != f32::NEG_INFINITY
     }
@@ -30,10 +30,10 @@ impl<'a> BiasTensor<'a> {
         AnyGroupRows::new(&self.0, b, heads)
     }
 
-    /// `score + bias` of a vector of scores in units of which a natural one has `unit`.
+    /// `score + bias` for a vector of scores in a unit in which one natural unit is `unit`.
     ///
-    /// * `lowest`: the lowest bias that is finite in that unit. f32::MIN is a common bias of keys that are to count for
-    ///   nothing. It does not hide them: in a row where all keys have it they count alike, so it must not become -inf.
+    /// * `lowest`: the lowest bias that is finite in that unit. f32::MIN is a common bias for unwanted keys, but it does not
+    ///   hide them: if all keys of a row have it, they count equally. So it must not become -inf.
     #[inline(always)]
     pub(crate) fn apply<S: Simd>(simd: S, score: S::F32, bias: S::F32, lowest: S::F32, unit: S::F32) -> S::F32 {
         simd.mul_add(simd.max(lowest, bias), unit, score)

@@ -1,4 +1,4 @@
-//! Softcap: scores held smoothly within a bound.
+//! Softcap: a smooth bound of the scores.
 
 #![forbid(unsafe_code)]
 
@@ -16,8 +16,8 @@ impl Softcap {
         cap * (score / cap).tanh()
     }
 
-    /// The same of a vector of scores that are counted in caps already (queries carry the factor): only `cap * tanh(score)`
-    /// remains. `cap` is in the unit of the result.
+    /// Applies the softcap to a vector of scores that are in units of the cap already, by the queries' factor:
+    /// `cap * tanh(score)`. `cap` is in the unit of the result.
     #[inline(always)]
     pub(crate) fn apply<S: Simd>(simd: S, score: S::F32, cap: S::F32) -> S::F32 {
         simd.mul(cap, tanh(simd, score))

@@ -1,16 +1,16 @@
-//! The units that scores are counted in, and the factor that brings them there.
+//! The unit of scores, and the factor of queries that gives it.
 
 #![forbid(unsafe_code)]
 
 use super::softcap::Softcap;
 use std::f32::consts::LOG2_E;
 
-/// The unit that scores are counted in.
+/// The unit of scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Powers of e, as the user's scores are.
+    /// Powers of e: the unit of the definition.
     Natural,
-    /// Powers of 2, as the softmax wants them.
+    /// Powers of 2: the unit of the kernels' softmax.
     Log2,
 }
 
@@ -24,8 +24,8 @@ impl Unit {
     }
 }
 
-/// What queries are multiplied with before the scores are formed: `scale` in `unit`s, or, with a softcap, in units of the
-/// cap, so that the product is the argument of tanh.
+/// The factor of queries: `scale` in `unit`. With a softcap it is `scale` in units of the cap, so that the product is the
+/// argument of tanh.
 pub(crate) fn query_factor(scale: f32, softcap: Option<Softcap>, unit: Unit) -> f32 {
     match softcap {
         Some(Softcap(cap)) => (scale as f64 / cap as f64) as f32,

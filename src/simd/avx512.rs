@@ -296,7 +296,7 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_answers(self, p: *const u8) -> __mmask16 {
+    unsafe fn load_mask(self, p: *const u8) -> __mmask16 {
         // SAFETY: the caller's promise (of sixteen bytes); the token for the instruction.
         let bytes = unsafe { _mm_loadu_si128(p.cast()) };
         op!(self, _mm_test_epi8_mask(bytes, bytes))
@@ -472,7 +472,7 @@ unsafe impl Simd for Avx512 {
         })
     }
     #[inline(always)]
-    fn transpose_answers(self, rows: [__mmask16; MAX_LANES]) -> [__mmask16; MAX_LANES] {
+    fn transpose_masks(self, rows: [__mmask16; MAX_LANES]) -> [__mmask16; MAX_LANES] {
         // Row by row in the lanes of one vector; column c is what bit c of each says.
         // SAFETY: sixteen masks are 32 bytes; the token for the instruction.
         let rows = unsafe { _mm256_loadu_si256(rows.as_ptr().cast()) };

@@ -118,7 +118,7 @@ unsafe impl<const LANES: usize> Simd for Portable<LANES> {
     }
 
     #[inline(always)]
-    unsafe fn load_answers(self, p: *const u8) -> Self::Mask {
+    unsafe fn load_mask(self, p: *const u8) -> Self::Mask {
         // SAFETY: the caller's promise is exactly this read.
         unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(|byte| byte != 0)
     }
@@ -269,7 +269,7 @@ unsafe impl<const LANES: usize> Simd for Portable<LANES> {
         transposed(x)
     }
     #[inline(always)]
-    fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES] {
+    fn transpose_masks(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES] {
         transposed(x)
     }
     #[inline(always)]

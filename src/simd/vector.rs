@@ -38,7 +38,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     type F32: Copy;
     /// `LANES` values of i32; what it adds and shifts wraps.
     type I32: Copy;
-    /// `LANES` yes-or-no answers.
+    /// `LANES` booleans.
     type Mask: Copy;
 
     fn splat(self, x: f32) -> Self::F32;
@@ -77,11 +77,11 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// * `p` is valid for writes of `LANES` bf16.
     unsafe fn store_bf16(self, p: *mut bf16, x: Self::F32);
 
-    /// Reads `LANES` bytes from `p`: yes where they are not 0.
+    /// Reads `LANES` bytes from `p`: true where a byte is not 0.
     ///
     /// # Safety
     /// * `p` is valid for reads of `LANES` bytes.
-    unsafe fn load_answers(self, p: *const u8) -> Self::Mask;
+    unsafe fn load_mask(self, p: *const u8) -> Self::Mask;
 
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
@@ -131,8 +131,8 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     fn max_lane(self, a: Self::F32) -> f32;
     /// The transpose of `LANES` vectors (`x[..LANES]`): lane i of vector j goes to lane j of vector i.
     fn transpose(self, x: [Self::F32; MAX_LANES]) -> [Self::F32; MAX_LANES];
-    /// The same of answers.
-    fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES];
+    /// The transpose of `LANES` masks, as [`transpose`](Self::transpose).
+    fn transpose_masks(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES];
 
     /// The same pointer, which the compiler no longer knows to be at some distance from another one.
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Tensors whose element type is known at run time.
 //!
-//! Layers below the calls take these, so they are not compiled once for each combination of types. Bindings make one call
-//! instead of one for each combination.
+//! The layers below the calls take these, so that they are not compiled for each combination of types. Bindings for other
+//! languages call one function instead of one for each combination.
 
 use super::shared::SharedRows;
 use super::strided::{Strided, StridedMut};
@@ -10,9 +10,9 @@ use crate::element::{ByElement, DType, Element, bf16, f16, map_elements, with_el
 use crate::error::Error;
 use std::ops::RangeBounds;
 
-/// A tensor of f32, f16 or bf16 that is read: type and rank are known at run time.
+/// A borrowed tensor, read only, whose element type (f32, f16 or bf16) and rank are known at run time.
 ///
-/// It is made from a [`TensorRef`] of rank 1 to 4, or from an ndarray array or view, and knows which.
+/// It is made from a [`TensorRef`] of rank 1 to 4, or from an ndarray array or view.
 ///
 /// ```
 /// use flashtile::{AnyTensorRef, DType, TensorRef, bf16};
@@ -25,8 +25,8 @@ use std::ops::RangeBounds;
 /// # Ok::<(), flashtile::Error>(())
 /// ```
 ///
-/// Queries, keys and values must have rank 4: a tensor of rank 3 has two readings, `[batch, seq, hidden]` and `[heads, seq,
-/// dim]`, so calls refuse it with [`Error::Rank`]. A bias of lower rank lacks the first axes.
+/// Queries, keys and values must have rank 4. A tensor of rank 3 has two readings, `[batch, seq, hidden]` and
+/// `[heads, seq, dim]`, so calls refuse it with [`Error::Rank`]. A bias may have a lower rank: it gets axes of size 1 in front.
 #[derive(Clone, Copy, Debug)]
 pub struct AnyTensorRef<'a> {
     /// With axes of size 1 in front of its own.
@@ -34,9 +34,9 @@ pub struct AnyTensorRef<'a> {
     rank: usize,
 }
 
-/// A tensor of f32, f16 or bf16 that is written: type and rank are known at run time.
+/// A borrowed tensor to write to, whose element type (f32, f16 or bf16) and rank are known at run time.
 ///
-/// It is made from a [`TensorMut`] of rank 1 to 4, or from a mutable ndarray array or view, and knows which.
+/// It is made from a [`TensorMut`] of rank 1 to 4, or from a mutable ndarray array or view.
 #[derive(Debug)]
 pub struct AnyTensorMut<'a> {
     /// With axes of size 1 in front of its own.
@@ -44,10 +44,10 @@ pub struct AnyTensorMut<'a> {
     rank: usize,
 }
 
-/// The most axes that a tensor has.
+/// The largest rank of a tensor.
 const MAX_RANK: usize = 4;
 
-/// The order of the four axes that has the last ones in the order `axes`, counted from the first of them.
+/// The order of all four axes that puts the tensor's own axes in the order `axes`.
 fn four_axes(axes: &[usize], rank: usize) -> Result<[usize; 4], Error> {
     if axes.len() != rank {
         return Err(Error::WrongCount { what: "axes", expected: rank, got: axes.len() });
@@ -57,8 +57,8 @@ fn four_axes(axes: &[usize], rank: usize) -> Result<[usize; 4], Error> {
     Ok(std::array::from_fn(|n| if n < own { n } else { own + axes[n - own] }))
 }
 
-/// The order of the four axes that moves the last one in front of the tensor's own to `axis` of those.
-fn axes_with(axis: usize, rank: usize) -> Result<[usize; 4], Error> {
+/// The order of all four axes that inserts an axis of size 1 at `axis` of the tensor's own axes.
+fn axes_with_inserted(axis: usize, rank: usize) -> Result<[usize; 4], Error> {
     if rank == MAX_RANK {
         return Err(Error::Rank { tensor: "tensor", expected: MAX_RANK, got: rank + 1 });
     }
@@ -114,9 +114,9 @@ impl<'a> AnyTensorRef<'a> {
     /// The same tensor with one more axis, of size 1, at `axis`: the axes from there on move back by one.
     ///
     /// # Errors
-    /// [`Error::AxisOutOfRange`] if `axis` is above the number of axes there are; [`Error::Rank`] if there are four.
+    /// [`Error::AxisOutOfRange`] if `axis` is above the number of axes; [`Error::Rank`] if there are four already.
     pub fn insert_axis(self, axis: usize) -> Result<Self, Error> {
-        let axes = axes_with(axis, self.rank)?;
+        let axes = axes_with_inserted(axis, self.rank)?;
         let tensor = map_elements!(self.tensor, tensor => tensor.permuted(axes));
         Ok(AnyTensorRef { tensor, rank: self.rank + 1 })
     }
@@ -152,7 +152,7 @@ impl<'a> AnyTensorMut<'a> {
         Ok(AnyTensorMut { tensor: map_elements!(self.tensor, tensor => tensor.permuted(axes)), ..self })
     }
 
-    /// The indices `range` of one axis, as [`TensorRef::narrow`]. What lies outside is left as it is.
+    /// The indices `range` of one axis, as [`TensorRef::narrow`]. Elements outside are not written.
     ///
     /// # Errors
     /// As [`TensorRef::narrow`].
@@ -167,17 +167,17 @@ impl<'a> AnyTensorMut<'a> {
     /// # Errors
     /// As [`AnyTensorRef::insert_axis`].
     pub fn insert_axis(self, axis: usize) -> Result<Self, Error> {
-        let axes = axes_with(axis, self.rank)?;
+        let axes = axes_with_inserted(axis, self.rank)?;
         let tensor = map_elements!(self.tensor, tensor => tensor.permuted(axes));
         Ok(AnyTensorMut { tensor, rank: self.rank + 1 })
     }
 
-    /// The same tensor, borrowed for as long as the result lives.
+    /// The same tensor, borrowed for the lifetime of the result.
     pub fn reborrow(&mut self) -> AnyTensorMut<'_> {
         AnyTensorMut { tensor: map_elements!(&mut self.tensor, tensor => tensor.reborrow()), rank: self.rank }
     }
 
-    /// For threads to write, row by row.
+    /// The same tensor as rows that several threads write.
     pub(crate) fn into_shared(self) -> AnySharedRows<'a> {
         map_elements!(self.tensor, tensor => SharedRows::new(tensor))
     }
@@ -227,7 +227,7 @@ impl<'a> AnyTensor<'a> {
         }
     }
 
-    /// A tensor whose elements are all the same zero.
+    /// A tensor whose elements are all one and the same zero.
     pub(crate) fn repeated(dtype: DType, shape: [usize; 4]) -> AnyTensor<'static> {
         match dtype {
             DType::F32 => ByElement::F32(Strided::repeated(&0.0, shape)),

@@ -1,4 +1,4 @@
-//! ndarray's arrays and views as tensors: any strides, nothing copied.
+//! Conversions of ndarray's arrays and views, of any strides, without a copy.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! The rows of a group of heads that share a key/value head.
 //!
-//! Row `r` is query `r / group` of head `r % group` of the group. So rows beside each other stand at nearly the same position,
-//! and one pass over keys and values serves the whole group.
+//! Row `r` is query `r / group` of head `r % group` of the group. So neighbouring rows have nearly the same position, and one
+//! pass over keys and values serves the whole group.
 
 use super::any::{AnySharedRows, AnyTensor};
 use super::matrix::{Matrix, Row, RowMut};
@@ -11,23 +11,23 @@ use crate::element::{ByElement, bf16, f16, map_elements, with_elements};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Where row `r` of a group lies: two strides and a division.
+/// The offset of row `r` of a group: two strides and a division.
 #[derive(Clone, Copy, Debug)]
-struct Interleaved {
+struct GroupLayout {
     group: usize,
     head_stride: isize,
     query_stride: isize,
 }
 
-impl Interleaved {
+impl GroupLayout {
     /// The head of the group and the query of row `r`.
     #[inline(always)]
     fn head_and_query(self, r: usize) -> (usize, usize) {
-        // A division takes longer than the rest of finding a row, and most groups are of one head.
+        // A division takes longer than the rest of finding a row, and most groups have one head.
         if self.group == 1 { (0, r) } else { (r % self.group, r / self.group) }
     }
 
-    /// Elements from row 0 to row `r`. Wrapping: rows without elements may have any stride.
+    /// Elements from row 0 to row `r`. Wrapping, because rows without elements may have any stride.
     #[inline(always)]
     fn offset(self, r: usize) -> isize {
         let (head, query) = self.head_and_query(r);
@@ -36,14 +36,14 @@ impl Interleaved {
     }
 }
 
-/// Some rows of a group, for reading.
+/// Rows of a group, for reading.
 ///
 /// Invariant: every row leads to `cols` elements, `col_stride` apart, that stay readable for `'a`.
 #[derive(Debug)]
 pub(crate) struct GroupRows<'a, T> {
     origin: *const T,
-    place: Interleaved,
-    /// The group's row that row 0 is, and how many rows there are.
+    layout: GroupLayout,
+    /// The index in the group of row 0, and the number of rows.
     first: usize,
     count: usize,
     cols: usize,
@@ -59,7 +59,7 @@ impl<T> Clone for GroupRows<'_, T> {
 impl<T> Copy for GroupRows<'_, T> {}
 
 impl<'a, T: Copy> GroupRows<'a, T> {
-    /// Every row of the heads `heads` of batch `b`.
+    /// All rows of the heads `heads` of batch `b`.
     ///
     /// # Panics
     /// If there is no such batch, or are no such heads.
@@ -70,8 +70,8 @@ impl<'a, T: Copy> GroupRows<'a, T> {
         let (group, count) = (heads.len(), heads.len() * queries);
         let origin = tensor.matrix(b, heads.start.min(all_heads.saturating_sub(1))).as_ptr();
         // Invariant: the indices of every row and element are within the tensor's shape.
-        let place = Interleaved { group, head_stride, query_stride };
-        GroupRows { origin, place, first: 0, count, cols, col_stride, borrow: PhantomData }
+        let layout = GroupLayout { group, head_stride, query_stride };
+        GroupRows { origin, layout, first: 0, count, cols, col_stride, borrow: PhantomData }
     }
 
     /// Rows `rows.start` to `rows.end` of these.
@@ -94,7 +94,7 @@ impl<'a, T: Copy> GroupRows<'a, T> {
         self.cols
     }
 
-    /// Whether the elements of a row stand side by side.
+    /// Whether the elements of a row are contiguous.
     #[inline]
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         self.col_stride == 1 || self.cols <= 1
@@ -105,23 +105,23 @@ impl<'a, T: Copy> GroupRows<'a, T> {
     #[inline(always)]
     pub(crate) fn row(&self, n: usize) -> Row<'a, T> {
         assert!(n < self.count, "row {n} of {}", self.count);
-        let origin = self.origin.wrapping_offset(self.place.offset(self.first + n));
+        let origin = self.origin.wrapping_offset(self.layout.offset(self.first + n));
         // SAFETY: the invariant, and there is such a row.
         unsafe { Row::from_parts(origin, self.cols, self.col_stride) }
     }
 
-    /// The rows of each head among these: a run of rows at one stride.
+    /// The rows of each head in the group, as a matrix.
     pub(crate) fn heads(self) -> impl Iterator<Item = Matrix<'a, T>> {
-        (0..self.place.group.min(self.count)).map(move |n| {
-            let origin = self.origin.wrapping_offset(self.place.offset(self.first + n));
-            let rows = (self.count - n).div_ceil(self.place.group);
+        (0..self.layout.group.min(self.count)).map(move |n| {
+            let origin = self.origin.wrapping_offset(self.layout.offset(self.first + n));
+            let rows = (self.count - n).div_ceil(self.layout.group);
             // SAFETY: the invariant: rows a group apart are those of one head, from this one on.
-            unsafe { Matrix::from_parts(origin, [rows, self.cols], [self.place.query_stride, self.col_stride]) }
+            unsafe { Matrix::from_parts(origin, [rows, self.cols], [self.layout.query_stride, self.col_stride]) }
         })
     }
 }
 
-/// Some rows of a group, of any element type.
+/// Rows of a group, of any element type.
 pub(crate) type AnyGroupRows<'a> = ByElement<GroupRows<'a, f32>, GroupRows<'a, f16>, GroupRows<'a, bf16>>;
 
 impl<'a> AnyGroupRows<'a> {
@@ -141,14 +141,14 @@ impl<'a> AnyGroupRows<'a> {
     }
 }
 
-/// Some rows of a group, for writing, by nobody else.
+/// Rows of a group, for exclusive writing.
 ///
-/// Invariant: every row leads to `cols` elements, `col_stride` apart, that nobody else reads or writes for `'a`; no two rows
-/// share an element.
+/// Invariant: every row leads to `cols` elements, `col_stride` apart, that only this value reads or writes for `'a`; no two
+/// rows share an element.
 #[derive(Debug)]
 pub(crate) struct GroupRowsMut<'a, T> {
     origin: *mut T,
-    place: Interleaved,
+    layout: GroupLayout,
     first: usize,
     count: usize,
     cols: usize,
@@ -160,7 +160,7 @@ impl<'a, T> GroupRowsMut<'a, T> {
     /// The rows `rows` of the heads `heads` of batch `b`, counted within the group.
     ///
     /// # Safety
-    /// * while the result lives, nobody else has any of these rows
+    /// * while the result lives, there is no other value with any of these rows
     ///
     /// # Panics
     /// If there is no such batch, or are no such heads or rows.
@@ -168,16 +168,16 @@ impl<'a, T> GroupRowsMut<'a, T> {
         let [_, _, queries, cols] = *output.shape();
         let [_, head_stride, query_stride, col_stride] = *output.strides();
         assert!(rows.start <= rows.end && rows.end <= heads.len() * queries, "rows {rows:?} of {heads:?}");
-        let place = Interleaved { group: heads.len(), head_stride, query_stride };
-        // The invariant of `SharedRows` has the elements; the rest is the caller's promise.
+        let layout = GroupLayout { group: heads.len(), head_stride, query_stride };
+        // The invariant of `SharedRows` says that the elements exist; the rest is the caller's promise.
         let origin = output.first_of(b, heads);
-        GroupRowsMut { origin, place, first: rows.start, count: rows.len(), cols, col_stride, borrow: PhantomData }
+        GroupRowsMut { origin, layout, first: rows.start, count: rows.len(), cols, col_stride, borrow: PhantomData }
     }
 
-    /// The same of a tensor with one element a row.
+    /// As [`GroupRowsMut::new`], for a tensor with one element for each row.
     ///
     /// # Safety
-    /// * while the result lives, nobody else writes any of these elements
+    /// * while the result lives, there is no other value with any of these elements
     ///
     /// # Panics
     /// As [`GroupRowsMut::new`].
@@ -190,11 +190,11 @@ impl<'a, T> GroupRowsMut<'a, T> {
         let [_, _, queries] = *output.shape();
         let [_, head_stride, query_stride] = *output.strides();
         assert!(rows.start <= rows.end && rows.end <= heads.len() * queries, "rows {rows:?} of {heads:?}");
-        let place = Interleaved { group: heads.len(), head_stride, query_stride };
+        let layout = GroupLayout { group: heads.len(), head_stride, query_stride };
         let origin = output.first_of(b, heads);
         GroupRowsMut {
             origin,
-            place,
+            layout,
             first: rows.start,
             count: rows.len(),
             cols: 1,
@@ -208,7 +208,7 @@ impl<'a, T> GroupRowsMut<'a, T> {
         self.cols
     }
 
-    /// Whether the elements of a row stand side by side.
+    /// Whether the elements of a row are contiguous.
     #[inline]
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         self.col_stride == 1 || self.cols <= 1
@@ -221,26 +221,26 @@ impl<'a, T> GroupRowsMut<'a, T> {
     #[inline(always)]
     pub(crate) fn rows_mut(&mut self, rows: Range<usize>) -> impl Iterator<Item = RowMut<'_, T>> {
         assert!(rows.start <= rows.end && rows.end <= self.count, "rows {rows:?} of {}", self.count);
-        let (origin, place, first, cols, stride) = (self.origin, self.place, self.first, self.cols, self.col_stride);
+        let (origin, layout, first, cols, stride) = (self.origin, self.layout, self.first, self.cols, self.col_stride);
         rows.map(move |n| {
-            let origin = origin.wrapping_offset(place.offset(first + n));
+            let origin = origin.wrapping_offset(layout.offset(first + n));
             // SAFETY: the invariant; `self` is borrowed mutably, and each row comes once.
             unsafe { RowMut::from_parts(origin, cols, stride) }
         })
     }
 
-    /// Where the rows of each head among these lie: the first element, the stride in elements, the number of rows. For
-    /// prefetching: nothing is read.
+    /// The addresses of the rows of each head in the group: the first element, the stride in elements, the number of rows. They
+    /// are for prefetching, which reads nothing.
     pub(crate) fn heads(&self) -> impl Iterator<Item = (*const T, isize, usize)> + use<'a, T> {
-        let (origin, place, first, count) = (self.origin, self.place, self.first, self.count);
-        (0..place.group.min(count)).map(move |n| {
-            let origin = origin.wrapping_offset(place.offset(first + n));
-            (origin.cast_const(), place.query_stride, (count - n).div_ceil(place.group))
+        let (origin, layout, first, count) = (self.origin, self.layout, self.first, self.count);
+        (0..layout.group.min(count)).map(move |n| {
+            let origin = origin.wrapping_offset(layout.offset(first + n));
+            (origin.cast_const(), layout.query_stride, (count - n).div_ceil(layout.group))
         })
     }
 }
 
-/// Some rows of a group for writing, of any element type.
+/// Rows of a group, for exclusive writing, of any element type.
 pub(crate) type AnyGroupRowsMut<'a> = ByElement<GroupRowsMut<'a, f32>, GroupRowsMut<'a, f16>, GroupRowsMut<'a, bf16>>;
 
 impl<'a> AnyGroupRowsMut<'a> {
@@ -259,7 +259,7 @@ mod tests {
     use super::super::strided::StridedMut;
     use super::*;
 
-    /// Row r is query r / group of head r % group, whatever the strides; a slice counts from its first row.
+    /// Row r is query r / group of head r % group, for any strides; a slice counts from its first row.
     #[test]
     fn rows_are_those_of_the_group() {
         let data: Vec<u16> = (0..2 * 4 * 3 * 6).collect();
@@ -288,7 +288,7 @@ mod tests {
         }
     }
 
-    /// Two threads write the rows of a tensor with gaps and a backward axis, each its own; gaps stay as they are.
+    /// Two threads write disjoint rows of a tensor with gaps and a negative stride; gaps are not written.
     #[test]
     fn threads_write_their_rows() {
         let mut data = [0u16; 2 * 4 * 20];
@@ -296,7 +296,7 @@ mod tests {
         let shared = SharedRows::new(StridedMut::new(&mut data, 60, [2, 4, 4, 3], [80, -20, 5, 1]).unwrap());
         let write = |heads: Range<usize>| {
             for b in 0..2 {
-                // SAFETY: each thread has the rows of its own heads, of one batch after the other.
+                // SAFETY: each thread has the rows of its own heads, of one batch at a time.
                 let mut rows = unsafe { GroupRowsMut::new(&shared, b, heads.clone(), 0..4 * heads.len()) };
                 let group = heads.len();
                 for (r, row) in rows.rows_mut(0..4 * group).enumerate() {
@@ -319,7 +319,7 @@ mod tests {
     fn elements_are_rows_of_one() {
         let mut data = [0u16; 12];
         let shared = SharedRows::new(StridedMut::new(&mut data, 0, [1, 2, 3], [12, 6, 2]).unwrap());
-        // SAFETY: nobody else has them.
+        // SAFETY: this is the only value with these elements.
         let mut rows = unsafe { GroupRowsMut::of_elements(&shared, 0, 0..2, 1..6) };
         for (n, mut row) in rows.rows_mut(0..5).enumerate() {
             row.iter_mut().for_each(|x| *x = n as u16 + 1);
@@ -332,7 +332,7 @@ mod tests {
     fn rows_outside_are_not_written() {
         let mut data = [0u16; 12];
         let shared = SharedRows::new(StridedMut::new(&mut data, 0, [1, 2, 3], [12, 6, 2]).unwrap());
-        // SAFETY: nobody else has them.
+        // SAFETY: this is the only value with these elements.
         let mut rows = unsafe { GroupRowsMut::of_elements(&shared, 0, 0..2, 1..3) };
         let _ = rows.rows_mut(0..3).count();
     }

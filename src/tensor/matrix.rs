@@ -1,4 +1,4 @@
-//! Rows at one stride: the view through which elements are read and written.
+//! Rows at one stride: the views through which elements are read and written.
 //!
 //! A [`Matrix`] is cut from a [`Strided`](super::strided::Strided) tensor, or made from a slice. Index checks happen once per
 //! row, not once per element.
@@ -59,7 +59,7 @@ impl<'a, T> Matrix<'a, T> {
         self.row_stride
     }
 
-    /// Whether the elements of a row stand side by side.
+    /// Whether the elements of a row are contiguous.
     #[inline]
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         self.col_stride == 1 || self.cols <= 1
@@ -130,7 +130,7 @@ impl<'a, T: Copy> Row<'a, T> {
         Row { origin, len: range.len(), ..*self }
     }
 
-    /// The row as a slice, if its elements stand side by side.
+    /// The row as a slice, if its elements are contiguous.
     #[inline]
     pub(crate) fn as_slice(&self) -> Option<&'a [T]> {
         match self.len {
@@ -151,9 +151,10 @@ impl<'a, T: Copy> Row<'a, T> {
     }
 }
 
-/// A row that is written.
+/// A row for writing.
 ///
-/// Invariant: `len` different initialised elements, `stride` apart from `origin` on, are this value's alone for `'a`.
+/// Invariant: `origin` and `stride` lead to `len` different initialised elements, which only this value reads or writes for
+/// `'a`.
 #[derive(Debug)]
 pub(crate) struct RowMut<'a, T> {
     origin: *mut T,
@@ -164,14 +165,14 @@ pub(crate) struct RowMut<'a, T> {
 
 impl<'a, T> RowMut<'a, T> {
     /// # Safety
-    /// * `len` initialised elements, `stride` apart from `origin` on, may be read and written, by nobody else, for `'a`
-    /// * no two of them are one
+    /// * `origin` and `stride` lead to `len` initialised elements, which only the result reads or writes for `'a`
+    /// * these elements are different from each other
     #[inline]
     pub(super) unsafe fn from_parts(origin: *mut T, len: usize, stride: isize) -> Self {
         RowMut { origin, len, stride, borrow: PhantomData }
     }
 
-    /// The row as a slice, if its elements stand side by side.
+    /// The row as a slice, if its elements are contiguous.
     #[inline]
     pub(crate) fn into_mut_slice(self) -> Result<&'a mut [T], Self> {
         match self.len {
@@ -195,7 +196,7 @@ impl<'a, T> RowMut<'a, T> {
     /// Writes every element from `values`.
     ///
     /// # Panics
-    /// If there are not as many values.
+    /// If the number of values is not the length of the row.
     #[inline]
     pub(crate) fn fill_from(&mut self, values: impl ExactSizeIterator<Item = T>) {
         assert_eq!(values.len(), self.len);

@@ -1,10 +1,10 @@
-//! Rows of bf16 seen two elements at a time, as the products of pairs read them.
+//! Rows of bf16 as pairs of elements, for the products of pairs.
 
 use super::matrix::{Matrix, Row};
 use crate::element::{Bf16Pair, bf16};
 
 impl<'a> Matrix<'a, bf16> {
-    /// Neighbours taken together, if that takes no more than another look at the same memory.
+    /// The same memory as pairs of neighbours: if rows have no gaps, and an even number of columns and an even stride.
     pub(crate) fn pairs(&self) -> Option<Matrix<'a, Bf16Pair>> {
         let even = self.has_contiguous_rows() && self.cols().is_multiple_of(2) && self.row_stride() % 2 == 0;
         // SAFETY: column p is elements 2 p and 2 p + 1 of a row, side by side (rows have no gaps, and an even number of
@@ -17,7 +17,7 @@ impl<'a> Matrix<'a, bf16> {
 }
 
 impl<'a> Matrix<'a, Bf16Pair> {
-    /// A matrix without gaps, of pairs that stand in the bits of f32.
+    /// A matrix without gaps, of pairs stored in the bits of f32.
     ///
     /// # Panics
     /// If `data` is not `rows * cols` long.
@@ -28,7 +28,7 @@ impl<'a> Matrix<'a, Bf16Pair> {
         unsafe { Matrix::from_parts(carriers.as_ptr().cast(), [rows, cols], [carriers.row_stride(), 1]) }
     }
 
-    /// The first `cols` elements of every row, one by one.
+    /// The first `cols` elements of every row.
     ///
     /// # Panics
     /// If rows have gaps or fewer elements.
@@ -41,7 +41,7 @@ impl<'a> Matrix<'a, Bf16Pair> {
 }
 
 impl<'a> Row<'a, bf16> {
-    /// Neighbours taken together, if they stand side by side and none is left over.
+    /// The same memory as pairs of neighbours: if the row has no gaps and an even length.
     #[inline(always)]
     pub(crate) fn pairs(&self) -> Option<&'a [Bf16Pair]> {
         let row = self.as_slice()?;

@@ -1,8 +1,8 @@
-//! Memory with a shape and strides: the one place where an index becomes an address.
+//! Memory with a shape and strides. Indices become addresses here.
 //!
-//! [`Strided`] is a pointer that has been checked once, when it was made: every index inside its shape leads to a live
-//! element. All that is read or written further down goes through a [`Matrix`] or [`Row`] cut from it, by index checks
-//! that are cheap because there is one for each row and not for each element.
+//! [`Strided`] is a pointer that is checked once, when it is made: every index inside its shape leads to a live element. The
+//! layers below read and write through a [`Matrix`] or a row cut from it. Index checks there are cheap, because there is one
+//! for each row and not for each element.
 
 use super::matrix::{Matrix, RowMut};
 use crate::error::Error;
@@ -28,16 +28,16 @@ impl<T, const N: usize> Clone for Strided<'_, T, N> {
 }
 impl<T, const N: usize> Copy for Strided<'_, T, N> {}
 
-// SAFETY: a `Strided` is a set of `&'a T` (the invariant), and safe code gets nothing else from it: it is only read. `&'a T` may
-// go to another thread if `T: Sync`. (Writing is up to `StridedMut` and `SharedRows`, which have bounds of their own.)
+// SAFETY: a `Strided` is a set of `&'a T` (the invariant), and safe code gets nothing else from it: it is only read. `&'a T`
+// may go to another thread if `T: Sync`. (`StridedMut` and `SharedRows`, which write, have bounds of their own.)
 unsafe impl<T: Sync, const N: usize> Send for Strided<'_, T, N> {}
 // SAFETY: it is `Copy`, so sharing it between threads allows what sending it does, and no more.
 unsafe impl<T: Sync, const N: usize> Sync for Strided<'_, T, N> {}
 
 /// The lowest and highest element that shape and strides reach, counted from index 0; `None` if there are no elements.
 ///
-/// In i128, where the product of a usize and an isize can't overflow, and with sums that stay at the end of its range, far
-/// outside any slice: a sum that wrapped around could look as if it were inside.
+/// It computes in i128, where the product of a usize and an isize can't overflow. Sums saturate at the end of the range, far
+/// outside any slice, because a sum that wrapped around could seem to be inside.
 pub(crate) fn reach<const N: usize>(shape: &[usize; N], strides: &[isize; N]) -> Option<(i128, i128)> {
     let (mut first, mut last) = (0i128, 0i128);
     for (&size, &stride) in shape.iter().zip(strides) {
@@ -53,7 +53,7 @@ pub(crate) fn reach<const N: usize>(shape: &[usize; N], strides: &[isize; N]) ->
 
 /// Strides of an array without gaps, last axis innermost, and its number of elements.
 pub(crate) fn contiguous<const N: usize>(shape: &[usize; N]) -> Result<([isize; N], usize), Error> {
-    // A dimension of 0 makes the array empty, however large the others are.
+    // A dimension of 0 makes the array empty, even if other dimensions are large.
     if shape.contains(&0) {
         return Ok(([0; N], 0));
     }
@@ -66,7 +66,7 @@ pub(crate) fn contiguous<const N: usize>(shape: &[usize; N]) -> Result<([isize; 
     Ok((strides, len))
 }
 
-/// How far the element at `index` is from the one at index 0, in elements.
+/// The offset of the element at `index` from the one at index 0, in elements.
 ///
 /// # Panics
 /// If the index is not within the shape.
@@ -82,15 +82,15 @@ pub(super) fn offset_of<const N: usize>(index: [usize; N], shape: &[usize; N], s
 }
 
 impl<'a, T, const N: usize> Strided<'a, T, N> {
-    /// The elements of `data` from `offset` on, as shape and strides say.
+    /// The elements of `data` at `shape` and `strides`, with index 0 at `offset`.
     pub(crate) fn new(data: &'a [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
         Self::check(data.len(), offset, &shape, &strides)?;
-        // SAFETY: `check` has found every index within the shape inside `data`, which is borrowed for 'a. The pointer of a slice
-        // is aligned, and whole elements from it.
+        // SAFETY: `check` has found every index within the shape inside `data`, which is borrowed for 'a. The pointer of a
+        // slice is aligned, and so is one that is whole elements away.
         Ok(unsafe { Self::from_checked(data.as_ptr().wrapping_add(offset), shape, strides) })
     }
 
-    /// One element at every index.
+    /// The same element at every index.
     pub(crate) fn repeated(element: &'a T, shape: [usize; N]) -> Self {
         // SAFETY: with strides of 0, every index leads to that element.
         unsafe { Self::from_checked(element, shape, [0; N]) }
@@ -107,7 +107,7 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
 
     /// # Safety
     /// * every index within `shape` leads, by `strides`, to an initialised element of one allocation
-    /// * for `'a` these elements stay readable, and nobody writes to them except through the result, if it is made part of a
+    /// * for `'a` these elements stay readable, and they are not written, except through the result if it is made part of a
     ///   [`StridedMut`]
     /// * `origin` is aligned, also where there are no elements
     #[inline]
@@ -115,7 +115,7 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         Self { origin, shape, strides, borrow: PhantomData }
     }
 
-    /// The same elements as an ndarray view, whose own invariant is ours.
+    /// The elements of an ndarray view, which has the same invariant.
     #[cfg(feature = "ndarray")]
     pub(crate) fn from_ndarray<D: ndarray::Dimension>(view: ndarray::ArrayView<'a, T, D>) -> Self {
         let shape = std::array::from_fn(|axis| view.shape()[axis]);
@@ -135,8 +135,8 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
 
     /// Refuses strides that let two indices reach one element.
     ///
-    /// Sorted by stride, each axis must step over all that the shorter ones reach. That is more than needed in contrived
-    /// cases, and what every sliced, permuted or padded array fulfils.
+    /// With axes sorted by stride, the stride of each axis must be larger than the reach of the axes before it. Every sliced,
+    /// permuted or padded array fulfils this. Some contrived strides without overlap are refused.
     fn check_disjoint(&self) -> Result<(), Error> {
         if self.shape.contains(&0) {
             return Ok(());
@@ -162,7 +162,7 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         let mut seen = [false; N];
         axes.into_iter().for_each(|axis| seen[axis] = true);
         assert!(seen.iter().all(|&seen| seen), "an axis twice");
-        // SAFETY: every axis stands once in `axes` (asserted above), so the result's indices are this tensor's, reordered.
+        // SAFETY: every axis is in `axes` once (asserted above), so the result's indices are this tensor's, reordered.
         unsafe { Self::from_checked(self.origin, shape, strides) }
     }
 
@@ -179,11 +179,11 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         );
         let mut shape = self.shape;
         shape[axis] = range.len();
-        // Without elements there is no address to move to.
+        // Without elements the pointer stays, because there is no address to move to.
         let start = if shape.contains(&0) { 0 } else { range.start };
         let origin = self.origin.wrapping_offset((start as isize).wrapping_mul(self.strides[axis]));
-        // SAFETY: index i of the axis is index `start + i` of this tensor, which is within its shape (asserted above). Whole
-        // elements from an aligned pointer, the new one is aligned.
+        // SAFETY: index i of the axis is index `start + i` of this tensor, which is within its shape (asserted above). The new
+        // pointer is aligned, because it is whole elements away from an aligned one.
         unsafe { Self::from_checked(origin, shape, self.strides) }
     }
 
@@ -230,7 +230,7 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         self.origin.wrapping_offset(offset_of(index, &self.shape, &self.strides))
     }
 
-    /// The element at `index`, if there is one.
+    /// The element at `index`; `None` outside the shape.
     pub(crate) fn get(&self, index: [usize; N]) -> Option<T>
     where
         T: Copy,
@@ -264,7 +264,7 @@ impl<'a, T> Strided<'a, T, 4> {
     }
 }
 
-/// A [`Strided`] that nobody else reads or writes for `'a`, and whose indices lead to an element each.
+/// A [`Strided`] for exclusive reading and writing, in which each index leads to an element of its own.
 ///
 /// Invariant: that of [`Strided`], and the pointer may write; no two indices lead to one element; all access to the elements
 /// for `'a` is through this value, as if it held a `&'a mut T` to each of them. The [`Strided`] inside is copied only into
@@ -280,14 +280,14 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
     pub(crate) fn new(data: &'a mut [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
         Strided::<T, N>::check(data.len(), offset, &shape, &strides)?;
         // SAFETY: `check` has found every index within the shape inside `data`, which is borrowed mutably for 'a: only the
-        // result reaches it. The pointer of a slice is aligned, and whole elements from it; it comes from a mutable borrow, so it
-        // may write.
+        // result reaches it. The pointer of a slice is aligned, and so is one that is whole elements away; it comes from a
+        // mutable borrow, so it may write.
         let strided = unsafe { Strided::from_checked(data.as_mut_ptr().wrapping_add(offset), shape, strides) };
         strided.check_disjoint()?;
         Ok(Self { strided, exclusive: PhantomData })
     }
 
-    /// The same elements as an ndarray view, which vouches for both.
+    /// The elements of an ndarray view, which has the same invariant.
     #[cfg(feature = "ndarray")]
     pub(crate) fn from_ndarray<D: ndarray::Dimension>(mut view: ndarray::ArrayViewMut<'a, T, D>) -> Self {
         let shape = std::array::from_fn(|axis| view.shape()[axis]);
@@ -298,7 +298,7 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
         Self { strided, exclusive: PhantomData }
     }
 
-    /// For reading, no longer than it is borrowed.
+    /// A shared borrow, for reading.
     pub(crate) fn as_ref(&self) -> &Strided<'_, T, N> {
         &self.strided
     }
@@ -330,7 +330,7 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
         StridedMut { strided: unsafe { self.strided.cast() }, exclusive: PhantomData }
     }
 
-    /// The pointer, which may write, the shape and the strides: all that the invariant is about.
+    /// The pointer, which may write, the shape and the strides: the subjects of the invariant.
     pub(super) fn into_parts(self) -> (*mut T, [usize; N], [isize; N]) {
         (self.strided.origin.cast_mut(), self.strided.shape, self.strided.strides)
     }
@@ -355,7 +355,7 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
 /// # Safety
 /// * every index within `shape` leads, by `strides`, from `origin` to an initialised element that may be written
 /// * no two indices lead to one element
-/// * while the result lives, nobody else reads or writes the elements of this row
+/// * while the result lives, the elements of this row are read and written only through it
 #[inline]
 pub(super) unsafe fn row_of<'r, T, const N: usize, const OUTER: usize>(
     origin: *mut T,
@@ -369,15 +369,15 @@ pub(super) unsafe fn row_of<'r, T, const N: usize, const OUTER: usize>(
     first[..OUTER].copy_from_slice(&index);
     let start = if len == 0 { origin } else { origin.wrapping_offset(offset_of(first, shape, strides)) };
     // SAFETY: `offset_of` has found the row's first element within the shape, so the others, a stride of the last axis apart,
-    // are within it, too. They may be read and written, by nobody else, by the caller's promise.
+    // are within it, too. They may be read and written, and only through the result, by the caller's promise.
     unsafe { RowMut::from_parts(start, len, strides[OUTER]) }
 }
 
-/// For callers that have a pointer and no slice.
+/// Constructors from pointers, for callers that have no slice.
 #[cfg(feature = "capi")]
 impl<'a, T, const N: usize> Strided<'a, T, N> {
     /// # Safety
-    /// * every index within `shape` leads to an element that stays readable for `'a`, and that nobody writes to
+    /// * every index within `shape` leads to an element that stays readable for `'a`, and that is not written for `'a`
     /// * `origin` is aligned, also where there are no elements
     /// * from the first element to the end of the last there are no more than `isize::MAX` bytes, of one allocation
     pub(crate) unsafe fn from_pointer(origin: *const T, shape: [usize; N], strides: [isize; N]) -> Self {
@@ -391,7 +391,8 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
     /// Refuses strides that may let two indices reach one element.
     ///
     /// # Safety
-    /// * every index within `shape` leads to an element that may be written, and that nobody else reads or writes for `'a`
+    /// * every index within `shape` leads to an element that may be written, and that is read and written only through the
+    ///   result for `'a`
     /// * `origin` is aligned, also where there are no elements
     /// * from the first element to the end of the last there are no more than `isize::MAX` bytes, of one allocation
     pub(crate) unsafe fn from_pointer(origin: *mut T, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {

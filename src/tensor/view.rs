@@ -19,19 +19,20 @@ use std::ops::{Bound, Range, RangeBounds};
 /// # Ok::<(), flashtile::Error>(())
 /// ```
 ///
-/// A tensor of rank 1, 2 or 3 converts into one of rank 4, with axes of size 1 in front, as in NumPy. That is for masks and
-/// biases: a `[seq_q, seq_kv]` mask holds for every batch and head. It is not for queries, keys and values. Calls refuse those
-/// with [`Error::Rank`] even after the conversion, because a tensor of rank 3 has two readings: `[batch, seq, hidden]` and
-/// `[heads, seq, dim]`. [`insert_axis`](TensorRef::insert_axis) gives it a rank of 4 that is meant, and so do `permuted` and
-/// `narrow` of the converted tensor, which count its four axes.
+/// A tensor of rank 1, 2 or 3 converts into one of rank 4, with axes of size 1 in front, as in NumPy. The conversion is for
+/// masks and biases: a `[seq_q, seq_kv]` mask is for every batch and head.
+///
+/// The conversion is not for queries, keys and values. Calls refuse a converted tensor with [`Error::Rank`], because a tensor
+/// of rank 3 has two readings: `[batch, seq, hidden]` and `[heads, seq, dim]`. Use [`insert_axis`](TensorRef::insert_axis)
+/// instead. `permuted` and `narrow` of a converted tensor name its four axes, so their result is accepted, too.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorRef<'a, T, const N: usize = 4> {
     pub(crate) strided: Strided<'a, T, N>,
-    /// The rank that it was made with: below `N` if the first axes come from a conversion.
+    /// The rank before a conversion: below `N` if the first axes come from one.
     rank: usize,
 }
 
-/// A borrowed tensor of rank `N` that is written: no two indices share an element.
+/// A borrowed tensor of rank `N` to write to. Each index leads to an element of its own.
 #[derive(Debug)]
 pub struct TensorMut<'a, T, const N: usize = 4> {
     pub(crate) strided: StridedMut<'a, T, N>,
@@ -42,7 +43,7 @@ impl<'a, T, const N: usize> TensorRef<'a, T, N> {
         TensorRef { strided, rank: N }
     }
 
-    /// The rank that it was made with: below `N` after a conversion from a lower rank.
+    /// The rank before a conversion: below `N` if there was one.
     pub(crate) fn original_rank(&self) -> usize {
         self.rank
     }
@@ -61,8 +62,8 @@ impl<'a, T: Copy, const N: usize> TensorRef<'a, T, N> {
     /// The element at index `i` is `data[offset + sum of i[axis] * strides[axis]]`; strides count elements.
     ///
     /// # Errors
-    /// [`Error::OutOfBounds`] if an index within the shape leads outside `data`. A shape with a zero has no elements, and
-    /// its strides don't matter.
+    /// [`Error::OutOfBounds`] if an index within the shape leads outside `data`. A shape with a 0 has no elements, so any
+    /// strides are accepted.
     pub fn with_strides(data: &'a [T], offset: usize, shape: [usize; N], strides: [isize; N]) -> Result<Self, Error> {
         Ok(Self::new(Strided::new(data, offset, shape, strides)?))
     }
@@ -93,12 +94,13 @@ impl<'a, T: Copy, const N: usize> TensorRef<'a, T, N> {
 
     /// The indices `range` of one axis: index 0 of the result is index `range.start` of this tensor. The other axes stay.
     ///
-    /// The range may be empty; then the result has no elements.
+    /// The result of an empty range has no elements.
     ///
     /// # Errors
-    /// [`Error::AxisOutOfRange`]; [`Error::RangeOutOfBounds`] if the range ends after the axis, or before it starts.
+    /// [`Error::AxisOutOfRange`] if there is no such axis; [`Error::RangeOutOfBounds`] if the range ends after the axis, or
+    /// before it starts.
     ///
-    /// The 20 filled positions of a cache with room for 64:
+    /// The 20 filled positions of a cache of 64:
     ///
     /// ```
     /// use flashtile::TensorRef;
@@ -125,12 +127,12 @@ impl<'a, T: Copy, const N: usize> TensorMut<'a, T, N> {
         Self::with_strides(data, 0, shape, strides)
     }
 
-    /// The element at index `i` is `data[offset + sum of i[axis] * strides[axis]]`; strides count elements. Elements that
-    /// no index reaches are left as they are.
+    /// The element at index `i` is `data[offset + sum of i[axis] * strides[axis]]`; strides count elements. Elements that no
+    /// index reaches are not written.
     ///
     /// # Errors
-    /// [`Error::OutOfBounds`] if an index within the shape leads outside `data`; [`Error::OverlappingOutput`] if two may
-    /// lead to one element.
+    /// [`Error::OutOfBounds`] if an index within the shape leads outside `data`; [`Error::OverlappingOutput`] if two indices
+    /// may lead to one element.
     pub fn with_strides(
         data: &'a mut [T],
         offset: usize,
@@ -159,7 +161,7 @@ impl<'a, T: Copy, const N: usize> TensorMut<'a, T, N> {
         Ok(Self { strided: self.strided.permuted(axes) })
     }
 
-    /// The indices `range` of one axis, as [`TensorRef::narrow`]. What lies outside is left as it is.
+    /// The indices `range` of one axis, as [`TensorRef::narrow`]. Elements outside are not written.
     ///
     /// # Errors
     /// As [`TensorRef::narrow`].
@@ -179,29 +181,29 @@ impl<'a, T: Copy, const N: usize> TensorMut<'a, T, N> {
         Ok(Self { strided: self.strided.narrow(axis, range) })
     }
 
-    /// The same tensor, borrowed for as long as the result lives.
+    /// The same tensor, borrowed for the lifetime of the result.
     pub fn reborrow(&mut self) -> TensorMut<'_, T, N> {
         TensorMut { strided: self.strided.reborrow() }
     }
 }
 
-/// The strides of a tensor without gaps that takes all of a slice of `len` elements.
+/// The strides of a tensor without gaps over a whole slice of `len` elements.
 fn contiguous_in<const N: usize>(len: usize, shape: &[usize; N]) -> Result<[isize; N], Error> {
     let (strides, expected) = contiguous(shape)?;
     if expected == len { Ok(strides) } else { Err(Error::SliceLength { expected, got: len }) }
 }
 
-/// Refuses `axes` that do not name each axis once. There must be one for each axis.
+/// Refuses `axes` that do not name each axis once. It has one entry for each axis.
 pub(super) fn check_permutation(axes: &[usize]) -> Result<(), Error> {
-    // The first axis that is too large, or that an earlier place already named.
+    // The first entry that is too large, or equal to an earlier one.
     let wrong = (0..axes.len()).find(|&n| axes[n] >= axes.len() || axes[..n].contains(&axes[n]));
     wrong.map_or(Ok(()), |n| Err(Error::AxisOutOfRange { axis: axes[n], rank: axes.len() }))
 }
 
-/// The range in numbers, if it lies within the axis.
+/// The bounds of `range`, if it lies within the axis.
 pub(super) fn check_range(axis: usize, range: impl RangeBounds<usize>, shape: &[usize]) -> Result<Range<usize>, Error> {
     let size = *shape.get(axis).ok_or(Error::AxisOutOfRange { axis, rank: shape.len() })?;
-    // `None` where the bound is not a number: one more than usize::MAX.
+    // `None` if the bound overflows: one more than usize::MAX.
     let start = match range.start_bound() {
         Bound::Included(&first) => Some(first),
         Bound::Excluded(&before) => before.checked_add(1),
@@ -273,7 +275,7 @@ impl<'a, T, const N: usize> From<&TensorRef<'a, T, N>> for TensorRef<'a, T, N> {
     }
 }
 
-/// Lower ranks stand for the last axes, as in NumPy. The result remembers the rank.
+/// The axes of a lower rank become the last axes, as in NumPy. The result keeps the original rank.
 macro_rules! from_lower_rank {
     ($($n:literal),+) => {$(
         impl<'a, T> From<TensorRef<'a, T, $n>> for TensorRef<'a, T, 4> {

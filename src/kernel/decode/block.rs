@@ -1,34 +1,34 @@
-//! Blocks of keys or values, and groups of rows that share each load of them.
+//! Blocks of keys or values, and groups of query rows that share each load from them.
 
 use crate::simd::MAX_SHARED_ROWS;
 use crate::tensor::matrix::Matrix;
 
-/// Rows that share a load of keys or values: as many as the levels have register tiles for.
+/// Query rows that share a load of keys or values: the largest register tile of the levels.
 pub(super) const ROWS: usize = MAX_SHARED_ROWS;
 
-/// Keys that all rows are done with before the next ones: their lines stay in the L1 cache meanwhile.
+/// Keys of a block. All query rows use a block before the next one, so its lines stay in the L1 cache.
 pub(super) const BLOCK_KEYS: usize = 32;
 
-/// Some neighbouring keys, or their values: rows of `cols` elements without gaps, `stride` apart.
+/// Neighbouring keys, or their values: rows of `cols` elements without gaps, `stride` elements apart.
 ///
-/// (Pointers in registers and not a view, like [`Group`]. With views cut from views, the address of a block's first load came
-/// out of memory, by way of other addresses that did, and the multipliers waited meanwhile: a tenth of decoding.)
+/// This and [`RowGroup`] hold pointers, not views. With views cut from views, the address of a block's first load was itself
+/// loaded from memory, and the multipliers waited for it: a tenth of the time of decoding.
 #[derive(Clone, Copy)]
-pub(super) struct Block<T> {
+pub(super) struct RowBlock<T> {
     pub(super) at: *const T,
     pub(super) stride: isize,
     pub(super) count: usize,
     pub(super) cols: usize,
 }
 
-impl<T: Copy> Block<T> {
+impl<T: Copy> RowBlock<T> {
     #[inline(always)]
     pub(super) fn all(rows: Matrix<'_, T>) -> Self {
         assert!(rows.has_contiguous_rows());
         Self { at: rows.as_ptr(), stride: rows.row_stride(), count: rows.rows(), cols: rows.cols() }
     }
 
-    /// At most [`BLOCK_KEYS`] of them, and the rest.
+    /// The first [`BLOCK_KEYS`] rows, and the rest.
     #[inline(always)]
     pub(super) fn split(self) -> (Self, Self) {
         let count = BLOCK_KEYS.min(self.count);
@@ -37,17 +37,17 @@ impl<T: Copy> Block<T> {
     }
 }
 
-/// Rows that share each load. The f32 that a row multiplies with start `from_stride` after those of the row before; its results
-/// go `to_stride` after.
+/// Query rows that share each load. Row `r` reads f32 from `from + r * from_stride` on, and writes from `to + r * to_stride`
+/// on.
 #[derive(Clone, Copy)]
-pub(super) struct Group {
+pub(super) struct RowGroup {
     pub(super) from: *const f32,
     pub(super) from_stride: usize,
     pub(super) to: *mut f32,
     pub(super) to_stride: usize,
 }
 
-impl Group {
+impl RowGroup {
     /// The next [`ROWS`] rows.
     #[inline(always)]
     pub(super) fn next(self) -> Self {

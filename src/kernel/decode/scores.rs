@@ -1,21 +1,16 @@
-//! The scores of a few rows, keys along the lanes.
-//!
-//! With a query or two the lanes of a panel would be empty, and the work is to stream K and V through the processor once:
-//! four bytes of f32 for each multiply-add of a lone query. So a vector holds neighbouring elements of one key (or value), in
-//! the type of the cache, and each is multiplied with every query of the group while it is in a register.
+//! The scores of few query rows: elements of keys along the lanes.
 //!
 //! ```text
-//! scores   S[r][j] = sum_e Q[r][e] * K[j][e]      a partial sum in each lane, folded at the end
-//! probs    P[r][j] = 2^(S[r][j] - m[r])           as in prefill, with keys in the lanes
-//! values   O[r][d] += P[r][j] * V[j][d]           one chain over the keys for each element of O
+//! scores[r][j] = sum_e queries[r][e] * keys[j][e]      LANES partial sums, folded at the end
 //! ```
 //!
-//! Each score and each element of O has its own chains in a fixed order: its bits don't depend on the rows beside it.
+//! Each score has its own chains in a fixed order, so its bits don't depend on the rows beside it. `decode.rs` says why
+//! elements lie along the lanes.
 
-use super::block::{Block, Group, ROWS};
+use super::block::{ROWS, RowBlock, RowGroup};
 use crate::element::Bf16Pair;
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
-use crate::kernel::prefetch::{LineShare, Lines, Prefetch};
+use crate::kernel::prefetch::{LoopPrefetch, Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
 use crate::simd::{ByDotTile, Isa, MAX_LANES, Simd, kernel};
@@ -24,29 +19,29 @@ use crate::tensor::matrix::Matrix;
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
 ///
 /// * `keys`: `[keys, head_dim]`, or their pairs, rows without gaps
-/// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros behind the end
+/// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros after the last element
 /// * `scores`: `[rows][stride]`, `stride >= keys`
-/// * `ahead`: what to prefetch meanwhile, all of it
+/// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn scores(
     isa: Isa,
     keys: RowKeys<'_>,
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
-    ahead: &Prefetch,
+    prefetch: &Prefetch,
 ) {
     match keys {
-        RowKeys::Any(keys) => f32_scores(isa, keys, queries, scores, stride, ahead),
-        RowKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, stride, ahead),
+        RowKeys::Any(keys) => f32_scores(isa, keys, queries, scores, stride, prefetch),
+        RowKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, stride, prefetch),
     }
 }
 
 /// Keys, as the dot products read them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowKeys<'a> {
-    /// Of any type, to be widened.
+    /// Elements of any type, to be widened.
     Any(Run<'a>),
-    /// As pairs, and the factor of the sums of their products.
+    /// Pairs of bf16, and the factor that the sums of products are multiplied with.
     Pairs(Matrix<'a, Bf16Pair>, f32),
 }
 
@@ -58,14 +53,14 @@ kernel! {
         queries: &'a [f32],
         scores: &'a mut [f32],
         stride: usize,
-        ahead: &'a Prefetch,
+        prefetch: &'a Prefetch,
     ) {
-        with_run!(keys, keys => all_dots((simd, F32Fma::new()), keys, queries, scores, stride, ahead));
+        with_run!(keys, keys => all_dots((simd, F32Fma::new()), keys, queries, scores, stride, prefetch));
     }
 }
 
 kernel! {
-    /// [`scores`] of pairs of bf16, times the factor.
+    /// [`scores`] of keys as pairs of bf16.
     fn pair_scores<'a, S: Simd, D: PairDots>(
         simd: S,
         dots: D,
@@ -73,10 +68,10 @@ kernel! {
         queries: &'a [f32],
         scores: &'a mut [f32],
         stride: usize,
-        ahead: &'a Prefetch,
+        prefetch: &'a Prefetch,
     ) {
         let (keys, factor) = keys;
-        all_dots((simd, Bf16Dots { dots, factor }), keys, queries, scores, stride, ahead);
+        all_dots((simd, Bf16Dots { dots, factor }), keys, queries, scores, stride, prefetch);
     }
 }
 
@@ -88,7 +83,7 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
-    ahead: &Prefetch,
+    prefetch: &Prefetch,
 ) {
     let width = round_up_lanes(keys.cols());
     if width == 0 {
@@ -96,30 +91,30 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     }
     let rows = scores.len() / stride;
     assert!(holds(queries.len(), rows, width) && keys.rows() <= stride);
-    let mut prefetches = ahead.lines();
-    let (mut left, mut to) = (Block::all(keys), scores.as_mut_ptr());
-    while left.count > 0 {
-        let (block, more) = left.split();
-        let mut group = Group { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
+    let mut prefetch_lines = prefetch.lines();
+    let (mut rest, mut to) = (RowBlock::all(keys), scores.as_mut_ptr());
+    while rest.count > 0 {
+        let (block, after) = rest.split();
+        let mut group = RowGroup { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
         for row in (0..rows).step_by(ROWS) {
-            // The first rows prefetch for all.
-            let lines = if row == 0 { &mut prefetches } else { &mut Lines::none() };
+            // The first group of rows prefetches.
+            let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
             let dots = Dots { arithmetic, keys: block, group, lines };
-            // SAFETY: the block is of keys without gaps; the group has moved on to `row`, with as many queries and rows of scores
-            // from there on, and a row has room for every key (asserted).
+            // SAFETY: the block is of keys without gaps; the group starts at `row`, so there are `rows - row` queries and rows
+            // of scores from there on, and a row has a score for every key (asserted).
             unsafe { S::dot_tile(ROWS.min(rows - row), dots) };
             group = group.next();
         }
-        (left, to) = (more, to.wrapping_add(block.count));
+        (rest, to) = (after, to.wrapping_add(block.count));
     }
 }
 
-/// The keys of a block against some queries.
+/// The product of a group's queries and a block of keys.
 struct Dots<'a, 'l, S: Simd, M: Multiply<S>> {
     arithmetic: (S, M),
-    keys: Block<M::Step>,
-    group: Group,
-    lines: &'a mut Lines<'l>,
+    keys: RowBlock<M::Step>,
+    group: RowGroup,
+    lines: &'a mut PrefetchLines<'l>,
 }
 
 impl<S: Simd, M: Multiply<S>> ByDotTile for Dots<'_, '_, S, M> {
@@ -132,31 +127,31 @@ impl<S: Simd, M: Multiply<S>> ByDotTile for Dots<'_, '_, S, M> {
     }
 }
 
-/// The dot products of R queries with the keys of a block, G times N keys at a time, which are folded together.
+/// The dot products of R queries with the keys of a block. `G * N` keys at a time have their lanes folded together.
 ///
 /// # Safety
 /// * `keys` has a row at least, and all of its rows are valid for reads of `cols` elements
-/// * `group` has R queries of `keys.cols` elements, rounded up, and room for R rows of a score for each key
+/// * `group` has R queries of `keys.cols` elements, rounded up, and R rows of scores, one for each key, that may be written
 #[inline(always)]
 unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>(
     (simd, multiply): (S, M),
-    keys: Block<M::Step>,
-    group: Group,
-    lines: &mut Lines<'_>,
+    keys: RowBlock<M::Step>,
+    group: RowGroup,
+    lines: &mut PrefetchLines<'_>,
 ) {
     const { assert!(R * N * G <= MAX_LANES, "a dot tile has more results than `MAX_LANES`") };
-    let Block { mut at, stride, count, cols } = keys;
-    let Group { from: queries, from_stride: width, to: mut scores, to_stride } = group;
-    let together = N * G;
+    let RowBlock { mut at, stride, count, cols } = keys;
+    let RowGroup { from: queries, from_stride: width, to: mut scores, to_stride } = group;
+    let keys_per_tile = N * G;
     debug_assert!(count > 0 && width >= round_up_lanes(cols));
     let bytes = N * S::LANES * size_of::<M::Step>();
-    let mut share = lines.share(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
-    // From the first of the keys to each of them. If there are fewer, the last one is repeated.
+    let mut loop_prefetch = lines.for_loop(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
+    // The offset of each key from the first one. If the block has fewer keys, its last key is repeated.
     let mut offsets = [0; MAX_LANES];
-    for (n, offset) in offsets[..together].iter_mut().enumerate() {
+    for (n, offset) in offsets[..keys_per_tile].iter_mut().enumerate() {
         *offset = stride.wrapping_mul(n.min(count - 1) as isize);
     }
-    let mut left = count;
+    let mut keys_left = count;
     loop {
         let mut sums = [simd.zero(); MAX_LANES];
         for g in 0..G {
@@ -165,36 +160,38 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
                 rows[n] = at.wrapping_offset(offsets[g * N + n]);
             }
             // SAFETY: the rows are keys, and the queries R rows (the caller's promise).
-            let own = unsafe { add_up::<S, M, R, N>((simd, multiply), rows, cols, (queries, width), &mut share) };
+            let own =
+                unsafe { lane_sums::<S, M, R, N>((simd, multiply), rows, cols, (queries, width), &mut loop_prefetch) };
             for r in 0..R {
-                sums[r * together + g * N..][..N].copy_from_slice(&own[r]);
+                sums[r * keys_per_tile + g * N..][..N].copy_from_slice(&own[r]);
             }
         }
-        let folded = fold_lanes::<S, M>((simd, multiply), sums, R * together);
+        let folded = fold_lanes::<S, M>((simd, multiply), sums, R * keys_per_tile);
         let (mut from, mut to) = (folded.as_ptr(), scores);
         for _ in 0..R {
-            // SAFETY: a score for each of these keys, or for as many as there are, in R rows (the caller's promise).
+            // SAFETY: a score for each of these keys, or for each of the block's `count` keys, in R rows (the caller's
+            // promise).
             unsafe {
-                if count >= together {
-                    to.copy_from_nonoverlapping(from, together); // as a vector
+                if count >= keys_per_tile {
+                    to.copy_from_nonoverlapping(from, keys_per_tile); // as a vector
                 } else {
                     to.copy_from_nonoverlapping(from, count);
                 }
             }
-            (from, to) = (from.wrapping_add(together), to.wrapping_add(to_stride));
+            (from, to) = (from.wrapping_add(keys_per_tile), to.wrapping_add(to_stride));
         }
-        if left <= together {
+        if keys_left <= keys_per_tile {
             return;
         }
-        // The last keys that go together end with the last key: some of their scores may be formed once more.
-        left -= together;
-        let step = together.min(left);
+        // The last tile ends at the last key, so it may form some scores a second time.
+        keys_left -= keys_per_tile;
+        let step = keys_per_tile.min(keys_left);
         at = at.wrapping_offset(stride.wrapping_mul(step as isize));
         scores = scores.wrapping_add(step);
     }
 }
 
-/// The sum of the lanes of each of the first `count` vectors, finished: `LANES` vectors at a time.
+/// Sums the lanes of each of the first `count` vectors and finishes the sums, `LANES` vectors at a time.
 #[inline(always)]
 fn fold_lanes<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
@@ -211,25 +208,25 @@ fn fold_lanes<S: Simd, M: Multiply<S>>(
     folded
 }
 
-/// The products of R queries with N keys, added up lane by lane.
+/// The products of R queries with N keys, summed lane by lane.
 ///
 /// # Safety
 /// * each of `keys` is valid for reads of `steps`
-/// * `queries` are R rows of `steps`, rounded up, as far apart as its second number says
+/// * `queries` are R rows of `steps`, rounded up; the second number is the distance between rows
 #[inline(always)]
-unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
+unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     (simd, multiply): (S, M),
     keys: [*const M::Step; N],
     steps: usize,
     queries: (*const f32, usize),
-    share: &mut LineShare,
+    loop_prefetch: &mut LoopPrefetch,
 ) -> [[S::F32; N]; R] {
     let whole = steps / S::LANES * S::LANES;
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut sums = [[simd.zero(); N]; R];
     let mut e = 0;
     while e < whole {
-        share.ask(simd, e / S::LANES, bytes);
+        loop_prefetch.issue(simd, e / S::LANES, bytes);
         let mut vectors = [simd.zero(); N];
         for n in 0..N {
             // SAFETY: e + LANES <= whole <= steps, so within the row.
@@ -240,14 +237,14 @@ unsafe fn add_up<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
         e += S::LANES;
     }
     if whole < steps {
-        share.ask(simd, whole / S::LANES, bytes);
+        loop_prefetch.issue(simd, whole / S::LANES, bytes);
         let mut vectors = [simd.zero(); N];
         for n in 0..N {
-            // SAFETY: what is left of the row: the caller's promise.
+            // SAFETY: the rest of the row: the caller's promise.
             let rest = unsafe { std::slice::from_raw_parts(keys[n].wrapping_add(whole), steps - whole) };
             vectors[n] = multiply.load_part(simd, rest);
         }
-        // SAFETY: rounded up, the queries have `whole` elements and another vector (the caller's promise).
+        // SAFETY: rounded up, the queries have `whole` elements and one more vector (the caller's promise).
         unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, whole, &mut sums) };
     }
     sums

@@ -1,14 +1,14 @@
-//! The softmax of a few rows, keys along the lanes.
+//! The softmax of few query rows, with keys along the lanes.
 
 use crate::kernel::prefill::softmax::prob;
-use crate::kernel::state::{FAR, State, base, first_lane, power_of_two, raised};
+use crate::kernel::state::{FAR, State, base, first_lane, power_of_two, raise_max};
 use crate::kernel::tile::RowExtent;
 use crate::simd::{Simd, kernel};
 
 kernel! {
-    /// The extent of scores that nothing adjusts, of one query.
+    /// The extent of one query's scores, where there are no modifications.
     pub(crate) fn extent<'a, S: Simd>(simd: S, scores: &'a [f32]) -> RowExtent {
-        // (A NaN hides what its lane has met before. But its row becomes NaN, whatever the others are.)
+        // A NaN may hide the maximum of its lane. That does no harm, because its row becomes NaN anyway.
         let hidden = simd.splat(f32::NEG_INFINITY);
         let (mut max, mut min) = (hidden, simd.splat(f32::INFINITY));
         let mut whole = scores.chunks_exact(S::LANES);
@@ -16,18 +16,19 @@ kernel! {
             let scores = simd.load_slice(scores);
             (max, min) = (simd.max(max, scores), simd.min(min, scores));
         }
-        let (mut peak, mut hides) = (simd.max_lane(max), simd.any(simd.eq(min, hidden)));
+        let (mut row_max, mut hides) = (simd.max_lane(max), simd.any(simd.eq(min, hidden)));
         for &score in whole.remainder() {
-            (peak, hides) = (peak.max(score), hides | (score == f32::NEG_INFINITY));
+            (row_max, hides) = (row_max.max(score), hides | (score == f32::NEG_INFINITY));
         }
-        RowExtent { max: peak, hides }
+        RowExtent { max: row_max, hides }
     }
 }
 
 kernel! {
-    /// Turns the scores of one query into probs and folds them into its state. Where the maximum moves, rescales `out`.
+    /// Turns the scores of one query into probs and adds them to its state. Where the maximum moves, rescales `out`.
     ///
-    /// * `scores`: whole vectors, of which the first `count` are one for each key, -inf where hidden; probs of 0 behind them
+    /// * `scores`: whole vectors, and the number of keys; one score for each key, -inf where hidden; the probs after the last
+    ///   key are 0
     /// * `tile_max`: the largest of them
     /// * `out`: `[value_dim rounded up]`, the values summed so far
     pub(crate) fn softmax<'a, S: Simd>(
@@ -47,13 +48,13 @@ kernel! {
 fn row_softmax<S: Simd>(simd: S, scores: &mut [f32], tile_max: f32, state: &mut State<1>, out: &mut [f32]) {
     if state.max[0] < tile_max {
         let old = simd.splat(state.max[0]);
-        let new = raised(simd, simd.splat(tile_max));
+        let new = raise_max(simd, simd.splat(tile_max));
         let factor = power_of_two(simd, simd.sub(old, new));
         state.max[0] = first_lane(simd, new);
         state.sum[0] *= first_lane(simd, factor);
         scale(simd, out, factor);
     }
-    // As `near` has it, without a way through vectors.
+    // As `max_or_zero` of `kernel/state.rs`, for one number.
     let mut max = if state.max[0] == f32::NEG_INFINITY { 0.0 } else { state.max[0] };
     if max.abs() > FAR {
         scores.iter_mut().for_each(|score| *score -= max);
@@ -77,14 +78,15 @@ fn scale<S: Simd>(simd: S, x: &mut [f32], factor: S::F32) {
 }
 
 kernel! {
-    /// Divides a row by its sum; zeros where nothing was seen.
+    /// Divides a row by its sum; writes zeros if the row sees no key.
     pub(crate) fn finish<'a, S: Simd>(simd: S, state: State<1>, out: &'a mut [f32]) {
         if state.sum[0] == 0.0 {
             return out.fill(0.0);
         }
         let inverse = simd.splat(1.0 / state.sum[0]);
         for out in out.chunks_exact_mut(S::LANES) {
-            // Adding +0 turns a -0, which leaves no trace in a sum that goes on, into +0.
+            // Adding +0 turns -0 into +0, as any later addition would, so that the sign of a zero does not depend on how many
+            // additions follow.
             let value = simd.add(simd.load_slice(out), simd.zero());
             simd.store_slice(out, simd.mul(value, inverse));
         }

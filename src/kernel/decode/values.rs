@@ -1,9 +1,9 @@
-//! `O += P V` for a few rows: values along the lanes.
+//! `O += P V` for few query rows, with values along the lanes.
 
-use super::block::{Block, Group, ROWS};
+use super::block::{ROWS, RowBlock, RowGroup};
 use crate::element::Element;
 use crate::kernel::convert::load_from;
-use crate::kernel::prefetch::{Lines, Prefetch};
+use crate::kernel::prefetch::{Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
 use crate::simd::{ByStrip, Simd, kernel};
@@ -15,20 +15,20 @@ kernel! {
     /// * `values`: `[keys, value_dim]`, rows without gaps, any type
     /// * `probs`: `[rows][stride]`, `stride >= keys`
     /// * `out`: `[rows][value_dim rounded up]`
-    /// * `ahead`: what to prefetch meanwhile, all of it
+    /// * `prefetch`: rows to prefetch between the multiply-adds
     pub(crate) fn add_values<'a, S: Simd>(
         simd: S,
         values: Run<'a>,
         probs: &'a [f32],
         out: &'a mut [f32],
         stride: usize,
-        ahead: &'a Prefetch,
+        prefetch: &'a Prefetch,
     ) {
-        with_run!(values, values => add_all(simd, values, probs, out, stride, ahead));
+        with_run!(values, values => add_all(simd, values, probs, out, stride, prefetch));
     }
 }
 
-/// The sums of all rows, [`ROWS`] rows at a time.
+/// Adds to the sums of all rows, [`ROWS`] rows at a time.
 #[inline(always)]
 fn add_all<S: Simd, T: Element>(
     simd: S,
@@ -36,36 +36,36 @@ fn add_all<S: Simd, T: Element>(
     probs: &[f32],
     out: &mut [f32],
     stride: usize,
-    ahead: &Prefetch,
+    prefetch: &Prefetch,
 ) {
     let width = round_up_lanes(values.cols());
     let rows = probs.len() / stride;
     assert!(values.rows() <= stride && holds(out.len(), rows, width));
     let vectors = values.cols() / S::LANES;
-    let mut prefetches = ahead.lines();
-    let (mut left, mut from) = (Block::all(values), probs.as_ptr());
-    while left.count > 0 {
-        let (block, more) = left.split();
-        let mut group = Group { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
+    let mut prefetch_lines = prefetch.lines();
+    let (mut rest, mut from) = (RowBlock::all(values), probs.as_ptr());
+    while rest.count > 0 {
+        let (block, after) = rest.split();
+        let mut group = RowGroup { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
         for row in (0..rows).step_by(ROWS) {
-            // The first rows prefetch for all.
-            let lines = if row == 0 { &mut prefetches } else { &mut Lines::none() };
+            // The first group of rows prefetches.
+            let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
             let sums = Sums { simd, values: block, group, lines };
-            // SAFETY: the block is of values without gaps; the group has moved on to `row`, with as many rows of probs and of
-            // `out` from there on, and a row has a prob for every key (asserted).
+            // SAFETY: the block is of values without gaps; the group starts at `row`, so probs and `out` have `rows - row` rows
+            // from there on, and a row has a prob for every key (asserted).
             unsafe { S::strip(ROWS.min(rows - row), vectors, sums) };
             group = group.next();
         }
-        (left, from) = (more, from.wrapping_add(block.count));
+        (rest, from) = (after, from.wrapping_add(block.count));
     }
 }
 
-/// The values of a block for some rows.
+/// The product of a group's probs and a block of values.
 struct Sums<'a, 'l, S, T> {
     simd: S,
-    values: Block<T>,
-    group: Group,
-    lines: &'a mut Lines<'l>,
+    values: RowBlock<T>,
+    group: RowGroup,
+    lines: &'a mut PrefetchLines<'l>,
 }
 
 impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
@@ -78,7 +78,8 @@ impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
     }
 }
 
-/// Sums of R rows, strip after strip of N vectors. What is left is done a vector at a time, and the last one may be a part.
+/// Adds to the sums of R rows, one strip of N vectors after the other. The remaining vectors are done one at a time; the last
+/// one may be partial.
 ///
 /// # Safety
 /// * all rows of `values` are valid for reads of `cols` elements
@@ -86,17 +87,17 @@ impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
 #[inline(always)]
 unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     simd: S,
-    values: Block<T>,
-    group: Group,
-    lines: &mut Lines<'_>,
+    values: RowBlock<T>,
+    group: RowGroup,
+    lines: &mut PrefetchLines<'_>,
 ) {
     let wide = values.cols / (N * S::LANES) * (N * S::LANES);
     let whole = values.cols / S::LANES * S::LANES;
     let mut d = 0;
     while d < whole {
-        let values = Block { at: values.at.wrapping_add(d), cols: values.cols - d, ..values };
-        let group = Group { to: group.to.wrapping_add(d), ..group };
-        // SAFETY: as many vectors from d on as are within the row; the caller's promise.
+        let values = RowBlock { at: values.at.wrapping_add(d), cols: values.cols - d, ..values };
+        let group = RowGroup { to: group.to.wrapping_add(d), ..group };
+        // SAFETY: the vectors from d on that the strip reads are within the row; the caller's promise.
         unsafe {
             if d < wide {
                 strip::<S, T, R, N, true>(simd, values, group, lines);
@@ -108,14 +109,14 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
         }
     }
     if whole < values.cols {
-        let values = Block { at: values.at.wrapping_add(whole), cols: values.cols - whole, ..values };
-        let group = Group { to: group.to.wrapping_add(whole), ..group };
+        let values = RowBlock { at: values.at.wrapping_add(whole), cols: values.cols - whole, ..values };
+        let group = RowGroup { to: group.to.wrapping_add(whole), ..group };
         // SAFETY: the rest of each row, rounded up; the caller's promise.
         unsafe { strip::<S, T, R, 1, false>(simd, values, group, lines) };
     }
 }
 
-/// The first N vectors of each row of values; or, unless `WHOLE`, a row's only one, which is less than a vector.
+/// Adds to the first N vectors of each sum. Unless `WHOLE`, rows of values have less than one vector, and N is 1.
 ///
 /// # Safety
 /// * all rows of `values` are valid for reads of N vectors, or of `cols` elements, less than a vector
@@ -123,12 +124,12 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
 #[inline(always)]
 unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE: bool>(
     simd: S,
-    values: Block<T>,
-    group: Group,
-    lines: &mut Lines<'_>,
+    values: RowBlock<T>,
+    group: RowGroup,
+    lines: &mut PrefetchLines<'_>,
 ) {
-    let Block { mut at, stride, count, cols } = values;
-    let Group { from: probs, from_stride, to: out, to_stride: width } = group;
+    let RowBlock { mut at, stride, count, cols } = values;
+    let RowGroup { from: probs, from_stride, to: out, to_stride: width } = group;
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
         for (n, sum) in sums.iter_mut().enumerate() {
@@ -137,12 +138,12 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
         }
     }
     let bytes = N * S::LANES * size_of::<T>();
-    let mut share = lines.share(simd, count, bytes, at);
+    let mut loop_prefetch = lines.for_loop(simd, count, bytes, at);
     for j in 0..count {
-        share.ask(simd, j, bytes);
+        loop_prefetch.issue(simd, j, bytes);
         let mut vectors = [simd.zero(); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
-            // SAFETY: vector n of row j, or all of it: the caller's promise.
+            // SAFETY: vector n of row j, or all of the row: the caller's promise.
             *vector = unsafe {
                 match WHOLE {
                     true => simd.load_as(at.wrapping_add(n * S::LANES)),
@@ -168,8 +169,8 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
 }
 
 kernel! {
-    /// As [`add_values`], leaving out values whose score is -inf instead of multiplying them by 0: for tiles that hold NaN or
-    /// infinite values and hidden keys. Plain and slow; the chains are the same.
+    /// As [`add_values`], but values whose score is -inf are skipped, not multiplied by 0. It is for tiles that have both
+    /// hidden keys and values that are NaN or infinite. The loop is simple and slow; the chains are the same.
     pub(crate) fn add_visible_values<'a, S: Simd>(
         simd: S,
         values: Run<'a>,

@@ -1,4 +1,4 @@
-//! `out = O / l`: a panel divided by its sums and written as rows.
+//! `out = O / l`: divides a panel by its sums and writes it as rows.
 
 use crate::element::{Element, with_elements};
 use crate::kernel::shape::MAX_PANEL_LANES;
@@ -7,23 +7,23 @@ use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use std::ops::Range;
 
-/// Divides a panel by its sums and writes it as rows of the output, rounded to their type; a query that saw nothing gets zeros.
+/// Divides a panel by its sums and writes it as rows of the output, rounded to their type. A query that sees no key gets zeros.
 ///
-/// * `panel`: `[value_dim rounded up][lanes]`, a lane for each of the rows or more
-/// * `stage`: `lanes * value_dim` elements or more, for output rows with gaps between their elements
+/// * `panel`: `[value_dim rounded up][lanes]`, with a lane for each row, and the number of lanes
+/// * `row_buffer`: `lanes * value_dim` elements or more, for output rows with gaps between their elements
 ///
 /// # Panics
-/// If there are no such rows, or more of them than lanes.
+/// If `rows` are not within the output, or there are more rows than lanes.
 pub(crate) fn write_panel(
     isa: Isa,
     to: &mut AnyGroupRowsMut<'_>,
     rows: Range<usize>,
     panel: (&[f32], usize),
     state: &PanelState,
-    stage: &mut [f32],
+    row_buffer: &mut [f32],
 ) {
     assert!(rows.len() <= panel.1);
-    isa.run(WritePanel { to, rows, panel, state, stage });
+    isa.run(WritePanel { to, rows, panel, state, row_buffer });
 }
 
 struct WritePanel<'a, 'r> {
@@ -31,7 +31,7 @@ struct WritePanel<'a, 'r> {
     rows: Range<usize>,
     panel: (&'a [f32], usize),
     state: &'a PanelState,
-    stage: &'a mut [f32],
+    row_buffer: &'a mut [f32],
 }
 
 impl Kernel for WritePanel<'_, '_> {
@@ -39,8 +39,8 @@ impl Kernel for WritePanel<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let WritePanel { to, rows, panel, state, stage } = self;
-        with_elements!(to, to => write_rows(simd, to, rows, panel, state, stage));
+        let WritePanel { to, rows, panel, state, row_buffer } = self;
+        with_elements!(to, to => write_rows(simd, to, rows, panel, state, row_buffer));
     }
 }
 
@@ -51,7 +51,7 @@ fn write_rows<S: Simd, T: Element>(
     rows: Range<usize>,
     panel: (&[f32], usize),
     state: &PanelState,
-    stage: &mut [f32],
+    row_buffer: &mut [f32],
 ) {
     let count = rows.len();
     if to.has_contiguous_rows() {
@@ -63,18 +63,18 @@ fn write_rows<S: Simd, T: Element>(
     }
     let width = to.cols();
     let mut slices = <[&mut [f32]; MAX_PANEL_LANES]>::default();
-    for (slice, stage) in slices.iter_mut().zip(stage.chunks_exact_mut(width)) {
-        *slice = stage;
+    for (slice, buffer) in slices.iter_mut().zip(row_buffer.chunks_exact_mut(width)) {
+        *slice = buffer;
     }
     finish_rows::<S, f32>(simd, panel, state, &mut slices[..count]);
-    for (mut row, stage) in to.rows_mut(rows).zip(stage.chunks_exact(width)) {
-        row.fill_from(stage.iter().map(|&value| T::from_f32(value)));
+    for (mut row, buffer) in to.rows_mut(rows).zip(row_buffer.chunks_exact(width)) {
+        row.fill_from(buffer.iter().map(|&value| T::from_f32(value)));
     }
 }
 
-/// The same for rows without gaps.
+/// As [`write_rows`], for rows without gaps.
 ///
-/// * `rows`: one for each lane, of `value_dim`; lanes without a row are left out
+/// * `rows`: one for each lane, of `value_dim` elements; lanes without a row are not written
 #[inline(always)]
 fn finish_rows<S: Simd, T: Element>(
     simd: S,
@@ -86,16 +86,17 @@ fn finish_rows<S: Simd, T: Element>(
         let sum = simd.load_slice(&state.sum[first..]);
         let nothing = simd.eq(sum, simd.zero());
         let inverse = simd.div(simd.splat(1.0), sum);
-        let reach = rows.iter().map(|row| row.len()).min().unwrap_or(0);
+        let shortest = rows.iter().map(|row| row.len()).min().unwrap_or(0);
         for (b, panel) in panel.chunks_exact(S::LANES * lanes).enumerate() {
             let mut block = [simd.zero(); MAX_LANES];
             for n in 0..S::LANES {
-                // Adding +0 turns a -0, which leaves no trace in a sum that goes on, into +0.
+                // Adding +0 turns -0 into +0, as any later addition would, so that the sign of a zero does not depend on how
+                // many additions follow.
                 let out = simd.add(simd.load_slice(&panel[n * lanes + first..]), simd.zero());
                 block[n] = simd.select(nothing, simd.zero(), simd.mul(out, inverse));
             }
-            // SAFETY: `reach` is the shortest row's length.
-            unsafe { write_block(simd, simd.transpose(block), (&mut *rows, reach), b * S::LANES) };
+            // SAFETY: no row is shorter than `shortest`.
+            unsafe { write_block(simd, simd.transpose(block), (&mut *rows, shortest), b * S::LANES) };
         }
     }
 }
@@ -103,15 +104,15 @@ fn finish_rows<S: Simd, T: Element>(
 /// Writes a vector to each of at most `LANES` rows, from `at` on, up to the row's end.
 ///
 /// # Safety
-/// * no row is shorter than `reach`
+/// * no row is shorter than `shortest`
 #[inline(always)]
 unsafe fn write_block<S: Simd, T: Element>(
     simd: S,
     block: [S::F32; MAX_LANES],
-    (rows, reach): (&mut [&mut [T]], usize),
+    (rows, shortest): (&mut [&mut [T]], usize),
     at: usize,
 ) {
-    if rows.len() == S::LANES && at + S::LANES <= reach {
+    if rows.len() == S::LANES && at + S::LANES <= shortest {
         for n in 0..S::LANES {
             let row = &mut rows[n];
             // SAFETY: LANES elements from `at` on lie inside the row: the caller's promise.

@@ -1,4 +1,4 @@
-//! The keys and values of a tile, brought into the form in which the products of every panel read them.
+//! The keys and values of a tile, packed or widened for the products of all panels.
 
 #![forbid(unsafe_code)]
 
@@ -21,21 +21,21 @@ pub(super) struct TileOperands<'a> {
 
 /// The values of a tile.
 pub(super) enum TileValues<'a> {
-    /// For several panels.
+    /// Packed, for several panels.
     Packed(PackedValues<'a>),
-    /// As they lie in memory, for a lone panel; and where to pack them should they not be finite. Packing a tile of values
+    /// In place, for a task of one panel, with the buffer to pack them into if they are not finite. Packing a tile of values
     /// takes a quarter as long as one panel's product, and no other panel would use it.
     InPlace(Run<'a>, &'a mut [f32]),
 }
 
 impl TileValues<'_> {
-    /// Whether a hidden key's probability of 0 is enough to leave out its value: all are known to be finite.
+    /// Whether all values are known to be finite. Then a hidden key's prob of 0 is enough to leave out its value.
     pub(super) fn are_finite(&self) -> bool {
         matches!(self, TileValues::Packed(PackedValues { finite: true, .. }))
     }
 }
 
-/// The buffers that a tile's operands are copied to where they can't be read in place.
+/// Buffers for operands that can't be read in place.
 pub(super) struct OperandBuffers<'t> {
     pub(super) keys: &'t mut [f32],
     pub(super) values: &'t mut [f32],
@@ -43,7 +43,7 @@ pub(super) struct OperandBuffers<'t> {
 }
 
 impl OperandBuffers<'_> {
-    /// Elements that each of them needs for a task's tiles.
+    /// The length of each buffer for the tiles of a task.
     pub(super) fn lens(task: &TaskInput<'_>) -> [usize; 3] {
         [
             if task.keys.in_place().is_some() { 0 } else { task.tile_keys * score_steps(task) },
@@ -53,7 +53,7 @@ impl OperandBuffers<'_> {
     }
 }
 
-/// Steps of the sum that a score is: elements of a query, or pairs of them.
+/// Steps of the product that forms a score: elements of a query, or pairs of elements.
 pub(super) fn score_steps(task: &TaskInput<'_>) -> usize {
     match task.operands {
         Operands::F32 => task.head_dim(),
@@ -62,7 +62,7 @@ pub(super) fn score_steps(task: &TaskInput<'_>) -> usize {
 }
 
 impl<'a> TileOperands<'a> {
-    /// Packs the values of `keys` for `panels` panels, and copies the keys if they can't be read in place.
+    /// Packs the values of `keys` if there are several panels, and copies the keys if they can't be read in place.
     pub(super) fn new(
         task: &TaskInput<'a>,
         keys: Range<usize>,
@@ -78,7 +78,7 @@ impl<'a> TileOperands<'a> {
         };
         let keys = match (task.operands, task.keys.slice_rows(keys)) {
             (Operands::Bf16Pairs, Run::Bf16(keys)) => PanelKeys::Pairs(key_pairs(keys, buffers.keys), task.factor),
-            (_, keys) => PanelKeys::Wide(as_f32(isa, keys, buffers.keys)),
+            (_, keys) => PanelKeys::F32(as_f32(isa, keys, buffers.keys)),
         };
         TileOperands { keys, values }
     }
@@ -100,11 +100,11 @@ impl<'a> PackedValues<'a> {
         PackedValues { packed, blocks, finite }
     }
 
-    /// Adds them, times their probabilities, to a panel's output. A hidden key's probability is 0, which is enough unless its
-    /// value is not finite.
+    /// Adds the values, times their probs, to a panel's output. A hidden key's prob is 0, which leaves out its value if that is
+    /// finite; otherwise hidden keys are skipped.
     ///
-    /// * `first`: the index of the first probability's key among these
-    /// * `scores`: from before they were probabilities; read only where values are not finite
+    /// * `first`: the index in the tile of the first key that `probs` has
+    /// * `scores`: the scores of the same keys; read only if values are not finite
     pub(super) fn add(
         self,
         isa: Isa,

@@ -1,4 +1,4 @@
-//! Packs a tile of values in the order in which the products read them, widened to f32.
+//! Packs a tile of values in the order in which the products read them, and widens them to f32.
 
 use crate::element::Element;
 use crate::kernel::convert::load_from;
@@ -8,9 +8,9 @@ use crate::simd::{Isa, MAX_LANES, Simd, kernel};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
-/// How a tile of values is packed: even blocks of at most [`value_block_dims`] dimensions, and in each block key after key. So
-/// the product over the keys reads the values in one ascending stream. Rows of values would lie a power of two apart and crowd
-/// into a few sets of the L1 cache.
+/// The layout of a packed tile of values: even blocks of at most [`value_block_dims`] dimensions, and in each block one key
+/// after the other. So a product reads the values in one ascending stream. Unpacked rows often lie a power of two apart, and
+/// would compete for a few sets of the L1 cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ValueBlocks {
     keys: usize,
@@ -48,20 +48,20 @@ impl ValueBlocks {
         self.blocks.range(b)
     }
 
-    /// Where block `b` starts. Behind each block there is room for [`MAX_LANES`], because packing writes whole vectors.
+    /// The start of block `b`. [`MAX_LANES`] unused elements follow each block, because packing writes whole vectors.
     #[inline(always)]
     pub(crate) fn offset(&self, b: usize) -> usize {
         self.blocks.start(b) * self.keys + b * MAX_LANES
     }
 
-    /// Elements in all.
+    /// The number of elements, unused ones included.
     pub(crate) fn len(&self) -> usize {
         self.value_dim * self.keys + self.count() * MAX_LANES
     }
 }
 
 kernel! {
-    /// Packs the rows of a tile of values as `blocks` says and returns whether all of them are finite.
+    /// Packs a tile of values in the layout `blocks`. Returns whether all values are finite.
     ///
     /// * `values`: `[blocks.keys, value_dim]`, rows without gaps, any type
     /// * `packed`: `blocks.len()` elements
@@ -81,30 +81,31 @@ kernel! {
     }
 }
 
-/// Keys that are packed block after block before the next ones: their rows stay in the L1 cache meanwhile.
+/// Keys that are packed together, one block of dimensions after the other: their rows stay in the L1 cache until all blocks are
+/// done.
 const PACK_KEYS: usize = 32;
 
-/// Vectors of a key that packing writes in a block.
+/// Vectors that packing writes for each key of a block.
 const fn block_vectors<S: Simd>() -> usize {
     value_block_dims::<S>().div_ceil(S::LANES)
 }
 
-/// Packs all values; returns the largest bits of |value| that each lane has seen.
+/// Packs all values. Returns, for each lane, the largest bits of |value|.
 #[inline(always)]
 fn pack_blocks<S: Simd, T: Element>(simd: S, values: Matrix<'_, T>, blocks: ValueBlocks, packed: &mut [f32]) -> S::I32 {
     let width = const { block_vectors::<S>() * S::LANES };
-    const { assert!(block_vectors::<S>() * S::LANES <= MAX_LANES, "behind a block there is room for `MAX_LANES`") };
+    const { assert!(block_vectors::<S>() * S::LANES <= MAX_LANES, "`MAX_LANES` unused elements follow each block") };
     let mut largest = simd.splat_i32(0);
     for first in (0..blocks.keys).step_by(PACK_KEYS) {
         let keys = first..(first + PACK_KEYS).min(blocks.keys);
         for b in 0..blocks.count() {
-            // Whole vectors reach past a key's dimensions. What they write there is overwritten by the next key. Behind the
-            // last key it lies in the room between blocks, which is never read.
+            // Whole vectors extend past a key's dimensions. The elements there are overwritten by the next key. After the last
+            // key they fall into the unused elements between blocks, which are never read.
             let (dims, at) = (blocks.dims(b), blocks.offset(b));
             let to = &mut packed[at + keys.start * dims.len()..][..(keys.len() - 1) * dims.len() + width];
             if dims.start + width <= blocks.value_dim {
-                // SAFETY: of each of these keys, `width` elements from `dims.start` on lie inside the row; `to` has room for as
-                // many at `dims.len()` times the number of the last key.
+                // SAFETY: for each of these keys, `width` elements from `dims.start` on lie inside the row; `to` has `width`
+                // elements from `dims.len()` times the index of the last key on.
                 largest = unsafe { pack_block(simd, values, keys.clone(), dims, to, largest) };
             } else {
                 for (n, j) in keys.clone().enumerate() {
@@ -121,11 +122,11 @@ fn pack_blocks<S: Simd, T: Element>(simd: S, values: Matrix<'_, T>, blocks: Valu
     largest
 }
 
-/// Packs some dimensions of some keys; returns the larger of `largest` and the bits of every |value|.
+/// Packs the dimensions `dims` of `keys`. Returns the larger of `largest` and the bits of every |value|.
 ///
 /// # Safety
-/// * of every one of the keys, [`block_vectors`] vectors from `dims.start` on lie inside its row, and rows have no gaps
-/// * `to` has room for as many at `dims.len()` times the number of the last key, counted from the first
+/// * for every key, [`block_vectors`] vectors from `dims.start` on lie inside its row, and rows have no gaps
+/// * `to` has [`block_vectors`] vectors at `dims.len()` times the index of the last key, counted from the first of `keys`
 #[inline(always)]
 unsafe fn pack_block<S: Simd, T: Element>(
     simd: S,

@@ -1,4 +1,4 @@
-//! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest of each query.
+//! `S = K Q`: the scores of a tile of keys for a panel of queries, and the largest score of each query.
 
 use crate::element::Bf16Pair;
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
@@ -9,40 +9,40 @@ use crate::simd::{Isa, Simd, kernel};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
-/// Writes `scores[j][lane] = sum over e of keys[j][e] * queries[e][lane]`, times the factor that comes with pairs, and raises
-/// `max[lane]` to the largest of them.
+/// Writes `scores[j][lane] = sum over e of keys[j][e] * queries[e][lane]`, and raises `max[lane]` to the largest of them.
+/// Scores from pairs are also multiplied with the factor of [`PanelKeys::Pairs`].
 ///
-/// * `keys`: `[rows, head_dim]`, or their pairs, in rows without gaps, any stride: read in place
-/// * `queries`: a packed panel, `[head_dim or pairs][lanes]` (more rows are ignored), `lanes` being the length of `max`
+/// * `keys`: `[rows, head_dim]`, or their pairs; rows without gaps, at any stride
+/// * `queries`: a panel, `[head_dim or pairs][lanes]`, where `lanes` is the length of `max`; any further rows are ignored
 /// * `scores`: `[rows][lanes]`, written
-/// * `ahead`: what to prefetch meanwhile
+/// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn scores(
     isa: Isa,
     keys: PanelKeys<'_>,
     queries: &[f32],
     scores: &mut [f32],
     max: &mut [f32],
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) {
     match keys {
-        PanelKeys::Wide(keys) => f32_scores(isa, keys, queries, scores, max, ahead),
-        PanelKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, max, ahead),
+        PanelKeys::F32(keys) => f32_scores(isa, keys, queries, scores, max, prefetch),
+        PanelKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, max, prefetch),
     }
 }
 
-/// Keys of a tile, as the product reads them.
+/// The keys of a tile, as the product reads them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PanelKeys<'a> {
     /// As f32.
-    Wide(Matrix<'a, f32>),
-    /// As pairs, and the factor of the sums of their products.
+    F32(Matrix<'a, f32>),
+    /// As pairs, and the factor that the sums of products are multiplied with.
     Pairs(Matrix<'a, Bf16Pair>, f32),
 }
 
 impl PanelKeys<'_> {
     pub(crate) fn slice_rows(&self, range: Range<usize>) -> Self {
         match self {
-            PanelKeys::Wide(keys) => PanelKeys::Wide(keys.slice_rows(range)),
+            PanelKeys::F32(keys) => PanelKeys::F32(keys.slice_rows(range)),
             PanelKeys::Pairs(keys, factor) => PanelKeys::Pairs(keys.slice_rows(range), *factor),
         }
     }
@@ -56,14 +56,14 @@ kernel! {
         queries: &'a [f32],
         scores: &'a mut [f32],
         max: &'a mut [f32],
-        ahead: &'a mut Prefetch,
+        prefetch: &'a mut Prefetch,
     ) {
-        panel_scores((simd, F32Fma::new()), keys, queries, scores, max, ahead);
+        panel_scores((simd, F32Fma::new()), keys, queries, scores, max, prefetch);
     }
 }
 
 kernel! {
-    /// [`scores`] of pairs of bf16, times the factor.
+    /// [`scores`] of keys as pairs of bf16.
     fn pair_scores<'a, S: Simd, D: PairDots>(
         simd: S,
         dots: D,
@@ -71,10 +71,10 @@ kernel! {
         queries: &'a [f32],
         scores: &'a mut [f32],
         max: &'a mut [f32],
-        ahead: &'a mut Prefetch,
+        prefetch: &'a mut Prefetch,
     ) {
         let (keys, factor) = keys;
-        panel_scores((simd, Bf16Dots { dots, factor }), keys, queries, scores, max, ahead);
+        panel_scores((simd, Bf16Dots { dots, factor }), keys, queries, scores, max, prefetch);
     }
 }
 
@@ -85,16 +85,16 @@ fn panel_scores<S: Simd, M: Multiply<S>>(
     queries: &[f32],
     scores: &mut [f32],
     max: &mut [f32],
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) {
     match max.len() / S::LANES {
-        1 => block_scores::<S, M, 1>(arithmetic, keys, queries, scores, max, ahead),
-        2 => block_scores::<S, M, 2>(arithmetic, keys, queries, scores, max, ahead),
+        1 => block_scores::<S, M, 1>(arithmetic, keys, queries, scores, max, prefetch),
+        2 => block_scores::<S, M, 2>(arithmetic, keys, queries, scores, max, prefetch),
         vectors => unreachable!("a panel of {vectors} vectors"),
     }
 }
 
-/// The scores of block after block of keys. A block has at most as many keys as a product has rows.
+/// The scores of one block of keys after the other. A block has at most `product_rows` keys.
 #[inline(always)]
 fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
     (simd, multiply): (S, M),
@@ -102,13 +102,13 @@ fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
     queries: &[f32],
     scores: &mut [f32],
     max: &mut [f32],
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) {
     let lanes = V * S::LANES;
     assert!(max.len() == lanes && keys.has_contiguous_rows());
     assert!(holds(queries.len(), keys.cols(), lanes) && holds(scores.len(), keys.rows(), lanes));
-    let mut block = Block::<S, M, V> {
-        ahead,
+    let mut block = ScoreTile::<S, M, V> {
+        prefetch,
         arithmetic: (simd, multiply),
         keys: Left { at: keys.as_ptr(), row: keys.row_stride(), step: 1 },
         queries: queries.as_ptr(),
@@ -125,7 +125,7 @@ fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
         // Wrapping: keys of no elements may have any stride.
         let offset = keys.row_stride().wrapping_mul(rows.start as isize);
         block.keys.at = keys.as_ptr().wrapping_offset(offset);
-        // SAFETY: these rows of the keys and of the scores, which are there (asserted above); no more than `product_rows`.
+        // SAFETY: these rows of the keys and of the scores exist (asserted above), and they are no more than `product_rows`.
         unsafe { by_rows::<S, V>(rows.len(), &mut block) };
         block.scores = block.scores.wrapping_add(rows.len() * lanes);
     }
@@ -134,9 +134,9 @@ fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
     }
 }
 
-/// Some keys against the panel.
-struct Block<'a, S: Simd, M: Multiply<S>, const V: usize> {
-    ahead: &'a mut Prefetch,
+/// The product of a block of keys and the panel's queries.
+struct ScoreTile<'a, S: Simd, M: Multiply<S>, const V: usize> {
+    prefetch: &'a mut Prefetch,
     arithmetic: (S, M),
     keys: Left<M::Step>,
     queries: *const f32,
@@ -145,15 +145,16 @@ struct Block<'a, S: Simd, M: Multiply<S>, const V: usize> {
     max: [S::F32; V],
 }
 
-impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for Block<'_, S, M, V> {
+impl<S: Simd, M: Multiply<S>, const V: usize> ByRows<S> for ScoreTile<'_, S, M, V> {
     /// # Safety
-    /// * `keys` is valid for R rows of `steps`, `queries` for as many, `scores` for writes of R rows
+    /// * `keys` is valid for R rows of `steps` steps, `queries` for `steps` steps, `scores` for writes of R rows
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
         let (simd, _) = self.arithmetic;
         let queries = Right { at: self.queries, step: (V * S::LANES) as isize };
         // SAFETY: the caller's promise.
-        let scores = unsafe { product::<S, M, f32, R, V>(self.arithmetic, self.keys, queries, self.steps, self.ahead) };
+        let scores =
+            unsafe { product::<S, M, f32, R, V>(self.arithmetic, self.keys, queries, self.steps, self.prefetch) };
         for (r, row) in scores.into_iter().enumerate() {
             for (v, scores) in row.into_iter().enumerate() {
                 self.max[v] = simd.max(self.max[v], scores);

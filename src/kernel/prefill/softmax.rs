@@ -10,22 +10,23 @@
 //! P = 2^r * 2^(n - m)     the exponent held at 0 or above as an integer: below 2^-126, P is exactly 0
 //! ```
 //!
-//! m is set [`SLACK`](crate::kernel::state::SLACK) above the maximum that moved it. So it moves rarely, and P never exceeds 1.
+//! When m moves, it is set [`SLACK`](crate::kernel::state::SLACK) above the largest score. So it moves rarely, and P never
+//! exceeds 1.
 
-use crate::kernel::state::{FAR, PanelState, base, near, power_of_two, raised};
+use crate::kernel::state::{FAR, PanelState, base, max_or_zero, power_of_two, raise_max};
 use crate::simd::exp::{ROUND, exp2_fractions};
 use crate::simd::{Simd, kernel};
 
-/// Scores are raised to this. It is far enough below any m within `FAR` that the prob is 0, and near enough to 0 that every step
-/// of the formula stays finite. -inf, which marks hidden keys, becomes this.
+/// The lowest score: lower ones, and -inf of hidden keys, are replaced by it. It is so far below any m within `FAR` that its
+/// prob is 0, and so close to 0 that every step of the formula stays finite.
 const LOWEST: f32 = -8_388_608.0; // -2^23
 
 kernel! {
-    /// Turns scores into probs and folds them into the state. Where the maximum moves, rescales what was summed before.
+    /// Turns scores into probs and adds them to the state. Where the maximum moves, rescales the sums so far.
     ///
-    /// * `scores`: `[keys][lanes]`, in units of log2, -inf where hidden; holds probs afterwards
+    /// * `scores`: `[keys][lanes]`, in units of log2, -inf where hidden; holds the probs afterwards
     /// * `tile_max`: the largest score of each lane; its length is the number of lanes
-    /// * `out`: `[value_dim][lanes]`, the values summed so far; empty before the first
+    /// * `out`: `[value_dim][lanes]`, the values summed so far; empty for the first tile
     pub(crate) fn softmax<'a, S: Simd>(
         simd: S,
         scores: &'a mut [f32],
@@ -54,15 +55,15 @@ fn panel_softmax<S: Simd, const V: usize>(
     let (mut max, mut sum): ([S::F32; V], [S::F32; V]) = (load(simd, &state.max), load(simd, &state.sum));
     let tile_max: [S::F32; V] = load(simd, tile_max);
 
-    // 1. Move the maximum where a score passed it, and rescale. (Loops: a closure that is not inlined is compiled without the
-    //    level's instructions.)
+    // 1. Move the maximum where a score exceeds it, and rescale. (Loops and not closures, because a closure that is not inlined
+    //    is compiled without the level's instructions.)
     let mut moved = false;
     let mut factors = [simd.splat(1.0); V];
     for v in 0..V {
         let passed = simd.lt(max[v], tile_max[v]);
         if simd.any(passed) {
             let old = max[v];
-            max[v] = simd.select(passed, raised(simd, tile_max[v]), old);
+            max[v] = simd.select(passed, raise_max(simd, tile_max[v]), old);
             factors[v] = simd.select(passed, power_of_two(simd, simd.sub(old, max[v])), simd.splat(1.0));
             moved = true;
         }
@@ -77,11 +78,11 @@ fn panel_softmax<S: Simd, const V: usize>(
         store::<S, V>(simd, &mut state.max, max);
     }
 
-    // 2. Bring lanes of giant scores near 0.
+    // 2. In lanes whose |m| is above `FAR`, subtract m from the scores, so that the formula stays exact.
     let mut any_far = false;
     let mut shift = [simd.zero(); V];
     for v in 0..V {
-        max[v] = near(simd, max[v]);
+        max[v] = max_or_zero(simd, max[v]);
         let far = simd.lt(simd.splat(FAR), simd.abs(max[v]));
         if simd.any(far) {
             shift[v] = simd.select(far, max[v], simd.zero());
@@ -98,7 +99,8 @@ fn panel_softmax<S: Simd, const V: usize>(
         }
     }
 
-    // 3. Probs and their sum. It starts from zero and is added at the end, so that long rows don't swallow small probs.
+    // 3. Probs and their sum. Scores now become probs. Their sum starts from zero for each tile, so that small probs are not
+    //    lost against the sum of a long row.
     let mut bases = [simd.zero(); V];
     for v in 0..V {
         bases[v] = base(simd, max[v]);

@@ -1,4 +1,4 @@
-//! `O += V P`: the values of a tile of keys times the probs of a panel of queries.
+//! `O += V P`: the values of a tile of keys, times the probs of a panel of queries, added to the panel's output.
 
 use crate::element::Element;
 use crate::kernel::arithmetic::F32Fma;
@@ -14,22 +14,23 @@ use crate::tensor::matrix::Matrix;
 kernel! {
     /// Adds `sum over j of values[j][d] * probs[j][lane]` to `out[d][lane]`.
     ///
-    /// * `values`: packed by [`pack_values`](super::pack::pack_values), laid out as its `blocks` say; keys from its number on
+    /// * `values`: packed by [`pack_values`](super::pack::pack_values), the blocks that they are packed in, and the index of
+    ///   the first key that `probs` has
     /// * `probs`: `[keys][lanes]`
-    /// * `out`: `[value_dim][lanes]` (more rows are left alone), and whether this is the first sum: then it is written over
-    ///   what is there
-    /// * `ahead`: what to prefetch meanwhile
+    /// * `out`: `[value_dim][lanes]`, and whether this is the panel's first sum, which overwrites `out`; any further rows are
+    ///   left as they are
+    /// * `prefetch`: rows to prefetch between the multiply-adds
     pub(crate) fn add_values<'a, S: Simd>(
         simd: S,
         values: (&'a [f32], ValueBlocks, usize),
         probs: &'a [f32],
         out: (&'a mut [f32], bool),
         lanes: usize,
-        ahead: &'a mut Prefetch,
+        prefetch: &'a mut Prefetch,
     ) {
         match lanes / S::LANES {
-            1 => add_blocks::<S, 1>(simd, values, probs, out, ahead),
-            2 => add_blocks::<S, 2>(simd, values, probs, out, ahead),
+            1 => add_blocks::<S, 1>(simd, values, probs, out, prefetch),
+            2 => add_blocks::<S, 2>(simd, values, probs, out, prefetch),
             vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }
@@ -41,7 +42,7 @@ fn add_blocks<S: Simd, const V: usize>(
     (values, blocks, first): (&[f32], ValueBlocks, usize),
     probs: &[f32],
     (out, is_first): (&mut [f32], bool),
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) {
     let lanes = V * S::LANES;
     let keys = probs.len() / lanes;
@@ -52,8 +53,8 @@ fn add_blocks<S: Simd, const V: usize>(
         let values = values[blocks.offset(b) + first * dims.len()..].as_ptr();
         let products = EvenBlocks::new(dims.len(), product_rows::<S>(V));
         for part in (0..products.count).map(|p| products.range(p)) {
-            let mut block = Block::<S, V> {
-                ahead: &mut *ahead,
+            let mut block = ValueTile::<S, V> {
+                prefetch: &mut *prefetch,
                 simd,
                 values: Left { at: values.wrapping_add(part.start), row: 1, step: dims.len() as isize },
                 probs: probs.as_ptr(),
@@ -61,16 +62,17 @@ fn add_blocks<S: Simd, const V: usize>(
                 out: out[(dims.start + part.start) * lanes..].as_mut_ptr(),
                 is_first,
             };
-            // SAFETY: there are values for all of `blocks`, of which these keys and dimensions are a part, probs for the keys
-            // and room for the dimensions (asserted above); no more dimensions than `product_rows`.
+            // SAFETY: there are values for all of `blocks`, and these keys and dimensions are within it; there are probs for
+            // the keys, and `out` has a row for each dimension (asserted above). The dimensions are no more than
+            // `product_rows`.
             unsafe { by_rows::<S, V>(part.len(), &mut block) };
         }
     }
 }
 
-/// Some dimensions of the values for the panel.
-struct Block<'a, S: Simd, const V: usize> {
-    ahead: &'a mut Prefetch,
+/// The product of some dimensions of the values and a panel's probs.
+struct ValueTile<'a, S: Simd, const V: usize> {
+    prefetch: &'a mut Prefetch,
     simd: S,
     values: Left<f32>,
     probs: *const f32,
@@ -79,7 +81,7 @@ struct Block<'a, S: Simd, const V: usize> {
     is_first: bool,
 }
 
-impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
+impl<S: Simd, const V: usize> ByRows<S> for ValueTile<'_, S, V> {
     /// # Safety
     /// * `values` is valid for R rows of `keys` steps, `probs` for `keys` steps, `out` for reads and writes of R rows
     #[inline(always)]
@@ -87,7 +89,7 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
         let arithmetic = (self.simd, F32Fma::new());
         let probs = Right { at: self.probs, step: (V * S::LANES) as isize };
         // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, _, f32, R, V>(arithmetic, self.values, probs, self.keys, self.ahead) };
+        let sums = unsafe { product::<S, _, f32, R, V>(arithmetic, self.values, probs, self.keys, self.prefetch) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 let out = self.out.wrapping_add((r * V + v) * S::LANES);
@@ -101,14 +103,18 @@ impl<S: Simd, const V: usize> ByRows<S> for Block<'_, S, V> {
 }
 
 kernel! {
-    /// As [`add_values`], from values as they lie in memory, widened with each use: for a panel that has a tile to itself,
-    /// packing would cost more than it saves. A row of this product is a query, whose probs are broadcast, and values lie along
-    /// the lanes; the chains are the same. Returns whether all sums are finite. Otherwise `out` is as before, because a value
-    /// that is not finite may belong to a hidden key.
+    /// As [`add_values`], from values that are not packed, for a task of one panel. Values are widened at each use. Packing a
+    /// tile would cost more than it saves if only one panel uses it.
+    ///
+    /// A row of this product is a query: its probs are broadcast, and values lie along the lanes. The chains of multiply-adds
+    /// are those of [`add_values`].
+    ///
+    /// Returns whether all sums are finite. If not, `out` is left as it is, because a value that is not finite may belong to a
+    /// hidden key.
     ///
     /// * `values`: `[keys, value_dim]`, rows without gaps, whole vectors
     /// * `probs`: `[keys][lanes]`
-    /// * `sums`: `[lanes][value_dim]` or more, for what is added
+    /// * `sums`: a buffer for the sums, `[lanes][value_dim]` or longer
     pub(crate) fn add_values_in_place<'a, S: Simd>(
         simd: S,
         values: Run<'a>,
@@ -116,13 +122,13 @@ kernel! {
         sums: &'a mut [f32],
         out: (&'a mut [f32], bool),
         lanes: usize,
-        ahead: &'a mut Prefetch,
+        prefetch: &'a mut Prefetch,
     ) -> bool {
         let (out, is_first) = out;
         let width = values.cols();
         assert!(holds(out.len(), lanes, width));
         let sums = &mut sums[..lanes * width];
-        let not_finite = with_run!(values, values => sum_rows(simd, values, probs, sums, lanes, ahead));
+        let not_finite = with_run!(values, values => sum_rows(simd, values, probs, sums, lanes, prefetch));
         if not_finite {
             return false;
         }
@@ -140,18 +146,18 @@ fn sum_rows<S: Simd, T: Element>(
     probs: &[f32],
     sums: &mut [f32],
     lanes: usize,
-    ahead: &mut Prefetch,
+    prefetch: &mut Prefetch,
 ) -> bool {
     let width = values.cols();
     assert!(values.has_contiguous_rows() && width.is_multiple_of(S::LANES) && lanes.is_multiple_of(S::LANES));
     assert!(holds(probs.len(), values.rows(), lanes) && holds(sums.len(), lanes, width));
-    // (A sum times 0 is 0, or NaN where it is not finite.)
+    // A sum times 0 is 0 if the sum is finite, and NaN if not.
     let mut finite = simd.zero();
     let queries = EvenBlocks::new(lanes, product_rows::<S>(PANEL_VECTORS));
     for rows in (0..queries.count).map(|b| queries.range(b)) {
         for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
-            let mut block = RowBlock {
-                ahead: &mut *ahead,
+            let mut block = RowTile {
+                prefetch: &mut *prefetch,
                 simd,
                 probs: Left { at: probs[rows.start..].as_ptr(), row: 1, step: lanes as isize },
                 values: Right { at: values.as_ptr().wrapping_add(d), step: values.row_stride() },
@@ -160,13 +166,14 @@ fn sum_rows<S: Simd, T: Element>(
                 width,
                 finite,
             };
-            // SAFETY: there is a prob for every key and lane, there are sums for every lane, and rows of values and sums, which
-            // are as long, are whole vectors (asserted above); no more rows than `product_rows` of two vectors, nor of one.
+            // SAFETY: there is a prob for every key and lane, and a row of sums for every lane; rows of values and of sums have
+            // the same length, in whole vectors (asserted above). The rows are no more than `product_rows` of two vectors, nor
+            // of one.
             unsafe {
                 if d + PANEL_VECTORS * S::LANES <= width {
-                    by_rows::<S, PANEL_VECTORS>(rows.len(), &mut Wide::<S, _, PANEL_VECTORS>(&mut block));
+                    by_rows::<S, PANEL_VECTORS>(rows.len(), &mut RowTileVectors::<S, _, PANEL_VECTORS>(&mut block));
                 } else {
-                    by_rows::<S, 1>(rows.len(), &mut Wide::<S, _, 1>(&mut block));
+                    by_rows::<S, 1>(rows.len(), &mut RowTileVectors::<S, _, 1>(&mut block));
                 }
             }
             finite = block.finite;
@@ -175,29 +182,29 @@ fn sum_rows<S: Simd, T: Element>(
     simd.sum(finite) != 0.0
 }
 
-/// Some queries' sums of some dimensions.
-struct RowBlock<'a, S: Simd, T> {
-    ahead: &'a mut Prefetch,
+/// The product of some queries' probs and up to two vectors of each value.
+struct RowTile<'a, S: Simd, T> {
+    prefetch: &'a mut Prefetch,
     simd: S,
     probs: Left<f32>,
     values: Right<T>,
     keys: usize,
     sums: *mut f32,
-    /// Between one query's sums and the next one's.
+    /// From one query's sums to the next one's, in elements.
     width: usize,
-    /// 0 so long as all sums are finite.
+    /// 0 as long as all sums are finite, NaN afterwards.
     finite: S::F32,
 }
 
-impl<S: Simd, T: Element> RowBlock<'_, S, T> {
+impl<S: Simd, T: Element> RowTile<'_, S, T> {
     /// # Safety
-    /// * `probs` is valid for R rows of `keys` steps, `values` for V vectors at as many, `sums` for writes of V vectors in R
-    ///   rows
+    /// * `probs` is valid for R rows of `keys` steps, `values` for V vectors at each of these steps, `sums` for writes of V
+    ///   vectors in R rows
     #[inline(always)]
     unsafe fn sum<const R: usize, const V: usize>(&mut self) {
         let arithmetic = (self.simd, F32Fma::new());
         // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.probs, self.values, self.keys, self.ahead) };
+        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.probs, self.values, self.keys, self.prefetch) };
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 self.finite = self.simd.mul_add(sum, self.simd.zero(), self.finite);
@@ -208,12 +215,12 @@ impl<S: Simd, T: Element> RowBlock<'_, S, T> {
     }
 }
 
-/// A [`RowBlock`] of V vectors.
-struct Wide<'b, 'a, S: Simd, T, const V: usize>(&'b mut RowBlock<'a, S, T>);
+/// A [`RowTile`] of V vectors.
+struct RowTileVectors<'b, 'a, S: Simd, T, const V: usize>(&'b mut RowTile<'a, S, T>);
 
-impl<S: Simd, T: Element, const V: usize> ByRows<S> for Wide<'_, '_, S, T, V> {
+impl<S: Simd, T: Element, const V: usize> ByRows<S> for RowTileVectors<'_, '_, S, T, V> {
     /// # Safety
-    /// As [`RowBlock::sum`].
+    /// As [`RowTile::sum`].
     #[inline(always)]
     unsafe fn call<const R: usize>(&mut self) {
         // SAFETY: the caller's promise.
@@ -221,7 +228,7 @@ impl<S: Simd, T: Element, const V: usize> ByRows<S> for Wide<'_, '_, S, T, V> {
     }
 }
 
-/// Adds rows to a panel, transposed, or writes them over what is there: `out[c][lane] += rows[lane][c]`.
+/// Adds the transpose of `rows` to a panel: `out[c][lane] += rows[lane][c]`. If `is_first`, it overwrites `out` instead.
 #[inline(always)]
 fn add_transposed<S: Simd>(simd: S, rows: &LaneRows<'_, f32>, (out, is_first): (&mut [f32], bool), lanes: usize) {
     for (b, out) in out.chunks_exact_mut(S::LANES * lanes).take(rows.len() / S::LANES).enumerate() {
@@ -237,9 +244,9 @@ fn add_transposed<S: Simd>(simd: S, rows: &LaneRows<'_, f32>, (out, is_first): (
 }
 
 kernel! {
-    /// As [`add_values`], for a tile that holds NaN or infinite values and keys that are hidden from some of the queries: where
-    /// `scores[j][lane]` is -inf the value is left out instead of multiplied by 0. Plain and slow, because it is rare; the chain
-    /// of multiply-adds is the same.
+    /// As [`add_values`], for a tile that has values that are NaN or infinite, and keys that are hidden from some of the
+    /// queries. Where `scores[j][lane]` is -inf, the value is skipped, not multiplied by 0. The loop is simple and slow,
+    /// because the case is rare. The chain of multiply-adds is the same.
     pub(crate) fn add_visible_values<'a, S: Simd>(
         simd: S,
         values: (&'a [f32], ValueBlocks, usize),
