@@ -71,6 +71,7 @@
 #[cfg(feature = "ndarray")]
 mod arrays;
 mod axis;
+mod axis_loop;
 mod backward;
 mod buffers;
 mod column;
@@ -82,15 +83,16 @@ mod fold;
 mod forward;
 mod gradients;
 mod level;
+mod line_states;
 mod number;
 mod rare;
 mod row;
 mod scale;
 mod sealed;
 mod state;
+mod strips;
 #[cfg(test)]
 mod tests;
-mod walk;
 
 #[cfg(feature = "ndarray")]
 pub use arrays::{log_softmax_axis, log_softmax_axis_in_place, logsumexp_axis, softmax_axis, softmax_axis_in_place};

@@ -50,7 +50,7 @@ fn hide<S: Simd>(simd: S, sees: Row<'_, u8>, to: &mut [f32]) {
     if let Some(sees) = sees.as_slice() {
         for (sees, to) in sees.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
             // SAFETY: a chunk has LANES elements.
-            let sees = unsafe { simd.load_answers(sees.as_ptr()) };
+            let sees = unsafe { simd.load_mask(sees.as_ptr()) };
             simd.store_slice(to, simd.select(sees, simd.load_slice(to), hidden));
         }
     }

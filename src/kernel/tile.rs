@@ -2,7 +2,7 @@
 
 use super::arithmetic::F32Fma;
 use super::score_tensors::PanelTensors;
-use super::transpose::{LaneRows, load_answers, load_block};
+use super::transpose::{LaneRows, load_block, load_mask};
 use crate::element::{ByElement, Element, bf16, f16};
 use crate::score::{Alibi, BiasTensor, Softcap, Unit};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
@@ -329,7 +329,7 @@ impl<S: Simd> LaneVectors<'_, S> {
             None => [none.bias; MAX_LANES],
         };
         let answers = match mask {
-            Some(mask) => simd.transpose_answers(load_answers(simd, mask, lane, at)),
+            Some(mask) => simd.transpose_masks(load_mask(simd, mask, lane, at)),
             None => [none.attends; MAX_LANES],
         };
         let scores = &mut self.scores[keys.start * lanes..keys.end * lanes];

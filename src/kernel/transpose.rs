@@ -240,12 +240,12 @@ pub(super) fn load_block<S: Simd, M: Multiply<S>>(
 
 /// The answers of `LANES` rows, for `LANES` keys from `at` on.
 #[inline(always)]
-pub(super) fn load_answers<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
+pub(super) fn load_mask<S: Simd>(simd: S, rows: &LaneRows<'_, u8>, first: usize, at: usize) -> [S::Mask; MAX_LANES] {
     assert!(at + S::LANES <= rows.len());
     let mut answers = [simd.lt(simd.zero(), simd.zero()); MAX_LANES];
     for (n, answers) in answers.iter_mut().enumerate().take(S::LANES) {
         // SAFETY: LANES elements from `at` on lie inside the row.
-        *answers = unsafe { simd.load_answers(rows.from(first + n, at).as_ptr()) };
+        *answers = unsafe { simd.load_mask(rows.from(first + n, at).as_ptr()) };
     }
     answers
 }

@@ -42,7 +42,7 @@ unsafe impl Simd for Avx2 {
     const PRODUCT_ROWS: [usize; 2] = [12, 6];
     // Sixteen registers have no room for a second chain beside the constants.
     const EXP_VECTORS: usize = 1;
-    const PICKS_OF_SIXTEEN: bool = false;
+    const HAS_PICK_16: bool = false;
 
     // Eight chains keep the multipliers busy and leave registers for the operands. Three rows have six: nine would not fit.
     dot_tiles! {
@@ -113,7 +113,7 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_answers(self, p: *const u8) -> __m256 {
+    unsafe fn load_mask(self, p: *const u8) -> __m256 {
         // SAFETY: the caller's promise (of eight bytes); the token for the instruction.
         let bytes = unsafe { _mm_loadl_epi64(p.cast()) };
         op!(self, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256())))
@@ -264,7 +264,7 @@ unsafe impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    fn transpose_answers(self, rows: [__m256; MAX_LANES]) -> [__m256; MAX_LANES] {
+    fn transpose_masks(self, rows: [__m256; MAX_LANES]) -> [__m256; MAX_LANES] {
         self.transpose(rows)
     }
     #[inline(always)]

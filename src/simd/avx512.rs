@@ -200,7 +200,7 @@ unsafe impl Simd for Avx512 {
     const PRODUCT_ROWS: [usize; 2] = [16, 8];
     // Four vectors, which the registers hold with all constants, take 0.88 of the time of one.
     const EXP_VECTORS: usize = 4;
-    const PICKS_OF_SIXTEEN: bool = true;
+    const HAS_PICK_16: bool = true;
 
     // A lone row reads two of the others at a time, nearly straight on, and folds eight such groups together: with four, eight
     // or sixteen side by side, bare loops over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5). More rows share each
@@ -296,7 +296,7 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_answers(self, p: *const u8) -> __mmask16 {
+    unsafe fn load_mask(self, p: *const u8) -> __mmask16 {
         // SAFETY: the caller's promise (of sixteen bytes); the token for the instruction.
         let bytes = unsafe { _mm_loadu_si128(p.cast()) };
         op!(self, _mm_test_epi8_mask(bytes, bytes))
@@ -472,7 +472,7 @@ unsafe impl Simd for Avx512 {
         })
     }
     #[inline(always)]
-    fn transpose_answers(self, rows: [__mmask16; MAX_LANES]) -> [__mmask16; MAX_LANES] {
+    fn transpose_masks(self, rows: [__mmask16; MAX_LANES]) -> [__mmask16; MAX_LANES] {
         // Row by row in the lanes of one vector; column c is what bit c of each says.
         // SAFETY: sixteen masks are 32 bytes; the token for the instruction.
         let rows = unsafe { _mm256_loadu_si256(rows.as_ptr().cast()) };

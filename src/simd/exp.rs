@@ -107,21 +107,21 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     simd.mul(simd.mul(p, power(half)), power(simd.sub_i32(n, half)))
 }
 
-/// 2^24: [`exp_weight`] counts in units of its inverse.
-pub(crate) const WEIGHT_ONE: f32 = 16_777_216.0;
+/// 2^24: [`exp_scaled`] counts in units of its inverse.
+pub(crate) const SCALED_ONE: f32 = 16_777_216.0;
 
 /// 2^24 * exp(x) for x <= 0, as far off as [`exp`] is; exactly 0 where exp(x) rounds to 0, NaN for NaN and for infinity.
 ///
 /// The factor cancels where weights are divided by their sum. So the whole range of [`exp`], down to its denormal results, has
 /// normal numbers here.
 #[inline(always)]
-pub(crate) fn exp_weight<S: Simd>(simd: S, x: S::F32) -> S::F32 {
-    if S::PICKS_OF_SIXTEEN { weight_from_root(simd, x) } else { weight_from_polynomial(simd, x) }
+pub(crate) fn exp_scaled<S: Simd>(simd: S, x: S::F32) -> S::F32 {
+    if S::HAS_PICK_16 { scaled_from_table(simd, x) } else { scaled_from_polynomial(simd, x) }
 }
 
 /// One factor 2^n makes the weight where [`exp`] needs two: what is below the range meets the bit pattern of +0.
 #[inline(always)]
-fn weight_from_polynomial<S: Simd>(simd: S, x: S::F32) -> S::F32 {
+fn scaled_from_polynomial<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     // exp(-104.8) is 2^-151.2: its exponent field, -151 + 127 + 24, is 0.
     let x = simd.max(simd.splat(-104.8), x);
     let (p, exponent) = exp_parts(simd, x, 127.0 + 24.0);
@@ -135,7 +135,7 @@ fn weight_from_polynomial<S: Simd>(simd: S, x: S::F32) -> S::F32 {
 /// Eight multiply-adds where the polynomial has eleven, in a chain of 29 cycles instead of 42, which is more than the
 /// processor can look past: 5.3 cycles a vector instead of 8.4 on Zen 5.
 #[inline(always)]
-fn weight_from_root<S: Simd>(simd: S, x: S::F32) -> S::F32 {
+fn scaled_from_table<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let round = simd.splat(ROUND);
     let shifted = simd.mul_add(x, simd.splat(16.0 * LOG2_E), round);
     let k = simd.sub(shifted, round);
@@ -148,12 +148,12 @@ fn weight_from_root<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let root = simd.bits(simd.pick(simd.load_slice(&ROOTS), k));
     let power = simd.float_of_bits(simd.add_i32(root, simd.shl_i32::<19>(k)));
     // Below the range, power means nothing. (A NaN is not below it, and `expm1` is still one.)
-    let in_range = simd.not_lt(x, simd.splat(LEAST_WEIGHT));
+    let in_range = simd.not_lt(x, simd.splat(LEAST_EXPONENT));
     simd.select(in_range, simd.mul_add(power, expm1, power), simd.zero())
 }
 
 /// exp of this is 2^-150.01 and rounds to 0; its weight would have an exponent field of 0.
-const LEAST_WEIGHT: f32 = -103.98;
+const LEAST_EXPONENT: f32 = -103.98;
 
 /// ln(2) / 16: its product with any k is exact within a fused multiply-add.
 const STEP: f32 = std::f32::consts::LN_2 / 16.0;

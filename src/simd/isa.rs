@@ -91,9 +91,9 @@ impl Isa {
         lanes(self)
     }
 
-    /// [`Simd::PICKS_OF_SIXTEEN`](crate::simd::vector::Simd::PICKS_OF_SIXTEEN) of this level.
-    pub(crate) fn picks_of_sixteen(self) -> bool {
-        picks_of_sixteen(self)
+    /// [`Simd::HAS_PICK_16`](crate::simd::vector::Simd::HAS_PICK_16) of this level.
+    pub(crate) fn has_pick_16(self) -> bool {
+        has_pick_16(self)
     }
 
     /// Runs `kernel` compiled for this level.
@@ -135,5 +135,5 @@ kernel! {
     fn lanes<S: Simd>(_simd: S) -> usize { S::LANES }
 }
 kernel! {
-    fn picks_of_sixteen<S: Simd>(_simd: S) -> bool { S::PICKS_OF_SIXTEEN }
+    fn has_pick_16<S: Simd>(_simd: S) -> bool { S::HAS_PICK_16 }
 }

@@ -53,7 +53,7 @@ unsafe impl<const LANES: usize> Simd for Portable<LANES> {
     const PRODUCT_ROWS: [usize; 2] = [Self::REGISTERS - 4, (Self::REGISTERS - 4) / 2];
     // Eight registers have no room for a second chain beside the constants.
     const EXP_VECTORS: usize = 1;
-    const PICKS_OF_SIXTEEN: bool = false;
+    const HAS_PICK_16: bool = false;
 
     // As with AVX2: more sums than there are registers, but fewer loads, and where the target has AVX they fit.
     dot_tiles! {
@@ -118,7 +118,7 @@ unsafe impl<const LANES: usize> Simd for Portable<LANES> {
     }
 
     #[inline(always)]
-    unsafe fn load_answers(self, p: *const u8) -> Self::Mask {
+    unsafe fn load_mask(self, p: *const u8) -> Self::Mask {
         // SAFETY: the caller's promise is exactly this read.
         unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(|byte| byte != 0)
     }
@@ -269,7 +269,7 @@ unsafe impl<const LANES: usize> Simd for Portable<LANES> {
         transposed(x)
     }
     #[inline(always)]
-    fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES] {
+    fn transpose_masks(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES] {
         transposed(x)
     }
     #[inline(always)]

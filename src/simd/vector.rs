@@ -33,7 +33,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     const EXP_VECTORS: usize;
     /// Whether [`pick`](Self::pick) is one instruction, of sixteen lanes, and multiply-add fused. (With eight roots and half
     /// as many registers, AVX2 is a quarter slower than with none.)
-    const PICKS_OF_SIXTEEN: bool;
+    const HAS_PICK_16: bool;
     /// `LANES` values of f32.
     type F32: Copy;
     /// `LANES` values of i32; what it adds and shifts wraps.
@@ -81,7 +81,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// * `p` is valid for reads of `LANES` bytes.
-    unsafe fn load_answers(self, p: *const u8) -> Self::Mask;
+    unsafe fn load_mask(self, p: *const u8) -> Self::Mask;
 
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
@@ -132,7 +132,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// The transpose of `LANES` vectors (`x[..LANES]`): lane i of vector j goes to lane j of vector i.
     fn transpose(self, x: [Self::F32; MAX_LANES]) -> [Self::F32; MAX_LANES];
     /// The same of answers.
-    fn transpose_answers(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES];
+    fn transpose_masks(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES];
 
     /// The same pointer, which the compiler no longer knows to be at some distance from another one.
     #[inline(always)]
@@ -161,6 +161,13 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     fn prefetch<T>(self, p: *const T);
     /// Asks for the cache line of `p`, which need not be readable, into the first cache.
     fn prefetch_near<T>(self, p: *const T);
+    /// [`prefetch`](Self::prefetch)es one cache line per line of `count` elements from `p`, which need not be readable.
+    #[inline(always)]
+    fn prefetch_elements<T>(self, p: *const T, count: usize) {
+        for at in (0..count).step_by(LINE / size_of::<T>()) {
+            self.prefetch(p.wrapping_add(at));
+        }
+    }
 
     /// Calls `work` with the register tile of dot products of `rows` rows that share each load.
     ///

@@ -12,11 +12,10 @@
 
 use super::axis::Axis;
 use super::buffers::Buffers;
-use super::column::{self, Strip, load, store};
 use super::number::Number;
 use super::rare;
 use super::row::RUN;
-use super::walk::Panels;
+use super::strips::{LinePanels, Strip, WIDE, load, store};
 use crate::element::Element;
 use crate::simd::exp::exp;
 use crate::simd::{Kernel, MAX_LANES, Simd};
@@ -50,10 +49,10 @@ impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
             }
             return;
         }
-        for (_, panel) in Panels::new(axis, axis.after(), 0) {
+        for (_, panel) in LinePanels::new(axis, axis.after(), 0) {
             for (_, strip) in panel.strips::<S>() {
-                if strip.width == column::WIDE * S::LANES {
-                    strip_backward::<S, T, { column::WIDE }, LOG>(simd, y, &mut buffers, strip, scale);
+                if strip.width == WIDE * S::LANES {
+                    strip_backward::<S, T, WIDE, LOG>(simd, y, &mut buffers, strip, scale);
                 } else {
                     strip_backward::<S, T, 1, LOG>(simd, y, &mut buffers, strip, scale);
                 }
@@ -70,12 +69,12 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
     strip: Strip,
     scale: f32,
 ) {
-    let place = |i: usize| strip.first + i * strip.stride..strip.first + i * strip.stride + strip.width;
+    let row = |i: usize| strip.first + i * strip.stride..strip.first + i * strip.stride + strip.width;
     let (mut total, mut largest) = ([simd.zero(); V], [simd.zero(); V]);
     for run in (0..strip.len).step_by(RUN) {
         let mut part = [simd.zero(); V];
         for i in run..strip.len.min(run + RUN) {
-            let (y, dy) = (load::<S, T, V>(simd, &y[place(i)]), load::<S, T, V>(simd, &buffers.input()[place(i)]));
+            let (y, dy) = (load::<S, T, V>(simd, &y[row(i)]), load::<S, T, V>(simd, &buffers.input()[row(i)]));
             for v in 0..V {
                 part[v] = add_term::<S, LOG>(simd, y[v], dy[v], part[v]);
                 largest[v] = simd.max(simd.abs(dy[v]), largest[v]);
@@ -104,7 +103,7 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
         }
     }
     for i in 0..strip.len {
-        apply::<S, T, V, LOG>(simd, &y[place(i)], buffers, place(i), total, scale);
+        apply::<S, T, V, LOG>(simd, &y[row(i)], buffers, row(i), total, scale);
     }
     for (lane, dx) in rare_lines {
         for (i, dx) in dx.into_iter().enumerate() {
@@ -138,17 +137,17 @@ fn add_term<S: Simd, const LOG: bool>(simd: S, y: S::F32, dy: S::F32, sum: S::F3
     if LOG { simd.add(sum, dy) } else { simd.mul_add(y, dy, sum) }
 }
 
-/// dx of `V` vectors of neighbours, from dy in the same place.
+/// dx of `V` vectors of neighbours, from dy in the same offset.
 #[inline(always)]
 fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
     simd: S,
     y: &[T],
     buffers: &mut Buffers<'_, T>,
-    place: std::ops::Range<usize>,
+    range: std::ops::Range<usize>,
     total: [S::F32; V],
     scale: f32,
 ) {
-    let (y, dy) = (load::<S, T, V>(simd, y), load::<S, T, V>(simd, &buffers.input()[place.clone()]));
+    let (y, dy) = (load::<S, T, V>(simd, y), load::<S, T, V>(simd, &buffers.input()[range.clone()]));
     let mut dx = total;
     for v in 0..V {
         let unscaled = if LOG {
@@ -158,5 +157,5 @@ fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
         };
         dx[v] = simd.mul(simd.splat(scale), unscaled);
     }
-    store::<S, T, V>(simd, &mut buffers.output()[place], dx, None);
+    store::<S, T, V>(simd, &mut buffers.output()[range], dx, None);
 }

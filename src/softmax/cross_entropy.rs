@@ -79,7 +79,7 @@ pub fn cross_entropy_gradient_into<T: Number>(
     count("upstream gradients", targets.len(), upstream.len())?;
     same_len(logits.len(), gradient.len())?;
     let mut losses = vec![0.0; targets.len()];
-    T::weighted_softmax(logits, gradient, axis, T::real(1.0), upstream, |row, max, sum| {
+    T::softmax_times(logits, gradient, axis, T::real(1.0), upstream, |row, max, sum| {
         losses[row] = loss(logits[row * classes + targets[row]].to_f64(), max, sum);
     });
     finish_rare_lines(logits, gradient, axis, 1.0, upstream, |row| [1.0, T::real_to_f64(upstream[row])]);

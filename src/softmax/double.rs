@@ -67,7 +67,7 @@ pub(super) fn softmax(
     axis: Axis,
     scale: f64,
     log: bool,
-    gain: impl Fn(usize) -> f64,
+    upstream: impl Fn(usize) -> f64,
     mut visit: impl FnMut(usize, f64, f64),
 ) {
     if axis.elements() == 0 {
@@ -80,7 +80,7 @@ pub(super) fn softmax(
         let (inverse, log_sum) = if sum == 0.0 { (0.0, 0.0) } else { (1.0 / sum, sum.ln()) };
         for p in line.places() {
             let t = exponents.of(buffers.input()[p]);
-            buffers.output()[p] = if log { t - log_sum } else { t.exp() * inverse * gain(l) };
+            buffers.output()[p] = if log { t - log_sum } else { t.exp() * inverse * upstream(l) };
         }
         visit(l, exponents.max, sum);
     }
@@ -119,7 +119,7 @@ pub(super) fn backward(y: &[f64], mut buffers: Buffers<'_, f64>, axis: Axis, sca
 /// Softmax times both factors, of the elements of one line; 0 where the softmax is 0.
 #[cold]
 #[inline(never)]
-pub(super) fn weighted_line<T: Number>(
+pub(super) fn softmax_line_times<T: Number>(
     x: &[T],
     out: &mut [T],
     places: impl Iterator<Item = usize> + Clone,

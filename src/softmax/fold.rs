@@ -43,8 +43,8 @@ impl Kernel for Finish<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let ahead = self.1.as_ptr_range().end;
-        row::weigh::<S, f32, One, false>(simd, self.1, self.0.max, One, ahead);
-        row::finish_in_place::<S, false>(simd, self.1, row::weight_norm(self.0));
+        let next = self.1.as_ptr_range().end;
+        row::exp_tile::<S, f32, One, false>(simd, self.1, self.0.max, One, next);
+        row::finish_in_place::<S, false>(simd, self.1, row::norm_of(self.0));
     }
 }

@@ -111,25 +111,25 @@ pub fn logsumexp_backward_into<T: Number>(
     axis.check(dx)?;
     same_len(axis.lines(), dl.len())?;
     check_scale::<T>(scale)?;
-    let gains: Vec<_> = dl.iter().map(|dl| T::real(T::real_to_f64(scale) * dl.to_f64())).collect();
-    T::weighted_softmax(x, dx, axis, scale, &gains, |_, _, _| ());
+    let upstream: Vec<_> = dl.iter().map(|dl| T::real(T::real_to_f64(scale) * dl.to_f64())).collect();
+    T::softmax_times(x, dx, axis, scale, &upstream, |_, _, _| ());
     let scale = T::real_to_f64(scale);
-    finish_rare_lines(x, dx, axis, scale, &gains, |line| [scale, dl[line].to_f64()]);
+    finish_rare_lines(x, dx, axis, scale, &upstream, |line| [scale, dl[line].to_f64()]);
     Ok(())
 }
 
-/// Computes the lines of `weighted_softmax` again whose gain is not finite: 0 times such a gain would be NaN. A gain beyond
+/// Computes the lines of `softmax_times` again whose upstream is not finite: 0 times such a upstream would be NaN. A upstream beyond
 /// the largest number is the product of two `factors` that may be smaller.
 pub(super) fn finish_rare_lines<T: Number>(
     x: &[T],
     out: &mut [T],
     axis: Axis,
     scale: f64,
-    gains: &[T::Real],
+    upstream: &[T::Real],
     factors: impl Fn(usize) -> [f64; 2],
 ) {
-    let is_rare = |line: &usize| !T::real_to_f64(gains[*line]).is_finite();
-    for line in (0..gains.len()).filter(is_rare) {
-        double::weighted_line(x, out, axis.places(line), scale, factors(line));
+    let is_rare = |line: &usize| !T::real_to_f64(upstream[*line]).is_finite();
+    for line in (0..upstream.len()).filter(is_rare) {
+        double::softmax_line_times(x, out, axis.places(line), scale, factors(line));
     }
 }

@@ -48,13 +48,13 @@ pub(super) trait Scaling: Copy {
     /// Whether y is x itself.
     const PLAIN: bool = true;
     /// Whether levels whose weights come from no roots do without it: there they don't wait for the multipliers.
-    const FOR_ROOTS: bool = false;
+    const FOR_TABLE: bool = false;
 
     fn scale(self) -> f32;
 
     /// y.
     #[inline(always)]
-    fn adjust<S: Simd>(self, _: S, x: S::F32) -> S::F32 {
+    fn apply_factor<S: Simd>(self, _: S, x: S::F32) -> S::F32 {
         x
     }
 
@@ -79,7 +79,7 @@ pub(super) struct Plain(pub(super) f32);
 pub(super) struct Halved(pub(super) f32);
 
 impl Scaling for One {
-    const FOR_ROOTS: bool = true;
+    const FOR_TABLE: bool = true;
 
     #[inline(always)]
     fn scale(self) -> f32 {
@@ -119,7 +119,7 @@ impl Scaling for Scale {
         self.scale
     }
     #[inline(always)]
-    fn adjust<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
+    fn apply_factor<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
         let hidden = simd.splat(f32::NEG_INFINITY);
         simd.select(simd.eq(x, hidden), hidden, simd.mul(x, simd.splat(self.factor)))
     }

@@ -14,12 +14,12 @@ pub trait Sealed: Sized {
     fn real_to_f64(x: Self::Real) -> f64;
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: Self::Real, log: bool);
     /// Softmax times a number for each line; of the last axis `visit` gets (line, max, sum).
-    fn weighted_softmax(
+    fn softmax_times(
         x: &[Self],
         out: &mut [Self],
         axis: Axis,
         scale: Self::Real,
-        gains: &[Self::Real],
+        upstream: &[Self::Real],
         visit: impl FnMut(usize, f64, f64),
     );
     /// Hands (line, scale * max, sum) of every line to `visit`.

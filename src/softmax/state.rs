@@ -59,7 +59,7 @@ impl RowState {
     /// [`merge`](Self::merge) where the sums are those of exp(scale * (x - max)).
     pub(super) fn merge_scaled(self, other: Self, scale: f32) -> Self {
         let max = self.max.max(other.max);
-        // Equal maxima, infinite ones too, need no factor: this keeps the identity exact and inf - inf out.
+        // Equal maxima, infinite ones too, need no factor: this holds_all the identity exact and inf - inf out.
         let share = |s: Self| if s.max == max { s.sum } else { s.sum * (scale * (s.max - max)).exp() };
         Self { max, sum: share(self) + share(other) }
     }

@@ -108,11 +108,11 @@ fn gradients() {
             log_softmax_backward_into(&wide(&y), &dy64, &mut exact, axis, f64::from(1.3f32)).unwrap();
             // A total of up to 8 n, in runs of 64.
             assert_near(&dx, &exact, 8.0 * axis.line_len() as f64, BOUND, &case);
-            for gain in [1.0f32, -1e-12, 1e30, -1e30] {
-                logsumexp_backward_into(&x, &vec![gain; axis.lines()], &mut dx, axis, 1.0).unwrap();
-                let gains = vec![f64::from(gain); axis.lines()];
-                logsumexp_backward_into(&x64, &gains, &mut exact, axis, 1.0).unwrap();
-                assert_near(&dx, &exact, 0.0, BOUND, &format!("{case} gain {gain}"));
+            for upstream in [1.0f32, -1e-12, 1e30, -1e30] {
+                logsumexp_backward_into(&x, &vec![upstream; axis.lines()], &mut dx, axis, 1.0).unwrap();
+                let upstream = vec![f64::from(upstream); axis.lines()];
+                logsumexp_backward_into(&x64, &upstream, &mut exact, axis, 1.0).unwrap();
+                assert_near(&dx, &exact, 0.0, BOUND, &format!("{case} upstream {upstream}"));
             }
         }
         let (x, targets) = (numbers(12, 4), [3, 0, 1]);

@@ -36,7 +36,7 @@ struct Weight;
 impl Function for Weight {
     #[inline(always)]
     fn apply<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
-        exp_weight(simd, x)
+        exp_scaled(simd, x)
     }
 }
 

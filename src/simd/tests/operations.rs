@@ -136,8 +136,8 @@ impl Kernel for Lanes {
         same("lane_numbers", &read(simd, simd.lane_numbers()), &(0..S::LANES).map(|i| i as f32).collect::<Vec<_>>());
         let bytes: Vec<u8> = (0..S::LANES as u8).map(|i| [0, 1, 2, 0, 128, 255][i as usize % 6]).collect();
         // SAFETY: LANES bytes.
-        let answers = unsafe { simd.load_answers(bytes.as_ptr()) };
-        assert_eq!(read_mask(simd, answers), bytes.iter().map(|&byte| byte != 0).collect::<Vec<_>>(), "load_answers");
+        let answers = unsafe { simd.load_mask(bytes.as_ptr()) };
+        assert_eq!(read_mask(simd, answers), bytes.iter().map(|&byte| byte != 0).collect::<Vec<_>>(), "load_mask");
         let k: Vec<i32> = (0..S::LANES as i32).map(|i| i * 5 - 9 + (i << 20)).collect();
         let bits: Vec<f32> = k.iter().map(|k| f32::from_bits(*k as u32)).collect();
         let picked: Vec<f32> = k.iter().map(|k| x[*k as usize % S::LANES]).collect();
@@ -176,7 +176,7 @@ impl Kernel for Transpose {
             let row: [f32; MAX_LANES] = std::array::from_fn(|c| f32::from(u8::from(yes(r, c))));
             *answers = simd.eq(simd.load_slice(&row), simd.splat(1.0));
         }
-        for (r, answers) in simd.transpose_answers(answers)[..S::LANES].iter().enumerate() {
+        for (r, answers) in simd.transpose_masks(answers)[..S::LANES].iter().enumerate() {
             let expected: Vec<bool> = (0..S::LANES).map(|c| yes(c, r)).collect();
             assert_eq!(read_mask(simd, *answers), expected, "row {r}");
         }
