@@ -1,13 +1,13 @@
-//! Vector-Jacobian products: from the gradient of the output to that of the input.
+//! Vector-Jacobian products: from dy, the gradient of the output, to dx, the gradient of the input.
 //!
 //! ```text
 //! softmax      total = sum(y * dy)    dx = scale * y * (dy - total)
 //! log_softmax  total = sum(dy)        dx = scale * (dy - exp(y) * total)
 //! ```
 //!
-//! Both are a sum along the line, then one expression: two visits to y and dy, the second in the cache where the line
-//! fits there. The first visit also finds the largest |dy|. It says, together with the sum, whether the line needs the slow
-//! loops of `rare.rs`: a dy that is not finite, or a difference that overflows.
+//! Both are a sum along the line, then one expression per element. So y and dy are read twice, the second time from the cache if
+//! the line fits there. The first pass also finds the largest |dy|. If it or the total is not finite, a dy is not finite or a
+//! difference may overflow, and the line goes to the slow loops of `rare.rs`.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
@@ -20,7 +20,7 @@ use crate::element::Element;
 use crate::simd::exp::exp;
 use crate::simd::{Kernel, MAX_LANES, Simd};
 
-/// The gradient of softmax, or of its logarithm where `LOG`: `buffers` holds dy and then dx.
+/// The gradient of softmax, or of log_softmax if `LOG`. `buffers` reads dy and writes dx.
 pub(super) struct Backward<'a, T, const LOG: bool> {
     pub(super) y: &'a [T],
     pub(super) buffers: Buffers<'a, T>,
@@ -41,7 +41,7 @@ impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
                     buffers.output()[line].copy_from_slice(&dx);
                     continue;
                 }
-                // A row is a strip of one line's vectors, all of which have the same total.
+                // All vectors of a row have the same total.
                 for at in line.clone().step_by(S::LANES) {
                     let at = at..line.end.min(at + S::LANES);
                     apply::<S, T, 1, LOG>(simd, &y[at.clone()], &mut buffers, at, [simd.splat(total)], scale);
@@ -61,6 +61,7 @@ impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
     }
 }
 
+/// The gradient of the lines of a strip.
 #[inline(always)]
 fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>(
     simd: S,
@@ -98,8 +99,8 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
         }
         let is_rare = |lane: &usize| !reach[lane / S::LANES][lane % S::LANES].is_finite();
         for lane in (0..strip.width).filter(is_rare) {
-            let places = (0..strip.len).map(|i| strip.first + lane + i * strip.stride);
-            rare_lines.push((lane, rare::backward(y, buffers.input(), places, f64::from(scale), LOG)));
+            let indices = (0..strip.len).map(|i| strip.first + lane + i * strip.stride);
+            rare_lines.push((lane, rare::backward(y, buffers.input(), indices, f64::from(scale), LOG)));
         }
     }
     for i in 0..strip.len {
@@ -112,7 +113,7 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
     }
 }
 
-/// The total of a row and the largest |dy|, past NaN.
+/// The total of a row and the largest |dy|. The largest ignores NaN.
 #[inline(always)]
 fn row_total<S: Simd, T: Element, const LOG: bool>(simd: S, y: &[T], dy: &[T]) -> (f32, f32) {
     let (mut total, mut largest) = (simd.zero(), simd.zero());

@@ -1,4 +1,4 @@
-//! Slices folded into a [`RowState`], and turned into their softmax.
+//! [`RowState::fold`] adds a slice to a state; [`RowState::finish`] turns a slice into its softmax.
 #![forbid(unsafe_code)]
 
 use super::level::isa;
@@ -13,13 +13,13 @@ impl RowState {
         *self = self.merge(isa().run(Fold(x)));
     }
 
-    /// Turns elements that were folded into this state into their softmax, exp(x - max) / sum, in place.
+    /// Computes the softmax exp(x - max) / sum in place, for elements that were folded into this state.
     pub fn finish(self, x: &mut [f32]) {
         isa().run(Finish(self, x));
     }
 }
 
-/// Elements folded at a time: a tile of them lies on the stack.
+/// Elements folded at a time. Their tile is on the stack.
 const TILE: usize = 512;
 
 struct Fold<'a>(&'a [f32]);

@@ -1,4 +1,4 @@
-//! The backward functions: each checks its lengths and its scale and hands them on.
+//! The public backward functions. Each checks lengths and scale, then calls the loops of its element type.
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
@@ -8,16 +8,17 @@ use super::forward::check_scale;
 use super::number::Number;
 use crate::error::Error;
 
-/// From the output y of softmax and the gradient dy of a loss with respect to it, that with respect to its input:
+/// The gradient of softmax. `y` is its output, `dy` the gradient of a loss with respect to `y`, `dx` the gradient with respect to
+/// its input:
 ///
 /// `dx = scale * y * (dy - sum(y * dy))` with the sum along the axis.
 ///
-/// Where y is 0 (a hidden element, or one that is far below the maximum) so is dx, whatever dy is there: NaN and infinity in
-/// such a place reach no element. At another place they make the elements of the line NaN or infinite, but those whose y is
-/// 0. Finite y and dy never give NaN, and infinity only where dx leaves the range of the type.
+/// Where y is 0 (a hidden element, or one far below the maximum), dx is 0 for any dy, and a dy of NaN or infinity there reaches no
+/// other element. Elsewhere, a dy of NaN or infinity makes the elements of the line with y > 0 NaN or infinite. Finite y and dy
+/// never give NaN. They give infinity only where dx is outside the range of the type.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
+/// [`Error::SliceLength`] if one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
 /// not finite.
 pub fn softmax_backward_into<T: Number>(
     y: &[T],
@@ -34,10 +35,10 @@ pub fn softmax_backward_into<T: Number>(
     Ok(())
 }
 
-/// [`softmax_backward_into`] where dx takes the place of dy.
+/// [`softmax_backward_into`] that overwrites dy with dx.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
+/// [`Error::SliceLength`] if one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
 /// not finite.
 pub fn softmax_backward_in_place<T: Number>(y: &[T], dy: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(y)?;
@@ -47,16 +48,17 @@ pub fn softmax_backward_in_place<T: Number>(y: &[T], dy: &mut [T], axis: Axis, s
     Ok(())
 }
 
-/// From the output y of log_softmax and the gradient dy of a loss with respect to it, that with respect to its input:
+/// The gradient of log_softmax. `y` is its output, `dy` the gradient of a loss with respect to `y`, `dx` the gradient with respect
+/// to its input:
 ///
 /// `dx = scale * (dy - exp(y) * sum(dy))` with the sum along the axis.
 ///
-/// Where y is -inf (a hidden element) a dy of NaN or infinity counts as 0; a finite one is part of the sum, as in the formula.
-/// NaN and infinity at another place make the line NaN or infinite. Finite dy never gives NaN, and infinity only where dx leaves
-/// the range of the type.
+/// Where y is -inf (a hidden element), a dy of NaN or infinity counts as 0, and a finite dy is part of the sum as in the formula.
+/// Elsewhere, a dy of NaN or infinity makes the line NaN or infinite. Finite dy never gives NaN. It gives infinity only where dx is
+/// outside the range of the type.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
+/// [`Error::SliceLength`] if one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
 /// not finite.
 pub fn log_softmax_backward_into<T: Number>(
     y: &[T],
@@ -73,10 +75,10 @@ pub fn log_softmax_backward_into<T: Number>(
     Ok(())
 }
 
-/// [`log_softmax_backward_into`] where dx takes the place of dy.
+/// [`log_softmax_backward_into`] that overwrites dy with dx.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
+/// [`Error::SliceLength`] if one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
 /// not finite.
 pub fn log_softmax_backward_in_place<T: Number>(
     y: &[T],
@@ -91,14 +93,14 @@ pub fn log_softmax_backward_in_place<T: Number>(
     Ok(())
 }
 
-/// From the input x of logsumexp and the gradient dl of a loss with respect to its output, [`Axis::lines`] numbers, that
-/// with respect to x:
+/// The gradient of logsumexp. `x` is its input, `dl` the gradient of a loss with respect to its output ([`Axis::lines`] numbers),
+/// `dx` the gradient with respect to `x`:
 ///
-/// `dx = scale * softmax(x) * dl`, with dl repeated along the axis. Where the softmax is 0 (a hidden element, a line that shows
-/// nothing) so is dx, whatever dl is.
+/// `dx = scale * softmax(x) * dl`, with dl repeated along the axis. Where the softmax is 0 (a hidden element, or a line without
+/// visible elements), dx is 0 for any dl.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where x or dx is not a whole array, or dl has not one element for each line, and
+/// [`Error::SliceLength`] if x or dx is not a whole array, or dl does not have one element per line, and
 /// [`Error::InvalidOption`] for a scale that is not finite.
 pub fn logsumexp_backward_into<T: Number>(
     x: &[T],
@@ -118,8 +120,8 @@ pub fn logsumexp_backward_into<T: Number>(
     Ok(())
 }
 
-/// Computes the lines of `softmax_times` again whose upstream is not finite: 0 times such a upstream would be NaN. A upstream beyond
-/// the largest number is the product of two `factors` that may be smaller.
+/// Computes again the lines of `softmax_times` whose upstream gradient is not finite, because 0 times it would be NaN. The two
+/// `factors` have the upstream gradient as their product, and may be finite although the product is not.
 pub(super) fn finish_rare_lines<T: Number>(
     x: &[T],
     out: &mut [T],
@@ -130,6 +132,6 @@ pub(super) fn finish_rare_lines<T: Number>(
 ) {
     let is_rare = |line: &usize| !T::real_to_f64(upstream[*line]).is_finite();
     for line in (0..upstream.len()).filter(is_rare) {
-        double::softmax_line_times(x, out, axis.places(line), scale, factors(line));
+        double::softmax_line_times(x, out, axis.indices(line), scale, factors(line));
     }
 }
