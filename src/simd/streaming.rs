@@ -1,16 +1,15 @@
-//! Stores past the caches, and the fence that they need.
+//! Streaming stores, which bypass the caches, and the fence that they need.
 
 use crate::element::Element;
 use crate::simd::vector::Simd;
 
-/// The permission to store past the caches.
+/// A guard for streaming stores: it makes the stores, and fences when it is dropped.
 ///
-/// Streaming stores are in no order with other stores. So another thread could learn that an output is complete before it can
-/// see all of it. A fence restores the order. Only this type streams, and its `Drop` fences: whether the work returns or
-/// panics, the fence comes before the borrow of the output ends. One fence is enough for all stores of a call, so a call makes
-/// one `Streaming` and lends it to its loops.
+/// Streaming stores are not ordered with other stores. Without a fence, another thread could learn that an output is complete before
+/// it can see all of it. Only this type streams, so the fence comes before the borrow of the output ends, also in a panic. One fence is
+/// enough for all stores of a call, so a call makes one `Streaming` and lends it to its loops.
 ///
-/// (Nothing in this crate leaks one: a leaked guard would never fence.)
+/// This crate never leaks a `Streaming`, because a leaked one would not fence.
 pub(crate) struct Streaming<S: Simd> {
     simd: S,
 }
@@ -21,10 +20,10 @@ impl<S: Simd> Streaming<S> {
         Streaming { simd }
     }
 
-    /// [`Simd::store_pair`] past the caches, where the level can. Whole cache lines are worth it.
+    /// [`Simd::store_pair`] past the caches, if the level can. It pays for whole cache lines.
     ///
     /// # Panics
-    /// Where `to` is shorter than two vectors or is not aligned to a vector.
+    /// If `to` is shorter than two vectors or is not aligned to a vector.
     #[inline(always)]
     pub(crate) fn store_pair<T: Element>(&self, to: &mut [T], pair: [S::F32; 2]) {
         let p = to.as_mut_ptr().cast::<f32>();

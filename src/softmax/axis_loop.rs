@@ -1,4 +1,5 @@
-//! From an axis to its rows, or to strips of its columns; from a call to the level that runs it.
+//! The loops over the lines of an axis: rows for the last axis, panels of lines for any other. They also pick the level, and
+//! whether the output is streamed past the caches.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
@@ -13,16 +14,16 @@ use super::strips::{LinePanels, WIDE};
 use crate::element::Element;
 use crate::simd::{Kernel, LINE, Simd, Streaming};
 
-/// Numbers kept of a panel, at most: 10 MiB, which a common third-level cache has to spare.
-const MAX_TILE_NUMBERS: usize = 10 << 18;
+/// The largest scratch of a panel that holds all exponentials, in numbers: 10 MiB, which fits a common third-level cache.
+const MAX_PANEL_NUMBERS: usize = 10 << 18;
 
-/// An array of so many bytes is written past the caches: half of a common third-level cache.
-const FAR_BYTES: usize = 16 << 20;
+/// The output of an array of at least this size is streamed past the caches: half of a common third-level cache.
+const STREAM_BYTES: usize = 16 << 20;
 
-/// So many numbers lie on the stack: short rows are not worth an allocation.
+/// Numbers of a buffer on the stack. A short row is not worth an allocation.
 const STACK_NUMBERS: usize = 256;
 
-/// Softmax along an axis, or its logarithm, with a factor for each line.
+/// Softmax along an axis, or log_softmax. Softmax is multiplied by the `upstream` of each line, if given.
 pub(super) struct Softmax<'a, T> {
     pub(super) buffers: Buffers<'a, T>,
     pub(super) axis: Axis,
@@ -32,7 +33,7 @@ pub(super) struct Softmax<'a, T> {
 }
 
 impl<T: Stored> Softmax<'_, T> {
-    /// Runs on this processor. Of the last axis, `visit` gets the state of every row.
+    /// Runs at the level of [`isa`]. For the last axis, `visit` gets the state of every row.
     pub(super) fn run(self, visit: impl FnMut(usize, RowState)) {
         match self.scale {
             Scale { factor: 1.0, scale: 1.0 } if isa().has_pick_16() => self.run_scaled(One, visit),
@@ -54,25 +55,25 @@ impl<T: Stored> Softmax<'_, T> {
     }
 }
 
-/// [`Softmax`] with its options in the type, where they cost nothing in the loops.
+/// [`Softmax`] with its options as type parameters, so that the loops do not branch on them.
 struct TypedSoftmax<'a, T, C, F, const LOG: bool>(Softmax<'a, T>, C, F);
 
-// The vector code of a kernel must not stand in a closure: one that is not inlined is compiled without the level's
-// instructions. Hence loops here, and iterators that only count.
+// A kernel has no vector code in closures, because a closure that is not inlined is compiled without the level's instructions.
+// The iterators below only count.
 impl<T: Stored, C: Scaling, F: FnMut(usize, RowState), const LOG: bool> Kernel for TypedSoftmax<'_, T, C, F, LOG> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // (Known when it is compiled: for other levels nothing but this line is.)
+        // A constant condition: for a level where it is false, nothing after this line is compiled.
         assert!(S::HAS_PICK_16 || !C::FOR_TABLE, "`Softmax::run` chooses by the level");
         let Self(Softmax { mut buffers, axis, upstream, .. }, scale, mut visit) = self;
         if axis.after() == 1 {
-            // (In offset, a row is still in the first cache when it is written.)
-            let stream = matches!(buffers, Buffers::Into { .. }) && is_far::<T>(axis);
+            // In place, a row is still in the first cache when it is written, so streaming would not help.
+            let stream = matches!(buffers, Buffers::Into { .. }) && is_large::<T>(axis);
             let own_tile = T::IS_F32 && !stream && axis.line_len() <= ROW_TILE;
             let mut tile = AlignedBuffer::new(if own_tile { 1 } else { axis.line_len().clamp(1, ROW_TILE) });
             let tile = tile.as_mut_slice();
-            // (It fences when it is dropped.)
+            // It fences when it is dropped.
             let streaming = if stream { Some(Streaming::new(simd)) } else { None };
             let stream = streaming.as_ref();
             for (line, row) in rows(axis).enumerate() {
@@ -81,11 +82,11 @@ impl<T: Stored, C: Scaling, F: FnMut(usize, RowState), const LOG: bool> Kernel f
             }
             return;
         }
-        // Lines of the cache must lie alike in all rows.
-        let stream = is_far::<T>(axis) && (axis.after() * size_of::<T>()).is_multiple_of(LINE);
+        // The cache lines of all rows must start at the same column.
+        let stream = is_large::<T>(axis) && (axis.after() * size_of::<T>()).is_multiple_of(LINE);
         let head = if stream { buffers.output().as_ptr().align_offset(LINE) } else { 0 };
         let panels = LinePanels::new(axis, panel_lines::<S, T>(axis), head);
-        let holds_all = PanelScratch::len::<S>(panels.widest(), axis.line_len(), true) <= MAX_TILE_NUMBERS;
+        let holds_all = PanelScratch::len::<S>(panels.widest(), axis.line_len(), true) <= MAX_PANEL_NUMBERS;
         let mut buffer = AlignedBuffer::new(PanelScratch::len::<S>(panels.widest(), axis.line_len(), holds_all));
         let mut scratch = PanelScratch::new::<S>(buffer.as_mut_slice(), panels.widest(), axis.line_len(), holds_all);
         let streaming = if stream { Some(Streaming::new(simd)) } else { None };
@@ -97,20 +98,20 @@ impl<T: Stored, C: Scaling, F: FnMut(usize, RowState), const LOG: bool> Kernel f
     }
 }
 
-/// Whether an array is so large that no cache holds it until its reader comes: the output is written past them.
-fn is_far<T>(axis: Axis) -> bool {
-    axis.elements() * size_of::<T>() >= FAR_BYTES
+/// Whether the output is so large that no cache holds it until it is read.
+fn is_large<T>(axis: Axis) -> bool {
+    axis.elements() * size_of::<T>() >= STREAM_BYTES
 }
 
-/// The states of all lines along an axis, handed to `visit`.
-pub(super) struct EachState<'a, T, F> {
+/// Hands the state of every line along an axis to `visit`.
+pub(super) struct VisitStates<'a, T, F> {
     pub(super) x: &'a [T],
     pub(super) axis: Axis,
     pub(super) scale: Scale,
     pub(super) visit: F,
 }
 
-impl<T: Element, F: FnMut(usize, RowState)> Kernel for EachState<'_, T, F> {
+impl<T: Element, F: FnMut(usize, RowState)> Kernel for VisitStates<'_, T, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -142,18 +143,17 @@ fn rows(axis: Axis) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..axis.before()).map(move |b| b * len..(b + 1) * len)
 }
 
-/// Lines of a panel. An array that is larger than the second cache is read a kilobyte of a row at a time: 1.6 ms for 64 MiB
-/// where 256 bytes at a time take 2.4. A smaller one has the smaller tile, of a single strip.
+/// The lines of a panel. An array larger than the second cache is read in runs of 1 KiB per row: 64 MiB take 1.6 ms, and 2.4 ms with
+/// runs of 256 bytes. A smaller array has panels of a single strip, and so a smaller tile.
 fn panel_lines<S: Simd, T>(axis: Axis) -> usize {
     const LARGE_BYTES: usize = 8 << 20;
     if axis.elements() * size_of::<T>() >= LARGE_BYTES { 1024 / size_of::<T>() } else { WIDE * S::LANES }
 }
 
-/// Numbers of a cache line.
+/// f32 numbers in a cache line.
 const LINE_NUMBERS: usize = LINE / size_of::<f32>();
 
-/// Room for tiles and what goes with them, from the start of a cache line on: a vector that lies across two takes longer
-/// to load and to store.
+/// Memory for tiles and states, aligned to cache lines, because loads and stores across two cache lines take longer.
 struct AlignedBuffer {
     small: [f32; STACK_NUMBERS + LINE_NUMBERS],
     large: Vec<f32>,

@@ -138,7 +138,7 @@ fn add_term<S: Simd, const LOG: bool>(simd: S, y: S::F32, dy: S::F32, sum: S::F3
     if LOG { simd.add(sum, dy) } else { simd.mul_add(y, dy, sum) }
 }
 
-/// dx of `V` vectors of neighbours, from dy in the same offset.
+/// dx of `V` neighbouring vectors, from y and dy of the same elements.
 #[inline(always)]
 fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
     simd: S,

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::axis_loop::{EachState, Softmax};
+use super::axis_loop::{Softmax, VisitStates};
 use super::backward::Backward;
 use super::buffers::Buffers;
 use super::level::isa;
@@ -51,7 +51,7 @@ macro_rules! through_f32 {
                 let visit = |line, state: RowState| {
                     visit(line, f64::from(state.max) * f64::from(scale.scale), f64::from(state.sum));
                 };
-                isa().run(EachState { x, axis, scale, visit });
+                isa().run(VisitStates { x, axis, scale, visit });
             }
             fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 if axis.elements() == 0 {

@@ -14,7 +14,7 @@ use crate::error::Error;
 /// `dx = scale * y * (dy - sum(y * dy))` with the sum along the axis.
 ///
 /// Where y is 0 (a hidden element, or one far below the maximum), dx is 0 for any dy, and a dy of NaN or infinity there reaches no
-/// other element. Elsewhere, a dy of NaN or infinity makes the elements of the line with y > 0 NaN or infinite. Finite y and dy
+/// other element. Elsewhere, a dy of NaN or infinity makes the elements of the line whose y is not 0 NaN or infinite. Finite y and dy
 /// never give NaN. They give infinity only where dx is outside the range of the type.
 ///
 /// # Errors

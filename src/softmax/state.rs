@@ -59,7 +59,7 @@ impl RowState {
     /// [`merge`](Self::merge) of states whose sums are those of exp(scale * (x - max)).
     pub(super) fn merge_scaled(self, other: Self, scale: f32) -> Self {
         let max = self.max.max(other.max);
-        // Equal maxima, infinite ones too, need no factor: this holds_all the identity exact and inf - inf out.
+        // Equal maxima need no factor. This keeps the identity exact, and avoids inf - inf for infinite maxima.
         let share = |s: Self| if s.max == max { s.sum } else { s.sum * (scale * (s.max - max)).exp() };
         Self { max, sum: share(self) + share(other) }
     }
