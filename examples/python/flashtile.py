@@ -179,7 +179,7 @@ class Library:
 
     def attention(self, q, k, v, out=None, *, lse=None, **kwargs):
         """Attention into `out`, by default a new array of q's type. lse: an array [batch, heads, seq] to write, or True
-        for a new one: then (out, lse) is returned. The rest: `options`."""
+        for a new one: then (out, lse) is returned. Other arguments: see `options`."""
         shape = lambda x: (x.bits if isinstance(x, bf16) else x).shape
         if out is None:
             full = (*shape(q)[:3], shape(v)[3])
