@@ -10,19 +10,19 @@
 //!
 //! Rust programs call these functions only to test them.
 
+mod c_options;
+mod c_tensor;
 mod failure;
-mod options;
 #[cfg(not(feature = "rayon"))]
 #[path = "capi/no_pools.rs"]
 mod pools;
 #[cfg(feature = "rayon")]
 mod pools;
-mod softmax;
-mod tensor;
+mod softmax_call;
 
+pub use c_options::{Options, flags};
+pub use c_tensor::Tensor;
 pub use failure::Code;
-pub use options::{Options, flags};
-pub use tensor::Tensor;
 
 use crate::driver::Workspace;
 use crate::element::{bf16, f16};
@@ -30,13 +30,13 @@ use crate::level::Level;
 use crate::problem::Problem;
 use crate::softmax::Number;
 use crate::tensor::{TensorMut, TensorRef};
+use c_options::{Lists, ScoreTensors};
+use c_tensor::{CheckedTensor, F32, FLOATS, NUMBERS, Type, check_pointer};
 use failure::{Failure, guarded};
-use options::{Lists, ScoreTensors};
-use softmax::{SoftmaxCall, SoftmaxOperands};
+use softmax_call::{SoftmaxCall, SoftmaxOperands};
 use std::cell::Cell;
 use std::ffi::{CString, c_char};
 use std::sync::OnceLock;
-use tensor::{CheckedTensor, F32, FLOATS, NUMBERS, Type, check_pointer};
 
 /// Scratch memory that a thread keeps between calls, so that repeated calls do not allocate.
 #[derive(Debug, Default)]

@@ -74,23 +74,23 @@ mod arrays;
 mod axis;
 mod axis_loop;
 mod backward;
+mod backward_calls;
 mod buffers;
+mod chosen_level;
 mod column;
 mod cross_entropy;
 mod dispatch;
 mod double;
 mod exponential;
 mod fold;
-mod forward;
-mod gradients;
-mod level;
+mod forward_calls;
 mod line_states;
 mod number;
 mod rare;
 mod row;
+mod row_state;
 mod scale;
 mod sealed;
-mod state;
 mod strips;
 #[cfg(test)]
 mod tests;
@@ -98,16 +98,16 @@ mod tests;
 #[cfg(feature = "ndarray")]
 pub use arrays::{log_softmax_axis, log_softmax_axis_in_place, logsumexp_axis, softmax_axis, softmax_axis_in_place};
 pub use axis::Axis;
-pub use cross_entropy::{cross_entropy, cross_entropy_gradient_into, cross_entropy_into};
-pub use exponential::{exp_in_place, exp_into};
-pub(crate) use forward::plain;
-pub use forward::{
-    log_softmax, log_softmax_in_place, log_softmax_into, logsumexp, logsumexp_into, softmax, softmax_in_place,
-    softmax_into,
-};
-pub use gradients::{
+pub use backward_calls::{
     log_softmax_backward_in_place, log_softmax_backward_into, logsumexp_backward_into, softmax_backward_in_place,
     softmax_backward_into,
 };
+pub use cross_entropy::{cross_entropy, cross_entropy_gradient_into, cross_entropy_into};
+pub use exponential::{exp_in_place, exp_into};
+pub(crate) use forward_calls::plain;
+pub use forward_calls::{
+    log_softmax, log_softmax_in_place, log_softmax_into, logsumexp, logsumexp_into, softmax, softmax_in_place,
+    softmax_into,
+};
 pub use number::Number;
-pub use state::RowState;
+pub use row_state::RowState;

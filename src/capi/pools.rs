@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use super::c_options::MAX_THREADS;
 use super::failure::{Code, Failure};
-use super::options::MAX_THREADS;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::forward::{log_softmax_in_place, log_softmax_into, logsumexp_into, softmax_in_place, softmax_into};
+use super::forward_calls::{log_softmax_in_place, log_softmax_into, logsumexp_into, softmax_in_place, softmax_into};
 use super::number::Number;
 use crate::error::Error;
 use ndarray::{Array, ArrayRef, Dimension, RemoveAxis};

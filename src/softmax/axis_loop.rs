@@ -4,12 +4,12 @@
 
 use super::axis::Axis;
 use super::buffers::{Buffers, Stored};
+use super::chosen_level::isa;
 use super::column;
-use super::level::isa;
 use super::line_states::PanelScratch;
 use super::row::{self, ROW_TILE};
+use super::row_state::RowState;
 use super::scale::{Halved, One, Plain, Scale, Scaling};
-use super::state::RowState;
 use super::strips::{LinePanels, WIDE};
 use crate::element::Element;
 use crate::simd::{Kernel, LINE, Simd, Streaming};

@@ -22,8 +22,8 @@
 use super::buffers::Buffers;
 use super::line_states::{PanelScratch, factors, get, put, total, visible};
 use super::row::PAIR;
+use super::row_state::RowState;
 use super::scale::{Scale, Scaling};
-use super::state::RowState;
 use super::strips::{LinePanel, Strip, WIDEST, load, store, with_vectors};
 use crate::element::Element;
 use crate::simd::exp::exp_scaled;

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
-use super::gradients::finish_rare_lines;
+use super::backward_calls::finish_rare_lines;
 use super::number::Number;
 use crate::error::Error;
 

@@ -5,10 +5,10 @@ use super::axis::Axis;
 use super::axis_loop::{Softmax, VisitStates};
 use super::backward::Backward;
 use super::buffers::Buffers;
-use super::level::isa;
+use super::chosen_level::isa;
 use super::number::Number;
+use super::row_state::RowState;
 use super::scale::Scale;
-use super::state::RowState;
 use super::{double, sealed};
 use crate::element::{bf16, f16};
 

@@ -3,7 +3,7 @@
 
 use super::axis::same_len;
 use super::buffers::Buffers;
-use super::level::isa;
+use super::chosen_level::isa;
 use crate::error::Error;
 use crate::simd::exp::exp;
 use crate::simd::kernel;

@@ -1,10 +1,10 @@
 //! [`RowState::fold`] adds a slice to a state; [`RowState::finish`] turns a slice into its softmax.
 #![forbid(unsafe_code)]
 
-use super::level::isa;
+use super::chosen_level::isa;
 use super::row;
+use super::row_state::RowState;
 use super::scale::One;
-use super::state::RowState;
 use crate::simd::{Kernel, Simd};
 
 impl RowState {

@@ -1,8 +1,8 @@
 //! The states of the lines of a panel, block by block, and their merge into the states of the lines.
 #![forbid(unsafe_code)]
 
+use super::row_state::RowState;
 use super::scale::Scaling;
-use super::state::RowState;
 use super::strips::{BLOCK, load};
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
 use crate::simd::{MAX_LANES, Simd};

@@ -19,8 +19,8 @@
 #![forbid(unsafe_code)]
 
 use super::buffers::{Buffers, Stored};
+use super::row_state::RowState;
 use super::scale::Scaling;
-use super::state::RowState;
 use crate::element::Element;
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
 use crate::simd::{LINE, Simd, Streaming};

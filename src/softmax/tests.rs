@@ -2,7 +2,7 @@
 //!
 //! The f64 functions are the oracle. They are plain loops, and no level changes them.
 
-use super::level::isa;
+use super::chosen_level::isa;
 use super::*;
 use crate::element::{bf16, f16};
 use crate::level::Level;

@@ -1,7 +1,7 @@
 //! C's options of attention, and the [`Attention`] that they make.
 
+use super::c_tensor::{BYTES, CheckedTensor, FLOATS, Tensor, Type, check_pointer, list, size};
 use super::failure::{Code, Failure};
-use super::tensor::{BYTES, CheckedTensor, FLOATS, Tensor, Type, check_pointer, list, size};
 use crate::attention::Attention;
 use crate::level::Level;
 use crate::mask::MaskTensor;

@@ -4,7 +4,7 @@
 use super::axis::{Axis, same_len};
 use super::buffers::Buffers;
 use super::double;
-use super::forward::check_scale;
+use super::forward_calls::check_scale;
 use super::number::Number;
 use crate::error::Error;
 
