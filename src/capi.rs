@@ -4,9 +4,9 @@
 //! cargo rustc --release --lib --features capi --crate-type cdylib    # target/release/libflashtile.so
 //! ```
 //!
-//! Each function checks the descriptions that it gets by pointer, and makes tensors and an [`Attention`](crate::Attention) of them. A
-//! failure is returned as a [`Code`], with a message. The caller guarantees the validity of memory; everything else is checked here.
-//! No panic unwinds into C.
+//! Each function checks the descriptions that it gets by pointer, and makes tensors and an [`Attention`](crate::Attention) of
+//! them. A failure is returned as a [`Code`], with a message. The caller guarantees the validity of memory; everything else is
+//! checked here. No panic unwinds into C.
 //!
 //! Rust programs call these functions only to test them.
 
@@ -49,8 +49,8 @@ thread_local! {
     static SCRATCH: Cell<Option<Box<ThreadScratch>>> = const { Cell::new(None) };
 }
 
-/// Takes the scratch memory out of the thread's slot while `work` runs. A call inside `work` finds none and makes its own. After a
-/// panic the slot is empty, not half written.
+/// Takes the scratch memory out of the thread's slot while `work` runs. A call inside `work` finds none and makes its own.
+/// After a panic the slot is empty, not half written.
 fn with_scratch<R>(work: impl FnOnce(&mut ThreadScratch) -> R) -> R {
     let mut scratch = SCRATCH.try_with(Cell::take).ok().flatten().unwrap_or_default();
     let result = work(&mut scratch);

@@ -4,10 +4,10 @@
 //!
 //! * **A token is a proof.** Only detection makes an `Avx2`, after the processor reported the instructions. Holding a
 //!   token is the permission to use them, so vector arithmetic is safe to call.
-//! * **Code is written once**, generic over `Simd`, and compiled once per level. A `Kernel` is a piece of work. `Isa::run` runs it
-//!   through one function per level, which enables the level's instructions.
-//! * **Lanes are independent.** The only operations that mix lanes are the sums, `max_lane`, the transposes, `pick` and the packing
-//!   of half types.
+//! * **Code is written once**, generic over `Simd`, and compiled once per level. A `Kernel` is a piece of work. `Isa::run`
+//!   runs it through one function per level, which enables the level's instructions.
+//! * **Lanes are independent.** The only operations that mix lanes are the sums, `max_lane`, the transposes, `pick` and the
+//!   packing of half types.
 //!
 //! | file | |
 //! |---|---|

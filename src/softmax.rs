@@ -10,8 +10,8 @@
 //! inverse temperature: 1 is the plain softmax, a larger scale is sharper, 0 gives equal probabilities, and a negative scale
 //! prefers the smallest element.
 //!
-//! A temperature of 0 has no scale: 1/0 is infinite, and a scale that is not finite is refused. Temperature 0 means greedy choice:
-//! take the index of the largest element (argmax), or write 1 there and 0 elsewhere (one-hot).
+//! A temperature of 0 has no scale: 1/0 is infinite, and a scale that is not finite is refused. Temperature 0 means greedy
+//! choice: take the index of the largest element (argmax), or write 1 there and 0 elsewhere (one-hot).
 //!
 //! | | one row | along an [`Axis`], in place | along an [`Axis`], into an output |
 //! |---|---|---|---|
@@ -24,7 +24,8 @@
 //! | natural exponential | [`exp_in_place`] | | [`exp_into`] |
 //!
 //! Slices are dense and row-major. With the `ndarray` feature, [`softmax_axis`], [`log_softmax_axis`], [`logsumexp_axis`],
-//! [`softmax_axis_in_place`] and [`log_softmax_axis_in_place`] take arrays of any strides. Elements are f32, f16, bf16 or f64: see [`Number`].
+//! [`softmax_axis_in_place`] and [`log_softmax_axis_in_place`] take arrays of any strides. Elements are f32, f16, bf16 or f64:
+//! see [`Number`].
 //!
 //! # Edge rules
 //!
@@ -43,10 +44,10 @@
 //!
 //! # How exact
 //!
-//! [`exp_into`] is at most 1 ulp from the correctly rounded exponential for each of the 2^32 numbers. Let u = 2^-24. The relative
-//! error of a softmax of n elements is at most (64 + n/1024 + 16) u, in practice 1 or 2 u, plus the effect of rounding
-//! scale * (x - max): 2 |scale * (x - max)| u, or 0 at scale 1 if the differences are exact. (Along axes other than the last,
-//! x - max is computed in two steps.)
+//! [`exp_into`] is at most 1 ulp from the correctly rounded exponential for each of the 2^32 numbers. Let u = 2^-24. The
+//! relative error of a softmax of n elements is at most (64 + n/1024 + 16) u, in practice 1 or 2 u, plus the effect of
+//! rounding scale * (x - max): 2 |scale * (x - max)| u, or 0 at scale 1 if the differences are exact. (Along axes other than
+//! the last, x - max is computed in two steps.)
 //!
 //! # Example
 //!

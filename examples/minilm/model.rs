@@ -11,8 +11,8 @@ const LAYERS: usize = 6;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// The attention of the encoder. The arguments are q, k and v `[batch, heads, seq, head_dim]`, the key lengths, and the output of the
-/// same shape. The views are permuted from `[batch, seq, heads, head_dim]`.
+/// The attention of the encoder. The arguments are q, k and v `[batch, heads, seq, head_dim]`, the key lengths, and the output
+/// of the same shape. The views are permuted from `[batch, seq, heads, head_dim]`.
 pub(crate) trait Attend:
     FnMut([ArrayView4<'_, f32>; 3], &[usize], ArrayViewMut4<'_, f32>) -> std::result::Result<(), flashtile::Error>
 {

@@ -50,8 +50,8 @@ fn load_tokens() -> Result<Vec<String>, Box<dyn Error>> {
     Ok(serde_json::from_str(metadata.get("tokens").ok_or("the file does not name its tokens")?)?)
 }
 
-/// Prints time and error of the same attention computed in several ways. Fails if the error of `out` is more than twice that of plain
-/// f32 loops.
+/// Prints time and error of the same attention computed in several ways. Fails if the error of `out` is more than twice that
+/// of plain f32 loops.
 fn compare(
     attention: &Attention<'_>,
     q: &Array4<f16>,
@@ -126,8 +126,8 @@ fn best_time(mut call: impl FnMut()) -> Duration {
     std::iter::repeat_n((), 20).map(time).min().unwrap_or_default()
 }
 
-/// Draws the probabilities of `queries`. Returns the fraction of repeated tokens whose largest probability is one past their last
-/// occurrence.
+/// Draws the probabilities of `queries`. Returns the fraction of repeated tokens whose largest probability is one past their
+/// last occurrence.
 fn draw(tokens: &[String], probabilities: ArrayView2<'_, f32>, queries: std::ops::Range<usize>) -> f64 {
     const SHADES: [&str; 5] = ["  ", "░░", "▒▒", "▓▓", "██"];
     let labels: Vec<&str> = tokens[..queries.end].iter().map(|token| token.trim()).collect();

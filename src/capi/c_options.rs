@@ -85,8 +85,8 @@ const SMALLEST: usize = mem::offset_of!(Options, reserved) + size_of::<i32>();
 /// No version will be larger. A larger size was never set by a caller.
 const LARGEST: usize = 4096;
 
-/// The sizes of the struct in all versions up to this one. **A new member adds a size.** It must not need padding before or after it,
-/// because a caller leaves padding unset, and a library of another version could read it as a member.
+/// The sizes of the struct in all versions up to this one. **A new member adds a size.** It must not need padding before or
+/// after it, because a caller leaves padding unset, and a library of another version could read it as a member.
 const SIZES: [usize; 1] = [SMALLEST];
 
 /// Whether a version of the struct has this size. Of later versions it is only known that they have no padding at the end.
@@ -95,8 +95,8 @@ fn is_size(size: usize) -> bool {
         || size_of::<Options>() < size && size <= LARGEST && size.is_multiple_of(align_of::<Options>())
 }
 
-/// Asserts that there is no padding: the sizes of the members add up to that of the struct. The pattern must name each member, or it
-/// does not compile.
+/// Asserts that there is no padding: the sizes of the members add up to that of the struct. The pattern must name each member,
+/// or it does not compile.
 macro_rules! assert_no_padding {
     ($($member:ident)+) => {
         const _: () = {

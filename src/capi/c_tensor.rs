@@ -100,8 +100,8 @@ fn wrong_dtype(name: &str, dtype: i32, types: &[Type]) -> Failure {
     Failure::new(Code::BadDtype, format!("{got}; it must be {names}{more}"))
 }
 
-/// A checked description: the pointer is aligned, and all elements have addresses within `isize::MAX` bytes. A rank below four gets
-/// leading axes of size 1.
+/// A checked description: the pointer is aligned, and all elements have addresses within `isize::MAX` bytes. A rank below four
+/// gets leading axes of size 1.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CheckedTensor {
     name: &'static str,
@@ -208,14 +208,16 @@ impl CheckedTensor {
     }
 
     /// # Safety
-    /// Every index within the shape leads to an element of type `T`, the dtype's, that is readable and not written to during `'a`.
+    /// Every index within the shape leads to an element of type `T`, the dtype's, that is readable and not written to during
+    /// `'a`.
     pub(super) unsafe fn strided<'a, T>(&self) -> Strided<'a, T, 4> {
         // SAFETY: alignment and extent were checked when this was made; the rest is the caller's promise.
         unsafe { Strided::from_pointer(self.data.cast_const().cast(), self.shape, self.strides) }
     }
 
     /// # Safety
-    /// Every index within the shape leads to an element of type `T`, the dtype's, that is not read or written otherwise during `'a`.
+    /// Every index within the shape leads to an element of type `T`, the dtype's, that is not read or written otherwise during
+    /// `'a`.
     pub(super) unsafe fn strided_mut<'a, T>(&self) -> Result<StridedMut<'a, T, 4>, Error> {
         // SAFETY: as in `strided`.
         unsafe { StridedMut::from_pointer(self.data.cast(), self.shape, self.strides) }

@@ -1,7 +1,7 @@
 //! Softmax of strided tensors, block by dense block.
 //!
-//! The bits of a line depend only on its elements and on the dimensions after its axis. So a tensor can be cut into blocks at any
-//! axis before it, without changing a bit.
+//! The bits of a line depend only on its elements and on the dimensions after its axis. So a tensor can be cut into blocks at
+//! any axis before it, without changing a bit.
 
 #![forbid(unsafe_code)]
 

@@ -44,8 +44,8 @@ unsafe impl Simd for Avx2 {
     const EXP_VECTORS: usize = 1;
     const HAS_PICK_16: bool = false;
 
-    // Eight chains keep the multipliers busy and leave registers for the operands. Three rows have six chains, because nine would
-    // not fit.
+    // Eight chains keep the multipliers busy and leave registers for the operands. Three rows have six chains, because nine
+    // would not fit.
     dot_tiles! {
         1 => 8 x 1,
         2 => 4 x 1,

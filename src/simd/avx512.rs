@@ -43,8 +43,8 @@ impl Avx512Bf16 {
 }
 
 impl Avx512 {
-    /// Rounds to bf16, in the upper halves of the result. A NaN becomes the default NaN, because rounding could carry a payload into the
-    /// sign. (The instruction of AVX-512 BF16 is not used, because it flushes denormal numbers to 0.)
+    /// Rounds to bf16, in the upper halves of the result. A NaN becomes the default NaN, because rounding could carry a
+    /// payload into the sign. (The instruction of AVX-512 BF16 is not used, because it flushes denormal numbers to 0.)
     #[inline(always)]
     fn round_to_bf16(self, x: __m512) -> __m512i {
         op!(self, {
@@ -59,8 +59,8 @@ impl Avx512 {
 
 /// Conversions of half types, and masks for part of a vector.
 impl Avx512 {
-    /// With `_mm512_cvt_roundph_ps`, because `_mm512_cvtph_ps` becomes a form that suppresses exceptions, and that form takes no operand
-    /// from memory.
+    /// With `_mm512_cvt_roundph_ps`, because `_mm512_cvtph_ps` becomes a form that suppresses exceptions, and that form takes
+    /// no operand from memory.
     #[inline(always)]
     fn widen_f16(self, halves: __m256i) -> __m512 {
         op!(self, _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves))
@@ -117,8 +117,8 @@ unsafe impl PairDots<Avx512> for Avx512Bf16 {
     }
 }
 
-/// A broadcast that the compiler cannot move. Otherwise it gathers the broadcasts of many steps and spills them: bf16 prefill took 20%
-/// longer.
+/// A broadcast that the compiler cannot move. Otherwise it gathers the broadcasts of many steps and spills them: bf16 prefill
+/// took 20% longer.
 ///
 /// # Safety
 /// * `a` is valid for reads
@@ -189,31 +189,32 @@ unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, c: __m512) -> __m512 {
 }
 
 // SAFETY: a vector of 512 bits has sixteen lanes. Only `detect` makes a token, or a token with more features does. Each load
-// and store is one instruction at the pointer, of 64 bytes for f32, 32 for half types and 16 for masks. Loads and stores of parts
-// access only lanes of the mask, and `first` selects no more lanes than the slice has elements. `unrelated` returns its argument (an
-// empty template). The macros write `dot_tile` and `strip`.
+// and store is one instruction at the pointer, of 64 bytes for f32, 32 for half types and 16 for masks. Loads and stores of
+// parts access only lanes of the mask, and `first` selects no more lanes than the slice has elements. `unrelated` returns its
+// argument (an empty template). The macros write `dot_tile` and `strip`.
 unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
-    // Tiles of 8 x 2 vectors: sixteen sums. 12 x 2 runs out of registers for addresses. For sixteen multiply-adds, 8 x 2 loads ten
-    // vectors or elements and 16 x 1 loads seventeen. Loads are the limit of 16 x 1 on a processor that loads no faster than it
-    // multiplies (Zen 5: 93% of peak against 99.5% in a bare loop).
+    // Tiles of 8 x 2 vectors: sixteen sums. 12 x 2 runs out of registers for addresses. For sixteen multiply-adds, 8 x 2 loads
+    // ten vectors or elements and 16 x 1 loads seventeen. Loads are the limit of 16 x 1 on a processor that loads no faster
+    // than it multiplies (Zen 5: 93% of peak against 99.5% in a bare loop).
     const PRODUCT_ROWS: [usize; 2] = [16, 8];
     // The registers hold four vectors with all constants. They take 0.88 of the time of one vector at a time.
     const EXP_VECTORS: usize = 4;
     const HAS_PICK_16: bool = true;
 
-    // A single row reads two of the other rows at a time, so its reads are nearly sequential, and adds up eight such groups together.
-    // With four, eight or sixteen rows at a time, bare loops over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5). Two or
-    // more rows share each load. At least eight chains keep the multipliers busy, and the registers hold sixteen.
+    // A single row reads two of the other rows at a time, so its reads are nearly sequential, and adds up eight such groups
+    // together. With four, eight or sixteen rows at a time, bare loops over f16 in memory took 1.1, 1.4 and 1.1 times as long
+    // (Zen 5). Two or more rows share each load. At least eight chains keep the multipliers busy, and the registers hold
+    // sixteen.
     dot_tiles! {
         1 => 2 x 8,
         2 => 4 x 2,
         3 => 4 x 1,
         4 => 4 x 1,
     }
-    // Eight vectors if there are registers for them. Then 128 elements are one strip, and memory is read sequentially. Shorter rows
-    // have strips of four.
+    // Eight vectors if there are registers for them. Then 128 elements are one strip, and memory is read sequentially. Shorter
+    // rows have strips of four.
     strips! {
         1 => 8 or 4,
         2 => 8 or 4,
@@ -411,8 +412,8 @@ unsafe impl Simd for Avx512 {
     fn sums(self, x: [__m512; MAX_LANES]) -> __m512 {
         op!(self, {
             // Loops and macros, because a closure that is not inlined is compiled without the level's instructions.
-            // In each quarter, lanes two apart are added. One operand is a blend, which any unit executes; the other is a shuffle, which
-            // two units execute.
+            // In each quarter, lanes two apart are added. One operand is a blend, which any unit executes; the other is a
+            // shuffle, which two units execute.
             macro_rules! halves {
                 ($a:expr, $b:expr) => {
                     _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, $a, $b), _mm512_shuffle_ps::<0x4e>($a, $b))
@@ -445,7 +446,8 @@ unsafe impl Simd for Avx512 {
     }
     #[inline(always)]
     fn transpose(self, rows: [__m512; MAX_LANES]) -> [__m512; MAX_LANES] {
-        // Interleaves neighbours in 32-bit units, pairs in 64-bit units, then quarters twice: log2(16) steps of sixteen shuffles.
+        // Interleaves neighbours in 32-bit units, pairs in 64-bit units, then quarters twice: log2(16) steps of sixteen
+        // shuffles.
         op!(self, {
             let (mut pairs, mut fours, mut eights, mut out) = (rows, rows, rows, rows);
             for i in 0..8 {
@@ -487,8 +489,8 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     #[cfg(target_pointer_width = "64")]
     fn unrelated<T>(self, mut p: *const T) -> *const T {
-        // SAFETY: an empty template accesses no memory, stack or flags, and its output is its input. (`readonly` promises less than
-        // `nomem`, which is enough.)
+        // SAFETY: an empty template accesses no memory, stack or flags, and its output is its input. (`readonly` promises less
+        // than `nomem`, which is enough.)
         unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags)) };
         p
     }

@@ -24,7 +24,8 @@ pub(crate) unsafe trait PairDots<S: Simd>: Copy {
     /// The pairs of `x`, at most `LANES`, then zeros in the remaining lanes.
     fn load_pairs_part(self, x: &[Bf16Pair]) -> S::F32;
     /// In every lane, `c + a.second * b.second`, rounded, plus `a.first * b.first`, rounded. The products are exact.
-    /// **Denormal numbers count as 0**, as operands and as results. The rounding is to nearest in every rounding mode of the thread.
+    /// **Denormal numbers count as 0**, as operands and as results. The rounding is to nearest in every rounding mode of the
+    /// thread.
     fn add_dots(self, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
     /// One pair in every lane.
     ///

@@ -22,9 +22,9 @@ pub(crate) trait Kernel {
 /// ```
 ///
 /// becomes `pub(crate) fn double<'a>(isa: Isa, x: &'a mut [f32])`. The arguments are the fields of a struct, which is the
-/// [`Kernel`], so their lifetimes must have names. With a parameter `D: PairDots` after `S` and an argument `dots: D` after `simd`, the
-/// struct is a [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines should be a function of its own,
-/// marked `#[inline(always)]`.
+/// [`Kernel`], so their lifetimes must have names. With a parameter `D: PairDots` after `S` and an argument `dots: D` after
+/// `simd`, the struct is a [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines should be a
+/// function of its own, marked `#[inline(always)]`.
 macro_rules! kernel {
     (
         $(#[$meta:meta])*

@@ -2,19 +2,19 @@
 
 use crate::simd::vector::Simd;
 
-/// 1.5 * 2^23. Numbers of this size have a spacing of exactly 1. So adding it rounds to the nearest integer, and the low bits of the
-/// sum are that integer.
+/// 1.5 * 2^23. Numbers of this size have a spacing of exactly 1. So adding it rounds to the nearest integer, and the low bits
+/// of the sum are that integer.
 pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// Coefficients of 2^r = 1 + r*(C1 + r*(C2 + …)) for |r| <= 1/2.
 ///
-/// Source: our minimax fit in ulp, searched over neighbouring f32 coefficients. The error is at most 1.79 ulp, with the rounding of
-/// Horner's scheme with fused multiply-add. The constant is exactly 1, so 2^0 is exact. 2^(1/2) is twice 2^(-1/2), bit for bit, with
-/// and without fused multiply-add. Running maxima rely on it (docs/numerics.md).
+/// Source: our minimax fit in ulp, searched over neighbouring f32 coefficients. The error is at most 1.79 ulp, with the
+/// rounding of Horner's scheme with fused multiply-add. The constant is exactly 1, so 2^0 is exact. 2^(1/2) is twice 2^(-1/2),
+/// bit for bit, with and without fused multiply-add. Running maxima rely on it (docs/numerics.md).
 const EXP2: [f32; 5] = [0.693_146_8, 0.240_222_38, 0.055_508_96, 0.009_671_721, 0.001_322_455_1];
 
-/// 2^r for |r| <= 1/2. The error is at most 1.8 ulp with fused multiply-add and 2.1 ulp without. For other finite r the result is
-/// finite and has no meaning; for NaN it is NaN.
+/// 2^r for |r| <= 1/2. The error is at most 1.8 ulp with fused multiply-add and 2.1 ulp without. For other finite r the result
+/// is finite and has no meaning; for NaN it is NaN.
 ///
 /// Each step is done for several vectors, so that the processor can overlap their chains.
 #[inline(always)]
@@ -68,9 +68,9 @@ const LN2_LOW: f32 = 1.428_606_8e-6;
 
 /// Coefficients of exp(r) = 1 + r + r^2*(C2 + r*(C3 + …)) for |r| <= ln(2)/2.
 ///
-/// Source: our fit. Lawson's method (least squares on 4001 Chebyshev points, with weights multiplied by the error until it levels)
-/// minimises the largest relative error over an interval 0.05% wider than needed. The coefficients are then rounded to f32. The error
-/// of the fit alone is 0.03 ulp.
+/// Source: our fit. Lawson's method (least squares on 4001 Chebyshev points, with weights multiplied by the error until it
+/// levels) minimises the largest relative error over an interval 0.05% wider than needed. The coefficients are then rounded to
+/// f32. The error of the fit alone is 0.03 ulp.
 const EXP: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_745, 0.001_381_454];
 
 /// Splits exp(x) into 2^n * p with p in 0.7..1.42. Returns p, and `bias` + n in the low bits of an integer.
@@ -93,9 +93,9 @@ fn exp_parts<S: Simd>(simd: S, x: S::F32, bias: f32) -> (S::F32, S::I32) {
     (p, simd.bits(shifted))
 }
 
-/// exp(x), at most 1 ulp from the correctly rounded value for each of the 2^32 x, denormal results and overflow to infinity included.
-/// The result never decreases as x grows. Both are tested on all x, with and without fused multiply-add. exp(0) is exactly 1, exp(-inf)
-/// is 0, exp(inf) is inf, exp(NaN) is NaN.
+/// exp(x), at most 1 ulp from the correctly rounded value for each of the 2^32 x, denormal results and overflow to infinity
+/// included. The result never decreases as x grows. Both are tested on all x, with and without fused multiply-add. exp(0) is
+/// exactly 1, exp(-inf) is 0, exp(inf) is inf, exp(NaN) is NaN.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     // Outside these bounds the result is 0 or inf. `max` and `min` return a NaN in their second operand.
@@ -113,7 +113,8 @@ pub(crate) const SCALED_ONE: f32 = 16_777_216.0;
 
 /// 2^24 * exp(x) for x <= 0, with the error of [`exp`]. It is exactly 0 where exp(x) rounds to 0, and NaN for NaN and infinity.
 ///
-/// The factor makes the result a normal number even where exp(x) is denormal. It cancels when exponentials are divided by their sum.
+/// The factor makes the result a normal number even where exp(x) is denormal. It cancels when exponentials are divided by
+/// their sum.
 #[inline(always)]
 pub(crate) fn exp_scaled<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     if S::HAS_PICK_16 { scaled_from_table(simd, x) } else { scaled_from_polynomial(simd, x) }
@@ -129,11 +130,11 @@ fn scaled_from_polynomial<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     simd.mul(p, simd.float_of_bits(simd.shl_i32::<23>(exponent)))
 }
 
-/// exp(x) = 2^(k/16) * exp(r). Here r is much smaller than with whole powers of two, so the polynomial has three coefficients fewer.
-/// The fraction of 2^(k/16) is an entry of [`ROOTS`], which a register holds.
+/// exp(x) = 2^(k/16) * exp(r). Here r is much smaller than with whole powers of two, so the polynomial has three coefficients
+/// fewer. The fraction of 2^(k/16) is an entry of [`ROOTS`], which a register holds.
 ///
-/// It takes 8 multiply-adds in a chain of 29 cycles; the polynomial takes 11 in a chain of 42 cycles, which is more than the processor
-/// can overlap. On Zen 5 a vector takes 5.3 cycles instead of 8.4.
+/// It takes 8 multiply-adds in a chain of 29 cycles; the polynomial takes 11 in a chain of 42 cycles, which is more than the
+/// processor can overlap. On Zen 5 a vector takes 5.3 cycles instead of 8.4.
 #[inline(always)]
 fn scaled_from_table<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let round = simd.splat(ROUND);

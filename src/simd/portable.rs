@@ -1,14 +1,14 @@
 //! The level of every processor: plain arrays and loops, which the compiler turns into the target's baseline vectors.
 //!
-//! A multiply-add is fused only if the target always has the instruction. Elsewhere the fused form would be a library call, about
-//! fifty times slower, so it rounds twice.
+//! A multiply-add is fused only if the target always has the instruction. Elsewhere the fused form would be a library call,
+//! about fifty times slower, so it rounds twice.
 
 use crate::element::{bf16, f16};
 use crate::simd::register_tiles::{dot_tiles, strips};
 use crate::simd::vector::{MAX_LANES, Simd};
 
-/// Vectors of `LANES` f32. [`Level::Portable`](crate::level::Level::Portable) has eight. Tests also run vectors of four, which other
-/// architectures have.
+/// Vectors of `LANES` f32. [`Level::Portable`](crate::level::Level::Portable) has eight. Tests also run vectors of four, which
+/// other architectures have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Portable<const LANES: usize>;
 
@@ -44,8 +44,8 @@ const fn checked(lanes: usize) -> usize {
 }
 
 // SAFETY: `checked` enforces the bounds of `LANES`. These operations need no instructions beyond the target's own. Each load and
-// store goes through a pointer to an array of `LANES` elements. The parts of slices and `unrelated` are the trait's own. The macros
-// write `dot_tile` and `strip`.
+// store goes through a pointer to an array of `LANES` elements. The parts of slices and `unrelated` are the trait's own. The
+// macros write `dot_tile` and `strip`.
 unsafe impl<const LANES: usize> Simd for Portable<LANES> {
     const LANES: usize = checked(LANES);
     // Sixteen 128-bit registers (x86-64 without extensions) hold eight vectors of eight lanes.

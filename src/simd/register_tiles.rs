@@ -1,16 +1,16 @@
 //! Register tiles: the sums that a loop keeps in registers. Each level states the shapes in its own file.
 //!
-//! A loop needs its shape as a const argument, and Rust cannot compute a const argument from a trait's constant. So the level calls
-//! the loop with its shapes. [`dot_tiles!`] and [`strips!`] write the methods that do so, from a table. Only the shapes in the table
-//! are compiled.
+//! A loop needs its shape as a const argument, and Rust cannot compute a const argument from a trait's constant. So the level
+//! calls the loop with its shapes. [`dot_tiles!`] and [`strips!`] write the methods that do so, from a table. Only the shapes
+//! in the table are compiled.
 
 /// The largest number of rows that share each load of a dot product or a strip. The tables have this number of lines.
 pub(crate) const MAX_SHARED_ROWS: usize = 4;
 
 /// Dot products of R rows with N * G other rows.
 pub(crate) trait ByDotTile {
-    /// Each step loads a vector from each of N other rows and multiplies it by the R rows: R * N sums in registers. G such groups
-    /// are then added across lanes together, into R * N * G results.
+    /// Each step loads a vector from each of N other rows and multiplies it by the R rows: R * N sums in registers. G such
+    /// groups are then added across lanes together, into R * N * G results.
     ///
     /// # Safety
     /// As each implementation says.

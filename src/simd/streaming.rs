@@ -5,9 +5,9 @@ use crate::simd::vector::Simd;
 
 /// A guard for streaming stores: it makes the stores, and fences when it is dropped.
 ///
-/// Streaming stores are not ordered with other stores. Without a fence, another thread could learn that an output is complete before
-/// it can see all of it. Only this type streams, so the fence comes before the borrow of the output ends, also in a panic. One fence is
-/// enough for all stores of a call, so a call makes one `Streaming` and lends it to its loops.
+/// Streaming stores are not ordered with other stores. Without a fence, another thread could learn that an output is complete
+/// before it can see all of it. Only this type streams, so the fence comes before the borrow of the output ends, also in a
+/// panic. One fence is enough for all stores of a call, so a call makes one `Streaming` and lends it to its loops.
 ///
 /// This crate never leaks a `Streaming`, because a leaked one would not fence.
 pub(crate) struct Streaming<S: Simd> {

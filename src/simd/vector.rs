@@ -28,8 +28,8 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen accumulators are enough. Two multiply-adds start per cycle and each takes four cycles, so eight chains are busy;
     /// sixteen tolerate loads that are late. Rows come in multiples of 8.
     const PRODUCT_ROWS: [usize; 2];
-    /// Vectors of exponentials that a loop computes at a time. Each is a chain of operations, and the processor alone overlaps too
-    /// few chains.
+    /// Vectors of exponentials that a loop computes at a time. Each is a chain of operations, and the processor alone overlaps
+    /// too few chains.
     const EXP_VECTORS: usize;
     /// Whether [`pick`](Self::pick) is one instruction on sixteen lanes, and multiply-add is fused. `exp_scaled` uses a table of
     /// sixteen roots then. AVX2 would be 25% slower with a table of eight roots, because it has half the registers.
@@ -121,11 +121,11 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Shifts right and repeats the sign.
     fn shr_i32<const N: i32>(self, a: Self::I32) -> Self::I32;
 
-    /// The sum of all lanes, in a fixed order: the upper half is added to the lower half, and so on. So rotating the lanes does not
-    /// change it, and the sum of a row does not depend on the lane of its first key.
+    /// The sum of all lanes, in a fixed order: the upper half is added to the lower half, and so on. So rotating the lanes
+    /// does not change it, and the sum of a row does not depend on the lane of its first key.
     fn sum(self, a: Self::F32) -> f32;
-    /// The sum of all lanes of each of `LANES` vectors (`x[..LANES]`). All sums have the same order of additions, which depends on
-    /// the level.
+    /// The sum of all lanes of each of `LANES` vectors (`x[..LANES]`). All sums have the same order of additions, which
+    /// depends on the level.
     fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32;
     /// The largest lane; NaN lanes may be ignored.
     fn max_lane(self, a: Self::F32) -> f32;
@@ -141,13 +141,13 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     }
     /// In every lane, the lane of `table` whose number is in the lowest bits of `k`.
     fn pick(self, table: Self::F32, k: Self::I32) -> Self::F32;
-    /// Rounds to f16 as [`store_f16`](Self::store_f16) does. The `2 * LANES` results are carried as one vector. No f32 arithmetic is
-    /// done on it.
+    /// Rounds to f16 as [`store_f16`](Self::store_f16) does. The `2 * LANES` results are carried as one vector. No f32
+    /// arithmetic is done on it.
     fn pack_f16(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// The same to bf16.
     fn pack_bf16(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// [`store`](Self::store) past the caches, if the level can, so that memory is not read before it is overwritten. It pays for whole
-    /// cache lines. Streaming stores are not ordered with other stores until a [`fence`](Self::fence). Only
+    /// [`store`](Self::store) past the caches, if the level can, so that memory is not read before it is overwritten. It pays
+    /// for whole cache lines. Streaming stores are not ordered with other stores until a [`fence`](Self::fence). Only
     /// [`Streaming`](crate::simd::streaming::Streaming) calls both.
     ///
     /// # Safety
@@ -176,8 +176,8 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// * as `W::call` says
     unsafe fn dot_tile<W: ByDotTile>(rows: usize, work: W);
-    /// Calls `work` with a strip of sums for `rows` rows that share each load: the widest strip of at most `vectors` vectors, or the
-    /// narrowest strip.
+    /// Calls `work` with a strip of sums for `rows` rows that share each load: the widest strip of at most `vectors` vectors,
+    /// or the narrowest strip.
     ///
     /// The macro [`strips!`](crate::simd::register_tiles::strips) writes it.
     ///

@@ -13,8 +13,8 @@ use ndarray::{Array, ArrayRef, Dimension, RemoveAxis};
 /// in another layout, it is copied first. The result has the bits and the edge rules of [`softmax_into`].
 ///
 /// # Errors
-/// [`Error::AxisOutOfRange`], [`Error::InvalidOption`] for a scale that is not finite, and [`Error::TooLarge`] if the result does
-/// not fit in memory.
+/// [`Error::AxisOutOfRange`], [`Error::InvalidOption`] for a scale that is not finite, and [`Error::TooLarge`] if the result
+/// does not fit in memory.
 ///
 /// Along the columns of a matrix, then along the rows of its transpose:
 ///

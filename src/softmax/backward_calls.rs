@@ -8,14 +8,14 @@ use super::forward_calls::check_scale;
 use super::number::Number;
 use crate::error::Error;
 
-/// The gradient of softmax. `y` is its output, `dy` the gradient of a loss with respect to `y`, `dx` the gradient with respect to
-/// its input:
+/// The gradient of softmax. `y` is its output, `dy` the gradient of a loss with respect to `y`, `dx` the gradient with respect
+/// to its input:
 ///
 /// `dx = scale * y * (dy - sum(y * dy))` with the sum along the axis.
 ///
-/// Where y is 0 (a hidden element, or one far below the maximum), dx is 0 for any dy, and a dy of NaN or infinity there reaches no
-/// other element. Elsewhere, a dy of NaN or infinity makes the elements of the line whose y is not 0 NaN or infinite. Finite y and dy
-/// never give NaN. They give infinity only where dx is outside the range of the type.
+/// Where y is 0 (a hidden element, or one far below the maximum), dx is 0 for any dy, and a dy of NaN or infinity there
+/// reaches no other element. Elsewhere, a dy of NaN or infinity makes the elements of the line whose y is not 0 NaN or
+/// infinite. Finite y and dy never give NaN. They give infinity only where dx is outside the range of the type.
 ///
 /// # Errors
 /// [`Error::SliceLength`] if one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
@@ -48,14 +48,14 @@ pub fn softmax_backward_in_place<T: Number>(y: &[T], dy: &mut [T], axis: Axis, s
     Ok(())
 }
 
-/// The gradient of log_softmax. `y` is its output, `dy` the gradient of a loss with respect to `y`, `dx` the gradient with respect
-/// to its input:
+/// The gradient of log_softmax. `y` is its output, `dy` the gradient of a loss with respect to `y`, `dx` the gradient with
+/// respect to its input:
 ///
 /// `dx = scale * (dy - exp(y) * sum(dy))` with the sum along the axis.
 ///
-/// Where y is -inf (a hidden element), a dy of NaN or infinity counts as 0, and a finite dy is part of the sum as in the formula.
-/// Elsewhere, a dy of NaN or infinity makes the line NaN or infinite. Finite dy never gives NaN. It gives infinity only where dx is
-/// outside the range of the type.
+/// Where y is -inf (a hidden element), a dy of NaN or infinity counts as 0, and a finite dy is part of the sum as in the
+/// formula. Elsewhere, a dy of NaN or infinity makes the line NaN or infinite. Finite dy never gives NaN. It gives infinity
+/// only where dx is outside the range of the type.
 ///
 /// # Errors
 /// [`Error::SliceLength`] if one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
@@ -93,8 +93,8 @@ pub fn log_softmax_backward_in_place<T: Number>(
     Ok(())
 }
 
-/// The gradient of logsumexp. `x` is its input, `dl` the gradient of a loss with respect to its output ([`Axis::lines`] numbers),
-/// `dx` the gradient with respect to `x`:
+/// The gradient of logsumexp. `x` is its input, `dl` the gradient of a loss with respect to its output ([`Axis::lines`]
+/// numbers), `dx` the gradient with respect to `x`:
 ///
 /// `dx = scale * softmax(x) * dl`, with dl repeated along the axis. Where the softmax is 0 (a hidden element, or a line without
 /// visible elements), dx is 0 for any dl.

@@ -160,8 +160,8 @@ fn max_of_strip<S: Simd, T: Element, C: Scaling, const V: usize>(
     max
 }
 
-/// Fills the tile with the exponentials exp(scale*(y - max)) in units of 1/`SCALED_ONE`, or with their exponents if `LOG`. Returns
-/// the sums of the exponentials.
+/// Fills the tile with the exponentials exp(scale*(y - max)) in units of 1/`SCALED_ONE`, or with their exponents if `LOG`.
+/// Returns the sums of the exponentials.
 #[inline(always)]
 fn exp_tile<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
     simd: S,

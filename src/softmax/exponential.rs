@@ -10,8 +10,8 @@ use crate::simd::kernel;
 
 /// x = exp(x), element by element, at most 1 ulp from the correctly rounded value.
 ///
-/// exp(0) is exactly 1, exp(-inf) is 0, exp(inf) is inf, and NaN stays NaN. Small results are denormal numbers, not 0. The result
-/// never decreases as x grows.
+/// exp(0) is exactly 1, exp(-inf) is 0, exp(inf) is inf, and NaN stays NaN. Small results are denormal numbers, not 0. The
+/// result never decreases as x grows.
 ///
 /// ```
 /// let mut x = [0.0, 1.0, -100.0];

@@ -1,5 +1,5 @@
-//! Gradients of the rare lines that the fast loops cannot compute: lines with numbers that are not finite, or with differences or
-//! products that overflow. Plain f64 loops, one line at a time.
+//! Gradients of the rare lines that the fast loops cannot compute: lines with numbers that are not finite, or with differences
+//! or products that overflow. Plain f64 loops, one line at a time.
 #![forbid(unsafe_code)]
 
 use super::number::Number;
@@ -10,8 +10,8 @@ const DOWN: f64 = f64::from_bits((1023 - 64) << 52);
 
 /// dx of softmax, or of log_softmax if `log`, for the elements of one line at `indices`.
 ///
-/// Elements whose y is 0 (-inf for log_softmax) are hidden. For softmax, a hidden element adds 0 to the total and its dx is 0. For
-/// log_softmax, this holds if its dy is not finite.
+/// Elements whose y is 0 (-inf for log_softmax) are hidden. For softmax, a hidden element adds 0 to the total and its dx is 0.
+/// For log_softmax, this holds if its dy is not finite.
 #[cold]
 #[inline(never)]
 pub(super) fn backward<T: Number>(

@@ -10,8 +10,8 @@
 //!    are f32 and the row is no longer than the tile, the output is the tile.
 //! 2. A longer row is folded block by block into a [`RowState`]. Then `fill` and `exp_tile` run again for each block, with the
 //!    maximum of the row, and the block is written. So x is read twice.
-//! 3. `fill` processes four vectors at a time. `exp_tile` processes two, because an exponential is a chain of 30 to 50 cycles, and
-//!    the processor alone overlaps too few chains. Four do not fit the registers.
+//! 3. `fill` processes four vectors at a time. `exp_tile` processes two, because an exponential is a chain of 30 to 50 cycles,
+//!    and the processor alone overlaps too few chains. Four do not fit the registers.
 //! 4. An output that no cache can hold is written past the caches (`stream`). Otherwise each of its cache lines would be read
 //!    before it is overwritten: a third of all traffic. Such a row has a tile for f32, too.
 //! 5. Division by the sum is multiplication by its inverse.
@@ -38,8 +38,8 @@ pub(super) const PAIR: usize = 2;
 /// Additions in a chain before the partial sum is added to the total. The error grows with the longest chain.
 pub(super) const RUN: usize = 64;
 
-/// Softmax of one row times `upstream`, or log_softmax if `LOG`, which ignores `upstream`. The tile is as long as the row or as a
-/// block of it.
+/// Softmax of one row times `upstream`, or log_softmax if `LOG`, which ignores `upstream`. The tile is as long as the row or
+/// as a block of it.
 #[inline(always)]
 pub(super) fn softmax<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
     simd: S,
@@ -166,8 +166,8 @@ fn fill_in_place<S: Simd, C: Scaling>(simd: S, x: &mut [f32], scale: C) -> f32 {
     simd.max_lane(simd.max(simd.max(max[0], max[1]), simd.max(max[2], max[3])))
 }
 
-/// Replaces y in the tile by e = exp(scale*(y - max)) in units of 1/`SCALED_ONE`, or by the exponent if `LOG`. Returns the sum of
-/// the exponentials. Prefetches `tile.len()` elements from `next`, which may be any address.
+/// Replaces y in the tile by e = exp(scale*(y - max)) in units of 1/`SCALED_ONE`, or by the exponent if `LOG`. Returns the sum
+/// of the exponentials. Prefetches `tile.len()` elements from `next`, which may be any address.
 #[inline(always)]
 pub(super) fn exp_tile<S: Simd, T, C: Scaling, const LOG: bool>(
     simd: S,

@@ -76,8 +76,8 @@ impl RowState {
         (f64::from(scale) * f64::from(self.max) + f64::from(self.sum).ln()) as f32
     }
 
-    /// log(sum), which log_softmax subtracts; 0 for a state without visible elements. The logarithm of 1 is -0, so that an exponent
-    /// of +0 or -0 becomes the result +0.
+    /// log(sum), which log_softmax subtracts; 0 for a state without visible elements. The logarithm of 1 is -0, so that an
+    /// exponent of +0 or -0 becomes the result +0.
     pub(super) fn log_sum(self) -> f32 {
         match self {
             Self { max: f32::NEG_INFINITY, sum } => sum,

@@ -5,15 +5,16 @@ use crate::simd::Simd;
 
 /// The product scale * x as `scale * y`, where y = factor * x and the field `scale` is positive.
 ///
-/// Then the exponent `scale * (y - max)` is never positive. If `y - max` overflows to -inf, the exponential is 0, which is right:
+/// Then the exponent `scale * (y - max)` is never positive. If `y - max` overflows to -inf, the exponential is 0, which is
+/// right:
 ///
 /// * The sign of a negative scale is in the factor, so max is always the largest y.
 /// * With a scale below 2^-100 (also 0), an element whose difference overflows would have to be visible, or give 0 * inf. The
 ///   factor 2^-30 makes the overflow impossible. The smallest positive number replaces a scale of 0: it gives exp(0) for all
 ///   elements.
 ///
-/// In log_softmax the exponent itself is the result. With a scale below 1, `y - max` can overflow although `scale * (y - max)` does
-/// not. [`Scale::without_overflow`] and [`Halved`] compute half of the difference instead.
+/// In log_softmax the exponent itself is the result. With a scale below 1, `y - max` can overflow although `scale * (y - max)`
+/// does not. [`Scale::without_overflow`] and [`Halved`] compute half of the difference instead.
 ///
 /// A logit of -inf is hidden at any scale. A logit of +inf is hidden with a negative scale, because scale * x is -inf.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +49,8 @@ impl Scale {
 pub(super) trait Scaling: Copy {
     /// Whether y = x.
     const PLAIN: bool = true;
-    /// Whether only levels with `Simd::HAS_PICK_16` use this form. Elsewhere it would save no time, because exponentials there are not
-    /// limited by the multipliers.
+    /// Whether only levels with `Simd::HAS_PICK_16` use this form. Elsewhere it would save no time, because exponentials there
+    /// are not limited by the multipliers.
     const FOR_TABLE: bool = false;
 
     fn scale(self) -> f32;

@@ -18,8 +18,8 @@ pub(super) struct Strip {
     pub(super) width: usize,
 }
 
-/// Vectors side by side in a wide strip. With eight lanes they are two cache lines of f32, or one of a half type. With sixteen lanes
-/// a block of a strip is 8 KiB of the tile.
+/// Vectors side by side in a wide strip. With eight lanes they are two cache lines of f32, or one of a half type. With sixteen
+/// lanes a block of a strip is 8 KiB of the tile.
 pub(super) const WIDE: usize = 4;
 
 /// Rows of a block. A larger block has longer chains of additions; a smaller one has more states. If the length of a row is a
