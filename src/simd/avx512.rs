@@ -100,7 +100,7 @@ unsafe impl PairDots<Avx512> for Avx512Bf16 {
     }
     #[inline(always)]
     fn add_dots(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: both types are 64 bytes, of which every pattern is a value.
+        // SAFETY: both types are 64 bytes, and every bit pattern is valid for both.
         let (a, b) =
             unsafe { (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)) };
         op!(self, _mm512_dpbf16_ps(c, a, b))
@@ -148,7 +148,7 @@ unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[cfg(target_pointer_width = "64")]
 unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, mut c: __m512) -> __m512 {
-    // SAFETY: as in `broadcast`; what it writes is `c`.
+    // SAFETY: as in `broadcast`, except that it writes `c`.
     unsafe {
         std::arch::asm!(
             "vdpbf16ps {c}, {b}, dword ptr [{a}]{{1to16}}",
@@ -169,7 +169,7 @@ unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, mut c: __m512) -> __m512 {
 #[target_feature(enable = "avx512f")]
 #[cfg(not(target_pointer_width = "64"))]
 unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
-    // SAFETY: a pair is 32 bits, of which every pattern is an i32; the caller's promise.
+    // SAFETY: a pair is 32 bits, and every bit pattern is a valid i32; the caller's promise.
     _mm512_castsi512_ps(_mm512_set1_epi32(unsafe { a.cast::<i32>().read_unaligned() }))
 }
 
@@ -181,7 +181,7 @@ unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[cfg(not(target_pointer_width = "64"))]
 unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, c: __m512) -> __m512 {
-    // SAFETY: the caller's promise; both types are 64 bytes, of which every pattern is a value.
+    // SAFETY: the caller's promise; both types are 64 bytes, and every bit pattern is valid for both.
     unsafe {
         let a = std::mem::transmute::<__m512, __m512bh>(broadcast(a));
         _mm512_dpbf16_ps(c, a, std::mem::transmute::<__m512, __m512bh>(b))
