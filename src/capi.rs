@@ -76,7 +76,7 @@ unsafe fn inputs(q: *const Tensor, k: *const Tensor, v: *const Tensor) -> Result
 /// Attention: `flashtile_attention` of the header.
 ///
 /// # Safety
-/// * each pointer is null or leads to what its type says, with as many elements as counts, shapes and strides reach
+/// * each pointer is null or leads to a value of its type, with all elements that counts, shapes and strides reach
 /// * during the call, nothing else writes to any of it, and nothing else reads `out` and `lse`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flashtile_attention(

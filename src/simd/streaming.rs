@@ -29,8 +29,8 @@ impl<S: Simd> Streaming<S> {
         let p = to.as_mut_ptr().cast::<f32>();
         assert!(to.len() >= 2 * S::LANES && p.addr().is_multiple_of(4 * S::LANES));
         let (first, second) = self.simd.pack::<T>(pair);
-        // SAFETY: `to` is at least two vectors of T long: one vector of f32 if T is a half type, else two (asserted). It is aligned to a
-        // vector (asserted). The fence follows when `self` is dropped.
+        // SAFETY: `to` is at least two vectors of T long: one vector of f32 if T is a half type, else two (asserted). It is
+        // aligned to a vector (asserted). The fence follows when `self` is dropped.
         unsafe {
             self.simd.stream(p, first);
             if let Some(second) = second {
