@@ -1,4 +1,4 @@
-//! Which keys a query sees: every kind of mask as a picture, checked, and what the hidden pairs save.
+//! Which keys a query sees: every kind of mask as a 0/1 matrix, checked against the reference, and the time that masks save.
 //!
 //! `cargo run --release --example causal_mask`
 
@@ -7,7 +7,7 @@ use ndarray::{Array1, Array2, Array4, s};
 use std::error::Error;
 use std::time::Instant;
 
-/// Numbers in -1..1 that don't repeat soon: the fractional parts of multiples of an irrational number.
+/// Numbers in -1..1 with a long period: the fractional parts of multiples of an irrational number.
 fn numbers(shape: [usize; 4], step: f64) -> Array4<f32> {
     let mut n = 0.0;
     Array4::from_shape_simple_fn(shape, || {
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let causal = Attention::new().causal();
     let both = |left, right| Attention::new().window(Some(left), Some(right));
 
-    // Query i stands at key position offset + i, and sees the keys up to there. What differs is where the first one stands.
+    // Query i has the key position offset + i, and sees the keys up to that position. The query offsets below differ.
     show("As many queries as keys: all agree", [5, 5], &[("causal", causal.clone())])?;
     let offsets = [
         ("FromEnd, the default", causal.clone()),
@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ],
     )?;
 
-    // Any pattern at all: a boolean tensor (true = attend), or -inf in an additive one. All masks intersect.
+    // A boolean tensor (true = attend) or a bias with -inf describes any pattern. All masks intersect.
     let document = [0, 0, 0, 1, 1, 2, 2];
     let same_document = Array2::from_shape_fn((7, 7), |(i, j)| document[i] == document[j]);
     let prefix = Array2::from_shape_fn((7, 7), |(i, j)| j < 3 || j <= i);
@@ -83,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Draws what each attention lets `[queries, keys]` see, and checks pictures and results against the definition.
+/// Prints which of `[queries, keys]` each attention shows, and checks matrices and results against the reference.
 fn show(title: &str, [queries, keys]: [usize; 2], cases: &[(&str, Attention<'_>)]) -> Result<(), Box<dyn Error>> {
     let batch = if title.contains("batch of two") { 2 } else { 1 };
     let (q, kv) = (numbers([batch, 1, queries, 8], 0.618_033_988_749), numbers([batch, 1, keys, 8], 0.414_213_562_373));
@@ -110,14 +110,14 @@ fn show(title: &str, [queries, keys]: [usize; 2], cases: &[(&str, Attention<'_>)
     Ok(())
 }
 
-/// Times each attention over `n` queries and keys against the one without a mask.
+/// Times each attention over `n` queries and keys against attention without a mask.
 fn race(n: usize, cases: &[(&str, Attention<'_>)]) -> Result<(), Box<dyn Error>> {
     let [q, k, v] = [0.618_033_988_749, 0.414_213_562_373, 0.732_050_807_568].map(|step| numbers([1, 1, n, 64], step));
     let entries: Vec<_> = [("full", Attention::new())].iter().chain(cases).cloned().collect();
     let mut times = vec![f64::INFINITY; entries.len()];
     let (mut out, mut workspace) = (Array4::<f32>::zeros(q.raw_dim()), Workspace::new());
     for _round in 0..4 {
-        // In turns, so that a slow moment of the machine hits all alike.
+        // In turns, so that a slow moment of the machine affects all entries.
         for ((_, attention), time) in entries.iter().zip(&mut times) {
             let start = Instant::now();
             attention.clone().threads(Threads::Serial).compute(&q, &k, &v, &mut out, None, &mut workspace)?;

@@ -1,8 +1,8 @@
-//! What tiling buys as sequences grow: speed stays near the machine's peak, and memory stays put.
+//! Tiled attention as sequences grow: speed stays near the machine's peak, and memory stays constant.
 //!
 //! `cargo run --release --example sequence_lengths [-- --max 4096] [plot.svg]`
 //!
-//! One head, head_dim 64, as many queries as keys, one thread. Beside it the textbook's way: all scores in one matrix.
+//! One head, head_dim 64, seq_q = seq_kv, one thread. It is compared with the textbook algorithm: all scores in one matrix.
 
 #[path = "../benches/support/machine.rs"]
 mod machine;
@@ -14,13 +14,13 @@ use std::error::Error;
 use std::time::Instant;
 
 const DIM: usize = 64;
-/// The matrix of scores is given up once it takes so many seconds.
+/// The textbook algorithm is skipped for lengths where it would take longer than this, in seconds.
 const PATIENCE: f64 = 2.0;
 
 #[derive(Clone, Copy)]
 struct Cost {
     seconds: f64,
-    /// Memory beside inputs and output.
+    /// Memory in addition to inputs and output.
     bytes: usize,
 }
 
@@ -31,7 +31,7 @@ struct Row {
 }
 
 impl Row {
-    /// Two products of keys x queries x DIM, a multiply-add being two operations.
+    /// Two products of keys x queries x DIM multiply-adds of two operations each.
     fn flops(&self) -> f64 {
         4.0 * (self.keys * self.keys * DIM) as f64
     }
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         progress.set_message(format!("{keys} keys"));
         peak = peak.max(machine::multiply_add_peak());
         let row = measure(keys, patient)?;
-        // The next one takes four times as long.
+        // The next length takes four times as long.
         patient = row.matrix.is_some_and(|cost| 4.0 * cost.seconds < PATIENCE);
         rows.push(row);
         progress.inc(1);
@@ -84,9 +84,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Times both ways at one length, the best of a few calls, and compares their results.
+/// Times both algorithms at one length (best of a few calls), and compares their results.
 fn measure(keys: usize, with_matrix: bool) -> Result<Row, Box<dyn Error>> {
-    // Numbers in -1..1 that don't repeat soon: the fractional parts of multiples of an irrational number.
+    // Numbers in -1..1 with a long period: the fractional parts of multiples of an irrational number.
     let numbers = |step: f64| (0..keys * DIM).map(|n| (n as f64 * step).fract() as f32 * 2.0 - 1.0).collect::<Vec<_>>();
     let (q, k, v) = (numbers(0.618_033_988_749), numbers(0.414_213_562_373), numbers(0.732_050_807_568));
     let shape = [1, 1, keys, DIM];
@@ -117,7 +117,7 @@ fn measure(keys: usize, with_matrix: bool) -> Result<Row, Box<dyn Error>> {
     Ok(Row { keys, tiled, matrix: Some(Cost { seconds, bytes: size_of_val(&scores[..]) }) })
 }
 
-/// Attention as the textbook has it: scores, softmax, values, each for all queries before the next.
+/// The textbook algorithm: scores of all queries, then softmax of all queries, then values.
 fn all_scores(q: &[f32], k: &[f32], v: &[f32], scores: &mut [f32], out: &mut [f32]) {
     let keys = k.len() / DIM;
     for (row, query) in scores.chunks_exact_mut(keys).zip(q.chunks_exact(DIM)) {
@@ -129,17 +129,17 @@ fn all_scores(q: &[f32], k: &[f32], v: &[f32], scores: &mut [f32], out: &mut [f3
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         row.iter_mut().for_each(|score| *score = (*score - max).exp());
         let sum: f32 = row.iter().sum();
-        row.iter_mut().for_each(|weight| *weight /= sum);
+        row.iter_mut().for_each(|prob| *prob /= sum);
     }
     out.fill(0.0);
     for (row, out) in scores.chunks_exact(keys).zip(out.chunks_exact_mut(DIM)) {
-        for (weight, value) in row.iter().zip(v.chunks_exact(DIM)) {
-            out.iter_mut().zip(value).for_each(|(out, v)| *out += weight * v);
+        for (prob, value) in row.iter().zip(v.chunks_exact(DIM)) {
+            out.iter_mut().zip(value).for_each(|(out, v)| *out += prob * v);
         }
     }
 }
 
-/// The shortest of at least two calls, and of more while they take less than a quarter of a second together.
+/// The shortest time of at least two calls, and of further calls until 0.25 s have passed.
 fn best(mut call: impl FnMut() -> Result<(), flashtile::Error>) -> Result<f64, flashtile::Error> {
     let (begin, mut calls, mut best) = (Instant::now(), 0, f64::INFINITY);
     while calls < 2 || begin.elapsed().as_secs_f64() < 0.25 {
@@ -151,7 +151,7 @@ fn best(mut call: impl FnMut() -> Result<(), flashtile::Error>) -> Result<f64, f
     Ok(best)
 }
 
-/// Two pictures side by side, both axes logarithmic: operations a second and memory.
+/// Two charts side by side, with logarithmic axes: operations per second and memory.
 fn plot(path: &str, rows: &[Row], peak: f64) -> Result<(), Box<dyn Error>> {
     if let Some(folder) = std::path::Path::new(path).parent() {
         std::fs::create_dir_all(folder)?;

@@ -1,4 +1,4 @@
-//! The output layer of a classifier: what softmax does to four logits, and what goes wrong without it.
+//! The output layer of a classifier: softmax of four logits, and common mistakes that it avoids.
 //!
 //! Run with `cargo run --release --example softmax`.
 
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     show("Logits 2, 4, 2, 1 become probabilities:", &probs);
     assert!(near(&probs, &[0.1025, 0.7573, 0.1025, 0.0377]));
 
-    // Only differences count: logits divided by their sum, 9, give a far flatter answer, and a scale of 9 undoes it.
+    // Only differences matter. Logits divided by their sum, 9, give a much flatter softmax, and a scale of 9 reverses it.
     let normalised = logits.map(|x| x / 9.0);
     softmax_into(&normalised, &mut probs, axis, 1.0)?;
     show("\nThe same logits normalised to the sum 1 (.22, .44, .22, .11):", &probs);
@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(hidden[1], 0.0);
     assert!(near(&[hidden[0], hidden[2], hidden[3]], &visible));
 
-    // Online: pieces that never met give the same normaliser.
+    // Online softmax: the states of two pieces merge into the normaliser of the row.
     let (mut left, mut right) = (RowState::default(), RowState::default());
     left.fold(&logits[..1]);
     right.fold(&logits[1..]);

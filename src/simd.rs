@@ -1,27 +1,26 @@
-//! Instructions: vectors of f32, one token type per instruction set, and the vector mathematics written over them.
+//! Vectors of f32, one token type per instruction set, and the vector functions written over them.
 //!
-//! Three ideas hold this layer together.
+//! Three rules:
 //!
-//! * **A token is a proof.** `Avx2` can only be made by `Isa::detect`, after the processor said that it has the
-//!   instructions. Holding one is the right to use them, so vector arithmetic is safe to call.
-//! * **Code is written once**, generic over `Simd`, and compiled once for every level: a `Kernel` is a piece of work that runs
-//!   at the level that it is given, and `Isa::run` enters it through the one function per level that enables the level's
-//!   instructions.
-//! * **Lanes are independent.** No operation mixes lanes but the sums, `max_lane`, the transposes, `pick` and the packing of
-//!   half types, which say so.
+//! * **A token is a proof.** Only detection makes an `Avx2`, after the processor reported the instructions. Holding a
+//!   token is the permission to use them, so vector arithmetic is safe to call.
+//! * **Code is written once**, generic over `Simd`, and compiled once per level. A `Kernel` is a piece of work. `Isa::run`
+//!   runs it through one function per level, which enables the level's instructions.
+//! * **Lanes are independent.** The only operations that mix lanes are the sums, `max_lane`, the transposes, `pick` and the
+//!   packing of half types.
 //!
 //! | file | |
 //! |---|---|
 //! | `vector.rs` | the operations that every level has |
-//! | `register_tiles.rs` | the shapes of loops, which every level states |
-//! | `portable.rs` `avx2.rs` `avx512.rs` | the levels: instructions and shapes, a file each |
-//! | `level_token.rs` | the macros that a level's file begins with |
-//! | `entry.rs` `isa.rs` | how work enters a level; which levels the processor has |
+//! | `register_tiles.rs` | the shapes of register tiles, which every level states |
+//! | `portable.rs` `avx2.rs` `avx512.rs` | the levels: instructions and shapes, one file each |
+//! | `level_token.rs` | the macros for tokens and instructions |
+//! | `entry.rs` `isa.rs` | how a kernel enters a level; which levels the processor has |
 //! | `bf16_dot.rs` | dot products of pairs of bf16 |
 //! | `streaming.rs` | stores past the caches |
 //! | `exp.rs` | exponentials |
 //!
-//! Nothing here knows what the numbers mean.
+//! No code here depends on what the numbers mean.
 
 mod avx2;
 mod avx512;

@@ -1,4 +1,4 @@
-//! Softmax on its own: of rows and along any axis, with its logarithm, its gradients and the state that merges.
+//! Softmax, log_softmax and logsumexp of rows and along any axis, their gradients, and a mergeable softmax state.
 //!
 //! ```text
 //! softmax      y = exp(scale * (x - max)) / sum           sum = sum of exp(scale * (x - max)) along the axis
@@ -6,46 +6,48 @@
 //! logsumexp    l = scale * max + log(sum)
 //! ```
 //!
-//! Subtracting the maximum changes nothing but makes every exponent at most 0, so that nothing overflows. `scale` is the
-//! inverse temperature: 1 is the plain softmax, larger is sharper, 0 gives equal shares, below 0 the smallest wins.
+//! Subtracting the maximum does not change the result. It makes every exponent at most 0, so nothing overflows. `scale` is the
+//! inverse temperature: 1 is the plain softmax, a larger scale is sharper, 0 gives equal probabilities, and a negative scale
+//! prefers the smallest element.
 //!
-//! A temperature of 0 has no scale: 1/0 is infinite, and a scale that is not finite is refused. What it stands for is greedy
+//! A temperature of 0 has no scale: 1/0 is infinite, and a scale that is not finite is refused. Temperature 0 means greedy
 //! choice: take the index of the largest element (argmax), or write 1 there and 0 elsewhere (one-hot).
 //!
 //! | | one row | along an [`Axis`], in place | along an [`Axis`], into an output |
 //! |---|---|---|---|
 //! | softmax | [`softmax`] | [`softmax_in_place`] | [`softmax_into`] |
-//! | its logarithm | [`log_softmax`] | [`log_softmax_in_place`] | [`log_softmax_into`] |
-//! | logarithm of the sum | [`logsumexp`] | | [`logsumexp_into`] |
+//! | log_softmax | [`log_softmax`] | [`log_softmax_in_place`] | [`log_softmax_into`] |
+//! | logsumexp | [`logsumexp`] | | [`logsumexp_into`] |
 //! | gradients | | [`softmax_backward_in_place`], [`log_softmax_backward_in_place`] | [`softmax_backward_into`], [`log_softmax_backward_into`], [`logsumexp_backward_into`] |
 //! | loss of a classifier | | | [`cross_entropy`], [`cross_entropy_into`], [`cross_entropy_gradient_into`] |
-//! | piece by piece | [`RowState`] | | |
+//! | online, piece by piece | [`RowState`] | | |
 //! | natural exponential | [`exp_in_place`] | | [`exp_into`] |
 //!
 //! Slices are dense and row-major. With the `ndarray` feature, [`softmax_axis`], [`log_softmax_axis`], [`logsumexp_axis`],
-//! [`softmax_axis_in_place`] and [`log_softmax_axis_in_place`] take arrays of any strides. Elements are f32, f16, bf16 or f64: see [`Number`].
+//! [`softmax_axis_in_place`] and [`log_softmax_axis_in_place`] take arrays of any strides. Elements are f32, f16, bf16 or f64:
+//! see [`Number`].
 //!
 //! # Edge rules
 //!
 //! | | |
 //! |---|---|
-//! | finite input, finite scale | never NaN, up to the largest numbers there are; a logarithm is -inf only where it is beyond them |
-//! | an element of -inf | hidden: exactly 0 (its logarithm -inf), whatever the scale, and as if it were not there |
-//! | a row of nothing but -inf | zeros; log_softmax and logsumexp -inf. As attention does for a query that sees no key |
-//! | NaN in a row | the whole row is NaN, and no other |
-//! | +inf in a row | the whole row is NaN, as inf - inf is; under a negative scale it is hidden |
+//! | finite input, finite scale | never NaN, for all finite numbers; a logarithm is -inf only where it is below the range of the type |
+//! | an element of -inf | hidden at any scale: its softmax is exactly 0, its log_softmax is -inf, and it does not affect the others |
+//! | a row with only -inf | zeros; log_softmax and logsumexp are -inf. Attention does the same for a query that sees no key |
+//! | NaN in a row | that row is NaN; other rows are not affected |
+//! | +inf in a row | that row is NaN, because inf - inf is NaN; with a negative scale the element is hidden |
 //! | a scale that is not finite | refused, with [`Error::InvalidOption`](crate::Error::InvalidOption) |
 //! | an empty row or array | nothing is written; logsumexp of an empty row is -inf |
 //! | a half type | computed in f32, each result rounded once |
-//! | a gradient where the softmax is 0 | 0, whatever the upstream gradient is there; see [`softmax_backward_into`] and [`log_softmax_backward_into`] |
+//! | a gradient where the softmax is 0 | 0 for any upstream gradient; see [`softmax_backward_into`] and [`log_softmax_backward_into`] |
 //! | in place or into an output | the same bits |
 //!
 //! # How exact
 //!
-//! [`exp_into`] is at most one place beside the correctly rounded exponential for each of the 2^32 numbers. With
-//! u = 2^-24, a softmax of n elements is off by at most (64 + n/1024 + 16) u relative, in practice by 1 or 2 u, beside
-//! what the roundings of scale * (x - max) do to exp: 2 |scale * (x - max)| u, or nothing at scale 1 where differences
-//! are exact. (Along other axes than the last, x - max is taken in two steps.)
+//! [`exp_into`] is at most 1 ulp from the correctly rounded exponential for each of the 2^32 numbers. Let u = 2^-24. The
+//! relative error of a softmax of n elements is at most (64 + n/1024 + 16) u, in practice 1 or 2 u, plus the effect of
+//! rounding scale * (x - max): 2 |scale * (x - max)| u, or 0 at scale 1 if the differences are exact. (Along axes other than
+//! the last, x - max is computed in two steps.)
 //!
 //! # Example
 //!
@@ -71,40 +73,42 @@
 #[cfg(feature = "ndarray")]
 mod arrays;
 mod axis;
+mod axis_loop;
 mod backward;
+mod backward_calls;
 mod buffers;
+mod chosen_level;
 mod column;
 mod cross_entropy;
 mod dispatch;
 mod double;
 mod exponential;
 mod fold;
-mod forward;
-mod gradients;
-mod level;
+mod forward_calls;
+mod line_states;
 mod number;
 mod rare;
 mod row;
+mod row_state;
 mod scale;
 mod sealed;
-mod state;
+mod strips;
 #[cfg(test)]
 mod tests;
-mod walk;
 
 #[cfg(feature = "ndarray")]
 pub use arrays::{log_softmax_axis, log_softmax_axis_in_place, logsumexp_axis, softmax_axis, softmax_axis_in_place};
 pub use axis::Axis;
-pub use cross_entropy::{cross_entropy, cross_entropy_gradient_into, cross_entropy_into};
-pub use exponential::{exp_in_place, exp_into};
-pub(crate) use forward::plain;
-pub use forward::{
-    log_softmax, log_softmax_in_place, log_softmax_into, logsumexp, logsumexp_into, softmax, softmax_in_place,
-    softmax_into,
-};
-pub use gradients::{
+pub use backward_calls::{
     log_softmax_backward_in_place, log_softmax_backward_into, logsumexp_backward_into, softmax_backward_in_place,
     softmax_backward_into,
 };
+pub use cross_entropy::{cross_entropy, cross_entropy_gradient_into, cross_entropy_into};
+pub use exponential::{exp_in_place, exp_into};
+pub(crate) use forward_calls::plain;
+pub use forward_calls::{
+    log_softmax, log_softmax_in_place, log_softmax_into, logsumexp, logsumexp_into, softmax, softmax_in_place,
+    softmax_into,
+};
 pub use number::Number;
-pub use state::RowState;
+pub use row_state::RowState;

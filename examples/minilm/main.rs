@@ -1,9 +1,9 @@
-//! A sentence encoder, all-MiniLM-L6-v2, with this crate's attention: the same embeddings as PyTorch's.
+//! A sentence encoder, all-MiniLM-L6-v2, with this crate's attention. Its embeddings agree with PyTorch's.
 //!
 //!     python examples/minilm/fetch.py                 # the weights, once
 //!     cargo run --release --example minilm
 //!
-//! Sentences of different lengths go through the model as one padded batch; key lengths hide the padding.
+//! The model runs on sentences of different lengths as one padded batch. Key lengths hide the padding.
 
 mod model;
 
@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How near the embeddings must be to PyTorch's.
+/// The smallest accepted cosine of an embedding with PyTorch's.
 const COSINE: f32 = 0.99999;
 
 #[derive(Deserialize)]
@@ -72,12 +72,12 @@ fn run() -> Result<()> {
     println!("\nsentences per second (and attention alone), one thread, best of five:\n");
     println!("{:44} naive {:17} tiled", "", "");
     race("the sentences above", &encoder, &batch)?;
-    // The sentences one after the other, again and again, up to the 512 positions that the model has.
+    // The sentences, concatenated and repeated up to the model's limit of 512 positions.
     let long: Vec<usize> = sentences.concat().into_iter().cycle().take(512).collect();
     race("two texts of 512 tokens", &encoder, &Batch::new(&[&long, &long]))
 }
 
-/// This crate's. The workspace is kept from layer to layer, and with it the memory that tiles need.
+/// This crate's attention. All layers share a workspace, so scratch memory is allocated once.
 fn tiled(
     workspace: &mut Workspace,
     [q, k, v]: [ArrayView4<'_, f32>; 3],
@@ -87,7 +87,7 @@ fn tiled(
     Attention::new().key_lengths(lengths).threads(Threads::Serial).compute(q, k, v, out, None, workspace)
 }
 
-/// What one writes without it: for each sentence and head, softmax(Q K^T / sqrt(head_dim)) V with a matrix for the scores.
+/// Attention without this crate: softmax(Q K^T / sqrt(head_dim)) V for each sentence and head, with a matrix of scores.
 fn naive(
     [q, k, v]: [ArrayView4<'_, f32>; 3],
     lengths: &[usize],
@@ -110,7 +110,7 @@ fn naive(
     Ok(())
 }
 
-/// Compares with the embeddings of the fixture, which have length 1 like ours.
+/// Compares with the embeddings of the fixture. Both have length 1.
 fn check(name: &str, embeddings: &Array2<f32>, fixture: &Fixture) -> Result<()> {
     let cosines = embeddings.outer_iter().zip(&fixture.sentences).map(|(embedding, sentence)| {
         let theirs = ArrayView1::from(&sentence.embedding[..]);
@@ -140,7 +140,7 @@ fn shade(cosine: f32) -> &'static str {
     }
 }
 
-/// Prints sentences per second with either attention, and how long each of them took.
+/// Prints sentences per second with either attention, and the time spent in attention.
 fn race(name: &str, encoder: &Encoder, batch: &Batch) -> Result<()> {
     let mut workspace = Workspace::new();
     let mut best = [(Duration::MAX, Duration::MAX); 2];

@@ -1,4 +1,4 @@
-//! The encoder: BERT with its weights, post-norm, in plain ndarray apart from the attention, which the caller brings.
+//! The encoder: BERT with post-norm, in plain ndarray. The caller supplies the attention.
 
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView4, ArrayViewMut4, Axis, Ix1, Ix2, s};
 use safetensors::{Dtype, SafeTensors};
@@ -11,8 +11,8 @@ const LAYERS: usize = 6;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Attention as the encoder needs it: q, k and v `[batch, heads, seq, head_dim]`, how many keys each batch has, and where
-/// the output goes, of the same shape. The views are permuted ones of `[batch, seq, heads, head_dim]`.
+/// The attention of the encoder. The arguments are q, k and v `[batch, heads, seq, head_dim]`, the key lengths, and the output
+/// of the same shape. The views are permuted from `[batch, seq, heads, head_dim]`.
 pub(crate) trait Attend:
     FnMut([ArrayView4<'_, f32>; 3], &[usize], ArrayViewMut4<'_, f32>) -> std::result::Result<(), flashtile::Error>
 {
@@ -44,7 +44,7 @@ impl Batch {
         self.ids.dim()
     }
 
-    /// How many tokens each sentence has.
+    /// The number of tokens of each sentence.
     pub(crate) fn lengths(&self) -> &[usize] {
         &self.lengths
     }
@@ -76,7 +76,7 @@ struct Linear {
     bias: Array1<f32>,
 }
 
-/// Every row to mean 0 and variance 1, then gain and bias for each column.
+/// Normalises every row to mean 0 and variance 1, then applies a gain and a bias per column.
 struct LayerNorm {
     gain: Array1<f32>,
     bias: Array1<f32>,
@@ -107,10 +107,10 @@ impl Encoder {
         })
     }
 
-    /// The embeddings of some sentences, `[batch, WIDTH]`: rows of length 1.
+    /// The embeddings of the sentences, `[batch, WIDTH]`: rows of length 1.
     pub(crate) fn embed(&self, batch: &Batch, mut attend: impl Attend) -> Result<Array2<f32>> {
         let (sentences, seq) = batch.shape();
-        // x has a row for each token, those of one sentence after those of another.
+        // x has one row per token, sentence after sentence.
         let mut x = self.word.select(Axis(0), batch.ids.as_slice().ok_or("ids in order")?);
         for mut sentence in x.exact_chunks_mut((seq.max(1), WIDTH)) {
             sentence += &self.position.slice(s![..seq, ..]);
@@ -135,7 +135,7 @@ impl Layer {
         let project = |linear: &Linear| linear.apply(x.view()).into_shape_with_order(by_head);
         let (q, k, v) = (project(&self.query)?, project(&self.key)?, project(&self.value)?);
         let mut out = ndarray::Array4::zeros(by_head);
-        // Heads become an axis of their own by strides alone, on the way in and on the way out: nothing is copied.
+        // Inputs and output are permuted by strides, so nothing is copied.
         let heads_first = [0, 2, 1, 3];
         let qkv = [&q, &k, &v].map(|tensor| tensor.view().permuted_axes(heads_first));
         attend(qkv, &batch.lengths, out.view_mut().permuted_axes(heads_first))?;
@@ -173,7 +173,7 @@ impl LayerNorm {
     }
 }
 
-/// x times the chance that a normal number is below x.
+/// x times the probability that a standard normal number is below x.
 fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
 }
@@ -183,7 +183,7 @@ fn mean_of_tokens(x: &Array3<f32>, lengths: &[usize]) -> Array2<f32> {
     let mut embeddings = Array2::zeros((lengths.len(), WIDTH));
     for ((mut embedding, sentence), &length) in embeddings.outer_iter_mut().zip(x.outer_iter()).zip(lengths) {
         embedding.assign(&sentence.slice(s![..length, ..]).sum_axis(Axis(0)));
-        // The mean has the direction of the sum, and the length goes anyway.
+        // The mean has the direction of the sum, and the length is normalised to 1.
         let norm = embedding.dot(&embedding).sqrt();
         embedding /= norm;
     }

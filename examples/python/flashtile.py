@@ -4,8 +4,8 @@
     lib = flashtile.load("target/release/libflashtile.so")
     out = lib.attention(q, k, v, causal=True)
 
-Arrays are [batch, heads, seq, dim] with any strides that are whole elements. numpy has no bf16: such an array is one of
-uint16, wrapped as `flashtile.bf16(array)`.
+Arrays are [batch, heads, seq, dim]. Strides must be whole elements. numpy has no bf16, so a bf16 array is an array of uint16
+wrapped as `flashtile.bf16(array)`.
 """
 
 import ctypes
@@ -61,7 +61,7 @@ class Options(ctypes.Structure):
 
 
 class Error(ValueError):
-    """A call that was refused: `code` is the name of the header's code, the text its message."""
+    """A refused call. `code` is the name of the header's code, the text its message."""
 
     def __init__(self, code, message):
         super().__init__(message)
@@ -69,7 +69,7 @@ class Error(ValueError):
 
 
 class bf16:
-    """An array of uint16 whose elements are the upper halves of float32s."""
+    """An array of bf16, stored as uint16: the upper halves of float32s."""
 
     def __init__(self, bits):
         if bits.dtype != np.uint16:
@@ -78,7 +78,7 @@ class bf16:
 
 
 def to_bf16(x):
-    """Rounds to bf16, to nearest with ties to even. (Of numbers: a NaN may become another.)"""
+    """Rounds numbers to bf16, to nearest with ties to even. The bits of a NaN may change."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
     return bf16(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16))
 
@@ -124,7 +124,7 @@ def options(
     """The header's options, from Python's.
 
     window: (left, right); query_offset: None (the last query is the last key), a number, or one for each batch; alibi: True
-    or a slope for each head; form: None, "few" or "many".
+    or a slope for each head; form: None, "decode" or "prefill".
     """
     o = Options(struct_size=ctypes.sizeof(Options), threads=threads)
     o.flags = CAUSAL if causal else 0
@@ -149,13 +149,13 @@ def options(
     elif alibi is not None and alibi is not False:
         o.alibi = 2
         o.alibi_slopes, o.alibi_slope_count = _list(alibi, c_float)
-    # (ctypes keeps what a pointer member was set to alive, but not the array behind the description.)
+    # ctypes keeps the target of a pointer member alive, but not the array that the description points to.
     if mask is not None:
         o.mask, o.mask_array = ctypes.pointer(describe(mask)), mask
     if bias is not None:
         o.bias, o.bias_array = ctypes.pointer(describe(bias)), bias
     o.level = level.encode() if level else None
-    o.form = {None: 0, "few": 1, "many": 2}[form]
+    o.form = {None: 0, "decode": 1, "prefill": 2}[form]
     return o
 
 
@@ -179,7 +179,7 @@ class Library:
 
     def attention(self, q, k, v, out=None, *, lse=None, **kwargs):
         """Attention into `out`, by default a new array of q's type. lse: an array [batch, heads, seq] to write, or True
-        for a new one: then (out, lse) is returned. The rest: `options`."""
+        for a new one: then (out, lse) is returned. Other arguments: see `options`."""
         shape = lambda x: (x.bits if isinstance(x, bf16) else x).shape
         if out is None:
             full = (*shape(q)[:3], shape(v)[3])
@@ -192,13 +192,13 @@ class Library:
         return (out, lse) if returns_lse else out
 
     def plan(self, q, k, v, **kwargs):
-        """How such a call would be carried out, in words."""
+        """The plan of such a call, as text."""
         tensors, text = [describe(x) for x in (q, k, v)], ctypes.create_string_buffer(512)
         self._call("plan", *map(_pointer, tensors), byref(options(**kwargs)), text, c_size_t(len(text)), None)
         return text.value.decode()
 
     def merge(self, out_a, lse_a, out_b, lse_b):
-        """Folds (out_b, lse_b) into (out_a, lse_a)."""
+        """Merges (out_b, lse_b) into (out_a, lse_a)."""
         self._call("merge", *(byref(describe(x)) for x in (out_a, lse_a, out_b, lse_b)))
 
     def _along_axis(self, name, inputs, out, axis, scale):
@@ -233,7 +233,7 @@ class Library:
         return self.c.flashtile_default_threads()
 
     def release(self):
-        """Gives back this thread's scratch memory and the threads of the pools."""
+        """Frees this thread's scratch memory and ends the library's threads."""
         self.c.flashtile_release()
 
 

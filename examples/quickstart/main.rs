@@ -1,7 +1,7 @@
 //! Real attention, checked, timed and drawn: `cargo run --release --example quickstart`.
 //!
-//! The tensors are those of one attention group of a small language model while it reads the opening of *A Tale of Two
-//! Cities*; README.md beside this file says where they come from.
+//! The tensors are q, k and v of one attention group of a small language model that reads the opening of *A Tale of Two Cities*.
+//! README.md in this folder says how they were captured.
 
 use flashtile::{Attention, Element, ScoreStage, Threads, f16, reference};
 use ndarray::{Array4, ArrayView1, ArrayView2, ArrayView4, Axis, s};
@@ -19,8 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("q {:?} f16: {} query heads, which share", q.shape(), q.shape()[1]);
     println!("k {:?} f16: {} head of keys and\nv {:?} f16: values\n", k.shape(), k.shape()[1], v.shape());
 
-    // The scale is 1 / sqrt(64) unless told otherwise. `run` would return an array of the queries' type, f16; for a look
-    // at the error, the output is f32.
+    // The default scale is 1 / sqrt(64). `run` would return f16, the type of the queries. The output is f32 here, because an f16
+    // output would hide the error.
     let attention = Attention::new().causal();
     println!("plan  {}\n", attention.plan(&q, &k, &v)?.to_string().replace(": ", ":\n      "));
     let mut out = Array4::<f32>::zeros(q.raw_dim());
@@ -50,8 +50,8 @@ fn load_tokens() -> Result<Vec<String>, Box<dyn Error>> {
     Ok(serde_json::from_str(metadata.get("tokens").ok_or("the file does not name its tokens")?)?)
 }
 
-/// Prints time and error of the same attention computed in several ways, and refuses an `out` that is less exact than f32
-/// allows: more than twice the error of plain loops.
+/// Prints time and error of the same attention computed in several ways. Fails if the error of `out` is more than twice that
+/// of plain f32 loops.
 fn compare(
     attention: &Attention<'_>,
     q: &Array4<f16>,
@@ -94,7 +94,7 @@ fn compare(
     Ok(())
 }
 
-/// Causal attention as one would write it first: one thread, one row of scores at a time.
+/// The simplest causal attention: one thread, one row of scores at a time.
 fn plain_loops(q: ArrayView4<'_, f32>, k: ArrayView4<'_, f32>, v: ArrayView4<'_, f32>) -> Array4<f32> {
     let (keys, values) = (k.slice(s![0, 0, .., ..]), v.slice(s![0, 0, .., ..]));
     let scale = (keys.ncols() as f32).sqrt().recip();
@@ -107,15 +107,15 @@ fn plain_loops(q: ArrayView4<'_, f32>, k: ArrayView4<'_, f32>, v: ArrayView4<'_,
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             row.iter_mut().for_each(|score| *score = (*score - max).exp());
             let sum: f32 = row.iter().sum();
-            for (weight, value) in row.iter().zip(values.axis_iter(Axis(0))) {
-                out.scaled_add(weight / sum, &value);
+            for (prob, value) in row.iter().zip(values.axis_iter(Axis(0))) {
+                out.scaled_add(prob / sum, &value);
             }
         }
     }
     out
 }
 
-/// The shortest of several calls, after one to warm up.
+/// The shortest time of 20 calls, after a warm-up call.
 fn best_time(mut call: impl FnMut()) -> Duration {
     call();
     let time = |()| {
@@ -126,7 +126,8 @@ fn best_time(mut call: impl FnMut()) -> Duration {
     std::iter::repeat_n((), 20).map(time).min().unwrap_or_default()
 }
 
-/// Draws what `queries` look at, and returns the share of repeated tokens that look one past their last occurrence.
+/// Draws the probabilities of `queries`. Returns the fraction of repeated tokens whose largest probability is one past their
+/// last occurrence.
 fn draw(tokens: &[String], probabilities: ArrayView2<'_, f32>, queries: std::ops::Range<usize>) -> f64 {
     const SHADES: [&str; 5] = ["  ", "░░", "▒▒", "▓▓", "██"];
     let labels: Vec<&str> = tokens[..queries.end].iter().map(|token| token.trim()).collect();

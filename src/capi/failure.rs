@@ -1,4 +1,4 @@
-//! What goes back over the border: codes and messages, never a panic.
+//! Failures as C sees them: a code and a message, never a panic.
 
 #![forbid(unsafe_code)]
 
@@ -8,38 +8,38 @@ use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What a call returns: `FLASHTILE_…` of the header. The numbers never change meaning.
+/// The result of a call: `FLASHTILE_…` of the header. The numbers never change meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[repr(i32)]
 pub enum Code {
-    /// Done.
+    /// Success.
     Ok = 0,
-    /// A pointer that must not be is null.
+    /// A pointer is null that must not be.
     NullPointer = 1,
     /// A pointer is not a multiple of its type's alignment.
     Misaligned = 2,
-    /// `struct_size` is none that this library knows.
+    /// `struct_size` is not a size that this library knows.
     BadStructSize = 3,
-    /// An element type that does not exist or is not taken there.
+    /// An element type does not exist or is not accepted for this tensor.
     BadDtype = 4,
-    /// A rank that is not taken there.
+    /// A rank is not accepted for this tensor.
     BadRank = 5,
-    /// A size or count below 0.
+    /// A size or count is negative.
     NegativeSize = 6,
     /// An output shares memory with an input or another output.
     Overlap = 7,
     /// Two indices of an output lead to one element.
     OverlappingOutput = 8,
-    /// More than any memory could hold, than there is, or than a call takes.
+    /// A tensor or list exceeds any memory, the available memory, or the limits of a call.
     TooLarge = 9,
     /// A dimension differs from the one that it must match.
     ShapeMismatch = 10,
-    /// Query heads are no multiple of key/value heads.
+    /// The number of query heads is not a multiple of the number of key/value heads.
     HeadsNotDivisible = 11,
-    /// A mask or bias fits the scores in no way.
+    /// A mask or bias cannot be broadcast to the scores.
     NotBroadcastable = 12,
-    /// A list is too short or too long.
+    /// A list has the wrong number of entries.
     WrongCount = 13,
     /// A key length is above the number of keys.
     KeyLengthPastEnd = 14,
@@ -49,13 +49,13 @@ pub enum Code {
     LevelUnavailable = 16,
     /// The tensor does not have the axis.
     AxisOutOfRange = 17,
-    /// Threads could not be had.
+    /// Threads could not be started.
     Threads = 18,
-    /// A fault of the library, stopped at the border.
+    /// A panic inside the library, which was caught.
     Panic = 19,
 }
 
-/// Why a call did not go through.
+/// The reason why a call failed.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) code: Code,
@@ -88,7 +88,7 @@ impl From<Error> for Failure {
             Error::GivenTwice { .. } => Code::InvalidOption,
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,
             Error::AxisOutOfRange { .. } => Code::AxisOutOfRange,
-            // Of slices, ranges and classes, which don't cross this border.
+            // Errors about slices, ranges and classes, which C does not pass.
             Error::SliceLength { .. }
             | Error::OutOfBounds { .. }
             | Error::RangeOutOfBounds { .. }
@@ -99,19 +99,19 @@ impl From<Error> for Failure {
 }
 
 thread_local! {
-    /// Of the last call on this thread that failed.
+    /// The message of the last call on this thread that failed.
     static MESSAGE: RefCell<CString> = RefCell::default();
 }
 
-/// The message of the last failure on this thread; it stays where it is until the next failure.
+/// The message of the last failure on this thread. The pointer is valid until the next failure.
 pub(super) fn last_message() -> *const c_char {
-    // Not there any more while the thread is being taken down.
+    // It no longer exists while the thread ends.
     MESSAGE.try_with(|message| message.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
 
-/// Runs the body of an entry: whatever happens in it, a code comes back and the message is kept.
+/// Runs the body of an exported function. It always returns a code, and keeps the message of a failure.
 pub(super) fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> i32 {
-    // Nothing of ours is seen again after a panic: the body owns what it works with.
+    // The body owns its data, so no data is observed after a panic.
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return Code::Ok as i32,
         Ok(Err(failure)) => failure,
@@ -126,7 +126,7 @@ fn from_panic(payload: Box<dyn Any + Send>) -> Failure {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
     let failure = Failure::new(Code::Panic, format!("a fault in the library, please report it: {text}"));
-    std::mem::forget(payload); // dropping it could panic again, and here nothing would stop that
+    std::mem::forget(payload); // dropping it could panic again, and that panic would not be caught
     failure
 }
 
@@ -136,7 +136,7 @@ mod tests {
     use std::ffi::CStr;
 
     fn message() -> String {
-        // (Copied within the closure: no pointer is followed.)
+        // Copied inside the closure, so no pointer is dereferenced.
         MESSAGE.with(|message| CStr::to_string_lossy(&message.borrow()).into_owned())
     }
 

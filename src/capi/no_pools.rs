@@ -1,10 +1,10 @@
-//! What stands for `pools.rs` without the feature rayon: the calling thread alone.
+//! Replaces `pools.rs` without the feature rayon: only the calling thread works.
 
 #![forbid(unsafe_code)]
 
 use super::failure::{Code, Failure};
 
-/// Calls `work` where `threads` threads are there to help it, if it is `parallel`; 0 stands for the default.
+/// Calls `work` on the calling thread. Refuses more than one thread.
 pub(super) fn run_on(threads: i32, _parallel: bool, work: impl FnOnce() + Send) -> Result<(), Failure> {
     if threads > 1 {
         let message = format!("{threads} threads were asked for, but this library was built without the feature rayon");

@@ -1,17 +1,17 @@
-//! Threads by number: one pool for each number that was ever asked for, kept until it is released.
+//! One thread pool per number of threads. A pool is kept until it is released.
 
 #![forbid(unsafe_code)]
 
+use super::c_options::MAX_THREADS;
 use super::failure::{Code, Failure};
-use super::options::MAX_THREADS;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// A pool whose threads have ended when it has been dropped: the library may be unloaded then.
+/// A pool whose drop waits until its threads have ended, so that the library can be unloaded.
 struct Pool {
-    /// Taken out when dropped.
+    /// `None` only while it is dropped.
     threads: Option<ThreadPool>,
     started: Vec<JoinHandle<()>>,
 }
@@ -30,7 +30,7 @@ impl Pool {
         match pool {
             Ok(pool) => Ok(Pool { threads: Some(pool), started }),
             Err(error) => {
-                // rayon has told those that did start to end.
+                // rayon has told the started threads to end; the drop joins them.
                 drop(Pool { threads: None, started });
                 Err(error)
             }
@@ -42,7 +42,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         drop(self.threads.take()); // tells the threads to end
         for thread in self.started.drain(..) {
-            // A panic of a thread would have come out of the call that it worked for.
+            // A panic of a thread was already raised in the call that it worked for.
             let _ = thread.join();
         }
     }
@@ -59,7 +59,7 @@ fn start(thread: ThreadBuilder) -> io::Result<JoinHandle<()>> {
 static POOLS: Mutex<Vec<Arc<Pool>>> = Mutex::new(Vec::new());
 
 fn pools() -> MutexGuard<'static, Vec<Arc<Pool>>> {
-    // A panic while it was locked leaves a list of whole pools all the same.
+    // A panic while it was locked leaves a valid list.
     POOLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -68,7 +68,7 @@ fn pool(threads: usize) -> Result<Arc<Pool>, Failure> {
     if let Some(pool) = pools.iter().find(|pool| pool.started.len() == threads) {
         return Ok(pool.clone());
     }
-    // What failed is not kept: the next call tries again.
+    // A failure is not remembered, so the next call tries again.
     let pool = Pool::new(threads)
         .map_err(|error| Failure::new(Code::Threads, format!("{threads} threads could not be started: {error}")))?;
     let pool = Arc::new(pool);
@@ -76,16 +76,17 @@ fn pool(threads: usize) -> Result<Arc<Pool>, Failure> {
     Ok(pool)
 }
 
-/// Calls `work` where `threads` threads are there to help it, if it is `parallel`; 0 stands for [`default_threads`].
+/// Calls `work` inside a pool of `threads` threads if it is `parallel`, on the calling thread otherwise. 0 stands for
+/// [`default_threads`].
 pub(super) fn run_on(threads: i32, parallel: bool, work: impl FnOnce() + Send) -> Result<(), Failure> {
     let threads = if threads == 0 { default_threads() } else { usize::try_from(threads).unwrap_or(1) };
-    // Small work would be done before a pool is awake.
+    // Small work takes less time than waking a pool.
     if threads == 1 || !parallel {
         work();
         return Ok(());
     }
     let pool = pool(threads)?;
-    // (Always there until the pool is dropped.)
+    // It is `Some` until the pool is dropped.
     match &pool.threads {
         Some(threads) => threads.install(work),
         None => work(),
@@ -94,12 +95,12 @@ pub(super) fn run_on(threads: i32, parallel: bool, work: impl FnOnce() + Send) -
 }
 
 pub(super) fn release() {
-    // Dropped behind the lock: ending threads takes a while. A pool in use ends with its last call, on that thread.
+    // Dropped after the lock is released, because joining threads takes time. A pool in use is dropped by its last call.
     let pools = std::mem::take(&mut *pools());
     drop(pools);
 }
 
-/// RAYON_NUM_THREADS, or else a thread for each core.
+/// RAYON_NUM_THREADS if set, otherwise one thread per core.
 pub(super) fn default_threads() -> usize {
     static THREADS: OnceLock<usize> = OnceLock::new();
     *THREADS.get_or_init(|| {

@@ -20,10 +20,10 @@ impl Avx2 {
     fn round_bf16(self, x: __m256) -> __m256i {
         op!(self, {
             let bits = _mm256_castps_si256(x);
-            // Adding 0x7fff and the bit that will be last carries into the upper half exactly when it rounds up.
+            // Adding 0x7fff and the last bit that remains carries into the upper half exactly when the value rounds up.
             let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
-            // A NaN must stay one: set its quiet bit instead of rounding its payload.
+            // A NaN must stay a NaN, so its quiet bit is set and its payload is not rounded.
             let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
             let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
             _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
@@ -31,20 +31,21 @@ impl Avx2 {
     }
 }
 
-// SAFETY: a vector of 256 bits has eight lanes. Only `detect` makes a token. Each load and store is one instruction, or one
-// for half as many bytes, at the pointer; the parts of slices and `unrelated` are the trait's own. The tables are written by
-// their macros.
+// SAFETY: a vector of 256 bits has eight lanes. Only `detect` makes a token. Each load and store is one instruction at the
+// pointer, of 32 bytes for f32, 16 for half types and 8 for masks. The parts of slices and `unrelated` are the trait's own. The
+// macros write `dot_tile` and `strip`.
 unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
-    // Tiles of 6 x 2 vectors: twelve sums, two vectors of the right operand, a broadcast, and one register to spare. 4 x 3
-    // needs all sixteen, and the compiler spills it.
+    // Tiles of 6 x 2 vectors: twelve sums, two vectors of the right operand, a broadcast, and one unused register. 4 x 3 needs
+    // all sixteen registers, and the compiler spills it.
     const PRODUCT_ROWS: [usize; 2] = [12, 6];
-    // Sixteen registers have no room for a second chain beside the constants.
+    // Sixteen registers do not hold the constants and a second chain.
     const EXP_VECTORS: usize = 1;
-    const PICKS_OF_SIXTEEN: bool = false;
+    const HAS_PICK_16: bool = false;
 
-    // Eight chains keep the multipliers busy and leave registers for the operands. Three rows have six: nine would not fit.
+    // Eight chains keep the multipliers busy and leave registers for the operands. Three rows have six chains, because nine
+    // would not fit.
     dot_tiles! {
         1 => 8 x 1,
         2 => 4 x 1,
@@ -228,7 +229,7 @@ unsafe impl Simd for Avx2 {
             let [a, b, c, d, e, f, g, h, ..] = x;
             let low = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
             let high = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
-            // Each holds, in either half, the sums of four lanes of four vectors.
+            // Each half of `low` and `high` holds the sums of four lanes of four vectors.
             let first = _mm256_permute2f128_ps::<0x20>(low, high);
             let second = _mm256_permute2f128_ps::<0x31>(low, high);
             _mm256_add_ps(first, second)
@@ -244,7 +245,7 @@ unsafe impl Simd for Avx2 {
     }
     #[inline(always)]
     fn transpose(self, rows: [__m256; MAX_LANES]) -> [__m256; MAX_LANES] {
-        // Neighbours in 32-bit units, then pairs in 64-bit units, then halves: log2(8) steps of eight shuffles.
+        // Interleaves neighbours in 32-bit units, then pairs in 64-bit units, then halves: log2(8) steps of eight shuffles.
         op!(self, {
             let (mut pairs, mut fours, mut out) = (rows, rows, rows);
             for i in 0..4 {
@@ -282,7 +283,7 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     fn pack_bf16(self, a: __m256, b: __m256) -> __m256 {
         op!(self, {
-            // Halves of a, b, a, b: the middle ones change places.
+            // The quarters are a, b, a, b. The two in the middle are swapped.
             let packed = _mm256_packus_epi32(self.round_bf16(a), self.round_bf16(b));
             _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(packed))
         })

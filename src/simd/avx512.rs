@@ -1,4 +1,4 @@
-//! AVX-512: sixteen lanes, thirty-two registers, and masks of their own.
+//! AVX-512: sixteen lanes, 32 registers, and mask registers. Also AVX-512 BF16, which adds dot products of pairs.
 #![cfg(target_arch = "x86_64")]
 
 use crate::element::{Bf16Pair, DType, Element, bf16, f16};
@@ -9,7 +9,7 @@ use crate::simd::register_tiles::{dot_tiles, strips};
 use crate::simd::vector::{MAX_LANES, Simd};
 use std::arch::x86_64::*;
 
-/// A [`level!`] with the features of [`Avx512`], which are written here alone, and what it has beside them.
+/// A [`level!`] with the features of [`Avx512`] and further ones. The list of AVX-512 features is only here.
 macro_rules! avx512_level {
     ($(#[$doc:meta])* $token:ident ($($more:tt)*) $($enter:tt)+) => {
         level! {
@@ -23,19 +23,19 @@ macro_rules! avx512_level {
 }
 
 avx512_level! {
-    /// The proof that this processor has AVX-512 F, BW, DQ and VL, and all that [`Avx2`](crate::simd::avx2::Avx2) proves.
+    /// The proof that this processor has AVX-512 F, BW, DQ and VL, and the features of [`Avx2`](crate::simd::avx2::Avx2).
     Avx512()
     fn enter<K: Kernel>(kernel, simd) { kernel.run(simd) }
 }
 
 avx512_level! {
-    /// The proof that this processor has AVX-512 BF16 and all that [`Avx512`] proves.
+    /// The proof that this processor has AVX-512 BF16 and the features of [`Avx512`].
     Avx512Bf16("avx512bf16")
     fn enter_pairs<K: PairKernel>(kernel, dots) { kernel.run(dots.base(), dots) }
 }
 
 impl Avx512Bf16 {
-    /// The level without its own instructions. (This token's features include all of that level's.)
+    /// The token of the level below. The features of this token include all features of that level.
     #[inline(always)]
     pub(in crate::simd) fn base(self) -> Avx512 {
         Avx512(())
@@ -43,13 +43,13 @@ impl Avx512Bf16 {
 }
 
 impl Avx512 {
-    /// Rounds to bf16, which are the upper halves of what comes out. A NaN becomes the default one, wherever it stands:
-    /// rounding could carry a payload into the sign. (The instruction of AVX512-BF16 takes denormal numbers for 0.)
+    /// Rounds to bf16, in the upper halves of the result. A NaN becomes the default NaN, because rounding could carry a
+    /// payload into the sign. (The instruction of AVX-512 BF16 is not used, because it flushes denormal numbers to 0.)
     #[inline(always)]
     fn round_to_bf16(self, x: __m512) -> __m512i {
         op!(self, {
             let bits = _mm512_castps_si512(_mm512_fixupimm_ps::<0>(x, x, _mm512_set1_epi32(0x33)));
-            // Adding 0x7fff and the bit that will be last carries into the upper half exactly when it rounds up.
+            // Adding 0x7fff and the last bit that remains carries into the upper half exactly when the value rounds up.
             let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
             let even = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
             _mm512_mask_add_epi32(even, odd, bits, _mm512_set1_epi32(0x8000))
@@ -57,9 +57,10 @@ impl Avx512 {
     }
 }
 
-/// The halves of a vector in memory, and the masks for a part of one.
+/// Conversions of half types, and masks for part of a vector.
 impl Avx512 {
-    /// (What `_mm512_cvtph_ps` becomes suppresses exceptions, and then the instruction takes no operand from memory.)
+    /// With `_mm512_cvt_roundph_ps`, because `_mm512_cvtph_ps` becomes a form that suppresses exceptions, and that form takes
+    /// no operand from memory.
     #[inline(always)]
     fn widen_f16(self, halves: __m256i) -> __m512 {
         op!(self, _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves))
@@ -77,7 +78,7 @@ impl Avx512 {
     fn narrow_bf16(self, x: __m512) -> __m256i {
         op!(self, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(self.round_to_bf16(x))))
     }
-    /// The first `count` lanes.
+    /// A mask of the first `count` lanes.
     #[inline(always)]
     fn first(self, count: usize) -> __mmask16 {
         assert!(count <= Self::LANES);
@@ -99,7 +100,7 @@ unsafe impl PairDots<Avx512> for Avx512Bf16 {
     }
     #[inline(always)]
     fn add_dots(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: both types are 64 bytes, of which every pattern is a value.
+        // SAFETY: both types are 64 bytes, and every bit pattern is valid for both.
         let (a, b) =
             unsafe { (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)) };
         op!(self, _mm512_dpbf16_ps(c, a, b))
@@ -116,8 +117,8 @@ unsafe impl PairDots<Avx512> for Avx512Bf16 {
     }
 }
 
-/// A broadcast that stays where it is. Left to itself, the compiler takes the broadcasts of many steps together and spills
-/// them: bf16 prefill took a fifth longer.
+/// A broadcast that the compiler cannot move. Otherwise it gathers the broadcasts of many steps and spills them: bf16 prefill
+/// took 20% longer.
 ///
 /// # Safety
 /// * `a` is valid for reads
@@ -139,7 +140,7 @@ unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
     lanes
 }
 
-/// The instruction with a broadcast as its operand, for the same reason.
+/// The dot product with a broadcast as its memory operand, also one that the compiler cannot move.
 ///
 /// # Safety
 /// * `a` is valid for reads
@@ -147,7 +148,7 @@ unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[cfg(target_pointer_width = "64")]
 unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, mut c: __m512) -> __m512 {
-    // SAFETY: as in `broadcast`; what it writes is `c`.
+    // SAFETY: as in `broadcast`, except that it writes `c`.
     unsafe {
         std::arch::asm!(
             "vdpbf16ps {c}, {b}, dword ptr [{a}]{{1to16}}",
@@ -160,7 +161,7 @@ unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, mut c: __m512) -> __m512 {
     c
 }
 
-/// As above, where pointers are shorter than the registers of an address (x86_64-unknown-linux-gnux32): as the compiler likes.
+/// `broadcast` for targets whose pointers are shorter than an address register (x86_64-unknown-linux-gnux32), with intrinsics.
 ///
 /// # Safety
 /// * `a` is valid for reads
@@ -168,11 +169,11 @@ unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, mut c: __m512) -> __m512 {
 #[target_feature(enable = "avx512f")]
 #[cfg(not(target_pointer_width = "64"))]
 unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
-    // SAFETY: a pair is 32 bits, of which every pattern is an i32; the caller's promise.
+    // SAFETY: a pair is 32 bits, and every bit pattern is a valid i32; the caller's promise.
     _mm512_castsi512_ps(_mm512_set1_epi32(unsafe { a.cast::<i32>().read_unaligned() }))
 }
 
-/// The same.
+/// `add_dots_at` for such targets.
 ///
 /// # Safety
 /// * `a` is valid for reads
@@ -180,7 +181,7 @@ unsafe fn broadcast(a: *const Bf16Pair) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[cfg(not(target_pointer_width = "64"))]
 unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, c: __m512) -> __m512 {
-    // SAFETY: the caller's promise; both types are 64 bytes, of which every pattern is a value.
+    // SAFETY: the caller's promise; both types are 64 bytes, and every bit pattern is valid for both.
     unsafe {
         let a = std::mem::transmute::<__m512, __m512bh>(broadcast(a));
         _mm512_dpbf16_ps(c, a, std::mem::transmute::<__m512, __m512bh>(b))
@@ -188,31 +189,32 @@ unsafe fn add_dots_at(a: *const Bf16Pair, b: __m512, c: __m512) -> __m512 {
 }
 
 // SAFETY: a vector of 512 bits has sixteen lanes. Only `detect` makes a token, or a token with more features does. Each load
-// and store is one instruction, or one for half as many bytes, at the pointer; parts of slices leave out what the mask does
-// not name, and `first` names no more lanes than the slice has elements. `unrelated` returns what it is given (an empty
-// template). The tables are written by their macros.
+// and store is one instruction at the pointer, of 64 bytes for f32, 32 for half types and 16 for masks. Loads and stores of
+// parts access only lanes of the mask, and `first` selects no more lanes than the slice has elements. `unrelated` returns its
+// argument (an empty template). The macros write `dot_tile` and `strip`.
 unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
-    // Tiles of 8 x 2 vectors: sixteen sums. 12 x 2 runs out of registers for addresses. 8 x 2 reads ten vectors or elements
-    // for sixteen multiply-adds, 16 x 1 reads seventeen, which binds where a processor loads no faster than it multiplies
-    // (Zen 5: 0.93 of the peak against 0.995 in a bare loop).
+    // Tiles of 8 x 2 vectors: sixteen sums. 12 x 2 runs out of registers for addresses. For sixteen multiply-adds, 8 x 2 loads
+    // ten vectors or elements and 16 x 1 loads seventeen. Loads are the limit of 16 x 1 on a processor that loads no faster
+    // than it multiplies (Zen 5: 93% of peak against 99.5% in a bare loop).
     const PRODUCT_ROWS: [usize; 2] = [16, 8];
-    // Four vectors, which the registers hold with all constants, take 0.88 of the time of one.
+    // The registers hold four vectors with all constants. They take 0.88 of the time of one vector at a time.
     const EXP_VECTORS: usize = 4;
-    const PICKS_OF_SIXTEEN: bool = true;
+    const HAS_PICK_16: bool = true;
 
-    // A lone row reads two of the others at a time, nearly straight on, and folds eight such groups together: with four, eight
-    // or sixteen side by side, bare loops over f16 in memory took 1.1, 1.4 and 1.1 times as long (Zen 5). More rows share each
-    // load: eight chains or more keep the multipliers busy, and the registers hold sixteen.
+    // A single row reads two of the other rows at a time, so its reads are nearly sequential, and adds up eight such groups
+    // together. With four, eight or sixteen rows at a time, bare loops over f16 in memory took 1.1, 1.4 and 1.1 times as long
+    // (Zen 5). Two or more rows share each load. At least eight chains keep the multipliers busy, and the registers hold
+    // sixteen.
     dot_tiles! {
         1 => 2 x 8,
         2 => 4 x 2,
         3 => 4 x 1,
         4 => 4 x 1,
     }
-    // Eight vectors where there are registers for them, so that 128 elements are one strip: memory then reads straight on.
-    // Shorter ones have strips of four.
+    // Eight vectors if there are registers for them. Then 128 elements are one strip, and memory is read sequentially. Shorter
+    // rows have strips of four.
     strips! {
         1 => 8 or 4,
         2 => 8 or 4,
@@ -280,7 +282,7 @@ unsafe impl Simd for Avx512 {
         // SAFETY: lanes that the mask leaves out are not written; the token for the instruction.
         unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), some, x) }
     }
-    // (Stores of a part go by way of the stack, for half types: masked by words, softmax of bf16 took 15% longer on Zen 5.)
+    // A part of a half type is stored through the stack, because with masked stores softmax of bf16 took 15% longer on Zen 5.
     #[inline(always)]
     fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> __m512 {
         let some = self.first(x.len());
@@ -409,20 +411,21 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     fn sums(self, x: [__m512; MAX_LANES]) -> __m512 {
         op!(self, {
-            // (Loops and macros: a closure that is not inlined is compiled without the level's instructions.)
-            // Of each quarter the lanes two apart: one half by a blend, which any unit does, the other by a shuffle, which two do.
+            // Loops and macros, because a closure that is not inlined is compiled without the level's instructions.
+            // In each quarter, lanes two apart are added. One operand is a blend, which any unit executes; the other is a
+            // shuffle, which two units execute.
             macro_rules! halves {
                 ($a:expr, $b:expr) => {
                     _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, $a, $b), _mm512_shuffle_ps::<0x4e>($a, $b))
                 };
             }
-            // Then neighbours, which leaves four vectors' sums side by side.
+            // Then neighbouring lanes are added: the sums of four vectors are side by side.
             let mut quarters = [_mm512_setzero_ps(); 4];
             for (n, quarter) in quarters.iter_mut().enumerate() {
                 let (ab, cd) = (halves!(x[4 * n], x[4 * n + 1]), halves!(x[4 * n + 2], x[4 * n + 3]));
                 *quarter = _mm512_add_ps(_mm512_shuffle_ps::<0x88>(ab, cd), _mm512_shuffle_ps::<0xdd>(ab, cd));
             }
-            // The same with quarters: those two apart, then neighbours.
+            // The same with quarters: quarters two apart, then neighbouring quarters.
             macro_rules! far {
                 ($a:expr, $b:expr) => {
                     _mm512_add_ps(_mm512_mask_blend_ps(0xff00, $a, $b), _mm512_shuffle_f32x4::<0x4e>($a, $b))
@@ -443,7 +446,8 @@ unsafe impl Simd for Avx512 {
     }
     #[inline(always)]
     fn transpose(self, rows: [__m512; MAX_LANES]) -> [__m512; MAX_LANES] {
-        // Neighbours in 32-bit units, pairs in 64-bit units, then quarters twice: log2(16) steps of sixteen shuffles.
+        // Interleaves neighbours in 32-bit units, pairs in 64-bit units, then quarters twice: log2(16) steps of sixteen
+        // shuffles.
         op!(self, {
             let (mut pairs, mut fours, mut eights, mut out) = (rows, rows, rows, rows);
             for i in 0..8 {
@@ -463,7 +467,7 @@ unsafe impl Simd for Avx512 {
                 eights[low] = _mm512_shuffle_f32x4::<0x88>(a, b);
                 eights[low + 4] = _mm512_shuffle_f32x4::<0xdd>(a, b);
             }
-            // Column c: quarter c / 4 is the first or the second of those that `eights` of its parity hold.
+            // Column c is in quarter c / 4, which is the first or the second quarter that the `eights` of its parity hold.
             for c in 0..8 {
                 let (a, b) = (eights[c], eights[c + 8]);
                 (out[c], out[c + 8]) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
@@ -473,7 +477,7 @@ unsafe impl Simd for Avx512 {
     }
     #[inline(always)]
     fn transpose_masks(self, rows: [__mmask16; MAX_LANES]) -> [__mmask16; MAX_LANES] {
-        // Row by row in the lanes of one vector; column c is what bit c of each says.
+        // The rows are the lanes of one vector. Column c is bit c of each lane.
         // SAFETY: sixteen masks are 32 bytes; the token for the instruction.
         let rows = unsafe { _mm256_loadu_si256(rows.as_ptr().cast()) };
         let mut columns = [0; MAX_LANES];
@@ -485,8 +489,8 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     #[cfg(target_pointer_width = "64")]
     fn unrelated<T>(self, mut p: *const T) -> *const T {
-        // SAFETY: an empty template touches neither memory, stack nor flags; what comes out is what goes in. (`readonly` says
-        // less than `nomem`, and no more is needed.)
+        // SAFETY: an empty template accesses no memory, stack or flags, and its output is its input. (`readonly` promises less
+        // than `nomem`, which is enough.)
         unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags)) };
         p
     }

@@ -1,15 +1,15 @@
-//! Dot products of pairs of bf16, which some levels have an instruction for.
+//! Dot products of pairs of bf16, for the levels that have an instruction for them.
 
 use crate::element::Bf16Pair;
 use crate::simd::vector::Simd;
 
-/// Work that is compiled for every level with [`PairDots`]. Implementations mark `run` as `#[inline(always)]`.
+/// Work that is compiled for every level that has [`PairDots`]. Implementations mark `run` as `#[inline(always)]`.
 pub(crate) trait PairKernel {
     type Output;
     fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> Self::Output;
 }
 
-/// Dot products of pairs of bf16. A vector of `LANES` pairs is carried as an `S::F32`, which is never computed with as such.
+/// Dot products of pairs of bf16. A vector of `LANES` pairs is carried as an `S::F32`. No f32 arithmetic is done on it.
 ///
 /// # Safety
 /// Unsafe code relies on what an implementation reads:
@@ -21,10 +21,11 @@ pub(crate) unsafe trait PairDots<S: Simd>: Copy {
     /// # Safety
     /// * `p` is valid for reads of `LANES` pairs
     unsafe fn load_pairs(self, p: *const Bf16Pair) -> S::F32;
-    /// The pairs of `x`, which is at most `LANES` long, then zeros in the lanes past its end.
+    /// The pairs of `x`, at most `LANES`, then zeros in the remaining lanes.
     fn load_pairs_part(self, x: &[Bf16Pair]) -> S::F32;
     /// In every lane, `c + a.second * b.second`, rounded, plus `a.first * b.first`, rounded. The products are exact.
-    /// **Denormal numbers count as 0**, as operands and as results, and the rounding is to nearest whatever the thread's mode.
+    /// **Denormal numbers count as 0**, as operands and as results. The rounding is to nearest in every rounding mode of the
+    /// thread.
     fn add_dots(self, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
     /// One pair in every lane.
     ///

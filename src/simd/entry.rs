@@ -1,9 +1,9 @@
-//! How work enters a level.
+//! How a kernel enters a level.
 //!
 //! A [`Kernel`] is compiled once for every level, inside the function that enables the level's instructions
 //! ([`level!`](crate::simd::level_token::level)). Everything that it calls is `#[inline(always)]`, so it is compiled there, too.
-//! A closure is not: one that the compiler leaves out of line is compiled without the level's instructions. So kernels have
-//! loops and functions.
+//! Kernels use loops and functions, not closures, because a closure that the compiler leaves out of line is compiled without the
+//! level's instructions.
 
 use crate::simd::vector::Simd;
 
@@ -21,10 +21,10 @@ pub(crate) trait Kernel {
 /// }
 /// ```
 ///
-/// becomes `pub(crate) fn double<'a>(isa: Isa, x: &'a mut [f32])`. The arguments travel in a struct, because they enter the
-/// level as a [`Kernel`]: so their lifetimes have names. With `D: PairDots` beside `S`, and `dots: D` beside `simd`, it becomes a
-/// [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines is a function of its own, which is
-/// `#[inline(always)]`.
+/// becomes `pub(crate) fn double<'a>(isa: Isa, x: &'a mut [f32])`. The arguments are the fields of a struct, which is the
+/// [`Kernel`], so their lifetimes must have names. With a parameter `D: PairDots` after `S` and an argument `dots: D` after
+/// `simd`, the struct is a [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines should be a
+/// function of its own, marked `#[inline(always)]`.
 macro_rules! kernel {
     (
         $(#[$meta:meta])*

@@ -1,4 +1,4 @@
-//! Detection, and the choice of the level at run time.
+//! Detection of levels, and the choice of a level at run time.
 
 use crate::error::Error;
 use crate::level::Level;
@@ -10,10 +10,10 @@ use crate::simd::bf16_dot::PairKernel;
 use crate::simd::entry::{Kernel, kernel};
 use crate::simd::portable::Portable;
 
-/// Detection: the rest of [`Level`] is plain data.
+/// Detection. The rest of [`Level`] is plain data, in `level.rs`.
 impl Level {
-    /// The levels that this processor has, from the plainest to the best. (Levels as such have no order: a processor has
-    /// those of its own architecture only.)
+    /// The levels that this processor has, the best one last. (The type `Level` has no order, because levels of different
+    /// architectures have none.)
     pub fn available() -> impl DoubleEndedIterator<Item = Level> {
         Self::ALL.iter().copied().filter(|level| Isa::detect(*level).is_some())
     }
@@ -67,7 +67,7 @@ impl Isa {
         }
     }
 
-    /// The best level of this processor. (The standard library caches detection: this costs a few loads.)
+    /// The best level of this processor. It costs a few loads, because the standard library caches detection.
     pub(crate) fn best() -> Isa {
         Level::ALL.iter().rev().find_map(|level| Self::detect(*level)).unwrap_or(Isa::Portable(Portable))
     }
@@ -86,14 +86,14 @@ impl Isa {
         }
     }
 
-    /// Elements in one vector of this level.
+    /// Lanes of a vector of this level.
     pub(crate) fn lanes(self) -> usize {
         lanes(self)
     }
 
-    /// [`Simd::PICKS_OF_SIXTEEN`](crate::simd::vector::Simd::PICKS_OF_SIXTEEN) of this level.
-    pub(crate) fn picks_of_sixteen(self) -> bool {
-        picks_of_sixteen(self)
+    /// [`Simd::HAS_PICK_16`](crate::simd::vector::Simd::HAS_PICK_16) of this level.
+    pub(crate) fn has_pick_16(self) -> bool {
+        has_pick_16(self)
     }
 
     /// Runs `kernel` compiled for this level.
@@ -120,7 +120,7 @@ impl Isa {
     /// Runs `kernel` compiled for this level.
     ///
     /// # Panics
-    /// If it has no [`PairDots`](crate::simd::bf16_dot::PairDots).
+    /// If the level has no [`PairDots`](crate::simd::bf16_dot::PairDots).
     #[inline]
     pub(crate) fn run_pairs<K: PairKernel>(self, kernel: K) -> K::Output {
         match self {
@@ -135,5 +135,5 @@ kernel! {
     fn lanes<S: Simd>(_simd: S) -> usize { S::LANES }
 }
 kernel! {
-    fn picks_of_sixteen<S: Simd>(_simd: S) -> bool { S::PICKS_OF_SIXTEEN }
+    fn has_pick_16<S: Simd>(_simd: S) -> bool { S::HAS_PICK_16 }
 }

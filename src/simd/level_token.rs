@@ -1,9 +1,9 @@
-//! The macros with which a level's file begins: the token that proves its instructions, and the block that relies on it.
+//! The macros of a level's file: `level!` makes the token that proves the level's instructions, `op!` relies on it.
 
-/// States the features of a level once: makes its token, its detection, and the function through which kernels enter it.
+/// Makes the token of a level, its detection, and the function through which kernels enter it, from one list of features.
 ///
-/// * `$detect`: the macro of `std::arch` that asks this architecture's processor for a feature
-/// * `fn $enter<K: $kernel>(kernel, token) call`: the entering function, and the call that it makes
+/// * `$detect`: the macro of `std::arch` that detects a feature on this architecture
+/// * `fn $enter<K: $kernel>(kernel, token) call`: the function that enters the level, and the call that it makes
 macro_rules! level {
     (
         $(#[$doc:meta])*
@@ -34,16 +34,16 @@ macro_rules! level {
 }
 pub(super) use level;
 
-/// What [`level!`] makes: a value exists only if the processor has the level's features.
+/// A token that [`level!`] made. A value exists only if the processor has the level's features.
 pub(super) trait Token {}
 
-/// Instructions of the level of `$token`, which touch no memory: `op!(self, _mm256_add_ps(a, b))`.
+/// Instructions of the level of `$token` that do not access memory: `op!(self, _mm256_add_ps(a, b))`.
 macro_rules! op {
     ($token:expr, $($call:tt)+) => {{
         fn proven(_: impl $crate::simd::level_token::Token) {}
         proven($token);
         // SAFETY: the intrinsics in an `op!` are unsafe for one reason: the processor must have their features. `$token` is a
-        // level's token, so all features of its list were found, and those that they imply. Each intrinsic needs one of them.
+        // level's token, so all features of its list were detected, and those that they imply. Each intrinsic needs one of them.
         // None of them reads or writes memory (a prefetch takes any address, a fence takes none).
         unsafe { $($call)+ }
     }};

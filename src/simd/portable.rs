@@ -1,13 +1,14 @@
-//! The level that runs everywhere: plain arrays and loops that the compiler turns into the target's baseline vectors.
+//! The level of every processor: plain arrays and loops, which the compiler turns into the target's baseline vectors.
 //!
-//! A multiply-add is fused only where the target always has the instruction; elsewhere the fused form would be a library
-//! call, some fifty times slower, and two roundings are the better bargain.
+//! A multiply-add is fused only if the target always has the instruction. Elsewhere the fused form would be a library call,
+//! about fifty times slower, so it rounds twice.
 
 use crate::element::{bf16, f16};
 use crate::simd::register_tiles::{dot_tiles, strips};
 use crate::simd::vector::{MAX_LANES, Simd};
 
-/// Vectors of `LANES` f32. [`Level::Portable`](crate::level::Level::Portable) has eight. Tests run four, too, as other architectures have them.
+/// Vectors of `LANES` f32. [`Level::Portable`](crate::level::Level::Portable) has eight. Tests also run vectors of four, which
+/// other architectures have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Portable<const LANES: usize>;
 
@@ -24,7 +25,7 @@ fn map2<A: Copy, B: Copy, C: Copy + Default, const LANES: usize>(
     out
 }
 
-/// The halves of all elements of a, then of b, in the order of memory.
+/// The half-type elements of a, then those of b, in memory order.
 #[inline(always)]
 fn pack<const LANES: usize>(a: [f32; LANES], b: [f32; LANES], half: impl Fn(f32) -> u16) -> [f32; LANES] {
     let mut packed = [0.0; LANES];
@@ -36,26 +37,26 @@ fn pack<const LANES: usize>(a: [f32; LANES], b: [f32; LANES], half: impl Fn(f32)
     packed
 }
 
-/// Whether [`Simd::LANES`] may be this.
+/// `lanes`, checked against the rules of [`Simd::LANES`].
 const fn checked(lanes: usize) -> usize {
     assert!(lanes.is_power_of_two() && lanes <= MAX_LANES);
     lanes
 }
 
-// SAFETY: `checked` holds `LANES` to its bounds. These operations need no instructions beyond the target's own. Each load and
-// store goes through a pointer to an array of `LANES` elements; the parts of slices and `unrelated` are the trait's own. The
-// tables are written by their macros.
+// SAFETY: `checked` enforces the bounds of `LANES`. These operations need no instructions beyond the target's own. Each load and
+// store goes through a pointer to an array of `LANES` elements. The parts of slices and `unrelated` are the trait's own. The
+// macros write `dot_tile` and `strip`.
 unsafe impl<const LANES: usize> Simd for Portable<LANES> {
     const LANES: usize = checked(LANES);
     // Sixteen 128-bit registers (x86-64 without extensions) hold eight vectors of eight lanes.
     const REGISTERS: usize = 64 / LANES;
     // All but four of the registers: 4 or 2 x 2 of eight lanes, 12 or 6 x 2 of four.
     const PRODUCT_ROWS: [usize; 2] = [Self::REGISTERS - 4, (Self::REGISTERS - 4) / 2];
-    // Eight registers have no room for a second chain beside the constants.
+    // Eight registers do not hold the constants and a second chain.
     const EXP_VECTORS: usize = 1;
-    const PICKS_OF_SIXTEEN: bool = false;
+    const HAS_PICK_16: bool = false;
 
-    // As with AVX2: more sums than there are registers, but fewer loads, and where the target has AVX they fit.
+    // As with AVX2: more sums than registers, but fewer loads. If the target has AVX, the sums fit.
     dot_tiles! {
         1 => 8 x 1,
         2 => 4 x 1,
@@ -232,7 +233,7 @@ unsafe impl<const LANES: usize> Simd for Portable<LANES> {
 
     #[inline(always)]
     fn sum(self, a: Self::F32) -> f32 {
-        // Halves onto each other.
+        // The upper half is added to the lower half.
         let mut folded = a;
         let mut half = LANES / 2;
         while half > 0 {
@@ -245,7 +246,7 @@ unsafe impl<const LANES: usize> Simd for Portable<LANES> {
     }
     #[inline(always)]
     fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32 {
-        // Neighbours onto each other, of each vector.
+        // Neighbouring lanes of each vector are added.
         let mut sums = [0.0; LANES];
         for (sum, vector) in sums.iter_mut().zip(x) {
             let mut folded = vector;

@@ -1,16 +1,16 @@
-//! Register tiles: how many sums a loop keeps in registers. A level states the shapes in its own file.
+//! Register tiles: the sums that a loop keeps in registers. Each level states the shapes in its own file.
 //!
-//! A shape has to be a constant where the loop is compiled, and Rust can't compute a const argument from a trait's constant.
-//! So the level calls the work with its shapes: [`dot_tiles!`] and [`strips!`] write the method that does, from a table. Only
-//! the shapes in the table are compiled.
+//! A loop needs its shape as a const argument, and Rust cannot compute a const argument from a trait's constant. So the level
+//! calls the loop with its shapes. [`dot_tiles!`] and [`strips!`] write the methods that do so, from a table. Only the shapes
+//! in the table are compiled.
 
-/// The most rows that share each load of a dot product or a strip: the number of rows in the tables.
+/// The largest number of rows that share each load of a dot product or a strip. The tables have this number of lines.
 pub(crate) const MAX_SHARED_ROWS: usize = 4;
 
-/// Dot products of R rows with N * G others.
+/// Dot products of R rows with N * G other rows.
 pub(crate) trait ByDotTile {
-    /// Each step loads a vector of N of the others and multiplies it with the R rows: R * N sums in registers. G such groups
-    /// are folded together, lane by lane, into R * N * G results.
+    /// Each step loads a vector from each of N other rows and multiplies it by the R rows: R * N sums in registers. G such
+    /// groups are then added across lanes together, into R * N * G results.
     ///
     /// # Safety
     /// As each implementation says.
@@ -19,7 +19,7 @@ pub(crate) trait ByDotTile {
 
 /// Sums of R rows of N vectors.
 pub(crate) trait ByStrip {
-    /// Each step loads N vectors and multiplies them with a number of each row: R * N sums in registers.
+    /// Each step loads N vectors and multiplies them by one number per row: R * N sums in registers.
     ///
     /// # Safety
     /// As each implementation says.

@@ -1,16 +1,15 @@
-//! Stores past the caches, and the fence that they need.
+//! Streaming stores, which bypass the caches, and the fence that they need.
 
 use crate::element::Element;
 use crate::simd::vector::Simd;
 
-/// The permission to store past the caches.
+/// A guard for streaming stores: it makes the stores, and fences when it is dropped.
 ///
-/// Streaming stores are in no order with other stores. So another thread could learn that an output is complete before it can
-/// see all of it. A fence restores the order. Only this type streams, and its `Drop` fences: whether the work returns or
-/// panics, the fence comes before the borrow of the output ends. One fence is enough for all stores of a call, so a call makes
-/// one `Streaming` and lends it to its loops.
+/// Streaming stores are not ordered with other stores. Without a fence, another thread could learn that an output is complete
+/// before it can see all of it. Only this type streams, so the fence comes before the borrow of the output ends, also in a
+/// panic. One fence is enough for all stores of a call, so a call makes one `Streaming` and lends it to its loops.
 ///
-/// (Nothing in this crate leaks one: a leaked guard would never fence.)
+/// This crate never leaks a `Streaming`, because a leaked one would not fence.
 pub(crate) struct Streaming<S: Simd> {
     simd: S,
 }
@@ -21,17 +20,17 @@ impl<S: Simd> Streaming<S> {
         Streaming { simd }
     }
 
-    /// [`Simd::store_pair`] past the caches, where the level can. Whole cache lines are worth it.
+    /// [`Simd::store_pair`] past the caches, if the level can. It pays for whole cache lines.
     ///
     /// # Panics
-    /// Where `to` is shorter than two vectors or is not aligned to a vector.
+    /// If `to` is shorter than two vectors or is not aligned to a vector.
     #[inline(always)]
     pub(crate) fn store_pair<T: Element>(&self, to: &mut [T], pair: [S::F32; 2]) {
         let p = to.as_mut_ptr().cast::<f32>();
         assert!(to.len() >= 2 * S::LANES && p.addr().is_multiple_of(4 * S::LANES));
         let (first, second) = self.simd.pack::<T>(pair);
-        // SAFETY: `to` has room for two vectors of T: one of f32 if T is a half type, else two (asserted). It is aligned to a
-        // vector (asserted). The fence follows when `self` is dropped.
+        // SAFETY: `to` is at least two vectors of T long: one vector of f32 if T is a half type, else two (asserted). It is
+        // aligned to a vector (asserted). The fence follows when `self` is dropped.
         unsafe {
             self.simd.stream(p, first);
             if let Some(second) = second {

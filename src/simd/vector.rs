@@ -1,42 +1,42 @@
-//! The vector operations that every level has.
+//! The trait of vector operations, which every level implements.
 
 use crate::element::{DType, Element, bf16, f16};
 use crate::simd::register_tiles::{ByDotTile, ByStrip};
 
-/// The vector operations of one level: `LANES` f32 side by side, and the register tiles of its loops.
+/// The vector operations of a level, on vectors of `LANES` f32, and the register tiles of its loops.
 ///
 /// Arithmetic is IEEE 754 single precision, rounded to nearest, ties to even.
 ///
 /// # Safety
-/// Unsafe code relies on what an implementation says of itself:
+/// Unsafe code relies on these properties of an implementation:
 /// * `LANES` is a power of two and at most [`MAX_LANES`].
 /// * A value of the type exists only if the processor has the level's instructions.
-/// * Loads and stores touch the `LANES` elements at their pointer and nothing else. They need no alignment, but for `stream`.
-/// * `load_part`, `store_part`, `load_elements_part` and `store_elements_part` touch nothing but the slice that they are given.
+/// * Loads and stores access the `LANES` elements at their pointer and nothing else. Only `stream` needs alignment.
+/// * `load_part`, `store_part`, `load_elements_part` and `store_elements_part` access nothing but their slice.
 /// * [`unrelated`](Self::unrelated) returns its argument.
 /// * [`dot_tile`](Self::dot_tile) and [`strip`](Self::strip) call their work with `ROWS = rows`.
 ///
-/// An implementation that replaces a provided method keeps its contract.
+/// An implementation that overrides a provided method keeps its contract.
 pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
-    /// Elements in one vector.
+    /// Elements of a vector.
     const LANES: usize;
-    /// Vectors that the register file holds at once: how many accumulators a loop can afford.
+    /// Vectors that the register file holds. It limits the accumulators of a loop.
     const REGISTERS: usize;
-    /// Rows of accumulators that a product over one vector keeps in registers, and that one over two does. Accumulators,
-    /// the vectors of the right operand, a broadcast and one to spare fit the register file.
+    /// Rows of accumulators that a product over one vector keeps in registers, and rows of a product over two vectors. The
+    /// accumulators, the vectors of the right operand, a broadcast and one unused register fit the register file.
     ///
-    /// Sixteen accumulators are enough: two multiply-adds that can start in a cycle and take four keep eight chains busy,
-    /// sixteen leave room for loads that are late, and rows come in multiples of 8.
+    /// Sixteen accumulators are enough. Two multiply-adds start per cycle and each takes four cycles, so eight chains are busy;
+    /// sixteen tolerate loads that are late. Rows come in multiples of 8.
     const PRODUCT_ROWS: [usize; 2];
-    /// Vectors of exponentials that are computed side by side: each is a chain of operations, of which the processor alone
-    /// overlaps too few.
+    /// Vectors of exponentials that a loop computes at a time. Each is a chain of operations, and the processor alone overlaps
+    /// too few chains.
     const EXP_VECTORS: usize;
-    /// Whether [`pick`](Self::pick) is one instruction, of sixteen lanes, and multiply-add fused. (With eight roots and half
-    /// as many registers, AVX2 is a quarter slower than with none.)
-    const PICKS_OF_SIXTEEN: bool;
+    /// Whether [`pick`](Self::pick) is one instruction on sixteen lanes, and multiply-add is fused. `exp_scaled` uses a table of
+    /// sixteen roots then. AVX2 would be 25% slower with a table of eight roots, because it has half the registers.
+    const HAS_PICK_16: bool;
     /// `LANES` values of f32.
     type F32: Copy;
-    /// `LANES` values of i32; what it adds and shifts wraps.
+    /// `LANES` values of i32. Additions and shifts wrap.
     type I32: Copy;
     /// `LANES` booleans.
     type Mask: Copy;
@@ -77,7 +77,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// * `p` is valid for writes of `LANES` bf16.
     unsafe fn store_bf16(self, p: *mut bf16, x: Self::F32);
 
-    /// Reads `LANES` bytes from `p`: true where a byte is not 0.
+    /// Reads `LANES` bytes from `p`. A lane is true if its byte is not 0.
     ///
     /// # Safety
     /// * `p` is valid for reads of `LANES` bytes.
@@ -87,11 +87,11 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// `a * b + c`, with one rounding where the level has fused multiply-add and two where it has not.
+    /// `a * b + c`, with one rounding if the level has fused multiply-add and two otherwise.
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
-    /// The larger one; **`b` where either is NaN** (what x86 does, so that it is one instruction there).
+    /// The larger of `a` and `b`; **`b` where either is NaN**, because x86 does so in one instruction.
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// The smaller one; **`b` where either is NaN**.
+    /// The smaller of `a` and `b`; **`b` where either is NaN**.
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn abs(self, a: Self::F32) -> Self::F32;
     /// The smallest integer not below `a`.
@@ -106,9 +106,9 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// `a == b`; false where either is NaN.
     fn eq(self, a: Self::F32, b: Self::F32) -> Self::Mask;
     fn and(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
-    /// `a` where the mask says yes, `b` elsewhere. The other operand's bits never matter.
+    /// `a` where the mask is true, `b` elsewhere. The operand that is not selected has no effect.
     fn select(self, mask: Self::Mask, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// Whether any lane says yes.
+    /// Whether any lane is true.
     fn any(self, mask: Self::Mask) -> bool;
 
     fn bits(self, a: Self::F32) -> Self::I32;
@@ -121,46 +121,53 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Shifts right and repeats the sign.
     fn shr_i32<const N: i32>(self, a: Self::I32) -> Self::I32;
 
-    /// The sum of all lanes, in a fixed order: halves folded onto each other. So rotating the lanes does not change it,
-    /// which makes the sum of a row independent of the lane that its first key falls in.
+    /// The sum of all lanes, in a fixed order: the upper half is added to the lower half, and so on. So rotating the lanes
+    /// does not change it, and the sum of a row does not depend on the lane of its first key.
     fn sum(self, a: Self::F32) -> f32;
-    /// The sum of all lanes of each of `LANES` vectors (`x[..LANES]`), each in the same order, wherever it stands among them;
-    /// which order is the level's own.
+    /// The sum of all lanes of each of `LANES` vectors (`x[..LANES]`). All sums have the same order of additions, which
+    /// depends on the level.
     fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32;
     /// The largest lane; NaN lanes may be ignored.
     fn max_lane(self, a: Self::F32) -> f32;
     /// The transpose of `LANES` vectors (`x[..LANES]`): lane i of vector j goes to lane j of vector i.
     fn transpose(self, x: [Self::F32; MAX_LANES]) -> [Self::F32; MAX_LANES];
-    /// The transpose of `LANES` masks, as [`transpose`](Self::transpose).
+    /// The transpose of `LANES` masks (`x[..LANES]`).
     fn transpose_masks(self, x: [Self::Mask; MAX_LANES]) -> [Self::Mask; MAX_LANES];
 
-    /// The same pointer, which the compiler no longer knows to be at some distance from another one.
+    /// The same pointer, without the compiler's knowledge of its distance from another pointer.
     #[inline(always)]
     fn unrelated<T>(self, p: *const T) -> *const T {
         p
     }
-    /// In every lane, the lane of `table` whose number is what the lowest bits of `k` say.
+    /// In every lane, the lane of `table` whose number is in the lowest bits of `k`.
     fn pick(self, table: Self::F32, k: Self::I32) -> Self::F32;
-    /// Rounds to f16 as [`store_f16`](Self::store_f16): the `2 * LANES` results are carried as one vector, which is never
-    /// computed with as such.
+    /// Rounds to f16 as [`store_f16`](Self::store_f16) does. The `2 * LANES` results are carried as one vector. No f32
+    /// arithmetic is done on it.
     fn pack_f16(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// The same to bf16.
     fn pack_bf16(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// [`store`](Self::store) past the caches, where the level can: memory need not be read before it is written over.
-    /// Whole cache lines are worth it. What is streamed is in no order with other stores until a [`fence`](Self::fence).
-    /// [`Streaming`](crate::simd::streaming::Streaming) is what calls both.
+    /// [`store`](Self::store) past the caches, if the level can, so that memory is not read before it is overwritten. It pays
+    /// for whole cache lines. Streaming stores are not ordered with other stores until a [`fence`](Self::fence). Only
+    /// [`Streaming`](crate::simd::streaming::Streaming) calls both.
     ///
     /// # Safety
     /// * `p` is valid for writes of `LANES` f32 and aligned to their size.
     /// * A [`fence`](Self::fence) follows the last one before another thread can read or write that memory.
     unsafe fn stream(self, p: *mut f32, x: Self::F32);
-    /// Orders what was streamed before whatever is written next, as ordinary stores are.
+    /// Orders all earlier streaming stores before all later stores.
     fn fence(self);
 
-    /// Asks for the cache line of `p` ([`LINE`]), which need not be readable, into the second cache.
+    /// Prefetches the cache line of `p` ([`LINE`]), which need not be readable, into the second cache.
     fn prefetch<T>(self, p: *const T);
-    /// Asks for the cache line of `p`, which need not be readable, into the first cache.
+    /// Prefetches the cache line of `p`, which need not be readable, into the first cache.
     fn prefetch_near<T>(self, p: *const T);
+    /// [`prefetch`](Self::prefetch)es the cache lines of `count` elements from `p`, which need not be readable.
+    #[inline(always)]
+    fn prefetch_elements<T>(self, p: *const T, count: usize) {
+        for at in (0..count).step_by(LINE / size_of::<T>()) {
+            self.prefetch(p.wrapping_add(at));
+        }
+    }
 
     /// Calls `work` with the register tile of dot products of `rows` rows that share each load.
     ///
@@ -169,8 +176,8 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// * as `W::call` says
     unsafe fn dot_tile<W: ByDotTile>(rows: usize, work: W);
-    /// Calls `work` with the widest strip of sums for `rows` rows that share each load, which is no wider than `vectors`, or
-    /// with the narrowest one.
+    /// Calls `work` with a strip of sums for `rows` rows that share each load: the widest strip of at most `vectors` vectors,
+    /// or the narrowest strip.
     ///
     /// The macro [`strips!`](crate::simd::register_tiles::strips) writes it.
     ///
@@ -218,7 +225,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// The first `LANES` elements of `x`.
     ///
     /// # Panics
-    /// Where `x` is shorter than that (our own mistake, never a user's).
+    /// If `x` is shorter. Callers inside this crate ensure that it is not.
     #[inline(always)]
     fn load_slice(self, x: &[f32]) -> Self::F32 {
         assert!(x.len() >= Self::LANES);
@@ -229,7 +236,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Writes the first `LANES` elements of `to`.
     ///
     /// # Panics
-    /// Where `to` is shorter than that.
+    /// If `to` is shorter.
     #[inline(always)]
     fn store_slice(self, to: &mut [f32], x: Self::F32) {
         assert!(to.len() >= Self::LANES);
@@ -237,7 +244,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.store(to.as_mut_ptr(), x) }
     }
 
-    /// The elements of `x`, which is at most `LANES` long, then `fill` in the lanes past its end.
+    /// The elements of `x`, at most `LANES`, then `fill` in the remaining lanes.
     #[inline(always)]
     fn load_part(self, x: &[f32], fill: f32) -> Self::F32 {
         if x.len() == Self::LANES {
@@ -248,7 +255,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
         self.load_slice(&whole[..Self::LANES])
     }
 
-    /// Writes all of `to`, which is at most `LANES` long, from the first lanes of `x`.
+    /// Writes all of `to`, at most `LANES` elements, from the first lanes of `x`.
     #[inline(always)]
     fn store_part(self, to: &mut [f32], x: Self::F32) {
         if to.len() == Self::LANES {
@@ -262,7 +269,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// The first `LANES` elements of `x`, widened.
     ///
     /// # Panics
-    /// Where `x` is shorter than that.
+    /// If `x` is shorter.
     #[inline(always)]
     fn load_elements<T: Element>(self, x: &[T]) -> Self::F32 {
         assert!(x.len() >= Self::LANES);
@@ -273,7 +280,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Rounds to `T` and writes the first `LANES` elements of `to`.
     ///
     /// # Panics
-    /// Where `to` is shorter than that.
+    /// If `to` is shorter.
     #[inline(always)]
     fn store_elements<T: Element>(self, to: &mut [T], x: Self::F32) {
         assert!(to.len() >= Self::LANES);
@@ -281,7 +288,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.store_as(to.as_mut_ptr(), x) }
     }
 
-    /// Two vectors of `T`, rounded, in the order of memory: one vector of a half type, or both as they are.
+    /// Two vectors rounded to `T`, in memory order: one vector of a half type, or both vectors of f32.
     #[inline(always)]
     fn pack<T: Element>(self, [a, b]: [Self::F32; 2]) -> (Self::F32, Option<Self::F32>) {
         match T::DTYPE {
@@ -294,13 +301,13 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Rounds to `T` and writes the first `2 * LANES` elements of `to`.
     ///
     /// # Panics
-    /// Where `to` is shorter than that.
+    /// If `to` is shorter.
     #[inline(always)]
     fn store_pair<T: Element>(self, to: &mut [T], pair: [Self::F32; 2]) {
         assert!(to.len() >= 2 * Self::LANES);
         let p = to.as_mut_ptr().cast::<f32>();
         let (first, second) = self.pack::<T>(pair);
-        // SAFETY: the assertion above. A second vector is there for f32 alone, of which there are two vectors.
+        // SAFETY: the assertion above. There is a second vector only if T is f32, and then `to` has two vectors of f32.
         unsafe {
             self.store(p, first);
             if let Some(second) = second {
@@ -309,7 +316,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
-    /// The elements of `x`, which is at most `LANES` long, widened, then `fill`, a number that `T` has, in the lanes past its end.
+    /// The elements of `x`, at most `LANES`, widened, then `fill` in the remaining lanes. `T` represents `fill` exactly.
     #[inline(always)]
     fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> Self::F32 {
         let mut whole = [T::from_f32(fill); MAX_LANES];
@@ -317,7 +324,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
         self.load_elements(&whole[..Self::LANES])
     }
 
-    /// Rounds to `T` and writes all of `to`, which is at most `LANES` long, from the first lanes of `x`.
+    /// Rounds to `T` and writes all of `to`, at most `LANES` elements, from the first lanes of `x`.
     #[inline(always)]
     fn store_elements_part<T: Element>(self, to: &mut [T], x: Self::F32) {
         let mut whole = [T::default(); MAX_LANES];
@@ -329,5 +336,5 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// No level has more lanes than this.
+/// The largest number of lanes of any level.
 pub(crate) const MAX_LANES: usize = 16;

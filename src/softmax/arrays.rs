@@ -1,23 +1,22 @@
-//! Softmax of ndarray's arrays: any number of axes, any strides.
+//! Softmax of ndarray arrays of any rank and strides.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::forward::{log_softmax_in_place, log_softmax_into, logsumexp_into, softmax_in_place, softmax_into};
+use super::forward_calls::{log_softmax_in_place, log_softmax_into, logsumexp_into, softmax_in_place, softmax_into};
 use super::number::Number;
 use crate::error::Error;
 use ndarray::{Array, ArrayRef, Dimension, RemoveAxis};
 
 /// Softmax of an array along one of its axes: exp(scale * (x - max)) / sum.
 ///
-/// `x` is an array or a view of any shape and strides; the result has the same shape, in standard (row-major) layout. If
-/// that is the layout of `x`, it is read where it lies; otherwise it is first copied to it. The numbers are those of
-/// [`softmax_into`], bit for bit, and so are the edge rules.
+/// `x` is an array or a view of any shape and strides. The result has the same shape, in standard (row-major) layout. If `x` is
+/// in another layout, it is copied first. The result has the bits and the edge rules of [`softmax_into`].
 ///
 /// # Errors
-/// [`Error::AxisOutOfRange`], [`Error::InvalidOption`] for a scale that is not finite, and [`Error::TooLarge`] if there is no
-/// memory for the result.
+/// [`Error::AxisOutOfRange`], [`Error::InvalidOption`] for a scale that is not finite, and [`Error::TooLarge`] if the result
+/// does not fit in memory.
 ///
-/// Over the columns of a matrix, then over those of its transpose:
+/// Along the columns of a matrix, then along the rows of its transpose:
 ///
 /// ```
 /// use flashtile::softmax::softmax_axis;
@@ -52,12 +51,12 @@ pub fn log_softmax_axis<T: Number, D: Dimension>(
 
 /// log(sum(exp(scale * x))) along an axis of an array: the shape of `x` without that axis, in standard layout.
 ///
-/// An axis of length 0 gives -inf. `x` is copied where its layout is not the standard one.
+/// An axis of length 0 gives -inf. `x` is copied if its layout is not the standard one.
 ///
 /// # Errors
 /// As [`softmax_axis`].
 ///
-/// Of each row:
+/// logsumexp of each row:
 ///
 /// ```
 /// use flashtile::softmax::logsumexp_axis;
@@ -81,10 +80,10 @@ pub fn logsumexp_axis<T: Number, D: RemoveAxis>(
     Array::from_shape_vec(x.raw_dim().remove_axis(ndarray::Axis(axis)), out).map_err(|_| TOO_LARGE)
 }
 
-/// [`softmax_axis`] that overwrites its input, through a copy where its layout is not the standard one.
+/// [`softmax_axis`] in place. If the layout of `x` is not the standard one, it goes through a copy.
 ///
 /// # Errors
-/// As [`softmax_axis`]; the array is then as it was.
+/// As [`softmax_axis`]. After an error the array is unchanged.
 ///
 /// ```
 /// use flashtile::softmax::softmax_axis_in_place;
@@ -103,10 +102,10 @@ pub fn softmax_axis_in_place<T: Number, D: Dimension>(
     overwrite(x, axis, |x, axis| softmax_in_place(x, axis, scale))
 }
 
-/// [`log_softmax_axis`] that overwrites its input, through a copy where its layout is not the standard one.
+/// [`log_softmax_axis`] in place. If the layout of `x` is not the standard one, it goes through a copy.
 ///
 /// # Errors
-/// As [`softmax_axis`]; the array is then as it was.
+/// As [`softmax_axis`]. After an error the array is unchanged.
 pub fn log_softmax_axis_in_place<T: Number, D: Dimension>(
     x: &mut ArrayRef<T, D>,
     axis: usize,
@@ -117,7 +116,7 @@ pub fn log_softmax_axis_in_place<T: Number, D: Dimension>(
 
 const TOO_LARGE: Error = Error::TooLarge { what: "the result" };
 
-/// A new array, by the first form where `x` is a dense slice and by the second in a dense copy.
+/// A new array: `into` computes it if `x` is a dense slice, `in_place` computes it in a dense copy otherwise.
 fn map<T: Number, D: Dimension>(
     x: &ArrayRef<T, D>,
     axis: usize,

@@ -1,13 +1,13 @@
-//! One axis of an n-dimensional array, seen as (before, len, after).
+//! One axis of an n-dimensional array, described by (before, len, after).
 #![forbid(unsafe_code)]
 
 use crate::error::Error;
 
 /// The axis of a dense row-major array along which a softmax runs.
 ///
-/// Whatever the array's rank, three numbers describe it: `before`, the product of the dimensions in front of the axis;
-/// `len`, its length; `after`, the product of those behind it. Element i of line (b, a) stands at
-/// `(b * len + i) * after + a`, and there are `before * after` lines.
+/// Three numbers describe it for any rank: `before`, the product of the dimensions before the axis; `len`, the length of the
+/// axis; `after`, the product of the dimensions after it. Element i of line (b, a) has the index
+/// `(b * len + i) * after + a`. There are `before * after` lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Axis {
     before: usize,
@@ -19,7 +19,7 @@ impl Axis {
     /// Axis number `axis`, counted from 0, of an array of this shape.
     ///
     /// # Errors
-    /// [`Error::AxisOutOfRange`], and [`Error::TooLarge`] where the number of elements is no `usize`.
+    /// [`Error::AxisOutOfRange`], and [`Error::TooLarge`] if the number of elements does not fit a `usize`.
     pub fn new(shape: &[usize], axis: usize) -> Result<Self, Error> {
         let &len = shape.get(axis).ok_or(Error::AxisOutOfRange { axis, rank: shape.len() })?;
         Ok(Self { before: product(&shape[..axis])?, len, after: product(&shape[axis + 1..])? }).and_then(Self::checked)
@@ -30,10 +30,10 @@ impl Axis {
         Self { before: 1, len, after: 1 }
     }
 
-    /// The last axis of an array of `rows` rows of `len`.
+    /// The last axis of an array of `rows` rows of `len` elements.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] where the number of elements is no `usize`.
+    /// [`Error::TooLarge`] if the number of elements does not fit a `usize`.
     pub fn rows(rows: usize, len: usize) -> Result<Self, Error> {
         Self { before: rows, len, after: 1 }.checked()
     }
@@ -42,17 +42,17 @@ impl Axis {
         product(&[self.before, self.len, self.after]).map(|_| self)
     }
 
-    /// Elements of the whole array.
+    /// The number of elements of the array.
     pub fn elements(self) -> usize {
         self.before * self.len * self.after
     }
 
-    /// Lines along the axis: elements of an array without it.
+    /// The number of lines along the axis.
     pub fn lines(self) -> usize {
         self.before * self.after
     }
 
-    /// Elements of one line.
+    /// The number of elements of a line.
     pub fn line_len(self) -> usize {
         self.len
     }
@@ -65,8 +65,8 @@ impl Axis {
         self.after
     }
 
-    /// The places of the elements of line number `line`.
-    pub(super) fn places(self, line: usize) -> impl Iterator<Item = usize> + Clone {
+    /// The indices of the elements of line number `line`.
+    pub(super) fn indices(self, line: usize) -> impl Iterator<Item = usize> + Clone {
         let first = line / self.after * self.len * self.after + line % self.after;
         (0..self.len).map(move |i| first + i * self.after)
     }
@@ -81,8 +81,8 @@ pub(super) fn same_len(expected: usize, got: usize) -> Result<(), Error> {
     if got == expected { Ok(()) } else { Err(Error::SliceLength { expected, got }) }
 }
 
-/// The product of some dimensions, where even the product of all that are not zero is a `usize`: then so is every
-/// partial one.
+/// The product of the dimensions. It is refused if the product of those that are not 0 does not fit a `usize`, so every partial
+/// product fits.
 fn product(dimensions: &[usize]) -> Result<usize, Error> {
     let product = dimensions.iter().filter(|&&n| n > 0).try_fold(1usize, |product, &n| product.checked_mul(n));
     let product = product.ok_or(Error::TooLarge { what: "an array of this shape" })?;

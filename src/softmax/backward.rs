@@ -1,27 +1,26 @@
-//! Vector-Jacobian products: from the gradient of the output to that of the input.
+//! Vector-Jacobian products: from dy, the gradient of the output, to dx, the gradient of the input.
 //!
 //! ```text
 //! softmax      total = sum(y * dy)    dx = scale * y * (dy - total)
 //! log_softmax  total = sum(dy)        dx = scale * (dy - exp(y) * total)
 //! ```
 //!
-//! Both are a sum along the line, then one expression: two visits to y and dy, the second in the cache where the line
-//! fits there. The first visit also finds the largest |dy|. It says, together with the sum, whether the line needs the slow
-//! loops of `rare.rs`: a dy that is not finite, or a difference that overflows.
+//! Both are a sum along the line, then one expression per element. So y and dy are read twice, the second time from the cache if
+//! the line fits there. The first pass also finds the largest |dy|. If it or the total is not finite, a dy is not finite or a
+//! difference may overflow, and the line goes to the slow loops of `rare.rs`.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
 use super::buffers::Buffers;
-use super::column::{self, Strip, load, store};
 use super::number::Number;
 use super::rare;
 use super::row::RUN;
-use super::walk::Panels;
+use super::strips::{LinePanels, Strip, WIDE, load, store};
 use crate::element::Element;
 use crate::simd::exp::exp;
 use crate::simd::{Kernel, MAX_LANES, Simd};
 
-/// The gradient of softmax, or of its logarithm where `LOG`: `buffers` holds dy and then dx.
+/// The gradient of softmax, or of log_softmax if `LOG`. `buffers` reads dy and writes dx.
 pub(super) struct Backward<'a, T, const LOG: bool> {
     pub(super) y: &'a [T],
     pub(super) buffers: Buffers<'a, T>,
@@ -42,7 +41,7 @@ impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
                     buffers.output()[line].copy_from_slice(&dx);
                     continue;
                 }
-                // A row is a strip of one line's vectors, all of which have the same total.
+                // All vectors of a row have the same total.
                 for at in line.clone().step_by(S::LANES) {
                     let at = at..line.end.min(at + S::LANES);
                     apply::<S, T, 1, LOG>(simd, &y[at.clone()], &mut buffers, at, [simd.splat(total)], scale);
@@ -50,10 +49,10 @@ impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
             }
             return;
         }
-        for (_, panel) in Panels::new(axis, axis.after(), 0) {
+        for (_, panel) in LinePanels::new(axis, axis.after(), 0) {
             for (_, strip) in panel.strips::<S>() {
-                if strip.width == column::WIDE * S::LANES {
-                    strip_backward::<S, T, { column::WIDE }, LOG>(simd, y, &mut buffers, strip, scale);
+                if strip.width == WIDE * S::LANES {
+                    strip_backward::<S, T, WIDE, LOG>(simd, y, &mut buffers, strip, scale);
                 } else {
                     strip_backward::<S, T, 1, LOG>(simd, y, &mut buffers, strip, scale);
                 }
@@ -62,6 +61,7 @@ impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
     }
 }
 
+/// The gradient of the lines of a strip.
 #[inline(always)]
 fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>(
     simd: S,
@@ -70,12 +70,12 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
     strip: Strip,
     scale: f32,
 ) {
-    let place = |i: usize| strip.first + i * strip.stride..strip.first + i * strip.stride + strip.width;
+    let row = |i: usize| strip.first + i * strip.stride..strip.first + i * strip.stride + strip.width;
     let (mut total, mut largest) = ([simd.zero(); V], [simd.zero(); V]);
     for run in (0..strip.len).step_by(RUN) {
         let mut part = [simd.zero(); V];
         for i in run..strip.len.min(run + RUN) {
-            let (y, dy) = (load::<S, T, V>(simd, &y[place(i)]), load::<S, T, V>(simd, &buffers.input()[place(i)]));
+            let (y, dy) = (load::<S, T, V>(simd, &y[row(i)]), load::<S, T, V>(simd, &buffers.input()[row(i)]));
             for v in 0..V {
                 part[v] = add_term::<S, LOG>(simd, y[v], dy[v], part[v]);
                 largest[v] = simd.max(simd.abs(dy[v]), largest[v]);
@@ -99,12 +99,12 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
         }
         let is_rare = |lane: &usize| !reach[lane / S::LANES][lane % S::LANES].is_finite();
         for lane in (0..strip.width).filter(is_rare) {
-            let places = (0..strip.len).map(|i| strip.first + lane + i * strip.stride);
-            rare_lines.push((lane, rare::backward(y, buffers.input(), places, f64::from(scale), LOG)));
+            let indices = (0..strip.len).map(|i| strip.first + lane + i * strip.stride);
+            rare_lines.push((lane, rare::backward(y, buffers.input(), indices, f64::from(scale), LOG)));
         }
     }
     for i in 0..strip.len {
-        apply::<S, T, V, LOG>(simd, &y[place(i)], buffers, place(i), total, scale);
+        apply::<S, T, V, LOG>(simd, &y[row(i)], buffers, row(i), total, scale);
     }
     for (lane, dx) in rare_lines {
         for (i, dx) in dx.into_iter().enumerate() {
@@ -113,7 +113,7 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
     }
 }
 
-/// The total of a row and the largest |dy|, past NaN.
+/// The total of a row and the largest |dy|. The largest ignores NaN.
 #[inline(always)]
 fn row_total<S: Simd, T: Element, const LOG: bool>(simd: S, y: &[T], dy: &[T]) -> (f32, f32) {
     let (mut total, mut largest) = (simd.zero(), simd.zero());
@@ -138,17 +138,17 @@ fn add_term<S: Simd, const LOG: bool>(simd: S, y: S::F32, dy: S::F32, sum: S::F3
     if LOG { simd.add(sum, dy) } else { simd.mul_add(y, dy, sum) }
 }
 
-/// dx of `V` vectors of neighbours, from dy in the same place.
+/// dx of `V` neighbouring vectors, from y and dy of the same elements.
 #[inline(always)]
 fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
     simd: S,
     y: &[T],
     buffers: &mut Buffers<'_, T>,
-    place: std::ops::Range<usize>,
+    range: std::ops::Range<usize>,
     total: [S::F32; V],
     scale: f32,
 ) {
-    let (y, dy) = (load::<S, T, V>(simd, y), load::<S, T, V>(simd, &buffers.input()[place.clone()]));
+    let (y, dy) = (load::<S, T, V>(simd, y), load::<S, T, V>(simd, &buffers.input()[range.clone()]));
     let mut dx = total;
     for v in 0..V {
         let unscaled = if LOG {
@@ -158,5 +158,5 @@ fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
         };
         dx[v] = simd.mul(simd.splat(scale), unscaled);
     }
-    store::<S, T, V>(simd, &mut buffers.output()[place], dx, None);
+    store::<S, T, V>(simd, &mut buffers.output()[range], dx, None);
 }

@@ -1,9 +1,9 @@
-//! Where a softmax reads and writes.
+//! The input and output of a softmax.
 #![forbid(unsafe_code)]
 
 use crate::element::{Element, bf16, f16};
 
-/// One array that is overwritten, or two of the same length.
+/// One array that is overwritten, or an input and an output of the same length.
 pub enum Buffers<'a, T> {
     InPlace(&'a mut [T]),
     Into { from: &'a [T], to: &'a mut [T] },
@@ -27,12 +27,12 @@ impl<T> Buffers<'_, T> {
     }
 }
 
-/// How an element type lies in memory.
+/// An element type as it is stored: whether it is f32.
 pub(super) trait Stored: Element {
-    /// Whether [`as_f32`](Self::as_f32) gives anything.
+    /// Whether [`as_f32`](Self::as_f32) returns `Some`.
     const IS_F32: bool = false;
 
-    /// The elements themselves, where they are f32.
+    /// The same slice if the elements are f32.
     #[inline(always)]
     fn as_f32(_: &mut [Self]) -> Option<&mut [f32]> {
         None

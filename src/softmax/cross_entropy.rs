@@ -1,20 +1,21 @@
-//! The loss of a classifier, and its gradient.
+//! The cross-entropy loss of a classifier, and its gradient.
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
-use super::gradients::finish_rare_lines;
+use super::backward_calls::finish_rare_lines;
 use super::number::Number;
 use crate::error::Error;
 
-/// Losses of the rows of `logits` [rows, classes], where row r belongs to class `targets[r]`:
+/// The losses of the rows of `logits` [rows, classes]. Row r belongs to class `targets[r]`:
 ///
 /// `losses[r] = log(sum_c exp(logits[r, c])) - logits[r, targets[r]]`
 ///
-/// Computed from the logits, never from rounded probabilities: a loss of 1000 is as exact as one of 1, and one near 0 is
-/// off by what rounds 1. A class of -inf is hidden and costs nothing; a row whose target is hidden has the loss +inf.
+/// The losses are computed from the logits, not from rounded probabilities. So the relative error of a loss of 1000 is that of a
+/// loss of 1, and the absolute error of a loss near 0 is the rounding error of 1. A logit of -inf hides its class. If the target
+/// is hidden, the loss is +inf.
 ///
 /// # Errors
-/// [`Error::SliceLength`], [`Error::TooLarge`], [`Error::WrongCount`] of losses, [`Error::ClassOutOfRange`].
+/// [`Error::SliceLength`], [`Error::TooLarge`], [`Error::WrongCount`] for `losses`, [`Error::ClassOutOfRange`].
 pub fn cross_entropy_into<T: Number>(
     logits: &[T],
     targets: &[usize],
@@ -29,9 +30,9 @@ pub fn cross_entropy_into<T: Number>(
     Ok(())
 }
 
-/// The mean of the losses of [`cross_entropy_into`]; 0 of no rows.
+/// The mean of the losses of [`cross_entropy_into`]; 0 if there are no rows.
 ///
-/// The first row puts half of the probability on its class, the second is undecided among three:
+/// The first row gives its class a probability of 1/2, the second gives it 1/3:
 ///
 /// ```
 /// let loss = flashtile::softmax::cross_entropy(&[0.0, 0.0, f32::NEG_INFINITY, 5.0, 5.0, 5.0], &[1, 2], 3)?;
@@ -51,7 +52,7 @@ pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], classes: usize)
         });
         total
     };
-    // The sum of losses can overflow in f64 where their mean does not.
+    // The sum of the losses can overflow in f64 although their mean does not.
     let mean = match sum_of(1.0) {
         f64::INFINITY => sum_of(rows),
         total => total / rows,
@@ -63,11 +64,11 @@ pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], classes: usize)
 ///
 /// `gradient[r, c] = upstream[r] * (softmax(logits[r, :])[c] - (c == targets[r]))`
 ///
-/// For the mean of the losses every upstream is 1 / rows. A half type is rounded once. Where the second factor is 0 (a hidden
-/// class) so is the gradient, whatever the upstream gradient is.
+/// For the mean of the losses, every upstream gradient is 1 / rows. A half type is rounded once. Where the second factor is 0 (a
+/// hidden class), the gradient is 0 for any upstream gradient.
 ///
 /// # Errors
-/// As [`cross_entropy_into`], and [`Error::WrongCount`] of upstream gradients.
+/// As [`cross_entropy_into`], and [`Error::WrongCount`] for `upstream`.
 pub fn cross_entropy_gradient_into<T: Number>(
     logits: &[T],
     targets: &[usize],
@@ -79,7 +80,7 @@ pub fn cross_entropy_gradient_into<T: Number>(
     count("upstream gradients", targets.len(), upstream.len())?;
     same_len(logits.len(), gradient.len())?;
     let mut losses = vec![0.0; targets.len()];
-    T::weighted_softmax(logits, gradient, axis, T::real(1.0), upstream, |row, max, sum| {
+    T::softmax_times(logits, gradient, axis, T::real(1.0), upstream, |row, max, sum| {
         losses[row] = loss(logits[row * classes + targets[row]].to_f64(), max, sum);
     });
     finish_rare_lines(logits, gradient, axis, 1.0, upstream, |row| [1.0, T::real_to_f64(upstream[row])]);

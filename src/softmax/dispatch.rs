@@ -1,14 +1,14 @@
-//! Which loops each element type goes through.
+//! The loops of each element type: vectors of f32 for f32, f16 and bf16, plain loops for f64.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
+use super::axis_loop::{Softmax, VisitStates};
 use super::backward::Backward;
 use super::buffers::Buffers;
-use super::level::isa;
+use super::chosen_level::isa;
 use super::number::Number;
+use super::row_state::RowState;
 use super::scale::Scale;
-use super::state::RowState;
-use super::walk::{Softmax, States};
 use super::{double, sealed};
 use crate::element::{bf16, f16};
 
@@ -31,19 +31,19 @@ macro_rules! through_f32 {
             }
             fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 if axis.elements() > 0 {
-                    Softmax { buffers, axis, scale: Scale::new(scale), log, gains: None }.run(|_, _| ());
+                    Softmax { buffers, axis, scale: Scale::new(scale), log, upstream: None }.run(|_, _| ());
                 }
             }
-            fn weighted_softmax(
+            fn softmax_times(
                 x: &[Self],
                 out: &mut [Self],
                 axis: Axis,
                 scale: f32,
-                gains: &[f32],
+                upstream: &[f32],
                 mut visit: impl FnMut(usize, f64, f64),
             ) {
                 let (buffers, scale) = (Buffers::Into { from: x, to: out }, Scale::new(scale));
-                Softmax { buffers, axis, scale, log: false, gains: Some(gains) }
+                Softmax { buffers, axis, scale, log: false, upstream: Some(upstream) }
                     .run(|line, state| visit(line, f64::from(state.max), f64::from(state.sum)));
             }
             fn states(x: &[Self], axis: Axis, scale: f32, mut visit: impl FnMut(usize, f64, f64)) {
@@ -51,11 +51,11 @@ macro_rules! through_f32 {
                 let visit = |line, state: RowState| {
                     visit(line, f64::from(state.max) * f64::from(scale.scale), f64::from(state.sum));
                 };
-                isa().run(States { x, axis, scale, visit });
+                isa().run(VisitStates { x, axis, scale, visit });
             }
             fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 if axis.elements() == 0 {
-                    // Lines without elements can be more than anyone could walk along.
+                    // The number of empty lines can be up to `usize::MAX`: too many to visit.
                 } else if log {
                     isa().run(Backward::<_, true> { y, buffers, axis, scale });
                 } else {
@@ -88,15 +88,15 @@ impl sealed::Sealed for f64 {
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
         double::softmax(buffers, axis, scale, log, |_| 1.0, |_, _, _| ());
     }
-    fn weighted_softmax(
+    fn softmax_times(
         x: &[Self],
         out: &mut [Self],
         axis: Axis,
         scale: f64,
-        gains: &[f64],
+        upstream: &[f64],
         visit: impl FnMut(usize, f64, f64),
     ) {
-        double::softmax(Buffers::Into { from: x, to: out }, axis, scale, false, |line| gains[line], visit);
+        double::softmax(Buffers::Into { from: x, to: out }, axis, scale, false, |line| upstream[line], visit);
     }
     fn states(x: &[Self], axis: Axis, scale: f64, visit: impl FnMut(usize, f64, f64)) {
         double::states(x, axis, scale, visit);

@@ -1,4 +1,4 @@
-//! The same formulas in f64, for checking: plain loops around the standard library's exp.
+//! The formulas in f64, for checking: plain loops with the standard library's exp.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
@@ -6,7 +6,7 @@ use super::buffers::Buffers;
 use super::number::Number;
 use super::rare;
 
-/// The places of the elements of one line.
+/// The elements of one line of an axis.
 #[derive(Clone, Copy)]
 struct Line {
     first: usize,
@@ -15,7 +15,7 @@ struct Line {
 }
 
 impl Line {
-    fn places(self) -> impl Iterator<Item = usize> + Clone {
+    fn indices(self) -> impl Iterator<Item = usize> + Clone {
         (0..self.len).map(move |i| self.first + i * self.stride)
     }
 }
@@ -25,8 +25,8 @@ fn lines(axis: Axis) -> impl Iterator<Item = Line> {
     (0..axis.lines()).map(move |l| Line { first: l / stride * len * stride + l % stride, stride, len })
 }
 
-/// scale * (x - max) for a largest scale * x, where -inf is always hidden, +inf is hidden under a negative scale, and no
-/// finite number gives NaN.
+/// The exponents scale * (x - max) of a line, where max belongs to the largest scale * x. An x of -inf is always hidden, +inf is
+/// hidden with a negative scale, and no finite x gives NaN.
 #[derive(Clone, Copy)]
 struct Exponents {
     sign: f64,
@@ -37,7 +37,7 @@ struct Exponents {
 impl Exponents {
     fn new(x: &[f64], line: Line, scale: f64) -> Self {
         let mut exponents = Self { sign: if scale < 0.0 { -1.0 } else { 1.0 }, scale: scale.abs(), max: 0.0 };
-        exponents.max = line.places().map(|p| exponents.visible(x[p])).fold(f64::NEG_INFINITY, f64::max);
+        exponents.max = line.indices().map(|p| exponents.visible(x[p])).fold(f64::NEG_INFINITY, f64::max);
         exponents
     }
 
@@ -58,7 +58,7 @@ impl Exponents {
     }
 
     fn sum(self, x: &[f64], line: Line) -> f64 {
-        line.places().map(|p| self.of(x[p]).exp()).sum()
+        line.indices().map(|p| self.of(x[p]).exp()).sum()
     }
 }
 
@@ -67,7 +67,7 @@ pub(super) fn softmax(
     axis: Axis,
     scale: f64,
     log: bool,
-    gain: impl Fn(usize) -> f64,
+    upstream: impl Fn(usize) -> f64,
     mut visit: impl FnMut(usize, f64, f64),
 ) {
     if axis.elements() == 0 {
@@ -76,11 +76,11 @@ pub(super) fn softmax(
     for (l, line) in lines(axis).enumerate() {
         let exponents = Exponents::new(buffers.input(), line, scale);
         let sum = exponents.sum(buffers.input(), line);
-        // A line in which nothing is visible has the sum 0: its weights are 0, its logarithms -inf.
+        // A line without a visible element has the sum 0. Its softmax is 0, its log_softmax is -inf.
         let (inverse, log_sum) = if sum == 0.0 { (0.0, 0.0) } else { (1.0 / sum, sum.ln()) };
-        for p in line.places() {
+        for p in line.indices() {
             let t = exponents.of(buffers.input()[p]);
-            buffers.output()[p] = if log { t - log_sum } else { t.exp() * inverse * gain(l) };
+            buffers.output()[p] = if log { t - log_sum } else { t.exp() * inverse * upstream(l) };
         }
         visit(l, exponents.max, sum);
     }
@@ -101,14 +101,14 @@ pub(super) fn backward(y: &[f64], mut buffers: Buffers<'_, f64>, axis: Axis, sca
     }
     for line in lines(axis) {
         let dy = buffers.input();
-        let total: f64 = line.places().map(|p| if log { dy[p] } else { y[p] * dy[p] }).sum();
-        let largest = line.places().map(|p| dy[p].abs()).fold(0.0, f64::max);
+        let total: f64 = line.indices().map(|p| if log { dy[p] } else { y[p] * dy[p] }).sum();
+        let largest = line.indices().map(|p| dy[p].abs()).fold(0.0, f64::max);
         if !(largest + total.abs()).is_finite() {
-            let dx = rare::backward(y, dy, line.places(), scale, log);
-            line.places().zip(dx).for_each(|(p, dx)| buffers.output()[p] = dx);
+            let dx = rare::backward(y, dy, line.indices(), scale, log);
+            line.indices().zip(dx).for_each(|(p, dx)| buffers.output()[p] = dx);
             continue;
         }
-        for p in line.places() {
+        for p in line.indices() {
             let dy = buffers.input()[p];
             let dx = if log { dy - y[p].exp() * total } else { y[p] * (dy - total) };
             buffers.output()[p] = scale * dx;
@@ -116,22 +116,22 @@ pub(super) fn backward(y: &[f64], mut buffers: Buffers<'_, f64>, axis: Axis, sca
     }
 }
 
-/// Softmax times both factors, of the elements of one line; 0 where the softmax is 0.
+/// The softmax of one line times both factors; 0 where the softmax is 0.
 #[cold]
 #[inline(never)]
-pub(super) fn weighted_line<T: Number>(
+pub(super) fn softmax_line_times<T: Number>(
     x: &[T],
     out: &mut [T],
-    places: impl Iterator<Item = usize> + Clone,
+    indices: impl Iterator<Item = usize> + Clone,
     scale: f64,
     factors: [f64; 2],
 ) {
-    let mut shares: Vec<f64> = places.clone().map(|place| x[place].to_f64()).collect();
-    let axis = Axis::row(shares.len());
-    softmax(Buffers::InPlace(&mut shares), axis, scale, false, |_| 1.0, |_, _, _| ());
+    let mut probs: Vec<f64> = indices.clone().map(|index| x[index].to_f64()).collect();
+    let axis = Axis::row(probs.len());
+    softmax(Buffers::InPlace(&mut probs), axis, scale, false, |_| 1.0, |_, _, _| ());
     let [a, b] = factors;
     let (larger, smaller) = if a.abs() < b.abs() { (b, a) } else { (a, b) };
-    for (place, share) in places.zip(shares) {
-        out[place] = T::from_f64(if share == 0.0 { 0.0 } else { share * larger * smaller });
+    for (index, prob) in indices.zip(probs) {
+        out[index] = T::from_f64(if prob == 0.0 { 0.0 } else { prob * larger * smaller });
     }
 }

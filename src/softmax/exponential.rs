@@ -3,15 +3,15 @@
 
 use super::axis::same_len;
 use super::buffers::Buffers;
-use super::level::isa;
+use super::chosen_level::isa;
 use crate::error::Error;
 use crate::simd::exp::exp;
 use crate::simd::kernel;
 
-/// x = exp(x), element by element: at most one unit in the last place beside the correctly rounded value.
+/// x = exp(x), element by element, at most 1 ulp from the correctly rounded value.
 ///
-/// exp(0) is exactly 1, exp(-inf) is 0, exp(inf) is inf, and NaN stays NaN. Small results are denormal numbers, not 0,
-/// and a larger x never has a smaller result.
+/// exp(0) is exactly 1, exp(-inf) is 0, exp(inf) is inf, and NaN stays NaN. Small results are denormal numbers, not 0. The
+/// result never decreases as x grows.
 ///
 /// ```
 /// let mut x = [0.0, 1.0, -100.0];
@@ -25,7 +25,7 @@ pub fn exp_in_place(x: &mut [f32]) {
 /// out = exp(x), as [`exp_in_place`].
 ///
 /// # Errors
-/// [`Error::SliceLength`] where the two differ in length.
+/// [`Error::SliceLength`] if the slices differ in length.
 pub fn exp_into(x: &[f32], out: &mut [f32]) -> Result<(), Error> {
     same_len(x.len(), out.len())?;
     exp_buffers(isa(), Buffers::Into { from: x, to: out });

@@ -1,10 +1,10 @@
-//! Slices folded into a [`RowState`], and turned into their softmax.
+//! [`RowState::fold`] adds a slice to a state; [`RowState::finish`] turns a slice into its softmax.
 #![forbid(unsafe_code)]
 
-use super::level::isa;
+use super::chosen_level::isa;
 use super::row;
+use super::row_state::RowState;
 use super::scale::One;
-use super::state::RowState;
 use crate::simd::{Kernel, Simd};
 
 impl RowState {
@@ -13,13 +13,13 @@ impl RowState {
         *self = self.merge(isa().run(Fold(x)));
     }
 
-    /// Turns elements that were folded into this state into their softmax, exp(x - max) / sum, in place.
+    /// Computes the softmax exp(x - max) / sum in place, for elements that were folded into this state.
     pub fn finish(self, x: &mut [f32]) {
         isa().run(Finish(self, x));
     }
 }
 
-/// Elements folded at a time: a tile of them lies on the stack.
+/// Elements folded at a time. Their tile is on the stack.
 const TILE: usize = 512;
 
 struct Fold<'a>(&'a [f32]);
@@ -43,8 +43,8 @@ impl Kernel for Finish<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let ahead = self.1.as_ptr_range().end;
-        row::weigh::<S, f32, One, false>(simd, self.1, self.0.max, One, ahead);
-        row::finish_in_place::<S, false>(simd, self.1, row::weight_norm(self.0));
+        let next = self.1.as_ptr_range().end;
+        row::exp_tile::<S, f32, One, false>(simd, self.1, self.0.max, One, next);
+        row::finish_in_place::<S, false>(simd, self.1, row::norm_of(self.0));
     }
 }

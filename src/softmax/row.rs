@@ -1,44 +1,45 @@
-//! One row of neighbouring elements: lanes run along it.
+//! One row of neighbouring elements, along which vectors are loaded.
 //!
 //! ```text
-//! for x in row { max = max(max, x) }                    fill    x   -> tile   (from memory)
-//! for x in row { e = exp(scale*(x-max)); sum += e }     weigh   tile -> tile  (cache)
-//! for x in row { out = e / sum }                        write   tile -> out   (to memory)
+//! for x in row { max = max(max, x) }                    fill       x    -> tile   (from memory)
+//! for x in row { e = exp(scale*(x-max)); sum += e }     exp_tile   tile -> tile   (cache)
+//! for x in row { out = e / sum }                        write      tile -> out    (to memory)
 //! ```
 //!
-//! 1. The weights e wait in a tile of f32 in the cache, so that each is computed once, for the half types too. A row of
-//!    f32 that fits it needs no tile: its output serves.
-//! 2. A row longer than the tile is folded block by block into a [`RowState`]; then each block is filled and weighed
-//!    again, now with the row's maximum, and written: x is read twice and no tile is ever larger.
-//! 3. `fill` takes four vectors at a time, `weigh` two: an exp is a chain of thirty to fifty cycles, of which the
-//!    processor alone overlaps too few; four would no longer fit the registers.
-//! 4. An output that no cache can hold is written past them (`stream`): otherwise each of its lines would be read before
-//!    it is written over, a third of all traffic. Then f32, too, waits in a tile.
-//! 5. Division by the sum is multiplication with its inverse.
-//! 6. While a row is weighed, which is arithmetic alone, the next one is asked for from memory.
+//! 1. The tile holds the exponentials e as f32 in the cache, so each is computed once, for the half types too. If the elements
+//!    are f32 and the row is no longer than the tile, the output is the tile.
+//! 2. A longer row is folded block by block into a [`RowState`]. Then `fill` and `exp_tile` run again for each block, with the
+//!    maximum of the row, and the block is written. So x is read twice.
+//! 3. `fill` processes four vectors at a time. `exp_tile` processes two, because an exponential is a chain of 30 to 50 cycles,
+//!    and the processor alone overlaps too few chains. Four do not fit the registers.
+//! 4. An output that no cache can hold is written past the caches (`stream`). Otherwise each of its cache lines would be read
+//!    before it is overwritten: a third of all traffic. Such a row has a tile for f32, too.
+//! 5. Division by the sum is multiplication by its inverse.
+//! 6. `exp_tile` is arithmetic alone, so it prefetches the next row.
 #![forbid(unsafe_code)]
 
 use super::buffers::{Buffers, Stored};
+use super::row_state::RowState;
 use super::scale::Scaling;
-use super::state::RowState;
 use crate::element::Element;
-use crate::simd::exp::{WEIGHT_ONE, exp_weight};
+use crate::simd::exp::{SCALED_ONE, exp_scaled};
 use crate::simd::{LINE, Simd, Streaming};
 use std::ops::Range;
 
-/// Longest block of a row, in elements: 64 KiB of tile, in the second-level cache beside what is read and written.
+/// The longest block of a row, in elements: a tile of 64 KiB, which the second cache holds together with input and output.
 pub(super) const ROW_TILE: usize = 16 * 1024;
 
 /// Vectors side by side in `fill`.
 const WIDE: usize = 4;
 
-/// Vectors side by side in `weigh`.
+/// Vectors side by side in `exp_tile`.
 pub(super) const PAIR: usize = 2;
 
-/// Additions in a chain before the partial sum joins the others: the error grows with the longest chain.
+/// Additions in a chain before the partial sum is added to the total. The error grows with the longest chain.
 pub(super) const RUN: usize = 64;
 
-/// Softmax of one row times `gain`, or its logarithm where `LOG` (which knows no gain). The tile is as long as the row, or a block of it.
+/// Softmax of one row times `upstream`, or log_softmax if `LOG`, which ignores `upstream`. The tile is as long as the row or
+/// as a block of it.
 #[inline(always)]
 pub(super) fn softmax<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
     simd: S,
@@ -46,12 +47,12 @@ pub(super) fn softmax<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
     row: Range<usize>,
     tile: &mut [f32],
     scale: C,
-    gain: f32,
+    upstream: f32,
     stream: Option<&Streaming<S>>,
 ) -> RowState {
     if stream.is_none()
         && row.len() <= ROW_TILE
-        && let Some(state) = softmax_f32::<S, T, C, LOG>(simd, buffers, row.clone(), scale, gain)
+        && let Some(state) = softmax_f32::<S, T, C, LOG>(simd, buffers, row.clone(), scale, upstream)
     {
         return state;
     }
@@ -63,29 +64,29 @@ pub(super) fn softmax<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
         let part = fold::<S, T, C, LOG>(simd, &buffers.input()[block], tile, scale);
         state = state.merge_scaled(part, scale.scale());
     }
-    let norm = if LOG { state.log_sum() } else { weight_norm(state) * gain };
+    let norm = if LOG { state.log_sum() } else { norm_of(state) * upstream };
     for block in blocks {
         let tile = &mut tile[..block.len()];
         if block.len() < row.len() {
             fill::<S, T, C>(simd, &buffers.input()[block.clone()], tile, scale);
-            let ahead = buffers.input()[block.clone()].as_ptr_range().end;
-            weigh::<S, T, C, LOG>(simd, tile, state.max, scale, ahead);
+            let next = buffers.input()[block.clone()].as_ptr_range().end;
+            exp_tile::<S, T, C, LOG>(simd, tile, state.max, scale, next);
         }
         write::<S, T, LOG>(simd, tile, &mut buffers.output()[block], norm, stream);
     }
     state
 }
 
-/// A row of f32 that fits the tile needs none: its output serves. `None` for other types.
+/// Softmax of a row of f32 that is no longer than a tile: the output is the tile. `None` for other types.
 #[inline(always)]
 fn softmax_f32<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
     simd: S,
     buffers: &mut Buffers<'_, T>,
     row: Range<usize>,
     scale: C,
-    gain: f32,
+    upstream: f32,
 ) -> Option<RowState> {
-    let ahead = buffers.input()[row.clone()].as_ptr_range().end;
+    let next = buffers.input()[row.clone()].as_ptr_range().end;
     let (max, out) = match buffers {
         Buffers::InPlace(x) => {
             let x = T::as_f32(&mut x[row])?;
@@ -96,16 +97,16 @@ fn softmax_f32<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
             (fill::<S, T, C>(simd, &from[row], out, scale), out)
         }
     };
-    let state = RowState { max, sum: weigh::<S, T, C, LOG>(simd, out, max, scale, ahead) };
+    let state = RowState { max, sum: exp_tile::<S, T, C, LOG>(simd, out, max, scale, next) };
     if LOG {
         finish_in_place::<S, true>(simd, out, state.log_sum());
     } else {
-        finish_in_place::<S, false>(simd, out, weight_norm(state) * gain);
+        finish_in_place::<S, false>(simd, out, norm_of(state) * upstream);
     }
     Some(state)
 }
 
-/// The state of `x`. The tile, just as long, then holds the weights e, or their logarithms where `LOG`.
+/// The state of `x`. The tile, of the same length, then holds the exponentials e, or their exponents if `LOG`.
 #[inline(always)]
 pub(super) fn fold<S: Simd, T: Element, C: Scaling, const LOG: bool>(
     simd: S,
@@ -114,15 +115,15 @@ pub(super) fn fold<S: Simd, T: Element, C: Scaling, const LOG: bool>(
     scale: C,
 ) -> RowState {
     let max = fill::<S, T, C>(simd, x, tile, scale);
-    RowState { max, sum: weigh::<S, T, C, LOG>(simd, tile, max, scale, x.as_ptr_range().end) }
+    RowState { max, sum: exp_tile::<S, T, C, LOG>(simd, tile, max, scale, x.as_ptr_range().end) }
 }
 
-/// What a weight is multiplied by to become a probability.
-pub(super) fn weight_norm(state: RowState) -> f32 {
-    state.inverse_sum() / WEIGHT_ONE
+/// The factor that makes a scaled exponential a probability.
+pub(super) fn norm_of(state: RowState) -> f32 {
+    state.inverse_sum() / SCALED_ONE
 }
 
-/// Widens x into the tile; gives the maximum, -inf where there is none, past NaN.
+/// Widens x into the tile. Returns the maximum, or -inf without elements. NaN is ignored.
 #[inline(always)]
 fn fill<S: Simd, T: Element, C: Scaling>(simd: S, x: &[T], tile: &mut [f32], scale: C) -> f32 {
     let mut max = [simd.splat(f32::NEG_INFINITY); WIDE];
@@ -130,27 +131,27 @@ fn fill<S: Simd, T: Element, C: Scaling>(simd: S, x: &[T], tile: &mut [f32], sca
     let mut to = tile.chunks_exact_mut(WIDE * S::LANES);
     for (x, tile) in from.by_ref().zip(to.by_ref()) {
         for i in 0..WIDE {
-            let y = scale.adjust(simd, simd.load_elements(&x[i * S::LANES..]));
+            let y = scale.apply_factor(simd, simd.load_elements(&x[i * S::LANES..]));
             simd.store_slice(&mut tile[i * S::LANES..], y);
             max[i] = simd.max(y, max[i]);
         }
     }
     for (x, tile) in from.remainder().chunks(S::LANES).zip(to.into_remainder().chunks_mut(S::LANES)) {
-        let y = scale.adjust(simd, simd.load_elements_part(x, f32::NEG_INFINITY));
+        let y = scale.apply_factor(simd, simd.load_elements_part(x, f32::NEG_INFINITY));
         simd.store_part(tile, y);
         max[0] = simd.max(y, max[0]);
     }
     simd.max_lane(simd.max(simd.max(max[0], max[1]), simd.max(max[2], max[3])))
 }
 
-/// As [`fill`], where x is the tile.
+/// [`fill`] if x is the tile.
 #[inline(always)]
 fn fill_in_place<S: Simd, C: Scaling>(simd: S, x: &mut [f32], scale: C) -> f32 {
     let mut max = [simd.splat(f32::NEG_INFINITY); WIDE];
     let mut chunks = x.chunks_exact_mut(WIDE * S::LANES);
     for x in chunks.by_ref() {
         for i in 0..WIDE {
-            let y = scale.adjust(simd, simd.load_slice(&x[i * S::LANES..]));
+            let y = scale.apply_factor(simd, simd.load_slice(&x[i * S::LANES..]));
             if !C::PLAIN {
                 simd.store_slice(&mut x[i * S::LANES..], y);
             }
@@ -158,44 +159,42 @@ fn fill_in_place<S: Simd, C: Scaling>(simd: S, x: &mut [f32], scale: C) -> f32 {
         }
     }
     for x in chunks.into_remainder().chunks_mut(S::LANES) {
-        let y = scale.adjust(simd, simd.load_part(x, f32::NEG_INFINITY));
+        let y = scale.apply_factor(simd, simd.load_part(x, f32::NEG_INFINITY));
         simd.store_part(x, y);
         max[0] = simd.max(y, max[0]);
     }
     simd.max_lane(simd.max(simd.max(max[0], max[1]), simd.max(max[2], max[3])))
 }
 
-/// Turns y in the tile into the weight e = exp(scale*(y - max)) in units of 1/`WEIGHT_ONE`, or into the exponent where
-/// `LOG`; gives the sum of exp. Meanwhile as many elements from `ahead` on come from memory; it may point anywhere.
+/// Replaces y in the tile by e = exp(scale*(y - max)) in units of 1/`SCALED_ONE`, or by the exponent if `LOG`. Returns the sum
+/// of the exponentials. Prefetches `tile.len()` elements from `next`, which may be any address.
 #[inline(always)]
-pub(super) fn weigh<S: Simd, T, C: Scaling, const LOG: bool>(
+pub(super) fn exp_tile<S: Simd, T, C: Scaling, const LOG: bool>(
     simd: S,
     tile: &mut [f32],
     max: f32,
     scale: C,
-    mut ahead: *const T,
+    mut next: *const T,
 ) -> f32 {
-    // Where nothing is visible any number will do but -inf itself: -inf - -inf is NaN.
+    // Without a visible element any finite number will do. -inf will not, because -inf - -inf is NaN.
     let max = simd.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
     let mut sum = [simd.zero(); PAIR];
     for run in tile.chunks_mut(RUN * PAIR * S::LANES) {
         let mut part = [simd.zero(); PAIR];
         let mut pairs = run.chunks_exact_mut(PAIR * S::LANES);
         for tile in pairs.by_ref() {
-            for line in (0..PAIR * S::LANES).step_by(LINE / size_of::<T>()) {
-                simd.prefetch(ahead.wrapping_add(line));
-            }
-            ahead = ahead.wrapping_add(PAIR * S::LANES);
+            simd.prefetch_elements(next, PAIR * S::LANES);
+            next = next.wrapping_add(PAIR * S::LANES);
             for i in 0..PAIR {
                 let t = scale.exponent(simd, simd.load_slice(&tile[i * S::LANES..]), max);
-                let e = exp_weight(simd, t);
+                let e = exp_scaled(simd, t);
                 simd.store_slice(&mut tile[i * S::LANES..], if LOG { t } else { e });
                 part[i] = simd.add(part[i], e);
             }
         }
         for tile in pairs.into_remainder().chunks_mut(S::LANES) {
             let t = scale.exponent(simd, simd.load_part(tile, f32::NEG_INFINITY), max);
-            let e = exp_weight(simd, t);
+            let e = exp_scaled(simd, t);
             simd.store_part(tile, if LOG { t } else { e });
             part[0] = simd.add(part[0], e);
         }
@@ -203,10 +202,10 @@ pub(super) fn weigh<S: Simd, T, C: Scaling, const LOG: bool>(
             sum[i] = simd.add(sum[i], part[i]);
         }
     }
-    simd.sum(simd.add(sum[0], sum[1])) / WEIGHT_ONE
+    simd.sum(simd.add(sum[0], sum[1])) / SCALED_ONE
 }
 
-/// out = e * norm, or t - norm where `LOG`; past the caches where `stream`, whole lines of them.
+/// out = e * norm, or t - norm if `LOG`. Whole cache lines are stored past the caches if `stream` is given.
 #[inline(always)]
 fn write<S: Simd, T: Element, const LOG: bool>(
     simd: S,
@@ -261,7 +260,7 @@ fn finish<S: Simd, const LOG: bool>(simd: S, e: S::F32, norm: S::F32) -> S::F32 
     if LOG { simd.sub(e, norm) } else { simd.mul(e, norm) }
 }
 
-/// As [`write`], where out is the tile.
+/// [`write`] if out is the tile.
 #[inline(always)]
 pub(super) fn finish_in_place<S: Simd, const LOG: bool>(simd: S, tile: &mut [f32], norm: f32) {
     let norm = simd.splat(norm);

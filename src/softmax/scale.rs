@@ -1,20 +1,22 @@
-//! The scale of a softmax, in the form in which finite logits cannot give NaN.
+//! The scale of a softmax, in forms that never turn finite logits into NaN.
 #![forbid(unsafe_code)]
 
 use crate::simd::Simd;
 
-/// scale * x as `scale * y`, where y = factor * x and `scale` is positive.
+/// The product scale * x as `scale * y`, where y = factor * x and the field `scale` is positive.
 ///
-/// The exponent `scale * (y - max)` is then never positive, and a difference that overflows to -inf is hidden rightly:
+/// Then the exponent `scale * (y - max)` is never positive. If `y - max` overflows to -inf, the exponential is 0, which is
+/// right:
 ///
-/// * a negative scale takes its sign to the factor, so that the largest y is always what is subtracted;
-/// * a scale below 2^-100 (zero too) would turn an overflow into something visible, or into 0 * inf: the factor 2^-30
-///   makes the overflow impossible. The smallest positive number then stands for zero: it gives exp(0) everywhere.
+/// * The sign of a negative scale is in the factor, so max is always the largest y.
+/// * With a scale below 2^-100 (also 0), an element whose difference overflows would have to be visible, or give 0 * inf. The
+///   factor 2^-30 makes the overflow impossible. The smallest positive number replaces a scale of 0: it gives exp(0) for all
+///   elements.
 ///
-/// An exponent that is a result, as in log_softmax, needs more: below a scale of 1, `y - max` can overflow where
-/// `scale * (y - max)` is a number. [`Scale::without_overflow`] and [`Halved`] form half of the difference there.
+/// In log_softmax the exponent itself is the result. With a scale below 1, `y - max` can overflow although `scale * (y - max)`
+/// does not. [`Scale::without_overflow`] and [`Halved`] compute half of the difference instead.
 ///
-/// A logit of -inf is hidden whatever the scale. Under a negative scale one of +inf is, too: that is what scale * x says.
+/// A logit of -inf is hidden at any scale. A logit of +inf is hidden with a negative scale, because scale * x is -inf.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
     pub(super) factor: f32,
@@ -33,7 +35,7 @@ impl Scale {
         }
     }
 
-    /// The same scale, such that y - max overflows only where scale * (y - max) does.
+    /// The same scale in a form where y - max overflows only if scale * (y - max) does.
     pub(super) fn without_overflow(self) -> Self {
         if self.factor.abs() == 1.0 && self.scale < 1.0 {
             Self { factor: 0.5 * self.factor, scale: 2.0 * self.scale }
@@ -43,18 +45,19 @@ impl Scale {
     }
 }
 
-/// A scale as loops know it when they are compiled: what it does not do costs them nothing.
+/// A form of a scale. Loops are compiled for each form, so that a form without a factor costs no multiplication.
 pub(super) trait Scaling: Copy {
-    /// Whether y is x itself.
+    /// Whether y = x.
     const PLAIN: bool = true;
-    /// Whether levels whose weights come from no roots do without it: there they don't wait for the multipliers.
-    const FOR_ROOTS: bool = false;
+    /// Whether only levels with `Simd::HAS_PICK_16` use this form. Elsewhere it would save no time, because exponentials there
+    /// are not limited by the multipliers.
+    const FOR_TABLE: bool = false;
 
     fn scale(self) -> f32;
 
-    /// y.
+    /// y = factor * x.
     #[inline(always)]
-    fn adjust<S: Simd>(self, _: S, x: S::F32) -> S::F32 {
+    fn apply_factor<S: Simd>(self, _: S, x: S::F32) -> S::F32 {
         x
     }
 
@@ -65,21 +68,21 @@ pub(super) trait Scaling: Copy {
     }
 }
 
-/// The scale 1. Weights wait for the multipliers, and a product less for each is a tenth of a row's time.
+/// Scale 1. It saves a product per exponential, which is a tenth of a row's time where the multipliers are the limit.
 #[derive(Clone, Copy)]
 pub(super) struct One;
 
-/// A scale that needs no factor.
+/// A positive scale that needs no factor.
 #[derive(Clone, Copy)]
 pub(super) struct Plain(pub(super) f32);
 
-/// A scale below 1 that needs no factor, for exponents that are results: scale * (y - max) as (2 * scale) * (y/2 - max/2). The
-/// half of a difference never overflows, and has the bits of the difference but for the power of two.
+/// A scale below 1 that needs no factor, for log_softmax: scale * (y - max) as (2 * scale) * (y/2 - max/2). Half of a difference
+/// never overflows. It has the bits of the difference apart from the power of two.
 #[derive(Clone, Copy)]
 pub(super) struct Halved(pub(super) f32);
 
 impl Scaling for One {
-    const FOR_ROOTS: bool = true;
+    const FOR_TABLE: bool = true;
 
     #[inline(always)]
     fn scale(self) -> f32 {
@@ -105,7 +108,7 @@ impl Scaling for Halved {
     }
     #[inline(always)]
     fn exponent<S: Simd>(self, simd: S, y: S::F32, max: S::F32) -> S::F32 {
-        // The product with max is the same for a whole row. So where multiply-add is fused, this takes no longer.
+        // The product with max is the same for a whole row. So with fused multiply-add this takes no longer.
         let half_max = simd.mul(simd.splat(-0.5), max);
         simd.mul(simd.splat(2.0 * self.0), simd.mul_add(simd.splat(0.5), y, half_max))
     }
@@ -119,7 +122,7 @@ impl Scaling for Scale {
         self.scale
     }
     #[inline(always)]
-    fn adjust<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
+    fn apply_factor<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
         let hidden = simd.splat(f32::NEG_INFINITY);
         simd.select(simd.eq(x, hidden), hidden, simd.mul(x, simd.splat(self.factor)))
     }

@@ -1,10 +1,10 @@
-//! What seals [`Number`](super::Number).
+//! The supertrait that seals [`Number`](super::Number).
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
 use super::buffers::Buffers;
 
-/// What the functions of this module ask of a type. Lengths have been checked.
+/// The operations of an element type. The callers have checked all lengths.
 pub trait Sealed: Sized {
     /// The type of scales and losses: f32, or f64 for f64.
     type Real: Copy;
@@ -13,17 +13,17 @@ pub trait Sealed: Sized {
     fn real(x: f64) -> Self::Real;
     fn real_to_f64(x: Self::Real) -> f64;
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: Self::Real, log: bool);
-    /// Softmax times a number for each line; of the last axis `visit` gets (line, max, sum).
-    fn weighted_softmax(
+    /// Softmax times a number per line. For the last axis, `visit` gets (line, max, sum).
+    fn softmax_times(
         x: &[Self],
         out: &mut [Self],
         axis: Axis,
         scale: Self::Real,
-        gains: &[Self::Real],
+        upstream: &[Self::Real],
         visit: impl FnMut(usize, f64, f64),
     );
     /// Hands (line, scale * max, sum) of every line to `visit`.
     fn states(x: &[Self], axis: Axis, scale: Self::Real, visit: impl FnMut(usize, f64, f64));
-    /// From dy to dx, given the output y of softmax or, where `log`, of its logarithm.
+    /// From dy to dx. `y` is the output of softmax, or of log_softmax if `log`.
     fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: Self::Real, log: bool);
 }

@@ -2,7 +2,7 @@
 //!
 //! The f64 functions are the oracle. They are plain loops, and no level changes them.
 
-use super::level::isa;
+use super::chosen_level::isa;
 use super::*;
 use crate::element::{bf16, f16};
 use crate::level::Level;
@@ -18,7 +18,7 @@ pub(super) fn chosen() -> Option<Isa> {
     CHOSEN.get()
 }
 
-/// Runs `check` once at each level. (No other thread is affected: a softmax runs on the thread that calls it.)
+/// Runs `check` once at each level. Other threads are not affected, because a softmax runs on the thread that calls it.
 fn at_every_level(check: impl Fn(Level)) {
     for level in Level::available() {
         CHOSEN.set(Isa::detect(level));
@@ -101,18 +101,18 @@ fn gradients() {
             softmax_in_place(&mut y, axis, 1.0).unwrap();
             softmax_backward_into(&y, &dy, &mut dx, axis, 1.3).unwrap();
             softmax_backward_into(&wide(&y), &dy64, &mut exact, axis, f64::from(1.3f32)).unwrap();
-            // |dy| <= 8, and a total of as much: some dozen roundings.
+            // |dy| <= 8 and |total| <= 8: a few dozen roundings.
             assert_near(&dx, &exact, 1.0, BOUND, &case);
             log_softmax_into(&x, &mut y, axis, 1.0).unwrap();
             log_softmax_backward_into(&y, &dy, &mut dx, axis, 1.3).unwrap();
             log_softmax_backward_into(&wide(&y), &dy64, &mut exact, axis, f64::from(1.3f32)).unwrap();
             // A total of up to 8 n, in runs of 64.
             assert_near(&dx, &exact, 8.0 * axis.line_len() as f64, BOUND, &case);
-            for gain in [1.0f32, -1e-12, 1e30, -1e30] {
-                logsumexp_backward_into(&x, &vec![gain; axis.lines()], &mut dx, axis, 1.0).unwrap();
-                let gains = vec![f64::from(gain); axis.lines()];
-                logsumexp_backward_into(&x64, &gains, &mut exact, axis, 1.0).unwrap();
-                assert_near(&dx, &exact, 0.0, BOUND, &format!("{case} gain {gain}"));
+            for factor in [1.0f32, -1e-12, 1e30, -1e30] {
+                logsumexp_backward_into(&x, &vec![factor; axis.lines()], &mut dx, axis, 1.0).unwrap();
+                let upstream = vec![f64::from(factor); axis.lines()];
+                logsumexp_backward_into(&x64, &upstream, &mut exact, axis, 1.0).unwrap();
+                assert_near(&dx, &exact, 0.0, BOUND, &format!("{case} upstream {factor}"));
             }
         }
         let (x, targets) = (numbers(12, 4), [3, 0, 1]);
@@ -125,9 +125,9 @@ fn gradients() {
     });
 }
 
-/// Half types are computed in f32 and rounded once: off by half a place, and by what f32 is off.
+/// Half types are computed in f32 and rounded once: the error is half a unit in the last place plus that of f32.
 fn check_half<T: Number<Real = f32>>(from: fn(f32) -> T, half_ulp: f64, level: Level) {
-    // Below this, places are as far apart as those of denormal numbers.
+    // The spacing of numbers below this is that of denormal numbers.
     let least = 6e-5;
     for (shape, number) in [([5, 70], 1), ([70, 37], 0), ([70, 140], 0), ([2, 20_000], 1)] {
         let axis = Axis::new(&shape, number).unwrap();
@@ -194,7 +194,7 @@ fn states() {
     });
 }
 
-/// (Each number: `exp_is_within_two_ulp_everywhere` in `simd/tests/exponentials.rs`. Here it is the slices.)
+/// Slices only. `exp_is_within_two_ulp_everywhere` in `simd/tests/exponentials.rs` tests each number.
 #[test]
 fn exp_of_slices() {
     at_every_level(|level| {
@@ -204,7 +204,7 @@ fn exp_of_slices() {
             exp_into(&x, &mut y).unwrap();
             exp_in_place(&mut in_place);
             let exact: Vec<f64> = x.iter().map(|x| f64::from(*x).exp()).collect();
-            // Two places, each at most 2^-23.
+            // Two units in the last place, each at most 2^-23.
             assert_near(&y, &exact, 0.0, 2f64.powi(-22), &format!("{level} {len}"));
             assert_eq!(y, in_place, "{level} {len}");
         }

@@ -116,7 +116,7 @@ def test_options():
         ):
             expected, expected_lse = reference(q, k, v, **case)
             results = []
-            for how in ({}, {"threads": 1}, {"threads": 2}, {"form": "few"}, {"form": "many"}, {"level": "portable"}):
+            for how in ({}, {"threads": 1}, {"threads": 2}, {"form": "decode"}, {"form": "prefill"}, {"level": "portable"}):
                 out, lse = lib.attention(q, k, v, lse=True, **case, **how)
                 check(out, expected)
                 check(lse / 8, expected_lse / 8)  # of size up to 8

@@ -26,7 +26,7 @@ impl<T: Element> Kernel for Narrow<'_, T> {
     }
 }
 
-/// Two vectors at a time, first as ordinary stores, then past the caches; what is left over stays as it was.
+/// Stores two vectors at a time, first with ordinary stores, then past the caches. The remaining elements are unchanged.
 struct NarrowPairs<'a, T>(&'a [f32], &'a mut [T], &'a mut [T]);
 impl<T: Element> Kernel for NarrowPairs<'_, T> {
     type Output = ();
@@ -45,12 +45,12 @@ impl<T: Element> Kernel for NarrowPairs<'_, T> {
     }
 }
 
-/// Every pattern of a half type, then a f32 at, just below and just above every value and every tie between two.
+/// Every pattern of a half type, then the f32 at, just below and just above every value and every tie between two values.
 fn check<T: Element>(from_bits: impl Fn(u16) -> T, bits: impl Fn(T) -> u16, is_nan: impl Fn(T) -> bool) {
     let narrow: Vec<T> = (0..=u16::MAX).map(from_bits).collect();
     let values: Vec<f32> = narrow.iter().map(|x| x.to_f32()).collect();
     let mut inputs = vec![f32::MAX, f32::MIN, 65_519.996, 65_520.0, 1e-45, -1e-45];
-    // NaN, whose payload rounding would carry into the exponent or the sign.
+    // A NaN whose payload would be rounded into the exponent or the sign.
     inputs.extend([0x7f80_0001, 0x7fff_ffff, 0x7fff_8000, 0xffff_ffff, 0xff80_0001].map(f32::from_bits));
     for pair in values.windows(2) {
         for x in [pair[0], ((f64::from(pair[0]) + f64::from(pair[1])) / 2.0) as f32] {

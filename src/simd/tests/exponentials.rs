@@ -1,12 +1,12 @@
-//! The exponentials of every level against f64: at most one place beside the correctly rounded f32.
+//! The exponentials of every level against f64: at most 1 ulp from the correctly rounded f32.
 
 use super::*;
 
-/// `f` over a block of numbers.
+/// Applies `f` to a block of numbers.
 struct Map<'a, F>(&'a mut [f32; BLOCK], F);
 const BLOCK: usize = 1024;
 
-/// A vector function that knows its level only when it is called.
+/// A vector function that is generic over the level.
 trait Function: Copy {
     fn apply<S: Simd>(self, simd: S, x: S::F32) -> S::F32;
 }
@@ -36,7 +36,7 @@ struct Weight;
 impl Function for Weight {
     #[inline(always)]
     fn apply<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
-        exp_weight(simd, x)
+        exp_scaled(simd, x)
     }
 }
 
@@ -59,13 +59,13 @@ impl Function for Tanh {
     }
 }
 
-/// The place of a float in the order of all floats: neighbours differ by one, -0 and 0 are the same.
+/// The index of a float in the order of all floats. Neighbours differ by 1; -0 and 0 have the same index.
 fn place(x: f32) -> i64 {
     let bits = x.to_bits() as i32;
     i64::from(if bits < 0 { i32::MIN - bits } else { bits })
 }
 
-/// Calls `check(x, f(x))` for every x that is given, in blocks.
+/// Calls `check(x, f(x))` for every given x, in blocks.
 fn each(level: Level, f: impl Function, mut bits: impl Iterator<Item = u32>, mut check: impl FnMut(f32, f32)) {
     let isa = Isa::detect(level).unwrap();
     loop {
@@ -80,7 +80,7 @@ fn each(level: Level, f: impl Function, mut bits: impl Iterator<Item = u32>, mut
     }
 }
 
-/// Every 251st bit pattern, or all of them if the environment asks for it; always the same ones.
+/// Every 251st bit pattern, or all of them if an environment variable says so.
 fn patterns(from: u32, to: u32) -> impl Iterator<Item = u32> {
     let step = if std::env::var("FLASHTILE_EXHAUSTIVE").is_ok() { 1 } else { 251 };
     (from..=to).step_by(step)
@@ -95,7 +95,7 @@ fn exp_is_within_one_place_everywhere() {
                 assert!(y.is_nan(), "{level}: exp of the NaN {:08x} is {y}", x.to_bits());
                 return;
             }
-            // f64 is off by less than 2^-52 relative: the correctly rounded value is one of these two.
+            // The relative error of f64 is below 2^-52, so the correctly rounded value is one of these two.
             let exact = f64::from(x).exp();
             let [low, high] = [-1.0, 1.0].map(|sign| place((exact * (1.0 + sign * f64::EPSILON)) as f32));
             let off = (low - place(y)).max(place(y) - high).max(0);
@@ -125,7 +125,7 @@ fn exp_never_falls() {
     }
 }
 
-/// The weight is exp in units of 2^-24: as far off while exp is normal, and exactly 0 where exp rounds to 0.
+/// `exp_scaled` is exp in units of 2^-24. It has the error of exp where exp is normal, and is exactly 0 where exp rounds to 0.
 #[test]
 fn weights_are_exp_in_other_units() {
     for level in Level::available() {
@@ -136,7 +136,7 @@ fn weights_are_exp_in_other_units() {
             } else if x < -104.4 {
                 assert_eq!(y, 0.0, "{level}: {x}"); // below 2^-150.5
             } else if x >= -103.97 || y != 0.0 {
-                // (from 2^-150 on; what is between the two rounds to 0 and may be there already)
+                // Above 2^-150. Between the two bounds exp rounds to 0, and `exp_scaled` may be 0 or not.
                 let off = (place(y) - place(exact as f32)).abs();
                 assert!(off <= 1, "{level}: {x} gives {y}, {off} places off {exact}");
             }
@@ -150,7 +150,7 @@ fn weights_are_exp_in_other_units() {
 /// The unit roundoff of f32.
 const U: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// 2^r for every |r| from 2^-26 to 1/2, and 0: at most 3 u from it, which every bound of attention takes for granted.
+/// 2^r for every |r| from 2^-26 to 1/2, and 0, has an error of at most 3 u. Every error bound of attention relies on it.
 #[test]
 fn powers_of_two_within_3_roundoffs() {
     for level in Level::available() {
@@ -163,7 +163,7 @@ fn powers_of_two_within_3_roundoffs() {
     }
 }
 
-/// A score halfway between two integers may be rounded to either: the weight is the same, bit for bit.
+/// A score halfway between two integers may be rounded to either of them: the probability has the same bits.
 #[test]
 fn halves_on_either_side_make_the_same_power() {
     for level in Level::available() {
@@ -173,7 +173,7 @@ fn halves_on_either_side_make_the_same_power() {
     }
 }
 
-/// tanh from the smallest number to where it is 1: at most 8 u from it.
+/// tanh, from the smallest number to where it is 1, has an error of at most 8 u.
 #[test]
 fn tanh_within_8_roundoffs() {
     for level in Level::available() {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Numbers that disagree about everything: signs, zeros, halves, denormals, extremes, infinities, NaN.
+/// Numbers of all kinds: both signs, zeros, halves, denormals, extremes, infinities, NaN.
 const NUMBERS: [f32; 16] = [
     0.0,
     -0.0,
@@ -65,7 +65,7 @@ impl Kernel for Arithmetic {
             same("div", &read(simd, simd.div(x, y)), &two(|a, b| a / b));
             same("abs", &read(simd, simd.abs(x)), &two(|a, _| a.abs()));
             same("ceil", &read(simd, simd.ceil(x)), &two(|a, _| a.ceil()));
-            // Equal operands (0 and -0) may come out as either; every other case is fixed, NaN gives the second.
+            // For equal operands (0 and -0) either may be the result. All other cases are fixed; NaN gives the second operand.
             let apart: Vec<_> = a.iter().zip(&b).map(|(a, b)| if a == b { 1.0 } else { 0.0 }).collect();
             let apart = simd.eq(simd.load_slice(&apart), simd.zero());
             let skip = |z| read(simd, simd.select(apart, z, simd.zero()));
@@ -96,7 +96,7 @@ impl Kernel for Fused {
             for c in [0.0, -1.0, 0.1, f32::INFINITY, f32::NAN] {
                 let got = read(simd, simd.mul_add(simd.load_slice(&a), simd.load_slice(&b), simd.splat(c)));
                 for i in 0..S::LANES {
-                    // One rounding or two, as the level has it.
+                    // One rounding or two, depending on the level.
                     let (one, two) = (a[i].mul_add(b[i], c), a[i] * b[i] + c);
                     let fits = |x: f32| x.to_bits() == got[i].to_bits() || x.is_nan() && got[i].is_nan();
                     assert!(fits(one) || fits(two), "{} * {} + {c} = {}", a[i], b[i], got[i]);
@@ -136,8 +136,8 @@ impl Kernel for Lanes {
         same("lane_numbers", &read(simd, simd.lane_numbers()), &(0..S::LANES).map(|i| i as f32).collect::<Vec<_>>());
         let bytes: Vec<u8> = (0..S::LANES as u8).map(|i| [0, 1, 2, 0, 128, 255][i as usize % 6]).collect();
         // SAFETY: LANES bytes.
-        let masks = unsafe { simd.load_mask(bytes.as_ptr()) };
-        assert_eq!(read_mask(simd, masks), bytes.iter().map(|&byte| byte != 0).collect::<Vec<_>>(), "load_mask");
+        let answers = unsafe { simd.load_mask(bytes.as_ptr()) };
+        assert_eq!(read_mask(simd, answers), bytes.iter().map(|&byte| byte != 0).collect::<Vec<_>>(), "load_mask");
         let k: Vec<i32> = (0..S::LANES as i32).map(|i| i * 5 - 9 + (i << 20)).collect();
         let bits: Vec<f32> = k.iter().map(|k| f32::from_bits(*k as u32)).collect();
         let picked: Vec<f32> = k.iter().map(|k| x[*k as usize % S::LANES]).collect();
@@ -171,24 +171,24 @@ impl Kernel for Transpose {
             assert_eq!(read(simd, *row), expected, "row {r}");
         }
         let yes = |r: usize, c: usize| (r * r + 3 * c) % 5 < 2;
-        let mut masks = [simd.eq(simd.zero(), simd.zero()); MAX_LANES];
-        for (r, masks) in masks.iter_mut().enumerate() {
+        let mut answers = [simd.eq(simd.zero(), simd.zero()); MAX_LANES];
+        for (r, answers) in answers.iter_mut().enumerate() {
             let row: [f32; MAX_LANES] = std::array::from_fn(|c| f32::from(u8::from(yes(r, c))));
-            *masks = simd.eq(simd.load_slice(&row), simd.splat(1.0));
+            *answers = simd.eq(simd.load_slice(&row), simd.splat(1.0));
         }
-        for (r, masks) in simd.transpose_masks(masks)[..S::LANES].iter().enumerate() {
+        for (r, answers) in simd.transpose_masks(answers)[..S::LANES].iter().enumerate() {
             let expected: Vec<bool> = (0..S::LANES).map(|c| yes(c, r)).collect();
-            assert_eq!(read_mask(simd, *masks), expected, "row {r}");
+            assert_eq!(read_mask(simd, *answers), expected, "row {r}");
         }
     }
 }
 
-struct Sums;
-impl Kernel for Sums {
+struct SumChecks;
+impl Kernel for SumChecks {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // Integers, whose sums are exact: each vector's in its own lane.
+        // The sums of integers are exact: the sum of each vector is in its lane.
         let number = |n: usize, i: usize| ((n * 131 + i * 37 + n * i * i) % 1009) as f32;
         let mut vectors = [simd.zero(); MAX_LANES];
         for (n, vector) in vectors.iter_mut().enumerate().take(S::LANES) {
@@ -197,7 +197,7 @@ impl Kernel for Sums {
         }
         let expected: Vec<f32> = (0..S::LANES).map(|n| (0..S::LANES).map(|i| number(n, i)).sum()).collect();
         same("sums", &read(simd, simd.sums(vectors)), &expected);
-        // Numbers whose sum depends on the order: it is the same wherever a vector stands.
+        // The sum of these numbers depends on the order. It must not depend on the index of the vector.
         for seed in 1..200u32 {
             let row: [f32; MAX_LANES] = std::array::from_fn(|i| {
                 let bits = (i as u32 + 1).wrapping_mul(seed).wrapping_mul(0x9e37_79b9);
@@ -219,12 +219,12 @@ fn operations_match_the_scalar_ones() {
         isa.run(Integers);
         isa.run(Lanes);
         isa.run(Transpose);
-        isa.run(Sums);
+        isa.run(SumChecks);
     }
 }
 
-struct Pairs;
-impl PairKernel for Pairs {
+struct PairChecks;
+impl PairKernel for PairChecks {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) {
@@ -258,6 +258,6 @@ impl PairKernel for Pairs {
 #[test]
 fn pairs_match_the_scalar_products() {
     if let Some(isa) = Isa::detect(Level::Avx512Bf16) {
-        isa.run_pairs(Pairs);
+        isa.run_pairs(PairChecks);
     }
 }

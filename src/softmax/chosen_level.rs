@@ -1,9 +1,9 @@
-//! The level that softmax runs at.
+//! The level at which softmax runs.
 #![forbid(unsafe_code)]
 
 use crate::simd::Isa;
 
-/// The level that softmax runs at: the best one of this processor. (Unit tests choose another for their thread.)
+/// The best level of this processor. Unit tests can choose another level for their thread.
 pub(super) fn isa() -> Isa {
     #[cfg(test)]
     if let Some(isa) = super::tests::chosen() {

@@ -1,17 +1,17 @@
-//! The state of a softmax that has seen some of its elements.
+//! The mergeable state of a softmax.
 #![forbid(unsafe_code)]
 
-/// What a softmax has to remember of the elements it has seen: their maximum and `sum(exp(x - max))`.
+/// The state of a softmax over some elements: their maximum and `sum(exp(x - max))`.
 ///
-/// States of disjoint pieces merge into the state of the whole, so a row can be folded piece by piece, in any grouping,
-/// without being held anywhere. [`RowState::default()`] is the identity, the state of no elements: (-inf, 0).
+/// States of disjoint pieces merge into the state of the whole. So a row can be folded piece by piece, in any grouping, and need
+/// not be stored. [`RowState::default()`] is the identity, the state of no elements: (-inf, 0).
 ///
 /// | | |
 /// |---|---|
 /// | merge | max = max(max₁, max₂), sum = sum₁·exp(max₁ - max) + sum₂·exp(max₂ - max) |
 /// | associative | within rounding: each merge adds at most 4 ulp to the sum |
-/// | elements of -inf | change nothing |
-/// | NaN or +inf among the elements | sum is NaN from there on |
+/// | elements of -inf | do not change the state |
+/// | NaN or +inf among the elements | sum is NaN, and stays NaN |
 ///
 /// A row in two pieces:
 ///
@@ -27,9 +27,9 @@
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowState {
-    /// The largest element; -inf where there is none.
+    /// The largest element; -inf if there is none.
     pub max: f32,
-    /// The sum of exp(x - max) over all elements: at least 1 once a finite one was seen, 0 before.
+    /// The sum of exp(x - max) over all elements: 0 without finite elements, at least 1 with one.
     pub sum: f32,
 }
 
@@ -50,34 +50,34 @@ impl RowState {
         *self = self.merge(Self { max: x.max(f32::NEG_INFINITY), sum });
     }
 
-    /// The state of the elements of both.
+    /// The state of the elements of both states.
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
         self.merge_scaled(other, 1.0)
     }
 
-    /// [`merge`](Self::merge) where the sums are those of exp(scale * (x - max)).
+    /// [`merge`](Self::merge) of states whose sums are those of exp(scale * (x - max)).
     pub(super) fn merge_scaled(self, other: Self, scale: f32) -> Self {
         let max = self.max.max(other.max);
-        // Equal maxima, infinite ones too, need no factor: this keeps the identity exact and inf - inf out.
+        // Equal maxima need no factor. This keeps the identity exact, and avoids inf - inf for infinite maxima.
         let share = |s: Self| if s.max == max { s.sum } else { s.sum * (scale * (s.max - max)).exp() };
         Self { max, sum: share(self) + share(other) }
     }
 
-    /// log(sum(exp(x))) of the elements seen; -inf where there was none.
+    /// log(sum(exp(x))) of all elements; -inf if there is none.
     pub fn log_sum_exp(self) -> f32 {
         self.log_sum_exp_scaled(1.0)
     }
 
     pub(super) fn log_sum_exp_scaled(self, scale: f32) -> f32 {
         if self.max == f32::NEG_INFINITY {
-            return self.max + self.sum; // -inf, or NaN
+            return self.max + self.sum; // -inf, or NaN if the sum is NaN
         }
         (f64::from(scale) * f64::from(self.max) + f64::from(self.sum).ln()) as f32
     }
 
-    /// log(sum), or what to subtract in its place where nothing was seen: 0. The logarithm of 1 is -0, so that an exponent
-    /// of either zero becomes the logarithm +0.
+    /// log(sum), which log_softmax subtracts; 0 for a state without visible elements. The logarithm of 1 is -0, so that an
+    /// exponent of +0 or -0 becomes the result +0.
     pub(super) fn log_sum(self) -> f32 {
         match self {
             Self { max: f32::NEG_INFINITY, sum } => sum,
@@ -86,7 +86,7 @@ impl RowState {
         }
     }
 
-    /// 1/sum, or what to multiply by in its place where nothing was seen: 0.
+    /// 1/sum, by which softmax multiplies; 0 for a state without visible elements.
     pub(super) fn inverse_sum(self) -> f32 {
         if self.max == f32::NEG_INFINITY { self.sum } else { 1.0 / self.sum }
     }

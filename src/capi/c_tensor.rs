@@ -1,4 +1,4 @@
-//! Tensors as C describes them: everything but the memory itself is checked.
+//! C's descriptions of tensors. Everything is checked except the memory itself.
 
 use super::failure::{Code, Failure};
 use crate::element::{ByElement, bf16, f16};
@@ -18,7 +18,7 @@ pub struct Tensor {
     pub data: *mut c_void,
     /// One of the `FLASHTILE_…` types: 1 f32, 2 f16, 3 bf16, 4 f64, 5 bytes.
     pub dtype: i32,
-    /// How many entries of `shape` and `strides` count.
+    /// The number of axes: entries of `shape` and `strides` that are used.
     pub rank: i32,
     /// The size of each axis.
     pub shape: [i64; 4],
@@ -26,7 +26,7 @@ pub struct Tensor {
     pub strides: [i64; 4],
 }
 
-/// The element types of the border.
+/// The element types of the C interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Type {
     F32,
@@ -78,16 +78,16 @@ impl Type {
     }
 }
 
-/// What attention takes as queries, keys, values, biases and outputs.
+/// The types of queries, keys, values, biases and outputs of attention.
 pub(super) const FLOATS: &[Type] = &[Type::F32, Type::F16, Type::Bf16];
-/// What a log-sum-exp and a merged output are.
+/// The type of a log-sum-exp and of a merged output.
 pub(super) const F32: &[Type] = &[Type::F32];
-/// What a mask is.
+/// The type of a mask.
 pub(super) const BYTES: &[Type] = &[Type::Byte];
-/// What a softmax takes.
+/// The types of softmax.
 pub(super) const NUMBERS: &[Type] = &[Type::F32, Type::F16, Type::Bf16, Type::F64];
 
-/// Says what the dtype is and which are taken there.
+/// A failure that names the dtype and the accepted types.
 fn wrong_dtype(name: &str, dtype: i32, types: &[Type]) -> Failure {
     let got = match Type::new(dtype) {
         Some(known) => format!("the dtype of the {name} is {} ({dtype})", known.name()),
@@ -100,24 +100,24 @@ fn wrong_dtype(name: &str, dtype: i32, types: &[Type]) -> Failure {
     Failure::new(Code::BadDtype, format!("{got}; it must be {names}{more}"))
 }
 
-/// A description that has been checked: the pointer is aligned, every element has an address, no more than `isize::MAX`
-/// bytes apart. The axes that it lacks to four are in front, of size 1.
+/// A checked description: the pointer is aligned, and all elements have addresses within `isize::MAX` bytes. A rank below four
+/// gets leading axes of size 1.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Checked {
+pub(super) struct CheckedTensor {
     name: &'static str,
     dtype: Type,
     rank: usize,
     shape: [usize; 4],
     strides: [isize; 4],
     data: *mut c_void,
-    /// `None` without elements.
-    hull: Option<Hull>,
+    /// `None` if there are no elements.
+    byte_range: Option<ByteRange>,
 }
 
-/// The first and the last byte that a tensor's elements take.
-type Hull = (usize, usize);
+/// The addresses of the first and the last byte of a tensor's elements.
+type ByteRange = (usize, usize);
 
-impl Checked {
+impl CheckedTensor {
     /// Reads a description of a tensor whose dtype is one of `types` and whose rank is one of `ranks`.
     ///
     /// # Safety
@@ -144,24 +144,24 @@ impl Checked {
             shape[4 - rank + axis] = size(name, tensor.shape[axis])?;
             strides[4 - rank + axis] = isize::try_from(tensor.strides[axis]).map_err(|_| too_large(name))?;
         }
-        Checked { name, dtype, rank, shape, strides, data: tensor.data, hull: None }.with_hull()
+        CheckedTensor { name, dtype, rank, shape, strides, data: tensor.data, byte_range: None }.with_byte_range()
     }
 
-    fn with_hull(mut self) -> Result<Self, Failure> {
+    fn with_byte_range(mut self) -> Result<Self, Failure> {
         let Some((first, last)) = reach(&self.shape, &self.strides) else {
-            self.data = ptr::without_provenance_mut(self.dtype.align()); // never followed; aligned, as a slice's has to be
+            self.data = ptr::without_provenance_mut(self.dtype.align()); // never dereferenced; aligned, as the pointer of a slice must be
             return Ok(self);
         };
         check_address(self.name, self.data, self.dtype.align())?;
         let (address, size) = (self.data.addr() as i128, self.dtype.size() as i128);
-        // Saturating, as in `reach`: a wrapped number could look like an address.
+        // Saturating, as in `reach`, because a wrapped number could look like an address.
         let start = first.saturating_mul(size).saturating_add(address);
         let end = last.saturating_mul(size).saturating_add(address + size - 1);
         let in_memory = start > 0 && end < usize::MAX as i128 && end - start < isize::MAX as i128;
         if !in_memory {
             return Err(too_large(self.name));
         }
-        self.hull = Some((start as usize, end as usize));
+        self.byte_range = Some((start as usize, end as usize));
         Ok(self)
     }
 
@@ -173,19 +173,19 @@ impl Checked {
         self.rank
     }
 
-    /// Refuses an output whose bytes, from the first to the last, meet those of another tensor.
-    pub(super) fn check_apart(&self, other: &Checked) -> Result<(), Failure> {
-        self.check_apart_from(other.name, other.hull)
+    /// Refuses an output whose byte range overlaps that of another tensor.
+    pub(super) fn check_disjoint(&self, other: &CheckedTensor) -> Result<(), Failure> {
+        self.check_disjoint_from(other.name, other.byte_range)
     }
 
-    /// As [`Checked::check_apart`], of a list.
-    pub(super) fn check_apart_from_list<T>(&self, name: &str, list: &[T]) -> Result<(), Failure> {
+    /// [`CheckedTensor::check_disjoint`] for a list.
+    pub(super) fn check_disjoint_from_list<T>(&self, name: &str, list: &[T]) -> Result<(), Failure> {
         let start = list.as_ptr().addr();
-        self.check_apart_from(name, (!list.is_empty()).then(|| (start, start + size_of_val(list) - 1)))
+        self.check_disjoint_from(name, (!list.is_empty()).then(|| (start, start + size_of_val(list) - 1)))
     }
 
-    fn check_apart_from(&self, other: &str, hull: Option<Hull>) -> Result<(), Failure> {
-        match (self.hull, hull) {
+    fn check_disjoint_from(&self, other: &str, byte_range: Option<ByteRange>) -> Result<(), Failure> {
+        match (self.byte_range, byte_range) {
             (Some((start, end)), Some((other_start, other_end))) if start <= other_end && other_start <= end => {
                 let name = self.name;
                 let message = format!(
@@ -197,8 +197,8 @@ impl Checked {
         }
     }
 
-    /// Whether both are the same elements at the same indices.
-    pub(super) fn is(&self, other: &Checked) -> bool {
+    /// Whether both have the same elements at the same indices.
+    pub(super) fn is_same(&self, other: &CheckedTensor) -> bool {
         let same_axis = |axis: usize| self.shape[axis] == 1 || self.strides[axis] == other.strides[axis];
         self.data == other.data && self.dtype == other.dtype && self.shape == other.shape && (0..4).all(same_axis)
     }
@@ -208,15 +208,15 @@ impl Checked {
     }
 
     /// # Safety
-    /// Every index within the shape leads to an element of type `T`, the dtype's, that stays readable for `'a`, and that
-    /// nobody writes to.
+    /// Every index within the shape leads to an element of type `T`, the dtype's, that is readable and not written to during
+    /// `'a`.
     pub(super) unsafe fn strided<'a, T>(&self) -> Strided<'a, T, 4> {
         // SAFETY: alignment and extent were checked when this was made; the rest is the caller's promise.
         unsafe { Strided::from_pointer(self.data.cast_const().cast(), self.shape, self.strides) }
     }
 
     /// # Safety
-    /// Every index within the shape leads to an element of type `T`, the dtype's, that nobody else reads or writes for
+    /// Every index within the shape leads to an element of type `T`, the dtype's, that is not read or written otherwise during
     /// `'a`.
     pub(super) unsafe fn strided_mut<'a, T>(&self) -> Result<StridedMut<'a, T, 4>, Error> {
         // SAFETY: as in `strided`.
@@ -224,7 +224,7 @@ impl Checked {
     }
 
     /// # Safety
-    /// Every index leads to an element that stays readable for `'a`, and that nobody writes to.
+    /// Every index leads to an element that is readable and not written to during `'a`.
     pub(super) unsafe fn any<'a>(&self) -> Result<AnyTensor<'a>, Failure> {
         // SAFETY: the type is the dtype's; the rest is the caller's promise.
         Ok(unsafe {
@@ -238,7 +238,7 @@ impl Checked {
     }
 
     /// # Safety
-    /// Every index leads to a byte that stays readable for `'a`, and that nobody writes to.
+    /// Every index leads to a byte that is readable and not written to during `'a`.
     pub(super) unsafe fn bytes<'a>(&self) -> Result<Strided<'a, u8, 4>, Failure> {
         match self.dtype {
             // SAFETY: as above.
@@ -248,7 +248,7 @@ impl Checked {
     }
 
     /// # Safety
-    /// Every index leads to an f32 that stays readable for `'a`, and that nobody writes to.
+    /// Every index leads to an f32 that is readable and not written to during `'a`.
     pub(super) unsafe fn f32s<'a>(&self) -> Result<Strided<'a, f32, 4>, Failure> {
         self.check_f32()?;
         // SAFETY: the type is f32; the rest is the caller's promise.
@@ -256,7 +256,7 @@ impl Checked {
     }
 
     /// # Safety
-    /// Every index leads to an f32 that nobody else reads or writes for `'a`.
+    /// Every index leads to an f32 that is not read or written otherwise during `'a`.
     pub(super) unsafe fn f32s_mut<'a>(&self) -> Result<StridedMut<'a, f32, 4>, Failure> {
         self.check_f32()?;
         // SAFETY: the type is f32; the rest is the caller's promise.
@@ -264,21 +264,21 @@ impl Checked {
     }
 
     /// # Safety
-    /// The last three axes: as [`Checked::f32s`].
+    /// The last three axes: as [`CheckedTensor::f32s`].
     pub(super) unsafe fn lse<'a>(&self) -> Result<TensorRef<'a, f32, 3>, Failure> {
         self.check_f32()?;
         let ([_, shape @ ..], [_, strides @ ..]) = (self.shape, self.strides);
-        // SAFETY: as in `strided`; there is one index of the first axis.
+        // SAFETY: as in `strided`; the first axis has size 1.
         let strided = unsafe { Strided::from_pointer(self.data.cast_const().cast(), shape, strides) };
         Ok(TensorRef::new(strided))
     }
 
     /// # Safety
-    /// The last three axes: as [`Checked::f32s_mut`].
+    /// The last three axes: as [`CheckedTensor::f32s_mut`].
     pub(super) unsafe fn lse_mut<'a>(&self) -> Result<TensorMut<'a, f32, 3>, Failure> {
         self.check_f32()?;
         let ([_, shape @ ..], [_, strides @ ..]) = (self.shape, self.strides);
-        // SAFETY: as in `strided_mut`; there is one index of the first axis.
+        // SAFETY: as in `strided_mut`; the first axis has size 1.
         let strided = unsafe { StridedMut::from_pointer(self.data.cast(), shape, strides)? };
         Ok(TensorMut { strided })
     }
@@ -287,10 +287,10 @@ impl Checked {
         if self.dtype == Type::F32 { Ok(()) } else { Err(self.wrong_type(F32)) }
     }
 
-    /// The output of attention, of whichever type.
+    /// The output of attention, of any accepted type.
     ///
     /// # Safety
-    /// Every index leads to an element that nobody else reads or writes for `'a`.
+    /// Every index leads to an element that is not read or written otherwise during `'a`.
     pub(super) unsafe fn output<'a>(&self) -> Result<AnyTensorMut<'a>, Failure> {
         // SAFETY: the type is the dtype's; the rest is the caller's promise.
         Ok(unsafe {
@@ -303,8 +303,8 @@ impl Checked {
         })
     }
 
-    /// Refuses an element type other than the one of `like`.
-    pub(super) fn check_type_of(&self, like: &Checked) -> Result<(), Failure> {
+    /// Refuses an element type other than that of `like`.
+    pub(super) fn check_type_of(&self, like: &CheckedTensor) -> Result<(), Failure> {
         if self.dtype == like.dtype {
             return Ok(());
         }
@@ -313,8 +313,8 @@ impl Checked {
         Err(Failure::new(Code::BadDtype, message))
     }
 
-    /// Refuses another shape.
-    pub(super) fn check_shape_of(&self, like: &Checked) -> Result<(), Failure> {
+    /// Refuses a shape other than that of `like`.
+    pub(super) fn check_shape_of(&self, like: &CheckedTensor) -> Result<(), Failure> {
         if (self.rank, self.shape) == (like.rank, like.shape) {
             return Ok(());
         }
@@ -357,10 +357,10 @@ fn check_address(name: &str, pointer: *mut c_void, align: usize) -> Result<(), F
     Ok(())
 }
 
-/// A list of the caller's.
+/// The caller's list as a slice.
 ///
 /// # Safety
-/// `list` is null, misaligned, or leads to `count` elements that stay readable for `'a`, and that nobody writes to.
+/// `list` is null, misaligned, or leads to `count` elements that are readable and not written to during `'a`.
 pub(super) unsafe fn list<'a, T>(name: &str, list: *const T, count: i64) -> Result<&'a [T], Failure> {
     let count = size(name, count)?;
     if count == 0 {

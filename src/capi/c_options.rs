@@ -1,7 +1,7 @@
-//! The options of attention as C writes them, made into an [`Attention`].
+//! C's options of attention, and the [`Attention`] that they make.
 
+use super::c_tensor::{BYTES, CheckedTensor, FLOATS, Tensor, Type, check_pointer, list, size};
 use super::failure::{Code, Failure};
-use super::tensor::{BYTES, Checked, FLOATS, Tensor, Type, check_pointer, list, size};
 use crate::attention::Attention;
 use crate::level::Level;
 use crate::mask::MaskTensor;
@@ -12,54 +12,54 @@ use crate::sequence::QueryOffset;
 use std::ffi::{CStr, c_char};
 use std::{mem, ptr};
 
-/// More threads than any machine has use for here; asking for more is taken for a mistake.
+/// The largest number of threads. A larger number is refused as a mistake.
 pub(super) const MAX_THREADS: i32 = 1024;
 
-/// `flashtile_options`. All zero, but for `struct_size`, is plain attention. No version of it has padding: see `SIZES`.
+/// `flashtile_options`. All zero except `struct_size` is plain attention. No version of the struct has padding: see `SIZES`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Options {
-    /// Its size in bytes, as the caller knows it.
+    /// The size of the caller's struct in bytes.
     pub struct_size: usize,
-    /// Which of the options count: the `FLASHTILE_…` flags.
+    /// The options that are set: the `FLASHTILE_…` flags.
     pub flags: u32,
-    /// 0: the default pool; 1: the calling thread; n: n threads.
+    /// 0: the default number of threads; 1: the calling thread; n: n threads.
     pub threads: i32,
-    /// What scores are multiplied with.
+    /// The factor of the scores.
     pub scale: f32,
-    /// What scores are capped to.
+    /// The softcap of the scores.
     pub softcap: f32,
-    /// Keys visible before the query's own.
+    /// Visible keys before the query's position.
     pub window_left: i64,
-    /// Keys visible behind the query's own.
+    /// Visible keys after the query's position.
     pub window_right: i64,
-    /// Where the queries stand: 0 from the end, 1 from the start, 2 at `query_offset`, 3 at `query_offsets[batch]`.
+    /// The positions of the queries: 0 from the end, 1 from the start, 2 at `query_offset`, 3 at `query_offsets[batch]`.
     pub query_position: i32,
-    /// ALiBi's slopes: 0 none, 1 the published ones, 2 `alibi_slopes[head]`.
+    /// ALiBi: 0 none, 1 with the published slopes, 2 with `alibi_slopes[head]`.
     pub alibi: i32,
     /// The position of the first query.
     pub query_offset: i64,
-    /// The same for each batch.
+    /// The position of the first query of each batch.
     pub query_offsets: *const i64,
-    /// How many they are.
+    /// The number of entries of `query_offsets`.
     pub query_offset_count: i64,
-    /// Keys of each batch.
+    /// The number of keys of each batch.
     pub key_lengths: *const i64,
-    /// How many they are.
+    /// The number of entries of `key_lengths`.
     pub key_length_count: i64,
-    /// Slopes of each query head.
+    /// The slope of each query head.
     pub alibi_slopes: *const f32,
-    /// How many they are.
+    /// The number of entries of `alibi_slopes`.
     pub alibi_slope_count: i64,
-    /// Bytes, not 0 where the query may attend.
+    /// Bytes that are not 0 where the query may attend to the key.
     pub mask: *const Tensor,
     /// Added to the scores.
     pub bias: *const Tensor,
     /// The name of an instruction set.
     pub level: *const c_char,
-    /// 0: as the shape suggests; 1: for few queries; 2: for many.
+    /// 0: chosen from the shapes; 1: decode; 2: prefill.
     pub form: i32,
-    /// 0.
+    /// Must be 0.
     pub reserved: i32,
 }
 
@@ -79,23 +79,24 @@ pub mod flags {
     pub(in super::super) const ALL: u32 = 31;
 }
 
-/// The struct of the first version: no caller has a smaller one.
+/// The size of the struct of the first version, the smallest one.
 const SMALLEST: usize = mem::offset_of!(Options, reserved) + size_of::<i32>();
 
-/// No version will be larger; whatever says so was never set.
+/// No version will be larger. A larger size was never set by a caller.
 const LARGEST: usize = 4096;
 
-/// The sizes of the struct in all versions up to this one. **A new member adds one**, and needs no padding before or behind it:
-/// a caller leaves padding unset, and a library of another version could take it for a member.
+/// The sizes of the struct in all versions up to this one. **A new member adds a size.** It must not need padding before or
+/// after it, because a caller leaves padding unset, and a library of another version could read it as a member.
 const SIZES: [usize; 1] = [SMALLEST];
 
-/// Whether a version of the struct has this size, as far as this one can know: later ones have no padding at their end.
+/// Whether a version of the struct has this size. Of later versions it is only known that they have no padding at the end.
 fn is_size(size: usize) -> bool {
     SIZES.contains(&size)
         || size_of::<Options>() < size && size <= LARGEST && size.is_multiple_of(align_of::<Options>())
 }
 
-/// No padding: the members' sizes add up to the struct's. (The pattern names each member, or does not compile.)
+/// Asserts that there is no padding: the sizes of the members add up to that of the struct. The pattern must name each member,
+/// or it does not compile.
 macro_rules! assert_no_padding {
     ($($member:ident)+) => {
         const _: () = {
@@ -116,20 +117,20 @@ assert_no_padding!(struct_size flags threads scale softcap window_left window_ri
 impl Options {
     /// Plain attention.
     pub fn new() -> Self {
-        // SAFETY: integers, floats and pointers that may be null: all of them may be zero.
+        // SAFETY: the members are integers, floats and nullable pointers, for which all zeros are valid.
         Options { struct_size: size_of::<Options>(), ..unsafe { mem::zeroed() } }
     }
 
-    /// Reads what the caller has of the struct. Of a newer caller's, what this library doesn't know must be zero.
+    /// Reads the caller's struct. Members of a newer caller that this library does not know must be zero.
     ///
     /// # Safety
-    /// `options` is null, misaligned, or leads to as many readable bytes as its first field says.
+    /// `options` is null, misaligned, or leads to `struct_size` readable bytes, where `struct_size` is its first member.
     pub(super) unsafe fn read(options: *const Options) -> Result<Self, Failure> {
         if options.is_null() {
             return Ok(Self::new());
         }
         check_pointer("options", options)?;
-        // SAFETY: the first field, by the caller's promise.
+        // SAFETY: the first member is readable, by the caller's promise.
         let struct_size = unsafe { options.cast::<usize>().read() };
         if !is_size(struct_size) {
             let message = format!(
@@ -140,9 +141,9 @@ impl Options {
         }
         let mut read = Self::new();
         let known = struct_size.min(size_of::<Options>());
-        // SAFETY: `known` bytes are there on both sides, and any bytes make an `Options`.
+        // SAFETY: both structs have at least `known` bytes, and any bytes are a valid `Options`.
         unsafe { ptr::copy_nonoverlapping(options.cast::<u8>(), (&raw mut read).cast(), known) };
-        // SAFETY: the rest of the bytes that the caller has.
+        // SAFETY: the remaining bytes of the caller's `struct_size`, which are readable by the caller's promise.
         let unknown = unsafe { std::slice::from_raw_parts(options.cast::<u8>().add(known), struct_size - known) };
         if unknown.iter().any(|&byte| byte != 0) {
             let message =
@@ -153,7 +154,7 @@ impl Options {
         Ok(read)
     }
 
-    /// Refuses what no tensor could make right, and numbers that are set but not asked for.
+    /// Refuses values that are invalid for all tensors, and members that are set without the option that uses them.
     fn check(&self) -> Result<(), Failure> {
         if self.flags & !flags::ALL != 0 {
             return Err(Failure::option(format!("flags are {:#x}, of which {:#x} are known", self.flags, flags::ALL)));
@@ -195,10 +196,10 @@ impl Options {
         self.flags & flag != 0
     }
 
-    /// The description that these options make. Lists that Rust has of another type are copied to `lists`.
+    /// The [`Attention`] of these options. Lists whose element type differs in Rust are copied to `lists`.
     ///
     /// # Safety
-    /// Lists, tensors and strings are null, misaligned, or readable for `'a`, and nobody writes to them.
+    /// Lists, tensors and strings are null, misaligned, or readable and not written to during `'a`.
     pub(super) unsafe fn attention<'a>(
         &self,
         lists: &'a mut Lists,
@@ -300,25 +301,25 @@ impl Default for Options {
     }
 }
 
-/// Mask and bias, which an output must not meet.
+/// Mask and bias. Outputs must be disjoint from them.
 pub(super) struct ScoreTensors {
-    pub(super) mask: Option<Checked>,
-    pub(super) bias: Option<Checked>,
+    pub(super) mask: Option<CheckedTensor>,
+    pub(super) bias: Option<CheckedTensor>,
 }
 
 impl ScoreTensors {
     /// # Safety
-    /// As [`Checked::new`], of both.
+    /// As [`CheckedTensor::new`], of both.
     pub(super) unsafe fn new(options: &Options) -> Result<Self, Failure> {
         // SAFETY: the caller's promise.
         let read = |name, tensor: *const Tensor, types: &[Type]| unsafe {
-            (!tensor.is_null()).then(|| Checked::new(name, tensor, types, 1..=4)).transpose()
+            (!tensor.is_null()).then(|| CheckedTensor::new(name, tensor, types, 1..=4)).transpose()
         };
         Ok(ScoreTensors { mask: read("mask", options.mask, BYTES)?, bias: read("bias", options.bias, FLOATS)? })
     }
 }
 
-/// Lists in Rust's types, kept from call to call so that none is allocated.
+/// Lists in Rust's types. They are kept between calls, so that repeated calls do not allocate.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     key_lengths: Vec<usize>,

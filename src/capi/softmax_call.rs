@@ -1,7 +1,7 @@
-//! Softmax of strided tensors, cut into blocks without gaps.
+//! Softmax of strided tensors, block by dense block.
 //!
-//! A line depends on nothing but its own elements and on what lies behind its axis. So a tensor may be cut anywhere in
-//! front of the axis, and each block gives the bits that the whole would give.
+//! The bits of a line depend only on its elements and on the dimensions after its axis. So a tensor can be cut into blocks at
+//! any axis before it, without changing a bit.
 
 #![forbid(unsafe_code)]
 
@@ -13,26 +13,26 @@ use crate::softmax::{
 use crate::tensor::strided::{Strided, StridedMut};
 use std::ops::Range;
 
-/// What is computed along an axis: softmax or its logarithm.
+/// Softmax or log_softmax along an axis, or its gradient.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Job {
-    /// Of the four.
+pub(super) struct SoftmaxCall {
+    /// The number of the axis, of four.
     pub(super) axis: usize,
     pub(super) scale: f64,
     pub(super) log: bool,
 }
 
-/// Where it reads and writes, all of one shape.
-pub(super) struct Operands<'a, T> {
-    /// The output of the forward direction, where this is the backward one.
+/// Inputs and output, all of one shape.
+pub(super) struct SoftmaxOperands<'a, T> {
+    /// The output of the forward function; `None` if this call is the forward function.
     pub(super) y: Option<Strided<'a, T, 4>>,
-    /// What is read; `None` where `out` is overwritten.
+    /// The input; `None` if `out` is overwritten.
     pub(super) from: Option<Strided<'a, T, 4>>,
     pub(super) out: StridedMut<'a, T, 4>,
 }
 
-impl Job {
-    pub(super) fn run<T: Number>(self, mut operands: Operands<'_, T>) -> Result<(), Failure> {
+impl SoftmaxCall {
+    pub(super) fn run<T: Number>(self, mut operands: SoftmaxOperands<'_, T>) -> Result<(), Failure> {
         if !T::real_to_f64(T::real(self.scale)).is_finite() {
             let range = if self.scale.is_finite() { " in f32" } else { "" };
             return Err(Failure::option(format!("scale is {} but must be finite{range}", self.scale)));
@@ -47,12 +47,12 @@ impl Job {
         }
     }
 
-    /// Block by block, where each lies.
+    /// Computes each dense block in place in memory.
     fn run_in_blocks<T: Number>(
         self,
         shape: [usize; 4],
         start: usize,
-        operands: &mut Operands<'_, T>,
+        operands: &mut SoftmaxOperands<'_, T>,
     ) -> Result<(), Failure> {
         let axis = Axis::new(&shape[start..], self.axis - start)?;
         for index in indices(shape, 0..start) {
@@ -63,8 +63,8 @@ impl Job {
         Ok(())
     }
 
-    /// Block by block, each gathered, computed and scattered.
-    fn run_in_copies<T: Number>(self, shape: [usize; 4], operands: &mut Operands<'_, T>) -> Result<(), Failure> {
+    /// Gathers each block, computes it and scatters the result.
+    fn run_in_copies<T: Number>(self, shape: [usize; 4], operands: &mut SoftmaxOperands<'_, T>) -> Result<(), Failure> {
         let axis = Axis::new(&shape[self.axis..], 0)?;
         let (mut block, mut y_block) = (buffer(axis.elements())?, buffer(axis.elements())?);
         for index in indices(shape, 0..self.axis) {
@@ -101,16 +101,16 @@ impl Job {
     }
 }
 
-impl<T> Operands<'_, T> {
+impl<T> SoftmaxOperands<'_, T> {
     fn is_dense_from(&self, axis: usize) -> bool {
         let inputs = [&self.y, &self.from];
         self.out.as_ref().is_dense_from(axis) && inputs.into_iter().flatten().all(|input| input.is_dense_from(axis))
     }
 }
 
-/// Every index of some axes, the others 0.
+/// Every index of the given axes; the other axes are 0.
 fn indices(shape: [usize; 4], axes: Range<usize>) -> impl Iterator<Item = [usize; 4]> {
-    // An output has these elements, so their number is a number.
+    // An output has these elements, so the product does not overflow.
     let count = shape[axes.clone()].iter().product::<usize>();
     (0..count).map(move |mut n| {
         let mut index = [0; 4];

@@ -1,4 +1,4 @@
-//! The forward functions: each checks its lengths and its scale and hands them on.
+//! The public forward functions. Each checks lengths and scale, then calls the loops of its element type.
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
@@ -23,7 +23,7 @@ pub fn softmax<T: Number>(row: &mut [T], scale: T::Real) -> Result<(), Error> {
     softmax_in_place(row, axis, scale)
 }
 
-/// Softmax of one row at the scale 1, which nothing refuses.
+/// Softmax of one row at scale 1. It cannot fail.
 pub(crate) fn plain(row: &mut [f32]) {
     let axis = Axis::row(row.len());
     sealed::Sealed::softmax(Buffers::InPlace(row), axis, 1.0, false);
@@ -38,7 +38,7 @@ pub fn log_softmax<T: Number>(row: &mut [T], scale: T::Real) -> Result<(), Error
     log_softmax_in_place(row, axis, scale)
 }
 
-/// log(sum(exp(scale * x))) of one row; -inf of an empty one.
+/// log(sum(exp(scale * x))) of one row; -inf for an empty row.
 ///
 /// # Errors
 /// [`Error::InvalidOption`] for a scale that is not finite.
@@ -52,7 +52,7 @@ pub fn logsumexp<T: Number>(row: &[T], scale: T::Real) -> Result<T, Error> {
 /// Softmax along an axis, in place.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` is not the whole array, and [`Error::InvalidOption`] for a scale that is
+/// [`Error::SliceLength`] if `x` is not the whole array, and [`Error::InvalidOption`] for a scale that is
 /// not finite.
 pub fn softmax_in_place<T: Number>(x: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
@@ -64,7 +64,7 @@ pub fn softmax_in_place<T: Number>(x: &mut [T], axis: Axis, scale: T::Real) -> R
 /// Softmax along an axis, into `out` of the same shape.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` or `out` is not a whole array, and [`Error::InvalidOption`] for a scale that is
+/// [`Error::SliceLength`] if `x` or `out` is not a whole array, and [`Error::InvalidOption`] for a scale that is
 /// not finite.
 pub fn softmax_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
@@ -77,7 +77,7 @@ pub fn softmax_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T::Rea
 /// The logarithm of softmax along an axis, in place.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` is not the whole array, and [`Error::InvalidOption`] for a scale that is
+/// [`Error::SliceLength`] if `x` is not the whole array, and [`Error::InvalidOption`] for a scale that is
 /// not finite.
 pub fn log_softmax_in_place<T: Number>(x: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
@@ -89,7 +89,7 @@ pub fn log_softmax_in_place<T: Number>(x: &mut [T], axis: Axis, scale: T::Real) 
 /// The logarithm of softmax along an axis, into `out` of the same shape.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` or `out` is not a whole array, and [`Error::InvalidOption`] for a scale that is
+/// [`Error::SliceLength`] if `x` or `out` is not a whole array, and [`Error::InvalidOption`] for a scale that is
 /// not finite.
 pub fn log_softmax_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
@@ -102,7 +102,7 @@ pub fn log_softmax_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T:
 /// log(sum(exp(scale * x))) along an axis, into `out` of the shape without it: [`Axis::lines`] elements.
 ///
 /// # Errors
-/// [`Error::SliceLength`] where `x` is not the whole array or `out` has not one element for each line, and
+/// [`Error::SliceLength`] if `x` is not the whole array or `out` does not have one element per line, and
 /// [`Error::InvalidOption`] for a scale that is not finite.
 pub fn logsumexp_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
     axis.check(x)?;
@@ -118,11 +118,11 @@ pub(super) fn check_scale<T: Number>(scale: T::Real) -> Result<(), Error> {
     if scale.is_finite() {
         return Ok(());
     }
-    // (Neither NaN nor infinity changes in f32.)
+    // NaN and infinity do not change in f32.
     Err(Error::InvalidOption { option: "scale", got: scale as f32, expected: "finite" })
 }
 
-/// max + log(sum), where `max` has been scaled. A line that shows nothing has (-inf, 0), or (-inf, NaN).
+/// max + log(sum). `max` is scaled. A line without a visible element has the state (-inf, 0) or (-inf, NaN).
 fn log_sum_exp(max: f64, sum: f64) -> f64 {
     if max == f64::NEG_INFINITY { max + sum } else { max + sum.ln() }
 }
