@@ -19,6 +19,9 @@ pub(crate) trait ByDotTile {
 
 /// Sums of R rows of N vectors.
 pub(crate) trait ByStrip {
+    /// Whole vectors of `lanes` lanes that a row has. (A method: kept in a variable across strips, it would take a register.)
+    fn vectors(&self, lanes: usize) -> usize;
+
     /// Each step loads N vectors and multiplies them by one number per row: R * N sums in registers.
     ///
     /// # Safety
@@ -45,7 +48,8 @@ pub(crate) use dot_tiles;
 macro_rules! strips {
     ($($rows:literal => $($n:literal)or+,)+) => {
         #[inline(always)]
-        unsafe fn strip<W: $crate::simd::register_tiles::ByStrip>(rows: usize, vectors: usize, work: W) {
+        unsafe fn strip<W: $crate::simd::register_tiles::ByStrip>(rows: usize, work: W) {
+            let vectors = work.vectors(Self::LANES);
             match rows {
                 $($rows => $crate::simd::register_tiles::strips!(@widest vectors, work, $rows: $($n)+),)+
                 _ => unreachable!("a strip of {rows} rows"),

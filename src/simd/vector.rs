@@ -176,14 +176,14 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// * as `W::call` says
     unsafe fn dot_tile<W: ByDotTile>(rows: usize, work: W);
-    /// Calls `work` with a strip of sums for `rows` rows that share each load: the widest strip of at most `vectors` vectors,
+    /// Calls `work` with a strip of sums for `rows` rows that share each load: the widest strip of no more vectors than its rows have,
     /// or the narrowest strip.
     ///
     /// The macro [`strips!`](crate::simd::register_tiles::strips) writes it.
     ///
     /// # Safety
     /// * as `W::call` says
-    unsafe fn strip<W: ByStrip>(rows: usize, vectors: usize, work: W);
+    unsafe fn strip<W: ByStrip>(rows: usize, work: W);
 
     /// Reads `LANES` elements of any type from `p` and widens them, exactly.
     ///

@@ -41,7 +41,6 @@ fn add_all<S: Simd, T: Element>(
     let width = round_up_lanes(values.cols());
     let rows = probs.len() / stride;
     assert!(values.rows() <= stride && holds(out.len(), rows, width));
-    let vectors = values.cols() / S::LANES;
     let mut prefetch_lines = prefetch.lines();
     let (mut rest, mut from) = (RowBlock::all(values), probs.as_ptr());
     while rest.count > 0 {
@@ -53,7 +52,7 @@ fn add_all<S: Simd, T: Element>(
             let sums = Sums { simd, values: block, group, lines };
             // SAFETY: the block is of values without gaps; the group starts at `row`, so probs and `out` have `rows - row` rows
             // from there on, and a row has a prob for every key (asserted).
-            unsafe { S::strip(ROWS.min(rows - row), vectors, sums) };
+            unsafe { S::strip(ROWS.min(rows - row), sums) };
             group = group.next();
         }
         (rest, from) = (after, from.wrapping_add(block.count));
@@ -69,6 +68,11 @@ struct Sums<'a, 'l, S, T> {
 }
 
 impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
+    #[inline(always)]
+    fn vectors(&self, lanes: usize) -> usize {
+        self.values.cols / lanes
+    }
+
     /// # Safety
     /// * as [`strips`]
     #[inline(always)]

@@ -5,7 +5,7 @@ use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
 use crate::kernel::shape::{EvenBlocks, holds, product_rows};
-use crate::simd::{Isa, Simd, kernel};
+use crate::simd::{Isa, Kernel, PairDots, PairKernel, Simd};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
@@ -25,8 +25,10 @@ pub(crate) fn scores(
     prefetch: &mut Prefetch,
 ) {
     match keys {
-        PanelKeys::F32(keys) => f32_scores(isa, keys, queries, scores, max, prefetch),
-        PanelKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, max, prefetch),
+        PanelKeys::F32(keys) => isa.run(Scores { keys, queries, scores, max, prefetch }),
+        PanelKeys::Pairs(keys, factor) => {
+            isa.run_pairs(PairScores(Scores { keys, queries, scores, max, prefetch }, factor));
+        }
     }
 }
 
@@ -48,89 +50,79 @@ impl PanelKeys<'_> {
     }
 }
 
-kernel! {
-    /// [`scores`] of keys in f32.
-    fn f32_scores<'a, S: Simd>(
-        simd: S,
-        keys: Matrix<'a, f32>,
-        queries: &'a [f32],
-        scores: &'a mut [f32],
-        max: &'a mut [f32],
-        prefetch: &'a mut Prefetch,
-    ) {
-        panel_scores((simd, F32Fma::new()), keys, queries, scores, max, prefetch);
+/// The arguments of [`scores`], which stay in this struct while the products run (see `AddValues` in `values.rs`).
+struct Scores<'a, K> {
+    keys: Matrix<'a, K>,
+    queries: &'a [f32],
+    scores: &'a mut [f32],
+    max: &'a mut [f32],
+    prefetch: &'a mut Prefetch,
+}
+
+impl Kernel for Scores<'_, f32> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.panel_scores(simd, F32Fma::new());
     }
 }
 
-kernel! {
-    /// [`scores`] of keys as pairs of bf16.
-    fn pair_scores<'a, S: Simd, D: PairDots>(
-        simd: S,
-        dots: D,
-        keys: (Matrix<'a, Bf16Pair>, f32),
-        queries: &'a [f32],
-        scores: &'a mut [f32],
-        max: &'a mut [f32],
-        prefetch: &'a mut Prefetch,
-    ) {
-        let (keys, factor) = keys;
-        panel_scores((simd, Bf16Dots { dots, factor }), keys, queries, scores, max, prefetch);
+/// The scores of keys as pairs of bf16, and the factor.
+struct PairScores<'a>(Scores<'a, Bf16Pair>, f32);
+
+impl PairKernel for PairScores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) {
+        self.0.panel_scores(simd, Bf16Dots { dots, factor: self.1 });
     }
 }
 
-#[inline(always)]
-fn panel_scores<S: Simd, M: Multiply<S>>(
-    arithmetic: (S, M),
-    keys: Matrix<'_, M::Step>,
-    queries: &[f32],
-    scores: &mut [f32],
-    max: &mut [f32],
-    prefetch: &mut Prefetch,
-) {
-    match max.len() / S::LANES {
-        1 => block_scores::<S, M, 1>(arithmetic, keys, queries, scores, max, prefetch),
-        2 => block_scores::<S, M, 2>(arithmetic, keys, queries, scores, max, prefetch),
-        vectors => unreachable!("a panel of {vectors} vectors"),
+impl<K> Scores<'_, K> {
+    #[inline(always)]
+    fn panel_scores<S: Simd, M: Multiply<S, Step = K>>(self, simd: S, multiply: M) {
+        let lanes = self.max.len();
+        assert!(self.keys.has_contiguous_rows());
+        assert!(holds(self.queries.len(), self.keys.cols(), lanes) && holds(self.scores.len(), self.keys.rows(), lanes));
+        match self.max.len() / S::LANES {
+            1 => self.block_scores::<S, M, 1>(simd, multiply),
+            2 => self.block_scores::<S, M, 2>(simd, multiply),
+            vectors => unreachable!("a panel of {vectors} vectors"),
+        }
     }
-}
 
-/// The scores of one block of keys after the other. A block has at most `product_rows` keys.
-#[inline(always)]
-fn block_scores<S: Simd, M: Multiply<S>, const V: usize>(
-    (simd, multiply): (S, M),
-    keys: Matrix<'_, M::Step>,
-    queries: &[f32],
-    scores: &mut [f32],
-    max: &mut [f32],
-    prefetch: &mut Prefetch,
-) {
-    let lanes = V * S::LANES;
-    assert!(max.len() == lanes && keys.has_contiguous_rows());
-    assert!(holds(queries.len(), keys.cols(), lanes) && holds(scores.len(), keys.rows(), lanes));
-    let mut block = ScoreTile::<S, M, V> {
-        prefetch,
-        arithmetic: (simd, multiply),
-        keys: Left { at: keys.as_ptr(), row: keys.row_stride(), step: 1 },
-        queries: queries.as_ptr(),
-        steps: keys.cols(),
-        scores: scores.as_mut_ptr(),
-        max: [simd.zero(); V],
-    };
-    for (v, of_block) in block.max.iter_mut().enumerate() {
-        *of_block = simd.load_slice(&max[v * S::LANES..]);
-    }
-    let blocks = EvenBlocks::new(keys.rows(), product_rows::<S>(V));
-    for b in 0..blocks.count {
-        let rows = blocks.range(b);
-        // Wrapping: keys of no elements may have any stride.
-        let offset = keys.row_stride().wrapping_mul(rows.start as isize);
-        block.keys.at = keys.as_ptr().wrapping_offset(offset);
-        // SAFETY: these rows of the keys and of the scores exist (asserted above), and they are no more than `product_rows`.
-        unsafe { by_rows::<S, V>(rows.len(), &mut block) };
-        block.scores = block.scores.wrapping_add(rows.len() * lanes);
-    }
-    for (v, of_block) in block.max.into_iter().enumerate() {
-        simd.store_slice(&mut max[v * S::LANES..], of_block);
+    /// The scores of one block of keys after the other. A block has at most `product_rows` keys.
+    #[inline(always)]
+    fn block_scores<S: Simd, M: Multiply<S, Step = K>, const V: usize>(self, simd: S, multiply: M) {
+        assert!(self.max.len() == V * S::LANES);
+        let mut block = ScoreTile::<S, M, V> {
+            prefetch: self.prefetch,
+            arithmetic: (simd, multiply),
+            keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: 1 },
+            queries: self.queries.as_ptr(),
+            steps: self.keys.cols(),
+            scores: self.scores.as_mut_ptr(),
+            max: [simd.zero(); V],
+        };
+        for (v, max) in block.max.iter_mut().enumerate() {
+            *max = simd.load_slice(&self.max[v * S::LANES..]);
+        }
+        let blocks = EvenBlocks::new(self.keys.rows(), product_rows::<S>(V));
+        for b in 0..blocks.count {
+            let rows = blocks.range(b);
+            // Wrapping: keys of no elements may have any stride.
+            let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
+            block.keys.at = self.keys.as_ptr().wrapping_offset(offset);
+            // SAFETY: these rows of the keys and of the scores exist (`panel_scores` has checked), and they are no more than
+            // `product_rows`.
+            unsafe { by_rows::<S, V>(rows.len(), &mut block) };
+            block.scores = block.scores.wrapping_add(rows.len() * V * S::LANES);
+        }
+        for (v, max) in block.max.into_iter().enumerate() {
+            simd.store_slice(&mut self.max[v * S::LANES..], max);
+        }
     }
 }
 
