@@ -25,6 +25,9 @@ pub(crate) trait Kernel {
 /// [`Kernel`], so their lifetimes must have names. With a parameter `D: PairDots` after `S` and an argument `dots: D` after
 /// `simd`, the struct is a [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines should be a
 /// function of its own, marked `#[inline(always)]`.
+///
+/// Loops that fill every register implement [`Kernel`] themselves: the arguments of this macro become variables, which a loop
+/// then has to spill (see the `AddValues` of prefill and of decode).
 macro_rules! kernel {
     (
         $(#[$meta:meta])*

@@ -19,7 +19,7 @@ pub(crate) trait ByDotTile {
 
 /// Sums of R rows of N vectors.
 pub(crate) trait ByStrip {
-    /// Whole vectors of `lanes` lanes that a row has. (A method: kept in a variable across strips, it would take a register.)
+    /// Whole vectors of `lanes` lanes that a row has.
     fn vectors(&self, lanes: usize) -> usize;
 
     /// Each step loads N vectors and multiplies them by one number per row: R * N sums in registers.

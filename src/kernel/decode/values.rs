@@ -6,56 +6,69 @@ use crate::kernel::convert::load_from;
 use crate::kernel::prefetch::{Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
-use crate::simd::{ByStrip, Simd, kernel};
+use crate::simd::{ByStrip, Isa, Kernel, Simd, kernel};
 use crate::tensor::matrix::Matrix;
 
-kernel! {
-    /// Adds `sum over j of probs[r * stride + j] * values[j][d]` to `out[r][d]`.
-    ///
-    /// * `values`: `[keys, value_dim]`, rows without gaps, any type
-    /// * `probs`: `[rows][stride]`, `stride >= keys`
-    /// * `out`: `[rows][value_dim rounded up]`
-    /// * `prefetch`: rows to prefetch between the multiply-adds
-    pub(crate) fn add_values<'a, S: Simd>(
-        simd: S,
-        values: Run<'a>,
-        probs: &'a [f32],
-        out: &'a mut [f32],
-        stride: usize,
-        prefetch: &'a Prefetch,
-    ) {
-        with_run!(values, values => add_all(simd, values, probs, out, stride, prefetch));
-    }
-}
-
-/// Adds to the sums of all rows, [`ROWS`] rows at a time.
-#[inline(always)]
-fn add_all<S: Simd, T: Element>(
-    simd: S,
-    values: Matrix<'_, T>,
+/// Adds `sum over j of probs[r * stride + j] * values[j][d]` to `out[r][d]`.
+///
+/// * `values`: `[keys, value_dim]`, rows without gaps, any type
+/// * `probs`: `[rows][stride]`, `stride >= keys`
+/// * `out`: `[rows][value_dim rounded up]`
+/// * `prefetch`: rows to prefetch between the multiply-adds
+pub(crate) fn add_values(
+    isa: Isa,
+    values: Run<'_>,
     probs: &[f32],
     out: &mut [f32],
     stride: usize,
     prefetch: &Prefetch,
 ) {
-    let width = round_up_lanes(values.cols());
-    let rows = probs.len() / stride;
-    assert!(values.rows() <= stride && holds(out.len(), rows, width));
-    let mut prefetch_lines = prefetch.lines();
-    let (mut rest, mut from) = (RowBlock::all(values), probs.as_ptr());
-    while rest.count > 0 {
-        let (block, after) = rest.split();
-        let mut group = RowGroup { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
-        for row in (0..rows).step_by(ROWS) {
-            // The first group of rows prefetches.
-            let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
-            let sums = Sums { simd, values: block, group, lines };
-            // SAFETY: the block is of values without gaps; the group starts at `row`, so probs and `out` have `rows - row` rows
-            // from there on, and a row has a prob for every key (asserted).
-            unsafe { S::strip(ROWS.min(rows - row), sums) };
-            group = group.next();
+    isa.run(AddValues { values, probs, out, stride, prefetch });
+}
+
+/// The arguments of [`add_values`]. As in prefill, they stay in a struct: as variables of a [`kernel!`] they spill one of the
+/// pointers to probs in the loop of four rows, and decode in f16 takes an eighth longer (Sapphire Rapids).
+struct AddValues<'a> {
+    values: Run<'a>,
+    probs: &'a [f32],
+    out: &'a mut [f32],
+    stride: usize,
+    prefetch: &'a Prefetch,
+}
+
+impl Kernel for AddValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        with_run!(self.values, values => self.add_all(simd, values));
+    }
+}
+
+impl AddValues<'_> {
+    /// Adds to the sums of all rows, [`ROWS`] rows at a time.
+    #[inline(always)]
+    fn add_all<S: Simd, T: Element>(self, simd: S, values: Matrix<'_, T>) {
+        let AddValues { probs, out, stride, prefetch, .. } = self;
+        let width = round_up_lanes(values.cols());
+        let rows = probs.len() / stride;
+        assert!(values.rows() <= stride && holds(out.len(), rows, width));
+        let mut prefetch_lines = prefetch.lines();
+        let (mut rest, mut from) = (RowBlock::all(values), probs.as_ptr());
+        while rest.count > 0 {
+            let (block, after) = rest.split();
+            let mut group = RowGroup { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
+            for row in (0..rows).step_by(ROWS) {
+                // The first group of rows prefetches.
+                let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
+                let sums = Sums { simd, values: block, group, lines };
+                // SAFETY: the block is of values without gaps; the group starts at `row`, so probs and `out` have `rows - row`
+                // rows from there on, and a row has a prob for every key (asserted).
+                unsafe { S::strip(ROWS.min(rows - row), sums) };
+                group = group.next();
+            }
+            (rest, from) = (after, from.wrapping_add(block.count));
         }
-        (rest, from) = (after, from.wrapping_add(block.count));
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn add_values(
     isa.run(AddValues { values, blocks, first, keys, probs, out, is_first, lanes, prefetch });
 }
 
-/// The arguments of [`add_values`]. They stay in this struct while the products run. As variables of the function they would
+/// The arguments of [`add_values`]. They stay in this struct while the products run. As variables of a [`kernel!`] they would
 /// outlive the products in registers: then the loop of a product spills the pointer to `probs` and takes a tenth longer
 /// (Sapphire Rapids).
 struct AddValues<'a> {
