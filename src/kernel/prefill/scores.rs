@@ -85,7 +85,9 @@ impl<K> Scores<'_, K> {
     fn panel_scores<S: Simd, M: Multiply<S, Step = K>>(self, simd: S, multiply: M) {
         let lanes = self.max.len();
         assert!(self.keys.has_contiguous_rows());
-        assert!(holds(self.queries.len(), self.keys.cols(), lanes) && holds(self.scores.len(), self.keys.rows(), lanes));
+        assert!(
+            holds(self.queries.len(), self.keys.cols(), lanes) && holds(self.scores.len(), self.keys.rows(), lanes)
+        );
         match self.max.len() / S::LANES {
             1 => self.block_scores::<S, M, 1>(simd, multiply),
             2 => self.block_scores::<S, M, 2>(simd, multiply),
