@@ -30,12 +30,20 @@
 //! let attention = Attention::new().causal();
 //! let mut workspace = Workspace::new();
 //!
-//! // One new token of 8 heads, stored [batch, seq, heads, dim]; a cache of 64 tokens, 20 of them filled. let q = vec![0.1f32;
-//! 8 * 64]; let (k, v) = (vec![f16::from_f32(0.2); 2 * 64 * 64], vec![f16::from_f32(0.3); 2 * 64 * 64]); let mut out =
-//! vec![0.0f32; 8 * 64]; let (filled, [head, row]) = (20, [64 * 64, 64]); attention.compute( TensorRef::from_slice(&q, [1, 1,
-//! 8, 64])?.permuted([0, 2, 1, 3])?, TensorRef::with_strides(&k, 0, [1, 2, filled, 64], [0, head, row, 1])?,
-//! TensorRef::with_strides(&v, 0, [1, 2, filled, 64], [0, head, row, 1])?, TensorMut::from_slice(&mut out, [1, 1, 8,
-//! 64])?.permuted([0, 2, 1, 3])?, None, &mut workspace, )?; assert!((out[0] - 0.3).abs() < 1e-4);
+//! // One new token of 8 heads, stored [batch, seq, heads, dim]; a cache with room for 64 tokens, 20 of them filled.
+//! let q = vec![0.1f32; 8 * 64];
+//! let (k, v) = (vec![f16::from_f32(0.2); 2 * 64 * 64], vec![f16::from_f32(0.3); 2 * 64 * 64]);
+//! let mut out = vec![0.0f32; 8 * 64];
+//! let (filled, [head, row]) = (20, [64 * 64, 64]);
+//! attention.compute(
+//!     TensorRef::from_slice(&q, [1, 1, 8, 64])?.permuted([0, 2, 1, 3])?,
+//!     TensorRef::with_strides(&k, 0, [1, 2, filled, 64], [0, head, row, 1])?,
+//!     TensorRef::with_strides(&v, 0, [1, 2, filled, 64], [0, head, row, 1])?,
+//!     TensorMut::from_slice(&mut out, [1, 1, 8, 64])?.permuted([0, 2, 1, 3])?,
+//!     None,
+//!     &mut workspace,
+//! )?;
+//! assert!((out[0] - 0.3).abs() < 1e-4);
 //! # Ok::<(), flashtile::Error>(())
 //! ```
 //!

@@ -27,10 +27,15 @@ use crate::tensor::{TensorMut, TensorRef};
 /// ```
 /// use flashtile::{TensorMut, TensorRef, merge};
 ///
-/// // One query over one key each, with scores ln 3 and ln 1: probabilities 3/4 and 1/4. let (mut out, mut lse) = ([8.0f32],
-/// [3.0f32.ln()]); merge( TensorMut::from_slice(&mut out, [1, 1, 1, 1])?, TensorMut::from_slice(&mut lse, [1, 1, 1])?,
-/// TensorRef::from_slice(&[4.0], [1, 1, 1, 1])?, TensorRef::from_slice(&[0.0], [1, 1, 1])?, )?; assert_eq!((out[0], lse[0]),
-/// (7.0, 4.0f32.ln()));
+/// // One query over one key each, with scores ln 3 and ln 1: probabilities 3/4 and 1/4.
+/// let (mut out, mut lse) = ([8.0f32], [3.0f32.ln()]);
+/// merge(
+///     TensorMut::from_slice(&mut out, [1, 1, 1, 1])?,
+///     TensorMut::from_slice(&mut lse, [1, 1, 1])?,
+///     TensorRef::from_slice(&[4.0], [1, 1, 1, 1])?,
+///     TensorRef::from_slice(&[0.0], [1, 1, 1])?,
+/// )?;
+/// assert_eq!((out[0], lse[0]), (7.0, 4.0f32.ln()));
 /// # Ok::<(), flashtile::Error>(())
 /// ```
 ///

@@ -36,11 +36,12 @@ pub struct Reference {
 /// ```
 /// use flashtile::{Attention, TensorRef, reference};
 ///
-/// // One query that sees the first of two keys: it gets that key's value, for any scores. let q =
-/// TensorRef::from_slice(&[1.0f32, 0.0], [1, 1, 1, 2])?; let k = TensorRef::from_slice(&[1.0f32, 0.0, 5.0, 5.0], [1, 1, 2,
-/// 2])?; let v = TensorRef::from_slice(&[10.0f32, 20.0], [1, 1, 2, 1])?; let options =
-/// Attention::new().causal().query_offset(flashtile::QueryOffset::FromStart); assert_eq!(reference::attention(&options, q, k,
-/// v)?.out, [10.0]);
+/// // One query that sees the first of two keys: it gets that key's value, for any scores.
+/// let q = TensorRef::from_slice(&[1.0f32, 0.0], [1, 1, 1, 2])?;
+/// let k = TensorRef::from_slice(&[1.0f32, 0.0, 5.0, 5.0], [1, 1, 2, 2])?;
+/// let v = TensorRef::from_slice(&[10.0f32, 20.0], [1, 1, 2, 1])?;
+/// let options = Attention::new().causal().query_offset(flashtile::QueryOffset::FromStart);
+/// assert_eq!(reference::attention(&options, q, k, v)?.out, [10.0]);
 /// # Ok::<(), flashtile::Error>(())
 /// ```
 ///
