@@ -147,7 +147,7 @@ impl<'a> Attention<'a> {
     /// let prefill = Attention::new().causal().key_lengths(&lengths).query_offset(QueryOffset::FromStart);
     /// ```
     pub fn key_lengths(mut self, lengths: impl Into<Integers<'a>>) -> Self {
-        self.options.note("key_lengths", self.options.key_lengths.is_some());
+        self.options.note_if_twice("key_lengths", self.options.key_lengths.is_some());
         self.options.key_lengths = Some(lengths.into());
         self
     }
@@ -170,7 +170,7 @@ impl<'a> Attention<'a> {
     /// # Ok::<(), flashtile::Error>(())
     /// ```
     pub fn mask(mut self, attend: impl Into<TensorRef<'a, bool>>) -> Self {
-        self.options.note("mask", self.options.mask.is_some());
+        self.options.note_if_twice("mask", self.options.mask.is_some());
         self.options.mask = Some(MaskTensor(attend.into().strided.into_bytes()));
         self
     }
@@ -201,7 +201,7 @@ impl<'a> Attention<'a> {
     /// # Ok::<(), flashtile::Error>(())
     /// ```
     pub fn bias<T: Element>(mut self, bias: impl Into<TensorRef<'a, T>>) -> Self {
-        self.options.note("bias", self.options.bias.is_some());
+        self.options.note_if_twice("bias", self.options.bias.is_some());
         self.options.bias = Some(BiasTensor(AnyTensor::new(bias.into().strided)));
         self
     }
@@ -217,7 +217,7 @@ impl<'a> Attention<'a> {
     /// let attention = Attention::new().causal().alibi(AlibiSlopes::Standard);
     /// ```
     pub fn alibi(mut self, slopes: AlibiSlopes<'a>) -> Self {
-        self.options.note("alibi", self.options.alibi.is_some());
+        self.options.note_if_twice("alibi", self.options.alibi.is_some());
         self.options.alibi = Some(slopes);
         self
     }

@@ -346,8 +346,7 @@ unsafe fn operands<'a, T: Number>(
 /// An axis counted from 0, or from the end if it is negative.
 fn axis_of(axis: i32, rank: usize) -> Result<usize, Failure> {
     let counted = if axis < 0 { axis as i64 + rank as i64 } else { axis as i64 };
-    let message =
-        || format!("axis {axis} was asked for but the tensor has {rank}, counted from 0, or from -1 at the end");
+    let message = || format!("there is no axis {axis}, counted from 0, or from -1 at the end: the tensor has {rank}");
     let fits = usize::try_from(counted).ok().filter(|&axis| axis < rank);
     fits.ok_or_else(|| Failure::new(Code::AxisOutOfRange, message()))
 }

@@ -1,15 +1,17 @@
 //! Tasks and threads: carries out a plan. It has no formulas and no instructions.
 //!
 //! ```text
-//! schedule    the plan's tasks, those with the most visible keys first
+//! schedule    the plan's tasks, heaviest (rows times keys) first
 //! task        the kernel's input of a task: rows at strides
 //! workspace   scratch memory, kept between calls
-//! threads     the worker loop: a worker for each thread of the pool, each with its own scratch memory
+//! threads     the worker loop: at most one worker for each thread of the pool, each with its own scratch memory
 //! output      hands each row of the output to the one task that writes it
 //! forward     load, step over the tiles, finish
 //! reduce      the same with keys split between tasks: partial results, merged in the order of the keys
 //! inspect     scores as an output
 //! ```
+//!
+//! `task` and `output` here fill in what `kernel/task.rs` and `kernel/output.rs` define.
 
 mod forward;
 pub(crate) mod inspect;

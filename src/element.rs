@@ -60,7 +60,7 @@ impl fmt::Display for DType {
 /// A value for one of the three element types: f32, f16 or bf16.
 ///
 /// Element types that are known only at run time are matched by two macros: [`with_elements`] evaluates an expression for the
-/// type at hand, [`map_elements`] also wraps its value again. A fourth type is a fourth variant.
+/// actual type, [`map_elements`] also wraps its value again. A new element type is a new variant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ByElement<A, B, C> {
     F32(A),

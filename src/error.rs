@@ -158,7 +158,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::SliceLength { expected, got } => {
-                write!(f, "the shape asks for {expected} elements but the slice has {got}")
+                write!(f, "the shape needs {expected} elements but the slice has {got}")
             }
             Error::OutOfBounds { first, last, len } => {
                 write!(f, "shape and strides reach elements {first} to {last} of a slice of {len}")
@@ -204,7 +204,7 @@ impl fmt::Display for Error {
                 write!(f, "this processor does not have the level {level}; Level::available() lists those that it has")
             }
             Error::AxisOutOfRange { axis, rank } => {
-                write!(f, "axis {axis} was asked for but the array has {rank}, counted from 0")
+                write!(f, "there is no axis {axis}, counted from 0: the array has {rank}")
             }
             Error::RangeOutOfBounds { axis, start, end, size } => {
                 write!(f, "the range {start}..{end} does not lie within axis {axis}, which has size {size}")

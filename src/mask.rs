@@ -1,12 +1,12 @@
 //! Masks: the keys that each query may see.
 //!
-//! Each mask is one file in `mask/`. This file composes them by intersection.
+//! Each mask has a file in `mask/`. This file composes them by intersection.
 //!
 //! **Masks by position.** Query `i` is at key position `p` ([`Sequence::position`]). Causal order, windows and key lengths each
 //! show it one run of keys ([`PositionMask`]). The intersection of these runs is the query's *span*. All skipping of work is
 //! decided by spans ([`cover`]). A boolean tensor is read only inside the span.
 //!
-//! A mask has three functions, and a test checks that they agree:
+//! What a mask shows is said three times, and a test checks that all agree:
 //! * [`Mask::sees`]: is the pair (i, j) visible? It is the definition.
 //! * [`Mask::span`]: which keys can query i see by its position?
 //! * [`Cover`](cover::Cover): which keys does any query of a tile see, and which do all of them see?
@@ -47,14 +47,14 @@ impl Mask<'_> {
             && self.tensor.is_none_or(|tensor| tensor.sees([sequence.batch, h, i], j))
     }
 
-    /// Whether queries of one sequence see different keys by their positions.
-    pub(crate) fn goes_by_position(&self) -> bool {
+    /// Whether the queries of one sequence may have different spans.
+    pub(crate) fn spans_differ(&self) -> bool {
         self.causal.is_some() || self.window.is_some()
     }
 
     /// The span of query `i`: the keys that [`Mask::sees`] allows without the tensor.
     pub(crate) fn span(&self, sequence: &Sequence, i: usize) -> Range<usize> {
-        if !self.goes_by_position() {
+        if !self.spans_differ() {
             return 0..sequence.keys;
         }
         let p = sequence.position(i);

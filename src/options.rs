@@ -27,7 +27,7 @@ pub(crate) struct Options<'a> {
 
 impl Options<'_> {
     /// Records `option` as given twice, if `before` says that it was given already.
-    pub(crate) fn note(&mut self, option: &'static str, before: bool) {
+    pub(crate) fn note_if_twice(&mut self, option: &'static str, before: bool) {
         if before && self.given_twice.is_none() {
             self.given_twice = Some(option);
         }

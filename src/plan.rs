@@ -10,7 +10,8 @@ mod tuning;
 
 use crate::element::ByElement;
 use crate::kernel::bf16_pairs;
-use crate::kernel::shape::{EvenBlocks, panel_lanes, round_up_lanes};
+use crate::kernel::partial::PartialLayout;
+use crate::kernel::shape::{EvenBlocks, panel_lanes};
 use crate::kernel::task::Operands;
 use crate::level::Level;
 use crate::problem::{Dims, Problem};
@@ -121,7 +122,7 @@ impl Plan {
         };
         // Splits that are tasks and splits in one task give the same bits, so this may depend on the whole problem.
         let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < ENOUGH_TASKS;
-        let partial = partial_len(rows.min(DECODE_TASK_ROWS), dims.value_dim);
+        let partial = PartialLayout::new(rows.min(DECODE_TASK_ROWS), dims.value_dim).len();
         let partials =
             [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
         Plan {
@@ -242,12 +243,6 @@ fn operands(problem: &Problem<'_>, isa: Isa) -> Operands {
     let bf16 = matches!((&problem.q, &problem.k), (ByElement::Bf16(_), ByElement::Bf16(_)));
     let factor = query_factor(problem.scale, problem.score_mods.softcap, Unit::Log2);
     if bf16 && bf16_pairs::usable(isa, factor) { Operands::Bf16Pairs } else { Operands::F32 }
-}
-
-/// Elements of a partial result: the values of `rows` rows, then the rows' maxima and sums, each in whole vectors. It does not
-/// overflow, because `Problem` keeps rows times value_dim below 2^60.
-pub(crate) fn partial_len(rows: usize, value_dim: usize) -> usize {
-    rows * round_up_lanes(value_dim) + 2 * round_up_lanes(rows)
 }
 
 impl fmt::Display for Plan {

@@ -1,4 +1,5 @@
-//! Checks a call. This is the only place that refuses one.
+//! Checks the tensors and options of attention. `Prepared` adds the shapes it was made for; `merge`, `softmax` and C check their
+//! own arguments.
 //!
 //! In a [`Problem`], every index within the dimensions leads to an element, every list has the right length, and every number
 //! is one that the kernels take. The layers below check nothing again.
@@ -158,7 +159,7 @@ pub(crate) fn check_shape<const N: usize>(
 }
 
 /// The most query rows of one call, in all batches and heads together: 4 G.
-const MAX_ROWS: usize = u32::MAX as usize;
+const MAX_QUERIES: usize = u32::MAX as usize;
 
 /// The most key/value heads of one call, in all batches together: 16 M. Each head has at least one task, and tasks are listed.
 const MAX_HEADS: usize = 1 << 24;
@@ -190,7 +191,7 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
     }
     // Rows are limited, because tasks are listed: one for about 256 rows, or for 24 if decode is forced.
     let rows = [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul);
-    check_limit("queries in all batches and heads", MAX_ROWS, rows)?;
+    check_limit("queries in all batches and heads", MAX_QUERIES, rows)?;
     Ok(dims)
 }
 

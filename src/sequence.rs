@@ -1,4 +1,4 @@
-//! Lengths and offsets of sequences: the position of queries among keys. No other file reads them.
+//! Lengths and offsets of sequences: the position of queries among keys. This file alone turns them into positions.
 //!
 //! A batch is a list of sequences. Query `i` of a sequence has the key position `p = offset + i`. Causal order, windows and
 //! ALiBi use `p`.

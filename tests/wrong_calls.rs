@@ -51,12 +51,12 @@ fn tensors() {
     refused(
         TensorRef::from_slice(&data, [1, 2, 3, 5]),
         Error::SliceLength { expected: 30, got: 24 },
-        "the shape asks for 30 elements but the slice has 24",
+        "the shape needs 30 elements but the slice has 24",
     );
     refused(
         TensorMut::from_slice(&mut data.clone(), [1, 2, 3, 5]),
         Error::SliceLength { expected: 30, got: 24 },
-        "the shape asks for 30 elements but the slice has 24",
+        "the shape needs 30 elements but the slice has 24",
     );
     refused(
         TensorRef::with_strides(&data, 1, [1, 2, 3, 4], [24, 12, 4, 1]),
@@ -92,7 +92,7 @@ fn tensors() {
     refused(
         tensor.permuted([0, 1, 2, 4]),
         Error::AxisOutOfRange { axis: 4, rank: 4 },
-        "axis 4 was asked for but the array has 4, counted from 0",
+        "there is no axis 4, counted from 0: the array has 4",
     );
     assert_eq!(tensor.permuted([0, 1, 1, 3]).unwrap_err(), Error::AxisOutOfRange { axis: 1, rank: 4 });
 }
@@ -118,12 +118,12 @@ fn views() {
     narrowed(2, 4..4, past_end(2, 4..4, 3), "the range 4..4 does not lie within axis 2, which has size 3");
     #[allow(clippy::reversed_empty_ranges, reason = "a range that ends before it starts")]
     narrowed(3, 3..2, past_end(3, 3..2, 4), "the range 3..2 does not lie within axis 3, which has size 4");
-    narrowed(4, 0..0, no_axis(4, 4), "axis 4 was asked for but the array has 4, counted from 0");
+    narrowed(4, 0..0, no_axis(4, 4), "there is no axis 4, counted from 0: the array has 4");
     narrowed(
         usize::MAX,
         0..0,
         no_axis(usize::MAX, 4),
-        &format!("axis {} was asked for but the array has 4, counted from 0", usize::MAX),
+        &format!("there is no axis {}, counted from 0: the array has 4", usize::MAX),
     );
     // A range whose end overflows, although every representable end is inside the axis.
     let endless = TensorRef::with_strides(&data, 0, [usize::MAX], [0]).unwrap();

@@ -43,7 +43,7 @@ pub(crate) fn run_scheduled(
     if plan.has_split_tasks() {
         return reduce::run(&claims, schedule, workspace);
     }
-    let scratch = for_workers(&mut workspace.scratch, workers(plan.is_parallel(), schedule.tasks().len()));
+    let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
     work_through(scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
     Scratch::grow_to_largest(scratch);
 }

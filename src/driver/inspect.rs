@@ -27,7 +27,7 @@ pub(crate) fn run(
     }
     let schedule = Schedule::new(problem, plan);
     let claims = output.share(problem, plan, &schedule);
-    let scratch = for_workers(&mut workspace.scratch, workers(plan.is_parallel(), schedule.tasks().len()));
+    let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
     work_through(scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
 }
 

@@ -11,52 +11,52 @@ use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::{Decode, reduce};
 use crate::kernel::form::FormKernel;
+use crate::kernel::partial::PartialLayout;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
-use crate::plan::partial_len;
 use std::ops::Range;
 
 /// Claims for each worker. With 16, workers wait for the last one for at most a 16th of the time.
 const CLAIMS_PER_WORKER: usize = 16;
 
-/// The partial results of a call, `[tasks][splits, rounded up to whole runs][slot]`.
+/// The partial results of a call, `[tasks][splits, rounded up to whole claims][slot]`.
 #[derive(Clone, Copy)]
 struct Partials {
     /// Elements of a partial result.
     slot: usize,
     splits: usize,
     /// Neighbouring splits that are claimed together, so that their worker reads one ascending stream.
-    run: usize,
+    splits_per_claim: usize,
 }
 
 impl Partials {
-    /// The number of runs of a task.
-    fn runs(self) -> usize {
-        self.splits.div_ceil(self.run)
+    /// The number of claims of a task.
+    fn claims(self) -> usize {
+        self.splits.div_ceil(self.splits_per_claim)
     }
 
     /// Elements of one task's partial results.
     fn task_len(self) -> usize {
-        self.runs() * self.run * self.slot
+        self.claims() * self.splits_per_claim * self.slot
     }
 }
 
 pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut Workspace) {
     let (problem, plan, tasks) = (claims.problem(), claims.plan(), schedule.tasks());
-    let scratch = for_workers(&mut workspace.scratch, workers(plan.is_parallel(), plan.tasks()));
+    let scratch = for_workers(&mut workspace.scratch, workers(plan, plan.tasks()));
     let splits = plan.splits();
     let rows = tasks.iter().map(|task| task.rows.len()).max().unwrap_or(0);
     let partials = Partials {
-        slot: partial_len(rows, problem.dims.value_dim),
+        slot: PartialLayout::new(rows, problem.dims.value_dim).len(),
         splits,
-        run: splits.div_ceil((CLAIMS_PER_WORKER * scratch.len()).div_ceil(tasks.len().max(1))).max(1),
+        splits_per_claim: splits.div_ceil((CLAIMS_PER_WORKER * scratch.len()).div_ceil(tasks.len().max(1))).max(1),
     };
     let [memory] = workspace.partials.buffers([tasks.len() * partials.task_len()]);
 
-    let runs = SlotClaims::new(memory, partials.run * partials.slot);
-    work_through(scratch, &runs, &|claimed, scratch| compute_run(claims, schedule, partials, claimed, scratch));
+    let slots = SlotClaims::new(memory, partials.splits_per_claim * partials.slot);
+    work_through(scratch, &slots, &|claimed, scratch| compute_splits(claims, schedule, partials, claimed, scratch));
 
-    let workers = workers(plan.is_parallel(), tasks.len()).min(scratch.len());
+    let workers = workers(plan, tasks.len()).min(scratch.len());
     let memory = &*memory;
     work_through(&mut scratch[..workers], claims, &|mut claimed, scratch| {
         let own = &memory[claimed.index * partials.task_len()..][..partials.task_len()];
@@ -67,8 +67,8 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
     Scratch::grow_to_largest(scratch);
 }
 
-/// Computes a run of splits of a task into its slots.
-fn compute_run(
+/// Computes the splits of one claim into their slots: as `step_over`, but each result is kept and none is merged.
+fn compute_splits(
     claims: &TaskClaims<'_>,
     schedule: &Schedule,
     partials: Partials,
@@ -76,12 +76,12 @@ fn compute_run(
     scratch: &mut Scratch,
 ) {
     let (problem, plan) = (claims.problem(), claims.plan());
-    // The task of a claim, its splits, and the first split of its run.
+    // The task of a claim, its splits, and the first split of the claim.
     let of_claim = |index: usize| {
-        let task = schedule.tasks().get(index / partials.runs())?;
-        let first = index % partials.runs() * partials.run;
+        let task = schedule.tasks().get(index / partials.claims())?;
+        let first = index % partials.claims() * partials.splits_per_claim;
         let seen = plan.splits_of(&task.keys);
-        let splits = first.max(seen.start)..(first + partials.run).min(seen.end);
+        let splits = first.max(seen.start)..(first + partials.splits_per_claim).min(seen.end);
         (!splits.is_empty()).then(|| (task.input(problem, plan), splits, first))
     };
     let keys_of = |splits: &Range<usize>, span: &Range<usize>| {

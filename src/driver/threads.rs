@@ -3,14 +3,15 @@
 #![forbid(unsafe_code)]
 
 use crate::kernel::scratch::Scratch;
+use crate::plan::Plan;
 
-/// The number of workers of a call for `tasks` tasks.
-pub(super) fn workers(parallel: bool, tasks: usize) -> usize {
+/// The number of workers for `tasks` tasks of a plan.
+pub(super) fn workers(plan: &Plan, tasks: usize) -> usize {
     #[cfg(feature = "rayon")]
-    if parallel && pool_available() {
+    if plan.is_parallel() && pool_available() {
         return rayon::current_num_threads().min(tasks).max(1);
     }
-    let _ = (parallel, tasks);
+    let _ = (plan, tasks);
     1
 }
 

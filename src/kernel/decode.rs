@@ -43,7 +43,7 @@ use scores::RowKeys;
 use std::ops::Range;
 
 /// The most rows of a task of this form, because a u32 has one bit for each.
-pub(crate) const MAX_ROWS: usize = u32::BITS as usize;
+pub(crate) const MAX_TASK_ROWS: usize = u32::BITS as usize;
 
 /// The state of a decode task between its tiles.
 pub(crate) struct Decode<'t, 'a> {
@@ -75,7 +75,7 @@ struct Next<'a> {
 struct RowBuffers<'t> {
     /// Scores, then probs.
     scores: &'t mut [f32],
-    /// A copy of the scores, where probs alone don't tell a hidden key from one whose prob is 0 by underflow.
+    /// A copy of the scores, needed because a prob of 0 may mean a hidden key or underflow.
     kept_scores: &'t mut [f32],
     /// Bias and boolean mask.
     bias: &'t mut [f32],
@@ -143,7 +143,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let values = without_gaps(isa, task.values.slice_rows(keys.clone()), &mut *buffers.copied_values);
         let (probs, out) = (&*buffers.scores, self.layout.values(self.split, task.rows));
         if extent.max == f32::NEG_INFINITY {
-            // No row sees any of the keys, or the scores are NaN, which the rows' sums already are, too.
+            // No row sees any of the keys, or the scores are NaN, and then the rows' sums are NaN already.
         } else if extent.hides && !values::all_finite(isa, values) {
             values::add_visible_values(isa, values, (probs, buffers.kept_scores), out, tile_keys);
         } else {
@@ -171,11 +171,6 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
 }
 
 impl Decode<'_, '_> {
-    /// The layout of a task's partial results.
-    pub(crate) fn partial_layout(task: &TaskInput<'_>) -> PartialLayout {
-        PartialLayout::new(task.rows, task.value_dim())
-    }
-
     /// Ends a split and stores its result in `memory`, instead of merging it as [`end_split`](FormKernel::end_split) does.
     pub(crate) fn store_split(&mut self, memory: &mut [f32]) {
         memory[..self.layout.len()].copy_from_slice(self.split);
@@ -193,7 +188,7 @@ impl Decode<'_, '_> {
         let (task, buffers, layout) = (self.task, &mut self.buffers, self.layout);
         let (isa, tile_keys) = (task.isa, task.tile_keys);
         let mut all = RowExtent { max: f32::NEG_INFINITY, hides: false };
-        let mut maxima = [f32::NEG_INFINITY; MAX_ROWS];
+        let mut maxima = [f32::NEG_INFINITY; MAX_TASK_ROWS];
         for (n, spans) in self.row_spans.iter().enumerate() {
             let row = n * tile_keys..n * tile_keys + keys.len();
             let (scores, bias) = (&mut buffers.scores[row.clone()], &mut buffers.bias[row]);
@@ -226,7 +221,7 @@ pub(crate) fn reduce<'p>(
     scratch: &mut Scratch,
     output: &mut TaskOutput<'_>,
 ) {
-    let layout = Decode::partial_layout(task);
+    let layout = PartialLayout::new(task.rows, task.value_dim());
     let [total] = scratch.partials.buffers([layout.len()]);
     match splits.next() {
         None => layout.clear(total),

@@ -26,7 +26,7 @@ impl<const N: usize> LaneSpans<N> {
     pub(crate) fn new(task: &TaskInput<'_>, rows: Range<usize>, count: usize) -> Self {
         let first = task.row_span(rows.start);
         let mut spans = [(first.start, first.end); N];
-        if !task.mask.goes_by_position() {
+        if !task.mask.spans_differ() {
             let cover = Cover { span: first.clone(), full: first };
             return LaneSpans { rows, count, cover, spans };
         }

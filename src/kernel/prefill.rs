@@ -64,7 +64,7 @@ pub(crate) struct Prefill<'t, 'a> {
 struct PanelBuffers<'t> {
     /// `[keys][lanes]`: scores, then probs.
     scores: &'t mut [f32],
-    /// A copy of the scores, where probs alone don't tell a hidden key from one whose prob is 0 by underflow.
+    /// A copy of the scores, needed because a prob of 0 may mean a hidden key or underflow.
     kept_scores: &'t mut [f32],
     /// Bias and boolean mask of each lane, where the tensors' rows have gaps: `[lanes][keys]`.
     tensor_rows: &'t mut [f32],
@@ -252,7 +252,7 @@ fn panel_scores(
     }
     let (isa, lanes) = (task.isa, panel.lanes.count);
 
-    // 1. Masks and score modifications. Rows of tensors are prefetched while the scores are formed.
+    // Masks and score modifications. Rows of tensors are prefetched while the scores are formed.
     let mut tensor_prefetch = None;
     let mut tensors = None;
     if task.has_score_tensors() {
@@ -267,7 +267,7 @@ fn panel_scores(
     let prefetch = tensor_prefetch.as_mut().unwrap_or(prefetch);
     let mods = LaneMods::new(task, &panel.lanes, &seen);
 
-    // 2. Scores. In the part that every lane sees, no pair has to be compared with bounds.
+    // Scores. In the part that every lane sees, no pair has to be compared with bounds.
     let scores = &mut buffers.scores[..seen.len() * lanes];
     let (mut max, mut raw_max) = ([f32::NEG_INFINITY; MAX_PANEL_LANES], [f32::NEG_INFINITY; MAX_PANEL_LANES]);
     for part in panel.lanes.cover.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
@@ -305,8 +305,8 @@ fn add_panel_values(
     let scores = &mut buffers.scores[..seen.len() * lanes];
     let is_first = !std::mem::replace(&mut panel.started, true);
 
-    // 3. Softmax: scores now become probs. The scores are kept even if all keys are visible, because one that overflowed to
-    //    -inf hides its key.
+    // Softmax: scores now become probs. The scores are kept even if all keys are visible, because one that overflowed to
+    // -inf hides its key.
     let kept = &mut buffers.kept_scores[..scores.len()];
     if !tile.operands.values.are_finite() {
         kept.copy_from_slice(scores);
@@ -314,7 +314,7 @@ fn add_panel_values(
     softmax(isa, scores, &max[..lanes], &mut panel.state, if is_first { &mut [] } else { &mut *out });
     let probs = &*scores;
 
-    // 4. Values.
+    // Values.
     match &mut tile.operands.values {
         TileValues::Packed(values) => values.add(isa, first, (probs, kept), (out, is_first), lanes, prefetch),
         TileValues::InPlace(values, packed) => {
@@ -343,7 +343,7 @@ fn scores_with_f32_lanes(
     let mut before = [0.0; MAX_PANEL_LANES];
     before[..lanes].copy_from_slice(max);
     scores::scores(task.isa, keys, queries, scores, max, &mut Prefetch::none());
-    let PanelKeys::Pairs(keys, _) = keys else { unreachable!("lanes beside pairs, without pairs") };
+    let PanelKeys::Pairs(keys, _) = keys else { unreachable!("f32 lanes in a panel whose keys are not pairs") };
     let row_scores = &mut row_scores[..keys.rows()];
     for lane in (0..panel.lanes.rows.len()).filter(|lane| panel.f32_lanes >> lane & 1 == 1) {
         let row = panel.lanes.rows.start + lane;

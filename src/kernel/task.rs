@@ -1,4 +1,4 @@
-//! The input of a task: rows at strides, and numbers. It has no tensors and no threads.
+//! The input of a task: rows at strides, and numbers. It takes no tensor apart by batch and head.
 
 #![forbid(unsafe_code)]
 

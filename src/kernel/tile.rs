@@ -31,6 +31,18 @@ impl TileMods<'_> {
     pub(crate) fn is_none(&self) -> bool {
         self.softcap.is_none() && self.bias.is_none() && self.alibi.is_none() && self.visible.is_none()
     }
+
+    /// The steps that are needed.
+    fn steps(&self) -> u8 {
+        [
+            (self.softcap.is_some(), step::CAP),
+            (self.bias.is_some(), step::of_bias(self.only_hides)),
+            (self.alibi.is_some(), step::ALIBI),
+            (self.visible.is_some(), step::HIDE_BY_POSITION),
+        ]
+        .into_iter()
+        .fold(0, |steps, (needed, step)| if needed { steps | step } else { steps })
+    }
 }
 
 /// Modifies the scores of a panel, `[keys][lanes]`, and raises `max[lane]` to the largest of each lane.
@@ -74,20 +86,6 @@ mod step {
     /// The steps of a bias.
     pub(super) const fn of_bias(only_hides: bool) -> u8 {
         if only_hides { HIDE_BY_BIAS } else { BIAS | HIDE_BY_BIAS }
-    }
-}
-
-impl TileMods<'_> {
-    /// The steps that are needed.
-    fn steps(&self) -> u8 {
-        [
-            (self.softcap.is_some(), step::CAP),
-            (self.bias.is_some(), step::of_bias(self.only_hides)),
-            (self.alibi.is_some(), step::ALIBI),
-            (self.visible.is_some(), step::HIDE_BY_POSITION),
-        ]
-        .into_iter()
-        .fold(0, |steps, (needed, step)| if needed { steps | step } else { steps })
     }
 }
 

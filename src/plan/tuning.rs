@@ -49,7 +49,7 @@ pub(super) fn suits_decode(rows: usize, dims: &Dims, level: Level, halves: bool,
 
 /// The most rows of a task of the decode form. It is the most rows for which the plan chooses decode, so that keys and values
 /// are read once. (With 12, a problem of 20 rows took 6 to 10% longer.)
-pub(crate) const DECODE_TASK_ROWS: usize = 24;
+pub(super) const DECODE_TASK_ROWS: usize = 24;
 
 /// Keys of one split of the decode form. At head_dim 128 and 16 bits, a split has 256 KiB of keys and values. Reading them
 /// takes some 15 µs, much longer than claiming a task, and the partial result has 1/128 of the bytes.

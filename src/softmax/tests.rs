@@ -194,7 +194,7 @@ fn states() {
     });
 }
 
-/// Slices only. `exp_is_within_two_ulp_everywhere` in `simd/tests/exponentials.rs` tests each number.
+/// Slices only. `exp_is_within_one_place_everywhere` in `simd/tests/exponentials.rs` tests each number.
 #[test]
 fn exp_of_slices() {
     at_every_level(|level| {

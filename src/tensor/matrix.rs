@@ -64,6 +64,7 @@ impl<'a, T> Matrix<'a, T> {
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         self.col_stride == 1 || self.cols <= 1
     }
+
     /// The address of the first element.
     #[inline]
     pub(crate) fn as_ptr(&self) -> *const T {

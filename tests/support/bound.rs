@@ -48,7 +48,10 @@ impl Chains {
         let sum = keys.min(dims.seq_kv) + dims.seq_kv.div_ceil(keys);
         match plan.form() {
             Form::Prefill => Chains { dot: dims.head_dim, sum },
-            // One partial sum for each of 8 or 16 lanes, then folded.
+            // One partial sum for each lane, then folded.
+            #[cfg(feature = "_four-lanes")]
+            _ if plan.level() == flashtile::Level::Portable4 => Chains { dot: dims.head_dim.div_ceil(4) + 2, sum },
+            // Of 8 lanes, 16 lanes, and of pairs.
             _ => Chains { dot: dims.head_dim.div_ceil(8) + 4, sum },
         }
     }
