@@ -397,7 +397,7 @@ impl<'a> Attention<'a> {
     /// # Errors
     /// A refused call has written nothing.
     ///
-    /// * [`Error::Rank`]: queries, keys or values of rank 3 or less
+    /// * [`Error::Rank`]: queries, keys, values or an output of rank 3 or less
     /// * [`Error::ShapeMismatch`], [`Error::HeadsNotDivisible`]: tensors that don't fit together
     /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthOutOfRange`]: a mask, bias or list that does
     ///   not fit the tensors
@@ -496,7 +496,7 @@ impl<'a> Attention<'a> {
         check_shape("output", names, out.shape(), problem.dims.scores_shape())?;
         let finish_row = match stage {
             ScoreStage::Probabilities => softmax::plain,
-            _ => |_: &mut [f32]| (),
+            _ => |_: Isa, _: &mut [f32]| (),
         };
         let (problem, output) = (problem.at_stage(stage), Output::new(out.into(), None));
         driver::inspect::run(&problem, &plan, finish_row, output, &mut Workspace::new());

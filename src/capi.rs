@@ -166,8 +166,9 @@ unsafe fn plan(
     let tensors = unsafe { ScoreTensors::new(&options)? };
     // SAFETY: as above.
     let attention = unsafe { options.attention(&mut scratch.lists, &tensors)? };
-    // SAFETY: as above; a plan reads the shapes alone.
-    let problem = Problem::of_any(&attention.options, unsafe { [q.any()?, k.any()?, v.any()?] })?;
+    // The shapes alone: C may pass any pointers.
+    let problem =
+        Problem::of_shapes(&attention.options, [q.type_and_shape()?, k.type_and_shape()?, v.type_and_shape()?])?;
     Ok(attention.plan_for(&problem)?.to_string())
 }
 

@@ -88,7 +88,7 @@ pub enum Error {
         /// The size of the scores there.
         expected: usize,
     },
-    /// A list does not have one entry for each batch, head or row.
+    /// A list does not have one entry for each batch, head, row or axis.
     WrongCount {
         /// "key lengths", "query offsets", "ALiBi slopes", "targets", …
         what: &'static str,

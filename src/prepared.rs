@@ -11,7 +11,8 @@ use crate::plan::{Form, Plan};
 use crate::problem::{Problem, check_shape};
 use crate::tensor::{AnyTensorMut, AnyTensorRef};
 
-/// An [`Attention`] with its plan and tasks for fixed shapes; made by [`Attention::prepare`].
+/// An [`Attention`](crate::Attention) with its plan and tasks for fixed shapes; made by
+/// [`Attention::prepare`](crate::Attention::prepare).
 ///
 /// It saves planning and listing the tasks at each call, some 0.3 microseconds for a small problem. That is useful for very
 /// small calls. If the number of keys grows from step to step, [`Prepared::set_keys`] plans again without an allocation.
@@ -81,7 +82,7 @@ impl<'a> Prepared<'a> {
     /// strides may differ. The form stays the one for the prepared types.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] for other shapes; otherwise as [`Attention::compute`](crate::Attention::compute).
+    /// [`Error::ShapeMismatch`] for other shapes that fit together and fit the options; otherwise as [`Attention::compute`](crate::Attention::compute).
     pub fn compute<'t>(
         &self,
         q: impl Into<AnyTensorRef<'t>>,

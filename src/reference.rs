@@ -132,7 +132,7 @@ fn row_scores(problem: &Problem<'_>, row: [usize; 3], keys: &[f64], stage: Score
         let dot = query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
         *score = mods.define(problem.scale as f64 * dot, row, sequence.position(i), j, stage);
         let shows_hidden = matches!(stage, ScoreStage::Raw | ScoreStage::Capped);
-        if !shows_hidden && !(problem.mask.sees(&sequence, h, i, j) && mods.sees(row, j)) {
+        if !(shows_hidden || (problem.mask.sees(&sequence, h, i, j) && mods.sees(row, j))) {
             *score = f64::NEG_INFINITY;
         }
     }

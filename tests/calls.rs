@@ -3,6 +3,12 @@
 //! The ways: typed tensors, run-time-typed tensors, ndarray arrays and views; with and without log-sum-exps; prepared or not;
 //! prepared for another number of keys. Options that are given twice compose or are refused.
 
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "calls take borrowed and owned arguments, and both are tested"
+)]
+#![allow(clippy::reversed_empty_ranges, reason = "ndarray counts negative ends from the end of the axis")]
+
 mod support;
 
 use flashtile::{

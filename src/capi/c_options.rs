@@ -2,6 +2,7 @@
 
 use super::c_tensor::{BYTES, CheckedTensor, FLOATS, Tensor, Type, check_pointer, list, size};
 use super::failure::{Code, Failure};
+use super::pools;
 use crate::attention::Attention;
 use crate::level::Level;
 use crate::mask::MaskTensor;
@@ -209,7 +210,9 @@ impl Options {
         unsafe { lists.fill(self)? };
         let lists: &'a Lists = lists;
         let mut attention = Attention::new().window(self.window_left()?, self.window_right()?);
-        attention = attention.threads(if self.threads == 1 { Threads::Serial } else { Threads::Pool });
+        // Also where 0 stands for one thread: with `Threads::Pool`, rayon would start its own pool, which `release` can't end.
+        let serial = pools::count(self.threads) == 1;
+        attention = attention.threads(if serial { Threads::Serial } else { Threads::Pool });
         attention = attention.query_offset(self.query_position(lists)?);
         if self.has(flags::CAUSAL) {
             attention = attention.causal();

@@ -1,7 +1,7 @@
 //! C's descriptions of tensors. Everything is checked except the memory itself.
 
 use super::failure::{Code, Failure};
-use crate::element::{ByElement, bf16, f16};
+use crate::element::{ByElement, DType, bf16, f16};
 use crate::error::Error;
 use crate::tensor::any::AnyTensor;
 use crate::tensor::strided::{Strided, StridedMut, reach};
@@ -209,7 +209,7 @@ impl CheckedTensor {
 
     /// # Safety
     /// Every index within the shape leads to an element of type `T`, the dtype's, that is readable and not written to during
-    /// `'a`.
+    /// `'a`; all of them are in one allocation.
     pub(super) unsafe fn strided<'a, T>(&self) -> Strided<'a, T, 4> {
         // SAFETY: alignment and extent were checked when this was made; the rest is the caller's promise.
         unsafe { Strided::from_pointer(self.data.cast_const().cast(), self.shape, self.strides) }
@@ -217,10 +217,21 @@ impl CheckedTensor {
 
     /// # Safety
     /// Every index within the shape leads to an element of type `T`, the dtype's, that is not read or written otherwise during
-    /// `'a`.
+    /// `'a`; all of them are in one allocation.
     pub(super) unsafe fn strided_mut<'a, T>(&self) -> Result<StridedMut<'a, T, 4>, Error> {
         // SAFETY: as in `strided`.
         unsafe { StridedMut::from_pointer(self.data.cast(), self.shape, self.strides) }
+    }
+
+    /// What a plan needs to know. Elements are not read.
+    pub(super) fn type_and_shape(&self) -> Result<(DType, [usize; 4]), Failure> {
+        let dtype = match self.dtype {
+            Type::F32 => DType::F32,
+            Type::F16 => DType::F16,
+            Type::Bf16 => DType::Bf16,
+            Type::F64 | Type::Byte => return Err(self.wrong_type(FLOATS)),
+        };
+        Ok((dtype, self.shape))
     }
 
     /// # Safety
@@ -241,7 +252,7 @@ impl CheckedTensor {
     /// Every index leads to a byte that is readable and not written to during `'a`.
     pub(super) unsafe fn bytes<'a>(&self) -> Result<Strided<'a, u8, 4>, Failure> {
         match self.dtype {
-            // SAFETY: as above.
+            // SAFETY: the type is a byte; the rest is the caller's promise.
             Type::Byte => Ok(unsafe { self.strided() }),
             _ => Err(self.wrong_type(BYTES)),
         }

@@ -76,10 +76,14 @@ fn pool(threads: usize) -> Result<Arc<Pool>, Failure> {
     Ok(pool)
 }
 
-/// Calls `work` inside a pool of `threads` threads if it is `parallel`, on the calling thread otherwise. 0 stands for
-/// [`default_threads`].
+/// The number of threads that C means: 0 stands for [`default_threads`].
+pub(super) fn count(threads: i32) -> usize {
+    if threads == 0 { default_threads() } else { usize::try_from(threads).unwrap_or(1) }
+}
+
+/// Calls `work` inside a pool of `threads` threads if it is `parallel`, on the calling thread otherwise.
 pub(super) fn run_on(threads: i32, parallel: bool, work: impl FnOnce() + Send) -> Result<(), Failure> {
-    let threads = if threads == 0 { default_threads() } else { usize::try_from(threads).unwrap_or(1) };
+    let threads = count(threads);
     // Small work takes less time than waking a pool.
     if threads == 1 || !parallel {
         work();

@@ -13,12 +13,13 @@ use crate::kernel::task::Piece;
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::score::Unit;
+use crate::simd::Isa;
 
-/// Writes the scores of every query, a row of `seq_kv` each. `finish_row` is called with each row before it is written.
+/// Writes the scores of every query, a row of `seq_kv` each. `finish_row` is called with the level and each row before it is written.
 pub(crate) fn run(
     problem: &Problem<'_>,
     plan: &Plan,
-    finish_row: fn(&mut [f32]),
+    finish_row: fn(Isa, &mut [f32]),
     output: Output<'_>,
     workspace: &mut Workspace,
 ) {
@@ -32,7 +33,12 @@ pub(crate) fn run(
 }
 
 /// Writes the rows of a task, panel by panel.
-fn write_scores(claims: &TaskClaims<'_>, claimed: ClaimedTask<'_>, finish_row: fn(&mut [f32]), scratch: &mut Scratch) {
+fn write_scores(
+    claims: &TaskClaims<'_>,
+    claimed: ClaimedTask<'_>,
+    finish_row: fn(Isa, &mut [f32]),
+    scratch: &mut Scratch,
+) {
     let (problem, plan) = (claims.problem(), claims.plan());
     let seq_kv = problem.dims.seq_kv;
     let ClaimedTask { task, mut output, .. } = claimed;
@@ -53,7 +59,7 @@ fn write_scores(claims: &TaskClaims<'_>, claimed: ClaimedTask<'_>, finish_row: f
                 }
             });
         }
-        whole_rows.chunks_exact_mut(seq_kv).for_each(finish_row);
+        whole_rows.chunks_exact_mut(seq_kv).for_each(|row| finish_row(plan.isa(), row));
         output.write_rows(plan.isa(), rows, (&whole_rows, seq_kv));
     }
 }

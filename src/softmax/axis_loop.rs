@@ -4,7 +4,6 @@
 
 use super::axis::Axis;
 use super::buffers::{Buffers, Stored};
-use super::chosen_level::isa;
 use super::column;
 use super::line_states::PanelScratch;
 use super::row::{self, ROW_TILE};
@@ -12,7 +11,7 @@ use super::row_state::RowState;
 use super::scale::{Halved, One, Plain, Scale, Scaling};
 use super::strips::{LinePanels, WIDE};
 use crate::element::Element;
-use crate::simd::{Kernel, LINE, Simd, Streaming};
+use crate::simd::{Isa, Kernel, LINE, Simd, Streaming};
 
 /// The largest scratch of a panel that holds all exponentials, in numbers: 10 MiB, which fits a common third-level cache.
 const MAX_PANEL_NUMBERS: usize = 10 << 18;
@@ -33,24 +32,24 @@ pub(super) struct Softmax<'a, T> {
 }
 
 impl<T: Stored> Softmax<'_, T> {
-    /// Runs at the level of [`isa`]. For the last axis, `visit` gets the state of every row.
-    pub(super) fn run(self, visit: impl FnMut(usize, RowState)) {
+    /// Runs at a level. For the last axis, `visit` gets the state of every row.
+    pub(super) fn run(self, isa: Isa, visit: impl FnMut(usize, RowState)) {
         match self.scale {
-            Scale { factor: 1.0, scale: 1.0 } if isa().has_pick_16() => self.run_scaled(One, visit),
+            Scale { factor: 1.0, scale: 1.0 } if isa.has_pick_16() => self.run_scaled(isa, One, visit),
             Scale { factor: 1.0, scale } if self.log && scale < 1.0 => {
-                isa().run(TypedSoftmax::<_, _, _, true>(self, Halved(scale), visit));
+                isa.run(TypedSoftmax::<_, _, _, true>(self, Halved(scale), visit));
             }
-            Scale { factor: 1.0, scale } => self.run_scaled(Plain(scale), visit),
-            scale if self.log => isa().run(TypedSoftmax::<_, _, _, true>(self, scale.without_overflow(), visit)),
-            scale => isa().run(TypedSoftmax::<_, _, _, false>(self, scale, visit)),
+            Scale { factor: 1.0, scale } => self.run_scaled(isa, Plain(scale), visit),
+            scale if self.log => isa.run(TypedSoftmax::<_, _, _, true>(self, scale.without_overflow(), visit)),
+            scale => isa.run(TypedSoftmax::<_, _, _, false>(self, scale, visit)),
         }
     }
 
-    fn run_scaled(self, scale: impl Scaling, visit: impl FnMut(usize, RowState)) {
+    fn run_scaled(self, isa: Isa, scale: impl Scaling, visit: impl FnMut(usize, RowState)) {
         if self.log {
-            isa().run(TypedSoftmax::<_, _, _, true>(self, scale, visit));
+            isa.run(TypedSoftmax::<_, _, _, true>(self, scale, visit));
         } else {
-            isa().run(TypedSoftmax::<_, _, _, false>(self, scale, visit));
+            isa.run(TypedSoftmax::<_, _, _, false>(self, scale, visit));
         }
     }
 }

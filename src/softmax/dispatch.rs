@@ -31,7 +31,7 @@ macro_rules! through_f32 {
             }
             fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 if axis.elements() > 0 {
-                    Softmax { buffers, axis, scale: Scale::new(scale), log, upstream: None }.run(|_, _| ());
+                    Softmax { buffers, axis, scale: Scale::new(scale), log, upstream: None }.run(isa(), |_, _| ());
                 }
             }
             fn softmax_times(
@@ -44,7 +44,7 @@ macro_rules! through_f32 {
             ) {
                 let (buffers, scale) = (Buffers::Into { from: x, to: out }, Scale::new(scale));
                 Softmax { buffers, axis, scale, log: false, upstream: Some(upstream) }
-                    .run(|line, state| visit(line, f64::from(state.max), f64::from(state.sum)));
+                    .run(isa(), |line, state| visit(line, f64::from(state.max), f64::from(state.sum)));
             }
             fn states(x: &[Self], axis: Axis, scale: f32, mut visit: impl FnMut(usize, f64, f64)) {
                 let scale = Scale::new(scale);

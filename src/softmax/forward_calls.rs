@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
+use super::axis_loop::Softmax;
 use super::buffers::Buffers;
 use super::number::Number;
-use super::sealed;
+use super::scale::Scale;
 use crate::error::Error;
+use crate::simd::Isa;
 
 /// Softmax of one row, in place: exp(scale * (x - max)) / sum.
 ///
@@ -23,10 +25,12 @@ pub fn softmax<T: Number>(row: &mut [T], scale: T::Real) -> Result<(), Error> {
     softmax_in_place(row, axis, scale)
 }
 
-/// Softmax of one row at scale 1. It cannot fail.
-pub(crate) fn plain(row: &mut [f32]) {
-    let axis = Axis::row(row.len());
-    sealed::Sealed::softmax(Buffers::InPlace(row), axis, 1.0, false);
+/// Softmax of one row at scale 1, at a level. It cannot fail.
+pub(crate) fn plain(isa: Isa, row: &mut [f32]) {
+    if !row.is_empty() {
+        let (axis, buffers, scale) = (Axis::row(row.len()), Buffers::InPlace(row), Scale::new(1.0));
+        Softmax { buffers, axis, scale, log: false, upstream: None }.run(isa, |_, _| ());
+    }
 }
 
 /// The logarithm of the softmax of one row, in place: scale * (x - max) - log(sum).

@@ -373,7 +373,8 @@ pub(super) unsafe fn row_of<'r, T, const N: usize, const OUTER: usize>(
     unsafe { RowMut::from_parts(start, len, strides[OUTER]) }
 }
 
-/// Constructors from pointers, for callers that have no slice.
+/// Constructors from pointers, for callers that have no slice. Memory from C counts as initialised: Rust can't tell what C has
+/// written to it, so its bytes have values, though unknown ones.
 #[cfg(feature = "capi")]
 impl<'a, T, const N: usize> Strided<'a, T, N> {
     /// # Safety
