@@ -14,7 +14,7 @@ pub enum Level {
     /// Plain Rust that runs everywhere; the compiler vectorises it for the target's baseline.
     Portable,
     /// [`Level::Portable`] in vectors of four, as other architectures have them: for this crate's own tests.
-    #[cfg(any(test, feature = "_four-lanes"))]
+    #[cfg(feature = "_four-lanes")]
     #[doc(hidden)]
     Portable4,
     /// x86-64 with AVX2, FMA and F16C: Intel Haswell (2013), AMD Zen (2017) and later.
@@ -30,7 +30,7 @@ impl Level {
     /// Every level, whether this processor has it or not: of each architecture, from the plainest to the best.
     pub const ALL: &'static [Level] = &[
         Level::Portable,
-        #[cfg(any(test, feature = "_four-lanes"))]
+        #[cfg(feature = "_four-lanes")]
         Level::Portable4,
         Level::Avx2,
         Level::Avx512,
@@ -42,7 +42,7 @@ impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Level::Portable => "portable",
-            #[cfg(any(test, feature = "_four-lanes"))]
+            #[cfg(feature = "_four-lanes")]
             Level::Portable4 => "portable4",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",

@@ -28,7 +28,7 @@ impl Level {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isa {
     Portable(Portable<8>),
-    #[cfg(any(test, feature = "_four-lanes"))]
+    #[cfg(feature = "_four-lanes")]
     Portable4(Portable<4>),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
@@ -43,7 +43,7 @@ impl Isa {
     pub(crate) fn detect(level: Level) -> Option<Isa> {
         match level {
             Level::Portable => Some(Isa::Portable(Portable)),
-            #[cfg(any(test, feature = "_four-lanes"))]
+            #[cfg(feature = "_four-lanes")]
             Level::Portable4 => Some(Isa::Portable4(Portable)),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => Avx2::detect().map(Isa::Avx2),
@@ -75,7 +75,7 @@ impl Isa {
     pub(crate) fn level(self) -> Level {
         match self {
             Isa::Portable(_) => Level::Portable,
-            #[cfg(any(test, feature = "_four-lanes"))]
+            #[cfg(feature = "_four-lanes")]
             Isa::Portable4(_) => Level::Portable4,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => Level::Avx2,
@@ -101,7 +101,7 @@ impl Isa {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Isa::Portable(simd) => kernel.run(simd),
-            #[cfg(any(test, feature = "_four-lanes"))]
+            #[cfg(feature = "_four-lanes")]
             Isa::Portable4(simd) => kernel.run(simd),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(simd) => simd.enter(kernel),
