@@ -19,6 +19,7 @@ mod pools;
 #[cfg(feature = "rayon")]
 mod pools;
 mod softmax_call;
+mod thread_count;
 
 pub use c_options::{Options, flags};
 pub use c_tensor::Tensor;
@@ -375,7 +376,7 @@ pub extern "C" fn flashtile_level() -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn flashtile_default_threads() -> i32 {
     // At most `MAX_THREADS`.
-    i32::try_from(pools::default_threads()).unwrap_or(1)
+    i32::try_from(thread_count::default_threads()).unwrap_or(1)
 }
 
 /// Frees scratch memory and ends threads: `flashtile_release` of the header.

@@ -2,7 +2,7 @@
 
 use super::c_tensor::{BYTES, CheckedTensor, FLOATS, Tensor, Type, check_pointer, list, size};
 use super::failure::{Code, Failure};
-use super::pools;
+use super::thread_count::{MAX_THREADS, count};
 use crate::attention::Attention;
 use crate::level::Level;
 use crate::mask::MaskTensor;
@@ -12,9 +12,6 @@ use crate::score::BiasTensor;
 use crate::sequence::QueryOffset;
 use std::ffi::{CStr, c_char};
 use std::{mem, ptr};
-
-/// The largest number of threads. A larger number is refused as a mistake.
-pub(super) const MAX_THREADS: i32 = 1024;
 
 /// `flashtile_options`. All zero except `struct_size` is plain attention. No version of the struct has padding: see `SIZES`.
 #[derive(Clone, Copy, Debug)]
@@ -211,7 +208,7 @@ impl Options {
         let lists: &'a Lists = lists;
         let mut attention = Attention::new().window(self.window_left()?, self.window_right()?);
         // Also where 0 stands for one thread: with `Threads::Pool`, rayon would start its own pool, which `release` can't end.
-        let serial = pools::count(self.threads) == 1;
+        let serial = count(self.threads) == 1;
         attention = attention.threads(if serial { Threads::Serial } else { Threads::Pool });
         attention = attention.query_offset(self.query_position(lists)?);
         if self.has(flags::CAUSAL) {

@@ -2,11 +2,11 @@
 
 #![forbid(unsafe_code)]
 
-use super::c_options::MAX_THREADS;
 use super::failure::{Code, Failure};
+use super::thread_count::count;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 /// A pool whose drop waits until its threads have ended, so that the library can be unloaded.
@@ -76,11 +76,6 @@ fn pool(threads: usize) -> Result<Arc<Pool>, Failure> {
     Ok(pool)
 }
 
-/// The number of threads that C means: 0 stands for [`default_threads`].
-pub(super) fn count(threads: i32) -> usize {
-    if threads == 0 { default_threads() } else { usize::try_from(threads).unwrap_or(1) }
-}
-
 /// Calls `work` inside a pool of `threads` threads if it is `parallel`, on the calling thread otherwise.
 pub(super) fn run_on(threads: i32, parallel: bool, work: impl FnOnce() + Send) -> Result<(), Failure> {
     let threads = count(threads);
@@ -102,14 +97,4 @@ pub(super) fn release() {
     // Dropped after the lock is released, because joining threads takes time. A pool in use is dropped by its last call.
     let pools = std::mem::take(&mut *pools());
     drop(pools);
-}
-
-/// RAYON_NUM_THREADS if set, otherwise one thread per core.
-pub(super) fn default_threads() -> usize {
-    static THREADS: OnceLock<usize> = OnceLock::new();
-    *THREADS.get_or_init(|| {
-        let set = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok());
-        let cores = || thread::available_parallelism().map_or(1, usize::from);
-        set.filter(|&threads| threads > 0).unwrap_or_else(cores).min(MAX_THREADS as usize)
-    })
 }
