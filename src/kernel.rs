@@ -1,4 +1,5 @@
-//! Computes one tile of queries and keys. It reads rows at strides and computes in f32. It takes no tensor apart by batch and head, and knows no threads.
+//! Computes one tile of queries and keys. It reads rows at strides and computes in f32. It takes no tensor apart
+//! by batch and head, and knows no threads.
 //!
 //! The driver uses this layer through the trait [`FormKernel`](form::FormKernel): load a task, step over its tiles, finish.
 //! There are two forms:

@@ -82,7 +82,8 @@ impl<'a> Prepared<'a> {
     /// strides may differ. The form stays the one for the prepared types.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] for other shapes that fit together and fit the options; otherwise as [`Attention::compute`](crate::Attention::compute).
+    /// [`Error::ShapeMismatch`] for other shapes that fit together and fit the options; otherwise as
+    /// [`Attention::compute`](crate::Attention::compute).
     pub fn compute<'t>(
         &self,
         q: impl Into<AnyTensorRef<'t>>,

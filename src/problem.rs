@@ -1,5 +1,5 @@
-//! Checks the tensors and options of attention. `Prepared` adds the shapes it was made for; `merge`, `softmax` and C check their
-//! own arguments.
+//! Checks the tensors and options of attention. `Prepared` adds the shapes it was made for; `merge`, `softmax` and C check
+//! their own arguments.
 //!
 //! In a [`Problem`], every index within the dimensions leads to an element, every list has the right length, and every number
 //! is one that the kernels take. The layers below check nothing again.

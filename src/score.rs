@@ -33,7 +33,8 @@ pub enum ScoreStage {
     Capped,
     /// After the additive bias and ALiBi; hidden keys have -inf.
     Biased,
-    /// After the softmax: the factors of the values. Hidden keys have 0 (NaN in a row with a visible NaN). Rows that see no key are all 0.
+    /// After the softmax: the factors of the values. Hidden keys have 0 (NaN in a row with a visible NaN). Rows that see
+    /// no key are all 0.
     Probabilities,
 }
 

@@ -499,16 +499,24 @@ fn not_run(what: &str, variable: &str) {
     eprintln!("NOT RUN: {what} is missing");
 }
 
+/// The C compiler. `None` if there is none, which is reported.
+#[cfg(unix)]
+fn c_compiler() -> Option<String> {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    if works(Command::new(&compiler).arg("--version")) {
+        return Some(compiler);
+    }
+    not_run("a C compiler", "FLASHTILE_EXPECT_CC");
+    None
+}
+
 const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 
 /// A program that loads the library, has its threads start late or not at all, and unloads it.
 #[cfg(all(target_os = "linux", feature = "rayon"))]
 #[test]
 fn unloads_and_recovers() {
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-    if !works(Command::new(&compiler).arg("--version")) {
-        return not_run("a C compiler", "FLASHTILE_EXPECT_CC");
-    }
+    let Some(compiler) = c_compiler() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi-unload");
     let mut compile = Command::new(&compiler);
@@ -523,10 +531,7 @@ fn unloads_and_recovers() {
 #[cfg(unix)]
 #[test]
 fn works_from_c() {
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-    if !works(Command::new(&compiler).arg("--version")) {
-        return not_run("a C compiler", "FLASHTILE_EXPECT_CC");
-    }
+    let Some(compiler) = c_compiler() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (header, source) = (root.join("src/capi"), root.join("tests/capi/test.c"));
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi-test");

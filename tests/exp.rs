@@ -1,5 +1,5 @@
-//! Promise: the exponential, through the public API at this processor's best level, is at most one place beside the correctly
-//! rounded value, denormal results included.
+//! Promise: the exponential, through the public API at this processor's best level, is off by at most one unit in the last
+//! place from the correctly rounded value, denormal results included.
 //!
 //! `FLASHTILE_EXHAUSTIVE=1 cargo test --release --test exp` tries all 2^32 numbers instead of a sample, in a minute or two.
 //! `--lib exponentials` instead of `--test exp` does so for every level.

@@ -240,7 +240,7 @@ fn far_log_sum_exps() {
         let merged = state(1.0, lse).merged(&state(3.0, lse));
         assert_eq!(merged.out, [2.0]);
         assert!((merged.lse[0] - (lse as f64 + 2f64.ln()) as f32).abs() <= lse.abs() * f32::EPSILON);
-        // A state beside a far larger one does not count.
+        // A state that is merged with a far larger one does not count.
         if lse.abs() > 1e4 {
             let large = if lse > 0.0 { lse } else { 0.0 };
             let merged = state(1.0, large).merged(&state(7.0, if lse > 0.0 { 0.0 } else { lse }));

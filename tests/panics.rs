@@ -39,7 +39,7 @@ fn quiet_panic() -> ! {
     std::panic::resume_unwind(Box::new("on purpose"))
 }
 
-/// A task beside the call panics before, during or after the call.
+/// Another task of the pool panics before, during or after the call.
 #[test]
 fn panics_beside_a_call() {
     within(60, "panics beside a call", || {

@@ -140,7 +140,7 @@ fn check_large<T: Number<Real = f32> + PartialEq>(shape: [usize; 2], from: impl 
             let y = &y[offset..];
             for &line in lines.iter().filter(|line| **line < axis.lines()) {
                 let places = places(&shape, number, line);
-                // A column stands beside itself: with one column alone, the first axis is the last.
+                // Each column comes twice: with one column alone, the first axis is the last.
                 let copies = 2 - number;
                 let alone: Vec<T> = places.iter().flat_map(|p| vec![x[*p]; copies]).collect();
                 let mut expected = alone.clone();

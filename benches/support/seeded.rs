@@ -117,12 +117,12 @@ impl<T: Element> Inputs<T> {
     }
 
     pub fn q(&self) -> TensorRef<'_, T> {
-        TensorRef::from_slice(&self.q, self.dims.q()).expect("as many elements as the shape says")
+        TensorRef::from_slice(&self.q, self.dims.q()).expect("the length is that of the shape")
     }
     pub fn k(&self) -> TensorRef<'_, T> {
-        TensorRef::from_slice(&self.k, self.dims.k()).expect("as many elements as the shape says")
+        TensorRef::from_slice(&self.k, self.dims.k()).expect("the length is that of the shape")
     }
     pub fn v(&self) -> TensorRef<'_, T> {
-        TensorRef::from_slice(&self.v, self.dims.v()).expect("as many elements as the shape says")
+        TensorRef::from_slice(&self.v, self.dims.v()).expect("the length is that of the shape")
     }
 }

@@ -9,6 +9,7 @@ use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::Decode;
 use crate::kernel::form::FormKernel;
+use crate::kernel::output::TaskOutput;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
@@ -55,19 +56,25 @@ fn compute(claims: &TaskClaims<'_>, claimed: ClaimedTask<'_>, scratch: &mut Scra
     let input = task.input(problem, plan);
     let next = next.map(|next| next.input(problem, plan));
     let next = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
-    let (piece, keys) = (Piece { task: &input, keys: input.span.clone() }, input.span.clone());
+    let piece = Piece { task: &input, keys: input.span.clone() };
     match task.form {
-        Form::Prefill => {
-            let mut kernel = Prefill::load(piece, next, Some(&output), scratch);
-            step_over(&mut kernel, plan, keys);
-            kernel.finish(&mut output);
-        }
-        Form::Decode => {
-            let mut kernel = Decode::load(piece, next, Some(&output), scratch);
-            step_over(&mut kernel, plan, keys);
-            kernel.finish(&mut output);
-        }
+        Form::Prefill => compute_as::<Prefill<'_, '_>>(piece, next, plan, &mut output, scratch),
+        Form::Decode => compute_as::<Decode<'_, '_>>(piece, next, plan, &mut output, scratch),
     }
+}
+
+/// Computes a piece in the form `K`.
+fn compute_as<'t, 'a: 't, K: FormKernel<'t, 'a>>(
+    piece: Piece<'t, 'a>,
+    next: Option<Piece<'_, 'a>>,
+    plan: &Plan,
+    output: &mut TaskOutput<'_>,
+    scratch: &'t mut Scratch,
+) {
+    let keys = piece.keys.clone();
+    let mut kernel = K::load(piece, next, Some(output), scratch);
+    step_over(&mut kernel, plan, keys);
+    kernel.finish(output);
 }
 
 /// Steps over `keys`, split by split and tile by tile.

@@ -15,7 +15,8 @@ use crate::problem::Problem;
 use crate::score::Unit;
 use crate::simd::Isa;
 
-/// Writes the scores of every query, a row of `seq_kv` each. `finish_row` is called with the level and each row before it is written.
+/// Writes the scores of every query, a row of `seq_kv` each. `finish_row` is called with the level and each row, before the row
+/// is written.
 pub(crate) fn run(
     problem: &Problem<'_>,
     plan: &Plan,

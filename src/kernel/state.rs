@@ -34,7 +34,7 @@ impl<const N: usize> State<N> {
 
     /// The log-sum-exp of row `n`'s scores, natural logarithm; -inf over no keys.
     pub(crate) fn lse(&self, n: usize) -> f32 {
-        // In f64, because the maximum may be large beside the logarithm of the sum. It is computed once for each row.
+        // In f64, because the maximum may be much larger than the logarithm of the sum. It is computed once for each row.
         let (max, sum) = (self.max[n] as f64, self.sum[n]);
         if sum == 0.0 { f32::NEG_INFINITY } else { ((max + (sum as f64).log2()) * LN_2) as f32 }
     }

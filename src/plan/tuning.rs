@@ -66,8 +66,8 @@ pub(super) const ENOUGH_TASKS: usize = 64;
 /// value_dim of 128 reaches the limit at 860 million keys.
 pub(super) const MAX_PARTIALS: usize = 1 << 28;
 
-/// Elements of a K tile and a V tile together: 192 KiB as f32. They fit an L2 cache of 512 KiB beside the packed queries and
-/// outputs of a block at head_dim 128, which take about the same. (128 KiB took 1% longer at head_dim 128.)
+/// Elements of a K tile and a V tile together: 192 KiB as f32. They fit an L2 cache of 512 KiB together with the packed queries
+/// and outputs of a block at head_dim 128, which take about the same. (128 KiB took 1% longer at head_dim 128.)
 pub(super) const TILE_ELEMENTS: usize = 48 * 1024;
 
 /// The most rows that share a packed tile of keys and values. Fetching and packing a key and its value costs about half of

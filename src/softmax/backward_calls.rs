@@ -27,12 +27,7 @@ pub fn softmax_backward_into<T: Number>(
     axis: Axis,
     scale: T::Real,
 ) -> Result<(), Error> {
-    for x in [y, dy, dx] {
-        axis.check(x)?;
-    }
-    check_scale::<T>(scale)?;
-    T::backward(y, Buffers::Into { from: dy, to: dx }, axis, scale, false);
-    Ok(())
+    backward(y, Buffers::Into { from: dy, to: dx }, axis, scale, false)
 }
 
 /// [`softmax_backward_into`] that overwrites dy with dx.
@@ -41,11 +36,7 @@ pub fn softmax_backward_into<T: Number>(
 /// [`Error::SliceLength`] if one of the slices is not a whole array, and [`Error::InvalidOption`] for a scale that is
 /// not finite.
 pub fn softmax_backward_in_place<T: Number>(y: &[T], dy: &mut [T], axis: Axis, scale: T::Real) -> Result<(), Error> {
-    axis.check(y)?;
-    axis.check(dy)?;
-    check_scale::<T>(scale)?;
-    T::backward(y, Buffers::InPlace(dy), axis, scale, false);
-    Ok(())
+    backward(y, Buffers::InPlace(dy), axis, scale, false)
 }
 
 /// The gradient of log_softmax. `y` is its output, `dy` the gradient of a loss with respect to `y`, `dx` the gradient with
@@ -67,12 +58,7 @@ pub fn log_softmax_backward_into<T: Number>(
     axis: Axis,
     scale: T::Real,
 ) -> Result<(), Error> {
-    for x in [y, dy, dx] {
-        axis.check(x)?;
-    }
-    check_scale::<T>(scale)?;
-    T::backward(y, Buffers::Into { from: dy, to: dx }, axis, scale, true);
-    Ok(())
+    backward(y, Buffers::Into { from: dy, to: dx }, axis, scale, true)
 }
 
 /// [`log_softmax_backward_into`] that overwrites dy with dx.
@@ -86,10 +72,22 @@ pub fn log_softmax_backward_in_place<T: Number>(
     axis: Axis,
     scale: T::Real,
 ) -> Result<(), Error> {
+    backward(y, Buffers::InPlace(dy), axis, scale, true)
+}
+
+/// Checks and computes the gradient of softmax, or of log_softmax if `log`.
+fn backward<T: Number>(
+    y: &[T],
+    mut buffers: Buffers<'_, T>,
+    axis: Axis,
+    scale: T::Real,
+    log: bool,
+) -> Result<(), Error> {
     axis.check(y)?;
-    axis.check(dy)?;
+    axis.check(buffers.input())?;
+    axis.check(buffers.output())?;
     check_scale::<T>(scale)?;
-    T::backward(y, Buffers::InPlace(dy), axis, scale, true);
+    T::backward(y, buffers, axis, scale, log);
     Ok(())
 }
 

@@ -28,6 +28,27 @@ fn at_every_level(check: impl Fn(Level)) {
     CHOSEN.set(None);
 }
 
+/// The probabilities among the scores run at the level that they are given, not at the best one.
+#[test]
+fn plain_runs_at_its_level() {
+    let row: Vec<f32> = (0..1000).map(|n| (n * 7919 % 1000) as f32 * 0.01).collect();
+    at_every_level(|level| {
+        let (mut expected, mut got) = (row.clone(), row.clone());
+        softmax(&mut expected, 1.0).unwrap();
+        CHOSEN.set(None);
+        plain(Isa::detect(level).unwrap(), &mut got);
+        assert_eq!(got, expected, "{level}");
+    });
+    let mut bits = Vec::new();
+    for level in Level::available() {
+        let mut probs = row.clone();
+        plain(Isa::detect(level).unwrap(), &mut probs);
+        bits.push(probs);
+    }
+    // Otherwise this test could not fail.
+    assert!(bits.len() == 1 || bits.iter().any(|probs| *probs != bits[0]), "all levels have the same bits");
+}
+
 const INF: f32 = f32::INFINITY;
 
 /// Relative: see `BOUND` in `tests/softmax.rs`.

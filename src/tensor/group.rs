@@ -165,13 +165,9 @@ impl<'a, T> GroupRowsMut<'a, T> {
     /// # Panics
     /// If there is no such batch, or are no such heads or rows.
     pub(crate) unsafe fn new(output: &SharedRows<'a, T>, b: usize, heads: Range<usize>, rows: Range<usize>) -> Self {
-        let [_, _, queries, cols] = *output.shape();
-        let [_, head_stride, query_stride, col_stride] = *output.strides();
-        assert!(rows.start <= rows.end && rows.end <= heads.len() * queries, "rows {rows:?} of {heads:?}");
-        let layout = GroupLayout { group: heads.len(), head_stride, query_stride };
-        // The invariant of `SharedRows` says that the elements exist; the rest is the caller's promise.
-        let origin = output.first_of(b, heads);
-        GroupRowsMut { origin, layout, first: rows.start, count: rows.len(), cols, col_stride, borrow: PhantomData }
+        let (cols, col_stride) = (output.shape()[3], output.strides()[3]);
+        // SAFETY: the caller's promise.
+        unsafe { Self::of_heads(output, b, heads, rows, (cols, col_stride)) }
     }
 
     /// As [`GroupRowsMut::new`], for a tensor with one element for each row.
@@ -187,20 +183,32 @@ impl<'a, T> GroupRowsMut<'a, T> {
         heads: Range<usize>,
         rows: Range<usize>,
     ) -> Self {
-        let [_, _, queries] = *output.shape();
-        let [_, head_stride, query_stride] = *output.strides();
+        // SAFETY: the caller's promise.
+        unsafe { Self::of_heads(output, b, heads, rows, (1, 1)) }
+    }
+
+    /// As [`GroupRowsMut::new`], for rows of `cols` elements, `col_stride` apart. The axes of `output` begin with batch, head
+    /// and query.
+    ///
+    /// # Safety
+    /// * while the result lives, there is no other value with any of these rows
+    /// * each row of `output` has such elements
+    ///
+    /// # Panics
+    /// As [`GroupRowsMut::new`].
+    unsafe fn of_heads<const N: usize>(
+        output: &SharedRows<'a, T, N>,
+        b: usize,
+        heads: Range<usize>,
+        rows: Range<usize>,
+        (cols, col_stride): (usize, isize),
+    ) -> Self {
+        let (queries, strides) = (output.shape()[2], output.strides());
         assert!(rows.start <= rows.end && rows.end <= heads.len() * queries, "rows {rows:?} of {heads:?}");
-        let layout = GroupLayout { group: heads.len(), head_stride, query_stride };
+        let layout = GroupLayout { group: heads.len(), head_stride: strides[1], query_stride: strides[2] };
+        // The invariant of `SharedRows` says that the elements exist; the rest is the caller's promise.
         let origin = output.first_of(b, heads);
-        GroupRowsMut {
-            origin,
-            layout,
-            first: rows.start,
-            count: rows.len(),
-            cols: 1,
-            col_stride: 1,
-            borrow: PhantomData,
-        }
+        GroupRowsMut { origin, layout, first: rows.start, count: rows.len(), cols, col_stride, borrow: PhantomData }
     }
 
     #[inline]

@@ -154,7 +154,7 @@ fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64]
     let (n, roundings) = (dot_steps as f64, 2.0 * query.len() as f64 + 1.0);
     let scale = problem.scale.unwrap_or(1.0 / (query.len().max(1) as f32).sqrt()) as f64;
     let denormal = ETA * (products + keys + roundings) * 1.001;
-    // (What only scores of bf16 may lose, allowed to all: nothing beside their other errors.)
+    // (What only scores of bf16 may lose, allowed to all: it is far smaller than their other errors.)
     flushed += FLUSHED * roundings;
     // 1. scale * dot, or tanh(scale * dot / cap) * cap.
     let (mut value, mut error, mut size);

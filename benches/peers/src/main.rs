@@ -194,7 +194,7 @@ fn wide<T: Number>(x: T) -> f64 {
 }
 
 fn tensor<T: Copy>(data: &[T], shape: [usize; 4]) -> TensorRef<'_, T> {
-    TensorRef::from_slice(data, shape).expect("as many elements as the shape says")
+    TensorRef::from_slice(data, shape).expect("the length is that of the shape")
 }
 
 /// A call that computes once. It returns the output, `[batch, heads, seq, dim]`, if its argument says so, or why it can't.

@@ -117,8 +117,8 @@ impl<K> Scores<'_, K> {
             // Wrapping: keys of no elements may have any stride.
             let offset = self.keys.row_stride().wrapping_mul(rows.start as isize);
             block.keys.at = self.keys.as_ptr().wrapping_offset(offset);
-            // SAFETY: these rows of the keys and of the scores exist, and the queries have a vector for each step (`panel_scores`
-            // has checked). The rows are no more than `product_rows`.
+            // SAFETY: these rows of the keys and of the scores exist, and the queries have a vector for each step
+            // (`panel_scores` has checked). The rows are no more than `product_rows`.
             unsafe { by_rows::<S, V>(rows.len(), &mut block) };
             block.scores = block.scores.wrapping_add(rows.len() * V * S::LANES);
         }
