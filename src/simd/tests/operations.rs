@@ -209,18 +209,28 @@ impl Kernel for SumChecks {
     }
 }
 
+struct AllOperations;
+impl Kernel for AllOperations {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        Arithmetic.run(simd);
+        Fused.run(simd);
+        Integers.run(simd);
+        Lanes.run(simd);
+        Transpose.run(simd);
+        SumChecks.run(simd);
+    }
+}
+
 #[test]
 fn operations_match_the_scalar_ones() {
     for level in Level::available() {
         let isa = Isa::detect(level).unwrap();
         assert_eq!(isa.level(), level);
-        isa.run(Arithmetic);
-        isa.run(Fused);
-        isa.run(Integers);
-        isa.run(Lanes);
-        isa.run(Transpose);
-        isa.run(SumChecks);
+        isa.run(AllOperations);
     }
+    AllOperations.run(Portable::<4>);
 }
 
 struct PairChecks;
