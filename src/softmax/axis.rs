@@ -65,15 +65,29 @@ impl Axis {
         self.after
     }
 
-    /// The indices of the elements of line number `line`.
-    pub(super) fn indices(self, line: usize) -> impl Iterator<Item = usize> + Clone {
+    /// Line number `line`.
+    pub(super) fn line(self, line: usize) -> Line {
         let first = line / self.after * self.len * self.after + line % self.after;
-        (0..self.len).map(move |i| first + i * self.after)
+        Line { first, stride: self.after, len: self.len }
     }
 
     /// Refuses a slice that is not the whole array.
     pub(super) fn check<T>(self, x: &[T]) -> Result<(), Error> {
         same_len(self.elements(), x.len())
+    }
+}
+
+/// The elements of one line of an axis: `first + i * stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Line {
+    pub(super) first: usize,
+    pub(super) stride: usize,
+    pub(super) len: usize,
+}
+
+impl Line {
+    pub(super) fn indices(self) -> impl Iterator<Item = usize> + Clone {
+        (0..self.len).map(move |i| self.first + i * self.stride)
     }
 }
 

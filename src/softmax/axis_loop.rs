@@ -22,50 +22,49 @@ const STREAM_BYTES: usize = 16 << 20;
 /// Numbers of a buffer on the stack. A short row is not worth an allocation.
 const STACK_NUMBERS: usize = 256;
 
-/// Softmax along an axis, or log_softmax. Softmax is multiplied by the `upstream` of each line, if given.
+/// Softmax along an axis, or log_softmax. Softmax is multiplied by the `upstream` of each line, if given. For the last axis,
+/// `visit` gets the state of every row.
 pub(super) struct Softmax<'a, T> {
     pub(super) buffers: Buffers<'a, T>,
     pub(super) axis: Axis,
     pub(super) scale: Scale,
     pub(super) log: bool,
     pub(super) upstream: Option<&'a [f32]>,
+    pub(super) visit: Option<&'a mut dyn FnMut(usize, RowState)>,
 }
 
 impl<T: Stored> Softmax<'_, T> {
-    /// Runs at a level. For the last axis, `visit` gets the state of every row.
-    pub(super) fn run(self, isa: Isa, visit: impl FnMut(usize, RowState)) {
-        match self.scale {
-            Scale { factor: 1.0, scale: 1.0 } if isa.has_pick_16() => self.run_scaled(isa, One, visit),
-            Scale { factor: 1.0, scale } if self.log && scale < 1.0 => {
-                isa.run(TypedSoftmax::<_, _, _, true>(self, Halved(scale), visit));
+    pub(super) fn run(self, isa: Isa) {
+        // Every pair of types here is some 60 KB of code.
+        match (self.scale, self.log) {
+            (Scale { factor: 1.0, scale: 1.0 }, true) if isa.has_pick_16() => {
+                isa.run(TypedSoftmax::<_, _, true>(self, One));
             }
-            Scale { factor: 1.0, scale } => self.run_scaled(isa, Plain(scale), visit),
-            scale if self.log => isa.run(TypedSoftmax::<_, _, _, true>(self, scale.without_overflow(), visit)),
-            scale => isa.run(TypedSoftmax::<_, _, _, false>(self, scale, visit)),
-        }
-    }
-
-    fn run_scaled(self, isa: Isa, scale: impl Scaling, visit: impl FnMut(usize, RowState)) {
-        if self.log {
-            isa.run(TypedSoftmax::<_, _, _, true>(self, scale, visit));
-        } else {
-            isa.run(TypedSoftmax::<_, _, _, false>(self, scale, visit));
+            (Scale { factor: 1.0, scale: 1.0 }, false) if isa.has_pick_16() => {
+                isa.run(TypedSoftmax::<_, _, false>(self, One));
+            }
+            (Scale { factor: 1.0, scale }, true) if scale <= Halved::LARGEST => {
+                isa.run(TypedSoftmax::<_, _, true>(self, Halved(scale)));
+            }
+            (Scale { factor: 1.0, scale }, false) => isa.run(TypedSoftmax::<_, _, false>(self, Plain(scale))),
+            (scale, true) => isa.run(TypedSoftmax::<_, _, true>(self, scale.without_overflow())),
+            (scale, false) => isa.run(TypedSoftmax::<_, _, false>(self, scale)),
         }
     }
 }
 
 /// [`Softmax`] with its options as type parameters, so that the loops do not branch on them.
-struct TypedSoftmax<'a, T, C, F, const LOG: bool>(Softmax<'a, T>, C, F);
+struct TypedSoftmax<'a, T, C, const LOG: bool>(Softmax<'a, T>, C);
 
 // A kernel has no vector code in closures, because a closure that is not inlined is compiled without the level's instructions.
 // The iterators below only count.
-impl<T: Stored, C: Scaling, F: FnMut(usize, RowState), const LOG: bool> Kernel for TypedSoftmax<'_, T, C, F, LOG> {
+impl<T: Stored, C: Scaling, const LOG: bool> Kernel for TypedSoftmax<'_, T, C, LOG> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         // A constant condition: for a level where it is false, nothing after this line is compiled.
         assert!(S::HAS_PICK_16 || !C::FOR_TABLE, "`Softmax::run` chooses by the level");
-        let Self(Softmax { mut buffers, axis, upstream, .. }, scale, mut visit) = self;
+        let Self(Softmax { mut buffers, axis, upstream, mut visit, .. }, scale) = self;
         if axis.after() == 1 {
             // In place, a row is still in the first cache when it is written, so streaming would not help.
             let stream = matches!(buffers, Buffers::Into { .. }) && is_large::<T>(axis);
@@ -77,7 +76,10 @@ impl<T: Stored, C: Scaling, F: FnMut(usize, RowState), const LOG: bool> Kernel f
             let stream = streaming.as_ref();
             for (line, row) in rows(axis).enumerate() {
                 let upstream = upstream.map_or(1.0, |upstream| upstream[line]);
-                visit(line, row::softmax::<S, T, C, LOG>(simd, &mut buffers, row, tile, scale, upstream, stream));
+                let state = row::softmax::<S, T, C, LOG>(simd, &mut buffers, row, tile, scale, upstream, stream);
+                if let Some(visit) = &mut visit {
+                    visit(line, state);
+                }
             }
             return;
         }
@@ -103,18 +105,18 @@ fn is_large<T>(axis: Axis) -> bool {
 }
 
 /// Hands the state of every line along an axis to `visit`.
-pub(super) struct VisitStates<'a, T, F> {
+pub(super) struct VisitStates<'a, T> {
     pub(super) x: &'a [T],
     pub(super) axis: Axis,
     pub(super) scale: Scale,
-    pub(super) visit: F,
+    pub(super) visit: &'a mut dyn FnMut(usize, RowState),
 }
 
-impl<T: Element, F: FnMut(usize, RowState)> Kernel for VisitStates<'_, T, F> {
+impl<T: Element> Kernel for VisitStates<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { x, axis, scale, mut visit } = self;
+        let Self { x, axis, scale, visit } = self;
         if axis.after() == 1 {
             let mut tile = AlignedBuffer::new(axis.line_len().clamp(1, ROW_TILE));
             let tile = tile.as_mut_slice();

@@ -34,11 +34,12 @@ impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
     fn run<S: Simd>(self, simd: S) {
         let Self { y, mut buffers, axis, scale } = self;
         if axis.after() == 1 {
-            for line in (0..axis.lines()).map(|b| b * axis.line_len()..(b + 1) * axis.line_len()) {
+            for number in 0..axis.lines() {
+                let line = number * axis.line_len()..(number + 1) * axis.line_len();
                 let (total, largest) = row_total::<S, T, LOG>(simd, &y[line.clone()], &buffers.input()[line.clone()]);
                 if !(largest + total.abs()).is_finite() {
-                    let dx = rare::backward(y, buffers.input(), line.clone(), f64::from(scale), LOG);
-                    buffers.output()[line].copy_from_slice(&dx);
+                    let dx = rare::backward(y, buffers.input(), axis.line(number), f64::from(scale), LOG);
+                    dx.write(buffers.output());
                     continue;
                 }
                 // All vectors of a row have the same total.
@@ -93,23 +94,17 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
     }
     let mut rare_lines = Vec::new();
     if rare {
-        let mut reach = [[0.0; MAX_LANES]; V];
+        let mut reach = [0.0; WIDE * MAX_LANES];
         for v in 0..V {
-            simd.store_slice(&mut reach[v], reaches[v]);
+            simd.store_slice(&mut reach[v * S::LANES..], reaches[v]);
         }
-        let is_rare = |lane: &usize| !reach[lane / S::LANES][lane % S::LANES].is_finite();
-        for lane in (0..strip.width).filter(is_rare) {
-            let indices = (0..strip.len).map(|i| strip.first + lane + i * strip.stride);
-            rare_lines.push((lane, rare::backward(y, buffers.input(), indices, f64::from(scale), LOG)));
-        }
+        rare_lines = rare::strip_backward(y, buffers.input(), strip, &reach, f64::from(scale), LOG);
     }
     for i in 0..strip.len {
         apply::<S, T, V, LOG>(simd, &y[row(i)], buffers, row(i), total, scale);
     }
-    for (lane, dx) in rare_lines {
-        for (i, dx) in dx.into_iter().enumerate() {
-            buffers.output()[strip.first + lane + i * strip.stride] = dx;
-        }
+    for line in rare_lines {
+        line.write(buffers.output());
     }
 }
 

@@ -112,7 +112,7 @@ pub fn logsumexp_backward_into<T: Number>(
     same_len(axis.lines(), dl.len())?;
     check_scale::<T>(scale)?;
     let upstream: Vec<_> = dl.iter().map(|dl| T::real(T::real_to_f64(scale) * dl.to_f64())).collect();
-    T::softmax_times(x, dx, axis, scale, &upstream, |_, _, _| ());
+    T::softmax_times(x, dx, axis, scale, &upstream, None);
     let scale = T::real_to_f64(scale);
     finish_rare_lines(x, dx, axis, scale, &upstream, |line| [scale, dl[line].to_f64()]);
     Ok(())
@@ -130,6 +130,6 @@ pub(super) fn finish_rare_lines<T: Number>(
 ) {
     let is_rare = |line: &usize| !T::real_to_f64(upstream[*line]).is_finite();
     for line in (0..upstream.len()).filter(is_rare) {
-        double::softmax_line_times(x, out, axis.indices(line), scale, factors(line));
+        double::softmax_line_times(x, out, axis.line(line), scale, factors(line));
     }
 }

@@ -24,7 +24,7 @@ pub fn cross_entropy_into<T: Number>(
 ) -> Result<(), Error> {
     let axis = check(logits, targets, classes)?;
     count("losses", targets.len(), losses.len())?;
-    T::states(logits, axis, T::real(1.0), |row, max, sum| {
+    T::states(logits, axis, T::real(1.0), &mut |row, max, sum| {
         losses[row] = T::real(loss(logits[row * classes + targets[row]].to_f64(), max, sum));
     });
     Ok(())
@@ -47,7 +47,7 @@ pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], classes: usize)
     let rows = targets.len().max(1) as f64;
     let sum_of = |divisor: f64| {
         let mut total = 0.0;
-        T::states(logits, axis, T::real(1.0), |row, max, sum| {
+        T::states(logits, axis, T::real(1.0), &mut |row, max, sum| {
             total += loss(logits[row * classes + targets[row]].to_f64(), max, sum) / divisor;
         });
         total
@@ -80,9 +80,10 @@ pub fn cross_entropy_gradient_into<T: Number>(
     count("upstream gradients", targets.len(), upstream.len())?;
     same_len(logits.len(), gradient.len())?;
     let mut losses = vec![0.0; targets.len()];
-    T::softmax_times(logits, gradient, axis, T::real(1.0), upstream, |row, max, sum| {
+    let mut keep_loss = |row: usize, max, sum| {
         losses[row] = loss(logits[row * classes + targets[row]].to_f64(), max, sum);
-    });
+    };
+    T::softmax_times(logits, gradient, axis, T::real(1.0), upstream, Some(&mut keep_loss));
     finish_rare_lines(logits, gradient, axis, 1.0, upstream, |row| [1.0, T::real_to_f64(upstream[row])]);
     for (row, loss) in losses.into_iter().enumerate() {
         let (upstream, share) = (T::real_to_f64(upstream[row]), (-loss).exp_m1());

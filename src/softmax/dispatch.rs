@@ -9,6 +9,7 @@ use super::chosen_level::isa;
 use super::number::Number;
 use super::row_state::RowState;
 use super::scale::Scale;
+use super::sealed::Visit;
 use super::{double, sealed};
 use crate::element::{bf16, f16};
 
@@ -31,7 +32,7 @@ macro_rules! through_f32 {
             }
             fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 if axis.elements() > 0 {
-                    Softmax { buffers, axis, scale: Scale::new(scale), log, upstream: None }.run(isa(), |_, _| ());
+                    Softmax { buffers, axis, scale: Scale::new(scale), log, upstream: None, visit: None }.run(isa());
                 }
             }
             fn softmax_times(
@@ -40,15 +41,18 @@ macro_rules! through_f32 {
                 axis: Axis,
                 scale: f32,
                 upstream: &[f32],
-                mut visit: impl FnMut(usize, f64, f64),
+                visit: Option<Visit<'_>>,
             ) {
                 let (buffers, scale) = (Buffers::Into { from: x, to: out }, Scale::new(scale));
-                Softmax { buffers, axis, scale, log: false, upstream: Some(upstream) }
-                    .run(isa(), |line, state| visit(line, f64::from(state.max), f64::from(state.sum)));
+                let mut visit = visit.map(|visit| {
+                    move |line, state: RowState| visit(line, f64::from(state.max), f64::from(state.sum))
+                });
+                let visit = visit.as_mut().map(|visit| visit as &mut dyn FnMut(usize, RowState));
+                Softmax { buffers, axis, scale, log: false, upstream: Some(upstream), visit }.run(isa());
             }
-            fn states(x: &[Self], axis: Axis, scale: f32, mut visit: impl FnMut(usize, f64, f64)) {
+            fn states(x: &[Self], axis: Axis, scale: f32, visit: Visit<'_>) {
                 let scale = Scale::new(scale);
-                let visit = |line, state: RowState| {
+                let visit = &mut |line, state: RowState| {
                     visit(line, f64::from(state.max) * f64::from(scale.scale), f64::from(state.sum));
                 };
                 isa().run(VisitStates { x, axis, scale, visit });
@@ -86,7 +90,7 @@ impl sealed::Sealed for f64 {
         x
     }
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
-        double::softmax(buffers, axis, scale, log, |_| 1.0, |_, _, _| ());
+        double::softmax(buffers, axis, scale, log, |_| 1.0, None);
     }
     fn softmax_times(
         x: &[Self],
@@ -94,11 +98,11 @@ impl sealed::Sealed for f64 {
         axis: Axis,
         scale: f64,
         upstream: &[f64],
-        visit: impl FnMut(usize, f64, f64),
+        visit: Option<Visit<'_>>,
     ) {
         double::softmax(Buffers::Into { from: x, to: out }, axis, scale, false, |line| upstream[line], visit);
     }
-    fn states(x: &[Self], axis: Axis, scale: f64, visit: impl FnMut(usize, f64, f64)) {
+    fn states(x: &[Self], axis: Axis, scale: f64, visit: Visit<'_>) {
         double::states(x, axis, scale, visit);
     }
     fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {

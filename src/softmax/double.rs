@@ -1,28 +1,14 @@
 //! The formulas in f64, for checking: plain loops with the standard library's exp.
 #![forbid(unsafe_code)]
 
-use super::axis::Axis;
+use super::axis::{Axis, Line};
 use super::buffers::Buffers;
 use super::number::Number;
 use super::rare;
-
-/// The elements of one line of an axis.
-#[derive(Clone, Copy)]
-struct Line {
-    first: usize,
-    stride: usize,
-    len: usize,
-}
-
-impl Line {
-    fn indices(self) -> impl Iterator<Item = usize> + Clone {
-        (0..self.len).map(move |i| self.first + i * self.stride)
-    }
-}
+use super::sealed::Visit;
 
 fn lines(axis: Axis) -> impl Iterator<Item = Line> {
-    let (len, stride) = (axis.line_len(), axis.after());
-    (0..axis.lines()).map(move |l| Line { first: l / stride * len * stride + l % stride, stride, len })
+    (0..axis.lines()).map(move |line| axis.line(line))
 }
 
 /// The exponents scale * (x - max) of a line, where max belongs to the largest scale * x. An x of -inf is always hidden, +inf is
@@ -68,7 +54,7 @@ pub(super) fn softmax(
     scale: f64,
     log: bool,
     upstream: impl Fn(usize) -> f64,
-    mut visit: impl FnMut(usize, f64, f64),
+    mut visit: Option<Visit<'_>>,
 ) {
     if axis.elements() == 0 {
         return;
@@ -82,11 +68,13 @@ pub(super) fn softmax(
             let t = exponents.of(buffers.input()[p]);
             buffers.output()[p] = if log { t - log_sum } else { t.exp() * inverse * upstream(l) };
         }
-        visit(l, exponents.max, sum);
+        if let Some(visit) = &mut visit {
+            visit(l, exponents.max, sum);
+        }
     }
 }
 
-pub(super) fn states(x: &[f64], axis: Axis, scale: f64, mut visit: impl FnMut(usize, f64, f64)) {
+pub(super) fn states(x: &[f64], axis: Axis, scale: f64, visit: Visit<'_>) {
     for (l, line) in lines(axis).enumerate() {
         let exponents = Exponents::new(x, line, scale);
         let sum = exponents.sum(x, line);
@@ -104,8 +92,7 @@ pub(super) fn backward(y: &[f64], mut buffers: Buffers<'_, f64>, axis: Axis, sca
         let total: f64 = line.indices().map(|p| if log { dy[p] } else { y[p] * dy[p] }).sum();
         let largest = line.indices().map(|p| dy[p].abs()).fold(0.0, f64::max);
         if !(largest + total.abs()).is_finite() {
-            let dx = rare::backward(y, dy, line.indices(), scale, log);
-            line.indices().zip(dx).for_each(|(p, dx)| buffers.output()[p] = dx);
+            rare::backward(y, dy, line, scale, log).write(buffers.output());
             continue;
         }
         for p in line.indices() {
@@ -122,16 +109,16 @@ pub(super) fn backward(y: &[f64], mut buffers: Buffers<'_, f64>, axis: Axis, sca
 pub(super) fn softmax_line_times<T: Number>(
     x: &[T],
     out: &mut [T],
-    indices: impl Iterator<Item = usize> + Clone,
+    line: Line,
     scale: f64,
     factors: [f64; 2],
 ) {
-    let mut probs: Vec<f64> = indices.clone().map(|index| x[index].to_f64()).collect();
+    let mut probs: Vec<f64> = line.indices().map(|index| x[index].to_f64()).collect();
     let axis = Axis::row(probs.len());
-    softmax(Buffers::InPlace(&mut probs), axis, scale, false, |_| 1.0, |_, _, _| ());
+    softmax(Buffers::InPlace(&mut probs), axis, scale, false, |_| 1.0, None);
     let [a, b] = factors;
     let (larger, smaller) = if a.abs() < b.abs() { (b, a) } else { (a, b) };
-    for (index, prob) in indices.zip(probs) {
+    for (index, prob) in line.indices().zip(probs) {
         out[index] = T::from_f64(if prob == 0.0 { 0.0 } else { prob * larger * smaller });
     }
 }

@@ -29,7 +29,7 @@ pub fn softmax<T: Number>(row: &mut [T], scale: T::Real) -> Result<(), Error> {
 pub(crate) fn plain(isa: Isa, row: &mut [f32]) {
     if !row.is_empty() {
         let (axis, buffers, scale) = (Axis::row(row.len()), Buffers::InPlace(row), Scale::new(1.0));
-        Softmax { buffers, axis, scale, log: false, upstream: None }.run(isa, |_, _| ());
+        Softmax { buffers, axis, scale, log: false, upstream: None, visit: None }.run(isa);
     }
 }
 
@@ -112,7 +112,7 @@ pub fn logsumexp_into<T: Number>(x: &[T], out: &mut [T], axis: Axis, scale: T::R
     axis.check(x)?;
     same_len(axis.lines(), out.len())?;
     check_scale::<T>(scale)?;
-    T::states(x, axis, scale, |line, max, sum| out[line] = T::from_f64(log_sum_exp(max, sum)));
+    T::states(x, axis, scale, &mut |line, max, sum| out[line] = T::from_f64(log_sum_exp(max, sum)));
     Ok(())
 }
 

@@ -2,13 +2,47 @@
 //! or products that overflow. Plain f64 loops, one line at a time.
 #![forbid(unsafe_code)]
 
+use super::axis::Line;
 use super::number::Number;
+use super::strips::Strip;
 
 /// Gradients are multiplied by this before they are added, and by its inverse at the end. So no sum or difference of finite
 /// numbers overflows, not even for f64 elements.
 const DOWN: f64 = f64::from_bits((1023 - 64) << 52);
 
-/// dx of softmax, or of log_softmax if `log`, for the elements of one line at `indices`.
+/// The dx of one line, kept until every other line that needs its dy has been computed: dx may overwrite dy.
+pub(super) struct RareLine<T> {
+    line: Line,
+    dx: Vec<T>,
+}
+
+impl<T: Number> RareLine<T> {
+    #[cold]
+    #[inline(never)]
+    pub(super) fn write(self, out: &mut [T]) {
+        for (index, dx) in self.line.indices().zip(self.dx) {
+            out[index] = dx;
+        }
+    }
+}
+
+/// The lines of a strip whose `reach` is not finite.
+#[cold]
+#[inline(never)]
+pub(super) fn strip_backward<T: Number>(
+    y: &[T],
+    dy: &[T],
+    strip: Strip,
+    reach: &[f32],
+    scale: f64,
+    log: bool,
+) -> Vec<RareLine<T>> {
+    let rare = (0..strip.width).filter(|&i| !reach[i].is_finite());
+    let line = |i| Line { first: strip.first + i, stride: strip.stride, len: strip.len };
+    rare.map(|i| backward(y, dy, line(i), scale, log)).collect()
+}
+
+/// dx of softmax, or of log_softmax if `log`, for one line.
 ///
 /// Elements whose y is 0 (-inf for log_softmax) are hidden. For softmax, a hidden element adds 0 to the total and its dx is 0.
 /// For log_softmax, this holds if its dy is not finite.
@@ -17,11 +51,11 @@ const DOWN: f64 = f64::from_bits((1023 - 64) << 52);
 pub(super) fn backward<T: Number>(
     y: &[T],
     dy: &[T],
-    indices: impl Iterator<Item = usize> + Clone,
+    line: Line,
     scale: f64,
     log: bool,
-) -> Vec<T> {
-    let terms = indices.map(|index| {
+) -> RareLine<T> {
+    let terms = line.indices().map(|index| {
         let (y, dy) = (y[index].to_f64(), dy[index].to_f64());
         let (prob, hidden) = if log { (y.exp(), y == f64::NEG_INFINITY) } else { (y, y == 0.0) };
         (prob, if hidden && !dy.is_finite() { 0.0 } else { dy * DOWN })
@@ -39,5 +73,5 @@ pub(super) fn backward<T: Number>(
         let dx = if scale.abs() < 1.0 { unscaled * (scale / DOWN) } else { unscaled * scale / DOWN };
         T::from_f64(dx)
     });
-    dx.collect()
+    RareLine { line, dx: dx.collect() }
 }

@@ -76,10 +76,16 @@ pub(super) struct One;
 #[derive(Clone, Copy)]
 pub(super) struct Plain(pub(super) f32);
 
-/// A scale below 1 that needs no factor, for log_softmax: scale * (y - max) as (2 * scale) * (y/2 - max/2). Half of a difference
-/// never overflows. It has the bits of the difference apart from the power of two.
+/// A positive scale that needs no factor, for log_softmax: scale * (y - max) as (2 * scale) * (y/2 - max/2). Half of a difference
+/// never overflows. It has the bits of the difference apart from the power of two, unless it is denormal: then it is less than a
+/// rounding error of the logarithm.
 #[derive(Clone, Copy)]
 pub(super) struct Halved(pub(super) f32);
+
+impl Halved {
+    /// Twice this is finite.
+    pub(super) const LARGEST: f32 = f32::MAX / 2.0;
+}
 
 impl Scaling for One {
     const FOR_TABLE: bool = true;

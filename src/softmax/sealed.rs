@@ -4,6 +4,10 @@
 use super::axis::Axis;
 use super::buffers::Buffers;
 
+/// Gets a line's number, its maximum and its sum. A reference, because a type parameter would compile every loop at every level
+/// for each caller, and in the crate of the caller.
+pub(super) type Visit<'a> = &'a mut dyn FnMut(usize, f64, f64);
+
 /// The operations of an element type. The callers have checked all lengths.
 pub trait Sealed: Sized {
     /// The type of scales and losses: f32, or f64 for f64.
@@ -20,10 +24,10 @@ pub trait Sealed: Sized {
         axis: Axis,
         scale: Self::Real,
         upstream: &[Self::Real],
-        visit: impl FnMut(usize, f64, f64),
+        visit: Option<Visit<'_>>,
     );
     /// Hands (line, scale * max, sum) of every line to `visit`.
-    fn states(x: &[Self], axis: Axis, scale: Self::Real, visit: impl FnMut(usize, f64, f64));
+    fn states(x: &[Self], axis: Axis, scale: Self::Real, visit: Visit<'_>);
     /// From dy to dx. `y` is the output of softmax, or of log_softmax if `log`.
     fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: Self::Real, log: bool);
 }
