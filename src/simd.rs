@@ -11,7 +11,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `vector.rs` | the operations that every level has |
+//! | `vector.rs` | the operations that every level has; kernels and their parts |
 //! | `register_tiles.rs` | the shapes of register tiles, which every level states |
 //! | `portable.rs` `avx2.rs` `avx512.rs` | the levels: instructions and shapes, one file each |
 //! | `level_token.rs` | the macros for tokens and instructions |
@@ -37,8 +37,8 @@ mod tests;
 mod vector;
 
 pub(crate) use bf16_dot::{PairDots, PairKernel};
-pub(crate) use entry::{Kernel, kernel};
+pub(crate) use entry::kernel;
 pub(crate) use isa::Isa;
 pub(crate) use register_tiles::{ByDotTile, ByStrip, MAX_SHARED_ROWS};
 pub(crate) use streaming::Streaming;
-pub(crate) use vector::{LINE, MAX_LANES, Simd};
+pub(crate) use vector::{Kernel, LINE, MAX_LANES, Part, Simd};

@@ -2,16 +2,15 @@
 #![cfg(target_arch = "x86_64")]
 
 use crate::element::{bf16, f16};
-use crate::simd::entry::Kernel;
 use crate::simd::level_token::{level, op};
 use crate::simd::register_tiles::{dot_tiles, strips};
-use crate::simd::vector::{MAX_LANES, Simd};
+use crate::simd::vector::{MAX_LANES, Part, Simd};
 use std::arch::x86_64::*;
 
 level! {
     /// The proof that this processor has AVX2, FMA and F16C.
     Avx2 = is_x86_feature_detected("avx2", "fma", "f16c")
-    fn enter<K: Kernel>(kernel, simd) { kernel.run(simd) }
+    fn enter<K: Part<Avx2>>(part, simd) { part.run(simd) }
 }
 
 impl Avx2 {
@@ -62,6 +61,11 @@ unsafe impl Simd for Avx2 {
     type F32 = __m256;
     type I32 = __m256i;
     type Mask = __m256;
+
+    #[inline(always)]
+    fn call<P: Part<Self>>(self, part: P) -> P::Output {
+        self.enter(part)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {

@@ -3,10 +3,9 @@
 
 use crate::element::{Bf16Pair, DType, Element, bf16, f16};
 use crate::simd::bf16_dot::{PairDots, PairKernel};
-use crate::simd::entry::Kernel;
 use crate::simd::level_token::{level, op};
 use crate::simd::register_tiles::{dot_tiles, strips};
-use crate::simd::vector::{MAX_LANES, Simd};
+use crate::simd::vector::{MAX_LANES, Part, Simd};
 use std::arch::x86_64::*;
 
 /// A [`level!`] with the features of [`Avx512`] and further ones. The list of AVX-512 features is only here.
@@ -25,7 +24,7 @@ macro_rules! avx512_level {
 avx512_level! {
     /// The proof that this processor has AVX-512 F, BW, DQ and VL, and the features of [`Avx2`](crate::simd::avx2::Avx2).
     Avx512()
-    fn enter<K: Kernel>(kernel, simd) { kernel.run(simd) }
+    fn enter<K: Part<Avx512>>(part, simd) { part.run(simd) }
 }
 
 avx512_level! {
@@ -225,6 +224,11 @@ unsafe impl Simd for Avx512 {
     type F32 = __m512;
     type I32 = __m512i;
     type Mask = __mmask16;
+
+    #[inline(always)]
+    fn call<P: Part<Self>>(self, part: P) -> P::Output {
+        self.enter(part)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

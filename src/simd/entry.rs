@@ -1,17 +1,9 @@
 //! How a kernel enters a level.
 //!
-//! A [`Kernel`] is compiled once for every level, inside the function that enables the level's instructions
+//! A [`Kernel`](crate::simd::Kernel) is compiled once for every level, inside the function that enables the level's instructions
 //! ([`level!`](crate::simd::level_token::level)). Everything that it calls is `#[inline(always)]`, so it is compiled there, too.
 //! Kernels use loops and functions, not closures, because a closure that the compiler leaves out of line is compiled without the
 //! level's instructions.
-
-use crate::simd::vector::Simd;
-
-/// Work that is compiled for every level. Implementations mark `run` as `#[inline(always)]`.
-pub(crate) trait Kernel {
-    type Output;
-    fn run<S: Simd>(self, simd: S) -> Self::Output;
-}
 
 /// Makes, from a function that is generic over the level, the function that enters the level:
 ///
@@ -22,11 +14,11 @@ pub(crate) trait Kernel {
 /// ```
 ///
 /// becomes `pub(crate) fn double<'a>(isa: Isa, x: &'a mut [f32])`. The arguments are the fields of a struct, which is the
-/// [`Kernel`], so their lifetimes must have names. With a parameter `D: PairDots` after `S` and an argument `dots: D` after
+/// [`Kernel`](crate::simd::Kernel), so their lifetimes must have names. With a parameter `D: PairDots` after `S` and an argument `dots: D` after
 /// `simd`, the struct is a [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines should be a
 /// function of its own, marked `#[inline(always)]`.
 ///
-/// Loops that fill every register implement [`Kernel`] themselves: the arguments of this macro become variables, which a loop
+/// Loops that fill every register implement [`Kernel`](crate::simd::Kernel) themselves: the arguments of this macro become variables, which a loop
 /// then has to spill (see the `AddValues` of prefill and of decode).
 macro_rules! kernel {
     (

@@ -7,8 +7,9 @@ use crate::simd::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::avx512::{Avx512, Avx512Bf16};
 use crate::simd::bf16_dot::PairKernel;
-use crate::simd::entry::{Kernel, kernel};
+use crate::simd::entry::kernel;
 use crate::simd::portable::Portable;
+use crate::simd::vector::Kernel;
 
 /// Detection. The rest of [`Level`] is plain data, in `level.rs`.
 impl Level {
@@ -91,18 +92,13 @@ impl Isa {
         lanes(self)
     }
 
-    /// [`Simd::HAS_PICK_16`](crate::simd::vector::Simd::HAS_PICK_16) of this level.
-    pub(crate) fn has_pick_16(self) -> bool {
-        has_pick_16(self)
-    }
-
     /// Runs `kernel` compiled for this level.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
-            Isa::Portable(simd) => kernel.run(simd),
+            Isa::Portable(simd) => Kernel::run(kernel, simd),
             #[cfg(feature = "_four-lanes")]
-            Isa::Portable4(simd) => kernel.run(simd),
+            Isa::Portable4(simd) => Kernel::run(kernel, simd),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(simd) => simd.enter(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -133,7 +129,4 @@ impl Isa {
 
 kernel! {
     fn lanes<S: Simd>(_simd: S) -> usize { S::LANES }
-}
-kernel! {
-    fn has_pick_16<S: Simd>(_simd: S) -> bool { S::HAS_PICK_16 }
 }

@@ -3,12 +3,12 @@
 /// Makes the token of a level, its detection, and the function through which kernels enter it, from one list of features.
 ///
 /// * `$detect`: the macro of `std::arch` that detects a feature on this architecture
-/// * `fn $enter<K: $kernel>(kernel, token) call`: the function that enters the level, and the call that it makes
+/// * `fn $enter<K: $kernel>(work, token) call`: the function that enters the level, and the call that it makes
 macro_rules! level {
     (
         $(#[$doc:meta])*
         $token:ident = $detect:ident($($feature:tt),+ $(,)?)
-        fn $enter:ident<K: $kernel:ident>($work:ident, $proof:ident) $call:block
+        fn $enter:ident<K: $kernel:path>($work:ident, $proof:ident) $call:block
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,7 @@ macro_rules! level {
             #[inline]
             pub(in crate::simd) fn $enter<K: $kernel>(self, kernel: K) -> K::Output {
                 $(#[target_feature(enable = $feature)])+
+                #[inline(never)] // or parts would be compiled into each kernel that calls them
                 fn shim<K: $kernel>($work: K, $proof: $token) -> K::Output $call
                 // SAFETY: `self` exists, so `detect` found every one of the features that `shim` enables.
                 unsafe { shim(kernel, self) }

@@ -5,7 +5,7 @@
 
 use crate::element::{bf16, f16};
 use crate::simd::register_tiles::{dot_tiles, strips};
-use crate::simd::vector::{MAX_LANES, Simd};
+use crate::simd::vector::{MAX_LANES, Part, Simd};
 
 /// Vectors of `LANES` f32. [`Level::Portable`](crate::level::Level::Portable) has eight. Tests also run vectors of four, which
 /// other architectures have.
@@ -73,6 +73,11 @@ unsafe impl<const LANES: usize> Simd for Portable<LANES> {
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
     type Mask = [bool; LANES];
+
+    #[inline(never)]
+    fn call<P: Part<Self>>(self, part: P) -> P::Output {
+        part.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F32 {

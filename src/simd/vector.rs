@@ -3,6 +3,28 @@
 use crate::element::{DType, Element, bf16, f16};
 use crate::simd::register_tiles::{ByDotTile, ByStrip};
 
+/// Work that is compiled for every level. Implementations mark `run` as `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// A part of a kernel that is compiled on its own, once for all kernels of a level that [`call`](Simd::call) it. Unlike the
+/// fields of a [`Kernel`], its fields may be vectors. A call costs a few cycles.
+pub(crate) trait Part<S: Simd> {
+    type Output;
+    fn run(self, simd: S) -> Self::Output;
+}
+
+impl<K: Kernel, S: Simd> Part<S> for K {
+    type Output = K::Output;
+
+    #[inline(always)]
+    fn run(self, simd: S) -> K::Output {
+        Kernel::run(self, simd)
+    }
+}
+
 /// The vector operations of a level, on vectors of `LANES` f32, and the register tiles of its loops.
 ///
 /// Arithmetic is IEEE 754 single precision, rounded to nearest, ties to even.
@@ -40,6 +62,9 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     type I32: Copy;
     /// `LANES` booleans.
     type Mask: Copy;
+
+    /// Runs `part` compiled with the level's instructions, as a function of its own.
+    fn call<P: Part<Self>>(self, part: P) -> P::Output;
 
     fn splat(self, x: f32) -> Self::F32;
     fn splat_i32(self, x: i32) -> Self::I32;

@@ -8,10 +8,10 @@ use super::column;
 use super::line_states::PanelScratch;
 use super::row::{self, ROW_TILE};
 use super::row_state::RowState;
-use super::scale::{Halved, One, Plain, Scale, Scaling};
+use super::scale::Formula;
 use super::strips::{LinePanels, WIDE};
 use crate::element::Element;
-use crate::simd::{Isa, Kernel, LINE, Simd, Streaming};
+use crate::simd::{Kernel, LINE, Simd, Streaming};
 
 /// The largest scratch of a panel that holds all exponentials, in numbers: 10 MiB, which fits a common third-level cache.
 const MAX_PANEL_NUMBERS: usize = 10 << 18;
@@ -27,44 +27,18 @@ const STACK_NUMBERS: usize = 256;
 pub(super) struct Softmax<'a, T> {
     pub(super) buffers: Buffers<'a, T>,
     pub(super) axis: Axis,
-    pub(super) scale: Scale,
-    pub(super) log: bool,
+    pub(super) formula: Formula,
     pub(super) upstream: Option<&'a [f32]>,
     pub(super) visit: Option<&'a mut dyn FnMut(usize, RowState)>,
 }
 
-impl<T: Stored> Softmax<'_, T> {
-    pub(super) fn run(self, isa: Isa) {
-        // Every pair of types here is some 60 KB of code.
-        match (self.scale, self.log) {
-            (Scale { factor: 1.0, scale: 1.0 }, true) if isa.has_pick_16() => {
-                isa.run(TypedSoftmax::<_, _, true>(self, One));
-            }
-            (Scale { factor: 1.0, scale: 1.0 }, false) if isa.has_pick_16() => {
-                isa.run(TypedSoftmax::<_, _, false>(self, One));
-            }
-            (Scale { factor: 1.0, scale }, true) if scale <= Halved::LARGEST => {
-                isa.run(TypedSoftmax::<_, _, true>(self, Halved(scale)));
-            }
-            (Scale { factor: 1.0, scale }, false) => isa.run(TypedSoftmax::<_, _, false>(self, Plain(scale))),
-            (scale, true) => isa.run(TypedSoftmax::<_, _, true>(self, scale.without_overflow())),
-            (scale, false) => isa.run(TypedSoftmax::<_, _, false>(self, scale)),
-        }
-    }
-}
-
-/// [`Softmax`] with its options as type parameters, so that the loops do not branch on them.
-struct TypedSoftmax<'a, T, C, const LOG: bool>(Softmax<'a, T>, C);
-
 // A kernel has no vector code in closures, because a closure that is not inlined is compiled without the level's instructions.
 // The iterators below only count.
-impl<T: Stored, C: Scaling, const LOG: bool> Kernel for TypedSoftmax<'_, T, C, LOG> {
+impl<T: Stored> Kernel for Softmax<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // A constant condition: for a level where it is false, nothing after this line is compiled.
-        assert!(S::HAS_PICK_16 || !C::FOR_TABLE, "`Softmax::run` chooses by the level");
-        let Self(Softmax { mut buffers, axis, upstream, mut visit, .. }, scale) = self;
+        let Self { mut buffers, axis, formula, upstream, mut visit } = self;
         if axis.after() == 1 {
             // In place, a row is still in the first cache when it is written, so streaming would not help.
             let stream = matches!(buffers, Buffers::Into { .. }) && is_large::<T>(axis);
@@ -76,7 +50,7 @@ impl<T: Stored, C: Scaling, const LOG: bool> Kernel for TypedSoftmax<'_, T, C, L
             let stream = streaming.as_ref();
             for (line, row) in rows(axis).enumerate() {
                 let upstream = upstream.map_or(1.0, |upstream| upstream[line]);
-                let state = row::softmax::<S, T, C, LOG>(simd, &mut buffers, row, tile, scale, upstream, stream);
+                let state = row::softmax(simd, &mut buffers, row, tile, formula, upstream, stream);
                 if let Some(visit) = &mut visit {
                     visit(line, state);
                 }
@@ -94,7 +68,7 @@ impl<T: Stored, C: Scaling, const LOG: bool> Kernel for TypedSoftmax<'_, T, C, L
         let stream = streaming.as_ref();
         for (line, panel) in panels {
             let upstream = upstream.map(|upstream| &upstream[line..][..panel.lines.width]);
-            column::softmax::<S, T, C, LOG>(simd, &mut buffers, panel, &mut scratch, scale, upstream, stream);
+            column::softmax(simd, &mut buffers, panel, &mut scratch, formula, upstream, stream);
         }
     }
 }
@@ -108,7 +82,7 @@ fn is_large<T>(axis: Axis) -> bool {
 pub(super) struct VisitStates<'a, T> {
     pub(super) x: &'a [T],
     pub(super) axis: Axis,
-    pub(super) scale: Scale,
+    pub(super) formula: Formula,
     pub(super) visit: &'a mut dyn FnMut(usize, RowState),
 }
 
@@ -116,15 +90,15 @@ impl<T: Element> Kernel for VisitStates<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { x, axis, scale, visit } = self;
+        let Self { x, axis, formula, visit } = self;
         if axis.after() == 1 {
             let mut tile = AlignedBuffer::new(axis.line_len().clamp(1, ROW_TILE));
             let tile = tile.as_mut_slice();
             for (line, row) in rows(axis).enumerate() {
                 let mut state = RowState::default();
                 for x in x[row].chunks(ROW_TILE) {
-                    let part = row::fold::<S, T, Scale, true>(simd, x, &mut tile[..x.len()], scale);
-                    state = state.merge_scaled(part, scale.scale);
+                    let part = row::fold(simd, x, &mut tile[..x.len()], formula);
+                    state = state.merge_scaled(part, formula.scale.scale);
                 }
                 visit(line, state);
             }
@@ -134,7 +108,7 @@ impl<T: Element> Kernel for VisitStates<'_, T> {
         let mut buffer = AlignedBuffer::new(PanelScratch::len::<S>(panels.widest(), axis.line_len(), false));
         let mut scratch = PanelScratch::new::<S>(buffer.as_mut_slice(), panels.widest(), axis.line_len(), false);
         for (line, panel) in panels {
-            column::states::<S, T>(simd, x, panel, &mut scratch, scale, |i, state| visit(line + i, state));
+            column::states(simd, x, panel, &mut scratch, formula, |i, state| visit(line + i, state));
         }
     }
 }

@@ -34,7 +34,13 @@ pub(super) trait Stored: Element {
 
     /// The same slice if the elements are f32.
     #[inline(always)]
-    fn as_f32(_: &mut [Self]) -> Option<&mut [f32]> {
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+
+    /// [`as_f32`](Self::as_f32) of a slice that is written.
+    #[inline(always)]
+    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
 }
@@ -45,7 +51,12 @@ impl Stored for f32 {
     const IS_F32: bool = true;
 
     #[inline(always)]
-    fn as_f32(x: &mut [f32]) -> Option<&mut [f32]> {
+    fn as_f32(x: &[f32]) -> Option<&[f32]> {
+        Some(x)
+    }
+
+    #[inline(always)]
+    fn as_f32_mut(x: &mut [f32]) -> Option<&mut [f32]> {
         Some(x)
     }
 }

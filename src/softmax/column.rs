@@ -15,19 +15,20 @@
 //! 3. The exponentials of a block are relative to the maximum of the block, so no block waits for the maximum of the line. They
 //!    lie dense in the tile. Rows of the array itself would evict each other from the cache if a row's length is a power of two.
 //!    If the whole tile would be too large for any cache, it holds one block, and the exponentials are computed twice.
-//! 4. An output that no cache can hold is written past the caches, in whole cache lines, if the cache lines of all rows start at
+//! 4. Each pass over a block of a strip is a [`Part`], compiled only for what it depends on.
+//! 5. An output that no cache can hold is written past the caches, in whole cache lines, if the cache lines of all rows start at
 //!    the same column.
 #![forbid(unsafe_code)]
 
 use super::buffers::Buffers;
-use super::line_states::{PanelScratch, factors, get, put, total, visible};
+use super::line_states::{Factors, PanelScratch, Total, get, put, visible};
 use super::row::PAIR;
 use super::row_state::RowState;
-use super::scale::{Scale, Scaling};
+use super::scale::{Formula, One, Scale, Scaling, with_formula};
 use super::strips::{LinePanel, Strip, WIDEST, load, store, with_vectors};
 use crate::element::Element;
 use crate::simd::exp::exp_scaled;
-use crate::simd::{Simd, Streaming};
+use crate::simd::{Part, Simd, Streaming};
 
 /// Prefetch distance in the tile, in numbers: half a block of a strip.
 const TILE_DISTANCE: usize = 1024;
@@ -35,31 +36,32 @@ const TILE_DISTANCE: usize = 1024;
 /// Prefetch distance in the output, in rows, for the loop that only writes. The processor cannot predict the next row.
 const ROW_DISTANCE: usize = 16;
 
-/// Softmax of the lines of a panel times the `upstream` of each line, or log_softmax if `LOG`.
+/// Softmax of the lines of a panel times the `upstream` of each line, or log_softmax.
 #[inline(always)]
-pub(super) fn softmax<S: Simd, T: Element, C: Scaling, const LOG: bool>(
+pub(super) fn softmax<S: Simd, T: Element>(
     simd: S,
     buffers: &mut Buffers<'_, T>,
     panel: LinePanel,
     scratch: &mut PanelScratch<'_>,
-    scale: C,
+    formula: Formula,
     upstream: Option<&[f32]>,
     stream: Option<&Streaming<S>>,
 ) {
-    fold::<S, T, C, LOG>(simd, buffers.input(), panel, scratch, scale);
+    fold(simd, buffers.input(), panel, scratch, formula);
     for (offset, strip) in panel.strips::<S>() {
         let upstream = upstream.map(|upstream| &upstream[strip.first - panel.lines.first..][..strip.width]);
-        with_vectors!(strip, S, V => factors::<S, C, V, LOG>(simd, scratch, offset, scale, upstream));
+        with_vectors!(strip, S, V => simd.call(Factors::<V> { scratch, offset, formula, upstream }));
     }
     for (b, block) in panel.blocks().enumerate() {
         for (offset, strip) in block.strips::<S>() {
             with_vectors!(strip, S, V => {
                 if !scratch.holds_all {
                     let (x, tile) = (buffers.input(), scratch.exponentials((b, offset), strip.len, V * S::LANES));
-                    let max = max_of_strip::<S, T, C, V>(simd, x, strip, scale);
-                    exp_tile::<S, T, C, V, LOG>(simd, x, strip, tile, max, scale, &mut NextBlock::new(x, strip));
+                    let max = simd.call(MaxOfStrip::<T, V> { x, strip, scale: formula.scale });
+                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut NextBlock::new(x, strip));
                 }
-                write::<S, T, V, LOG>(simd, scratch, (b, offset), buffers.output(), strip, stream)
+                let out = buffers.output();
+                simd.call(Write::<S, T, V> { scratch, at: (b, offset), out, strip, log: formula.log, stream })
             });
         }
     }
@@ -72,37 +74,32 @@ pub(super) fn states<S: Simd, T: Element>(
     x: &[T],
     panel: LinePanel,
     scratch: &mut PanelScratch<'_>,
-    scale: Scale,
+    formula: Formula,
     mut visit: impl FnMut(usize, RowState),
 ) {
-    fold::<S, T, Scale, true>(simd, x, panel, scratch, scale);
+    fold(simd, x, panel, scratch, formula);
     for (offset, strip) in panel.strips::<S>() {
         let visit = |i, state| {
             if i < strip.width {
                 visit(strip.first - panel.lines.first + i, state)
             }
         };
-        with_vectors!(strip, S, V => total::<S, Scale, V, true>(simd, scratch, offset, scale).each(simd, visit));
+        with_vectors!(strip, S, V => simd.call(Total::<V> { scratch, offset, formula }).each(simd, visit));
     }
 }
 
 /// Computes the states of all blocks, and the exponentials of the blocks that the tile holds.
 #[inline(always)]
-fn fold<S: Simd, T: Element, C: Scaling, const LOG: bool>(
-    simd: S,
-    x: &[T],
-    panel: LinePanel,
-    scratch: &mut PanelScratch<'_>,
-    scale: C,
-) {
+fn fold<S: Simd, T: Element>(simd: S, x: &[T], panel: LinePanel, scratch: &mut PanelScratch<'_>, formula: Formula) {
+    let scale = formula.scale;
     for (b, block) in panel.blocks().enumerate() {
         let row = b * scratch.width..(b + 1) * scratch.width;
         for (offset, strip) in block.strips_for_max::<S>() {
             let maxima = &mut scratch.maxima[row.clone()][offset..];
             if strip.width == WIDEST * S::LANES {
-                put(simd, maxima, max_of_strip::<S, T, C, WIDEST>(simd, x, strip, scale));
+                put(simd, maxima, simd.call(MaxOfStrip::<T, WIDEST> { x, strip, scale }));
             } else {
-                with_vectors!(strip, S, V => put(simd, maxima, max_of_strip::<S, T, C, V>(simd, x, strip, scale)));
+                with_vectors!(strip, S, V => put(simd, maxima, simd.call(MaxOfStrip::<T, V> { x, strip, scale })));
             }
         }
         let mut prefetch = NextBlock::new(x, block.lines);
@@ -110,7 +107,7 @@ fn fold<S: Simd, T: Element, C: Scaling, const LOG: bool>(
             with_vectors!(strip, S, V => {
                 let max = get::<S, V>(simd, &scratch.maxima[row.clone()][offset..]);
                 let tile = scratch.exponentials((b, offset), strip.len, V * S::LANES);
-                let sum = exp_tile::<S, T, C, V, LOG>(simd, x, strip, tile, max, scale, &mut prefetch);
+                let sum = exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut prefetch);
                 put(simd, &mut scratch.sums[row.clone()][offset..], sum);
             });
         }
@@ -142,6 +139,22 @@ impl<T> NextBlock<T> {
     }
 }
 
+/// [`max_of_strip`] as a part.
+struct MaxOfStrip<'a, T, const V: usize> {
+    x: &'a [T],
+    strip: Strip,
+    scale: Scale,
+}
+
+impl<S: Simd, T: Element, const V: usize> Part<S> for MaxOfStrip<'_, T, V> {
+    type Output = [S::F32; V];
+    #[inline(always)]
+    fn run(self, simd: S) -> [S::F32; V] {
+        let Self { x, strip, scale } = self;
+        if scale.factor == 1.0 { max_of_strip(simd, x, strip, One) } else { max_of_strip(simd, x, strip, scale) }
+    }
+}
+
 /// The maximum of each line; -inf for a line without elements. NaN is ignored.
 #[inline(always)]
 fn max_of_strip<S: Simd, T: Element, C: Scaling, const V: usize>(
@@ -158,6 +171,41 @@ fn max_of_strip<S: Simd, T: Element, C: Scaling, const V: usize>(
         }
     }
     max
+}
+
+/// [`exp_tile`] with the form of the scale that the formula needs.
+#[inline(always)]
+fn exponentials<S: Simd, T: Element, const V: usize>(
+    simd: S,
+    x: &[T],
+    strip: Strip,
+    tile: &mut [f32],
+    max: [S::F32; V],
+    formula: Formula,
+    prefetch: &mut NextBlock<T>,
+) -> [S::F32; V] {
+    with_formula!(formula, S, |scale: C, LOG| {
+        simd.call(ExpTile::<S, T, C, V, LOG> { x, strip, tile, max, scale, prefetch })
+    })
+}
+
+/// [`exp_tile`] as a part.
+struct ExpTile<'a, S: Simd, T, C, const V: usize, const LOG: bool> {
+    x: &'a [T],
+    strip: Strip,
+    tile: &'a mut [f32],
+    max: [S::F32; V],
+    scale: C,
+    prefetch: &'a mut NextBlock<T>,
+}
+
+impl<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool> Part<S> for ExpTile<'_, S, T, C, V, LOG> {
+    type Output = [S::F32; V];
+    #[inline(always)]
+    fn run(self, simd: S) -> [S::F32; V] {
+        let Self { x, strip, tile, max, scale, prefetch } = self;
+        exp_tile::<S, T, C, V, LOG>(simd, x, strip, tile, max, scale, prefetch)
+    }
 }
 
 /// Fills the tile with the exponentials exp(scale*(y - max)) in units of 1/`SCALED_ONE`, or with their exponents if `LOG`.
@@ -197,6 +245,29 @@ fn exp_tile<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
         }
     }
     sum
+}
+
+/// [`write`] as a part.
+struct Write<'a, 'b, S: Simd, T, const V: usize> {
+    scratch: &'a mut PanelScratch<'b>,
+    at: (usize, usize),
+    out: &'a mut [T],
+    strip: Strip,
+    log: bool,
+    stream: Option<&'a Streaming<S>>,
+}
+
+impl<S: Simd, T: Element, const V: usize> Part<S> for Write<'_, '_, S, T, V> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, simd: S) {
+        let Self { scratch, at, out, strip, log, stream } = self;
+        if log {
+            write::<S, T, V, true>(simd, scratch, at, out, strip, stream);
+        } else {
+            write::<S, T, V, false>(simd, scratch, at, out, strip, stream);
+        }
+    }
 }
 
 /// Writes the softmax of a block of a strip: exponentials times factors.

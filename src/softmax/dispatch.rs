@@ -8,7 +8,7 @@ use super::buffers::Buffers;
 use super::chosen_level::isa;
 use super::number::Number;
 use super::row_state::RowState;
-use super::scale::Scale;
+use super::scale::Formula;
 use super::sealed::Visit;
 use super::{double, sealed};
 use crate::element::{bf16, f16};
@@ -32,7 +32,8 @@ macro_rules! through_f32 {
             }
             fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 if axis.elements() > 0 {
-                    Softmax { buffers, axis, scale: Scale::new(scale), log, upstream: None, visit: None }.run(isa());
+                    let formula = Formula::new(scale, log);
+                    isa().run(Softmax { buffers, axis, formula, upstream: None, visit: None });
                 }
             }
             fn softmax_times(
@@ -43,19 +44,19 @@ macro_rules! through_f32 {
                 upstream: &[f32],
                 visit: Option<Visit<'_>>,
             ) {
-                let (buffers, scale) = (Buffers::Into { from: x, to: out }, Scale::new(scale));
+                let (buffers, formula) = (Buffers::Into { from: x, to: out }, Formula::new(scale, false));
                 let mut visit = visit.map(|visit| {
                     move |line, state: RowState| visit(line, f64::from(state.max), f64::from(state.sum))
                 });
                 let visit = visit.as_mut().map(|visit| visit as &mut dyn FnMut(usize, RowState));
-                Softmax { buffers, axis, scale, log: false, upstream: Some(upstream), visit }.run(isa());
+                isa().run(Softmax { buffers, axis, formula, upstream: Some(upstream), visit });
             }
             fn states(x: &[Self], axis: Axis, scale: f32, visit: Visit<'_>) {
-                let scale = Scale::new(scale);
+                let formula = Formula::new(scale, false);
                 let visit = &mut |line, state: RowState| {
-                    visit(line, f64::from(state.max) * f64::from(scale.scale), f64::from(state.sum));
+                    visit(line, f64::from(state.max) * f64::from(formula.scale.scale), f64::from(state.sum));
                 };
-                isa().run(VisitStates { x, axis, scale, visit });
+                isa().run(VisitStates { x, axis, formula, visit });
             }
             fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 if axis.elements() == 0 {

@@ -4,7 +4,7 @@
 use super::chosen_level::isa;
 use super::row;
 use super::row_state::RowState;
-use super::scale::One;
+use super::scale::{Formula, One};
 use crate::simd::{Kernel, Simd};
 
 impl RowState {
@@ -31,7 +31,7 @@ impl Kernel for Fold<'_> {
         let mut tile = [0.0; TILE];
         let mut state = RowState::default();
         for x in self.0.chunks(TILE) {
-            state = state.merge(row::fold::<S, f32, One, true>(simd, x, &mut tile[..x.len()], One));
+            state = state.merge(row::fold(simd, x, &mut tile[..x.len()], Formula::new(1.0, false)));
         }
         state
     }

@@ -5,7 +5,7 @@ use super::axis::{Axis, same_len};
 use super::axis_loop::Softmax;
 use super::buffers::Buffers;
 use super::number::Number;
-use super::scale::Scale;
+use super::scale::Formula;
 use crate::error::Error;
 use crate::simd::Isa;
 
@@ -28,8 +28,8 @@ pub fn softmax<T: Number>(row: &mut [T], scale: T::Real) -> Result<(), Error> {
 /// Softmax of one row at scale 1, at a level. It cannot fail.
 pub(crate) fn plain(isa: Isa, row: &mut [f32]) {
     if !row.is_empty() {
-        let (axis, buffers, scale) = (Axis::row(row.len()), Buffers::InPlace(row), Scale::new(1.0));
-        Softmax { buffers, axis, scale, log: false, upstream: None, visit: None }.run(isa);
+        let (axis, buffers, formula) = (Axis::row(row.len()), Buffers::InPlace(row), Formula::new(1.0, false));
+        isa.run(Softmax { buffers, axis, formula, upstream: None, visit: None });
     }
 }
 

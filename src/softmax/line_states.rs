@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::row_state::RowState;
-use super::scale::Scaling;
+use super::scale::{Formula, Scaling, with_formula};
 use super::strips::{BLOCK, load};
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
-use crate::simd::{MAX_LANES, Simd};
+use crate::simd::{Kernel, MAX_LANES, Part, Simd};
 
 /// Scratch memory of a panel: the tile of exponentials, and for each block a row with the states of all lines.
 pub(super) struct PanelScratch<'a> {
@@ -100,10 +100,26 @@ pub(super) fn visible<S: Simd>(simd: S, max: S::F32) -> S::F32 {
     simd.select(simd.eq(max, simd.splat(f32::NEG_INFINITY)), simd.zero(), max)
 }
 
+/// [`total`] as a part, for both formulas.
+pub(super) struct Total<'a, 'b, const V: usize> {
+    pub(super) scratch: &'a mut PanelScratch<'b>,
+    pub(super) offset: usize,
+    pub(super) formula: Formula,
+}
+
+impl<S: Simd, const V: usize> Part<S> for Total<'_, '_, V> {
+    type Output = LineStates<S, V>;
+    #[inline(always)]
+    fn run(self, simd: S) -> LineStates<S, V> {
+        let Self { scratch, offset, formula } = self;
+        with_formula!(formula, S, |scale: C, LOG| total::<S, C, V, LOG>(simd, scratch, offset, scale))
+    }
+}
+
 /// Merges the states of the blocks into those of the lines. The scratch's maxima then hold exp(scale*(block max - line max)) in
 /// units of 1/`SCALED_ONE`, or the exponent if `LOG`.
 #[inline(always)]
-pub(super) fn total<S: Simd, C: Scaling, const V: usize, const LOG: bool>(
+fn total<S: Simd, C: Scaling, const V: usize, const LOG: bool>(
     simd: S,
     scratch: &mut PanelScratch<'_>,
     offset: usize,
@@ -140,17 +156,38 @@ pub(super) fn total<S: Simd, C: Scaling, const V: usize, const LOG: bool>(
 /// would show the loss.
 const SMALL: f32 = f32::from_bits((127 - 100) << 23);
 
+/// [`factors`] as a part.
+pub(super) struct Factors<'a, 'b, const V: usize> {
+    pub(super) scratch: &'a mut PanelScratch<'b>,
+    pub(super) offset: usize,
+    pub(super) formula: Formula,
+    pub(super) upstream: Option<&'a [f32]>,
+}
+
+impl<const V: usize> Kernel for Factors<'_, '_, V> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { scratch, offset, formula, upstream } = self;
+        let states = simd.call(Total::<V> { scratch: &mut *scratch, offset, formula });
+        if formula.log {
+            factors::<S, V, true>(simd, scratch, offset, states, upstream);
+        } else {
+            factors::<S, V, false>(simd, scratch, offset, states, upstream);
+        }
+    }
+}
+
 /// Turns the states of the blocks into the factors that make their exponentials probabilities. Maxima then hold the first
 /// factor of each line and sums hold the second, which is nearly always 1. If `LOG`, maxima hold a number to add instead.
 #[inline(always)]
-pub(super) fn factors<S: Simd, C: Scaling, const V: usize, const LOG: bool>(
+fn factors<S: Simd, const V: usize, const LOG: bool>(
     simd: S,
     scratch: &mut PanelScratch<'_>,
     offset: usize,
-    scale: C,
+    states: LineStates<S, V>,
     upstream: Option<&[f32]>,
 ) {
-    let states = total::<S, C, V, LOG>(simd, scratch, offset, scale);
     let mut norms = states.norms::<LOG>(simd);
     if let Some(upstream) = upstream {
         let upstream = load::<S, f32, V>(simd, upstream);

@@ -16,14 +16,16 @@
 //!    before it is overwritten: a third of all traffic. Such a row has a tile for f32, too.
 //! 5. Division by the sum is multiplication by its inverse.
 //! 6. `exp_tile` is arithmetic alone, so it prefetches the next row.
+//! 7. Each pass is a [`Part`], compiled only for what it depends on: `exp_tile` for the formula, the others for the element type.
+//!    A row of f32 that is no longer than the tile is one `Part`, because calls matter for short rows.
 #![forbid(unsafe_code)]
 
 use super::buffers::{Buffers, Stored};
 use super::row_state::RowState;
-use super::scale::Scaling;
+use super::scale::{Formula, One, Scale, Scaling, with_formula};
 use crate::element::Element;
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
-use crate::simd::{LINE, Simd, Streaming};
+use crate::simd::{Kernel, LINE, Part, Simd, Streaming};
 use std::ops::Range;
 
 /// The longest block of a row, in elements: a tile of 64 KiB, which the second cache holds together with input and output.
@@ -38,84 +40,121 @@ pub(super) const PAIR: usize = 2;
 /// Additions in a chain before the partial sum is added to the total. The error grows with the longest chain.
 pub(super) const RUN: usize = 64;
 
-/// Softmax of one row times `upstream`, or log_softmax if `LOG`, which ignores `upstream`. The tile is as long as the row or
-/// as a block of it.
+/// Softmax of one row times `upstream`, or log_softmax, which ignores `upstream`. The tile is as long as the row or as a block
+/// of it.
 #[inline(always)]
-pub(super) fn softmax<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
+pub(super) fn softmax<S: Simd, T: Stored>(
     simd: S,
     buffers: &mut Buffers<'_, T>,
     row: Range<usize>,
     tile: &mut [f32],
-    scale: C,
+    formula: Formula,
     upstream: f32,
     stream: Option<&Streaming<S>>,
 ) -> RowState {
     if stream.is_none()
         && row.len() <= ROW_TILE
-        && let Some(state) = softmax_f32::<S, T, C, LOG>(simd, buffers, row.clone(), scale, upstream)
+        && let Some((x, out)) = f32_row(buffers, row.clone())
     {
-        return state;
+        return with_formula!(formula, S, |scale: C, LOG| simd.call(F32Row::<C, LOG> { x, out, scale, upstream }));
     }
     let block_len = tile.len();
     let blocks = row.clone().step_by(block_len).map(|at| at..row.end.min(at + block_len));
     let mut state = RowState::default();
     for block in blocks.clone() {
         let tile = &mut tile[..block.len()];
-        let part = fold::<S, T, C, LOG>(simd, &buffers.input()[block], tile, scale);
-        state = state.merge_scaled(part, scale.scale());
+        let part = fold(simd, &buffers.input()[block], tile, formula);
+        state = state.merge_scaled(part, formula.scale.scale);
     }
-    let norm = if LOG { state.log_sum() } else { norm_of(state) * upstream };
+    let norm = if formula.log { state.log_sum() } else { norm_of(state) * upstream };
     for block in blocks {
         let tile = &mut tile[..block.len()];
         if block.len() < row.len() {
-            fill::<S, T, C>(simd, &buffers.input()[block.clone()], tile, scale);
-            let next = buffers.input()[block.clone()].as_ptr_range().end;
-            exp_tile::<S, T, C, LOG>(simd, tile, state.max, scale, next);
+            let x = &buffers.input()[block.clone()];
+            simd.call(Fill { x, tile, scale: formula.scale });
+            exponentials(simd, x, tile, state.max, formula);
         }
-        write::<S, T, LOG>(simd, tile, &mut buffers.output()[block], norm, stream);
+        simd.call(Write { tile, out: &mut buffers.output()[block], norm, log: formula.log, stream });
     }
     state
 }
 
-/// Softmax of a row of f32 that is no longer than a tile: the output is the tile. `None` for other types.
-#[inline(always)]
-fn softmax_f32<S: Simd, T: Stored, C: Scaling, const LOG: bool>(
-    simd: S,
-    buffers: &mut Buffers<'_, T>,
-    row: Range<usize>,
-    scale: C,
-    upstream: f32,
-) -> Option<RowState> {
-    let next = buffers.input()[row.clone()].as_ptr_range().end;
-    let (max, out) = match buffers {
-        Buffers::InPlace(x) => {
-            let x = T::as_f32(&mut x[row])?;
-            (fill_in_place::<S, C>(simd, x, scale), x)
-        }
-        Buffers::Into { from, to } => {
-            let out = T::as_f32(&mut to[row.clone()])?;
-            (fill::<S, T, C>(simd, &from[row], out, scale), out)
-        }
-    };
-    let state = RowState { max, sum: exp_tile::<S, T, C, LOG>(simd, out, max, scale, next) };
-    if LOG {
-        finish_in_place::<S, true>(simd, out, state.log_sum());
-    } else {
-        finish_in_place::<S, false>(simd, out, norm_of(state) * upstream);
+/// The row's input, unless it is the output, and its output. `None` for other types than f32.
+fn f32_row<'a, T: Stored>(buffers: &'a mut Buffers<'_, T>, row: Range<usize>) -> Option<(Option<&'a [f32]>, &'a mut [f32])> {
+    match buffers {
+        Buffers::InPlace(x) => Some((None, T::as_f32_mut(&mut x[row])?)),
+        Buffers::Into { from, to } => Some((Some(T::as_f32(&from[row.clone()])?), T::as_f32_mut(&mut to[row])?)),
     }
-    Some(state)
 }
 
-/// The state of `x`. The tile, of the same length, then holds the exponentials e, or their exponents if `LOG`.
-#[inline(always)]
-pub(super) fn fold<S: Simd, T: Element, C: Scaling, const LOG: bool>(
-    simd: S,
-    x: &[T],
-    tile: &mut [f32],
+/// Softmax of a row of f32 that is no longer than a tile: the output is the tile. Without `x`, it is the input, too.
+struct F32Row<'a, C, const LOG: bool> {
+    x: Option<&'a [f32]>,
+    out: &'a mut [f32],
     scale: C,
-) -> RowState {
-    let max = fill::<S, T, C>(simd, x, tile, scale);
-    RowState { max, sum: exp_tile::<S, T, C, LOG>(simd, tile, max, scale, x.as_ptr_range().end) }
+    upstream: f32,
+}
+
+impl<C: Scaling, const LOG: bool> Kernel for F32Row<'_, C, LOG> {
+    type Output = RowState;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> RowState {
+        let Self { x, out, scale, upstream } = self;
+        let next = x.unwrap_or(out).as_ptr_range().end;
+        let max = match x {
+            Some(x) => fill::<S, f32, C>(simd, x, out, scale),
+            None => fill_in_place::<S, C>(simd, out, scale),
+        };
+        let state = RowState { max, sum: exp_tile::<S, f32, C, LOG>(simd, out, max, scale, next) };
+        finish_in_place::<S, LOG>(simd, out, if LOG { state.log_sum() } else { norm_of(state) * upstream });
+        state
+    }
+}
+
+/// The state of `x`. The tile, of the same length, then holds the exponentials e, or their exponents for log_softmax.
+#[inline(always)]
+pub(super) fn fold<S: Simd, T: Element>(simd: S, x: &[T], tile: &mut [f32], formula: Formula) -> RowState {
+    let max = simd.call(Fill { x, tile: &mut *tile, scale: formula.scale });
+    RowState { max, sum: exponentials(simd, x, tile, max, formula) }
+}
+
+/// [`exp_tile`], with the elements that follow `x` in memory as the next ones.
+#[inline(always)]
+fn exponentials<S: Simd, T: Element>(simd: S, x: &[T], tile: &mut [f32], max: f32, formula: Formula) -> f32 {
+    let next = x.as_ptr_range().end;
+    with_formula!(formula, S, |scale: C, LOG| simd.call(ExpTile::<T, C, LOG> { tile, max, scale, next }))
+}
+
+/// [`exp_tile`] as a part.
+struct ExpTile<'a, T, C, const LOG: bool> {
+    tile: &'a mut [f32],
+    max: f32,
+    scale: C,
+    next: *const T,
+}
+
+impl<T, C: Scaling, const LOG: bool> Kernel for ExpTile<'_, T, C, LOG> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        exp_tile::<S, T, C, LOG>(simd, self.tile, self.max, self.scale, self.next)
+    }
+}
+
+/// [`fill`] as a part.
+struct Fill<'a, T> {
+    x: &'a [T],
+    tile: &'a mut [f32],
+    scale: Scale,
+}
+
+impl<T: Element> Kernel for Fill<'_, T> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let Self { x, tile, scale } = self;
+        if scale.factor == 1.0 { fill(simd, x, tile, One) } else { fill(simd, x, tile, scale) }
+    }
 }
 
 /// The factor that makes a scaled exponential a probability.
@@ -203,6 +242,28 @@ pub(super) fn exp_tile<S: Simd, T, C: Scaling, const LOG: bool>(
         }
     }
     simd.sum(simd.add(sum[0], sum[1])) / SCALED_ONE
+}
+
+/// [`write`] as a part.
+struct Write<'a, S: Simd, T> {
+    tile: &'a [f32],
+    out: &'a mut [T],
+    norm: f32,
+    log: bool,
+    stream: Option<&'a Streaming<S>>,
+}
+
+impl<S: Simd, T: Element> Part<S> for Write<'_, S, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, simd: S) {
+        let Self { tile, out, norm, log, stream } = self;
+        if log {
+            write::<S, T, true>(simd, tile, out, norm, stream);
+        } else {
+            write::<S, T, false>(simd, tile, out, norm, stream);
+        }
+    }
 }
 
 /// out = e * norm, or t - norm if `LOG`. Whole cache lines are stored past the caches if `stream` is given.

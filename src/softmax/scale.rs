@@ -14,7 +14,7 @@ use crate::simd::Simd;
 ///   elements.
 ///
 /// In log_softmax the exponent itself is the result. With a scale below 1, `y - max` can overflow although `scale * (y - max)`
-/// does not. [`Scale::without_overflow`] and [`Halved`] compute half of the difference instead.
+/// does not. [`Formula`] computes half of the difference then.
 ///
 /// A logit of -inf is hidden at any scale. A logit of +inf is hidden with a negative scale, because scale * x is -inf.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,7 @@ impl Scale {
     }
 
     /// The same scale in a form where y - max overflows only if scale * (y - max) does.
-    pub(super) fn without_overflow(self) -> Self {
+    fn without_overflow(self) -> Self {
         if self.factor.abs() == 1.0 && self.scale < 1.0 {
             Self { factor: 0.5 * self.factor, scale: 2.0 * self.scale }
         } else {
@@ -45,14 +45,61 @@ impl Scale {
     }
 }
 
+/// Softmax at a scale, or log_softmax if `log`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Formula {
+    pub(super) scale: Scale,
+    pub(super) log: bool,
+}
+
+impl Formula {
+    pub(super) fn new(scale: f32, log: bool) -> Self {
+        let scale = Scale::new(scale);
+        let halved = scale.factor == 1.0 && scale.scale <= Halved::LARGEST;
+        Self { scale: if log && !halved { scale.without_overflow() } else { scale }, log }
+    }
+}
+
+/// Runs `$body` with `$scale` in the form that the formula needs, of the type `$form`, and with the constant `$log`.
+macro_rules! with_formula {
+    ($formula:expr, $s:ty, |$scale:ident: $form:ident, $log:ident| $body:expr) => {{
+        use $crate::softmax::scale::{Halved, One, Plain, Scale, with_form};
+        match ($formula.scale, $formula.log) {
+            // A constant condition: where it is false, the form is not compiled.
+            (Scale { factor: 1.0, scale: 1.0 }, false) if <$s>::HAS_PICK_16 => {
+                with_form!($scale: $form = One => One, $log = false, $body)
+            }
+            (Scale { factor: 1.0, scale: 1.0 }, true) if <$s>::HAS_PICK_16 => {
+                with_form!($scale: $form = One => One, $log = true, $body)
+            }
+            (Scale { factor: 1.0, scale }, false) => {
+                with_form!($scale: $form = Plain => Plain(scale), $log = false, $body)
+            }
+            (Scale { factor: 1.0, scale }, true) if scale <= Halved::LARGEST => {
+                with_form!($scale: $form = Halved => Halved(scale), $log = true, $body)
+            }
+            (scale, false) => with_form!($scale: $form = Scale => scale, $log = false, $body),
+            (scale, true) => with_form!($scale: $form = Scale => scale, $log = true, $body),
+        }
+    }};
+}
+pub(super) use with_formula;
+
+/// One arm of [`with_formula!`].
+macro_rules! with_form {
+    ($scale:ident: $form:ident = $type:ty => $value:expr, $log:ident = $is_log:literal, $body:expr) => {{
+        type $form = $type;
+        const $log: bool = $is_log;
+        let $scale = $value;
+        $body
+    }};
+}
+pub(super) use with_form;
+
 /// A form of a scale. Loops are compiled for each form, so that a form without a factor costs no multiplication.
 pub(super) trait Scaling: Copy {
     /// Whether y = x.
     const PLAIN: bool = true;
-    /// Whether only levels with `Simd::HAS_PICK_16` use this form. Elsewhere it would save no time, because exponentials there
-    /// are not limited by the multipliers.
-    const FOR_TABLE: bool = false;
-
     fn scale(self) -> f32;
 
     /// y = factor * x.
@@ -68,7 +115,8 @@ pub(super) trait Scaling: Copy {
     }
 }
 
-/// Scale 1. It saves a product per exponential, which is a tenth of a row's time where the multipliers are the limit.
+/// Scale 1. It saves a product per exponential, which is a tenth of a row's time where the multipliers are the limit: at levels
+/// with [`Simd::HAS_PICK_16`], the only ones that use it.
 #[derive(Clone, Copy)]
 pub(super) struct One;
 
@@ -88,8 +136,6 @@ impl Halved {
 }
 
 impl Scaling for One {
-    const FOR_TABLE: bool = true;
-
     #[inline(always)]
     fn scale(self) -> f32 {
         1.0
