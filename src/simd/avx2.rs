@@ -1,7 +1,7 @@
 //! AVX2 with FMA and F16C: eight lanes, sixteen registers.
 #![cfg(target_arch = "x86_64")]
 
-use crate::element::{bf16, f16};
+use crate::element::{DType, Element, bf16, f16};
 use crate::simd::level_token::{level, op};
 use crate::simd::register_tiles::{dot_tiles, strips};
 use crate::simd::vector::{MAX_LANES, Part, Simd};
@@ -28,11 +28,96 @@ impl Avx2 {
             _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
         })
     }
+
+    /// The bf16 nearest to each lane, in memory order.
+    #[inline(always)]
+    fn to_bf16(self, x: __m256) -> __m128i {
+        let rounded = self.round_bf16(x);
+        op!(self, _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded)))
+    }
+
+    /// The f16 nearest to each lane, in memory order.
+    #[inline(always)]
+    fn to_f16(self, x: __m256) -> __m128i {
+        op!(self, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
+    }
+
+    /// The f32 of eight bf16: a bf16 is the upper half of the f32 of the same value.
+    #[inline(always)]
+    fn widen_bf16(self, halves: __m128i) -> __m256 {
+        op!(self, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
+    }
+
+    /// All bits of the first `count` lanes, for up to eight.
+    #[inline(always)]
+    fn first(self, count: usize) -> __m256i {
+        const EIGHT_AND_NONE: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+        let rest = 8 - count.min(8);
+        // SAFETY: `rest` is at most 8, so eight of the sixteen numbers follow; the token for the instruction.
+        unsafe { _mm256_loadu_si256(EIGHT_AND_NONE.as_ptr().add(rest).cast()) }
+    }
+
+    /// Up to eight half-type elements, then zeros. There is no masked load of them, and a copy to the stack is a function call,
+    /// around which a loop has to spill its vectors.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `count` elements of two bytes
+    #[inline(always)]
+    unsafe fn load_halves(self, p: *const u16, count: usize) -> __m128i {
+        // SAFETY: all reads are in the caller's range. With four elements or more, the last four are, too. Below four, two are
+        // read if bit 1 of the count is set, and the last one if bit 0 is. The token for the instructions.
+        unsafe {
+            if count >= 8 {
+                return _mm_loadu_si128(p.cast());
+            }
+            let (mut low, mut high) = (0, 0);
+            if count >= 4 {
+                low = p.cast::<u64>().read_unaligned();
+                // The last four elements without those that are among the first four.
+                high = p.add(count - 4).cast::<u64>().read_unaligned() >> (16 * (7 - count)) >> 16;
+            } else {
+                if count & 2 != 0 {
+                    low = u64::from(p.cast::<u32>().read_unaligned());
+                }
+                if count & 1 != 0 {
+                    low |= u64::from(p.add(count - 1).read_unaligned()) << (16 * (count - 1));
+                }
+            }
+            _mm_set_epi64x(high as i64, low as i64)
+        }
+    }
+
+    /// The first `count` of eight half-type elements.
+    ///
+    /// # Safety
+    /// * `p` is valid for writes of `count` elements of two bytes
+    #[inline(always)]
+    unsafe fn store_halves(self, mut p: *mut u16, count: usize, x: __m128i) {
+        // SAFETY: the bits of `count` are the numbers of elements that are written one after the other, so all are in the
+        // caller's range. The token for the instructions.
+        unsafe {
+            if count >= 8 {
+                return _mm_storeu_si128(p.cast(), x);
+            }
+            let mut rest = _mm_cvtsi128_si64(x) as u64;
+            if count & 4 != 0 {
+                p.cast::<u64>().write_unaligned(rest);
+                (p, rest) = (p.add(4), _mm_extract_epi64::<1>(x) as u64);
+            }
+            if count & 2 != 0 {
+                p.cast::<u32>().write_unaligned(rest as u32);
+                (p, rest) = (p.add(2), rest >> 32);
+            }
+            if count & 1 != 0 {
+                p.write_unaligned(rest as u16);
+            }
+        }
+    }
 }
 
 // SAFETY: a vector of 256 bits has eight lanes. Only `detect` makes a token. Each load and store is one instruction at the
-// pointer, of 32 bytes for f32, 16 for half types and 8 for masks. The parts of slices and `unrelated` are the trait's own. The
-// macros write `dot_tile` and `strip`.
+// pointer, of 32 bytes for f32, 16 for half types and 8 for masks. Parts of slices access as many elements as the slice has, and
+// at most eight. `unrelated` is the trait's own. The macros write `dot_tile` and `strip`.
 unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
@@ -98,23 +183,17 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> __m256 {
         // SAFETY: the caller's promise (eight bf16 are sixteen bytes); the token for the instruction.
-        let halves = unsafe { _mm_loadu_si128(p.cast()) };
-        // A bf16 is the upper half of the f32 of the same value.
-        op!(self, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
+        self.widen_bf16(unsafe { _mm_loadu_si128(p.cast()) })
     }
     #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16, x: __m256) {
         // SAFETY: the caller's promise (eight f16 are sixteen bytes); the token for the instruction.
-        unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+        unsafe { _mm_storeu_si128(p.cast(), self.to_f16(x)) }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: __m256) {
-        let halves = op!(self, {
-            let upper = self.round_bf16(x);
-            _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper))
-        });
         // SAFETY: the caller's promise (eight bf16 are sixteen bytes); the token for the instruction.
-        unsafe { _mm_storeu_si128(p.cast(), halves) }
+        unsafe { _mm_storeu_si128(p.cast(), self.to_bf16(x)) }
     }
 
     #[inline(always)]
@@ -278,11 +357,7 @@ unsafe impl Simd for Avx2 {
     }
     #[inline(always)]
     fn pack_f16(self, a: __m256, b: __m256) -> __m256 {
-        op!(self, {
-            let (low, high) =
-                (_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(b));
-            _mm256_castsi256_ps(_mm256_set_m128i(high, low))
-        })
+        op!(self, _mm256_castsi256_ps(_mm256_set_m128i(self.to_f16(b), self.to_f16(a))))
     }
     #[inline(always)]
     fn pack_bf16(self, a: __m256, b: __m256) -> __m256 {
@@ -291,6 +366,63 @@ unsafe impl Simd for Avx2 {
             let packed = _mm256_packus_epi32(self.round_bf16(a), self.round_bf16(b));
             _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(packed))
         })
+    }
+    #[inline(always)]
+    fn load_part(self, x: &[f32], fill: f32) -> __m256 {
+        let some = self.first(x.len());
+        // SAFETY: lanes that the mask leaves out are not read; the token for the instructions.
+        unsafe {
+            _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(x.as_ptr(), some), _mm256_castsi256_ps(some))
+        }
+    }
+    // Not a masked store, which is microcode on AMD processors.
+    #[inline(always)]
+    fn store_part(self, to: &mut [f32], x: __m256) {
+        let (count, mut p) = (to.len(), to.as_mut_ptr());
+        // SAFETY: the bits of `count` are the numbers of elements that are written one after the other, so all are in `to`; the
+        // token for the instructions.
+        unsafe {
+            if count >= 8 {
+                return _mm256_storeu_ps(p, x);
+            }
+            let mut rest = _mm256_castps256_ps128(x);
+            if count & 4 != 0 {
+                _mm_storeu_ps(p, rest);
+                (p, rest) = (p.add(4), _mm256_extractf128_ps::<1>(x));
+            }
+            if count & 2 != 0 {
+                _mm_storel_epi64(p.cast(), _mm_castps_si128(rest));
+                (p, rest) = (p.add(2), _mm_movehl_ps(rest, rest));
+            }
+            if count & 1 != 0 {
+                _mm_store_ss(p, rest);
+            }
+        }
+    }
+    #[inline(always)]
+    fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> __m256 {
+        let some = self.first(x.len());
+        // SAFETY: elements past the slice are not read; the type is that of the data; the token for the instructions.
+        unsafe {
+            let read = match T::DTYPE {
+                DType::F32 => _mm256_maskload_ps(x.as_ptr().cast(), some),
+                DType::F16 => _mm256_cvtph_ps(self.load_halves(x.as_ptr().cast(), x.len())),
+                DType::Bf16 => self.widen_bf16(self.load_halves(x.as_ptr().cast(), x.len())),
+            };
+            _mm256_blendv_ps(_mm256_set1_ps(fill), read, _mm256_castsi256_ps(some))
+        }
+    }
+    #[inline(always)]
+    fn store_elements_part<T: Element>(self, to: &mut [T], x: __m256) {
+        let p = to.as_mut_ptr();
+        match T::DTYPE {
+            // SAFETY: T is f32.
+            DType::F32 => self.store_part(unsafe { std::slice::from_raw_parts_mut(p.cast(), to.len()) }, x),
+            // SAFETY: T is f16, and `to` has that many elements.
+            DType::F16 => unsafe { self.store_halves(p.cast(), to.len(), self.to_f16(x)) },
+            // SAFETY: T is bf16, and `to` has that many elements.
+            DType::Bf16 => unsafe { self.store_halves(p.cast(), to.len(), self.to_bf16(x)) },
+        }
     }
     #[inline(always)]
     unsafe fn stream(self, p: *mut f32, x: __m256) {

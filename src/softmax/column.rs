@@ -184,7 +184,7 @@ fn exponentials<S: Simd, T: Element, const V: usize>(
     formula: Formula,
     prefetch: &mut NextBlock<T>,
 ) -> [S::F32; V] {
-    with_formula!(formula, S, |scale: C, LOG| {
+    with_formula!(formula, |scale: C, LOG| {
         simd.call(ExpTile::<S, T, C, V, LOG> { x, strip, tile, max, scale, prefetch })
     })
 }

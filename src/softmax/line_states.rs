@@ -112,7 +112,7 @@ impl<S: Simd, const V: usize> Part<S> for Total<'_, '_, V> {
     #[inline(always)]
     fn run(self, simd: S) -> LineStates<S, V> {
         let Self { scratch, offset, formula } = self;
-        with_formula!(formula, S, |scale: C, LOG| total::<S, C, V, LOG>(simd, scratch, offset, scale))
+        with_formula!(formula, |scale: C, LOG| total::<S, C, V, LOG>(simd, scratch, offset, scale))
     }
 }
 

@@ -62,16 +62,11 @@ impl Formula {
 
 /// Runs `$body` with `$scale` in the form that the formula needs, of the type `$form`, and with the constant `$log`.
 macro_rules! with_formula {
-    ($formula:expr, $s:ty, |$scale:ident: $form:ident, $log:ident| $body:expr) => {{
+    ($formula:expr, |$scale:ident: $form:ident, $log:ident| $body:expr) => {{
         use $crate::softmax::scale::{Halved, One, Plain, Scale, with_form};
         match ($formula.scale, $formula.log) {
-            // A constant condition: where it is false, the form is not compiled.
-            (Scale { factor: 1.0, scale: 1.0 }, false) if <$s>::HAS_PICK_16 => {
-                with_form!($scale: $form = One => One, $log = false, $body)
-            }
-            (Scale { factor: 1.0, scale: 1.0 }, true) if <$s>::HAS_PICK_16 => {
-                with_form!($scale: $form = One => One, $log = true, $body)
-            }
+            (Scale { factor: 1.0, scale: 1.0 }, false) => with_form!($scale: $form = One => One, $log = false, $body),
+            (Scale { factor: 1.0, scale: 1.0 }, true) => with_form!($scale: $form = One => One, $log = true, $body),
             (Scale { factor: 1.0, scale }, false) => {
                 with_form!($scale: $form = Plain => Plain(scale), $log = false, $body)
             }
@@ -115,8 +110,7 @@ pub(super) trait Scaling: Copy {
     }
 }
 
-/// Scale 1. It saves a product per exponential, which is a tenth of a row's time where the multipliers are the limit: at levels
-/// with [`Simd::HAS_PICK_16`], the only ones that use it.
+/// Scale 1. It saves a product per exponential: a tenth of a row's time.
 #[derive(Clone, Copy)]
 pub(super) struct One;
 
