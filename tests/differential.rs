@@ -19,7 +19,7 @@ use support::{Dims, Rng};
 
 #[test]
 fn small_problems() {
-    let count = number("FLASHTILE_PROBLEMS").unwrap_or(100_000);
+    let count = number("FLASHTILE_PROBLEMS").unwrap_or(60_000);
     let found = check_seeds("small_problems", count, |rng| {
         let dims = small_dims(rng);
         problem(rng, dims)
@@ -32,7 +32,7 @@ fn small_problems() {
 #[test]
 fn large_problems() {
     // One per 400 small problems takes about a third of their time.
-    let count = number("FLASHTILE_PROBLEMS").unwrap_or(100_000).div_ceil(400);
+    let count = number("FLASHTILE_PROBLEMS").unwrap_or(60_000).div_ceil(400);
     let found = check_seeds("large_problems", count, |rng| {
         let dims = large_dims(rng);
         problem(rng, dims)
