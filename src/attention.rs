@@ -435,7 +435,7 @@ impl<'a> Attention<'a> {
     /// Plans once for fixed shapes, to compute many times with other data. See [`Prepared`] for an example.
     ///
     /// # Errors
-    /// As [`Attention::compute`].
+    /// As [`Attention::compute`], and [`Error::TooMany`] for more than 2^24 tasks, which would take gigabytes to list.
     pub fn prepare<'t>(
         &self,
         q: impl Into<AnyTensorRef<'t>>,
@@ -443,7 +443,7 @@ impl<'a> Attention<'a> {
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<Prepared<'a>, Error> {
         let problem = Problem::new(&self.options, [q.into(), k.into(), v.into()])?;
-        Ok(Prepared::new(self.options.clone(), &problem, self.plan_for(&problem)?, self.form))
+        Prepared::new(self.options.clone(), &problem, self.plan_for(&problem)?, self.form)
     }
 
     /// Computes the scores at a stage, `[batch, heads_q, seq_q, seq_kv]`, for inspection.

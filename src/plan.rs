@@ -134,7 +134,7 @@ impl Plan {
             split_tasks: form == Form::Decode && worth_splitting && partials <= MAX_PARTIALS,
             blocks,
             threads,
-            parallel: threads == Threads::Pool && multiply_adds(&dims) >= PARALLEL_WORK,
+            parallel: cfg!(feature = "rayon") && threads == Threads::Pool && multiply_adds(&dims) >= PARALLEL_WORK,
         }
     }
 
@@ -174,8 +174,13 @@ impl Plan {
     /// The number of tasks, which can be computed in parallel. A mask may leave some of them without keys.
     pub fn tasks(&self) -> usize {
         let splits = if self.split_tasks { self.splits() } else { 1 };
+        self.listed_tasks().saturating_mul(splits)
+    }
+
+    /// The number of tasks in the list, where all splits are one.
+    pub(crate) fn listed_tasks(&self) -> usize {
         // Saturating: a problem without an output may have any dimensions.
-        [self.dims.batch, self.dims.heads_kv, self.blocks.count].into_iter().fold(splits, usize::saturating_mul)
+        self.dims.batch.saturating_mul(self.dims.heads_kv).saturating_mul(self.blocks.count)
     }
 
     /// Whether the work is large enough for several threads and [`Threads`] allows them.

@@ -51,9 +51,16 @@ pub struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    pub(crate) fn new(options: Options<'a>, problem: &Problem<'_>, plan: Plan, form: Option<Form>) -> Self {
+    pub(crate) fn new(
+        options: Options<'a>,
+        problem: &Problem<'_>,
+        plan: Plan,
+        form: Option<Form>,
+    ) -> Result<Self, Error> {
         let shapes = [&problem.q, &problem.k, &problem.v].map(|tensor| (tensor.dtype(), tensor.shape()));
-        Prepared { options, plan, schedule: Schedule::new(problem, &plan), form, shapes }
+        let mut schedule = Schedule::default();
+        fill(&mut schedule, problem, &plan)?;
+        Ok(Prepared { options, plan, schedule, form, shapes })
     }
 
     /// The plan that every call follows.
@@ -67,14 +74,14 @@ impl<'a> Prepared<'a> {
     /// before.
     ///
     /// # Errors
-    /// As [`Attention::compute`](crate::Attention::compute); the prepared attention is then unchanged.
+    /// As [`Attention::prepare`](crate::Attention::prepare); the prepared attention is then unchanged.
     pub fn set_keys(&mut self, seq_kv: usize) -> Result<(), Error> {
         let [q, mut k, mut v] = self.shapes;
         (k.1[2], v.1[2]) = (seq_kv, seq_kv);
         let problem = Problem::of_shapes(&self.options, [q, k, v])?;
-        self.plan = self.plan.replanned(&problem, self.form);
-        self.schedule.fill(&problem, &self.plan);
-        self.shapes = [q, k, v];
+        let plan = self.plan.replanned(&problem, self.form);
+        fill(&mut self.schedule, &problem, &plan)?;
+        (self.plan, self.shapes) = (plan, [q, k, v]);
         Ok(())
     }
 
@@ -103,4 +110,15 @@ impl<'a> Prepared<'a> {
         driver::run_scheduled(&problem, &plan, &self.schedule, output, workspace);
         Ok(())
     }
+}
+
+/// Lists the tasks, unless there are too many to keep. (A call lists them, too, but its output has memory for each row.)
+fn fill(schedule: &mut Schedule, problem: &Problem<'_>, plan: &Plan) -> Result<(), Error> {
+    const LIMIT: usize = 1 << 24;
+    let got = plan.listed_tasks();
+    if got > LIMIT {
+        return Err(Error::TooMany { what: "tasks of a prepared attention", limit: LIMIT, got });
+    }
+    schedule.fill(problem, plan);
+    Ok(())
 }

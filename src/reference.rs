@@ -8,6 +8,7 @@
 //!
 //! It takes the same options as [`Attention`], and the fast path is tested against it. It is slow, short, and public, so that
 //! you can test against it, too. Besides its results it holds the keys and values of one head in f64, and one row of scores.
+//! If there is no memory for these, it returns [`Error::TooLarge`].
 
 #![forbid(unsafe_code)]
 
@@ -46,7 +47,7 @@ pub struct Reference {
 /// ```
 ///
 /// # Errors
-/// Those of [`Attention::run_into`].
+/// Those of [`Attention::run_into`], and [`Error::TooLarge`].
 pub fn attention<'t>(
     options: &Attention<'t>,
     q: impl Into<AnyTensorRef<'t>>,
@@ -57,15 +58,18 @@ pub fn attention<'t>(
     let shape = problem.dims.output_shape();
     let [.., value_dim] = shape;
     let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
-    let mut scores = Vec::new();
+    let (mut scores, mut visible) = (Vec::new(), Vec::new());
     for [b, h] in heads(&problem) {
+        reserve(&mut scores, problem.dims.seq_kv)?;
+        reserve(&mut visible, problem.dims.seq_kv)?;
         scores.resize(problem.dims.seq_kv, 0.0);
-        let keys = widen(&problem.k, b, h / problem.dims.group());
-        let values = widen(&problem.v, b, h / problem.dims.group());
+        let keys = widen(&problem.k, b, h / problem.dims.group())?;
+        let values = widen(&problem.v, b, h / problem.dims.group())?;
         for i in 0..problem.dims.seq_q {
             row_scores(&problem, [b, h, i], &keys, ScoreStage::Biased, &mut scores);
             // A hidden key is skipped, not multiplied by its probability of 0, because its value may be NaN.
-            let visible: Vec<bool> = scores.iter().map(|&score| score != f64::NEG_INFINITY).collect();
+            visible.clear();
+            visible.extend(scores.iter().map(|&score| score != f64::NEG_INFINITY));
             result.lse.push(softmax(&mut scores));
             let (probs, mut out) = (&scores, vec![0.0; value_dim]);
             for j in (0..probs.len()).filter(|&j| visible[j]) {
@@ -81,7 +85,7 @@ pub fn attention<'t>(
 /// Computes the scores at a stage by the definition, `[batch, heads_q, seq_q, seq_kv]`.
 ///
 /// # Errors
-/// Those of [`Attention::run_into`].
+/// Those of [`Attention::run_into`], and [`Error::TooLarge`].
 pub fn scores<'t>(
     options: &Attention<'t>,
     stage: ScoreStage,
@@ -95,9 +99,11 @@ pub fn scores<'t>(
     }
     let mut row_of_scores = Vec::new();
     for [b, h] in heads(&problem) {
+        reserve(&mut row_of_scores, problem.dims.seq_kv)?;
         row_of_scores.resize(problem.dims.seq_kv, 0.0);
-        let keys = widen(&problem.k, b, h / problem.dims.group());
+        let keys = widen(&problem.k, b, h / problem.dims.group())?;
         for i in 0..problem.dims.seq_q {
+            reserve(&mut result, problem.dims.seq_kv)?;
             row_scores(&problem, [b, h, i], &keys, stage, &mut row_of_scores);
             if stage == ScoreStage::Probabilities {
                 softmax(&mut row_of_scores);
@@ -116,9 +122,18 @@ fn heads(problem: &Problem<'_>) -> impl Iterator<Item = [usize; 2]> + use<> {
 }
 
 /// The keys or values of one head, row by row.
-fn widen(tensor: &AnyTensor<'_>, b: usize, h: usize) -> Vec<f64> {
+fn widen(tensor: &AnyTensor<'_>, b: usize, h: usize) -> Result<Vec<f64>, Error> {
     let [.., rows, cols] = tensor.shape();
-    (0..rows).flat_map(|j| (0..cols).map(move |e| tensor.at([b, h, j, e]) as f64)).collect()
+    let mut wide = Vec::new();
+    // A product that does not fit is more than any memory, like the largest number.
+    reserve(&mut wide, rows.saturating_mul(cols))?;
+    wide.extend((0..rows).flat_map(|j| (0..cols).map(move |e| tensor.at([b, h, j, e]) as f64)));
+    Ok(wide)
+}
+
+/// Makes room for `len` more elements.
+fn reserve<T>(list: &mut Vec<T>, len: usize) -> Result<(), Error> {
+    list.try_reserve(len).map_err(|_| Error::TooLarge { what: "a row of scores, or the keys of a head, in f64," })
 }
 
 /// Writes the scores of one query at a stage. For [`ScoreStage::Probabilities`] these are the scores before the softmax.

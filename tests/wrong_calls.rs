@@ -6,7 +6,7 @@
 mod support;
 
 use flashtile::{
-    AlibiSlopes, AnyTensorMut, AnyTensorRef, Attention, Error, QueryOffset, ScoreStage, TensorMut, TensorRef,
+    AlibiSlopes, AnyTensorMut, AnyTensorRef, Attention, Error, Form, QueryOffset, ScoreStage, TensorMut, TensorRef,
     Workspace, alibi_slope, merge, reference,
 };
 use std::ops::{Bound, Range};
@@ -483,6 +483,15 @@ fn too_large() {
     {
         assert_eq!(plan(1, (1 << 60) - 1), Ok(()));
         assert_eq!(plan(1, 1 << 60), Err(Error::TooLarge { what: "the problem" }));
+        // The reference holds a row of scores; a prepared attention lists its tasks.
+        let (one, keys) = (zeros([1, 1, 1, 1]), zeros([1, 1, 1 << 57, 1]));
+        let options = Attention::new();
+        let no_memory = |error| matches!(error, Error::TooLarge { .. });
+        assert!(reference::attention(&options, one, keys, keys).is_err_and(no_memory));
+        assert!(reference::scores(&options, ScoreStage::Raw, one, keys).is_err_and(no_memory));
+        let many = zeros([1, 1, u32::MAX as usize, 1]);
+        let too_many = |error| matches!(error, Error::TooMany { limit: 0x100_0000, .. });
+        assert!(options.clone().form(Form::Decode).prepare(many, one, one).is_err_and(too_many));
     }
     // Queries and keys within their limits, but too large a matrix of scores.
     let mut out = [0.0f32; 0];

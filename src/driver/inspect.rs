@@ -27,7 +27,8 @@ pub(crate) fn run(
     if output.is_empty() {
         return;
     }
-    let schedule = Schedule::new(problem, plan);
+    let mut schedule = Schedule::default();
+    schedule.fill(problem, plan);
     let claims = output.share(problem, plan, &schedule);
     let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
     work_through(scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));

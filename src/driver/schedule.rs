@@ -31,13 +31,6 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// A new list, filled for `problem` and `plan`.
-    pub(crate) fn new(problem: &Problem<'_>, plan: &Plan) -> Self {
-        let mut schedule = Self::default();
-        schedule.fill(problem, plan);
-        schedule
-    }
-
     /// Lists the tasks of `plan`: each batch, key/value head and block of rows once. The blocks are a partition of the rows.
     pub(crate) fn fill(&mut self, problem: &Problem<'_>, plan: &Plan) {
         self.tasks.clear();

@@ -45,9 +45,8 @@ macro_rules! through_f32 {
                 visit: Option<Visit<'_>>,
             ) {
                 let (buffers, formula) = (Buffers::Into { from: x, to: out }, Formula::new(scale, false));
-                let mut visit = visit.map(|visit| {
-                    move |line, state: RowState| visit(line, f64::from(state.max), f64::from(state.sum))
-                });
+                let mut visit = visit
+                    .map(|visit| move |line, state: RowState| visit(line, f64::from(state.max), f64::from(state.sum)));
                 let visit = visit.as_mut().map(|visit| visit as &mut dyn FnMut(usize, RowState));
                 isa().run(Softmax { buffers, axis, formula, upstream: Some(upstream), visit });
             }
@@ -93,14 +92,7 @@ impl sealed::Sealed for f64 {
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
         double::softmax(buffers, axis, scale, log, |_| 1.0, None);
     }
-    fn softmax_times(
-        x: &[Self],
-        out: &mut [Self],
-        axis: Axis,
-        scale: f64,
-        upstream: &[f64],
-        visit: Option<Visit<'_>>,
-    ) {
+    fn softmax_times(x: &[Self], out: &mut [Self], axis: Axis, scale: f64, upstream: &[f64], visit: Option<Visit<'_>>) {
         double::softmax(Buffers::Into { from: x, to: out }, axis, scale, false, |line| upstream[line], visit);
     }
     fn states(x: &[Self], axis: Axis, scale: f64, visit: Visit<'_>) {

@@ -106,13 +106,7 @@ pub(super) fn backward(y: &[f64], mut buffers: Buffers<'_, f64>, axis: Axis, sca
 /// The softmax of one line times both factors; 0 where the softmax is 0.
 #[cold]
 #[inline(never)]
-pub(super) fn softmax_line_times<T: Number>(
-    x: &[T],
-    out: &mut [T],
-    line: Line,
-    scale: f64,
-    factors: [f64; 2],
-) {
+pub(super) fn softmax_line_times<T: Number>(x: &[T], out: &mut [T], line: Line, scale: f64, factors: [f64; 2]) {
     let mut probs: Vec<f64> = line.indices().map(|index| x[index].to_f64()).collect();
     let axis = Axis::row(probs.len());
     softmax(Buffers::InPlace(&mut probs), axis, scale, false, |_| 1.0, None);

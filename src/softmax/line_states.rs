@@ -154,7 +154,7 @@ fn total<S: Simd, C: Scaling, const V: usize, const LOG: bool>(
 
 /// A factor below this is split in two, because a denormal factor has lost bits. The exponentials are up to 2^24, so the product
 /// would show the loss.
-const SMALL: f32 = f32::from_bits((127 - 100) << 23);
+pub(super) const SMALL: f32 = f32::from_bits((127 - 100) << 23);
 
 /// [`factors`] as a part.
 pub(super) struct Factors<'a, 'b, const V: usize> {

@@ -48,13 +48,7 @@ pub(super) fn strip_backward<T: Number>(
 /// For log_softmax, this holds if its dy is not finite.
 #[cold]
 #[inline(never)]
-pub(super) fn backward<T: Number>(
-    y: &[T],
-    dy: &[T],
-    line: Line,
-    scale: f64,
-    log: bool,
-) -> RareLine<T> {
+pub(super) fn backward<T: Number>(y: &[T], dy: &[T], line: Line, scale: f64, log: bool) -> RareLine<T> {
     let terms = line.indices().map(|index| {
         let (y, dy) = (y[index].to_f64(), dy[index].to_f64());
         let (prob, hidden) = if log { (y.exp(), y == f64::NEG_INFINITY) } else { (y, y == 0.0) };

@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 use super::buffers::{Buffers, Stored};
+use super::line_states::SMALL;
 use super::row_state::RowState;
 use super::scale::{Formula, One, Scale, Scaling, with_formula};
 use crate::element::Element;
@@ -66,7 +67,7 @@ pub(super) fn softmax<S: Simd, T: Stored>(
         let part = fold(simd, &buffers.input()[block], tile, formula);
         state = state.merge_scaled(part, formula.scale.scale);
     }
-    let norm = if formula.log { state.log_sum() } else { norm_of(state) * upstream };
+    let (first, norm) = if formula.log { (None, state.log_sum()) } else { norms_of(state, upstream) };
     for block in blocks {
         let tile = &mut tile[..block.len()];
         if block.len() < row.len() {
@@ -74,13 +75,19 @@ pub(super) fn softmax<S: Simd, T: Stored>(
             simd.call(Fill { x, tile, scale: formula.scale });
             exponentials(simd, x, tile, state.max, formula);
         }
+        if let Some(first) = first {
+            finish_in_place::<S, false>(simd, tile, first);
+        }
         simd.call(Write { tile, out: &mut buffers.output()[block], norm, log: formula.log, stream });
     }
     state
 }
 
 /// The row's input, unless it is the output, and its output. `None` for other types than f32.
-fn f32_row<'a, T: Stored>(buffers: &'a mut Buffers<'_, T>, row: Range<usize>) -> Option<(Option<&'a [f32]>, &'a mut [f32])> {
+fn f32_row<'a, T: Stored>(
+    buffers: &'a mut Buffers<'_, T>,
+    row: Range<usize>,
+) -> Option<(Option<&'a [f32]>, &'a mut [f32])> {
     match buffers {
         Buffers::InPlace(x) => Some((None, T::as_f32_mut(&mut x[row])?)),
         Buffers::Into { from, to } => Some((Some(T::as_f32(&from[row.clone()])?), T::as_f32_mut(&mut to[row])?)),
@@ -106,7 +113,11 @@ impl<C: Scaling, const LOG: bool> Kernel for F32Row<'_, C, LOG> {
             None => fill_in_place::<S, C>(simd, out, scale),
         };
         let state = RowState { max, sum: exp_tile::<S, f32, C, LOG>(simd, out, max, scale, next) };
-        finish_in_place::<S, LOG>(simd, out, if LOG { state.log_sum() } else { norm_of(state) * upstream });
+        let (first, norm) = if LOG { (None, state.log_sum()) } else { norms_of(state, upstream) };
+        if let Some(first) = first {
+            finish_in_place::<S, false>(simd, out, first);
+        }
+        finish_in_place::<S, LOG>(simd, out, norm);
         state
     }
 }
@@ -160,6 +171,13 @@ impl<T: Element> Kernel for Fill<'_, T> {
 /// The factor that makes a scaled exponential a probability.
 pub(super) fn norm_of(state: RowState) -> f32 {
     state.inverse_sum() / SCALED_ONE
+}
+
+/// The factors that make a scaled exponential its share of `upstream`. There are two if one alone would be denormal, because it
+/// would have lost bits.
+fn norms_of(state: RowState, upstream: f32) -> (Option<f32>, f32) {
+    let (norm, both) = (norm_of(state) * upstream, state.inverse_sum() * upstream);
+    if norm.abs() < SMALL && both != 0.0 { (Some(1.0 / SCALED_ONE), both) } else { (None, norm) }
 }
 
 /// Widens x into the tile. Returns the maximum, or -inf without elements. NaN is ignored.
