@@ -14,6 +14,8 @@
 //! `task` and `output` here fill in what `kernel/task.rs` and `kernel/output.rs` define.
 
 mod forward;
+#[cfg(feature = "rayon")]
+mod helpers;
 pub(crate) mod inspect;
 mod output;
 mod reduce;

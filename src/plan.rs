@@ -80,7 +80,8 @@ pub struct Plan {
     /// The blocks that the rows of each key/value head are divided into: of rows (decode) or panels (prefill).
     blocks: EvenBlocks,
     threads: Threads,
-    parallel: bool,
+    /// Multiply-adds of all pairs of query and key, hidden ones included.
+    work: usize,
 }
 
 impl Plan {
@@ -134,7 +135,7 @@ impl Plan {
             split_tasks: form == Form::Decode && worth_splitting && partials <= MAX_PARTIALS,
             blocks,
             threads,
-            parallel: cfg!(feature = "rayon") && threads == Threads::Pool && multiply_adds(&dims) >= PARALLEL_WORK,
+            work: multiply_adds(&dims),
         }
     }
 
@@ -185,7 +186,13 @@ impl Plan {
 
     /// Whether the work is large enough for several threads and [`Threads`] allows them.
     pub fn is_parallel(&self) -> bool {
-        self.parallel
+        cfg!(feature = "rayon") && self.threads == Threads::Pool && self.work >= PARALLEL_WORK
+    }
+
+    /// Whether the work is large enough to wake threads that sleep.
+    #[cfg(feature = "rayon")]
+    pub(crate) fn is_worth_waking(&self) -> bool {
+        self.work >= tuning::WAKING_WORK
     }
 
     pub(crate) fn isa(&self) -> Isa {
@@ -267,7 +274,7 @@ impl fmt::Display for Plan {
         if self.operands == Operands::Bf16Pairs {
             write!(f, ", scores from pairs of bf16")?;
         }
-        let threads = if self.parallel { "in the pool" } else { "serial" };
+        let threads = if self.is_parallel() { "in the pool" } else { "serial" };
         write!(f, ", {} tasks, {threads}, {}", self.tasks(), self.level())
     }
 }

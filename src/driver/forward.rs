@@ -45,7 +45,7 @@ pub(crate) fn run_scheduled(
         return reduce::run(&claims, schedule, workspace);
     }
     let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
-    work_through(scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
+    work_through(plan, scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
     Scratch::grow_to_largest(scratch);
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn run(
     schedule.fill(problem, plan);
     let claims = output.share(problem, plan, &schedule);
     let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
-    work_through(scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
+    work_through(plan, scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
 }
 
 /// Writes the rows of a task, panel by panel.

@@ -19,6 +19,9 @@ use std::ops::Range;
 /// Claims for each worker. With 16, workers wait for the last one for at most a 16th of the time.
 const CLAIMS_PER_WORKER: usize = 16;
 
+/// Elements of partial results that several threads merge: 1 MiB, some 100 µs.
+const PARALLEL_MERGE: usize = 1 << 18;
+
 /// The partial results of a call, `[tasks][splits, rounded up to whole claims][slot]`.
 #[derive(Clone, Copy)]
 struct Partials {
@@ -54,11 +57,15 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
     let [memory] = workspace.partials.buffers([tasks.len() * partials.task_len()]);
 
     let slots = SlotClaims::new(memory, partials.splits_per_claim * partials.slot);
-    work_through(scratch, &slots, &|claimed, scratch| compute_splits(claims, schedule, partials, claimed, scratch));
+    work_through(plan, scratch, &slots, &|claimed, scratch| {
+        compute_splits(claims, schedule, partials, claimed, scratch)
+    });
 
-    let workers = workers(plan, tasks.len()).min(scratch.len());
+    // Waking threads for less takes longer than merging.
+    let parallel = tasks.len() * partials.task_len() >= PARALLEL_MERGE;
+    let workers = if parallel { workers(plan, tasks.len()).min(scratch.len()) } else { 1 };
     let memory = &*memory;
-    work_through(&mut scratch[..workers], claims, &|mut claimed, scratch| {
+    work_through(plan, &mut scratch[..workers], claims, &|mut claimed, scratch| {
         let own = &memory[claimed.index * partials.task_len()..][..partials.task_len()];
         let input = claimed.task.input(problem, plan);
         let splits = plan.splits_of(&claimed.task.keys).map(|split| &own[split * partials.slot..][..partials.slot]);

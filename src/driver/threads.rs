@@ -2,13 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "rayon")]
+use super::helpers;
 use crate::kernel::scratch::Scratch;
 use crate::plan::Plan;
 
 /// The number of workers for `tasks` tasks of a plan.
 pub(super) fn workers(plan: &Plan, tasks: usize) -> usize {
     #[cfg(feature = "rayon")]
-    if plan.is_parallel() && pool_available() {
+    if plan.is_parallel() && (is_in_pool() || plan.is_worth_waking() || helpers::stay_awake()) && pool_available() {
         return rayon::current_num_threads().min(tasks).max(1);
     }
     let _ = (plan, tasks);
@@ -26,6 +28,7 @@ pub(super) trait Claims<'c>: Sync {
 
 /// The worker loop: each worker claims and computes pieces until none is left.
 pub(super) fn work_through<'c, C: Claims<'c>>(
+    plan: &Plan,
     scratch: &mut [Scratch],
     claims: &'c C,
     work: &(impl Fn(C::Claim, &mut Scratch) + Sync),
@@ -35,6 +38,16 @@ pub(super) fn work_through<'c, C: Claims<'c>>(
             work(claim, scratch);
         }
     });
+    if plan.is_parallel() {
+        #[cfg(feature = "rayon")]
+        helpers::note_call();
+    }
+}
+
+/// Whether this thread belongs to a rayon pool.
+#[cfg(feature = "rayon")]
+fn is_in_pool() -> bool {
+    rayon::current_thread_index().is_some()
 }
 
 /// Whether this thread can use a rayon pool: the pool that it belongs to, or the global one.
@@ -47,7 +60,7 @@ fn pool_available() -> bool {
     use std::sync::OnceLock;
 
     static GLOBAL: OnceLock<bool> = OnceLock::new();
-    if rayon::current_thread_index().is_some() {
+    if is_in_pool() {
         return true;
     }
     *GLOBAL.get_or_init(|| {
@@ -64,14 +77,18 @@ fn pool_available() -> bool {
     })
 }
 
-/// Calls `worker` once for each element of `scratch`, in parallel if the current rayon pool has idle threads.
+/// Calls `worker` for the first element of `scratch` on this thread, and for the others on threads of the current rayon pool,
+/// as far as these are idle.
 ///
-/// It halves the workers recursively, because `rayon::join` does not allocate, and a scope allocates for each spawn. If no
-/// thread is idle, a worker runs on this thread after the others. It then finds all pieces claimed.
+/// Inside the pool it halves the workers recursively, because `rayon::join` does not allocate, and a scope allocates for each
+/// spawn. If no thread is idle, a worker runs on this thread after the others. It then finds all pieces claimed. Outside,
+/// `rayon::join` would put this thread to sleep until a thread of the pool has woken, which then wakes the others.
 fn fan_out(scratch: &mut [Scratch], worker: &(impl Fn(&mut Scratch) + Sync)) {
     match scratch {
         [] => {}
         [only] => worker(only),
+        #[cfg(feature = "rayon")]
+        _ if !is_in_pool() => helpers::work_with_helpers(scratch, worker, rayon::spawn),
         #[cfg(feature = "rayon")]
         _ => {
             let (left, right) = scratch.split_at_mut(scratch.len() / 2);
