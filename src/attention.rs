@@ -435,7 +435,7 @@ impl<'a> Attention<'a> {
     /// Plans once for fixed shapes, to compute many times with other data. See [`Prepared`] for an example.
     ///
     /// # Errors
-    /// As [`Attention::compute`], and [`Error::TooMany`] for more than 2^24 tasks, which would take gigabytes to list.
+    /// As [`Attention::compute`], and [`Error::TooMany`] for more than 2^24 tasks: their list would take a gigabyte.
     pub fn prepare<'t>(
         &self,
         q: impl Into<AnyTensorRef<'t>>,

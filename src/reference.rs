@@ -60,6 +60,8 @@ pub fn attention<'t>(
     let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
     let (mut scores, mut visible) = (Vec::new(), Vec::new());
     for [b, h] in heads(&problem) {
+        scores.clear();
+        visible.clear();
         reserve(&mut scores, problem.dims.seq_kv)?;
         reserve(&mut visible, problem.dims.seq_kv)?;
         scores.resize(problem.dims.seq_kv, 0.0);
@@ -70,6 +72,8 @@ pub fn attention<'t>(
             // A hidden key is skipped, not multiplied by its probability of 0, because its value may be NaN.
             visible.clear();
             visible.extend(scores.iter().map(|&score| score != f64::NEG_INFINITY));
+            reserve(&mut result.lse, 1)?;
+            reserve(&mut result.out, value_dim)?;
             result.lse.push(softmax(&mut scores));
             let (probs, mut out) = (&scores, vec![0.0; value_dim]);
             for j in (0..probs.len()).filter(|&j| visible[j]) {
@@ -99,6 +103,7 @@ pub fn scores<'t>(
     }
     let mut row_of_scores = Vec::new();
     for [b, h] in heads(&problem) {
+        row_of_scores.clear();
         reserve(&mut row_of_scores, problem.dims.seq_kv)?;
         row_of_scores.resize(problem.dims.seq_kv, 0.0);
         let keys = widen(&problem.k, b, h / problem.dims.group())?;
@@ -133,7 +138,7 @@ fn widen(tensor: &AnyTensor<'_>, b: usize, h: usize) -> Result<Vec<f64>, Error> 
 
 /// Makes room for `len` more elements.
 fn reserve<T>(list: &mut Vec<T>, len: usize) -> Result<(), Error> {
-    list.try_reserve(len).map_err(|_| Error::TooLarge { what: "a row of scores, or the keys of a head, in f64," })
+    list.try_reserve(len).map_err(|_| Error::TooLarge { what: "what the reference computes in f64" })
 }
 
 /// Writes the scores of one query at a stage. For [`ScoreStage::Probabilities`] these are the scores before the softmax.

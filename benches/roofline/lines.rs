@@ -76,7 +76,7 @@ static BIAS: LazyLock<Vec<f32>> = LazyLock::new(|| Rng(6).normals(8 * 2048 * 204
 static SLOPES: LazyLock<Vec<f32>> = LazyLock::new(|| (0..8).map(|h| alibi_slope(h, 8)).collect());
 
 impl Options {
-    fn attention(self, dims: &Dims) -> Result<Attention<'static>, flashtile::Error> {
+    pub(crate) fn attention(self, dims: &Dims) -> Result<Attention<'static>, flashtile::Error> {
         let plane = [dims.seq_q, dims.seq_kv];
         Ok(match self {
             Options::Plain => Attention::new(),

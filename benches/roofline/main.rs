@@ -17,6 +17,8 @@
 //! reading gains, which may be nothing where one core reads all that memory delivers. So the roof's own speed-up stands beside a
 //! row's. Where memory binds a row and reading gains less than the target, the row counts as bound by memory, neither reached nor
 //! missed.
+//!
+//! `--outside` is another table: what callers outside the pool get, see `outside.rs`.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -24,6 +26,7 @@ mod support;
 mod arguments;
 mod contest;
 mod lines;
+mod outside;
 mod report;
 mod workloads;
 
@@ -62,6 +65,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     if !arguments.bench && arguments.filter.is_empty() {
         arguments.filter = "decode_short".into();
+    }
+    if arguments.outside {
+        return outside::run(&arguments);
     }
     let mut csv = arguments.csv.as_ref().map(File::create).transpose()?;
     let groups: Vec<Vec<Wanted>> = GROUPS.iter().map(|group| wanted(group, &arguments.filter)).collect();

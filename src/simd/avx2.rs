@@ -93,8 +93,8 @@ impl Avx2 {
     /// * `p` is valid for writes of `count` elements of two bytes
     #[inline(always)]
     unsafe fn store_halves(self, mut p: *mut u16, count: usize, x: __m128i) {
-        // SAFETY: the bits of `count` are the numbers of elements that are written one after the other, so all are in the
-        // caller's range. The token for the instructions.
+        // SAFETY: the caller's range has eight elements or more, of which eight are written, or the bits of `count` are the
+        // numbers of elements that are written one after the other, so all are in the range. The token for the instructions.
         unsafe {
             if count >= 8 {
                 return _mm_storeu_si128(p.cast(), x);
@@ -369,6 +369,7 @@ unsafe impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_part(self, x: &[f32], fill: f32) -> __m256 {
+        debug_assert!(x.len() <= Self::LANES);
         let some = self.first(x.len());
         // SAFETY: lanes that the mask leaves out are not read; the token for the instructions.
         unsafe {
@@ -378,9 +379,10 @@ unsafe impl Simd for Avx2 {
     // Not a masked store, which is microcode on AMD processors.
     #[inline(always)]
     fn store_part(self, to: &mut [f32], x: __m256) {
+        debug_assert!(to.len() <= Self::LANES);
         let (count, mut p) = (to.len(), to.as_mut_ptr());
-        // SAFETY: the bits of `count` are the numbers of elements that are written one after the other, so all are in `to`; the
-        // token for the instructions.
+        // SAFETY: `to` has eight elements or more, of which eight are written, or the bits of `count` are the numbers of elements
+        // that are written one after the other, so all are in `to`. The token for the instructions.
         unsafe {
             if count >= 8 {
                 return _mm256_storeu_ps(p, x);
@@ -401,6 +403,7 @@ unsafe impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> __m256 {
+        debug_assert!(x.len() <= Self::LANES);
         let some = self.first(x.len());
         // SAFETY: elements past the slice are not read; the type is that of the data; the token for the instructions.
         unsafe {
@@ -414,9 +417,10 @@ unsafe impl Simd for Avx2 {
     }
     #[inline(always)]
     fn store_elements_part<T: Element>(self, to: &mut [T], x: __m256) {
+        debug_assert!(to.len() <= Self::LANES);
         let p = to.as_mut_ptr();
         match T::DTYPE {
-            // SAFETY: T is f32.
+            // SAFETY: T is f32. The new slice is as long as `to`, which nothing uses while it exists.
             DType::F32 => self.store_part(unsafe { std::slice::from_raw_parts_mut(p.cast(), to.len()) }, x),
             // SAFETY: T is f16, and `to` has that many elements.
             DType::F16 => unsafe { self.store_halves(p.cast(), to.len(), self.to_f16(x)) },

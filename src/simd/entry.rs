@@ -1,7 +1,8 @@
 //! How a kernel enters a level.
 //!
 //! A [`Kernel`](crate::simd::Kernel) is compiled once for every level, inside the function that enables the level's instructions
-//! ([`level!`](crate::simd::level_token::level)). Everything that it calls is `#[inline(always)]`, so it is compiled there, too.
+//! ([`level!`](crate::simd::level_token::level)). Everything that it calls is `#[inline(always)]`, so it is compiled there, too,
+//! or is a [`Part`](crate::simd::Part), which is compiled in such a function of its own.
 //! Kernels use loops and functions, not closures, because a closure that the compiler leaves out of line is compiled without the
 //! level's instructions.
 
@@ -14,12 +15,12 @@
 /// ```
 ///
 /// becomes `pub(crate) fn double<'a>(isa: Isa, x: &'a mut [f32])`. The arguments are the fields of a struct, which is the
-/// [`Kernel`](crate::simd::Kernel), so their lifetimes must have names. With a parameter `D: PairDots` after `S` and an argument `dots: D` after
-/// `simd`, the struct is a [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines should be a
-/// function of its own, marked `#[inline(always)]`.
+/// [`Kernel`](crate::simd::Kernel), so their lifetimes must have names. With a parameter `D: PairDots` after `S` and an argument
+/// `dots: D` after `simd`, the struct is a [`PairKernel`](crate::simd::bf16_dot::PairKernel). A body of more than a few lines
+/// should be a function of its own, marked `#[inline(always)]`.
 ///
-/// Loops that fill every register implement [`Kernel`](crate::simd::Kernel) themselves: the arguments of this macro become variables, which a loop
-/// then has to spill (see the `AddValues` of prefill and of decode).
+/// Loops that fill every register implement [`Kernel`](crate::simd::Kernel) themselves: the arguments of this macro become
+/// variables, which a loop then has to spill (see the `AddValues` of prefill and of decode).
 macro_rules! kernel {
     (
         $(#[$meta:meta])*

@@ -1,6 +1,6 @@
 //! The macros of a level's file: `level!` makes the token that proves the level's instructions, `op!` relies on it.
 
-/// Makes the token of a level, its detection, and the function through which kernels enter it, from one list of features.
+/// Makes the token of a level, its detection, and the function through which kernels and parts enter it, from one list of features.
 ///
 /// * `$detect`: the macro of `std::arch` that detects a feature on this architecture
 /// * `fn $enter<K: $kernel>(work, token) call`: the function that enters the level, and the call that it makes
@@ -19,7 +19,7 @@ macro_rules! level {
                 ($($detect!($feature))&&+).then_some(Self(()))
             }
 
-            /// Runs the kernel compiled with the level's instructions.
+            /// Runs a kernel or a part compiled with the level's instructions.
             #[inline]
             pub(in crate::simd) fn $enter<K: $kernel>(self, kernel: K) -> K::Output {
                 $(#[target_feature(enable = $feature)])+

@@ -10,7 +10,7 @@ pub(crate) trait Kernel {
 }
 
 /// A part of a kernel that is compiled on its own, once for all kernels of a level that [`call`](Simd::call) it. Unlike the
-/// fields of a [`Kernel`], its fields may be vectors. A call costs a few cycles.
+/// fields of a [`Kernel`], its fields may be vectors. A call costs a few cycles. Implementations mark `run` as `#[inline(always)]`.
 pub(crate) trait Part<S: Simd> {
     type Output;
     fn run(self, simd: S) -> Self::Output;

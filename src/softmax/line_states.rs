@@ -204,9 +204,11 @@ fn factors<S: Simd, const V: usize, const LOG: bool>(
                 simd.store_slice(&mut maxima[at..], simd.sub(share, norm));
                 continue;
             }
-            // A block of hidden elements has the share 0, which needs no second factor. `upstream` may be negative.
-            let product = simd.mul(simd.mul(share, unit), norm);
-            let size = simd.max(product, simd.sub(simd.zero(), product));
+            // A block of hidden elements has the share 0, which needs no second factor. `upstream` may be negative, or so large
+            // that the product is not small although its first factor is.
+            let scaled = simd.mul(share, unit);
+            let product = simd.mul(scaled, norm);
+            let size = simd.min(simd.abs(product), scaled);
             let small = simd.and(simd.lt(simd.zero(), share), simd.lt(size, simd.splat(SMALL)));
             simd.store_slice(&mut maxima[at..], simd.select(small, simd.mul(share, norm), product));
             simd.store_slice(&mut sums[at..], simd.select(small, unit, simd.splat(1.0)));

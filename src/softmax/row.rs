@@ -16,7 +16,7 @@
 //!    before it is overwritten: a third of all traffic. Such a row has a tile for f32, too.
 //! 5. Division by the sum is multiplication by its inverse.
 //! 6. `exp_tile` is arithmetic alone, so it prefetches the next row.
-//! 7. Each pass is a [`Part`], compiled only for what it depends on: `exp_tile` for the formula, the others for the element type.
+//! 7. Each of these passes is a [`Part`], compiled only for what it depends on: `exp_tile` for the formula, the others for the element type.
 //!    A row of f32 that is no longer than the tile is one `Part`, because calls matter for short rows.
 #![forbid(unsafe_code)]
 

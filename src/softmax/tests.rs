@@ -110,6 +110,22 @@ fn forward_functions() {
     });
 }
 
+/// A block far below the maximum of its line, and an upstream gradient that makes up for it.
+#[test]
+fn large_upstream_gradients_of_small_probabilities() {
+    at_every_level(|level| {
+        let axis = Axis::new(&[40, 9], 0).unwrap();
+        let mut x = numbers(axis.elements(), 8);
+        x[32 * 9..].iter_mut().for_each(|x| *x -= 80.0);
+        for factor in [1e10f32, -1e20, 1e30, 1e37] {
+            let (mut dx, mut exact) = (vec![0.0f32; x.len()], vec![0.0; x.len()]);
+            logsumexp_backward_into(&x, &[factor; 9], &mut dx, axis, 1.0).unwrap();
+            logsumexp_backward_into(&wide(&x), &[f64::from(factor); 9], &mut exact, axis, 1.0).unwrap();
+            assert_near(&dx, &exact, 0.0, BOUND, &format!("{level} upstream {factor}"));
+        }
+    });
+}
+
 #[test]
 fn gradients() {
     at_every_level(|level| {
