@@ -46,8 +46,10 @@ impl fmt::Display for Form {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Threads {
-    /// The current rayon pool, unless the work is too small to be worth waking it. Calls are serial without the feature
-    /// `rayon`, and if the threads of rayon's global pool can't be started.
+    /// The current rayon pool, unless the work is too small. A caller outside a pool is one of the workers, and threads of
+    /// rayon's global pool help if they come in time; it wakes them only for work of about a millisecond or more, or if calls
+    /// follow each other closely. Calls are serial without the feature `rayon`, and if the threads of the global pool can't be
+    /// started.
     #[default]
     Pool,
     /// The calling thread alone.

@@ -307,6 +307,37 @@ fn threads_and_memory() {
     }
 }
 
+/// Calls from threads outside the pool, several at a time: the pool's threads help those that they reach in time. Some problems are
+/// large enough to wake them, some only follow each other closely.
+#[cfg(feature = "rayon")]
+#[test]
+fn calls_from_outside_the_pool() {
+    let problems = [
+        Dims::new(8, 300, 300, 64),
+        Dims { heads_q: 9, heads_kv: 3, ..Dims::new(1, 1, 2048, 64) },
+        Dims { heads_q: 32, heads_kv: 8, ..Dims::new(1, 1, 5000, 128) },
+        Dims::new(4, 40, 90, 80),
+    ];
+    let mut rng = Rng(9);
+    let inputs: Vec<_> = problems.into_iter().map(|dims| Inputs::<f32>::random(dims, &mut rng)).collect();
+    let attention = Attention::new().causal();
+    let serial: Vec<_> =
+        inputs.iter().map(|x| x.bits(&attention.clone().threads(flashtile::Threads::Serial))).collect();
+    std::thread::scope(|scope| {
+        for _caller in 0..3 {
+            scope.spawn(|| {
+                let mut workspace = Workspace::new();
+                for _round in 0..40 {
+                    for (inputs, serial) in inputs.iter().zip(&serial) {
+                        let (out, lse) = inputs.compute_with(&attention, &mut workspace);
+                        assert_eq!((bits(&out), bits(&lse)), *serial, "{:?}", inputs.dims);
+                    }
+                }
+            });
+        }
+    });
+}
+
 #[cfg(feature = "rayon")]
 fn pool(threads: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
