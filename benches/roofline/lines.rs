@@ -40,6 +40,17 @@ impl Line<'_> {
     }
 }
 
+/// The problem of a workload, whose answer has been checked.
+pub(crate) fn checked_case<T: Element>(
+    dims: Dims,
+    options: Options,
+    threads: Threads,
+) -> Result<Case<T>, Box<dyn Error>> {
+    let attention = options.attention(&dims)?.threads(threads);
+    let case = Case::new(dims, attention.clone());
+    case.checked_by(|h, i| options.of_row(&dims, h, i).unwrap_or_else(|| attention.clone()))
+}
+
 fn attention<'a, T: Element>(
     workload: &'static Workload,
     dims: Dims,
@@ -47,10 +58,8 @@ fn attention<'a, T: Element>(
     threads: usize,
 ) -> Result<Line<'a>, Box<dyn Error>> {
     let use_of_threads = if threads == 1 { Threads::Serial } else { Threads::Pool };
-    let attention = options.attention(&dims)?.threads(use_of_threads);
-    let plan = plan::<T>(dims, &attention)?.to_string();
-    let case = Case::<T>::new(dims, attention.clone());
-    let case = case.checked_by(|h, i| options.of_row(&dims, h, i).unwrap_or_else(|| attention.clone()))?;
+    let plan = plan::<T>(dims, &options.attention(&dims)?.threads(use_of_threads))?.to_string();
+    let case = checked_case::<T>(dims, options, use_of_threads)?;
     let work = Work {
         flops: dims.flops(options.pairs(&dims)),
         bytes: (dims.kv_elements() + dims.query_elements()) * size_of::<T>() + options.bytes(),
@@ -76,7 +85,7 @@ static BIAS: LazyLock<Vec<f32>> = LazyLock::new(|| Rng(6).normals(8 * 2048 * 204
 static SLOPES: LazyLock<Vec<f32>> = LazyLock::new(|| (0..8).map(|h| alibi_slope(h, 8)).collect());
 
 impl Options {
-    pub(crate) fn attention(self, dims: &Dims) -> Result<Attention<'static>, flashtile::Error> {
+    fn attention(self, dims: &Dims) -> Result<Attention<'static>, flashtile::Error> {
         let plane = [dims.seq_q, dims.seq_kv];
         Ok(match self {
             Options::Plain => Attention::new(),

@@ -5,10 +5,12 @@
 //! because the best call says nothing about threads that come late.
 
 use crate::arguments::Arguments;
-use crate::support::{Case, Dims};
+use crate::lines::checked_case;
+use crate::support::Dims;
 use crate::workloads::{GROUPS, Options, Task};
-use flashtile::{DType, Element, bf16, f16};
+use flashtile::{DType, Element, Threads, bf16, f16};
 use std::error::Error;
+use std::sync::mpsc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -62,13 +64,36 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             );
         }
     }
+    if worst == f64::INFINITY {
+        return Err(format!("no line has \"{}\" in its name and type", arguments.filter).into());
+    }
+    let [late, spent] = lateness(arguments)?.map(|seconds| seconds * 1e6);
     println!("\nleast speed-up: {worst:.2}");
+    println!(
+        "After this pause a thread of the pool starts {late:.1} µs after it is called, which takes the caller {spent:.1} µs."
+    );
     Ok(())
 }
 
+/// Median seconds from putting an empty job into the pool's queue until it runs, and until the caller goes on.
+fn lateness(arguments: &Arguments) -> Result<[f64; 2], Box<dyn Error>> {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..RUNS * CALLS {
+        sleep(arguments.pause);
+        let (sender, started) = mpsc::channel();
+        let start = Instant::now();
+        rayon::spawn(move || {
+            let _ = sender.send(Instant::now()); // the receiver waits for it below
+        });
+        times[1].push(start.elapsed());
+        times[0].push(started.recv()?.duration_since(start));
+    }
+    Ok(times.map(median))
+}
+
 /// Median times of serial and of pooled calls.
-fn medians<T: Element>(dims: Dims, options: Options, arguments: &Arguments) -> Result<[f64; 2], flashtile::Error> {
-    let mut case = Case::<T>::new(dims, options.attention(&dims)?);
+fn medians<T: Element>(dims: Dims, options: Options, arguments: &Arguments) -> Result<[f64; 2], Box<dyn Error>> {
+    let mut case = checked_case::<T>(dims, options, Threads::Pool)?;
     let mut seconds = [Vec::new(), Vec::new()];
     for _ in 0..if arguments.bench { RUNS } else { 1 } {
         for (pooled, seconds) in [false, true].into_iter().zip(&mut seconds) {

@@ -44,7 +44,8 @@ pub(super) fn work_with_helpers<T: Send>(
     }
 }
 
-/// Threads of a pool look for work for some 30 µs before they sleep.
+/// Nanoseconds for which threads of a pool look for work before they sleep, with a margin: 75 µs were measured (Zen 3), and the
+/// time depends on how long `sched_yield` takes.
 const AWAKE: u64 = 30_000;
 
 /// When the last call ended that was large enough for several threads, in nanoseconds.
@@ -204,7 +205,9 @@ mod tests {
             assert_eq!(counts.iter().sum::<usize>(), 100);
             helped += usize::from(counts[1] + counts[2] > 0);
         }
-        println!("helped in {helped} of 2000 rounds");
+        // Otherwise this test would show nothing. One processor may be too busy for a thread to come.
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        assert!(helped > 0 || processors == 1, "no thread came in time");
     }
 
     /// The caller does not wait for a thread that never comes, and one that comes later finds the door closed.

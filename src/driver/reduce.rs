@@ -19,7 +19,7 @@ use std::ops::Range;
 /// Claims for each worker. With 16, workers wait for the last one for at most a 16th of the time.
 const CLAIMS_PER_WORKER: usize = 16;
 
-/// Elements of partial results that several threads merge: 1 MiB, some 100 µs.
+/// Elements of partial results that several threads merge: 1 MiB, some 100 µs at 10 GB/s.
 const PARALLEL_MERGE: usize = 1 << 18;
 
 /// The partial results of a call, `[tasks][splits, rounded up to whole claims][slot]`.

@@ -31,14 +31,14 @@ impl Avx2 {
 
     /// The bf16 nearest to each lane, in memory order.
     #[inline(always)]
-    fn to_bf16(self, x: __m256) -> __m128i {
+    fn narrow_bf16(self, x: __m256) -> __m128i {
         let rounded = self.round_bf16(x);
         op!(self, _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded)))
     }
 
     /// The f16 nearest to each lane, in memory order.
     #[inline(always)]
-    fn to_f16(self, x: __m256) -> __m128i {
+    fn narrow_f16(self, x: __m256) -> __m128i {
         op!(self, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
     }
 
@@ -113,11 +113,38 @@ impl Avx2 {
             }
         }
     }
+
+    /// The first `count` of eight f32. Not by a masked store, which is microcode on AMD processors.
+    ///
+    /// # Safety
+    /// * `p` is valid for writes of `count` f32
+    #[inline(always)]
+    unsafe fn store_floats(self, mut p: *mut f32, count: usize, x: __m256) {
+        // SAFETY: the caller's range has eight elements or more, of which eight are written, or the bits of `count` are the
+        // numbers of elements that are written one after the other, so all are in the range. The token for the instructions.
+        unsafe {
+            if count >= 8 {
+                return _mm256_storeu_ps(p, x);
+            }
+            let mut rest = _mm256_castps256_ps128(x);
+            if count & 4 != 0 {
+                _mm_storeu_ps(p, rest);
+                (p, rest) = (p.add(4), _mm256_extractf128_ps::<1>(x));
+            }
+            if count & 2 != 0 {
+                _mm_storel_epi64(p.cast(), _mm_castps_si128(rest));
+                (p, rest) = (p.add(2), _mm_movehl_ps(rest, rest));
+            }
+            if count & 1 != 0 {
+                _mm_store_ss(p, rest);
+            }
+        }
+    }
 }
 
 // SAFETY: a vector of 256 bits has eight lanes. Only `detect` makes a token. Each load and store is one instruction at the
-// pointer, of 32 bytes for f32, 16 for half types and 8 for masks. Parts of slices access as many elements as the slice has, and
-// at most eight. `unrelated` is the trait's own. The macros write `dot_tile` and `strip`.
+// pointer, of 32 bytes for f32, 16 for half types and 8 for masks. Loads and stores of part of a vector access `len` elements of
+// their slice, at most eight. `unrelated` is the trait's own. The macros write `dot_tile` and `strip`.
 unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
@@ -188,12 +215,12 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16, x: __m256) {
         // SAFETY: the caller's promise (eight f16 are sixteen bytes); the token for the instruction.
-        unsafe { _mm_storeu_si128(p.cast(), self.to_f16(x)) }
+        unsafe { _mm_storeu_si128(p.cast(), self.narrow_f16(x)) }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: __m256) {
         // SAFETY: the caller's promise (eight bf16 are sixteen bytes); the token for the instruction.
-        unsafe { _mm_storeu_si128(p.cast(), self.to_bf16(x)) }
+        unsafe { _mm_storeu_si128(p.cast(), self.narrow_bf16(x)) }
     }
 
     #[inline(always)]
@@ -357,7 +384,7 @@ unsafe impl Simd for Avx2 {
     }
     #[inline(always)]
     fn pack_f16(self, a: __m256, b: __m256) -> __m256 {
-        op!(self, _mm256_castsi256_ps(_mm256_set_m128i(self.to_f16(b), self.to_f16(a))))
+        op!(self, _mm256_castsi256_ps(_mm256_set_m128i(self.narrow_f16(b), self.narrow_f16(a))))
     }
     #[inline(always)]
     fn pack_bf16(self, a: __m256, b: __m256) -> __m256 {
@@ -369,37 +396,11 @@ unsafe impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_part(self, x: &[f32], fill: f32) -> __m256 {
-        debug_assert!(x.len() <= Self::LANES);
-        let some = self.first(x.len());
-        // SAFETY: lanes that the mask leaves out are not read; the token for the instructions.
-        unsafe {
-            _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(x.as_ptr(), some), _mm256_castsi256_ps(some))
-        }
+        self.load_elements_part(x, fill)
     }
-    // Not a masked store, which is microcode on AMD processors.
     #[inline(always)]
     fn store_part(self, to: &mut [f32], x: __m256) {
-        debug_assert!(to.len() <= Self::LANES);
-        let (count, mut p) = (to.len(), to.as_mut_ptr());
-        // SAFETY: `to` has eight elements or more, of which eight are written, or the bits of `count` are the numbers of elements
-        // that are written one after the other, so all are in `to`. The token for the instructions.
-        unsafe {
-            if count >= 8 {
-                return _mm256_storeu_ps(p, x);
-            }
-            let mut rest = _mm256_castps256_ps128(x);
-            if count & 4 != 0 {
-                _mm_storeu_ps(p, rest);
-                (p, rest) = (p.add(4), _mm256_extractf128_ps::<1>(x));
-            }
-            if count & 2 != 0 {
-                _mm_storel_epi64(p.cast(), _mm_castps_si128(rest));
-                (p, rest) = (p.add(2), _mm_movehl_ps(rest, rest));
-            }
-            if count & 1 != 0 {
-                _mm_store_ss(p, rest);
-            }
-        }
+        self.store_elements_part(to, x);
     }
     #[inline(always)]
     fn load_elements_part<T: Element>(self, x: &[T], fill: f32) -> __m256 {
@@ -420,12 +421,12 @@ unsafe impl Simd for Avx2 {
         debug_assert!(to.len() <= Self::LANES);
         let p = to.as_mut_ptr();
         match T::DTYPE {
-            // SAFETY: T is f32. The new slice is as long as `to`, which nothing uses while it exists.
-            DType::F32 => self.store_part(unsafe { std::slice::from_raw_parts_mut(p.cast(), to.len()) }, x),
+            // SAFETY: T is f32, and `to` has that many elements.
+            DType::F32 => unsafe { self.store_floats(p.cast(), to.len(), x) },
             // SAFETY: T is f16, and `to` has that many elements.
-            DType::F16 => unsafe { self.store_halves(p.cast(), to.len(), self.to_f16(x)) },
+            DType::F16 => unsafe { self.store_halves(p.cast(), to.len(), self.narrow_f16(x)) },
             // SAFETY: T is bf16, and `to` has that many elements.
-            DType::Bf16 => unsafe { self.store_halves(p.cast(), to.len(), self.to_bf16(x)) },
+            DType::Bf16 => unsafe { self.store_halves(p.cast(), to.len(), self.narrow_bf16(x)) },
         }
     }
     #[inline(always)]
