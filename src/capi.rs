@@ -18,6 +18,8 @@ mod failure;
 mod pools;
 #[cfg(feature = "rayon")]
 mod pools;
+#[cfg(feature = "rayon")]
+mod processors;
 mod softmax_call;
 mod thread_count;
 

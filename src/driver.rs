@@ -25,6 +25,8 @@ mod threads;
 mod workspace;
 
 pub(crate) use forward::{run, run_scheduled};
+#[cfg(all(feature = "capi", feature = "rayon"))]
+pub(crate) use helpers::{Helpers, helped_by};
 pub(crate) use output::Output;
 pub(crate) use schedule::Schedule;
 pub use workspace::Workspace;

@@ -187,9 +187,9 @@ typedef struct flashtile_options {
     size_t struct_size;           /* sizeof(flashtile_options) */
     uint32_t flags;               /* FLASHTILE_CAUSAL and so on */
     int32_t threads;              /* 0: flashtile_default_threads() threads; 1: the calling thread; n up to 1024: n
-                                     threads, which are started once per n and kept. If they cannot be started, the call
-                                     is refused, and the next call tries again. Small work always runs on the calling
-                                     thread. */
+                                     threads, the calling one among them; the others are started once per n and
+                                     kept. If they cannot be started, the call is refused, and the next call tries
+                                     again. Small work always runs on the calling thread. */
     float scale;                  /* any sign; magnitude up to 2.3e38 and up to 3.4e38 times the softcap */
     float softcap;                /* cap * tanh(score / cap), before biases; a normal number above 0, up to 2.3e38 */
     int64_t window_left;          /* not negative */

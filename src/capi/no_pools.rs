@@ -5,7 +5,7 @@
 use super::failure::{Code, Failure};
 
 /// Calls `work` on the calling thread. Refuses more than one thread.
-pub(super) fn run_on(threads: i32, _parallel: bool, work: impl FnOnce() + Send) -> Result<(), Failure> {
+pub(super) fn run_on(threads: i32, _parallel: bool, work: impl FnOnce()) -> Result<(), Failure> {
     if threads > 1 {
         let message = format!("{threads} threads need the feature rayon, and this library was built without it");
         return Err(Failure::new(Code::Threads, message));

@@ -1,9 +1,13 @@
-//! One thread pool per number of threads. A pool is kept until it is released.
+//! The threads that help callers from C: one pool per number of threads. A pool is kept until it is released.
+//!
+//! The calling thread is one of the threads of a call, so the pool of n threads starts n - 1.
 
 #![forbid(unsafe_code)]
 
 use super::failure::{Code, Failure};
+use super::processors::Processors;
 use super::thread_count::count;
+use crate::driver::{Helpers, helped_by};
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,13 +18,16 @@ struct Pool {
     /// `None` only while it is dropped.
     threads: Option<ThreadPool>,
     started: Vec<JoinHandle<()>>,
+    processors: Processors,
 }
 
 impl Pool {
-    fn new(threads: usize) -> Result<Self, ThreadPoolBuildError> {
-        let mut started = Vec::with_capacity(threads);
+    /// A pool of `helpers` threads, at least one.
+    fn new(helpers: usize) -> Result<Self, ThreadPoolBuildError> {
+        let processors = Processors::of_this_thread();
+        let mut started = Vec::with_capacity(helpers);
         let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
+            .num_threads(helpers)
             .thread_name(|n| format!("flashtile-{n}"))
             .spawn_handler(|thread| {
                 started.push(start(thread)?);
@@ -28,12 +35,26 @@ impl Pool {
             })
             .build();
         match pool {
-            Ok(pool) => Ok(Pool { threads: Some(pool), started }),
+            Ok(pool) => Ok(Pool { threads: Some(pool), started, processors }),
             Err(error) => {
                 // rayon has told the started threads to end; the drop joins them.
-                drop(Pool { threads: None, started });
+                drop(Pool { threads: None, started, processors });
                 Err(error)
             }
+        }
+    }
+}
+
+impl Helpers for Pool {
+    fn count(&self) -> usize {
+        self.started.len()
+    }
+
+    fn spawn(&self, job: Box<dyn FnOnce() + Send>) {
+        // It is `Some` until the pool is dropped.
+        if let Some(threads) = &self.threads {
+            self.processors.keep_from_mine(&self.started);
+            threads.spawn(job);
         }
     }
 }
@@ -63,32 +84,28 @@ fn pools() -> MutexGuard<'static, Vec<Arc<Pool>>> {
     POOLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn pool(threads: usize) -> Result<Arc<Pool>, Failure> {
+fn pool(helpers: usize) -> Result<Arc<Pool>, Failure> {
     let mut pools = pools();
-    if let Some(pool) = pools.iter().find(|pool| pool.started.len() == threads) {
+    if let Some(pool) = pools.iter().find(|pool| pool.count() == helpers) {
         return Ok(pool.clone());
     }
     // A failure is not remembered, so the next call tries again.
-    let pool = Pool::new(threads)
-        .map_err(|error| Failure::new(Code::Threads, format!("{threads} threads could not be started: {error}")))?;
+    let pool = Pool::new(helpers).map_err(|error| {
+        let message = format!("{} threads could not be started: {error}", helpers + 1);
+        Failure::new(Code::Threads, message)
+    })?;
     let pool = Arc::new(pool);
     pools.push(pool.clone());
     Ok(pool)
 }
 
-/// Calls `work` inside a pool of `threads` threads if it is `parallel`, on the calling thread otherwise.
-pub(super) fn run_on(threads: i32, parallel: bool, work: impl FnOnce() + Send) -> Result<(), Failure> {
+/// Calls `work`, on `threads` threads if it is `parallel`.
+pub(super) fn run_on(threads: i32, parallel: bool, work: impl FnOnce()) -> Result<(), Failure> {
     let threads = count(threads);
-    // Small work takes less time than waking a pool.
     if threads == 1 || !parallel {
         work();
-        return Ok(());
-    }
-    let pool = pool(threads)?;
-    // It is `Some` until the pool is dropped.
-    match &pool.threads {
-        Some(threads) => threads.install(work),
-        None => work(),
+    } else {
+        helped_by(pool(threads - 1)?, work);
     }
     Ok(())
 }

@@ -10,8 +10,18 @@ use crate::plan::Plan;
 /// The number of workers for `tasks` tasks of a plan.
 pub(super) fn workers(plan: &Plan, tasks: usize) -> usize {
     #[cfg(feature = "rayon")]
-    if plan.is_parallel() && (is_in_pool() || plan.is_worth_waking() || helpers::stay_awake()) && pool_available() {
-        return rayon::current_num_threads().min(tasks).max(1);
+    if plan.is_parallel() {
+        let own = helpers::of_this_thread();
+        let sleeping = own.is_some() || !is_in_pool();
+        if sleeping && !plan.is_worth_waking() && !helpers::stay_awake() {
+            return 1;
+        }
+        let threads = match own {
+            Some(helpers) => 1 + helpers.count(),
+            None if pool_available() => rayon::current_num_threads(),
+            None => 1,
+        };
+        return threads.min(tasks).max(1);
     }
     let _ = (plan, tasks);
     1
@@ -88,12 +98,14 @@ fn fan_out(scratch: &mut [Scratch], worker: &(impl Fn(&mut Scratch) + Sync)) {
         [] => {}
         [only] => worker(only),
         #[cfg(feature = "rayon")]
-        _ if !is_in_pool() => helpers::work_with_helpers(scratch, worker, rayon::spawn),
-        #[cfg(feature = "rayon")]
-        _ => {
-            let (left, right) = scratch.split_at_mut(scratch.len() / 2);
-            rayon::join(|| fan_out(left, worker), || fan_out(right, worker));
-        }
+        _ => match helpers::of_this_thread() {
+            Some(own) => helpers::work_with_helpers(scratch, worker, |job| own.spawn(job)),
+            None if !is_in_pool() => helpers::work_with_helpers(scratch, worker, rayon::spawn),
+            None => {
+                let (left, right) = scratch.split_at_mut(scratch.len() / 2);
+                rayon::join(|| fan_out(left, worker), || fan_out(right, worker));
+            }
+        },
         #[cfg(not(feature = "rayon"))]
         _ => scratch.iter_mut().for_each(worker),
     }
