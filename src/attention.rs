@@ -8,12 +8,12 @@ use crate::element::{DType, Element};
 use crate::error::Error;
 use crate::integers::Integers;
 use crate::level::Level;
-use crate::mask::{MaskTensor, Window};
+use crate::mask::{Mask, MaskTensor, OpenMask, Window};
 use crate::options::Options;
 use crate::plan::{Form, Plan, Threads};
 use crate::prepared::Prepared;
 use crate::problem::{Problem, check_shape};
-use crate::score::{AlibiSlopes, BiasTensor, ScoreStage};
+use crate::score::{AlibiSlopes, BiasTensor, OpenScoreMod, ScoreMod, ScoreStage, Sinks};
 use crate::sequence::QueryOffset;
 use crate::simd::Isa;
 use crate::softmax;
@@ -23,10 +23,10 @@ use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 /// Scaled-dot-product attention: the options of a computation, without the tensors.
 ///
 /// ```text
-/// score[i,j] = softcap(scale * dot(q[i], k[j])) + bias[i,j]
+/// score[i,j] = mods(softcap(scale * dot(q[i], k[j])) + bias[i,j])
 ///              for every key j that query i may see
-/// out[i]     = sum_j softmax(score[i,:])[j] * v[j]
-/// lse[i]     = log sum_j exp(score[i,j])
+/// lse[i]     = log (exp(sink) + sum_j exp(score[i,j]))        exp(sink) is 0 without sinks
+/// out[i]     = sum_j exp(score[i,j] - lse[i]) * v[j]
 /// ```
 ///
 /// | tensor | shape | |
@@ -39,15 +39,17 @@ use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 ///
 /// q, k, v and out may each be f32, f16 or bf16, with any strides. Every dimension may be any number, 0 included.
 ///
-/// A key is visible if every mask shows it: causal order, windows, key lengths, the mask tensor. Scores are modified in this
-/// order: softcap, bias tensor, ALiBi.
+/// A key is visible if every mask shows it: causal order, windows, key lengths, the mask tensor, and those of
+/// [`masked_by`](Self::masked_by). Scores are modified in this order: softcap, bias tensor, ALiBi, then those of
+/// [`modified_by`](Self::modified_by).
 ///
-/// Options that are set twice: causal order and windows compose. A [`mask`](Self::mask), [`bias`](Self::bias),
-/// [`alibi`](Self::alibi) or [`key_lengths`](Self::key_lengths) given twice is refused by the call, with [`Error::GivenTwice`].
+/// Options that are set twice: causal order, windows, `masked_by` and `modified_by` compose. A [`mask`](Self::mask),
+/// [`bias`](Self::bias), [`alibi`](Self::alibi), [`key_lengths`](Self::key_lengths) or [`sinks`](Self::sinks) given twice is refused by
+/// the call, with [`Error::GivenTwice`].
 /// For all other options the last one counts.
 ///
 /// The edge rules hold for every option and type:
-/// * A query that sees no key has an output of exactly 0 and an lse of -inf.
+/// * A query that sees no key has an output of exactly 0 and an lse of -inf (with sinks: of its head's sink).
 /// * A hidden key never changes the output, even if it holds NaN, infinity or stale data.
 /// * A score of -inf hides its key, whether it comes from a bias, from overflow of f32, or from an infinite element of the key.
 /// * A visible NaN makes the rows that see it NaN, and no others. So does a score of +inf.
@@ -172,6 +174,61 @@ impl<'a> Attention<'a> {
     pub fn mask(mut self, attend: impl Into<TensorRef<'a, bool>>) -> Self {
         self.options.note_if_twice("mask", self.options.mask.is_some());
         self.options.mask = Some(MaskTensor(attend.into().strided.into_bytes()));
+        self
+    }
+
+    /// Adds a mask: a ready one of [`flashtile::mask`](crate::mask), one from a function
+    /// ([`mask_fn`](crate::mask::mask_fn)), or your own [`Mask`].
+    ///
+    /// It composes with every other mask, and may be called any number of times: a key is visible if all masks show it. Blocks
+    /// that a mask rules out are not computed.
+    ///
+    /// ```
+    /// use flashtile::Attention;
+    /// use flashtile::mask::Documents;
+    ///
+    /// let documents = Documents::of_lengths(&[300, 212])?; // two prompts packed into one sequence of 512 tokens
+    /// let attention = Attention::new().causal().masked_by(&documents);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    pub fn masked_by(mut self, mask: &'a dyn Mask) -> Self {
+        self.options.open_masks.push(OpenMask(mask));
+        self
+    }
+
+    /// Adds a score modification: a ready one of [`flashtile::score`](crate::score), one from a function
+    /// ([`score_fn`](crate::score::score_fn)), or your own [`ScoreMod`].
+    ///
+    /// It takes the score after softcap, bias and ALiBi. If there are several, each takes the result of the one before it.
+    ///
+    /// ```
+    /// use flashtile::Attention;
+    /// use flashtile::score::score_fn;
+    ///
+    /// let nearer = score_fn(|score, pair| score - 0.1 * (pair.distance().abs() as f32).sqrt());
+    /// let attention = Attention::new().causal().modified_by(&nearer);
+    /// ```
+    pub fn modified_by(mut self, score_mod: &'a dyn ScoreMod) -> Self {
+        self.options.open_score_mods.push(OpenScoreMod(score_mod));
+        self
+    }
+
+    /// Adds a sink to each query head: a score without a key, whose value is 0 (gpt-oss). `out = sum_j p[j] * v[j]` with
+    /// `p[j] = exp(score[j]) / (exp(sink[h]) + sum exp(score))`, and the lse counts the sink, too.
+    ///
+    /// * `sinks`: `[heads_q]`, each below infinity; -inf is no sink
+    ///
+    /// A query that sees no key has an output of 0 and an lse of `sink[h]`. **When results over parts of the keys are merged,
+    /// only one part may have the sinks.** Sinks given twice are refused with [`Error::GivenTwice`].
+    ///
+    /// ```
+    /// use flashtile::Attention;
+    ///
+    /// let attention = Attention::new().causal().sinks(&[0.5, -1.0]); // two query heads
+    /// ```
+    pub fn sinks(mut self, sinks: &'a [f32]) -> Self {
+        self.options.note_if_twice("sinks", self.options.sinks.is_some());
+        self.options.sinks = Some(Sinks(sinks));
         self
     }
 
@@ -402,7 +459,9 @@ impl<'a> Attention<'a> {
     /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthOutOfRange`]: a mask, bias or list that does
     ///   not fit the tensors
     /// * [`Error::InvalidOption`]: a scale, softcap or slope that is not a valid number
-    /// * [`Error::GivenTwice`]: a mask, a bias, key lengths or ALiBi given twice
+    /// * [`Error::GivenTwice`]: a mask, a bias, key lengths, sinks or ALiBi given twice
+    /// * [`Error::InvalidMask`], and what [`Mask::check`] and [`ScoreMod::check`] return: masks and score modifications that
+    ///   were made for another problem
     /// * [`Error::LevelUnavailable`]: a level that the processor lacks
     /// * [`Error::TooLarge`]: broadcast tensors with more elements than any memory holds
     /// * [`Error::TooMany`]: more than 2^32 - 1 query rows or 2^24 key/value heads in all batches together, or rows of more

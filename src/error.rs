@@ -120,6 +120,11 @@ pub enum Error {
         /// The option: "mask", "bias", …
         option: &'static str,
     },
+    /// A mask or score modification that contradicts itself, or was made for another problem.
+    InvalidMask {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// This processor does not have the requested level.
     LevelUnavailable {
         /// The requested level.
@@ -200,6 +205,7 @@ impl fmt::Display for Error {
             Error::GivenTwice { option } => {
                 write!(f, "the option {option} was given twice; combine both into one, or set it once")
             }
+            Error::InvalidMask { reason } => f.write_str(reason),
             Error::LevelUnavailable { level } => {
                 write!(f, "this processor does not have the level {level}; Level::available() lists those that it has")
             }

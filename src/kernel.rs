@@ -12,11 +12,11 @@
 //!
 //! ```text
 //! scores    S[j][i]  = sum_e K[j][e] * Q[i][e]
-//! mods      S[j][i]  = softcap, bias, ALiBi; -inf if hidden          only where there is something to modify
+//! mods      S[j][i]  = softcap, bias, ALiBi, users' functions; -inf if hidden      only where there is something to modify
 //! softmax   P[j][i]  = 2^(S[j][i] - m[i])                           m: running maximum, an integer
 //!           l[i]    += sum_j P[j][i]
 //! values    O[i][d] += sum_j P[j][i] * V[j][d]
-//! finish    out[i][d] = O[i][d] / l[i]
+//! finish    out[i][d] = O[i][d] / l[i]                               a sink adds 2^(sink - m[i]) to l[i]
 //! ```
 //!
 //! Each tile forms every element of S, and every term that it adds to O, by chains of multiply-adds in a fixed order. So the
@@ -29,6 +29,7 @@ pub(crate) mod decode;
 pub(crate) mod prefill;
 
 mod lanes;
+mod open_mods;
 mod panel;
 pub(crate) mod partial;
 mod row_scores;

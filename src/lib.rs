@@ -77,7 +77,7 @@
 //! | driver | `driver.rs` `driver/` | tasks, threads, workspace, output |
 //! | decision | `problem.rs` `plan.rs` `plan/` | the checked call; how it is computed |
 //! | kernel | `kernel.rs` `kernel/` | one tile: rows at strides |
-//! | meaning | `options.rs` `sequence.rs` `mask.rs` `mask/` `score.rs` `score/` `kv.rs` `kv/` | what is computed |
+//! | meaning | `options.rs` `sequence.rs` `pair.rs` `mask.rs` `mask/` `score.rs` `score/` `score_tile.rs` `kv.rs` `kv/` | what is computed |
 //! | softmax | `softmax.rs` `softmax/` | the public softmax functions |
 //! | simd | `simd.rs` `simd/` | instructions |
 //! | ground | `error.rs` `element.rs` `level.rs` `integers.rs` `tensor.rs` `tensor/` | what every layer may use |
@@ -95,14 +95,16 @@ mod integers;
 mod kernel;
 mod kv;
 mod level;
-mod mask;
+pub mod mask;
 mod merge;
 mod options;
+mod pair;
 mod plan;
 mod prepared;
 mod problem;
 pub mod reference;
-mod score;
+pub mod score;
+mod score_tile;
 mod sequence;
 mod simd;
 pub mod softmax;

@@ -1,43 +1,83 @@
 //! Masks: the keys that each query may see.
 //!
-//! Each mask has a file in `mask/`. This file composes them by intersection.
+//! A mask implements [`Mask`]: ready ones are here, one file each, and users write their own, or make one of a function with
+//! [`mask_fn`]. [`Attention::masked_by`](crate::Attention::masked_by) takes them. A key is visible if every mask shows it, causal
+//! order, windows, key lengths and the mask tensor included.
 //!
-//! **Masks by position.** Query `i` is at key position `p` ([`Sequence::position`]). Causal order, windows and key lengths each
-//! show it one run of keys ([`PositionMask`]). The intersection of these runs is the query's *span*. All skipping of work is
-//! decided by spans ([`cover`]). A boolean tensor is read only inside the span.
-//!
-//! What a mask shows is said three times, and a test checks that all agree:
-//! * [`Mask::sees`]: is the pair (i, j) visible? It is the definition.
-//! * [`Mask::span`]: which keys can query i see by its position?
-//! * [`Cover`](cover::Cover): which keys does any query of a tile see, and which do all of them see?
+//! | mask | shows | like |
+//! |---|---|---|
+//! | [`Documents`] | the keys of the query's own document | packed sequences, segment ids |
+//! | [`PrefixLm`] | earlier keys, and whole ranges to the queries in them | prefix language models, images in a prompt |
+//! | [`Chunked`] | the keys of the query's own chunk | Llama 4's local layers, with causal order |
+//! | [`FirstAndLast`] | the first keys, and a window | StreamingLLM |
+//! | [`Tree`] | earlier keys, and a draft's ancestors | speculative decoding |
+//! | [`BlockSparse`] | whole blocks | block-sparse attention |
+//! | [`KeyStarts`] | the keys from each sequence's first one | left padding |
+//! | [`mask_fn`], [`Covered`] | what a function says; the same, with blocks looked at once | FlexAttention's `mask_mod`, `BlockMask` |
+
+// What follows is for the authors of this crate.
+//
+// A mask says three things, and tests check that they agree:
+// * `sees`: is the pair visible? It is the definition.
+// * `span`: outside which run of keys does a query see none? The intersection of all masks' spans is the query's span. All work
+//   that is never started is decided by spans.
+// * `cover`: is a block of pairs skipped, full or partial? It is asked inside the span, for masks whose spans have holes.
+//
+// Causal order, windows and key lengths are masks of the same kind, by position alone (`by_position.rs`). They are asked
+// without a call by address, and their positions may be any number. The mask tensor is read only inside the span.
 
 #![forbid(unsafe_code)]
 
+mod block_sparse;
 mod by_position;
 mod causal;
+mod chunked;
 pub(crate) mod cover;
+mod covered;
+mod documents;
+mod first_and_last;
+mod function;
+mod key_starts;
 mod lengths;
+mod open;
+mod prefix_lm;
 mod tensor;
+mod tree;
 mod window;
 
+pub use crate::pair::{Block, Pair, Query};
+pub use crate::score_tile::ScoreTile;
+pub use block_sparse::BlockSparse;
 pub(crate) use causal::Causal;
+pub use chunked::Chunked;
+pub use covered::Covered;
+pub use documents::Documents;
+pub use first_and_last::FirstAndLast;
+pub use function::{MaskFn, mask_fn};
+pub use key_starts::KeyStarts;
+pub(crate) use open::OpenMask;
+pub use open::{Cover, Mask, ProblemSizes, check_mask};
+pub use prefix_lm::PrefixLm;
 pub(crate) use tensor::MaskTensor;
+pub use tree::Tree;
 pub(crate) use window::Window;
 
+use crate::error::Error;
 use crate::sequence::Sequence;
 use by_position::PositionMask;
 use lengths::Lengths;
 use std::ops::Range;
 
-/// The mask of a problem: the intersection of these masks and of each sequence's length.
+/// The masks of a problem: the intersection of these and of each sequence's length.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Mask<'a> {
+pub(crate) struct Masks<'a> {
     pub(crate) causal: Option<Causal>,
     pub(crate) window: Option<Window>,
     pub(crate) tensor: Option<MaskTensor<'a>>,
+    pub(crate) open: &'a [OpenMask<'a>],
 }
 
-impl Mask<'_> {
+impl Masks<'_> {
     /// Whether query `i` of head `h` may see key `j` of a sequence: the definition.
     pub(crate) fn sees(&self, sequence: &Sequence, h: usize, i: usize, j: usize) -> bool {
         let (p, key) = (sequence.position(i), j as i128);
@@ -45,15 +85,16 @@ impl Mask<'_> {
             && self.causal.is_none_or(|causal| causal.sees(p, key))
             && self.window.is_none_or(|window| window.sees(p, key))
             && self.tensor.is_none_or(|tensor| tensor.sees([sequence.batch, h, i], j))
+            && self.open.iter().all(|OpenMask(mask)| mask.sees(sequence.query(h, i).with_key(j)))
     }
 
     /// Whether the queries of one sequence may have different spans.
     pub(crate) fn spans_differ(&self) -> bool {
-        self.causal.is_some() || self.window.is_some()
+        self.causal.is_some() || self.window.is_some() || !self.open.is_empty()
     }
 
-    /// The span of query `i`: the keys that [`Mask::sees`] allows without the tensor.
-    pub(crate) fn span(&self, sequence: &Sequence, i: usize) -> Range<usize> {
+    /// The span of query `i` of head `h`: the keys that it may see without the tensor and the holes of masks.
+    pub(crate) fn span(&self, sequence: &Sequence, h: usize, i: usize) -> Range<usize> {
         if !self.spans_differ() {
             return 0..sequence.keys;
         }
@@ -65,8 +106,22 @@ impl Mask<'_> {
         if let Some(causal) = &self.causal {
             span = intersection(span, causal.span(p));
         }
+        for OpenMask(mask) in self.open {
+            let Range { start, end } = mask.span(sequence.query(h, i));
+            span = intersection(span, start as i128..end as i128);
+        }
         // The span is inside 0..length, so the conversion is exact. An empty span is 0..0.
         if span.is_empty() { 0..0 } else { span.start as usize..span.end as usize }
+    }
+
+    /// The masks whose spans have holes.
+    pub(crate) fn with_holes(&self) -> impl Iterator<Item = &dyn Mask> {
+        self.open.iter().map(|OpenMask(mask)| *mask).filter(|mask| !mask.is_span())
+    }
+
+    /// Whether a mask hides all pairs of a block from all queries.
+    pub(crate) fn skips(&self, block: &Block) -> bool {
+        self.with_holes().any(|mask| mask.cover(block) == Cover::Skip)
     }
 }
 
@@ -74,16 +129,20 @@ fn intersection(a: Range<i128>, b: Range<i128>) -> Range<i128> {
     a.start.max(b.start)..a.end.min(b.end)
 }
 
+fn check_count(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {
+    if got == expected { Ok(()) } else { Err(Error::WrongCount { what, expected, got }) }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::cover::{Cover, union};
+    use super::cover::{SpanCover, union};
     use super::*;
     use crate::sequence::{QueryOffset, Sequences};
 
     const MOST: usize = 6;
 
     /// Every mask by position on every shape up to [`MOST`] queries and keys.
-    fn for_every_mask(mut check: impl FnMut(Mask<'_>, Sequences<'_>)) {
+    fn for_every_mask(mut check: impl FnMut(Masks<'_>, Sequences<'_>)) {
         const BOUNDS: [Option<usize>; 5] = [None, Some(0), Some(1), Some(3), Some(usize::MAX)];
         let lengths: Vec<[usize; 1]> = (0..=MOST).map(|length| [length]).collect();
         let mut offsets = vec![QueryOffset::FromEnd, QueryOffset::FromStart, QueryOffset::per_batch(&[-2])];
@@ -97,7 +156,7 @@ mod tests {
                             let key_lengths = length.map(|length| (&lengths[length]).into());
                             let window = (left, right) != (None, None);
                             let window = window.then_some(Window { left, right });
-                            let mask = Mask { causal: causal.then_some(Causal), window, tensor: None };
+                            let mask = Masks { causal: causal.then_some(Causal), window, ..Masks::default() };
                             check(mask, Sequences { seq_q, seq_kv, query_offset, key_lengths });
                         }
                     }
@@ -111,7 +170,7 @@ mod tests {
         for_every_mask(|mask, sequences| {
             let sequence = sequences.get(0);
             for i in 0..sequences.seq_q {
-                let span = mask.span(&sequence, i);
+                let span = mask.span(&sequence, 0, i);
                 assert!(span.end <= sequences.seq_kv, "{mask:?}, {sequence:?}, query {i}: {span:?}");
                 assert!(!span.is_empty() || span == (0..0), "{mask:?}, {sequence:?}, query {i}: {span:?}");
                 for j in 0..sequences.seq_kv {
@@ -131,7 +190,7 @@ mod tests {
             let sequence = sequences.get(0);
             // Every run of queries from the first, and every run of keys.
             for queries in 1..=sequences.seq_q.min(3) {
-                let spans = || (0..queries).map(|i| mask.span(&sequence, i));
+                let spans = || (0..queries).map(|i| mask.span(&sequence, 0, i));
                 let seen = |j: usize| (0..queries).filter(|&i| mask.sees(&sequence, 0, i, j)).count();
                 let first = (0..sequences.seq_kv).find(|&j| seen(j) > 0);
                 let last = (0..sequences.seq_kv).rfind(|&j| seen(j) > 0);
@@ -139,7 +198,7 @@ mod tests {
                 assert_eq!(union(spans()), brute, "{mask:?}, {sequence:?}, {queries} queries");
                 let all = || (0..sequences.seq_kv).filter(|&j| seen(j) == queries);
                 let brute = all().next().zip(all().next_back()).map_or(0..0, |(first, last)| first..last + 1);
-                assert_eq!(Cover::new(spans()).full, brute, "{mask:?}, {sequence:?}, {queries} queries");
+                assert_eq!(SpanCover::new(spans()).full, brute, "{mask:?}, {sequence:?}, {queries} queries");
                 assert_eq!(all().count(), brute.len(), "{mask:?}, {sequence:?}, {queries} queries");
             }
         });
@@ -161,7 +220,7 @@ mod tests {
     #[test]
     fn causal_matrices_are_as_drawn() {
         let matrix = |seq_q, seq_kv, query_offset| {
-            let mask = Mask { causal: Some(Causal), ..Mask::default() };
+            let mask = Masks { causal: Some(Causal), ..Masks::default() };
             let sequence = Sequences { seq_q, seq_kv, query_offset, key_lengths: None }.get(0);
             let row =
                 |i| (0..seq_kv).map(|j| if mask.sees(&sequence, 0, i, j) { '1' } else { '0' }).collect::<String>();

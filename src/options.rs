@@ -4,8 +4,8 @@
 #![forbid(unsafe_code)]
 
 use crate::integers::Integers;
-use crate::mask::{MaskTensor, Window};
-use crate::score::{AlibiSlopes, BiasTensor};
+use crate::mask::{MaskTensor, OpenMask, Window};
+use crate::score::{AlibiSlopes, BiasTensor, OpenScoreMod, Sinks};
 use crate::sequence::QueryOffset;
 
 /// The options of an attention as the caller gave them, unchecked.
@@ -18,9 +18,12 @@ pub(crate) struct Options<'a> {
     pub(crate) causal: bool,
     pub(crate) window: Window,
     pub(crate) mask: Option<MaskTensor<'a>>,
+    pub(crate) open_masks: Vec<OpenMask<'a>>,
     pub(crate) softcap: Option<f32>,
     pub(crate) bias: Option<BiasTensor<'a>>,
     pub(crate) alibi: Option<AlibiSlopes<'a>>,
+    pub(crate) open_score_mods: Vec<OpenScoreMod<'a>>,
+    pub(crate) sinks: Option<Sinks<'a>>,
     /// The first option that was given twice and can't be combined.
     pub(crate) given_twice: Option<&'static str>,
 }

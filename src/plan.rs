@@ -15,7 +15,7 @@ use crate::kernel::shape::{EvenBlocks, panel_lanes};
 use crate::kernel::task::Operands;
 use crate::level::Level;
 use crate::problem::{Dims, Problem};
-use crate::score::{Unit, query_factor};
+use crate::score::Unit;
 use crate::simd::Isa;
 use std::fmt;
 use std::ops::Range;
@@ -255,7 +255,7 @@ impl Plan {
 /// The operands that a problem's scores are formed from.
 fn operands(problem: &Problem<'_>, isa: Isa) -> Operands {
     let bf16 = matches!((&problem.q, &problem.k), (ByElement::Bf16(_), ByElement::Bf16(_)));
-    let factor = query_factor(problem.scale, problem.score_mods.softcap, Unit::Log2);
+    let factor = problem.score_mods.query_factor(problem.scale, Unit::Log2);
     if bf16 && bf16_pairs::usable(isa, factor) { Operands::Bf16Pairs } else { Operands::F32 }
 }
 

@@ -8,9 +8,10 @@
 
 use crate::element::DType;
 use crate::error::Error;
-use crate::mask::{Causal, Mask, MaskTensor, Window};
+use crate::mask::{Causal, MaskTensor, Masks, OpenMask, ProblemSizes, Window};
 use crate::options::Options;
-use crate::score::{Alibi, AlibiSlopes, BiasTensor, ScoreMods, ScoreStage, Softcap};
+use crate::pair::MAX_INDEX;
+use crate::score::{Alibi, AlibiSlopes, BiasTensor, OpenScoreMod, ScoreMods, ScoreStage, Sinks, Softcap};
 use crate::sequence::{QueryOffset, Sequences};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut};
@@ -68,38 +69,39 @@ pub(crate) struct Problem<'a> {
     pub(crate) v: AnyTensor<'a>,
     pub(crate) scale: f32,
     pub(crate) sequences: Sequences<'a>,
-    pub(crate) mask: Mask<'a>,
+    pub(crate) masks: Masks<'a>,
     pub(crate) score_mods: ScoreMods<'a>,
 }
 
 impl<'a> Problem<'a> {
-    pub(crate) fn new(options: &Options<'a>, [q, k, v]: [AnyTensorRef<'a>; 3]) -> Result<Self, Error> {
+    pub(crate) fn new(options: &'a Options<'a>, [q, k, v]: [AnyTensorRef<'a>; 3]) -> Result<Self, Error> {
         let [q, k, v] = [of_rank_4("queries", q)?, of_rank_4("keys", k)?, of_rank_4("values", v)?];
         Self::of_any(options, [q, k, v])
     }
 
     /// A problem of types and shapes alone, for planning. All elements of a tensor are the same zero.
-    pub(crate) fn of_shapes(options: &Options<'a>, shapes: [(DType, [usize; 4]); 3]) -> Result<Self, Error> {
+    pub(crate) fn of_shapes(options: &'a Options<'a>, shapes: [(DType, [usize; 4]); 3]) -> Result<Self, Error> {
         let [q, k, v] = shapes.map(|(dtype, shape)| AnyTensor::repeated(dtype, shape));
         Self::of_any(options, [q, k, v])
     }
 
     /// As [`Problem::new`], for tensors whose rank has been checked.
-    pub(crate) fn of_any(options: &Options<'a>, [q, k, v]: [AnyTensor<'a>; 3]) -> Result<Self, Error> {
+    pub(crate) fn of_any(options: &'a Options<'a>, [q, k, v]: [AnyTensor<'a>; 3]) -> Result<Self, Error> {
         let dims = check_shapes(q.shape(), k.shape(), v.shape())?;
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
         // Scores are formed in units of log2. A number that overflows there would make them NaN.
         check_number("scale", scale, (scale * LOG2_E).is_finite(), "between -2.3e38 and 2.3e38")?;
         let sequences = check_sequences(options, &dims)?;
-        let (mask, score_mods) = (check_mask(options, &dims)?, check_score_mods(options, &dims)?);
+        let (masks, score_mods) = (check_masks(options, &dims)?, check_score_mods(options, &dims)?);
+        check_open(&masks, &score_mods, &dims, sequences)?;
         let in_caps = score_mods.softcap.map_or(0.0, |Softcap(cap)| (scale as f64 / cap as f64) as f32);
         check_number("scale", scale, in_caps.is_finite(), "at most 3.4e38 times the softcap")?;
         options.given_twice.map_or(Ok(()), |option| Err(Error::GivenTwice { option }))?;
-        Ok(Problem { dims, q, k, v, scale, sequences, mask, score_mods })
+        Ok(Problem { dims, q, k, v, scale, sequences, masks, score_mods })
     }
 
     /// A problem without values (a value_dim of 0), for scores as an output.
-    pub(crate) fn of_scores(options: &Options<'a>, [q, k]: [AnyTensorRef<'a>; 2]) -> Result<Self, Error> {
+    pub(crate) fn of_scores(options: &'a Options<'a>, [q, k]: [AnyTensorRef<'a>; 2]) -> Result<Self, Error> {
         let [q, k] = [of_rank_4("queries", q)?, of_rank_4("keys", k)?];
         let [batch, heads_kv, seq_kv, _] = k.shape();
         let no_values = AnyTensor::repeated(DType::F32, [batch, heads_kv, seq_kv, 0]);
@@ -114,7 +116,7 @@ impl<'a> Problem<'a> {
         if matches!(stage, ScoreStage::Raw | ScoreStage::Capped) {
             let softcap = self.score_mods.softcap.filter(|_| stage == ScoreStage::Capped);
             self.score_mods = ScoreMods { softcap, ..ScoreMods::default() };
-            self.mask = Mask::default();
+            self.masks = Masks::default();
             self.sequences.key_lengths = None;
         }
         self
@@ -206,7 +208,7 @@ fn check_size(what: &'static str, shape: [usize; 4]) -> Result<(), Error> {
     if elements.is_some_and(|n| n <= isize::MAX as usize / 8) { Ok(()) } else { Err(Error::TooLarge { what }) }
 }
 
-fn check_sequences<'a>(options: &Options<'a>, dims: &Dims) -> Result<Sequences<'a>, Error> {
+fn check_sequences<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<Sequences<'a>, Error> {
     let Options { key_lengths, query_offset, .. } = *options;
     if let Some(lengths) = key_lengths {
         check_count("key lengths", lengths.len(), dims.batch)?;
@@ -221,19 +223,20 @@ fn check_sequences<'a>(options: &Options<'a>, dims: &Dims) -> Result<Sequences<'
     Ok(Sequences { seq_q: dims.seq_q, seq_kv: dims.seq_kv, query_offset, key_lengths })
 }
 
-fn check_mask<'a>(options: &Options<'a>, dims: &Dims) -> Result<Mask<'a>, Error> {
+fn check_masks<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<Masks<'a>, Error> {
     let tensor = options.mask.map(|MaskTensor(mask)| {
         let fits = mask.broadcast(dims.scores_shape()).map(MaskTensor);
         fits.ok_or_else(|| not_broadcastable("mask", *mask.shape(), dims))
     });
-    Ok(Mask {
+    Ok(Masks {
         causal: options.causal.then_some(Causal),
         window: (options.window != Window::default()).then_some(options.window),
         tensor: tensor.transpose()?,
+        open: &options.open_masks,
     })
 }
 
-fn check_score_mods<'a>(options: &Options<'a>, dims: &Dims) -> Result<ScoreMods<'a>, Error> {
+fn check_score_mods<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<ScoreMods<'a>, Error> {
     if let Some(cap) = options.softcap {
         let usable = cap.is_normal() && cap > 0.0 && (cap * LOG2_E).is_finite();
         check_number("softcap", cap, usable, "a normal number above 0 and below 2.3e38")?;
@@ -244,6 +247,12 @@ fn check_score_mods<'a>(options: &Options<'a>, dims: &Dims) -> Result<ScoreMods<
             check_number("an ALiBi slope", slope, slope.is_finite(), "finite")?;
         }
     }
+    if let Some(Sinks(sinks)) = options.sinks {
+        check_count("sinks", sinks.len(), dims.heads_q)?;
+        for &sink in sinks {
+            check_number("a sink", sink, sink < f32::INFINITY, "a number below infinity")?;
+        }
+    }
     let bias = options.bias.map(|BiasTensor(bias)| {
         let fits = bias.broadcast(dims.scores_shape()).map(BiasTensor);
         fits.ok_or_else(|| not_broadcastable("bias", bias.shape(), dims))
@@ -252,7 +261,32 @@ fn check_score_mods<'a>(options: &Options<'a>, dims: &Dims) -> Result<ScoreMods<
         softcap: options.softcap.map(Softcap),
         bias: bias.transpose()?,
         alibi: options.alibi.map(|slopes| Alibi { slopes, heads: dims.heads_q }),
+        open: &options.open_score_mods,
+        sinks: options.sinks,
     })
+}
+
+/// Has users' masks and score modifications check the problem. Their indices and positions have 32 bits.
+fn check_open(
+    masks: &Masks<'_>,
+    score_mods: &ScoreMods<'_>,
+    dims: &Dims,
+    sequences: Sequences<'_>,
+) -> Result<(), Error> {
+    if masks.open.is_empty() && score_mods.open.is_empty() {
+        return Ok(());
+    }
+    let sizes =
+        ProblemSizes { batch: dims.batch, heads: dims.heads_q, seq_q: dims.seq_q, seq_kv: dims.seq_kv, sequences };
+    if dims.heads_q > MAX_INDEX || !sequences.are_indexable(dims.batch) {
+        return Err(Error::TooMany {
+            what: "queries, keys or positions for a mask or score modification",
+            limit: MAX_INDEX,
+            got: [dims.batch, dims.heads_q, dims.seq_q, dims.seq_kv].into_iter().fold(MAX_INDEX + 1, usize::max),
+        });
+    }
+    masks.open.iter().try_for_each(|OpenMask(mask)| mask.check(&sizes))?;
+    score_mods.open.iter().try_for_each(|OpenScoreMod(open)| open.check(&sizes))
 }
 
 fn check_count(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {

@@ -1,9 +1,9 @@
 //! The definition of attention: the formula in f64, one pair of query and key after the other.
 //!
 //! ```text
-//! score[i,j] = softcap( scale * dot(q[i], k[j]) ) + bias[i,j] - slope * |p - j|      for every key j that query i may see
-//! out[i]     = sum_j softmax(score[i,:])[j] * v[j]
-//! lse[i]     = log sum_j exp(score[i,j])
+//! score[i,j] = mods( softcap( scale * dot(q[i], k[j]) ) + bias[i,j] - slope * |p - j| )      for every key j that query i may see
+//! lse[i]     = log (exp(sink) + sum_j exp(score[i,j]))                                     exp(sink) is 0 without sinks
+//! out[i]     = sum_j exp(score[i,j] - lse[i]) * v[j]
 //! ```
 //!
 //! It takes the same options as [`Attention`], and the fast path is tested against it. It is slow, short, and public, so that
@@ -74,7 +74,7 @@ pub fn attention<'t>(
             visible.extend(scores.iter().map(|&score| score != f64::NEG_INFINITY));
             reserve(&mut result.lse, 1)?;
             reserve(&mut result.out, value_dim)?;
-            result.lse.push(softmax(&mut scores));
+            result.lse.push(softmax(&mut scores, sink(&problem, h)));
             let (probs, mut out) = (&scores, vec![0.0; value_dim]);
             for j in (0..probs.len()).filter(|&j| visible[j]) {
                 let value = &values[j * value_dim..][..value_dim];
@@ -111,7 +111,7 @@ pub fn scores<'t>(
             reserve(&mut result, problem.dims.seq_kv)?;
             row_scores(&problem, [b, h, i], &keys, stage, &mut row_of_scores);
             if stage == ScoreStage::Probabilities {
-                softmax(&mut row_of_scores);
+                softmax(&mut row_of_scores, sink(&problem, h));
             }
             result.extend_from_slice(&row_of_scores);
         }
@@ -150,21 +150,27 @@ fn row_scores(problem: &Problem<'_>, row: [usize; 3], keys: &[f64], stage: Score
     for (j, score) in scores.iter_mut().enumerate() {
         let key = &keys[j * head_dim..][..head_dim];
         let dot = query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
-        *score = mods.define(problem.scale as f64 * dot, row, sequence.position(i), j, stage);
+        *score = mods.define(problem.scale as f64 * dot, &sequence, [h, i], j, stage);
         let shows_hidden = matches!(stage, ScoreStage::Raw | ScoreStage::Capped);
-        if !(shows_hidden || (problem.mask.sees(&sequence, h, i, j) && mods.sees(row, j))) {
+        if !(shows_hidden || (problem.masks.sees(&sequence, h, i, j) && mods.sees(row, j))) {
             *score = f64::NEG_INFINITY;
         }
     }
 }
 
-/// Turns scores into probabilities and returns the log-sum-exp. If all scores are -inf, probabilities are 0.
-fn softmax(scores: &mut [f64]) -> f64 {
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+/// The sink of a query head; without sinks -inf, which adds nothing.
+fn sink(problem: &Problem<'_>, h: usize) -> f64 {
+    problem.score_mods.sinks.map_or(f64::NEG_INFINITY, |sinks| sinks.of_head(h) as f64)
+}
+
+/// Turns scores into probabilities and returns the log-sum-exp, in which the sink counts, too. If all of them are -inf,
+/// probabilities are 0.
+fn softmax(scores: &mut [f64], sink: f64) -> f64 {
+    let max = scores.iter().copied().fold(sink, f64::max);
     // If all scores are -inf, nothing is subtracted. `max` skips a NaN, but the sum is NaN then.
     let shift = if max == f64::NEG_INFINITY { 0.0 } else { max };
     scores.iter_mut().for_each(|score| *score = (*score - shift).exp());
-    let sum = scores.iter().sum::<f64>();
+    let sum = scores.iter().sum::<f64>() + (sink - shift).exp();
     if sum != 0.0 {
         scores.iter_mut().for_each(|score| *score /= sum);
     }

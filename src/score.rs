@@ -1,27 +1,45 @@
 //! Score modifications: how a score changes before the softmax.
 //!
 //! ```text
-//! raw    = scale * dot(q, k)
-//! capped = softcap * tanh(raw / softcap)                           softcap.rs
-//! biased = capped + bias[b, h, i, j]                               bias.rs
-//!                 - slope[h] * |p - j|                             alibi.rs      p: the query's key position
+//! raw      = scale * dot(q, k)
+//! capped   = softcap * tanh(raw / softcap)                         Attention::softcap
+//! biased   = capped + bias[b, h, i, j]                             Attention::bias
+//!                   - slope[h] * |p - j|                           Attention::alibi       p: the query's key position
+//! modified = f(biased, pair), one after the other                  Attention::modified_by
+//! out      = sum_j exp(modified[j]) * v[j] / (exp(sink[h]) + sum_j exp(modified[j]))      Attention::sinks
 //! ```
 //!
-//! [`ScoreMods::define`] applies this order for the reference, and `kernel/tile.rs` for vectors. Each score modification is one
-//! file in `score/`, with its definition in f64 and its vector form.
+//! [`ScoreMod`] is the trait of what users write; [`score_fn`] makes one of a closure. [`RelativeBias`] and [`WindowBias`] look
+//! biases up in a table.
+
+// `ScoreMods::define` applies this order for the reference, and `kernel/tile.rs` and `kernel/open_mods.rs` for vectors. Each
+// score modification is one file in `score/`, with its definition in f64 and its vector form.
 
 #![forbid(unsafe_code)]
 
 mod alibi;
 mod bias;
+mod function;
+mod open;
+mod relative_bias;
+mod sink;
 mod softcap;
 mod unit;
 
+pub use crate::pair::{Pair, Query};
+pub use crate::score_tile::ScoreTile;
 pub(crate) use alibi::Alibi;
 pub use alibi::{AlibiSlopes, alibi_slope};
 pub(crate) use bias::BiasTensor;
+pub use function::{ScoreFn, score_fn};
+pub(crate) use open::OpenScoreMod;
+pub use open::ScoreMod;
+pub use relative_bias::{RelativeBias, WindowBias};
+pub(crate) use sink::Sinks;
 pub(crate) use softcap::Softcap;
 pub(crate) use unit::{Unit, query_factor};
+
+use crate::sequence::Sequence;
 
 /// A stage of the scores, for [`Attention::scores_into`](crate::Attention::scores_into).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +49,7 @@ pub enum ScoreStage {
     Raw,
     /// After the softcap. No key is hidden yet.
     Capped,
-    /// After the additive bias and ALiBi; hidden keys have -inf.
+    /// After the additive bias, ALiBi and users' modifications; hidden keys have -inf.
     Biased,
     /// After the softmax: the factors of the values. Hidden keys have 0 (NaN in a row with a visible NaN). Rows that see
     /// no key are all 0.
@@ -44,15 +62,14 @@ pub(crate) struct ScoreMods<'a> {
     pub(crate) softcap: Option<Softcap>,
     pub(crate) bias: Option<BiasTensor<'a>>,
     pub(crate) alibi: Option<Alibi<'a>>,
+    /// Users' modifications, in order.
+    pub(crate) open: &'a [OpenScoreMod<'a>],
+    pub(crate) sinks: Option<Sinks<'a>>,
 }
 
 impl ScoreMods<'_> {
-    /// Applies the modifications up to `stage` to a raw score: the definition.
-    ///
-    /// * `row`: batch, query head and query
-    /// * `p`: the query's key position
-    /// * `j`: the key
-    pub(crate) fn define(&self, raw: f64, row: [usize; 3], p: i128, j: usize, stage: ScoreStage) -> f64 {
+    /// Applies the modifications up to `stage` to a raw score of query `i` of head `h` and key `j`: the definition.
+    pub(crate) fn define(&self, raw: f64, sequence: &Sequence, [h, i]: [usize; 2], j: usize, stage: ScoreStage) -> f64 {
         let mut score = raw;
         if stage == ScoreStage::Raw {
             return score;
@@ -64,13 +81,25 @@ impl ScoreMods<'_> {
             return score;
         }
         if let Some(bias) = &self.bias {
-            score = bias.define(score, row, j);
+            score = bias.define(score, [sequence.batch, h, i], j);
         }
         if let Some(alibi) = &self.alibi {
-            let [_, h, _] = row;
-            score = alibi.define(score, h, p, j);
+            score = alibi.define(score, h, sequence.position(i), j);
+        }
+        for OpenScoreMod(open) in self.open {
+            score = open.define(score, sequence.query(h, i).with_key(j));
         }
         score
+    }
+
+    /// The unit of scores while they are modified, if the softmax takes them in `last`: users' functions take natural units.
+    pub(crate) fn unit(&self, last: Unit) -> Unit {
+        if self.open.is_empty() { last } else { Unit::Natural }
+    }
+
+    /// The factor of queries that gives scores in that unit.
+    pub(crate) fn query_factor(&self, scale: f32, last: Unit) -> f32 {
+        query_factor(scale, self.softcap, self.unit(last))
     }
 
     /// Whether key `j` is visible: a bias of -inf hides it.

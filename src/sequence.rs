@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 use crate::integers::Integers;
+use crate::pair::{MAX_INDEX, Query};
+use std::ops::Range;
 
 /// The position of the queries among the keys: query `i` is at key position `query_offset + i`.
 ///
@@ -79,6 +81,21 @@ impl Sequences<'_> {
         };
         Sequence { batch: b, keys, offset }
     }
+
+    /// The batches whose offsets may differ: all, or the first one.
+    pub(crate) fn distinct(&self, batch: usize) -> Range<usize> {
+        let differ = self.key_lengths.is_some() || matches!(self.query_offset, QueryOffset::PerBatch(_));
+        0..if differ { batch } else { batch.min(1) }
+    }
+
+    /// Whether masks and score modifications can be given all indices and positions of `batch` sequences.
+    pub(crate) fn are_indexable(&self, batch: usize) -> bool {
+        let most = MAX_INDEX as i128;
+        self.seq_q <= MAX_INDEX
+            && self.seq_kv <= MAX_INDEX
+            && batch <= MAX_INDEX
+            && self.distinct(batch).all(|b| (-most..=most).contains(&self.get(b).offset))
+    }
 }
 
 /// One sequence of a batch.
@@ -96,5 +113,11 @@ impl Sequence {
     /// The key position of query `i`.
     pub(crate) fn position(&self, i: usize) -> i128 {
         self.offset + i as i128
+    }
+
+    /// Query `i` of head `h`, for masks and score modifications. These are given problems within [`MAX_INDEX`] alone.
+    #[inline]
+    pub(crate) fn query(&self, h: usize, i: usize) -> Query {
+        Query { batch: self.batch as u32, head: h as u32, query: i as i32, offset: self.offset as i32 }
     }
 }

@@ -85,7 +85,7 @@ impl From<Error> for Failure {
             Error::Rank { .. } => Code::BadRank,
             Error::KeyLengthOutOfRange { .. } => Code::KeyLengthPastEnd,
             Error::InvalidOption { .. } => Code::InvalidOption,
-            Error::GivenTwice { .. } => Code::InvalidOption,
+            Error::GivenTwice { .. } | Error::InvalidMask { .. } => Code::InvalidOption,
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,
             Error::AxisOutOfRange { .. } => Code::AxisOutOfRange,
             // Errors about slices, ranges and classes, which C does not pass.

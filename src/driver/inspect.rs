@@ -48,20 +48,24 @@ fn write_scores(
     for start in (0..task.rows).step_by(plan.tile_rows()) {
         let rows = start..(start + plan.tile_rows()).min(task.rows);
         let panel = task.slice(rows.clone());
-        // Keys outside the span are hidden, and no tile has them.
-        let mut whole_rows = vec![f32::NEG_INFINITY; rows.len() * seq_kv];
+        // Keys outside the span are hidden, and no tile has them. A sink is one more score, which is not written.
+        let width = seq_kv + usize::from(problem.score_mods.sinks.is_some());
+        let mut whole_rows = vec![f32::NEG_INFINITY; rows.len() * width];
+        for (n, row) in whole_rows.chunks_exact_mut(width).enumerate() {
+            row[seq_kv..].fill(panel.sink(n).unwrap_or(f32::NEG_INFINITY));
+        }
         let piece = Piece { task: &panel, keys: task.span.clone() };
         let mut kernel = Prefill::load(piece, None, None, scratch);
         for tile in plan.tiles_of(task.span.clone()) {
             kernel.visit_scores(tile, |keys, scores, lanes| {
-                for (lane, row) in whole_rows.chunks_exact_mut(seq_kv).enumerate() {
+                for (lane, row) in whole_rows.chunks_exact_mut(width).enumerate() {
                     for (to, scores) in row[keys.clone()].iter_mut().zip(scores.chunks_exact(lanes)) {
                         *to = scores[lane];
                     }
                 }
             });
         }
-        whole_rows.chunks_exact_mut(seq_kv).for_each(|row| finish_row(plan.isa(), row));
-        output.write_rows(plan.isa(), rows, (&whole_rows, seq_kv));
+        whole_rows.chunks_exact_mut(width).for_each(|row| finish_row(plan.isa(), row));
+        output.write_rows(plan.isa(), rows, (&whole_rows, width));
     }
 }

@@ -45,9 +45,15 @@ impl Schedule {
                 let rows = plan.block_rows(block);
                 // The heads of a group have the same positions.
                 let queries = rows.start / group..rows.end.div_ceil(group);
-                let keys = union(queries.map(|i| problem.mask.span(&sequence, i)));
+                let span = |h: usize| union(queries.clone().map(move |i| problem.masks.span(&sequence, h, i)));
+                let by_position = span(0);
                 for head_kv in 0..dims.heads_kv {
-                    self.tasks.push(Task { batch, head_kv, rows: rows.clone(), keys: keys.clone(), form: plan.form() });
+                    // Other masks may differ from head to head.
+                    let keys = match problem.masks.open {
+                        [] => by_position.clone(),
+                        _ => union((head_kv * group..(head_kv + 1) * group).map(span)),
+                    };
+                    self.tasks.push(Task { batch, head_kv, rows: rows.clone(), keys, form: plan.form() });
                 }
             }
         }

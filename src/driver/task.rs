@@ -7,7 +7,7 @@ use crate::kernel::task::TaskInput;
 use crate::kv::run::Run;
 use crate::plan::Plan;
 use crate::problem::Problem;
-use crate::score::{Unit, query_factor};
+use crate::score::Unit;
 use crate::tensor::group::AnyGroupRows;
 
 impl Task {
@@ -24,8 +24,9 @@ impl Task {
         TaskInput {
             isa: plan.isa(),
             operands: plan.operands(),
-            unit: Unit::Log2,
-            factor: query_factor(problem.scale, problem.score_mods.softcap, Unit::Log2),
+            unit: problem.score_mods.unit(Unit::Log2),
+            last_unit: Unit::Log2,
+            factor: problem.score_mods.query_factor(problem.scale, Unit::Log2),
             tile_keys: plan.tile_keys(),
             queries: AnyGroupRows::new(&problem.q, b, heads.clone()).slice(rows.clone()),
             keys: Run::new(&problem.k, b, self.head_kv),
@@ -36,9 +37,9 @@ impl Task {
             group: heads.len(),
             first_row: rows.start,
             rows: rows.len(),
-            mask: &problem.mask,
+            masks: &problem.masks,
             score_mods: &problem.score_mods,
-            mask_rows: problem.mask.tensor.map(|mask| mask.rows(b, heads.clone()).slice(rows.clone())),
+            mask_rows: problem.masks.tensor.map(|mask| mask.rows(b, heads.clone()).slice(rows.clone())),
             bias_rows: problem.score_mods.bias.map(|bias| bias.rows(b, heads).slice(rows)),
         }
     }

@@ -26,6 +26,7 @@ pub(super) mod values;
 use super::bf16_pairs::{copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
+use super::open_mods;
 use super::output::TaskOutput;
 use super::partial::PartialLayout;
 use super::prefetch::Prefetch;
@@ -35,7 +36,7 @@ use super::scratch::Scratch;
 use super::shape::round_up_lanes;
 use super::state::merge;
 use super::task::{Operands, Piece, TaskInput};
-use super::tile::{RowExtent, modify_row};
+use super::tile::{Pass, RowExtent, modify_row};
 use super::widen::{widen_group, without_gaps};
 use crate::element::ByElement;
 use crate::kv::run::Run;
@@ -128,6 +129,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
     fn step(&mut self, keys: Range<usize>) {
         self.start_split();
         let (task, isa, tile_keys) = (self.task, self.task.isa, self.task.tile_keys);
+        if task.is_skipped(0..task.rows, &keys) || !self.read_score_tensors(&keys) {
+            return;
+        }
 
         // 1. Scores.
         let next = self.next.as_ref().map(|next| (next.keys, &next.range));
@@ -183,6 +187,22 @@ impl Decode<'_, '_> {
         }
     }
 
+    /// Reads bias and mask of all rows. Returns whether they show any of the keys.
+    fn read_score_tensors(&mut self, keys: &Range<usize>) -> bool {
+        let (task, tile_keys) = (self.task, self.task.tile_keys);
+        if !task.has_score_tensors() {
+            return true;
+        }
+        let mut visible = false;
+        for n in 0..task.rows {
+            let bias = &mut self.buffers.bias[n * tile_keys..][..keys.len()];
+            read_row(task, n, keys.clone(), bias);
+            // Without an early exit, so that the compiler vectorises it.
+            visible |= bias.iter().fold(false, |seen, bias| seen | (*bias != f32::NEG_INFINITY));
+        }
+        visible
+    }
+
     /// Turns the raw scores of all rows into probs and adds them to the rows' states. Returns the extent of all scores.
     fn softmax_rows(&mut self, keys: &Range<usize>) -> RowExtent {
         let (task, buffers, layout) = (self.task, &mut self.buffers, self.layout);
@@ -191,14 +211,19 @@ impl Decode<'_, '_> {
         let mut maxima = [f32::NEG_INFINITY; MAX_TASK_ROWS];
         for (n, spans) in self.row_spans.iter().enumerate() {
             let row = n * tile_keys..n * tile_keys + keys.len();
-            let (scores, bias) = (&mut buffers.scores[row.clone()], &mut buffers.bias[row]);
-            let bias = task.has_score_tensors().then(|| {
-                read_row(task, n, keys.clone(), &mut *bias);
-                &*bias
-            });
+            let (scores, bias) = (&mut buffers.scores[row.clone()], &buffers.bias[row]);
+            let bias = task.has_score_tensors().then_some(bias);
             let mods = LaneMods::new(task, spans, keys);
             let mods = mods.part(keys, bias);
-            let own = if mods.is_none() { softmax::extent(isa, scores) } else { modify_row(isa, mods, scores) };
+            let own = if open_mods::are_needed(task, &spans.rows, keys) {
+                modify_row(isa, Pass::Scores, mods, scores);
+                open_mods::apply(task, spans, keys, scores);
+                modify_row(isa, Pass::Hides, mods, scores)
+            } else if mods.is_none() {
+                softmax::extent(isa, scores)
+            } else {
+                modify_row(isa, Pass::All, mods, scores)
+            };
             maxima[n] = own.max;
             all = RowExtent { max: all.max.max(own.max), hides: all.hides | own.hides };
         }
@@ -244,9 +269,11 @@ fn merge_partial(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32],
 /// Divides by the sums and writes the rows.
 fn finish_rows(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32], output: &mut TaskOutput<'_>) {
     for n in 0..task.rows {
-        layout.update(total, n, |state, out| softmax::finish(task.isa, *state, out));
-        let (state, out) = layout.row(total, n);
-        output.write_lse(n..n + 1, |_| state.lse(0));
+        let sink = task.sink(n);
+        let (state, _) = layout.row(total, n);
+        output.write_lse(n..n + 1, |_| state.lse(0, sink));
+        layout.update(total, n, |state, out| softmax::finish(task.isa, state.divisor(0, sink), out));
+        let (_, out) = layout.row(total, n);
         output.write_rows(task.isa, n..n + 1, (out, layout.width()));
     }
 }

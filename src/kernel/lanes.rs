@@ -5,7 +5,7 @@
 use super::shape::MAX_PANEL_LANES;
 use super::task::TaskInput;
 use super::tile::TileMods;
-use crate::mask::cover::Cover;
+use crate::mask::cover::SpanCover;
 use std::ops::Range;
 
 /// Rows whose scores are modified together, and the span of each: the lanes of a panel in prefill, a single row (`N` is 1) in
@@ -17,7 +17,7 @@ pub(crate) struct LaneSpans<const N: usize = MAX_PANEL_LANES> {
     /// The number of lanes computed. Lanes without a row repeat the last row.
     pub(crate) count: usize,
     /// The cover of the rows' spans.
-    pub(crate) cover: Cover,
+    pub(crate) cover: SpanCover,
     /// The span of each lane: first visible key, and the one after the last.
     spans: [(usize, usize); N],
 }
@@ -26,8 +26,8 @@ impl<const N: usize> LaneSpans<N> {
     pub(crate) fn new(task: &TaskInput<'_>, rows: Range<usize>, count: usize) -> Self {
         let first = task.row_span(rows.start);
         let mut spans = [(first.start, first.end); N];
-        if !task.mask.spans_differ() {
-            let cover = Cover { span: first.clone(), full: first };
+        if !task.masks.spans_differ() {
+            let cover = SpanCover { span: first.clone(), full: first };
             return LaneSpans { rows, count, cover, spans };
         }
         for (span, n) in spans.iter_mut().zip(rows.clone()) {
@@ -36,12 +36,12 @@ impl<const N: usize> LaneSpans<N> {
         }
         let last = spans[rows.len() - 1];
         spans[rows.len()..count].fill(last);
-        let cover = Cover::new(spans[..rows.len()].iter().map(|&(start, end)| start..end));
+        let cover = SpanCover::new(spans[..rows.len()].iter().map(|&(start, end)| start..end));
         LaneSpans { rows, count, cover, spans }
     }
 
     /// The row of each lane.
-    fn row(&self, lane: usize) -> usize {
+    pub(super) fn row(&self, lane: usize) -> usize {
         (self.rows.start + lane).min(self.rows.end - 1)
     }
 }

@@ -25,6 +25,7 @@ pub(super) mod values;
 
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
+use super::open_mods;
 use super::output::TaskOutput;
 use super::panel::{Layout, Panel, list_panels};
 use super::prefetch::Prefetch;
@@ -34,7 +35,7 @@ use super::score_tensors::PanelTensors;
 use super::scratch::Scratch;
 use super::shape::{MAX_PANEL_LANES, panel_lanes, panel_product_rows, round_up_lanes};
 use super::task::{Operands, Piece, TaskInput};
-use super::tile::modify_panel;
+use super::tile::{Pass, modify_panel};
 use super::transpose::{transpose_into_lanes, transpose_pairs_into_lanes};
 use crate::element::ByElement;
 use finish::write_panel;
@@ -129,6 +130,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
 
     fn step(&mut self, keys: Range<usize>) {
         let Prefill { task, layout, panels, queries, out, operands, buffers, .. } = self;
+        if task.is_skipped(0..task.rows, &keys) {
+            return;
+        }
         let mut prefetch = if keys.end < self.end {
             let next_end = (keys.end + task.tile_keys).min(self.end);
             prefetch_keys(task, keys.end..next_end)
@@ -147,8 +151,12 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
     }
 
     fn finish(self, output: &mut TaskOutput<'_>) {
-        for (p, Panel { lanes, state, .. }) in self.panels.iter().enumerate() {
-            output.write_lse(lanes.rows.clone(), |lane| state.lse(lane));
+        for (p, Panel { lanes, state, .. }) in self.panels.iter_mut().enumerate() {
+            let first = lanes.rows.start;
+            output.write_lse(lanes.rows.clone(), |lane| state.lse(lane, self.task.sink(first + lane)));
+            for lane in 0..lanes.rows.len() {
+                state.sum[lane] = state.divisor(lane, self.task.sink(first + lane));
+            }
             let panel = (&self.out[self.layout.out(p, lanes.count)], lanes.count);
             write_panel(self.task.isa, &mut output.values, lanes.rows.clone(), panel, state, self.buffers.row_buffer);
         }
@@ -247,7 +255,7 @@ fn panel_scores(
 ) -> Option<PanelScores> {
     // The keys of the tile that this panel sees.
     let seen = panel.lanes.cover.seen(&tile.keys);
-    if seen.is_empty() {
+    if seen.is_empty() || task.is_skipped(panel.lanes.rows.clone(), &seen) {
         return None;
     }
     let (isa, lanes) = (task.isa, panel.lanes.count);
@@ -268,15 +276,19 @@ fn panel_scores(
     let mods = LaneMods::new(task, &panel.lanes, &seen);
 
     // Scores. In the part that every lane sees, no pair has to be compared with bounds.
+    let open = open_mods::are_needed(task, &panel.lanes.rows, &seen);
+    let pass = if open { Pass::Scores } else { Pass::All };
     let scores = &mut buffers.scores[..seen.len() * lanes];
     let (mut max, mut raw_max) = ([f32::NEG_INFINITY; MAX_PANEL_LANES], [f32::NEG_INFINITY; MAX_PANEL_LANES]);
-    for part in panel.lanes.cover.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
-        let scores = &mut scores[(part.start - seen.start) * lanes..(part.end - seen.start) * lanes];
+    let parts = || panel.lanes.cover.parts(&seen).into_iter().filter(|part| !part.is_empty());
+    let of_part = |part: &Range<usize>| (part.start - seen.start) * lanes..(part.end - seen.start) * lanes;
+    for part in parts() {
+        let scores = &mut scores[of_part(&part)];
         let keys = tile.operands.keys.slice_rows(part.start - tile.keys.start..part.end - tile.keys.start);
         let mods = mods.part(&part, None);
         let tensors = tensors.as_ref().map(|tensors| (tensors, part.start - seen.start));
         let changes = !mods.is_none() || tensors.is_some();
-        let scores_max = if changes { &mut raw_max[..lanes] } else { &mut max[..lanes] };
+        let scores_max = if changes || open { &mut raw_max[..lanes] } else { &mut max[..lanes] };
         if panel.f32_lanes == 0 {
             scores::scores(isa, keys, queries, scores, scores_max, prefetch);
         } else {
@@ -284,7 +296,21 @@ fn panel_scores(
             scores_with_f32_lanes(task, panel, (keys, queries), scores, scores_max, buffers);
         }
         if changes {
-            modify_panel(isa, mods, tensors, scores, &mut max[..lanes]);
+            modify_panel(isa, pass, mods, tensors, scores, if open { scores_max } else { &mut max[..lanes] });
+        }
+    }
+    if open {
+        open_mods::apply(task, &panel.lanes, &seen, scores);
+        for part in parts() {
+            let tensors = tensors.as_ref().map(|tensors| (tensors, part.start - seen.start));
+            modify_panel(
+                isa,
+                Pass::Hides,
+                mods.part(&part, None),
+                tensors,
+                &mut scores[of_part(&part)],
+                &mut max[..lanes],
+            );
         }
     }
     Some(PanelScores { seen, max })

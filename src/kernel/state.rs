@@ -32,11 +32,31 @@ impl<const N: usize> State<N> {
     /// The states over no keys.
     pub(crate) const EMPTY: Self = Self { max: [f32::NEG_INFINITY; N], sum: [0.0; N] };
 
-    /// The log-sum-exp of row `n`'s scores, natural logarithm; -inf over no keys.
-    pub(crate) fn lse(&self, n: usize) -> f32 {
+    /// The log-sum-exp of row `n`'s scores and its sink, natural logarithm; -inf over no keys.
+    pub(crate) fn lse(&self, n: usize, sink: Option<f32>) -> f32 {
         // In f64, because the maximum may be much larger than the logarithm of the sum. It is computed once for each row.
+        let (max, sum) = (self.max[n] as f64, self.sum[n] as f64);
+        let Some(sink) = sink.map(f64::from) else {
+            return if sum == 0.0 { f32::NEG_INFINITY } else { ((max + sum.log2()) * LN_2) as f32 };
+        };
+        // Relative to the larger of the two, so that no exponential overflows.
+        let own = if sum == 0.0 { f64::NEG_INFINITY } else { (max + sum.log2()) * LN_2 };
+        let (low, high) = if own < sink { (own, sink) } else { (sink, own) };
+        if high == f64::NEG_INFINITY { f32::NEG_INFINITY } else { (high + (low - high).exp().ln_1p()) as f32 }
+    }
+
+    /// What row `n`'s values, summed so far, are divided by: the sum, and the sink's share in units of 2^max. 0 over no keys,
+    /// whatever the sink, because there is nothing to divide.
+    pub(crate) fn divisor(&self, n: usize, sink: Option<f32>) -> f32 {
         let (max, sum) = (self.max[n] as f64, self.sum[n]);
-        if sum == 0.0 { f32::NEG_INFINITY } else { ((max + (sum as f64).log2()) * LN_2) as f32 }
+        match sink {
+            Some(sink) if sum != 0.0 => {
+                let divisor = sum as f64 + (sink as f64 / LN_2 - max).exp2();
+                // A sink far above all scores leaves nothing of the values. Their sum times 0 would be NaN if it is infinite.
+                if divisor > f32::MAX as f64 { f32::MAX } else { divisor as f32 }
+            }
+            _ => sum,
+        }
     }
 }
 

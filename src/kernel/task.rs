@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 use crate::kv::run::Run;
-use crate::mask::Mask;
-use crate::score::{ScoreMods, Unit, query_factor};
+use crate::mask::Masks;
+use crate::pair::Block;
+use crate::score::{ScoreMods, Unit};
 use crate::sequence::Sequence;
 use crate::simd::Isa;
 use crate::tensor::group::{AnyGroupRows, GroupRows};
@@ -41,8 +42,9 @@ impl fmt::Display for Operands {
 pub(crate) struct TaskInput<'a> {
     pub(crate) isa: Isa,
     pub(crate) operands: Operands,
-    /// The unit of the scores.
+    /// The unit of the scores while they are modified, and the unit that the softmax takes.
     pub(crate) unit: Unit,
+    pub(crate) last_unit: Unit,
     /// The factor of dot products. It gives scores in that unit, or with a softcap, in units of the cap.
     pub(crate) factor: f32,
     /// Keys of one tile. Tiles start at multiples of it.
@@ -62,7 +64,7 @@ pub(crate) struct TaskInput<'a> {
     pub(crate) group: usize,
     pub(crate) first_row: usize,
     pub(crate) rows: usize,
-    pub(crate) mask: &'a Mask<'a>,
+    pub(crate) masks: &'a Masks<'a>,
     pub(crate) score_mods: &'a ScoreMods<'a>,
     /// The rows of a boolean mask, `[rows][seq_kv]`.
     pub(crate) mask_rows: Option<GroupRows<'a, u8>>,
@@ -93,7 +95,36 @@ impl<'a> TaskInput<'a> {
 
     /// The span of row `n`: the keys that it sees by its position.
     pub(crate) fn row_span(&self, n: usize) -> Range<usize> {
-        self.mask.span(&self.sequence, self.head_and_query(n).1)
+        let (head, query) = self.head_and_query(n);
+        self.masks.span(&self.sequence, head, query)
+    }
+
+    /// The smallest block of pairs that holds those of `rows` and `keys`.
+    pub(crate) fn block(&self, rows: Range<usize>, keys: Range<usize>) -> Block {
+        let rows = self.first_row + rows.start..self.first_row + rows.end;
+        let queries = rows.start / self.group..rows.end.div_ceil(self.group);
+        let heads = match queries.len() {
+            1 => rows.start % self.group..(rows.end - 1) % self.group + 1,
+            _ => 0..self.group,
+        };
+        Block {
+            batch: self.sequence.batch,
+            heads: self.first_head + heads.start..self.first_head + heads.end,
+            queries,
+            offset: self.sequence.offset as isize, // positions are within `MAX_INDEX` where a mask is asked for blocks
+            keys,
+        }
+    }
+
+    /// Whether a mask hides all pairs of `rows` and `keys`.
+    pub(crate) fn is_skipped(&self, rows: Range<usize>, keys: &Range<usize>) -> bool {
+        // Most problems have no such mask.
+        !self.masks.open.is_empty() && self.masks.skips(&self.block(rows, keys.clone()))
+    }
+
+    /// The sink of row `n`.
+    pub(crate) fn sink(&self, n: usize) -> Option<f32> {
+        self.score_mods.sinks.map(|sinks| sinks.of_head(self.head_and_query(n).0))
     }
 
     /// The key position of row `n`.
@@ -130,8 +161,9 @@ impl<'a> TaskInput<'a> {
 
     /// The same task with scores in unit `unit`.
     pub(crate) fn in_unit(mut self, unit: Unit, scale: f32) -> Self {
-        self.unit = unit;
-        self.factor = query_factor(scale, self.score_mods.softcap, unit);
+        self.unit = self.score_mods.unit(unit);
+        self.last_unit = unit;
+        self.factor = self.score_mods.query_factor(scale, unit);
         self
     }
 }

@@ -45,18 +45,39 @@ impl TileMods<'_> {
     }
 }
 
+/// Which steps are applied: all at once, or two passes with users' functions between them (`open_mods.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    All,
+    /// What changes scores.
+    Scores,
+    /// What hides keys.
+    Hides,
+}
+
+impl Pass {
+    fn steps(self) -> u8 {
+        match self {
+            Pass::All => u8::MAX,
+            Pass::Scores => step::CAP | step::BIAS | step::ALIBI,
+            Pass::Hides => step::HIDE_BY_BIAS | step::HIDE_BY_MASK | step::HIDE_BY_POSITION,
+        }
+    }
+}
+
 /// Modifies the scores of a panel, `[keys][lanes]`, and raises `max[lane]` to the largest of each lane.
 ///
 /// * `tensors`: bias and mask, if there are any, and the index in their rows of the first key
 pub(crate) fn modify_panel(
     isa: Isa,
+    pass: Pass,
     mods: TileMods<'_>,
     tensors: Option<(&PanelTensors<'_>, usize)>,
     scores: &mut [f32],
     max: &mut [f32],
 ) {
     assert!(mods.bias.is_none(), "a panel's bias is among its tensors");
-    isa.run(ModifyPanel { mods, tensors, scores, max });
+    isa.run(ModifyPanel { pass, mods, tensors, scores, max });
 }
 
 /// The extent of one query's modified scores.
@@ -69,8 +90,8 @@ pub(crate) struct RowExtent {
 }
 
 /// Modifies the scores of one query, one for each key.
-pub(crate) fn modify_row(isa: Isa, mods: TileMods<'_>, scores: &mut [f32]) -> RowExtent {
-    isa.run(ModifyRow { mods, scores })
+pub(crate) fn modify_row(isa: Isa, pass: Pass, mods: TileMods<'_>, scores: &mut [f32]) -> RowExtent {
+    isa.run(ModifyRow { pass, mods, scores })
 }
 
 /// The steps of a modification, one bit each, in the order of `score.rs`.
@@ -203,6 +224,7 @@ fn apply_steps<S: Simd>(simd: S, steps: u8, scores: &mut impl ScorePass<S>) {
 }
 
 struct ModifyPanel<'a> {
+    pass: Pass,
     mods: TileMods<'a>,
     tensors: Option<(&'a PanelTensors<'a>, usize)>,
     scores: &'a mut [f32],
@@ -214,9 +236,9 @@ impl Kernel for ModifyPanel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let ModifyPanel { mods, tensors, scores, max } = self;
+        let ModifyPanel { pass, mods, tensors, scores, max } = self;
         let lanes = max.len();
-        let steps = mods.steps() | tensors.map_or(0, |(tensors, _)| tensors.steps());
+        let steps = (mods.steps() | tensors.map_or(0, |(tensors, _)| tensors.steps())) & pass.steps();
         for at in (0..lanes).step_by(S::LANES) {
             let vectors = ModVectors::new(simd, &mods, |x| simd.load_slice(&x[at..]));
             let before = simd.load_slice(&max[at..]);
@@ -358,6 +380,7 @@ impl<S: Simd> PairInputs<S> {
 }
 
 struct ModifyRow<'a> {
+    pass: Pass,
     mods: TileMods<'a>,
     scores: &'a mut [f32],
 }
@@ -367,10 +390,10 @@ impl Kernel for ModifyRow<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> RowExtent {
-        let ModifyRow { mods, scores } = self;
+        let ModifyRow { pass, mods, scores } = self;
         let vectors = ModVectors::new(simd, &mods, |x| simd.splat(x[0]));
         let mut row = KeyVectors { mods: &mods, vectors, scores, max: simd.zero(), hides: simd.zero() };
-        apply_steps(simd, mods.steps(), &mut row);
+        apply_steps(simd, mods.steps() & pass.steps(), &mut row);
         RowExtent { max: simd.max_lane(row.max), hides: simd.max_lane(row.hides) > 0.0 }
     }
 }

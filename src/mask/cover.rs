@@ -1,4 +1,4 @@
-//! The verdict of a mask by position on a tile: skip, full, or partial.
+//! What the spans of some queries say about a tile: skip, full, or partial.
 
 #![forbid(unsafe_code)]
 
@@ -6,18 +6,18 @@ use std::ops::Range;
 
 /// The keys that a set of queries sees by position.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Cover {
+pub(crate) struct SpanCover {
     /// The smallest run of keys that holds every query's span. Keys outside are skipped.
     pub(crate) span: Range<usize>,
     /// The run of keys that all of the queries see. Pairs in it are not compared with bounds.
     pub(crate) full: Range<usize>,
 }
 
-impl Cover {
+impl SpanCover {
     /// The cover of queries that see `spans`, one run of keys each.
     pub(crate) fn new(spans: impl Iterator<Item = Range<usize>> + Clone) -> Self {
         let full = spans.clone().reduce(|a, b| a.start.max(b.start)..a.end.min(b.end)).unwrap_or(0..0);
-        Cover { span: union(spans), full: if full.is_empty() { 0..0 } else { full } }
+        SpanCover { span: union(spans), full: if full.is_empty() { 0..0 } else { full } }
     }
 
     /// The part of `keys` inside the span.

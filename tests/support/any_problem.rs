@@ -2,6 +2,7 @@
 
 use super::Dims;
 use super::layouts::Layout;
+use super::open::{OwnedMask, OwnedScoreMod};
 use flashtile::{
     AlibiSlopes, Attention, DType, Element, Form, Level, Plan, QueryOffset, TensorMut, TensorRef, Threads, Workspace,
     alibi_slope, bf16, f16, reference,
@@ -172,6 +173,9 @@ pub struct Problem {
     pub softcap: Option<f32>,
     pub bias: Option<Broadcast<Tensor>>,
     pub alibi: Option<Alibi>,
+    pub masks: Vec<OwnedMask>,
+    pub score_mods: Vec<OwnedScoreMod>,
+    pub sinks: Option<Vec<f32>>,
     pub form: Option<Form>,
     pub threads: Threads,
 }
@@ -211,6 +215,9 @@ impl Problem {
             softcap: None,
             bias: None,
             alibi: None,
+            masks: Vec::new(),
+            score_mods: Vec::new(),
+            sinks: None,
             form: None,
             threads: Threads::Serial,
         }
@@ -234,23 +241,30 @@ impl Problem {
         if let Some(bias) = &mut own.bias {
             bias.tensor.layout_mut().cut([batches, heads, queries]);
         }
-        let offset = |b: usize| match &self.offset {
-            Offset::FromEnd => {
-                self.key_lengths.as_ref().map_or(dims.seq_kv, |lengths| lengths[b]) as isize - dims.seq_q as isize
-            }
-            Offset::FromStart => 0,
-            Offset::At(offset) => *offset,
-            Offset::PerBatch(offsets) => offsets[b],
-        };
-        own.offset = Offset::PerBatch(batches.clone().map(|b| offset(b) + queries.start as isize).collect());
+        own.offset = Offset::PerBatch(batches.clone().map(|b| self.offset_of(b) + queries.start as isize).collect());
         own.key_lengths = self.key_lengths.as_ref().map(|lengths| lengths[batches.clone()].to_vec());
         own.alibi = self.alibi.as_ref().map(|alibi| match alibi {
             Alibi::Standard => Alibi::PerHead(heads.clone().map(|h| alibi_slope(h, dims.heads_q)).collect()),
             Alibi::PerHead(slopes) => Alibi::PerHead(slopes[heads.clone()].to_vec()),
         });
+        let first = [batches.start, heads.start, queries.start];
+        own.masks = self.masks.iter().map(|mask| mask.part(first)).collect();
+        own.score_mods = self.score_mods.iter().map(|score_mod| score_mod.part(first[1])).collect();
+        own.sinks = self.sinks.as_ref().map(|sinks| sinks[heads.clone()].to_vec());
         own.out.1 = Layout::contiguous(own.dims.out());
         own.lse = Layout::contiguous(own.dims.lse());
         own
+    }
+
+    /// The position of query 0.
+    pub fn offset_of(&self, b: usize) -> isize {
+        let length = || self.key_lengths.as_ref().map_or(self.dims.seq_kv, |lengths| lengths[b]);
+        match &self.offset {
+            Offset::FromEnd => length() as isize - self.dims.seq_q as isize,
+            Offset::FromStart => 0,
+            Offset::At(offset) => *offset,
+            Offset::PerBatch(offsets) => offsets[b],
+        }
     }
 
     pub fn attention(&self) -> Attention<'_> {
@@ -283,6 +297,15 @@ impl Problem {
             Some(Alibi::Standard) => attention = attention.alibi(AlibiSlopes::Standard),
             Some(Alibi::PerHead(slopes)) => attention = attention.alibi(AlibiSlopes::PerHead(slopes)),
             None => {}
+        }
+        for mask in &self.masks {
+            attention = attention.masked_by(mask);
+        }
+        for score_mod in &self.score_mods {
+            attention = attention.modified_by(score_mod);
+        }
+        if let Some(sinks) = &self.sinks {
+            attention = attention.sinks(sinks);
         }
         match self.form {
             Some(form) => attention.form(form),
@@ -356,6 +379,8 @@ impl fmt::Display for Problem {
             writeln!(f, "bias of rank {}: {:?}", bias.rank, tensor(&bias.tensor))?;
         }
         writeln!(f, "scale {scale:?}, causal {causal}, window {window:?}, offset {offset:?}, lengths {key_lengths:?}")?;
+        let Problem { masks, score_mods, sinks, .. } = self;
+        writeln!(f, "masks {masks:?}, score modifications {score_mods:?}, sinks {sinks:?}")?;
         writeln!(f, "softcap {softcap:?}, alibi {alibi:?}, form {form:?}, threads {threads:?}")?;
         Level::available().try_for_each(|level| writeln!(f, "{}", self.plan(level)))
     }

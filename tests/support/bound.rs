@@ -4,6 +4,7 @@
 
 use super::Dims;
 use super::any_problem::{Alibi, Offset, Problem};
+use flashtile::mask::{Mask, Pair, Query};
 use flashtile::{DType, Form, Plan, alibi_slope, bf16, f16};
 
 /// The unit roundoff of f32.
@@ -89,6 +90,9 @@ struct Row {
     scores: Vec<Score>,
 }
 
+/// The number that stands for a sink among the keys of a row.
+const SINK: usize = usize::MAX;
+
 pub fn exact(problem: &Problem, chains: Chains) -> Exact {
     let dims = problem.dims;
     let mut exact = Exact::default();
@@ -108,7 +112,14 @@ pub fn exact(problem: &Problem, chains: Chains) -> Exact {
             // A score of -inf (of an infinite key: finite ones give finite scores here) hides its key.
             let scored = visible.iter().map(|j| (*j, score(j))).filter(|(_, score)| score.value != f64::NEG_INFINITY);
             let (keys, scores) = scored.unzip();
-            let row = Row { keys, scores };
+            let mut row = Row { keys, scores };
+            if let Some(sink) =
+                problem.sinks.as_ref().map(|sinks| sinks[h] as f64).filter(|sink| *sink != f64::NEG_INFINITY)
+            {
+                // A key whose value is 0. Its share is computed in f64 and rounded.
+                row.keys.push(SINK);
+                row.scores.push(Score { value: sink, error: 2.0 * U });
+            }
             add_row(&mut exact, &row, &values, dims, chains.sum);
         }
     }
@@ -127,6 +138,11 @@ fn position(problem: &Problem, b: usize, i: usize) -> i128 {
     offset + i as i128
 }
 
+/// The pair as masks and score modifications see it. (They are given to problems alone whose positions fit.)
+fn pair(problem: &Problem, [b, h, i, j]: [usize; 4]) -> Pair {
+    Query::new(b, h, i, problem.offset_of(b)).with_key(j)
+}
+
 /// Whether the pair is visible, by the table of what each option means.
 pub fn sees(problem: &Problem, [b, h, i, j]: [usize; 4]) -> bool {
     let distance = position(problem, b, i) - j as i128; // above 0: the key comes before the query
@@ -137,7 +153,8 @@ pub fn sees(problem: &Problem, [b, h, i, j]: [usize; 4]) -> bool {
         || left.is_some_and(|left| distance > left as i128)
         || right.is_some_and(|right| -distance > right as i128)
         || problem.mask.as_ref().is_some_and(|mask| !mask.get([b, h, i, j]))
-        || problem.bias.as_ref().is_some_and(|bias| bias.get([b, h, i, j]) == f32::NEG_INFINITY);
+        || problem.bias.as_ref().is_some_and(|bias| bias.get([b, h, i, j]) == f32::NEG_INFINITY)
+        || problem.masks.iter().any(|mask| !mask.sees(pair(problem, [b, h, i, j])));
     !hidden
 }
 
@@ -199,11 +216,28 @@ fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64]
         error += (slope.abs() + LOWEST).max(0.0) * distance + gamma(4.0 + LOG2_E) * step.abs();
         error += U * (value.abs() + error) + 2.0 * ETA;
     }
+    // 4. Users' modifications, in f32 and natural units.
+    for score_mod in &problem.score_mods {
+        let bias = score_mod.bias(pair(problem, [b, h, i, j]));
+        value = score_mod.factor * value + bias;
+        size = score_mod.factor.abs() * size + bias.abs();
+        error = score_mod.factor.abs() * error + gamma(4.0) * (size + error) + 2.0 * ETA;
+    }
+    if !problem.score_mods.is_empty() {
+        error += gamma(1.0 + LOG2_E) * (value.abs() + error) + 2.0 * ETA;
+    }
     Score { value, error: error + F64 * size }
 }
 
 fn add_row(exact: &mut Exact, row: &Row, values: &[f64], Dims { value_dim, seq_kv, .. }: Dims, sum_steps: usize) {
     let undefined = row.scores.iter().any(|score| score.value.is_nan() || score.value == f64::INFINITY);
+    if let ([SINK], [sink]) = (&row.keys[..], &row.scores[..]) {
+        exact.out.extend((0..value_dim).map(|_| 0.0));
+        exact.out_bound.extend((0..value_dim).map(|_| 0.0));
+        exact.lse.push(sink.value);
+        exact.lse_bound.push(0.0);
+        return;
+    }
     if row.keys.is_empty() || undefined {
         let (out, lse) = if undefined { (f64::NAN, f64::NAN) } else { (0.0, f64::NEG_INFINITY) };
         exact.out.extend((0..value_dim).map(|_| out));
@@ -237,7 +271,7 @@ fn add_row(exact: &mut Exact, row: &Row, values: &[f64], Dims { value_dim, seq_k
     let rounding = gamma(2.0 * sum_steps as f64 + 2.0) + F64;
     let denormal = (4.0 * seq_kv as f64 + 4.0) * ETA * (1u64 << 17) as f64;
     for d in 0..value_dim {
-        let value = |&j: &usize| values[j * value_dim + d];
+        let value = |&j: &usize| if j == SINK { 0.0 } else { values[j * value_dim + d] };
         let out = row.keys.iter().map(value).zip(&shares).map(|(value, share)| value * share).sum::<f64>();
         let (mut by_move, mut by_growth, mut by_ratio, mut farthest) = (0.0, 0.0, 0.0, 0.0f64);
         for (n, value) in row.keys.iter().map(value).enumerate() {

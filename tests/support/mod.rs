@@ -8,6 +8,7 @@ pub mod counting;
 #[cfg(unix)]
 pub mod guarded;
 pub mod layouts;
+pub mod open;
 pub mod problems;
 pub mod random_problem;
 #[path = "../../benches/support/seeded.rs"]

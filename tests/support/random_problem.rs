@@ -3,7 +3,7 @@
 use super::any_problem::{Alibi, Broadcast, Offset, Problem, Tensor};
 use super::bound::sees;
 use super::layouts::Layout;
-use super::{Dims, Rng};
+use super::{Dims, Rng, open};
 use flashtile::{DType, Form, Threads};
 
 fn dtype(rng: &mut Rng) -> DType {
@@ -140,10 +140,31 @@ pub fn problem(rng: &mut Rng, dims: Dims) -> Problem {
     }
     problem.form = [None, Some(Form::Decode), Some(Form::Prefill)][rng.below(3)];
     problem.threads = [Threads::Pool, Threads::Serial][rng.below(2)];
+    open_sets(rng, &mut problem);
     if rng.one_in(4) {
         poison(rng, &mut problem);
     }
     problem
+}
+
+/// Adds masks and score modifications of the open sets, up to three of each, and sinks.
+fn open_sets(rng: &mut Rng, problem: &mut Problem) {
+    let dims = problem.dims;
+    if rng.one_in(6) {
+        let sink = |_| if rng.one_in(5) { f32::NEG_INFINITY } else { 4.0 * rng.normal() };
+        problem.sinks = Some((0..dims.heads_q).map(sink).collect());
+    }
+    let offsets: Vec<isize> = (0..dims.batch).map(|b| problem.offset_of(b)).collect();
+    if offsets.iter().any(|offset| offset.unsigned_abs() >= 1 << 20) {
+        return; // for larger positions, ALiBi's own rounding is all that would be seen
+    }
+    let offset = offsets.first().copied().filter(|first| offsets.iter().all(|offset| offset == first));
+    if rng.one_in(3) {
+        problem.masks = (0..1 + rng.below(3)).map(|_| open::mask(rng, &dims, offset)).collect();
+    }
+    if rng.one_in(6) {
+        problem.score_mods = (0..1 + rng.below(2)).map(|_| open::score_mod(rng, &dims)).collect();
+    }
 }
 
 /// Puts NaN and infinity into keys and values that no query sees, where they must not show. Sometimes puts a NaN or infinity

@@ -78,12 +78,12 @@ fn scale<S: Simd>(simd: S, x: &mut [f32], factor: S::F32) {
 }
 
 kernel! {
-    /// Divides a row by its sum; writes zeros if the row sees no key.
-    pub(crate) fn finish<'a, S: Simd>(simd: S, state: State<1>, out: &'a mut [f32]) {
-        if state.sum[0] == 0.0 {
+    /// Divides a row by `divisor`; writes zeros if that is 0: the row sees no key.
+    pub(crate) fn finish<'a, S: Simd>(simd: S, divisor: f32, out: &'a mut [f32]) {
+        if divisor == 0.0 {
             return out.fill(0.0);
         }
-        let inverse = simd.splat(1.0 / state.sum[0]);
+        let inverse = simd.splat(1.0 / divisor);
         for out in out.chunks_exact_mut(S::LANES) {
             // Adding +0 turns -0 into +0, as any later addition would, so that the sign of a zero does not depend on how many
             // additions follow.

@@ -1,0 +1,58 @@
+//! The first keys and a window: streaming with attention sinks.
+
+#![forbid(unsafe_code)]
+
+use super::open::{Cover, Mask};
+use crate::pair::{Block, Pair, Query};
+use std::ops::Range;
+
+/// A query sees the first `first` keys, and its own key with the `left` keys before it: the mask of StreamingLLM (Xiao and
+/// others, 2023). **Causal order is part of it.**
+///
+/// ```text
+/// first 1, left 1
+/// 1 0 0 0 0
+/// 1 1 0 0 0
+/// 1 1 1 0 0
+/// 1 0 1 1 0
+/// 1 0 0 1 1
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstAndLast {
+    first: isize,
+    left: isize,
+}
+
+impl FirstAndLast {
+    /// The first `first` keys, and the window of the query's own key and `left` keys before it.
+    pub fn new(first: usize, left: usize) -> Self {
+        let most = |n: usize| n.min(1 << 40) as isize;
+        FirstAndLast { first: most(first), left: most(left) }
+    }
+}
+
+impl Mask for FirstAndLast {
+    #[inline]
+    fn sees(&self, pair: Pair) -> bool {
+        let (p, j) = (pair.position(), pair.key() as isize);
+        j <= p && (j < self.first || j >= p - self.left)
+    }
+
+    fn span(&self, query: Query) -> Range<isize> {
+        let p = query.position();
+        let start = if self.first > 0 { 0 } else { p - self.left };
+        start..p + 1
+    }
+
+    fn cover(&self, block: &Block) -> Cover {
+        let (p, keys) = (block.positions(), block.keys.start as isize..block.keys.end as isize);
+        let last = p.end - 1;
+        if keys.start > last || keys.start >= self.first && keys.end <= p.start - self.left {
+            Cover::Skip
+        } else if keys.end <= p.start + 1 && (keys.end <= self.first || keys.start >= last - self.left) {
+            Cover::Full
+        } else {
+            Cover::Partial
+        }
+    }
+}

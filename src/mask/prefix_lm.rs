@@ -1,0 +1,66 @@
+//! Prefix language models: causal order, except that some ranges see themselves in both directions.
+
+#![forbid(unsafe_code)]
+
+use super::open::Mask;
+use crate::error::Error;
+use crate::pair::{Pair, Query};
+use std::ops::Range;
+
+/// Causal order united with ranges whose positions all see each other: the prefix of a prefix language model, or the images in
+/// a prompt.
+///
+/// A query at position p sees the keys `j <= p`, and if p is in a range, all keys of that range. **Causal order is part of it:
+/// [`Attention::causal`](crate::Attention::causal) beside it would hide what the ranges show.**
+///
+/// ```text
+/// ranges 0..2 and 3..5
+/// 1 1 0 0 0 0
+/// 1 1 0 0 0 0
+/// 1 1 1 0 0 0
+/// 1 1 1 1 1 0
+/// 1 1 1 1 1 0
+/// 1 1 1 1 1 1
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixLm {
+    /// In ascending order.
+    ranges: Vec<Range<usize>>,
+}
+
+impl PrefixLm {
+    /// Ranges of positions for every sequence, in ascending order and apart.
+    ///
+    /// # Errors
+    /// [`Error::InvalidMask`] for ranges that overlap or are not in ascending order.
+    pub fn new(ranges: &[Range<usize>]) -> Result<Self, Error> {
+        let ascending = ranges.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        if !ascending || ranges.iter().any(|range| range.end < range.start) {
+            return Err(Error::InvalidMask { reason: "ranges of a PrefixLm overlap or are not in ascending order" });
+        }
+        Ok(PrefixLm { ranges: ranges.to_vec() })
+    }
+
+    /// The first position that a query at position `p` does not see.
+    fn end(&self, p: isize) -> isize {
+        let later = self.ranges.partition_point(|range| range.end as i128 <= p as i128);
+        match self.ranges.get(later) {
+            Some(range) if range.start as i128 <= p as i128 => range.end.min(isize::MAX as usize) as isize,
+            _ => p + 1,
+        }
+    }
+}
+
+impl Mask for PrefixLm {
+    fn sees(&self, pair: Pair) -> bool {
+        (pair.key() as isize) < self.end(pair.position())
+    }
+
+    fn span(&self, query: Query) -> Range<isize> {
+        0..self.end(query.position())
+    }
+
+    fn is_span(&self) -> bool {
+        true
+    }
+}

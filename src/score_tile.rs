@@ -1,0 +1,148 @@
+//! A tile of scores, as masks and score modifications change it.
+
+#![forbid(unsafe_code)]
+
+use crate::pair::{Pair, Query};
+use crate::simd::{Isa, Kernel, Simd};
+
+/// The scores of some queries and a run of keys. A mask hides some of them, a score modification changes them.
+///
+/// Only the crate makes tiles. [`ScoreTile::modify`] is compiled for each level with the function that it is given, so the
+/// compiler can vectorise it.
+pub struct ScoreTile<'t> {
+    pub(crate) isa: Isa,
+    /// `[keys][rows]`.
+    pub(crate) scores: &'t mut [f32],
+    pub(crate) rows: TileRows<'t>,
+    /// The first key.
+    pub(crate) first_key: i32,
+    /// What each result is multiplied with: the unit of the scores that are returned.
+    pub(crate) factor: f32,
+}
+
+/// The query of each column of a tile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TileRows<'t> {
+    pub(crate) batch: u32,
+    /// The head of all rows, if they have one.
+    pub(crate) head: Option<u32>,
+    pub(crate) heads: &'t [u32],
+    pub(crate) queries: &'t [i32],
+    pub(crate) offset: i32,
+}
+
+impl ScoreTile<'_> {
+    /// Replaces the score of each pair by `f(score, pair)`, in natural units. -inf hides the key from the query.
+    ///
+    /// Some pairs may lie outside what is visible. Their scores don't count, but `f` must not panic for them.
+    #[inline]
+    pub fn modify(&mut self, f: impl Fn(f32, Pair) -> f32) {
+        let ScoreTile { isa, scores, rows, first_key, factor } = self;
+        isa.run(Modify { scores, rows: *rows, first_key: *first_key, factor: *factor, f });
+    }
+
+    /// Hides the pairs for which `sees` is false.
+    #[inline]
+    pub fn hide_unless(&mut self, sees: impl Fn(Pair) -> bool) {
+        let ScoreTile { isa, scores, rows, first_key, .. } = self;
+        let f = |score: f32, pair: Pair| if sees(pair) { score } else { f32::NEG_INFINITY };
+        isa.run(Modify { scores, rows: *rows, first_key: *first_key, factor: 1.0, f });
+    }
+}
+
+impl ScoreTile<'_> {
+    /// Adds `table(head)[most + distance]`, where the distance is held within the table, if the queries of the tile are
+    /// neighbours of one head. Otherwise changes nothing and returns false.
+    ///
+    /// * `table`: `2 * most + 1` elements; the first and the last `MAX_LANES` are the same
+    pub(crate) fn add_by_distance<'b>(&mut self, table: impl Fn(usize) -> &'b [f32], most: i32) -> bool {
+        let ScoreTile { isa, scores, rows, first_key, factor } = self;
+        let (Some(head), [first, _, ..]) = (rows.head, rows.queries) else { return false };
+        let (table, lanes) = (table(head as usize), rows.queries.len());
+        let first_distance = first + rows.offset - *first_key;
+        isa.run(AddByDistance { scores, lanes, table, most, first_distance, factor: *factor });
+        true
+    }
+}
+
+/// The distances of a key's neighbouring queries ascend, as the table does, so a vector of biases is one load.
+struct AddByDistance<'t> {
+    scores: &'t mut [f32],
+    lanes: usize,
+    table: &'t [f32],
+    most: i32,
+    /// The distance of the first query and the first key.
+    first_distance: i32,
+    factor: f32,
+}
+
+impl Kernel for AddByDistance<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let AddByDistance { scores, lanes, table, most, first_distance, factor } = self;
+        let (mut distance, factor) = (first_distance, simd.splat(factor));
+        // The last start of a vector within the table.
+        let last = table.len() - S::LANES;
+        for scores in scores.chunks_exact_mut(lanes) {
+            for (at, scores) in (0i32..).step_by(S::LANES).zip(scores.chunks_exact_mut(S::LANES)) {
+                let start = ((distance + at + most).max(0) as usize).min(last);
+                let score = simd.add(simd.load_slice(scores), simd.load_slice(&table[start..]));
+                simd.store_slice(scores, simd.mul(score, factor));
+            }
+            distance -= 1;
+        }
+    }
+}
+
+struct Modify<'t, F> {
+    scores: &'t mut [f32],
+    rows: TileRows<'t>,
+    first_key: i32,
+    factor: f32,
+    f: F,
+}
+
+impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Modify { scores, rows, first_key, factor, f } = self;
+        let TileRows { batch, head, heads, queries, offset } = rows;
+        let mut key = first_key;
+        match (head, queries) {
+            // One row: the keys are neighbours.
+            (Some(head), &[query]) => {
+                let row = Query { batch, head, query, offset };
+                for score in scores {
+                    *score = f(*score, Pair { row, key }) * factor;
+                    key += 1;
+                }
+            }
+            // The rows of a key are neighbours. Chunks have a constant length, so that their loops are vectors. With one head,
+            // what depends on it alone is computed once.
+            (Some(head), queries) => {
+                for scores in scores.chunks_exact_mut(queries.len()) {
+                    for (scores, queries) in scores.chunks_exact_mut(S::LANES).zip(queries.chunks_exact(S::LANES)) {
+                        for lane in 0..S::LANES {
+                            let row = Query { batch, head, query: queries[lane], offset };
+                            scores[lane] = f(scores[lane], Pair { row, key }) * factor;
+                        }
+                    }
+                    key += 1;
+                }
+            }
+            (None, queries) => {
+                for scores in scores.chunks_exact_mut(queries.len()) {
+                    for (lane, score) in scores.iter_mut().enumerate() {
+                        let row = Query { batch, head: heads[lane], query: queries[lane], offset };
+                        *score = f(*score, Pair { row, key }) * factor;
+                    }
+                    key += 1;
+                }
+            }
+        }
+    }
+}
