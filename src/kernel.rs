@@ -28,6 +28,7 @@ pub(crate) mod task;
 pub(crate) mod decode;
 pub(crate) mod prefill;
 
+mod lane_elements;
 mod lanes;
 mod open_mods;
 mod panel;

@@ -20,6 +20,7 @@
 mod alibi;
 mod bias;
 mod function;
+mod math;
 mod open;
 mod relative_bias;
 mod sink;
@@ -32,6 +33,7 @@ pub(crate) use alibi::Alibi;
 pub use alibi::{AlibiSlopes, alibi_slope};
 pub(crate) use bias::BiasTensor;
 pub use function::{ScoreFn, score_fn};
+pub use math::{exp, tanh};
 pub(crate) use open::OpenScoreMod;
 pub use open::ScoreMod;
 pub use relative_bias::{RelativeBias, WindowBias};

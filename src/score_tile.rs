@@ -3,7 +3,8 @@
 #![forbid(unsafe_code)]
 
 use crate::pair::{Pair, Query};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use std::ops::Range;
 
 /// The scores of some queries and a run of keys. A mask hides some of them, a score modification changes them.
 ///
@@ -39,6 +40,18 @@ impl ScoreTile<'_> {
     pub fn modify(&mut self, f: impl Fn(f32, Pair) -> f32) {
         let ScoreTile { isa, scores, rows, first_key, factor } = self;
         isa.run(Modify { scores, rows: *rows, first_key: *first_key, factor: *factor, f });
+    }
+
+    /// The tile of some of its keys, counted from its first.
+    pub(crate) fn slice_keys(&mut self, keys: Range<usize>) -> ScoreTile<'_> {
+        let rows = self.rows.queries.len();
+        let scores = &mut self.scores[keys.start * rows..keys.end * rows];
+        ScoreTile { scores, first_key: self.first_key + keys.start as i32, ..*self }
+    }
+
+    /// Hides all pairs.
+    pub(crate) fn hide_all(&mut self) {
+        self.scores.fill(f32::NEG_INFINITY);
     }
 
     /// Hides the pairs for which `sees` is false.
@@ -107,6 +120,8 @@ struct Modify<'t, F> {
 impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
     type Output = ();
 
+    /// A vector of scores is taken out of memory and put back, so that what `f` reads is read once for all of them. Between two
+    /// stores the compiler would have to read it again, and would not make a vector of the loop.
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let Modify { scores, rows, first_key, factor, f } = self;
@@ -116,20 +131,32 @@ impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
             // One row: the keys are neighbours.
             (Some(head), &[query]) => {
                 let row = Query { batch, head, query, offset };
-                for score in scores {
+                let mut vectors = scores.chunks_exact_mut(S::LANES);
+                for scores in &mut vectors {
+                    let mut vector = [0.0; MAX_LANES];
+                    vector[..S::LANES].copy_from_slice(scores);
+                    for (score, key) in vector[..S::LANES].iter_mut().zip(key..) {
+                        *score = f(*score, Pair { row, key }) * factor;
+                    }
+                    scores.copy_from_slice(&vector[..S::LANES]);
+                    key += S::LANES as i32;
+                }
+                for score in vectors.into_remainder() {
                     *score = f(*score, Pair { row, key }) * factor;
                     key += 1;
                 }
             }
-            // The rows of a key are neighbours. Chunks have a constant length, so that their loops are vectors. With one head,
-            // what depends on it alone is computed once.
+            // The rows of a key are neighbours.
             (Some(head), queries) => {
                 for scores in scores.chunks_exact_mut(queries.len()) {
                     for (scores, queries) in scores.chunks_exact_mut(S::LANES).zip(queries.chunks_exact(S::LANES)) {
+                        let mut vector = [0.0; MAX_LANES];
+                        vector[..S::LANES].copy_from_slice(scores);
                         for lane in 0..S::LANES {
                             let row = Query { batch, head, query: queries[lane], offset };
-                            scores[lane] = f(scores[lane], Pair { row, key }) * factor;
+                            vector[lane] = f(vector[lane], Pair { row, key }) * factor;
                         }
+                        scores.copy_from_slice(&vector[..S::LANES]);
                     }
                     key += 1;
                 }

@@ -97,6 +97,13 @@ impl Options {
             }
             Options::Softcap => Attention::new().softcap(SOFTCAP),
             Options::Alibi => Attention::new().alibi(AlibiSlopes::Standard),
+            // The last two axes change places: their elements lie one row apart.
+            Options::MaskTransposed => Attention::new().mask(TensorRef::from_slice(&MASK, plane)?.permuted([1, 0])?),
+            Options::BiasTransposed => {
+                let shape = [dims.heads_q, dims.seq_q, dims.seq_kv];
+                Attention::new().bias(TensorRef::from_slice(&BIAS, shape)?.permuted([0, 2, 1])?)
+            }
+            Options::Open(open) => open.attention()?,
         })
     }
 
@@ -107,6 +114,15 @@ impl Options {
             Options::Mask => Some(Attention::new().mask(row(&MASK[i * keys..][..keys]))),
             Options::Bias => Some(Attention::new().bias(row(&BIAS[(h * dims.seq_q + i) * keys..][..keys]))),
             Options::Alibi => Some(Attention::new().alibi(AlibiSlopes::PerHead(&SLOPES[h..=h]))),
+            Options::MaskTransposed => {
+                let column: Vec<bool> = (0..keys).map(|j| MASK[j * keys + i]).collect();
+                Some(Attention::new().mask(row(column.leak())))
+            }
+            Options::BiasTransposed => {
+                let column: Vec<f32> = (0..keys).map(|j| BIAS[(h * keys + j) * keys + i]).collect();
+                Some(Attention::new().bias(row(column.leak())))
+            }
+            Options::Open(open) => open.of_row(dims, h, i).ok(),
             _ => None,
         }
     }
@@ -116,16 +132,21 @@ impl Options {
         match self {
             Options::Causal => dims.pairs(true, None),
             Options::Window(left) => dims.pairs(true, Some(left)),
-            Options::Mask => dims.batch * dims.heads_q * MASK.iter().filter(|&&seen| seen).count(),
-            Options::Plain | Options::Bias | Options::Softcap | Options::Alibi => dims.pairs(false, None),
+            Options::Open(open) => open.pairs(dims),
+            Options::Mask | Options::MaskTransposed => {
+                dims.batch * dims.heads_q * MASK.iter().filter(|&&seen| seen).count()
+            }
+            Options::Plain | Options::Bias | Options::BiasTransposed | Options::Softcap | Options::Alibi => {
+                dims.pairs(false, None)
+            }
         }
     }
 
     /// Bytes of the mask or bias.
     fn bytes(self) -> usize {
         match self {
-            Options::Mask => size_of_val(&MASK[..]),
-            Options::Bias => size_of_val(&BIAS[..]),
+            Options::Mask | Options::MaskTransposed => size_of_val(&MASK[..]),
+            Options::Bias | Options::BiasTransposed => size_of_val(&BIAS[..]),
             _ => 0,
         }
     }

@@ -26,6 +26,7 @@ mod support;
 mod arguments;
 mod contest;
 mod lines;
+mod open_sets;
 mod outside;
 mod report;
 mod workloads;

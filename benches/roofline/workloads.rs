@@ -1,5 +1,6 @@
 //! The table of workloads and their targets.
 
+use crate::open_sets::Open;
 use crate::support::Dims;
 use flashtile::DType::{self, Bf16, F16, F32};
 
@@ -34,6 +35,11 @@ pub(crate) enum Options {
     Bias,
     Softcap,
     Alibi,
+    /// Mask and bias stored with the queries as the last axis.
+    MaskTransposed,
+    BiasTransposed,
+    /// A mask or score modification of the open sets.
+    Open(Open),
 }
 
 /// The target of a line.
@@ -86,7 +92,7 @@ const fn softmax(name: &'static str, axis: usize, in_place: bool) -> Workload {
 
 /// Workloads of a group take turns, each in all its types. A group holds the workloads that are compared with each other.
 pub(crate) const GROUPS: &[&[Workload]] = {
-    use Options::{Alibi, Bias, Causal, Mask, Plain, Softcap, Window};
+    use Options::{Alibi, Bias, BiasTransposed, Causal, Mask, MaskTransposed, Plain, Softcap, Window};
     use Reach::{BelowPeers, Fraction, FractionOf, OfF32, TimeOf};
     const D64: Dims = Dims::new(8, 2048, 2048, 64);
     const D128: Dims = Dims::new(8, 2048, 2048, 128);
@@ -98,6 +104,32 @@ pub(crate) const GROUPS: &[&[Workload]] = {
             attention("mask_bias", D64, Bias, &[F32], TimeOf("prefill_d64", 1.25)),
             attention("mask_softcap", D64, Softcap, &[F32], TimeOf("prefill_d64", 1.30)),
             attention("mask_alibi", D64, Alibi, &[F32], TimeOf("prefill_d64", 1.10)),
+            attention("mask_transposed", D64, MaskTransposed, &[F32], TimeOf("prefill_d64", 1.30)),
+            attention("bias_transposed", D64, BiasTransposed, &[F32], TimeOf("prefill_d64", 1.50)),
+            attention("document", D64, Options::Open(Open::Document), &[F32], TimeOf("prefill_d64", 0.085)),
+            attention(
+                "document_uneven",
+                D64,
+                Options::Open(Open::DocumentUneven),
+                &[F32],
+                FractionOf("prefill_d64", 0.75),
+            ),
+            attention("mask_fn", D64, Options::Open(Open::DocumentFn), &[F32], TimeOf("document", 1.15)),
+            attention("prefix", D64, Options::Open(Open::Prefix), &[F32], FractionOf("causal_d64", 0.90)),
+            attention("score_fn_alibi", D64, Options::Open(Open::AlibiFn), &[F32], TimeOf("mask_alibi", 1.10)),
+            attention("score_fn_softcap", D64, Options::Open(Open::SoftcapFn), &[F32], TimeOf("mask_softcap", 1.10)),
+            attention("score_table", D64, Options::Open(Open::Table), &[F32], TimeOf("prefill_d64", 1.25)),
+            attention("sinks", D64, Options::Open(Open::Sinks), &[F32], TimeOf("prefill_d64", 1.02)),
+        ],
+        &[
+            attention("full_8192", Dims::new(1, 8192, 8192, 64), Plain, &[F32], Fraction(0.85)),
+            attention(
+                "block_sparse",
+                Dims::new(1, 8192, 8192, 64),
+                Options::Open(Open::BlockSparse),
+                &[F32],
+                TimeOf("full_8192", 0.13),
+            ),
         ],
         &[
             attention("prefill_d128", D128, Plain, ALL, OfF32(0.90)),
@@ -105,7 +137,16 @@ pub(crate) const GROUPS: &[&[Workload]] = {
         ],
         &[attention("prefill_d256", Dims::new(8, 1024, 1024, 256), Plain, ALL, OfF32(0.91))],
         &[attention("causal_short", Dims::new(8, 512, 512, 64), Causal, &[F32], Fraction(0.75))],
-        &[attention("window", Dims::new(8, 8192, 8192, 64), Window(511), &[F32], Fraction(0.78))],
+        &[
+            attention("window", Dims::new(8, 8192, 8192, 64), Window(511), &[F32], Fraction(0.78)),
+            attention(
+                "sink_window",
+                Dims::new(8, 8192, 8192, 64),
+                Options::Open(Open::SinkWindow),
+                &[F32],
+                TimeOf("window", 1.08),
+            ),
+        ],
         &[attention("bert", batch(32, Dims::new(12, 128, 128, 64)), Plain, ENDS, Fraction(0.78))],
         &[attention("vit", batch(8, Dims::new(12, 197, 197, 64)), Plain, &[F32], Fraction(0.75))],
         &[attention("odd", Dims::new(5, 1000, 1037, 80), Causal, &[F16], Fraction(0.75))],
@@ -113,7 +154,43 @@ pub(crate) const GROUPS: &[&[Workload]] = {
         &[attention("speculate_4", grouped(32, 8, 4, 8192, 128), Plain, &[F16], Fraction(0.75))],
         &[attention("speculate_8", grouped(32, 8, 8, 8192, 128), Plain, &[F16], Fraction(0.75))],
         &[attention("speculate_16", grouped(32, 8, 16, 8192, 128), Plain, &[F16], Fraction(0.75))],
-        &[attention("decode", grouped(32, 8, 1, 8192, 128), Plain, ALL, Fraction(0.85))],
+        &[
+            attention("drafts_64", grouped(32, 8, 64, 8192, 128), Plain, &[F16], Fraction(0.85)),
+            attention(
+                "tree_64",
+                grouped(32, 8, 64, 8192, 128),
+                Options::Open(Open::Tree),
+                &[F16],
+                TimeOf("drafts_64", 1.05),
+            ),
+        ],
+        &[
+            attention("decode", grouped(32, 8, 1, 8192, 128), Plain, ALL, Fraction(0.85)),
+            attention(
+                "decode_hidden",
+                grouped(32, 8, 1, 8192, 128),
+                Options::Open(Open::FewKeys),
+                &[F16],
+                TimeOf("decode", 0.25),
+            ),
+            attention(
+                "decode_hidden_fn",
+                grouped(32, 8, 1, 8192, 128),
+                Options::Open(Open::FewKeysFn),
+                &[F16],
+                TimeOf("decode", 0.15),
+            ),
+        ],
+        &[
+            attention("decode_mha8", grouped(8, 8, 1, 8192, 128), Plain, &[F16], Fraction(0.85)),
+            attention(
+                "sinks_decode",
+                grouped(8, 8, 1, 8192, 128),
+                Options::Open(Open::Sinks),
+                &[F16],
+                TimeOf("decode_mha8", 1.02),
+            ),
+        ],
         &[attention("decode_mha", grouped(32, 32, 1, 4096, 128), Plain, &[F16], Fraction(0.85))],
         &[attention("decode_batch", batch(16, grouped(32, 8, 1, 1024, 128)), Plain, &[F16], Fraction(0.85))],
         &[attention("decode_short", grouped(9, 3, 1, 256, 64), Plain, &[F32], BelowPeers)],

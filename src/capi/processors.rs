@@ -6,78 +6,52 @@
 //! after the last call: 1.29 ms with a helper that may run anywhere, 0.94 ms with one that may not run here; after 2 ms 1.27
 //! and 0.90.
 
+use libc::{CPU_CLR, CPU_COUNT, cpu_set_t, pthread_setaffinity_np, sched_getaffinity, sched_getcpu};
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
 
-#[cfg(target_os = "linux")]
-pub(super) use linux::Processors;
-#[cfg(not(target_os = "linux"))]
-pub(super) use other::Processors;
+/// The most helpers that are kept from a processor. Among more, one that comes late matters little, and telling each of
+/// them takes a microsecond.
+const MOST_HELPERS: usize = 15;
 
-#[cfg(target_os = "linux")]
-mod linux {
-    use super::JoinHandle;
-    use libc::{CPU_CLR, CPU_COUNT, cpu_set_t, pthread_setaffinity_np, sched_getaffinity, sched_getcpu};
-    use std::os::unix::thread::JoinHandleExt;
-    use std::sync::atomic::{AtomicI32, Ordering};
-
-    /// The most helpers that are kept from a processor. Among more, one that comes late matters little, and telling each of
-    /// them takes a microsecond.
-    const MOST_HELPERS: usize = 15;
-
-    /// The processors that the threads of a pool may use.
-    pub(in crate::capi) struct Processors {
-        /// Those of the thread that made the pool, which the pool's threads inherited; `None` if unknown.
-        all: Option<cpu_set_t>,
-        /// The one that they are kept from.
-        avoided: AtomicI32,
-    }
-
-    impl Processors {
-        /// The processors that this thread and those that it starts may use.
-        pub(in crate::capi) fn of_this_thread() -> Self {
-            // SAFETY: a set is an array of bits.
-            let mut all = unsafe { std::mem::zeroed() };
-            // SAFETY: `all` is a set of that size.
-            let known = unsafe { sched_getaffinity(0, size_of::<cpu_set_t>(), &mut all) } == 0;
-            Processors { all: known.then_some(all), avoided: AtomicI32::new(-1) }
-        }
-
-        /// Keeps the threads from the caller's processor, if there are enough others.
-        pub(in crate::capi) fn keep_from_mine(&self, threads: &[JoinHandle<()>]) {
-            let Some(mut others) = self.all else { return };
-            // SAFETY: it takes nothing.
-            let mine = unsafe { sched_getcpu() };
-            // Telling the kernel takes a microsecond for each thread, so they are told if it has changed.
-            if mine < 0 || threads.len() > MOST_HELPERS || self.avoided.swap(mine, Ordering::Relaxed) == mine {
-                return;
-            }
-            // SAFETY: the kernel's number of a processor is within a set that the kernel filled in.
-            unsafe { CPU_CLR(mine as usize, &mut others) };
-            // SAFETY: `others` is a set.
-            if (unsafe { CPU_COUNT(&others) } as usize) < threads.len() {
-                return; // they would wait for each other
-            }
-            for thread in threads {
-                // SAFETY: the thread has not been joined, so its identifier is valid; `others` is a set of that size. A failure
-                // changes nothing, and the thread runs where it could run before.
-                unsafe { pthread_setaffinity_np(thread.as_pthread_t(), size_of::<cpu_set_t>(), &others) };
-            }
-        }
-    }
+/// The processors that the threads of a pool may use.
+pub(super) struct Processors {
+    /// Those of the thread that made the pool, which the pool's threads inherited; `None` if unknown.
+    all: Option<cpu_set_t>,
+    /// The one that they are kept from.
+    avoided: AtomicI32,
 }
 
-/// Elsewhere threads run where the system has them run.
-#[cfg(not(target_os = "linux"))]
-mod other {
-    use super::JoinHandle;
+impl Processors {
+    /// The processors that this thread and those that it starts may use.
+    pub(super) fn of_this_thread() -> Self {
+        // SAFETY: a set is an array of bits.
+        let mut all = unsafe { std::mem::zeroed() };
+        // SAFETY: `all` is a set of that size.
+        let known = unsafe { sched_getaffinity(0, size_of::<cpu_set_t>(), &mut all) } == 0;
+        Processors { all: known.then_some(all), avoided: AtomicI32::new(-1) }
+    }
 
-    pub(in crate::capi) struct Processors;
-
-    impl Processors {
-        pub(in crate::capi) fn of_this_thread() -> Self {
-            Processors
+    /// Keeps the threads from the caller's processor, if there are enough others.
+    pub(super) fn keep_from_mine(&self, threads: &[JoinHandle<()>]) {
+        let Some(mut others) = self.all else { return };
+        // SAFETY: it takes nothing.
+        let mine = unsafe { sched_getcpu() };
+        // Telling the kernel takes a microsecond for each thread, so they are told if it has changed.
+        if mine < 0 || threads.len() > MOST_HELPERS || self.avoided.swap(mine, Ordering::Relaxed) == mine {
+            return;
         }
-
-        pub(in crate::capi) fn keep_from_mine(&self, _threads: &[JoinHandle<()>]) {}
+        // SAFETY: the kernel's number of a processor is within a set that the kernel filled in.
+        unsafe { CPU_CLR(mine as usize, &mut others) };
+        // SAFETY: `others` is a set.
+        if (unsafe { CPU_COUNT(&others) } as usize) < threads.len() {
+            return; // they would wait for each other
+        }
+        for thread in threads {
+            // SAFETY: the thread has not been joined, so its identifier is valid; `others` is a set of that size. A failure
+            // changes nothing, and the thread runs where it could run before.
+            unsafe { pthread_setaffinity_np(thread.as_pthread_t(), size_of::<cpu_set_t>(), &others) };
+        }
     }
 }

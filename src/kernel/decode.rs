@@ -26,7 +26,7 @@ pub(super) mod values;
 use super::bf16_pairs::{copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
-use super::open_mods;
+use super::open_mods::{self, GRAIN};
 use super::output::TaskOutput;
 use super::partial::PartialLayout;
 use super::prefetch::Prefetch;
@@ -129,7 +129,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
     fn step(&mut self, keys: Range<usize>) {
         self.start_split();
         let (task, isa, tile_keys) = (self.task, self.task.isa, self.task.tile_keys);
-        if task.is_skipped(0..task.rows, &keys) || !self.read_score_tensors(&keys) {
+        let all = open_mods::trim(task, &(0..task.rows), keys);
+        let keys = self.read_score_tensors(&all);
+        if keys.is_empty() {
             return;
         }
 
@@ -187,20 +189,32 @@ impl Decode<'_, '_> {
         }
     }
 
-    /// Reads bias and mask of all rows. Returns whether they show any of the keys.
-    fn read_score_tensors(&mut self, keys: &Range<usize>) -> bool {
+    /// Reads bias and mask of all rows. Returns the part of the keys, in steps of [`GRAIN`], that holds all that they show.
+    fn read_score_tensors(&mut self, keys: &Range<usize>) -> Range<usize> {
         let (task, tile_keys) = (self.task, self.task.tile_keys);
-        if !task.has_score_tensors() {
-            return true;
+        if !task.has_score_tensors() || keys.is_empty() {
+            return keys.clone();
         }
-        let mut visible = false;
+        let (mut first, mut last) = (usize::MAX, 0);
         for n in 0..task.rows {
             let bias = &mut self.buffers.bias[n * tile_keys..][..keys.len()];
             read_row(task, n, keys.clone(), bias);
             // Without an early exit, so that the compiler vectorises it.
-            visible |= bias.iter().fold(false, |seen, bias| seen | (*bias != f32::NEG_INFINITY));
+            let shows = |bias: &[f32]| bias.iter().fold(false, |shows, bias| shows | (*bias != f32::NEG_INFINITY));
+            first = first.min(bias.chunks(GRAIN).position(shows).unwrap_or(usize::MAX));
+            last = last.max(bias.chunks(GRAIN).rposition(shows).unwrap_or(0));
         }
-        visible
+        if first == usize::MAX {
+            return keys.start..keys.start;
+        }
+        let part = keys.start + first * GRAIN..keys.end.min(keys.start + (last + 1) * GRAIN);
+        if first > 0 {
+            // The rows of the buffer start at the first key that is computed.
+            for bias in self.buffers.bias.chunks_exact_mut(tile_keys) {
+                bias.copy_within(first * GRAIN..keys.len(), 0);
+            }
+        }
+        part
     }
 
     /// Turns the raw scores of all rows into probs and adds them to the rows' states. Returns the extent of all scores.

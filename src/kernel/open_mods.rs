@@ -7,10 +7,48 @@
 
 use super::lanes::LaneSpans;
 use super::task::TaskInput;
-use crate::mask::Cover;
+use crate::mask::{Cover, Mask};
+use crate::pair::Block;
 use crate::score::OpenScoreMod;
 use crate::score_tile::{ScoreTile, TileRows};
+use crate::simd::MAX_LANES;
 use std::ops::Range;
+
+/// Keys that masks are asked for at once where a tile is partial. Scores that are skipped at either end of a tile are a multiple
+/// of it, so that the others keep their lanes (decode).
+pub(super) const GRAIN: usize = 16;
+const _: () = assert!(GRAIN.is_multiple_of(MAX_LANES));
+
+/// The smallest part of `keys`, in steps of [`GRAIN`], that holds all keys which masks show to any of the rows.
+pub(super) fn trim(task: &TaskInput<'_>, rows: &Range<usize>, keys: Range<usize>) -> Range<usize> {
+    let mut masks = task.masks.with_holes().peekable();
+    if keys.is_empty() || masks.peek().is_none() {
+        return keys;
+    }
+    let block = task.block(rows.clone(), keys.clone());
+    let covers = masks.fold(Cover::Full, |all, mask| match (all, mask.cover(&block)) {
+        (Cover::Skip, _) | (_, Cover::Skip) => Cover::Skip,
+        (Cover::Full, Cover::Full) => Cover::Full,
+        _ => Cover::Partial,
+    });
+    match covers {
+        Cover::Full => return keys,
+        Cover::Skip => return keys.start..keys.start,
+        Cover::Partial => {}
+    }
+    let skips = |keys: &Range<usize>| task.masks.skips(&Block { keys: keys.clone(), ..block.clone() });
+    let grains = || grains(&keys);
+    match (grains().find(|keys| !skips(keys)), grains().rev().find(|keys| !skips(keys))) {
+        (Some(first), Some(last)) => first.start..last.end,
+        _ => keys.start..keys.start,
+    }
+}
+
+/// Cuts a run of keys into grains.
+fn grains(keys: &Range<usize>) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
+    let Range { start, end } = *keys;
+    (0..(end - start).div_ceil(GRAIN)).map(move |n| start + n * GRAIN..(start + (n + 1) * GRAIN).min(end))
+}
 
 /// Whether users' masks or score modifications have anything to do with the pairs of some rows and keys. Those of a mask that
 /// skips the block are none, and are not asked for here.
@@ -53,8 +91,21 @@ pub(super) fn apply<const N: usize>(
     }
     let block = task.block(lanes.rows.clone(), keys.clone());
     for mask in task.masks.with_holes() {
-        if mask.cover(&block) != Cover::Full {
-            mask.hide(&mut tile);
+        hide_by(mask, &block, &mut tile);
+    }
+}
+
+/// Hides the pairs of a block, grain by grain, so that few are asked for one by one.
+fn hide_by(mask: &dyn Mask, block: &Block, tile: &mut ScoreTile<'_>) {
+    if mask.cover(block) == Cover::Full {
+        return;
+    }
+    for keys in grains(&block.keys) {
+        let own = keys.start - block.keys.start..keys.end - block.keys.start;
+        match mask.cover(&Block { keys, ..block.clone() }) {
+            Cover::Full => {}
+            Cover::Skip => tile.slice_keys(own).hide_all(),
+            Cover::Partial => mask.hide(&mut tile.slice_keys(own)),
         }
     }
 }

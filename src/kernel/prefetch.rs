@@ -243,7 +243,14 @@ impl Prefetch {
 
     /// Adds the columns `cols` of the rows of a group.
     pub(crate) fn add_group_cols(&mut self, rows: AnyGroupRows<'_>, cols: Range<usize>) {
-        with_elements!(rows, rows => rows.heads().for_each(|head| self.add_rows(head.slice_cols(cols.clone()))));
+        with_elements!(rows, rows => {
+            rows.heads().for_each(|head| self.add_rows_or_columns(head.slice_cols(cols.clone())));
+        });
+    }
+
+    /// Adds rows of any type, or, if their elements have gaps and those of columns don't, the columns.
+    pub(crate) fn add_rows_or_columns<T: Copy>(&mut self, matrix: Matrix<'_, T>) {
+        self.add_rows(if matrix.has_contiguous_rows() { matrix } else { matrix.transposed() });
     }
 
     /// Adds rows that will be written.

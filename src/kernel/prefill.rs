@@ -225,7 +225,7 @@ fn prefetch_score_tensors(task: &TaskInput<'_>, rows: Range<usize>, keys: Range<
         prefetch.add_group_cols(bias.slice(rows.clone()), keys.clone());
     }
     if let Some(mask) = task.mask_rows {
-        mask.slice(rows).heads().for_each(|head| prefetch.add_rows(head.slice_cols(keys.clone())));
+        mask.slice(rows).heads().for_each(|head| prefetch.add_rows_or_columns(head.slice_cols(keys.clone())));
     }
     prefetch
 }
@@ -254,8 +254,8 @@ fn panel_scores(
     prefetch: &mut Prefetch,
 ) -> Option<PanelScores> {
     // The keys of the tile that this panel sees.
-    let seen = panel.lanes.cover.seen(&tile.keys);
-    if seen.is_empty() || task.is_skipped(panel.lanes.rows.clone(), &seen) {
+    let seen = open_mods::trim(task, &panel.lanes.rows, panel.lanes.cover.seen(&tile.keys));
+    if seen.is_empty() {
         return None;
     }
     let (isa, lanes) = (task.isa, panel.lanes.count);
@@ -264,7 +264,8 @@ fn panel_scores(
     let mut tensor_prefetch = None;
     let mut tensors = None;
     if task.has_score_tensors() {
-        let of_panel = PanelTensors::new(task, panel.lanes.rows.clone(), seen.clone(), &mut *buffers.tensor_rows);
+        let of_panel =
+            PanelTensors::new(task, panel.lanes.rows.clone(), lanes, seen.clone(), &mut *buffers.tensor_rows);
         if !of_panel.any_visible() {
             return None;
         }

@@ -1,6 +1,7 @@
 //! Tensors with an element for each score: the additive bias and the boolean mask. For a row, the mask is read as a bias of 0
 //! or -inf.
 
+use super::lane_elements::LaneElements;
 use super::task::TaskInput;
 use super::transpose::LaneRows;
 use super::widen::widen;
@@ -61,26 +62,31 @@ fn hide<S: Simd>(simd: S, sees: Row<'_, u8>, to: &mut [f32]) {
     }
 }
 
-/// The bias and mask of a panel: one row for each lane. Lanes without a row repeat the last row.
+/// The bias and mask of a panel.
 pub(crate) struct PanelTensors<'a> {
-    pub(super) bias: Option<AnyLaneRows<'a>>,
+    pub(super) bias: Option<AnyLaneElements<'a>>,
     /// Whether every bias is 0 or -inf, so that none has to be added.
     pub(super) only_hides: bool,
     /// Not 0 where the query may attend.
-    pub(super) mask: Option<LaneRows<'a, u8>>,
-    /// The number of lanes that have a row of their own.
-    rows: usize,
+    pub(super) mask: Option<LaneElements<'a, u8>>,
 }
 
-/// Rows of any element type.
-pub(super) type AnyLaneRows<'a> = ByElement<LaneRows<'a, f32>, LaneRows<'a, f16>, LaneRows<'a, bf16>>;
+/// Elements of any type.
+pub(super) type AnyLaneElements<'a> = ByElement<LaneElements<'a, f32>, LaneElements<'a, f16>, LaneElements<'a, bf16>>;
 
 impl<'a> PanelTensors<'a> {
     /// The bias and mask of a panel's rows for `keys`.
     ///
+    /// * `lanes`: the panel's number of lanes
     /// * `copies`: `[rows][keys]` or more, for tensors whose rows have gaps
-    pub(crate) fn new(task: &TaskInput<'a>, rows: Range<usize>, keys: Range<usize>, copies: &'a mut [f32]) -> Self {
-        if let Some(in_place) = Self::in_place(task, rows.clone(), keys.clone()) {
+    pub(crate) fn new(
+        task: &TaskInput<'a>,
+        rows: Range<usize>,
+        lanes: usize,
+        keys: Range<usize>,
+        copies: &'a mut [f32],
+    ) -> Self {
+        if let Some(in_place) = Self::in_place(task, rows.clone(), lanes, keys.clone()) {
             return in_place;
         }
         let (count, len) = (rows.len(), keys.len());
@@ -89,47 +95,55 @@ impl<'a> PanelTensors<'a> {
             read_row(task, row, keys.clone(), to);
         }
         let copies = &*copies;
-        let lanes = LaneRows::new(count, |n| Some(&copies[n * len..(n + 1) * len])).expect("slices");
-        Self { bias: Some(ByElement::F32(lanes)), only_hides: task.bias_rows.is_none(), mask: None, rows: count }
+        let rows = LaneRows::new(count, |n| Some(&copies[n * len..(n + 1) * len])).expect("slices");
+        let bias = Some(ByElement::F32(LaneElements::Rows(rows)));
+        Self { bias, only_hides: task.bias_rows.is_none(), mask: None }
     }
 
-    /// `None` if there are gaps between the elements of a row.
-    fn in_place(task: &TaskInput<'a>, rows: Range<usize>, keys: Range<usize>) -> Option<Self> {
-        let count = rows.len();
+    /// `None` if a tensor has gaps between the elements of a row and of a column.
+    fn in_place(task: &TaskInput<'a>, rows: Range<usize>, lanes: usize, keys: Range<usize>) -> Option<Self> {
         let bias = match task.bias_rows.map(|all| all.slice(rows.clone())) {
             None => None,
-            Some(ByElement::F32(bias)) => Some(ByElement::F32(LaneRows::of_group(bias, keys.clone())?)),
-            Some(ByElement::F16(bias)) => Some(ByElement::F16(LaneRows::of_group(bias, keys.clone())?)),
-            Some(ByElement::Bf16(bias)) => Some(ByElement::Bf16(LaneRows::of_group(bias, keys.clone())?)),
+            Some(ByElement::F32(bias)) => Some(ByElement::F32(LaneElements::of_group(bias, keys.clone(), lanes)?)),
+            Some(ByElement::F16(bias)) => Some(ByElement::F16(LaneElements::of_group(bias, keys.clone(), lanes)?)),
+            Some(ByElement::Bf16(bias)) => Some(ByElement::Bf16(LaneElements::of_group(bias, keys.clone(), lanes)?)),
         };
         let mask = match task.mask_rows {
             None => None,
-            Some(mask) => Some(LaneRows::of_group(mask.slice(rows), keys)?),
+            Some(mask) => Some(LaneElements::of_group(mask.slice(rows), keys, lanes)?),
         };
-        Some(Self { bias, only_hides: false, mask, rows: count })
+        Some(Self { bias, only_hides: false, mask })
     }
 
-    /// Whether any lane sees any key.
+    /// Whether any lane may see any key. Where bias and mask lie in different orders, each is asked alone.
     pub(crate) fn any_visible(&self) -> bool {
         match &self.bias {
-            None => any_visible::<f32>(self.rows, None, self.mask.as_ref()),
-            Some(ByElement::F32(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
-            Some(ByElement::F16(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
-            Some(ByElement::Bf16(bias)) => any_visible(self.rows, Some(bias), self.mask.as_ref()),
+            None => any_visible::<f32>(None, self.mask.as_ref()),
+            Some(ByElement::F32(bias)) => any_visible(Some(bias), self.mask.as_ref()),
+            Some(ByElement::F16(bias)) => any_visible(Some(bias), self.mask.as_ref()),
+            Some(ByElement::Bf16(bias)) => any_visible(Some(bias), self.mask.as_ref()),
         }
     }
 }
 
-fn any_visible<T: Element>(rows: usize, bias: Option<&LaneRows<'_, T>>, mask: Option<&LaneRows<'_, u8>>) -> bool {
+fn any_visible<T: Element>(bias: Option<&LaneElements<'_, T>>, mask: Option<&LaneElements<'_, u8>>) -> bool {
+    use LaneElements::{Columns, Rows};
     let hidden = T::from_f32(f32::NEG_INFINITY);
     // 64 elements at a time, without an early exit, so that the compiler vectorises the test. Usually the first 64 decide.
-    (0..rows).any(|lane| match (bias.map(|rows| rows.row(lane)), mask.map(|rows| rows.row(lane))) {
-        (None, None) => true,
-        // NaN is not -inf: it does not hide its key.
-        (Some(bias), None) => bias.chunks(64).any(|bias| bias.iter().fold(false, |seen, x| seen | (*x != hidden))),
-        (None, Some(mask)) => mask.chunks(64).any(|mask| mask.iter().fold(0, |seen, x| seen | x) != 0),
-        (Some(bias), Some(mask)) => bias.chunks(64).zip(mask.chunks(64)).any(|(bias, mask)| {
+    // NaN is not -inf: it does not hide its key.
+    let shows_bias = |bias: &[T]| bias.chunks(64).any(|bias| bias.iter().fold(false, |seen, x| seen | (*x != hidden)));
+    let shows_mask = |mask: &[u8]| mask.chunks(64).any(|mask| mask.iter().fold(0, |seen, x| seen | x) != 0);
+    let shows_both = |(bias, mask): (&[T], &[u8])| {
+        bias.chunks(64).zip(mask.chunks(64)).any(|(bias, mask)| {
             bias.iter().zip(mask).fold(false, |seen, (bias, mask)| seen | ((*bias != hidden) & (*mask != 0)))
-        }),
-    })
+        })
+    };
+    match (bias, mask) {
+        (None, None) => true,
+        (Some(bias), None) => bias.runs().any(shows_bias),
+        (None, Some(mask)) => mask.runs().any(shows_mask),
+        (Some(bias @ Rows(_)), Some(mask @ Rows(_))) => bias.runs().zip(mask.runs()).any(shows_both),
+        (Some(bias @ Columns(_)), Some(mask @ Columns(_))) => bias.runs().zip(mask.runs()).any(shows_both),
+        (Some(bias), Some(mask)) => bias.runs().any(shows_bias) && mask.runs().any(shows_mask),
+    }
 }

@@ -1,8 +1,8 @@
 //! Applies score modifications and masks to a tile of scores. Hidden keys get -inf.
 
-use super::arithmetic::F32Fma;
+use super::lane_elements::LaneElements;
 use super::score_tensors::PanelTensors;
-use super::transpose::{LaneRows, load_block, load_masks};
+use super::transpose::LaneRows;
 use crate::element::{ByElement, Element, bf16, f16};
 use crate::score::{Alibi, BiasTensor, Softcap, Unit};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
@@ -310,15 +310,15 @@ impl<S: Simd> LaneVectors<'_, S> {
         self.max = max;
     }
 
-    /// Applies steps that read bias or mask. Their rows lie along the keys, so square blocks of them are transposed in
-    /// registers.
+    /// Applies steps that read bias or mask, one of the two. Rows that lie along the keys are transposed in registers, in square
+    /// blocks.
     ///
-    /// * `at`: the index in those rows of the first key
+    /// * `at`: the index in those tensors of the first key
     #[inline(always)]
     fn pass_with_tensors<const STEPS: u8, T: Element>(
         &mut self,
         simd: S,
-        (bias, mask): (Option<&LaneRows<'_, T>>, Option<&LaneRows<'_, u8>>),
+        (bias, mask): (Option<&LaneElements<'_, T>>, Option<&LaneElements<'_, u8>>),
         at: usize,
     ) {
         let keys = self.scores.len() / self.place.0;
@@ -326,31 +326,41 @@ impl<S: Simd> LaneVectors<'_, S> {
         for first in (0..whole).step_by(S::LANES) {
             self.tensor_block::<STEPS, T>(simd, (bias, mask), at + first, first..first + S::LANES);
         }
-        if whole < keys {
-            let bias = bias.map(|rows| rows.rest(at + whole));
-            let mask = mask.map(|rows| rows.rest(at + whole));
-            let (bias, mask) = (bias.as_ref().map(LaneRows::of_rest), mask.as_ref().map(LaneRows::of_rest));
-            self.tensor_block::<STEPS, T>(simd, (bias.as_ref(), mask.as_ref()), 0, whole..keys);
+        if whole == keys {
+            return;
+        }
+        match (bias, mask) {
+            (Some(LaneElements::Rows(rows)), _) => {
+                let rest = rows.rest(at + whole);
+                let rows = LaneElements::Rows(LaneRows::of_rest(&rest));
+                self.tensor_block::<STEPS, T>(simd, (Some(&rows), None), 0, whole..keys);
+            }
+            (_, Some(LaneElements::Rows(rows))) => {
+                let rest = rows.rest(at + whole);
+                let rows = LaneElements::Rows(LaneRows::of_rest(&rest));
+                self.tensor_block::<STEPS, T>(simd, (None, Some(&rows)), 0, whole..keys);
+            }
+            _ => self.tensor_block::<STEPS, T>(simd, (bias, mask), at + whole, whole..keys),
         }
     }
 
-    /// Applies steps to at most `LANES` keys. The rows have at least `LANES` elements from `at` on.
+    /// Applies steps to at most `LANES` keys. Rows have at least `LANES` elements from `at` on.
     #[inline(always)]
     fn tensor_block<const STEPS: u8, T: Element>(
         &mut self,
         simd: S,
-        (bias, mask): (Option<&LaneRows<'_, T>>, Option<&LaneRows<'_, u8>>),
+        (bias, mask): (Option<&LaneElements<'_, T>>, Option<&LaneElements<'_, u8>>),
         at: usize,
         keys: Range<usize>,
     ) {
         let (lanes, lane) = self.place;
         let none = PairInputs::none(simd);
         let biases = match bias {
-            Some(bias) => simd.transpose(load_block((simd, F32Fma::new()), bias, lane, at)),
+            Some(bias) => bias.load(simd, lane, at..at + keys.len()),
             None => [none.bias; MAX_LANES],
         };
         let masks = match mask {
-            Some(mask) => simd.transpose_masks(load_masks(simd, mask, lane, at)),
+            Some(mask) => mask.load_masks(simd, lane, at..at + keys.len()),
             None => [none.attends; MAX_LANES],
         };
         let scores = &mut self.scores[keys.start * lanes..keys.end * lanes];

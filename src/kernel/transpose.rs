@@ -114,6 +114,8 @@ impl PairKernel for PairsIntoLanes<'_> {
 /// The rows of a panel's lanes, of one length and without gaps.
 pub(crate) struct LaneRows<'a, T> {
     at: [*const T; MAX_PANEL_LANES],
+    /// The lanes that have a row of their own.
+    count: usize,
     len: usize,
     borrow: PhantomData<&'a [T]>,
 }
@@ -129,7 +131,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
     #[inline(always)]
     pub(super) fn new(count: usize, row: impl Fn(usize) -> Option<&'a [T]>) -> Option<Self> {
         assert!((1..=MAX_PANEL_LANES).contains(&count));
-        let mut rows = LaneRows { at: [std::ptr::null(); MAX_PANEL_LANES], len: 0, borrow: PhantomData };
+        let mut rows = LaneRows { at: [std::ptr::null(); MAX_PANEL_LANES], count, len: 0, borrow: PhantomData };
         for n in 0..count {
             let row = row(n)?;
             assert!(n == 0 || row.len() == rows.len);
@@ -138,6 +140,10 @@ impl<'a, T: Copy> LaneRows<'a, T> {
         let last = rows.at[count - 1];
         rows.at[count..].fill(last);
         Some(rows)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 
     pub(super) fn len(&self) -> usize {
@@ -174,7 +180,8 @@ impl<'a, T: Copy> LaneRows<'a, T> {
 
     /// The rows that [`LaneRows::rest`] returned.
     pub(super) fn of_rest(rest: &'a [[T; MAX_LANES]; MAX_PANEL_LANES]) -> Self {
-        LaneRows { at: rest.each_ref().map(|row| row.as_ptr()), len: MAX_LANES, borrow: PhantomData }
+        let at = rest.each_ref().map(|row| row.as_ptr());
+        LaneRows { at, count: MAX_PANEL_LANES, len: MAX_LANES, borrow: PhantomData }
     }
 }
 

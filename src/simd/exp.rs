@@ -35,11 +35,11 @@ pub(crate) fn exp2_fractions<S: Simd, const V: usize, const N: usize>(
 
 /// tanh(y) = y * P(y^2) / Q(y^2) for |y| <= [`TANH_SATURATED`]. Source: our minimax fit of the relative error, which is at most
 /// 8.7e-8 before rounding.
-const TANH_P: [f32; 5] = [1.0, 0.133_889_18, 3.503_927_5e-3, 2.070_467e-5, 1.341_491e-8];
-const TANH_Q: [f32; 5] = [1.0, 0.467_222_5, 2.591_143_3e-2, 3.297_449_7e-4, 7.816_093e-7];
+pub(crate) const TANH_P: [f32; 5] = [1.0, 0.133_889_18, 3.503_927_5e-3, 2.070_467e-5, 1.341_491e-8];
+pub(crate) const TANH_Q: [f32; 5] = [1.0, 0.467_222_5, 2.591_143_3e-2, 3.297_449_7e-4, 7.816_093e-7];
 
 /// For this y and larger ones, tanh rounds to 1.
-const TANH_SATURATED: f32 = 9.01;
+pub(crate) const TANH_SATURATED: f32 = 9.01;
 
 /// tanh(y), relative error at most 8 * 2^-24; NaN for NaN.
 #[inline(always)]
@@ -61,17 +61,17 @@ const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 /// The upper 15 bits of ln 2. Its product with any |n| < 512 is exact, and so is x minus that product, even without fused
 /// multiply-add.
-const LN2_HIGH: f32 = 0.693_145_75;
+pub(crate) const LN2_HIGH: f32 = 0.693_145_75;
 
 /// ln 2 - `LN2_HIGH`.
-const LN2_LOW: f32 = 1.428_606_8e-6;
+pub(crate) const LN2_LOW: f32 = 1.428_606_8e-6;
 
 /// Coefficients of exp(r) = 1 + r + r^2*(C2 + r*(C3 + …)) for |r| <= ln(2)/2.
 ///
 /// Source: our fit. Lawson's method (least squares on 4001 Chebyshev points, with weights multiplied by the error until it
 /// levels) minimises the largest relative error over an interval 0.05% wider than needed. The coefficients are then rounded to
 /// f32. The error of the fit alone is 0.03 ulp.
-const EXP: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_745, 0.001_381_454];
+pub(crate) const EXP: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_745, 0.001_381_454];
 
 /// Splits exp(x) into 2^n * p with p in 0.7..1.42. Returns p, and `bias` + n in the low bits of an integer.
 ///

@@ -93,6 +93,12 @@ impl<'a, T> Matrix<'a, T> {
         Matrix { origin, cols: range.len(), ..*self }
     }
 
+    /// Rows become columns.
+    #[inline]
+    pub(crate) fn transposed(self) -> Self {
+        Matrix { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
     /// # Panics
     /// If there is no such row.
     #[inline]
