@@ -149,7 +149,7 @@ fn describe<'a>(
         Values::F32(bias) => attention.bias(TensorRef::from_slice(bias, shape)?),
         Values::F16(bias) => attention.bias(TensorRef::from_slice(bias, shape)?),
         Values::Bf16(bias) => attention.bias(TensorRef::from_slice(bias, shape)?),
-        Values::I64(_) => return Err("attn_mask of integers is not handled here".into()),
+        Values::I64(_) | Values::F64(_) => return Err("attn_mask of this type is not handled here".into()),
     })
 }
 
@@ -214,7 +214,7 @@ fn fill_up(mask: &Tensor, columns: usize) -> Result<Tensor> {
         Values::F32(values) => Values::F32(rows(values, has, count, columns, f32::NEG_INFINITY)),
         Values::F16(values) => Values::F16(rows(values, has, count, columns, f16::NEG_INFINITY)),
         Values::Bf16(values) => Values::Bf16(rows(values, has, count, columns, bf16::NEG_INFINITY)),
-        Values::I64(_) => return Err("attn_mask of integers is not handled here".into()),
+        Values::I64(_) | Values::F64(_) => return Err("attn_mask of this type is not handled here".into()),
     };
     Ok(Tensor { shape: [before, &[columns]].concat(), values })
 }

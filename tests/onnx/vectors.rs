@@ -17,6 +17,8 @@ struct Manifest {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Case {
     pub(crate) name: String,
+    /// Absent for preview operators, which have none yet.
+    #[serde(default)]
     pub(crate) opset: u32,
     pub(crate) attributes: serde_json::Value,
     pub(crate) inputs: Vec<Option<Entry>>,
@@ -104,6 +106,7 @@ pub(crate) struct Tensor {
 
 #[derive(Debug)]
 pub(crate) enum Values {
+    F64(Vec<f64>),
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
@@ -129,7 +132,7 @@ macro_rules! stored {
         }
     )+};
 }
-stored!(f32, F32; f16, F16; bf16, Bf16; bool, Bool; i64, I64);
+stored!(f64, F64; f32, F32; f16, F16; bf16, Bf16; bool, Bool; i64, I64);
 
 impl Values {
     fn from_le_bytes(dtype: Dtype, bytes: &[u8]) -> Result<Self> {
@@ -137,6 +140,7 @@ impl Values {
             bytes.as_chunks().0.iter().copied().map(element).collect()
         }
         Ok(match dtype {
+            Dtype::F64 => Values::F64(elements(bytes, f64::from_le_bytes)),
             Dtype::F32 => Values::F32(elements(bytes, f32::from_le_bytes)),
             Dtype::F16 => Values::F16(elements(bytes, f16::from_le_bytes)),
             Dtype::BF16 => Values::Bf16(elements(bytes, bf16::from_le_bytes)),
@@ -148,6 +152,7 @@ impl Values {
 
     pub(crate) fn dtype(&self) -> Dtype {
         match self {
+            Values::F64(_) => Dtype::F64,
             Values::F32(_) => Dtype::F32,
             Values::F16(_) => Dtype::F16,
             Values::Bf16(_) => Dtype::BF16,
@@ -159,6 +164,7 @@ impl Values {
     /// All elements as f64, exactly (integers below 2^53).
     fn to_f64(&self) -> Vec<f64> {
         match self {
+            Values::F64(values) => values.clone(),
             Values::F32(values) => values.iter().copied().map(f64::from).collect(),
             Values::F16(values) => values.iter().copied().map(f64::from).collect(),
             Values::Bf16(values) => values.iter().copied().map(f64::from).collect(),
