@@ -4,9 +4,9 @@
 
 use std::ops::Range;
 
-/// The largest index and the largest position, either sign, that masks and score modifications see: 2^30. They are 32-bit
-/// numbers, so that a vector holds as many of them as of scores.
-pub(crate) const MAX_INDEX: usize = 1 << 30;
+/// The largest index and the largest offset, either sign, that masks and score modifications see. They are 32-bit numbers, so that a
+/// vector holds as many of them as of scores, and so is the difference of a position and a key.
+pub(crate) const MAX_INDEX: usize = (1 << 30) - 1;
 
 /// A query of one batch and head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,7 +21,7 @@ pub struct Query {
 impl Query {
     /// Query `query` of query head `head`, in a sequence whose query 0 is at key position `offset`.
     ///
-    /// Numbers above 2^30 (below -2^30) count as that.
+    /// Numbers of 2^30 and more (-2^30 and less) count as the nearest number that is not.
     pub fn new(batch: usize, head: usize, query: usize, offset: isize) -> Self {
         let index = |n: usize| n.min(MAX_INDEX) as i32;
         let offset = offset.clamp(-(MAX_INDEX as isize), MAX_INDEX as isize) as i32;

@@ -77,7 +77,8 @@ static ALIBI_FN: StaticScoreMod = LazyLock::new(|| {
     let slopes: Vec<f32> = (0..8).map(|h| alibi_slope(h, 8)).collect();
     Box::new(score_fn(move |score, pair| score - slopes[pair.head()] * pair.distance().abs() as f32))
 });
-static SOFTCAP_FN: StaticScoreMod = LazyLock::new(|| Box::new(score_fn(|score, _| SOFTCAP * tanh(score / SOFTCAP))));
+static SOFTCAP_FN: StaticScoreMod =
+    LazyLock::new(|| Box::new(score_fn(|score, _| SOFTCAP * tanh(score * (1.0 / SOFTCAP)))));
 static TABLE: LazyLock<Vec<f32>> = LazyLock::new(|| Rng(11).normals(8 * (2 * MOST + 1)));
 static RELATIVE: StaticScoreMod = LazyLock::new(|| Box::new(RelativeBias::new(8, MOST, &TABLE).expect("of that size")));
 static SINKS: LazyLock<Vec<f32>> = LazyLock::new(|| Rng(12).normals(32));

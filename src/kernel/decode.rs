@@ -66,6 +66,7 @@ pub(crate) struct Decode<'t, 'a> {
 }
 
 /// The keys and values of the next piece.
+#[derive(Clone)]
 struct Next<'a> {
     keys: Run<'a>,
     values: Run<'a>,
@@ -129,15 +130,17 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
     fn step(&mut self, keys: Range<usize>) {
         self.start_split();
         let (task, isa, tile_keys) = (self.task, self.task.isa, self.task.tile_keys);
-        let all = open_mods::trim(task, &(0..task.rows), keys);
-        let keys = self.read_score_tensors(&all);
+        let tile_end = keys.end;
+        let keys = open_mods::trim(task, &(0..task.rows), keys);
+        let keys = self.read_score_tensors(&keys);
         if keys.is_empty() {
             return;
         }
+        let (end, next) = self.upcoming(&keys, tile_end);
 
         // 1. Scores.
-        let next = self.next.as_ref().map(|next| (next.keys, &next.range));
-        fill_prefetch(&mut self.prefetch, task.keys, &keys, self.end, next);
+        let next_keys = next.as_ref().map(|next| (next.keys, &next.range));
+        fill_prefetch(&mut self.prefetch, task.keys, &keys, end, next_keys);
         let buffers = &mut self.buffers;
         self.queries.scores(task, keys.clone(), buffers.copied_keys, buffers.scores, &self.prefetch);
 
@@ -153,8 +156,8 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         } else if extent.hides && !values::all_finite(isa, values) {
             values::add_visible_values(isa, values, (probs, buffers.kept_scores), out, tile_keys);
         } else {
-            let next = self.next.as_ref().map(|next| (next.values, &next.range));
-            fill_prefetch(&mut self.prefetch, task.values, &keys, self.end, next);
+            let next_values = next.as_ref().map(|next| (next.values, &next.range));
+            fill_prefetch(&mut self.prefetch, task.values, &keys, end, next_values);
             values::add_values(isa, values, probs, out, tile_keys, &self.prefetch);
         }
     }
@@ -176,7 +179,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
     }
 }
 
-impl Decode<'_, '_> {
+impl<'a> Decode<'_, 'a> {
     /// Ends a split and stores its result in `memory`, instead of merging it as [`end_split`](FormKernel::end_split) does.
     pub(crate) fn store_split(&mut self, memory: &mut [f32]) {
         memory[..self.layout.len()].copy_from_slice(self.split);
@@ -187,6 +190,25 @@ impl Decode<'_, '_> {
         if !std::mem::replace(&mut self.started, true) {
             self.layout.clear(self.split);
         }
+    }
+
+    /// The keys that will be read after `keys`, the visible part of a tile that ends at `tile_end`: where the run ends that they go
+    /// on in, and what comes after that.
+    fn upcoming(&self, keys: &Range<usize>, tile_end: usize) -> (usize, Option<Next<'a>>) {
+        let task = self.task;
+        if keys.end == tile_end && task.masks.with_holes().next().is_none() {
+            return (self.end, self.next.clone());
+        }
+        let mut start = tile_end;
+        while start < self.end {
+            let tile_end = (start / task.tile_keys * task.tile_keys + task.tile_keys).min(self.end);
+            let range = open_mods::trim(task, &(0..task.rows), start..tile_end);
+            if !range.is_empty() {
+                return (keys.end, Some(Next { keys: task.keys, values: task.values, range }));
+            }
+            start = tile_end;
+        }
+        (keys.end, self.next.clone())
     }
 
     /// Reads bias and mask of all rows. Returns the part of the keys, in steps of [`GRAIN`], that holds all that they show.

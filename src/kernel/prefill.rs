@@ -130,7 +130,8 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
 
     fn step(&mut self, keys: Range<usize>) {
         let Prefill { task, layout, panels, queries, out, operands, buffers, .. } = self;
-        if task.is_skipped(0..task.rows, &keys) {
+        let keys = open_mods::trim(task, &(0..task.rows), keys);
+        if keys.is_empty() {
             return;
         }
         let mut prefetch = if keys.end < self.end {

@@ -116,12 +116,6 @@ impl<'a> TaskInput<'a> {
         }
     }
 
-    /// Whether a mask hides all pairs of `rows` and `keys`.
-    pub(crate) fn is_skipped(&self, rows: Range<usize>, keys: &Range<usize>) -> bool {
-        // Most problems have no such mask.
-        !self.masks.open.is_empty() && self.masks.skips(&self.block(rows, keys.clone()))
-    }
-
     /// The sink of row `n`.
     pub(crate) fn sink(&self, n: usize) -> Option<f32> {
         self.score_mods.sinks.map(|sinks| sinks.of_head(self.head_and_query(n).0))

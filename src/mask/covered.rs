@@ -75,9 +75,10 @@ impl<M: Mask> Covered<M> {
         Ok(Covered { mask, shape, offset, covers, spans })
     }
 
-    /// The part of blocks that are skipped, full and partial.
+    /// The part of blocks that are skipped, full and partial; 0 if there are no blocks.
     pub fn fractions(&self) -> [f64; 3] {
-        let part = |cover| self.covers.iter().filter(|&&own| own == cover).count() as f64 / self.covers.len() as f64;
+        let count = self.covers.len().max(1) as f64;
+        let part = |cover| self.covers.iter().filter(|&&own| own == cover).count() as f64 / count;
         [Cover::Skip, Cover::Full, Cover::Partial].map(part)
     }
 

@@ -6,6 +6,7 @@ use super::open::{Cover, Mask, ProblemSizes};
 use crate::error::Error;
 use crate::integers::Integers;
 use crate::pair::{Block, Pair, Query};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// A query sees the keys that have its own document number (segment id). Compose it with causal order for packed prompts.
@@ -25,9 +26,10 @@ use std::ops::Range;
 pub struct Documents {
     /// Sequences that have numbers of their own; 1 if all share them.
     batch: usize,
-    /// `[batch][seq_q]` and `[batch][seq_kv]`.
-    queries: Vec<i128>,
-    keys: Vec<i128>,
+    /// `[batch][seq_q]` and `[batch][seq_kv]`: the documents of a sequence in the order of their first keys, and numbers that no
+    /// key has for those without.
+    queries: Vec<u32>,
+    keys: Vec<u32>,
     /// The smallest run of keys that holds all of each query's document, `[batch][seq_q]`.
     spans: Vec<Range<usize>>,
     /// Whether no run has a key of another document.
@@ -74,14 +76,34 @@ impl Documents {
         if batch == 0 || !queries.len().is_multiple_of(batch) || !keys.len().is_multiple_of(batch) {
             return Err(Error::InvalidMask { reason: "document numbers are not one row for each sequence" });
         }
-        let (queries, keys): (Vec<_>, Vec<_>) = (queries.iter().collect(), keys.iter().collect());
-        let (mut spans, mut is_span) = (Vec::with_capacity(queries.len()), true);
+        let (all_queries, all_keys): (Vec<_>, Vec<_>) = (queries.iter().collect(), keys.iter().collect());
+        let mut documents =
+            Documents { batch, queries: Vec::new(), keys: Vec::new(), spans: Vec::new(), is_span: true };
         for b in 0..batch {
-            let runs = Runs::of(row(&keys, batch, b));
-            is_span &= runs.apart;
-            spans.extend(row(&queries, batch, b).iter().map(|document| runs.get(*document)));
+            documents.add_sequence(row(&all_queries, batch, b), row(&all_keys, batch, b));
         }
-        Ok(Documents { batch, queries, keys, spans, is_span })
+        Ok(documents)
+    }
+
+    /// Numbers the documents of a sequence and finds the smallest run of keys that holds each.
+    fn add_sequence(&mut self, queries: &[i128], keys: &[i128]) {
+        let mut numbers = HashMap::<i128, u32>::new();
+        let mut runs = Vec::<Range<usize>>::new();
+        for (j, document) in keys.iter().enumerate() {
+            let number = *numbers.entry(*document).or_insert(runs.len() as u32);
+            if number as usize == runs.len() {
+                runs.push(j..j);
+            }
+            let run = &mut runs[number as usize];
+            self.is_span &= run.end == j;
+            run.end = j + 1;
+            self.keys.push(number);
+        }
+        for document in queries {
+            let number = numbers.get(document).copied().unwrap_or(u32::MAX);
+            self.queries.push(number);
+            self.spans.push(runs.get(number as usize).cloned().unwrap_or(0..0));
+        }
     }
 
     fn own(&self, batch: usize) -> usize {
@@ -93,30 +115,6 @@ impl Documents {
 fn row<T>(all: &[T], batch: usize, b: usize) -> &[T] {
     let len = all.len() / batch;
     &all[b * len..(b + 1) * len]
-}
-
-/// The smallest run of keys that holds each document.
-struct Runs {
-    runs: std::collections::HashMap<i128, Range<usize>>,
-    /// Whether each run holds one document alone.
-    apart: bool,
-}
-
-impl Runs {
-    fn of(keys: &[i128]) -> Self {
-        let mut runs = std::collections::HashMap::<i128, Range<usize>>::new();
-        let mut apart = true;
-        for (j, document) in keys.iter().enumerate() {
-            let run = runs.entry(*document).or_insert(j..j);
-            apart &= run.end == j;
-            run.end = j + 1;
-        }
-        Runs { runs, apart }
-    }
-
-    fn get(&self, document: i128) -> Range<usize> {
-        self.runs.get(&document).cloned().unwrap_or(0..0)
-    }
 }
 
 impl Mask for Documents {
@@ -158,6 +156,6 @@ impl Mask for Documents {
 }
 
 /// The smallest and the largest number.
-fn extent(numbers: &[i128]) -> (i128, i128) {
-    numbers.iter().fold((i128::MAX, i128::MIN), |(low, high), &n| (low.min(n), high.max(n)))
+fn extent(numbers: &[u32]) -> (u32, u32) {
+    numbers.iter().fold((u32::MAX, 0), |(low, high), &n| (low.min(n), high.max(n)))
 }

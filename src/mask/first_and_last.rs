@@ -19,14 +19,14 @@ use std::ops::Range;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FirstAndLast {
-    first: isize,
-    left: isize,
+    first: i32,
+    left: i32,
 }
 
 impl FirstAndLast {
     /// The first `first` keys, and the window of the query's own key and `left` keys before it.
     pub fn new(first: usize, left: usize) -> Self {
-        let most = |n: usize| n.min(1 << 40) as isize;
+        let most = |n: usize| n.min(i32::MAX as usize) as i32;
         FirstAndLast { first: most(first), left: most(left) }
     }
 }
@@ -34,22 +34,24 @@ impl FirstAndLast {
 impl Mask for FirstAndLast {
     #[inline]
     fn sees(&self, pair: Pair) -> bool {
-        let (p, j) = (pair.position(), pair.key() as isize);
-        j <= p && (j < self.first || j >= p - self.left)
+        // In 32 bits, so that a vector holds as many as of scores. No `||`: a branch would not become a vector.
+        let (distance, key) = (pair.distance(), pair.key);
+        (distance >= 0) & ((key < self.first) | (distance <= self.left))
     }
 
     fn span(&self, query: Query) -> Range<isize> {
         let p = query.position();
-        let start = if self.first > 0 { 0 } else { p - self.left };
+        let start = if self.first > 0 { 0 } else { p - self.left as isize };
         start..p + 1
     }
 
     fn cover(&self, block: &Block) -> Cover {
+        let (first, left) = (self.first as isize, self.left as isize);
         let (p, keys) = (block.positions(), block.keys.start as isize..block.keys.end as isize);
         let last = p.end - 1;
-        if keys.start > last || keys.start >= self.first && keys.end <= p.start - self.left {
+        if keys.start > last || keys.start >= first && keys.end <= p.start - left {
             Cover::Skip
-        } else if keys.end <= p.start + 1 && (keys.end <= self.first || keys.start >= last - self.left) {
+        } else if keys.end <= p.start + 1 && (keys.end <= first || keys.start >= last - left) {
             Cover::Full
         } else {
             Cover::Partial
