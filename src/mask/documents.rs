@@ -58,11 +58,11 @@ impl Documents {
     /// starts of packed batches are the running sums of these.)
     ///
     /// # Errors
-    /// [`Error::InvalidMask`] if a length is negative or the sum is above 2^30.
+    /// [`Error::InvalidMask`] if a length is negative or the sum is 2^30 or more.
     pub fn of_lengths<'a>(lengths: impl Into<Integers<'a>>) -> Result<Self, Error> {
         let mut numbers = Vec::new();
         for (n, length) in lengths.into().iter().enumerate() {
-            let reason = "a document's length is negative, or the documents are longer than 2^30 together";
+            let reason = "a document's length is negative, or there are 2^30 tokens or more";
             let room = crate::pair::MAX_INDEX as i128 - numbers.len() as i128;
             if !(0..=room).contains(&length) {
                 return Err(Error::InvalidMask { reason });
