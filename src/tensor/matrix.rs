@@ -71,6 +71,12 @@ impl<'a, T> Matrix<'a, T> {
         self.origin
     }
 
+    /// The same elements with rows as columns.
+    #[inline]
+    pub(crate) fn transposed(self) -> Self {
+        Matrix { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
     /// Rows `range.start` to `range.end`.
     ///
     /// # Panics
