@@ -42,7 +42,8 @@ const fn small_decode(keys: usize) -> Dims {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).build_global()?;
     println!("{:<20} {:<5} {:>12} {:>12} {:>9}", "workload", "type", "serial", "pool", "speed-up");
-    let named = GROUPS.iter().flat_map(|group| group.iter()).filter_map(|workload| match workload.task {
+    let available = GROUPS.iter().flat_map(|group| group.iter()).filter(|workload| workload.is_available());
+    let named = available.filter_map(|workload| match workload.task {
         Task::Attention(dims, options) => Some((workload.name, dims, options, workload.types)),
         Task::Softmax { .. } => None,
     });

@@ -66,7 +66,7 @@ impl LoopPrefetch {
     /// The prefetches of a loop from `at` on, in one row.
     #[inline(always)]
     fn in_one_row(at: *const u8, advance: usize) -> Self {
-        LoopPrefetch { at, advance, left_in_row: Self::NO_END, next_row: at, row_stride: 0, per_row: 0 }
+        LoopPrefetch { at, advance, left_in_row: Self::NO_END, next_row: at, row_stride: 0, per_row: Self::NO_END }
     }
 
     /// The number of iterations, at most `most`, of the run that starts now. [`end_run`](Self::end_run) ends it. Each iteration
@@ -207,18 +207,19 @@ impl PrefetchLines<'_> {
             }
             return of_loop;
         }
-        self.over_rows(issues, lines).unwrap_or_else(|| {
-            // The end of the run, or rows with fewer lines than an iteration: all at once.
-            for _ in 0..issues * lines {
-                let Some(line) = self.next_line() else { break };
-                simd.prefetch_near(line);
-            }
-            LoopPrefetch::in_one_row(cached.cast(), 0)
-        })
+        if let Some(of_loop) = self.over_rows(issues, lines) {
+            return of_loop;
+        }
+        // The end of the run, or rows with fewer lines than an iteration: all at once.
+        for _ in 0..issues * lines {
+            let Some(line) = self.next_line() else { break };
+            simd.prefetch_near(line);
+        }
+        LoopPrefetch::in_one_row(cached.cast(), 0)
     }
 
-    /// The prefetches of a loop that go on from row to row: `issues` times `lines` lines. `None` if the run ends with them, or its
-    /// rows have fewer lines.
+    /// The prefetches of a loop that go on from row to row: `issues` times `lines` lines. `None` if the run ends before, or its rows
+    /// have fewer lines.
     fn over_rows(&mut self, issues: usize, lines: usize) -> Option<LoopPrefetch> {
         let (row, advance) = (&mut self.rows_left, lines * LINE);
         let (left_in_row, per_row) = (self.lines_left.div_ceil(lines), row.lines_per_row().div_ceil(lines));
@@ -494,7 +495,7 @@ mod tests {
                 let taken: Vec<_> = if of_loop.advance == 0 {
                     (0..each).map_while(|_| own.next_line()).collect()
                 } else {
-                    loops_over_rows += (of_loop.per_row > 0) as usize;
+                    loops_over_rows += (of_loop.row_stride != 0) as usize;
                     let mut replayed = isa.run(Replay(of_loop, [iterations, bytes]));
                     assert_eq!(replayed.len(), each);
                     replayed.retain(|line| expected.contains(line));
