@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::element::DType;
+use crate::element::{DType, with_elements};
 use crate::error::Error;
 use crate::mask::{Causal, MaskTensor, Masks, OpenMask, ProblemSizes, Window};
 use crate::options::Options;
@@ -74,6 +74,12 @@ pub(crate) struct Problem<'a> {
 }
 
 impl<'a> Problem<'a> {
+    /// Whether the heads of a key lie side by side in memory, as in `[batch, seq, heads, dim]`.
+    pub(crate) fn has_heads_side_by_side(&self) -> bool {
+        let [_, head, row, _] = with_elements!(&self.k, k => *k.strides());
+        self.dims.heads_kv > 1 && head.unsigned_abs() < row.unsigned_abs()
+    }
+
     pub(crate) fn new(options: &'a Options<'a>, [q, k, v]: [AnyTensorRef<'a>; 3]) -> Result<Self, Error> {
         let [q, k, v] = [of_rank_4("queries", q)?, of_rank_4("keys", k)?, of_rank_4("values", v)?];
         Self::of_any(options, [q, k, v])

@@ -14,6 +14,7 @@
 //! | `vector.rs` | the operations that every level has; kernels and their parts |
 //! | `register_tiles.rs` | the shapes of register tiles, which every level states |
 //! | `portable.rs` `avx2.rs` `avx512.rs` | the levels: instructions and shapes, one file each |
+//! | `halves.rs` | conversions of the half types at the portable level |
 //! | `level_token.rs` | the macros for tokens and instructions |
 //! | `entry.rs` `isa.rs` | how a kernel enters a level; which levels the processor has |
 //! | `bf16_dot.rs` | dot products of pairs of bf16 |
@@ -27,6 +28,7 @@ mod avx512;
 mod bf16_dot;
 mod entry;
 pub(crate) mod exp;
+mod halves;
 mod isa;
 mod level_token;
 mod portable;

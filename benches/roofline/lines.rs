@@ -47,7 +47,10 @@ pub(crate) fn checked_case<T: Element>(
     threads: Threads,
 ) -> Result<Case<T>, Box<dyn Error>> {
     let attention = options.attention(&dims)?.threads(threads);
-    let case = Case::new(dims, attention.clone());
+    let mut case = Case::new(dims, attention.clone());
+    if let Options::In(layout) = options {
+        case = case.in_layout(layout);
+    }
     case.checked_by(|h, i| options.of_row(&dims, h, i).unwrap_or_else(|| attention.clone()))
 }
 
@@ -88,7 +91,8 @@ impl Options {
     fn attention(self, dims: &Dims) -> Result<Attention<'static>, flashtile::Error> {
         let plane = [dims.seq_q, dims.seq_kv];
         Ok(match self {
-            Options::Plain => Attention::new(),
+            Options::Plain | Options::In(_) => Attention::new(),
+            Options::At(level) => Attention::new().level(level),
             Options::Causal => Attention::new().causal(),
             Options::Window(left) => Attention::new().causal().window(Some(left), None),
             Options::Mask => Attention::new().mask(TensorRef::from_slice(&MASK, plane)?),
@@ -136,9 +140,7 @@ impl Options {
             Options::Mask | Options::MaskTransposed => {
                 dims.batch * dims.heads_q * MASK.iter().filter(|&&seen| seen).count()
             }
-            Options::Plain | Options::Bias | Options::BiasTransposed | Options::Softcap | Options::Alibi => {
-                dims.pairs(false, None)
-            }
+            _ => dims.pairs(false, None),
         }
     }
 

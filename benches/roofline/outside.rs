@@ -46,7 +46,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     print!("{:<20} {:<5}", "workload", "type");
     kinds.iter().for_each(|kind| print!(" {:>12}", format!("{kind:?}").to_lowercase()));
     println!("   speed-up");
-    let named = GROUPS.iter().flat_map(|group| group.iter()).filter_map(|workload| match workload.task {
+    let available = GROUPS.iter().flat_map(|group| group.iter()).filter(|workload| workload.is_available());
+    let named = available.filter_map(|workload| match workload.task {
         Task::Attention(dims, options) => Some((workload.name, dims, options, workload.types)),
         Task::Softmax { .. } => None,
     });

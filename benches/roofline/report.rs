@@ -137,6 +137,7 @@ impl Row {
         let (what, got, bound) = match self.workload.reach {
             Reach::FractionOf(name, least) => (name, fractions, Bound::Least(least)),
             Reach::TimeOf(name, most) => (name, times, Bound::Most(most)),
+            Reach::TimeOfF32(most) => ("f32's time", times, Bound::Most(most)),
             _ => ("f32's time", times, Bound::Most(HALVES_TIME)),
         };
         Some(Judgement { what: format!(" of {what}"), got, bound })

@@ -1,8 +1,9 @@
 //! The table of workloads and their targets.
 
 use crate::open_sets::Open;
-use crate::support::Dims;
+use crate::support::{Dims, Layout};
 use flashtile::DType::{self, Bf16, F16, F32};
+use flashtile::Level;
 
 /// One line of the table for each of its types.
 pub(crate) struct Workload {
@@ -40,6 +41,10 @@ pub(crate) enum Options {
     BiasTransposed,
     /// A mask or score modification of the open sets.
     Open(Open),
+    /// At a level, not at the best one.
+    At(Level),
+    /// With keys and values in a layout.
+    In(Layout),
 }
 
 /// The target of a line.
@@ -53,6 +58,10 @@ pub(crate) enum Reach {
     FractionOf(&'static str, f64),
     /// At most this multiple of the time of another workload in the same type.
     TimeOf(&'static str, f64),
+    /// In other types at most this multiple of f32's time.
+    TimeOfF32(f64),
+    /// None: others are held against it.
+    Judge,
     /// Less time than any peer takes, as `benches/peers` measures. A call of microseconds is bound by neither roof.
     BelowPeers,
 }
@@ -69,6 +78,11 @@ const fn grouped(heads_q: usize, heads_kv: usize, seq_q: usize, seq_kv: usize, d
     let mut dims = Dims::new(heads_q, seq_q, seq_kv, dim);
     dims.heads_kv = heads_kv;
     dims
+}
+
+/// A decoding step of eight heads at level AVX2.
+const fn avx2_decode(name: &'static str, dim: usize, reach: Reach) -> Workload {
+    attention(name, Dims::new(8, 1, 4096, dim), Options::At(Level::Avx2), ALL, reach)
 }
 
 const fn batch(batch: usize, mut dims: Dims) -> Dims {
@@ -92,10 +106,13 @@ const fn softmax(name: &'static str, axis: usize, in_place: bool) -> Workload {
 
 /// Workloads of a group take turns, each in all its types. A group holds the workloads that are compared with each other.
 pub(crate) const GROUPS: &[&[Workload]] = {
-    use Options::{Alibi, Bias, BiasTransposed, Causal, Mask, MaskTransposed, Plain, Softcap, Window};
-    use Reach::{BelowPeers, Fraction, FractionOf, OfF32, TimeOf};
+    use Layout::{Bshd, Padded, Transposed};
+    use Options::{Alibi, At, Bias, BiasTransposed, Causal, In, Mask, MaskTransposed, Plain, Softcap, Window};
+    use Reach::{BelowPeers, Fraction, FractionOf, Judge, OfF32, TimeOf, TimeOfF32};
     const D64: Dims = Dims::new(8, 2048, 2048, 64);
     const D128: Dims = Dims::new(8, 2048, 2048, 128);
+    const DECODE: Dims = grouped(32, 8, 1, 8192, 128);
+    const DECODE_MHA: Dims = grouped(32, 32, 1, 4096, 128);
     &[
         &[
             attention("prefill_d64", D64, Plain, ALL, OfF32(0.85)),
@@ -165,21 +182,12 @@ pub(crate) const GROUPS: &[&[Workload]] = {
             ),
         ],
         &[
-            attention("decode", grouped(32, 8, 1, 8192, 128), Plain, ALL, Fraction(0.85)),
-            attention(
-                "decode_hidden",
-                grouped(32, 8, 1, 8192, 128),
-                Options::Open(Open::FewKeys),
-                &[F16],
-                TimeOf("decode", 0.25),
-            ),
-            attention(
-                "decode_hidden_fn",
-                grouped(32, 8, 1, 8192, 128),
-                Options::Open(Open::FewKeysFn),
-                &[F16],
-                TimeOf("decode", 0.15),
-            ),
+            attention("decode", DECODE, Plain, ALL, Fraction(0.85)),
+            attention("decode_bshd", DECODE, In(Bshd), ALL, TimeOf("decode", 1.15)),
+            attention("decode_padded", DECODE, In(Padded), ALL, TimeOf("decode", 1.15)),
+            attention("decode_transposed", DECODE, In(Transposed), ALL, TimeOf("decode", 3.0)),
+            attention("decode_hidden", DECODE, Options::Open(Open::FewKeys), &[F16], TimeOf("decode", 0.25)),
+            attention("decode_hidden_fn", DECODE, Options::Open(Open::FewKeysFn), &[F16], TimeOf("decode", 0.15)),
         ],
         &[
             attention("decode_mha8", grouped(8, 8, 1, 8192, 128), Plain, &[F16], Fraction(0.85)),
@@ -191,9 +199,24 @@ pub(crate) const GROUPS: &[&[Workload]] = {
                 TimeOf("decode_mha8", 1.02),
             ),
         ],
-        &[attention("decode_mha", grouped(32, 32, 1, 4096, 128), Plain, &[F16], Fraction(0.85))],
+        &[
+            attention("decode_mha", DECODE_MHA, Plain, &[F16], Fraction(0.85)),
+            attention("decode_mha_bshd", DECODE_MHA, In(Bshd), &[F16], TimeOf("decode_mha", 1.15)),
+            attention("decode_mha_padded", DECODE_MHA, In(Padded), &[F16], TimeOf("decode_mha", 1.15)),
+        ],
         &[attention("decode_batch", batch(16, grouped(32, 8, 1, 1024, 128)), Plain, &[F16], Fraction(0.85))],
         &[attention("decode_short", grouped(9, 3, 1, 256, 64), Plain, &[F32], BelowPeers)],
+        &[attention("portable_decode", DECODE, At(Level::Portable), ALL, TimeOfF32(1.3))],
+        &[attention("portable_prefill", Dims::new(8, 512, 512, 64), At(Level::Portable), ALL, TimeOfF32(1.3))],
+        // At most 1.3 times the time per element of a head_dim that needs as many vectors, or pairs of vectors.
+        &[
+            avx2_decode("avx2_decode_48", 48, Judge),
+            avx2_decode("avx2_decode_40", 40, TimeOf("avx2_decode_48", 1.3 * 40.0 / 48.0)),
+            avx2_decode("avx2_decode_80", 80, Judge),
+            avx2_decode("avx2_decode_72", 72, TimeOf("avx2_decode_80", 1.3 * 72.0 / 80.0)),
+            avx2_decode("avx2_decode_104", 104, Judge),
+            avx2_decode("avx2_decode_100", 100, TimeOf("avx2_decode_104", 1.3 * 100.0 / 104.0)),
+        ],
         &[softmax("softmax_last", 1, false)],
         &[softmax("softmax_last_in_place", 1, true)],
         &[softmax("softmax_first", 0, false)],
@@ -202,6 +225,14 @@ pub(crate) const GROUPS: &[&[Workload]] = {
 };
 
 impl Workload {
+    /// Whether this processor has its level.
+    pub(crate) fn is_available(&self) -> bool {
+        match self.task {
+            Task::Attention(_, Options::At(level)) => Level::available().any(|other| other == level),
+            _ => true,
+        }
+    }
+
     /// Whether several threads are compared with one.
     pub(crate) fn scales(&self) -> bool {
         ["prefill", "decode"].iter().any(|start| self.name.starts_with(start))
@@ -210,8 +241,8 @@ impl Workload {
     /// The line that the one of type `dtype` is judged by, if there is one.
     pub(crate) fn judged_by(&self, dtype: DType) -> Option<(&'static str, DType)> {
         match self.reach {
-            Reach::OfF32(_) if dtype != F32 => Some((self.name, F32)),
-            Reach::Fraction(_) | Reach::OfF32(_) | Reach::BelowPeers => None,
+            Reach::OfF32(_) | Reach::TimeOfF32(_) if dtype != F32 => Some((self.name, F32)),
+            Reach::Fraction(_) | Reach::OfF32(_) | Reach::TimeOfF32(_) | Reach::Judge | Reach::BelowPeers => None,
             Reach::FractionOf(other, _) | Reach::TimeOf(other, _) => Some((other, dtype)),
         }
     }

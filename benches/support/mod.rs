@@ -58,15 +58,68 @@ pub(crate) fn plan<T: Element>(dims: Dims, attention: &Attention<'_>) -> Result<
 pub(crate) struct Case<T> {
     attention: Attention<'static>,
     pub(crate) inputs: Inputs<T>,
+    /// Keys and values again, in another layout.
+    cache: Option<[Arranged<T>; 2]>,
     out: Vec<T>,
     workspace: Workspace,
 }
+
+/// How keys and values lie in memory.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Layout {
+    /// The heads of a key side by side.
+    Bshd,
+    /// 64 bytes between rows.
+    Padded,
+    /// The keys of an element side by side.
+    Transposed,
+}
+
+/// A tensor in a layout, from the first element that is aligned to a cache line on.
+struct Arranged<T> {
+    data: Vec<T>,
+    first: usize,
+    shape: [usize; 4],
+    strides: [isize; 4],
+}
+
+impl<T: Element> Arranged<T> {
+    fn new(from: &[T], shape: [usize; 4], layout: Layout) -> Self {
+        let [batch, heads, seq, dim] = shape;
+        let row = dim + if layout == Layout::Padded { LINE / size_of::<T>() } else { 0 };
+        let strides = match layout {
+            Layout::Bshd => [seq * heads * row, row, heads * row, 1],
+            Layout::Padded => [heads * seq * row, seq * row, row, 1],
+            Layout::Transposed => [heads * seq * row, seq * row, 1, seq],
+        };
+        let mut data = vec![T::default(); batch * heads * seq * row + LINE];
+        let first = data.as_ptr().align_offset(LINE);
+        for (n, &element) in from.iter().enumerate() {
+            let index = [n / dim / seq / heads, n / dim / seq % heads, n / dim % seq, n % dim];
+            data[first + index.iter().zip(strides).map(|(index, stride)| index * stride).sum::<usize>()] = element;
+        }
+        Self { data, first, shape, strides: strides.map(|stride| stride as isize) }
+    }
+
+    fn view(&self) -> Result<TensorRef<'_, T>, flashtile::Error> {
+        TensorRef::with_strides(&self.data, self.first, self.shape, self.strides)
+    }
+}
+
+const LINE: usize = 64;
 
 impl<T: Element> Case<T> {
     pub(crate) fn new(dims: Dims, attention: Attention<'static>) -> Self {
         // NaN: what a call does not write fails the check.
         let out = vec![T::from_f32(f32::NAN); len(dims.out())];
-        Self { attention, inputs: Inputs::random(dims, &mut Rng(1)), out, workspace: Workspace::new() }
+        Self { attention, inputs: Inputs::random(dims, &mut Rng(1)), cache: None, out, workspace: Workspace::new() }
+    }
+
+    /// The same problem with keys and values in another layout.
+    pub(crate) fn in_layout(mut self, layout: Layout) -> Self {
+        let Inputs { dims, k, v, .. } = &self.inputs;
+        self.cache = Some([Arranged::new(k, dims.k(), layout), Arranged::new(v, dims.v(), layout)]);
+        self
     }
 
     /// Bytes that calls hold beside their tensors.
@@ -82,9 +135,13 @@ impl<T: Element> Case<T> {
 
     /// Computes it.
     pub(crate) fn run(&mut self) -> Result<(), flashtile::Error> {
-        let Self { attention, inputs, out, workspace } = self;
+        let Self { attention, inputs, cache, out, workspace } = self;
         let out = TensorMut::from_slice(out, inputs.dims.out())?;
-        attention.compute(inputs.q(), inputs.k(), inputs.v(), out, None, workspace)
+        let (k, v) = match cache {
+            Some([k, v]) => (k.view()?, v.view()?),
+            None => (inputs.k(), inputs.v()),
+        };
+        attention.compute(inputs.q(), k, v, out, None, workspace)
     }
 
     /// Computes it on the calling thread alone.

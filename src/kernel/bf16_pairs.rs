@@ -73,6 +73,19 @@ pub(crate) fn key_pairs<'a>(keys: Matrix<'a, bf16>, copy: &'a mut [f32]) -> Matr
 
 /// Copies a row, two elements into the bits of each f32, with zeros after its end.
 fn copy_pairs(row: Row<'_, bf16>, to: &mut [f32]) {
+    if let Some(row) = row.as_slice() {
+        // The compiler makes vectors of this loop.
+        let (pairs, last) = row.as_chunks::<2>();
+        let (whole, rest) = to.split_at_mut(pairs.len());
+        for (to, [first, second]) in whole.iter_mut().zip(pairs) {
+            *to = f32::from_bits(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16);
+        }
+        rest.fill(0.0);
+        if let [last] = last {
+            rest[0] = f32::from_bits(last.to_bits().into());
+        }
+        return;
+    }
     let mut elements = row.iter().map(|element| u32::from(element.to_bits()));
     for to in to {
         let (first, second) = (elements.next().unwrap_or(0), elements.next().unwrap_or(0));

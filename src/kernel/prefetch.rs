@@ -43,14 +43,40 @@ impl ByteRows {
 }
 
 /// The prefetches of one loop; made by [`PrefetchLines::for_loop`].
+///
+/// A loop is cut into [`runs`](Self::run) of iterations whose lines are in one row. Inside a run, a prefetch needs no branch and
+/// two registers.
 pub(in crate::kernel) struct LoopPrefetch {
     at: *const u8,
     /// Bytes from one iteration's lines to those of the next iteration that prefetches. 0 if there is nothing to prefetch.
     advance: usize,
+    /// Iterations of the current row that will prefetch.
+    left_in_row: usize,
+    /// The start of the next row, and the bytes from there to the start of the one after it.
+    next_row: *const u8,
+    row_stride: isize,
+    /// Iterations of each of the next rows that will prefetch.
+    per_row: usize,
 }
 
 impl LoopPrefetch {
-    /// Issues the prefetches of iteration `iteration`, which reads `bytes` bytes.
+    /// More iterations than any loop has.
+    const NO_END: usize = usize::MAX >> 8;
+
+    /// The prefetches of a loop from `at` on, in one row.
+    #[inline(always)]
+    fn in_one_row(at: *const u8, advance: usize) -> Self {
+        LoopPrefetch { at, advance, left_in_row: Self::NO_END, next_row: at, row_stride: 0, per_row: Self::NO_END }
+    }
+
+    /// The number of iterations, at most `most`, of the run that starts now. [`end_run`](Self::end_run) ends it. Each iteration
+    /// reads `bytes` bytes.
+    #[inline(always)]
+    pub(in crate::kernel) fn run(&self, most: usize, bytes: usize) -> usize {
+        most.min(self.left_in_row * iterations_per_line(bytes))
+    }
+
+    /// Issues the prefetches of iteration `iteration`.
     #[inline(always)]
     pub(in crate::kernel) fn issue<S: Simd>(&mut self, simd: S, iteration: usize, bytes: usize) {
         if iteration.is_multiple_of(iterations_per_line(bytes)) {
@@ -58,6 +84,18 @@ impl LoopPrefetch {
                 simd.prefetch_near(self.at.wrapping_add(n * LINE));
             }
             self.at = self.at.wrapping_add(self.advance);
+        }
+    }
+
+    /// Ends a run of `iterations` iterations.
+    #[inline(always)]
+    pub(in crate::kernel) fn end_run<S: Simd>(&mut self, simd: S, iterations: usize, bytes: usize) {
+        self.left_in_row -= iterations.div_ceil(iterations_per_line(bytes));
+        if self.left_in_row == 0 {
+            // A row that starts inside a line also ends inside one.
+            simd.prefetch_near(self.at.wrapping_sub(1));
+            (self.at, self.left_in_row) = (self.next_row, self.per_row);
+            self.next_row = self.next_row.wrapping_offset(self.row_stride);
         }
     }
 }
@@ -158,20 +196,49 @@ impl PrefetchLines<'_> {
         bytes: usize,
         cached: *const T,
     ) -> LoopPrefetch {
-        let lines = iterations.div_ceil(iterations_per_line(bytes)) * lines_per_iteration(bytes);
-        if lines < self.lines_left {
+        let (issues, lines) = (iterations.div_ceil(iterations_per_line(bytes)), lines_per_iteration(bytes));
+        if issues * lines <= self.lines_left {
             // The usual case: all lines are in one row.
-            let of_loop = LoopPrefetch { at: self.at, advance: lines_per_iteration(bytes) * LINE };
-            self.at = self.at.wrapping_add(lines * LINE);
-            self.lines_left -= lines;
+            let of_loop = LoopPrefetch::in_one_row(self.at, lines * LINE);
+            self.at = self.at.wrapping_add(issues * lines * LINE);
+            self.lines_left -= issues * lines;
+            if self.lines_left == 0 {
+                self.start_next_row();
+            }
             return of_loop;
         }
-        // The lines cross the end of a row: they are prefetched here, all at once.
-        for _ in 0..lines {
+        if let Some(of_loop) = self.over_rows(issues, lines) {
+            return of_loop;
+        }
+        // The end of the run, or rows with fewer lines than an iteration: all at once.
+        for _ in 0..issues * lines {
             let Some(line) = self.next_line() else { break };
             simd.prefetch_near(line);
         }
-        LoopPrefetch { at: cached.cast(), advance: 0 }
+        LoopPrefetch::in_one_row(cached.cast(), 0)
+    }
+
+    /// The prefetches of a loop that go on from row to row: `issues` times `lines` lines. `None` if the run ends before, or its rows
+    /// have fewer lines.
+    fn over_rows(&mut self, issues: usize, lines: usize) -> Option<LoopPrefetch> {
+        let (row, advance) = (&mut self.rows_left, lines * LINE);
+        let (left_in_row, per_row) = (self.lines_left.div_ceil(lines), row.lines_per_row().div_ceil(lines));
+        if row.lines_per_row() < lines || issues > left_in_row + per_row * row.rows {
+            return None;
+        }
+        let of_loop =
+            LoopPrefetch { at: self.at, advance, left_in_row, next_row: row.at, row_stride: row.stride, per_row };
+        // The loop ends inside a later row or at its end: that it ends in this one is the usual case.
+        let (rows, in_row) = ((issues - left_in_row) / per_row, (issues - left_in_row) % per_row);
+        row.at = row.at.wrapping_offset(row.stride.wrapping_mul(rows as isize));
+        row.rows -= rows;
+        self.lines_left = 0;
+        self.start_next_row();
+        if in_row > 0 {
+            self.at = self.at.wrapping_add(in_row * advance);
+            self.lines_left -= in_row * lines;
+        }
+        Some(of_loop)
     }
 
     #[inline(always)]
@@ -385,39 +452,72 @@ mod tests {
         }
     }
 
-    /// Loops prefetch every line once and in order, for any bytes per iteration, and after that `cached` alone.
+    /// The lines that a loop prefetches.
+    struct Replay(LoopPrefetch, [usize; 2]);
+    impl crate::simd::Kernel for Replay {
+        type Output = Vec<*const u8>;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<*const u8> {
+            let Replay(mut of_loop, [iterations, bytes]) = self;
+            let (mut taken, mut i) = (Vec::new(), 0);
+            while i < iterations {
+                let run = of_loop.run(iterations - i, bytes);
+                for i in i..i + run {
+                    let at = of_loop.at;
+                    of_loop.issue(simd, i, bytes);
+                    let lines = if of_loop.at == at { 0 } else { lines_per_iteration(bytes) };
+                    taken.extend((0..lines).map(|n| at.wrapping_add(n * LINE)));
+                }
+                of_loop.end_run(simd, run, bytes);
+                i += run;
+            }
+            taken
+        }
+    }
+
+    /// Loops prefetch every line once and in order, for any bytes per iteration, and after that `cached` alone. Lines between rows
+    /// may come, too, where a row is not a whole number of iterations.
     #[test]
     fn loops_prefetch_all_lines() {
-        let (data, cached) = ([0.0f32; 3 * 100], 0u8);
-        let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 3, 50], [0, 0, 100, 1]).unwrap();
+        let (whole, gaps, cached) = ([0.0f32; 3 * 100], [0.0f32; 5 * 100], 0u8);
+        let strided = crate::tensor::strided::Strided::new(&gaps, 0, [1, 1, 5, 50], [0, 0, 100, 1]).unwrap();
         let mut prefetch = Prefetch::none();
-        prefetch.add_run(Run::F32(Matrix::from_slice(&data, 3, 100))); // 1200 bytes
-        prefetch.add_run(Run::F32(Matrix::from_slice(&data[..0], 0, 100)));
-        prefetch.add_run(Run::F32(strided.matrix(0, 0))); // three rows of 200 bytes, 400 apart
-        let at = |byte: usize| data.as_ptr().cast::<u8>().wrapping_add(byte);
-        let rows = (0..3).flat_map(|row| (0..4).map(move |line| 400 * row + 64 * line));
-        let expected: Vec<_> = (0..19).map(|line| 64 * line).chain(rows).map(at).collect();
+        prefetch.add_run(Run::F32(Matrix::from_slice(&whole, 3, 100))); // 1200 bytes
+        prefetch.add_run(Run::F32(Matrix::from_slice(&whole[..0], 0, 100)));
+        prefetch.add_run(Run::F32(strided.matrix(0, 0))); // five rows of 200 bytes, 400 apart
+        let at = |data: &[f32], byte: usize| data.as_ptr().cast::<u8>().wrapping_add(byte);
+        let rows = (0..5).flat_map(|row| (0..4).map(move |line| 400 * row + 64 * line));
+        let expected: Vec<_> =
+            (0..19).map(|line| at(&whole, 64 * line)).chain(rows.map(|byte| at(&gaps, byte))).collect();
+        let isa = crate::simd::Isa::best();
+        let mut loops_over_rows = 0;
         for (iterations, bytes, each) in
-            [(1, 64, 1), (5, 64, 5), (2, 256, 8), (3, 32, 2), (4, 32, 2), (8, 16, 2), (40, 64, 40)]
+            [(1, 64, 1), (5, 64, 5), (2, 256, 8), (2, 192, 6), (3, 32, 2), (4, 32, 2), (8, 16, 2), (40, 64, 40)]
         {
             let mut lines = prefetch.lines();
             let mut all = Vec::new();
             while all.len() < expected.len() {
                 let mut own = PrefetchLines { ..lines };
-                let of_loop = crate::simd::Isa::best().run(ForLoop(&mut lines, [iterations, bytes], &raw const cached));
-                let taken: Vec<_> = (0..each).map_while(|_| own.next_line()).collect();
-                if of_loop.advance > 0 {
-                    assert_eq!((of_loop.at, taken.len()), (taken[0], each), "{iterations} iterations of {bytes} bytes");
-                    assert_eq!(of_loop.advance, bytes.max(LINE));
-                    assert!(taken.iter().enumerate().all(|(n, line)| *line == of_loop.at.wrapping_add(n * LINE)));
-                }
-                assert_eq!((lines.at, lines.lines_left), (own.at, own.lines_left));
+                let of_loop = isa.run(ForLoop(&mut lines, [iterations, bytes], &raw const cached));
+                let taken: Vec<_> = if of_loop.advance == 0 {
+                    (0..each).map_while(|_| own.next_line()).collect()
+                } else {
+                    loops_over_rows += (of_loop.row_stride != 0) as usize;
+                    let mut replayed = isa.run(Replay(of_loop, [iterations, bytes]));
+                    assert_eq!(replayed.len(), each);
+                    replayed.retain(|line| expected.contains(line));
+                    assert!(replayed.iter().all(|&line| Some(line) == own.next_line()));
+                    replayed
+                };
+                assert_eq!(lines.lines_left, own.lines_left);
+                assert!(lines.at == own.at || lines.lines_left == 0);
                 all.extend(taken);
             }
             assert_eq!(all, expected, "{iterations} iterations of {bytes} bytes");
-            let of_loop = crate::simd::Isa::best().run(ForLoop(&mut lines, [iterations, bytes], &raw const cached));
+            let of_loop = isa.run(ForLoop(&mut lines, [iterations, bytes], &raw const cached));
             assert_eq!((of_loop.at, of_loop.advance), (&raw const cached, 0));
         }
+        assert!(loops_over_rows > 8);
         assert!(Prefetch::none().lines().next_line().is_none() && PrefetchLines::none().next_line().is_none());
     }
 

@@ -1,8 +1,9 @@
 //! Rows of any element type, widened to f32.
 
+use super::convert::load_from;
 use crate::element::{Element, with_elements};
 use crate::kv::run::{Run, with_run};
-use crate::simd::{Isa, Kernel, Simd, kernel};
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd, kernel};
 use crate::tensor::group::AnyGroupRows;
 use crate::tensor::matrix::{Matrix, Row};
 
@@ -65,10 +66,41 @@ kernel! {
     fn widen_rows<'a, S: Simd>(simd: S, rows: Run<'a>, to: &'a mut [f32]) {
         with_run!(rows, matrix => {
             assert!(to.len() == matrix.rows() * matrix.cols());
+            if !matrix.has_contiguous_rows() && matrix.transposed().has_contiguous_rows() {
+                return widen_columns(simd, matrix.transposed(), to);
+            }
             for (r, to) in to.chunks_exact_mut(matrix.cols().max(1)).enumerate() {
                 widen(simd, matrix.row(r), 1.0, to);
             }
         });
+    }
+}
+
+/// `to[r][c] = columns[c][r]`, without gaps. Square blocks are transposed in registers: one element at a time, decode took twelve
+/// to twenty times as long as from rows.
+#[inline(always)]
+fn widen_columns<S: Simd, T: Element>(simd: S, columns: Matrix<'_, T>, to: &mut [f32]) {
+    let (rows, cols) = (columns.cols(), columns.rows());
+    for first in (0..cols).step_by(S::LANES) {
+        let count = S::LANES.min(cols - first);
+        let mut block_columns: [&[T]; MAX_LANES] = [&[]; MAX_LANES];
+        for (n, column) in block_columns[..count].iter_mut().enumerate() {
+            *column = columns.row(first + n).as_slice().expect("columns without gaps");
+        }
+        for row in (0..rows).step_by(S::LANES) {
+            let mut block = [simd.zero(); MAX_LANES];
+            for n in 0..S::LANES {
+                if n < count {
+                    block[n] = load_from(simd, block_columns[n], row);
+                }
+            }
+            let block = simd.transpose(block);
+            for n in 0..S::LANES {
+                if row + n < rows {
+                    simd.store_part(&mut to[(row + n) * cols + first..][..count], block[n]);
+                }
+            }
+        }
     }
 }
 

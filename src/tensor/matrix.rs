@@ -71,6 +71,12 @@ impl<'a, T> Matrix<'a, T> {
         self.origin
     }
 
+    /// The same elements with rows as columns.
+    #[inline]
+    pub(crate) fn transposed(self) -> Self {
+        Matrix { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
     /// Rows `range.start` to `range.end`.
     ///
     /// # Panics
@@ -91,12 +97,6 @@ impl<'a, T> Matrix<'a, T> {
         assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
         let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.col_stride));
         Matrix { origin, cols: range.len(), ..*self }
-    }
-
-    /// Rows become columns.
-    #[inline]
-    pub(crate) fn transposed(self) -> Self {
-        Matrix { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
     /// # Panics

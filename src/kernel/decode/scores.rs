@@ -226,18 +226,24 @@ unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     let mut sums = [[simd.zero(); N]; R];
     let mut e = 0;
     while e < whole {
-        loop_prefetch.issue(simd, e / S::LANES, bytes);
-        let mut vectors = [simd.zero(); N];
-        for n in 0..N {
-            // SAFETY: e + LANES <= whole <= steps, so within the row.
-            vectors[n] = unsafe { multiply.load(simd, keys[n].wrapping_add(e)) };
+        let run = loop_prefetch.run((whole - e) / S::LANES, bytes);
+        let end = e + run * S::LANES;
+        while e < end {
+            loop_prefetch.issue(simd, e / S::LANES, bytes);
+            let mut vectors = [simd.zero(); N];
+            for n in 0..N {
+                // SAFETY: e + LANES <= end <= whole <= steps, so within the row.
+                vectors[n] = unsafe { multiply.load(simd, keys[n].wrapping_add(e)) };
+            }
+            // SAFETY: as above, and there are R queries (the caller's promise).
+            unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, e, &mut sums) };
+            e += S::LANES;
         }
-        // SAFETY: as above, and there are R queries (the caller's promise).
-        unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, e, &mut sums) };
-        e += S::LANES;
+        loop_prefetch.end_run(simd, run, bytes);
     }
     if whole < steps {
         loop_prefetch.issue(simd, whole / S::LANES, bytes);
+        loop_prefetch.end_run(simd, 1, bytes);
         let mut vectors = [simd.zero(); N];
         for n in 0..N {
             // SAFETY: the rest of the row: the caller's promise.

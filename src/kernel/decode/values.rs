@@ -156,26 +156,32 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
     }
     let bytes = N * S::LANES * size_of::<T>();
     let mut loop_prefetch = lines.for_loop(simd, count, bytes, at);
-    for j in 0..count {
-        loop_prefetch.issue(simd, j, bytes);
-        let mut vectors = [simd.zero(); N];
-        for (n, vector) in vectors.iter_mut().enumerate() {
-            // SAFETY: vector n of row j, or all of the row: the caller's promise.
-            *vector = unsafe {
-                match WHOLE {
-                    true => simd.load_as(at.wrapping_add(n * S::LANES)),
-                    false => simd.load_elements_part(std::slice::from_raw_parts(at, cols), 0.0),
-                }
-            };
-        }
-        for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the prob of key j in row r: the caller's promise.
-            let prob = simd.splat(unsafe { *probs.wrapping_add(r * from_stride + j) });
-            for (n, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.mul_add(prob, vectors[n], *sum);
+    let mut j = 0;
+    while j < count {
+        let run = loop_prefetch.run(count - j, bytes);
+        for j in j..j + run {
+            loop_prefetch.issue(simd, j, bytes);
+            let mut vectors = [simd.zero(); N];
+            for (n, vector) in vectors.iter_mut().enumerate() {
+                // SAFETY: vector n of row j, or all of the row: the caller's promise.
+                *vector = unsafe {
+                    match WHOLE {
+                        true => simd.load_as(at.wrapping_add(n * S::LANES)),
+                        false => simd.load_elements_part(std::slice::from_raw_parts(at, cols), 0.0),
+                    }
+                };
             }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: the prob of key j in row r: the caller's promise.
+                let prob = simd.splat(unsafe { *probs.wrapping_add(r * from_stride + j) });
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add(prob, vectors[n], *sum);
+                }
+            }
+            at = at.wrapping_offset(stride);
         }
-        at = at.wrapping_offset(stride);
+        loop_prefetch.end_run(simd, run, bytes);
+        j += run;
     }
     for (r, sums) in sums.into_iter().enumerate() {
         for (n, sum) in sums.into_iter().enumerate() {
