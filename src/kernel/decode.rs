@@ -145,7 +145,8 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         if extent.max == f32::NEG_INFINITY {
             // No row sees any of the keys, or the scores are NaN, and then the rows' sums are NaN already.
         } else if extent.hides && !values::all_finite(isa, values) {
-            values::add_visible_values(isa, values, (probs, buffers.kept_scores), out, tile_keys);
+            let out = (out, self.layout.width());
+            values::add_visible_values(isa, values, (probs, buffers.kept_scores), [tile_keys, 1], out);
         } else {
             let next = self.next.as_ref().map(|next| (next.values, &next.range));
             fill_prefetch(&mut self.prefetch, task.values, &keys, self.end, next);

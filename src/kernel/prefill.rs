@@ -23,6 +23,7 @@ pub(super) mod scores;
 pub(super) mod softmax;
 pub(super) mod values;
 
+use super::decode::values::add_visible_values;
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
 use super::output::TaskOutput;
@@ -37,12 +38,13 @@ use super::task::{Operands, Piece, TaskInput};
 use super::tile::modify_panel;
 use super::transpose::{transpose_into_lanes, transpose_pairs_into_lanes};
 use crate::element::ByElement;
-use finish::write_panel;
-use operands::{OperandBuffers, PackedValues, TileOperands, TileValues, score_steps};
+use crate::kv::run::Run;
+use finish::{write_panel, write_panel_rows};
+use operands::{OperandBuffers, TileOperands, TileValues, score_steps};
 use scores::PanelKeys;
-use softmax::softmax;
+use softmax::{Summed, softmax};
 use std::ops::Range;
-use values::add_values_in_place;
+use values::add_values_by_rows;
 
 /// The state of a prefill task between its tiles.
 pub(crate) struct Prefill<'t, 'a> {
@@ -54,8 +56,10 @@ pub(crate) struct Prefill<'t, 'a> {
     panels: &'t mut [Panel],
     /// `[panels][width][lanes]`.
     queries: &'t [f32],
-    /// `[panels][value_width][lanes]`.
+    /// `[panels][value_width][lanes]`, or if `by_rows`, `[panels][lanes][value_dim]`.
     out: &'t mut [f32],
+    /// Whether the rows of the values' product are queries; see [`sums_by_rows`].
+    by_rows: bool,
     operands: OperandBuffers<'t>,
     buffers: PanelBuffers<'t>,
 }
@@ -98,7 +102,8 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         let width = round_up_lanes(score_steps(task));
         let layout = Layout { width, value_width: round_up_lanes(task.value_dim()), panel_lanes };
         let tile_rows = round_up_lanes(task.tile_keys);
-        let [keys, values, packed_values] = OperandBuffers::lens(task);
+        let by_rows = sums_by_rows(task, panels.len(), &piece.keys);
+        let [keys, values, packed_values] = OperandBuffers::lens(task, by_rows);
         let [queries, out, keys, values, packed_values, scores, kept_scores, tensor_rows, row_buffer] =
             floats.buffers([
                 panels.len() * layout.width * panel_lanes,
@@ -122,26 +127,27 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
             panels,
             queries,
             out,
+            by_rows,
             operands: OperandBuffers { keys, values, packed_values },
             buffers: PanelBuffers { scores, kept_scores, tensor_rows, row_buffer },
         }
     }
 
     fn step(&mut self, keys: Range<usize>) {
-        let Prefill { task, layout, panels, queries, out, operands, buffers, .. } = self;
+        let Prefill { task, layout, panels, queries, out, by_rows, operands, buffers, .. } = self;
         let mut prefetch = if keys.end < self.end {
             let next_end = (keys.end + task.tile_keys).min(self.end);
             prefetch_keys(task, keys.end..next_end)
         } else {
             std::mem::replace(&mut self.last_prefetch, Prefetch::none())
         };
-        let mut tile = Tile { operands: TileOperands::new(task, keys.clone(), panels.len(), operands), keys };
-        prefetch.spread(panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &tile.keys)).sum());
+        let tile = Tile { operands: TileOperands::new(task, keys.clone(), (panels.len(), *by_rows), operands), keys };
+        prefetch.spread(panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &tile.keys, *by_rows)).sum());
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
             if let Some(scores) = panel_scores(task, &tile, panel, queries, buffers, &mut prefetch) {
-                add_panel_values(task, &mut tile, panel, scores, out, buffers, &mut prefetch);
+                add_panel_values(task, &tile, panel, scores, out, buffers, &mut prefetch);
             }
         }
     }
@@ -149,8 +155,13 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
     fn finish(self, output: &mut TaskOutput<'_>) {
         for (p, Panel { lanes, state, .. }) in self.panels.iter().enumerate() {
             output.write_lse(lanes.rows.clone(), |lane| state.lse(lane));
-            let panel = (&self.out[self.layout.out(p, lanes.count)], lanes.count);
-            write_panel(self.task.isa, &mut output.values, lanes.rows.clone(), panel, state, self.buffers.row_buffer);
+            let (isa, rows, out) = (self.task.isa, lanes.rows.clone(), &mut self.out[self.layout.out(p, lanes.count)]);
+            if self.by_rows {
+                write_panel_rows(isa, &mut output.values, rows, out, state);
+            } else {
+                let panel = (&*out, lanes.count);
+                write_panel(isa, &mut output.values, rows, panel, state, self.buffers.row_buffer);
+            }
         }
     }
 }
@@ -160,10 +171,10 @@ impl Prefill<'_, '_> {
     /// with the keys that the panel sees by position, the scores, `[keys][lanes]`, and the number of lanes; does not call it if
     /// the panel sees no key.
     pub(crate) fn visit_scores(&mut self, keys: Range<usize>, visit: impl FnOnce(Range<usize>, &[f32], usize)) {
-        let Prefill { task, layout, panels, queries, operands, buffers, .. } = self;
+        let Prefill { task, layout, panels, queries, by_rows, operands, buffers, .. } = self;
         let [panel] = &**panels else { unreachable!("a task of {} panels", panels.len()) };
         let lanes = panel.lanes.count;
-        let tile = Tile { operands: TileOperands::new(task, keys.clone(), 1, operands), keys };
+        let tile = Tile { operands: TileOperands::new(task, keys.clone(), (1, *by_rows), operands), keys };
         let queries = &queries[layout.queries(0, lanes)];
         if let Some(PanelScores { seen, .. }) =
             panel_scores(task, &tile, panel, queries, buffers, &mut Prefetch::none())
@@ -171,6 +182,15 @@ impl Prefill<'_, '_> {
             visit(seen.clone(), &buffers.scores[..seen.len() * lanes], lanes);
         }
     }
+}
+
+/// Whether the rows of the values' product are queries: where values are whole vectors, and
+///
+/// * there is one panel. Packing a tile of values takes a quarter as long as a panel's product, and no other panel would use it.
+/// * or there is one tile of `keys`. The sums are then written without being transposed.
+fn sums_by_rows(task: &TaskInput<'_>, panels: usize, keys: &Range<usize>) -> bool {
+    let one_tile = keys.end <= (keys.start / task.tile_keys + 1) * task.tile_keys;
+    task.value_dim().is_multiple_of(task.isa.lanes()) && (panels == 1 || one_tile)
 }
 
 /// Transposes a panel's queries into lanes.
@@ -228,10 +248,15 @@ fn score_parts(task: &TaskInput<'_>, keys: usize, lanes: usize) -> usize {
 }
 
 /// Parts of a panel's products over a tile that can prefetch the next tile: all but those that prefetch bias and mask.
-fn next_tile_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>) -> usize {
+fn next_tile_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>, by_rows: bool) -> usize {
     let keys = lanes.cover.seen(tile).len();
     let scores = if task.has_score_tensors() { 0 } else { score_parts(task, keys, lanes.count) };
-    let products = task.value_dim().div_ceil(panel_product_rows(task.isa, lanes.count));
+    let full = panel_lanes(task.isa);
+    let products = if by_rows {
+        task.value_dim().div_ceil(full) * lanes.rows.len().div_ceil(panel_product_rows(task.isa, full))
+    } else {
+        task.value_dim().div_ceil(panel_product_rows(task.isa, lanes.count))
+    };
     scores + products * prefetch_parts(keys)
 }
 
@@ -293,7 +318,7 @@ fn panel_scores(
 /// Turns the scores of a panel into probs, and adds the values times the probs to the output.
 fn add_panel_values(
     task: &TaskInput<'_>,
-    tile: &mut Tile<'_>,
+    tile: &Tile<'_>,
     panel: &mut Panel,
     PanelScores { seen, max }: PanelScores,
     out: &mut [f32],
@@ -311,19 +336,46 @@ fn add_panel_values(
     if !tile.operands.values.are_finite() {
         kept.copy_from_slice(scores);
     }
-    softmax(isa, scores, &max[..lanes], &mut panel.state, if is_first { &mut [] } else { &mut *out });
+    let width = task.value_dim();
+    let summed = match (is_first, &tile.operands.values) {
+        (true, _) => Summed::Nothing,
+        (false, TileValues::Packed(_)) => Summed::Lanes(&mut *out),
+        (false, TileValues::Rows(_)) => Summed::Rows(&mut out[..panel.lanes.rows.len() * width], width),
+    };
+    softmax(isa, scores, &max[..lanes], &mut panel.state, summed);
     let probs = &*scores;
 
     // Values.
-    match &mut tile.operands.values {
+    match tile.operands.values {
         TileValues::Packed(values) => values.add(isa, first, (probs, kept), (out, is_first), lanes, prefetch),
-        TileValues::InPlace(values, packed) => {
+        TileValues::Rows(values) => {
             let values = values.slice_rows(first..first + seen.len());
-            if !add_values_in_place(isa, values, probs, buffers.row_buffer, (&mut *out, is_first), lanes, prefetch) {
-                let values = PackedValues::new(isa, values, packed);
-                values.add(isa, 0, (probs, kept), (out, is_first), lanes, prefetch);
-            }
+            let (probs, sums) = ((probs, &*kept), &mut *buffers.row_buffer);
+            add_rows(task, panel, (values, seen), probs, (out, is_first), sums, prefetch);
         }
+    }
+}
+
+/// Adds values by rows. If sums are not finite, adds the values of the keys that each query sees.
+fn add_rows(
+    task: &TaskInput<'_>,
+    panel: &Panel,
+    (values, seen): (Run<'_>, Range<usize>),
+    (probs, scores): (&[f32], &[f32]),
+    (out, is_first): (&mut [f32], bool),
+    sums: &mut [f32],
+    prefetch: &mut Prefetch,
+) {
+    let (isa, lanes) = (task.isa, &panel.lanes);
+    if add_values_by_rows(isa, (values, seen), (probs, lanes), (&mut *out, is_first), sums, prefetch) {
+        return;
+    }
+    let width = task.value_dim();
+    let len = lanes.rows.len() * width;
+    sums[..len].fill(0.0);
+    add_visible_values(isa, values, (probs, scores), [1, lanes.count], (&mut sums[..len], width));
+    for (out, sum) in out.iter_mut().zip(&sums[..len]) {
+        *out = if is_first { *sum } else { *out + sum };
     }
 }
 

@@ -1,9 +1,10 @@
 //! `out = O / l`: divides a panel by its sums and writes it as rows.
 
 use crate::element::{Element, with_elements};
+use crate::kernel::convert::store_row;
 use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::state::PanelState;
-use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd, kernel};
 use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use std::ops::Range;
 
@@ -69,6 +70,50 @@ fn write_rows<S: Simd, T: Element>(
     finish_rows::<S, f32>(simd, panel, state, &mut slices[..count]);
     for (mut row, buffer) in to.rows_mut(rows).zip(row_buffer.chunks_exact(width)) {
         row.fill_from(buffer.iter().map(|&value| T::from_f32(value)));
+    }
+}
+
+kernel! {
+    /// As [`write_panel`], for a panel by rows: `[rows][value_dim]`, whole vectors. Leaves it divided.
+    pub(crate) fn write_panel_rows<'a, 'r, S: Simd>(
+        simd: S,
+        to: &'a mut AnyGroupRowsMut<'r>,
+        rows: Range<usize>,
+        panel: &'a mut [f32],
+        state: &'a PanelState,
+    ) {
+        with_elements!(to, to => divide_rows(simd, to, rows, panel, state));
+    }
+}
+
+#[inline(always)]
+fn divide_rows<S: Simd, T: Element>(
+    simd: S,
+    to: &mut GroupRowsMut<'_, T>,
+    rows: Range<usize>,
+    panel: &mut [f32],
+    state: &PanelState,
+) {
+    let mut factors = [0.0; MAX_PANEL_LANES];
+    for (factors, sums) in factors.chunks_exact_mut(S::LANES).zip(state.sum.chunks_exact(S::LANES)) {
+        simd.store_slice(factors, simd.div(simd.splat(1.0), simd.load_slice(sums)));
+    }
+    let width = to.cols();
+    for (lane, row) in to.rows_mut(rows).enumerate() {
+        let values = &mut panel[lane * width..][..width];
+        if state.sum[lane] == 0.0 {
+            values.fill(0.0);
+        } else {
+            let factor = simd.splat(factors[lane]);
+            for out in values.chunks_exact_mut(S::LANES) {
+                // Adding +0 turns -0 into +0, as in `finish_rows`.
+                simd.store_slice(out, simd.mul(simd.add(simd.load_slice(out), simd.zero()), factor));
+            }
+        }
+        match row.into_mut_slice() {
+            Ok(row) => store_row(simd, row, values),
+            Err(mut row) => row.fill_from(values.iter().map(|&value| T::from_f32(value))),
+        }
     }
 }
 
