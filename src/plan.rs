@@ -81,6 +81,10 @@ pub struct Plan {
     split_tasks: bool,
     /// The blocks that the rows of each key/value head are divided into: of rows (decode) or panels (prefill).
     blocks: EvenBlocks,
+    /// The runs that key/value heads with the same spans are divided into, and the number of these heads: all, or those of one
+    /// batch. A task computes the heads of a run.
+    head_runs: EvenBlocks,
+    alike_heads: usize,
     threads: Threads,
     /// Multiply-adds of all pairs of query and key, hidden ones included.
     work: usize,
@@ -95,12 +99,12 @@ impl Plan {
             let decode = tuning::suits_decode(rows, &problem.dims, isa.level(), halves, operands);
             if decode { Form::Decode } else { Form::Prefill }
         });
-        Self::of_form(problem.dims, isa, form, operands, threads)
+        Self::of_form(problem, isa, form, operands, threads)
     }
 
     /// The plan for scores as an output: the prefill form, from f32.
     pub(crate) fn for_scores(problem: &Problem<'_>, isa: Isa, threads: Threads) -> Self {
-        Self::of_form(problem.dims, isa, Form::Prefill, Operands::F32, threads)
+        Self::of_form(problem, isa, Form::Prefill, Operands::F32, threads)
     }
 
     /// The same plan for tensors of other types: the operands follow from the types.
@@ -113,7 +117,8 @@ impl Plan {
         Self::new(problem, self.isa, form, self.threads)
     }
 
-    fn of_form(dims: Dims, isa: Isa, form: Form, operands: Operands, threads: Threads) -> Self {
+    fn of_form(problem: &Problem<'_>, isa: Isa, form: Form, operands: Operands, threads: Threads) -> Self {
+        let dims = problem.dims;
         let rows = dims.rows();
         let heads = dims.batch.saturating_mul(dims.heads_kv);
         let (tile_keys, blocks) = match form {
@@ -128,6 +133,9 @@ impl Plan {
         let partial = PartialLayout::new(rows.min(DECODE_TASK_ROWS), dims.value_dim).len();
         let partials =
             [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
+        let work = multiply_adds(&dims);
+        let alike_heads = if problem.sequences.are_alike() { heads } else { dims.heads_kv };
+        let task_heads = tuning::task_heads(work / heads.max(1), heads.saturating_mul(blocks.count));
         Plan {
             isa,
             form,
@@ -136,8 +144,10 @@ impl Plan {
             tile_keys,
             split_tasks: form == Form::Decode && worth_splitting && partials <= MAX_PARTIALS,
             blocks,
+            head_runs: EvenBlocks::new(alike_heads, task_heads),
+            alike_heads,
             threads,
-            work: multiply_adds(&dims),
+            work,
         }
     }
 
@@ -174,7 +184,8 @@ impl Plan {
         (self.form == Form::Decode).then_some(SPLIT_KEYS)
     }
 
-    /// The number of tasks, which can be computed in parallel. A mask may leave some of them without keys.
+    /// The number of tasks, which can be computed in parallel. A task has one key/value head, or several small ones. A mask may
+    /// leave some tasks without keys.
     pub fn tasks(&self) -> usize {
         let splits = if self.split_tasks { self.splits() } else { 1 };
         self.listed_tasks().saturating_mul(splits)
@@ -183,7 +194,21 @@ impl Plan {
     /// The number of tasks in the list, where all splits are one.
     pub(crate) fn listed_tasks(&self) -> usize {
         // Saturating: a problem without an output may have any dimensions.
-        self.dims.batch.saturating_mul(self.dims.heads_kv).saturating_mul(self.blocks.count)
+        let heads = self.dims.batch.saturating_mul(self.dims.heads_kv);
+        let runs = heads.checked_div(self.alike_heads).unwrap_or(0).saturating_mul(self.head_runs.count);
+        runs.saturating_mul(self.blocks.count)
+    }
+
+    /// The key/value heads with the same spans, counted through all batches: all heads, or one batch after the other.
+    pub(crate) fn alike_heads(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (heads, alike) = (self.dims.batch.saturating_mul(self.dims.heads_kv), self.alike_heads);
+        (0..heads).step_by(alike.max(1)).map(move |first| first..first + alike)
+    }
+
+    /// The runs of heads that tasks compute, of `alike`, one of [`alike_heads`](Self::alike_heads).
+    pub(crate) fn head_runs(&self, alike: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let runs = self.head_runs;
+        (0..runs.count).map(move |n| alike.start + runs.start(n)..alike.start + runs.start(n + 1))
     }
 
     /// Whether the work is large enough for several threads and [`Threads`] allows them.

@@ -49,17 +49,29 @@ pub(crate) fn run_scheduled(
     Scratch::grow_to_largest(scratch);
 }
 
-/// Computes a task and writes its rows.
-fn compute(claims: &TaskClaims<'_>, claimed: ClaimedTask<'_>, scratch: &mut Scratch) {
-    let (problem, plan) = (claims.problem(), claims.plan());
-    let ClaimedTask { task, next, mut output, .. } = claimed;
-    let input = task.input(problem, plan);
-    let next = next.map(|next| next.input(problem, plan));
-    let next = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
-    let piece = Piece { task: &input, keys: input.span.clone() };
+/// Computes a task, one head after the other, and writes its rows.
+fn compute(claims: &TaskClaims<'_>, mut claimed: ClaimedTask<'_>, scratch: &mut Scratch) {
+    let (problem, plan, task) = (claims.problem(), claims.plan(), claimed.task);
+    let mut input = task.input(problem, plan, task.heads.start);
     match task.form {
-        Form::Prefill => compute_as::<Prefill<'_, '_>>(piece, next, plan, &mut output, scratch),
-        Form::Decode => compute_as::<Decode<'_, '_>>(piece, next, plan, &mut output, scratch),
+        Form::Prefill => Prefill::list_rows(&input, scratch),
+        Form::Decode => Decode::list_rows(&input, scratch),
+    }
+    for head in task.heads.clone() {
+        let next = match claimed.next {
+            _ if head + 1 < task.heads.end => Some(task.input(problem, plan, head + 1)),
+            next => next.map(|next| next.input(problem, plan, next.heads.start)),
+        };
+        let next_piece = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
+        let piece = Piece { task: &input, keys: input.span.clone() };
+        let mut output = claimed.output(head);
+        match task.form {
+            Form::Prefill => compute_as::<Prefill<'_, '_>>(piece, next_piece, plan, &mut output, scratch),
+            Form::Decode => compute_as::<Decode<'_, '_>>(piece, next_piece, plan, &mut output, scratch),
+        }
+        if let Some(next) = next {
+            input = next; // the next head, if it is not the last
+        }
     }
 }
 

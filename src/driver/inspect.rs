@@ -7,9 +7,10 @@ use super::schedule::Schedule;
 use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::form::FormKernel;
+use crate::kernel::output::TaskOutput;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
-use crate::kernel::task::Piece;
+use crate::kernel::task::{Piece, TaskInput};
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::score::Unit;
@@ -34,23 +35,37 @@ pub(crate) fn run(
     work_through(plan, scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
 }
 
-/// Writes the rows of a task, panel by panel.
+/// Writes the rows of a task, head by head.
 fn write_scores(
     claims: &TaskClaims<'_>,
-    claimed: ClaimedTask<'_>,
+    mut claimed: ClaimedTask<'_>,
     finish_row: fn(Isa, &mut [f32]),
     scratch: &mut Scratch,
 ) {
     let (problem, plan) = (claims.problem(), claims.plan());
     let seq_kv = problem.dims.seq_kv;
-    let ClaimedTask { task, mut output, .. } = claimed;
-    let task = task.input(problem, plan).in_unit(Unit::Natural, problem.scale);
+    for head in claimed.task.heads.clone() {
+        let task = claimed.task.input(problem, plan, head).in_unit(Unit::Natural, problem.scale);
+        write_head(&task, plan, seq_kv, finish_row, &mut claimed.output(head), scratch);
+    }
+}
+
+/// Writes the rows of a head, panel by panel.
+fn write_head(
+    task: &TaskInput<'_>,
+    plan: &Plan,
+    seq_kv: usize,
+    finish_row: fn(Isa, &mut [f32]),
+    output: &mut TaskOutput<'_>,
+    scratch: &mut Scratch,
+) {
     for start in (0..task.rows).step_by(plan.tile_rows()) {
         let rows = start..(start + plan.tile_rows()).min(task.rows);
         let panel = task.slice(rows.clone());
         // Keys outside the span are hidden, and no tile has them.
         let mut whole_rows = vec![f32::NEG_INFINITY; rows.len() * seq_kv];
         let piece = Piece { task: &panel, keys: task.span.clone() };
+        Prefill::list_rows(&panel, scratch);
         let mut kernel = Prefill::load(piece, None, None, scratch);
         for tile in plan.tiles_of(task.span.clone()) {
             kernel.visit_scores(tile, |keys, scores, lanes| {

@@ -46,14 +46,14 @@ pub(super) struct TaskClaims<'a> {
     next: AtomicUsize,
 }
 
-/// A claimed task.
+/// A claimed task: the only one with the right to write its rows.
 pub(super) struct ClaimedTask<'c> {
+    claims: &'c TaskClaims<'c>,
     /// Its index in the schedule.
     pub(super) index: usize,
     pub(super) task: &'c Task,
     /// The task that this worker most likely claims next. Another worker may be faster.
     pub(super) next: Option<&'c Task>,
-    pub(super) output: TaskOutput<'c>,
 }
 
 impl<'c> Claims<'c> for TaskClaims<'_> {
@@ -63,9 +63,20 @@ impl<'c> Claims<'c> for TaskClaims<'_> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
         let task = self.schedule.tasks().get(index)?;
         let next = self.schedule.tasks().get(self.next.load(Ordering::Relaxed));
-        // SAFETY: the counter has given this index once, and each row is in one task of a schedule (its invariant).
-        let output = unsafe { self.rows_of(task) };
-        Some(ClaimedTask { index, task, next, output })
+        Some(ClaimedTask { claims: self, index, task, next })
+    }
+}
+
+impl ClaimedTask<'_> {
+    /// The output rows of key/value head `head`.
+    ///
+    /// # Panics
+    /// If the head is not one of the task's.
+    pub(super) fn output(&mut self, head: usize) -> TaskOutput<'_> {
+        assert!(self.task.heads.contains(&head), "head {head} of {:?}", self.task.heads);
+        // SAFETY: the counter has given the task's index once, so there is one claim of it, and each row is in one task of a
+        // schedule (its invariant). The claim is borrowed mutably while the result lives.
+        unsafe { self.claims.rows_of(self.task, head) }
     }
 }
 
@@ -78,12 +89,14 @@ impl TaskClaims<'_> {
         self.plan
     }
 
-    /// The output rows of a task.
+    /// The output rows of key/value head `head` of a task.
     ///
     /// # Safety
     /// * while the result lives, there is no other result with any of these rows
-    unsafe fn rows_of(&self, task: &Task) -> TaskOutput<'_> {
-        let (b, heads, rows) = (task.batch, task.heads(self.problem), task.rows.clone());
+    unsafe fn rows_of(&self, task: &Task, head: usize) -> TaskOutput<'_> {
+        let dims = &self.problem.dims;
+        let (b, head_kv) = dims.batch_and_head(head);
+        let (heads, rows) = (dims.group_heads(head_kv), task.rows.clone());
         // SAFETY: the caller's promise.
         unsafe {
             let lse = self.output.lse.as_ref();

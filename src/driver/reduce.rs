@@ -1,7 +1,7 @@
 //! Splits the keys of a task between workers, if there are too few tasks for the threads. Each split of the keys gives a
 //! partial result. The partial results of a task are then merged in the order of the keys.
 //!
-//! The bits are those of a task that computes all its splits itself.
+//! A task has one head here, because there are few. The bits are those of a task that computes all its splits itself.
 
 #![forbid(unsafe_code)]
 
@@ -67,9 +67,10 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
     let memory = &*memory;
     work_through(plan, &mut scratch[..workers], claims, &|mut claimed, scratch| {
         let own = &memory[claimed.index * partials.task_len()..][..partials.task_len()];
-        let input = claimed.task.input(problem, plan);
+        let head = claimed.task.heads.start;
+        let input = claimed.task.input(problem, plan, head);
         let splits = plan.splits_of(&claimed.task.keys).map(|split| &own[split * partials.slot..][..partials.slot]);
-        reduce(&input, splits, scratch, &mut claimed.output);
+        reduce(&input, splits, scratch, &mut claimed.output(head));
     });
     Scratch::grow_to_largest(scratch);
 }
@@ -89,7 +90,7 @@ fn compute_splits(
         let first = index % partials.claims() * partials.splits_per_claim;
         let seen = plan.splits_of(&task.keys);
         let splits = first.max(seen.start)..(first + partials.splits_per_claim).min(seen.end);
-        (!splits.is_empty()).then(|| (task.input(problem, plan), splits, first))
+        (!splits.is_empty()).then(|| (task.input(problem, plan, task.heads.start), splits, first))
     };
     let keys_of = |splits: &Range<usize>, span: &Range<usize>| {
         plan.split_of(splits.start, span).start..plan.split_of(splits.end - 1, span).end
@@ -98,6 +99,7 @@ fn compute_splits(
     let next = of_claim(next);
     let next = next.as_ref().map(|(task, splits, _)| Piece { task, keys: keys_of(splits, &task.span) });
     let piece = Piece { task: &task, keys: keys_of(&splits, &task.span) };
+    Decode::list_rows(&task, scratch);
     let mut kernel = Decode::load(piece, next, None, scratch);
     for split in splits {
         for tile in plan.tiles_of(plan.split_of(split, &task.span)) {

@@ -1,4 +1,4 @@
-//! The list of tasks: one for each batch, key/value head, and block of rows.
+//! The list of tasks: one for each run of key/value heads, and block of rows.
 
 #![forbid(unsafe_code)]
 
@@ -7,14 +7,14 @@ use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
 
-/// A block of rows of one key/value head, and its span of keys.
+/// A block of rows of some key/value heads, one head or several small ones, and its span of keys.
 ///
 /// Row `r` is query `r / group` of head `head_kv * group + r % group`: neighbouring rows have nearly the same position, so the
 /// rows of a tile see nearly the same keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Task {
-    pub(super) batch: usize,
-    pub(super) head_kv: usize,
+    /// The key/value heads, counted through all batches. Their rows have the same spans.
+    pub(super) heads: Range<usize>,
     pub(super) rows: Range<usize>,
     /// The span: no row of the task sees a key outside it.
     pub(super) keys: Range<usize>,
@@ -31,23 +31,24 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// Lists the tasks of `plan`: each batch, key/value head and block of rows once. The blocks are a partition of the rows.
+    /// Lists the tasks of `plan`: each key/value head and block of rows once. The runs of heads are a partition of the heads, the
+    /// blocks one of the rows.
     pub(crate) fn fill(&mut self, problem: &Problem<'_>, plan: &Plan) {
         self.tasks.clear();
         let dims = &problem.dims;
-        if dims.rows() == 0 {
+        if dims.rows() == 0 || dims.heads_kv == 0 {
             return; // without rows there are no tasks, and the number of batches is not limited
         }
         let group = dims.group();
-        for batch in 0..dims.batch {
-            let sequence = problem.sequences.get(batch);
+        for alike in plan.alike_heads() {
+            let sequence = problem.sequences.get(alike.start / dims.heads_kv);
             for block in 0..plan.blocks() {
                 let rows = plan.block_rows(block);
                 // The heads of a group have the same positions.
                 let queries = rows.start / group..rows.end.div_ceil(group);
                 let keys = union(queries.map(|i| problem.mask.span(&sequence, i)));
-                for head_kv in 0..dims.heads_kv {
-                    self.tasks.push(Task { batch, head_kv, rows: rows.clone(), keys: keys.clone(), form: plan.form() });
+                for heads in plan.head_runs(alike.clone()) {
+                    self.tasks.push(Task { heads, rows: rows.clone(), keys: keys.clone(), form: plan.form() });
                 }
             }
         }
@@ -55,12 +56,8 @@ impl Schedule {
         // order of memory.
         self.tasks.sort_unstable_by_key(|task| {
             // Saturating, because the number of broadcast keys is not limited.
-            (
-                std::cmp::Reverse(task.rows.len().saturating_mul(task.keys.len())),
-                task.batch,
-                task.head_kv,
-                task.rows.start,
-            )
+            let pairs = [task.rows.len(), task.keys.len()].into_iter().fold(task.heads.len(), usize::saturating_mul);
+            (std::cmp::Reverse(pairs), task.heads.start, task.rows.start)
         });
     }
 

@@ -11,15 +11,10 @@ use crate::score::{Unit, query_factor};
 use crate::tensor::group::AnyGroupRows;
 
 impl Task {
-    /// The query heads of the task's group.
-    pub(super) fn heads(&self, problem: &Problem<'_>) -> std::ops::Range<usize> {
-        let group = problem.dims.group();
-        self.head_kv * group..(self.head_kv + 1) * group
-    }
-
-    /// The kernel's input of the task.
-    pub(super) fn input<'a>(&self, problem: &'a Problem<'a>, plan: &Plan) -> TaskInput<'a> {
-        let (b, heads) = (self.batch, self.heads(problem));
+    /// The kernel's input of key/value head `head`, which is one of the task's.
+    pub(super) fn input<'a>(&self, problem: &'a Problem<'a>, plan: &Plan, head: usize) -> TaskInput<'a> {
+        let (b, head_kv) = problem.dims.batch_and_head(head);
+        let heads = problem.dims.group_heads(head_kv);
         let rows = self.rows.clone();
         TaskInput {
             isa: plan.isa(),
@@ -28,8 +23,8 @@ impl Task {
             factor: query_factor(problem.scale, problem.score_mods.softcap, Unit::Log2),
             tile_keys: plan.tile_keys(),
             queries: AnyGroupRows::new(&problem.q, b, heads.clone()).slice(rows.clone()),
-            keys: Run::new(&problem.k, b, self.head_kv),
-            values: Run::new(&problem.v, b, self.head_kv),
+            keys: Run::new(&problem.k, b, head_kv),
+            values: Run::new(&problem.v, b, head_kv),
             span: self.keys.clone(),
             sequence: problem.sequences.get(b),
             first_head: heads.start,

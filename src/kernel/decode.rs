@@ -85,6 +85,11 @@ struct RowBuffers<'t> {
 }
 
 impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
+    fn list_rows(task: &TaskInput<'_>, scratch: &mut Scratch) {
+        scratch.row_spans.clear();
+        scratch.row_spans.extend((0..task.rows).map(|n| LaneSpans::new(task, n..n + 1, 1)));
+    }
+
     fn load(
         piece: Piece<'t, 'a>,
         next: Option<Piece<'_, 'a>>,
@@ -107,8 +112,6 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         ]);
         let layout = PartialLayout::new(rows, task.value_dim());
         let [total, split] = partials.buffers([layout.len(), layout.len()]);
-        row_spans.clear();
-        row_spans.extend((0..rows).map(|n| LaneSpans::new(task, n..n + 1, 1)));
         Decode {
             task,
             end: keys.end,

@@ -34,6 +34,7 @@ use super::row_scores::scores_from_f32;
 use super::score_tensors::PanelTensors;
 use super::scratch::Scratch;
 use super::shape::{MAX_PANEL_LANES, panel_lanes, panel_product_rows, round_up_lanes};
+use super::state::PanelState;
 use super::task::{Operands, Piece, TaskInput};
 use super::tile::modify_panel;
 use super::transpose::{transpose_into_lanes, transpose_pairs_into_lanes};
@@ -89,6 +90,10 @@ pub(super) struct PanelScores {
 }
 
 impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
+    fn list_rows(task: &TaskInput<'_>, scratch: &mut Scratch) {
+        list_panels(task, &mut scratch.panels);
+    }
+
     fn load(
         piece: Piece<'t, 'a>,
         next: Option<Piece<'_, 'a>>,
@@ -97,7 +102,6 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
     ) -> Self {
         let task = piece.task;
         let Scratch { tile: floats, panels, .. } = scratch;
-        list_panels(task, panels);
         let panel_lanes = panel_lanes(task.isa);
         let width = round_up_lanes(score_steps(task));
         let layout = Layout { width, value_width: round_up_lanes(task.value_dim()), panel_lanes };
@@ -193,8 +197,9 @@ fn sums_by_rows(task: &TaskInput<'_>, panels: usize, keys: &Range<usize>) -> boo
     task.value_dim().is_multiple_of(task.isa.lanes()) && (panels == 1 || one_tile)
 }
 
-/// Transposes a panel's queries into lanes.
+/// Starts a panel: transposes its queries into lanes.
 fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], row_buffer: &mut [f32]) {
+    (panel.state, panel.started, panel.f32_lanes) = (PanelState::EMPTY, false, 0);
     let to = (to, panel.lanes.count);
     match (task.operands, task.queries.slice(panel.lanes.rows.clone())) {
         (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
