@@ -41,11 +41,7 @@ impl<const N: usize> LaneSpans<N> {
     }
 
     /// The smallest run of `keys` that holds what the lanes `lanes`, which have rows, see of them, counted from the first key.
-    #[inline]
     pub(crate) fn seen_by(&self, lanes: Range<usize>, keys: &Range<usize>) -> Range<usize> {
-        if self.cover.is_full(keys) {
-            return 0..keys.len();
-        }
         let within =
             |&(start, end): &(usize, usize)| start.clamp(keys.start, keys.end)..end.clamp(keys.start, keys.end);
         let seen = union(self.spans[lanes].iter().map(within));

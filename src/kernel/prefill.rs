@@ -138,20 +138,21 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
     }
 
     fn step(&mut self, keys: Range<usize>) {
-        let Prefill { task, layout, panels, queries, out, by_rows, operands, buffers, .. } = self;
-        let mut prefetch = if keys.end < self.end {
-            let next_end = (keys.end + task.tile_keys).min(self.end);
-            prefetch_keys(task, keys.end..next_end)
+        let Prefill { task, end, last_prefetch, layout, panels, queries, out, by_rows, operands, buffers } = self;
+        let mut next_tile;
+        let prefetch = if keys.end < *end {
+            next_tile = prefetch_keys(task, keys.end..(keys.end + task.tile_keys).min(*end));
+            &mut next_tile
         } else {
-            std::mem::replace(&mut self.last_prefetch, Prefetch::none())
+            last_prefetch
         };
         let tile = Tile { operands: TileOperands::new(task, keys.clone(), (panels.len(), *by_rows), operands), keys };
         prefetch.spread(panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &tile.keys, *by_rows)).sum());
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
-            if let Some(scores) = panel_scores(task, &tile, panel, queries, buffers, &mut prefetch) {
-                add_panel_values(task, &tile, panel, scores, out, buffers, &mut prefetch);
+            if let Some(scores) = panel_scores(task, &tile, panel, queries, buffers, prefetch) {
+                add_panel_values(task, &tile, panel, scores, out, buffers, prefetch);
             }
         }
     }
@@ -188,13 +189,18 @@ impl Prefill<'_, '_> {
     }
 }
 
+/// Keys whose values are read in place by several panels. The same columns of 64 rows of 256 bytes fit the L1 cache beside the
+/// probs. (With 128 rows, which take all ways of their sets, the product took a tenth longer than from packed values, and a
+/// twentieth with copies that lie better.)
+const IN_PLACE_KEYS: usize = 64;
+
 /// Whether the rows of the values' product are queries: where values are whole vectors, and
 ///
 /// * there is one panel. Packing a tile of values takes a quarter as long as a panel's product, and no other panel would use it.
-/// * or there is one tile of `keys`. The sums are then written without being transposed.
+/// * or there are few keys. Then writing the sums as they are saves more than packing the values: a transpose of each panel.
 fn sums_by_rows(task: &TaskInput<'_>, panels: usize, keys: &Range<usize>) -> bool {
-    let one_tile = keys.end <= (keys.start / task.tile_keys + 1) * task.tile_keys;
-    task.value_dim().is_multiple_of(task.isa.lanes()) && (panels == 1 || one_tile)
+    let few_keys = keys.len() <= IN_PLACE_KEYS && keys.end <= (keys.start / task.tile_keys + 1) * task.tile_keys;
+    task.value_dim().is_multiple_of(task.isa.lanes()) && (panels == 1 || few_keys)
 }
 
 /// Starts a panel: transposes its queries into lanes.
@@ -295,7 +301,8 @@ fn panel_scores(
         prefetch.spread(score_parts(task, seen.len(), lanes));
     }
     let prefetch = tensor_prefetch.as_mut().unwrap_or(prefetch);
-    let mods = LaneMods::new(task, &panel.lanes, &seen);
+    let modified = task.has_score_mods() || !panel.lanes.cover.is_full(&seen);
+    let mods = modified.then(|| LaneMods::new(task, &panel.lanes, &seen));
 
     // Scores. In the part that every lane sees, no pair has to be compared with bounds.
     let scores = &mut buffers.scores[..seen.len() * lanes];
@@ -303,17 +310,17 @@ fn panel_scores(
     for part in panel.lanes.cover.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
         let scores = &mut scores[(part.start - seen.start) * lanes..(part.end - seen.start) * lanes];
         let keys = tile.operands.keys.slice_rows(part.start - tile.keys.start..part.end - tile.keys.start);
-        let mods = mods.part(&part, None);
         let tensors = tensors.as_ref().map(|tensors| (tensors, part.start - seen.start));
-        let changes = !mods.is_none() || tensors.is_some();
-        let scores_max = if changes { &mut raw_max[..lanes] } else { &mut max[..lanes] };
+        let mods = mods.as_ref().map(|mods| mods.part(&part, None));
+        let mods = mods.filter(|mods| !mods.is_none() || tensors.is_some());
+        let scores_max = if mods.is_some() { &mut raw_max[..lanes] } else { &mut max[..lanes] };
         if panel.f32_lanes == 0 {
             scores::scores(isa, keys, queries, scores, scores_max, prefetch);
         } else {
             let buffers = (&mut *buffers.kept_scores, &mut *buffers.row_buffer);
             scores_with_f32_lanes(task, panel, (keys, queries), scores, scores_max, buffers);
         }
-        if changes {
+        if let Some(mods) = mods {
             modify_panel(isa, mods, tensors, scores, &mut max[..lanes]);
         }
     }

@@ -1,7 +1,6 @@
 //! `out = O / l`: divides a panel by its sums and writes it as rows.
 
 use crate::element::{Element, with_elements};
-use crate::kernel::convert::store_row;
 use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::state::PanelState;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd, kernel};
@@ -99,21 +98,33 @@ fn divide_rows<S: Simd, T: Element>(
         simd.store_slice(factors, simd.div(simd.splat(1.0), simd.load_slice(sums)));
     }
     let width = to.cols();
-    for (lane, row) in to.rows_mut(rows).enumerate() {
-        let values = &mut panel[lane * width..][..width];
-        if state.sum[lane] == 0.0 {
-            values.fill(0.0);
-        } else {
-            let factor = simd.splat(factors[lane]);
-            for out in values.chunks_exact_mut(S::LANES) {
-                // Adding +0 turns -0 into +0, as in `finish_rows`.
-                simd.store_slice(out, simd.mul(simd.add(simd.load_slice(out), simd.zero()), factor));
+    for ((lane, row), sums) in to.rows_mut(rows).enumerate().zip(panel.chunks_exact_mut(width.max(1))) {
+        let factor = match state.sum[lane] {
+            0.0 => None, // the query sees no key, and its sums were not written
+            _ => Some(simd.splat(factors[lane])),
+        };
+        match row.into_mut_slice() {
+            Ok(row) => {
+                for (to, sums) in row.chunks_exact_mut(S::LANES).zip(sums.chunks_exact(S::LANES)) {
+                    simd.store_elements(to, divided(simd, simd.load_slice(sums), factor));
+                }
+            }
+            Err(mut row) => {
+                for sums in sums.chunks_exact_mut(S::LANES) {
+                    simd.store_slice(sums, divided(simd, simd.load_slice(sums), factor));
+                }
+                row.fill_from(sums.iter().map(|&value| T::from_f32(value)));
             }
         }
-        match row.into_mut_slice() {
-            Ok(row) => store_row(simd, row, values),
-            Err(mut row) => row.fill_from(values.iter().map(|&value| T::from_f32(value))),
-        }
+    }
+}
+
+/// Sums times the inverse of the row's sum, or zeros without one. Adding +0 turns -0 into +0, as in `finish_rows`.
+#[inline(always)]
+fn divided<S: Simd>(simd: S, sums: S::F32, inverse: Option<S::F32>) -> S::F32 {
+    match inverse {
+        Some(inverse) => simd.mul(simd.add(sums, simd.zero()), inverse),
+        None => simd.zero(),
     }
 }
 

@@ -188,11 +188,12 @@ fn sum_rows<S: Simd, T: Element>(
     assert!(rows <= lanes.count && holds(probs.len(), seen.len(), lanes.count) && holds(sums.len(), rows, width));
     // A sum times 0 is 0 if the sum is finite, and NaN if not.
     let mut finite = simd.zero();
+    let all_see_all = lanes.cover.is_full(&seen);
     let queries = EvenBlocks::new(rows, product_rows::<S>(PANEL_VECTORS));
     // Dimensions outside: these vectors of the values stay in the L1 cache until all queries have used them.
     for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
         for rows in (0..queries.count).map(|b| queries.range(b)) {
-            let keys = lanes.seen_by(rows.clone(), &seen);
+            let keys = if all_see_all { 0..seen.len() } else { lanes.seen_by(rows.clone(), &seen) };
             let first_value = values.row_stride().wrapping_mul(keys.start as isize).wrapping_add(d as isize);
             let mut block = RowTile {
                 prefetch: &mut *prefetch,
