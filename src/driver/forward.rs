@@ -10,6 +10,7 @@ use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::Decode;
 use crate::kernel::form::FormKernel;
 use crate::kernel::output::TaskOutput;
+use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
@@ -52,39 +53,44 @@ pub(crate) fn run_scheduled(
 /// Computes a task, one head after the other, and writes its rows.
 fn compute(claims: &TaskClaims<'_>, mut claimed: ClaimedTask<'_>, scratch: &mut Scratch) {
     let (problem, plan, task) = (claims.problem(), claims.plan(), claimed.task);
-    let mut input = task.input(problem, plan, task.heads.start);
-    match task.form {
-        Form::Prefill => Prefill::list_rows(&input, scratch),
-        Form::Decode => Decode::list_rows(&input, scratch),
+    // The input of a head and that of the next one, by turns.
+    let mut inputs = [Some(task.input(problem, plan, task.heads.start)), None];
+    let mut prefetch = Prefetch::none();
+    if let [Some(input), _] = &inputs {
+        match task.form {
+            Form::Prefill => Prefill::list_rows(input, scratch),
+            Form::Decode => Decode::list_rows(input, scratch),
+        }
     }
     for head in task.heads.clone() {
-        let next = match claimed.next {
+        let [even, odd] = &mut inputs;
+        let (input, next) = if (head - task.heads.start).is_multiple_of(2) { (even, odd) } else { (odd, even) };
+        *next = match claimed.next {
             _ if head + 1 < task.heads.end => Some(task.input(problem, plan, head + 1)),
             next => next.map(|next| next.input(problem, plan, next.heads.start)),
         };
-        let next_piece = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
-        let piece = Piece { task: &input, keys: input.span.clone() };
+        let (Some(input), next) = (&*input, &*next) else { unreachable!("a head without input") };
+        let next = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
+        let piece = Piece { task: input, keys: input.span.clone() };
         let mut output = claimed.output(head);
+        let output = &mut output;
         match task.form {
-            Form::Prefill => compute_as::<Prefill<'_, '_>>(piece, next_piece, plan, &mut output, scratch),
-            Form::Decode => compute_as::<Decode<'_, '_>>(piece, next_piece, plan, &mut output, scratch),
-        }
-        if let Some(next) = next {
-            input = next; // the next head, if it is not the last
+            Form::Prefill => compute_as::<Prefill<'_, '_>>((piece, next), plan, output, &mut prefetch, scratch),
+            Form::Decode => compute_as::<Decode<'_, '_>>((piece, next), plan, output, &mut prefetch, scratch),
         }
     }
 }
 
-/// Computes a piece in the form `K`.
+/// Computes a piece in the form `K`. The other piece is the next one.
 fn compute_as<'t, 'a: 't, K: FormKernel<'t, 'a>>(
-    piece: Piece<'t, 'a>,
-    next: Option<Piece<'_, 'a>>,
+    (piece, next): (Piece<'t, 'a>, Option<Piece<'_, 'a>>),
     plan: &Plan,
     output: &mut TaskOutput<'_>,
+    prefetch: &'t mut Prefetch,
     scratch: &'t mut Scratch,
 ) {
     let keys = piece.keys.clone();
-    let mut kernel = K::load(piece, next, Some(output), scratch);
+    let mut kernel = K::load(piece, next, Some(output), prefetch, scratch);
     step_over(&mut kernel, plan, keys);
     kernel.finish(output);
 }

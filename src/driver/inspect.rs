@@ -8,6 +8,7 @@ use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::form::FormKernel;
 use crate::kernel::output::TaskOutput;
+use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::{Piece, TaskInput};
@@ -65,8 +66,9 @@ fn write_head(
         // Keys outside the span are hidden, and no tile has them.
         let mut whole_rows = vec![f32::NEG_INFINITY; rows.len() * seq_kv];
         let piece = Piece { task: &panel, keys: task.span.clone() };
+        let mut prefetch = Prefetch::none();
         Prefill::list_rows(&panel, scratch);
-        let mut kernel = Prefill::load(piece, None, None, scratch);
+        let mut kernel = Prefill::load(piece, None, None, &mut prefetch, scratch);
         for tile in plan.tiles_of(task.span.clone()) {
             kernel.visit_scores(tile, |keys, scores, lanes| {
                 for (lane, row) in whole_rows.chunks_exact_mut(seq_kv).enumerate() {

@@ -12,6 +12,7 @@ use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::{Decode, reduce};
 use crate::kernel::form::FormKernel;
 use crate::kernel::partial::PartialLayout;
+use crate::kernel::prefetch::Prefetch;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
 use std::ops::Range;
@@ -100,7 +101,8 @@ fn compute_splits(
     let next = next.as_ref().map(|(task, splits, _)| Piece { task, keys: keys_of(splits, &task.span) });
     let piece = Piece { task: &task, keys: keys_of(&splits, &task.span) };
     Decode::list_rows(&task, scratch);
-    let mut kernel = Decode::load(piece, next, None, scratch);
+    let mut prefetch = Prefetch::none();
+    let mut kernel = Decode::load(piece, next, None, &mut prefetch, scratch);
     for split in splits {
         for tile in plan.tiles_of(plan.split_of(split, &task.span)) {
             kernel.step(tile);

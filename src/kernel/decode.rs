@@ -61,7 +61,7 @@ pub(crate) struct Decode<'t, 'a> {
     queries: RowQueries<'t>,
     row_spans: &'t [LaneSpans<1>],
     buffers: RowBuffers<'t>,
-    prefetch: Prefetch,
+    prefetch: &'t mut Prefetch,
 }
 
 /// The keys and values of the next piece.
@@ -94,6 +94,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         piece: Piece<'t, 'a>,
         next: Option<Piece<'_, 'a>>,
         _: Option<&TaskOutput<'_>>,
+        prefetch: &'t mut Prefetch,
         scratch: &'t mut Scratch,
     ) -> Self {
         let Piece { task, keys } = piece;
@@ -124,7 +125,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             queries: RowQueries::load(task, queries, pair_queries),
             row_spans,
             buffers: RowBuffers { scores, kept_scores, bias, copied_keys, copied_values },
-            prefetch: Prefetch::none(),
+            prefetch,
         }
     }
 
@@ -134,9 +135,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
 
         // 1. Scores.
         let next = self.next.as_ref().map(|next| (next.keys, &next.range));
-        fill_prefetch(&mut self.prefetch, task.keys, &keys, self.end, next);
+        fill_prefetch(self.prefetch, task.keys, &keys, self.end, next);
         let buffers = &mut self.buffers;
-        self.queries.scores(task, keys.clone(), buffers.copied_keys, buffers.scores, &self.prefetch);
+        self.queries.scores(task, keys.clone(), buffers.copied_keys, buffers.scores, self.prefetch);
 
         // 2. Score modifications, and the softmax.
         let extent = self.softmax_rows(&keys);
@@ -152,8 +153,8 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             values::add_visible_values(isa, values, (probs, buffers.kept_scores), [tile_keys, 1], out);
         } else {
             let next = self.next.as_ref().map(|next| (next.values, &next.range));
-            fill_prefetch(&mut self.prefetch, task.values, &keys, self.end, next);
-            values::add_values(isa, values, probs, out, tile_keys, &self.prefetch);
+            fill_prefetch(self.prefetch, task.values, &keys, self.end, next);
+            values::add_values(isa, values, probs, out, tile_keys, self.prefetch);
         }
     }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::output::TaskOutput;
+use super::prefetch::Prefetch;
 use super::scratch::Scratch;
 use super::task::{Piece, TaskInput};
 use std::ops::Range;
@@ -21,10 +22,12 @@ pub(crate) trait FormKernel<'t, 'a>: Sized {
     /// * `piece`: the task, and the keys that will be stepped over
     /// * `next`: the piece that this worker most likely computes next, to be prefetched
     /// * `output`: the rows that will be written, to be prefetched
+    /// * `prefetch`: a list to be filled; moving one takes longer than filling it
     fn load(
         piece: Piece<'t, 'a>,
         next: Option<Piece<'_, 'a>>,
         output: Option<&TaskOutput<'_>>,
+        prefetch: &'t mut Prefetch,
         scratch: &'t mut Scratch,
     ) -> Self;
 

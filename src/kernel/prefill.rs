@@ -52,7 +52,7 @@ pub(crate) struct Prefill<'t, 'a> {
     task: &'t TaskInput<'a>,
     /// The end of the keys that are stepped over, and the rows to prefetch during the last tile.
     end: usize,
-    last_prefetch: Prefetch,
+    last_prefetch: &'t mut Prefetch,
     layout: Layout,
     panels: &'t mut [Panel],
     /// `[panels][width][lanes]`.
@@ -83,12 +83,6 @@ struct Tile<'o> {
     operands: TileOperands<'o>,
 }
 
-/// The keys that a panel has scores for, and the largest score of each lane.
-pub(super) struct PanelScores {
-    seen: Range<usize>,
-    max: [f32; MAX_PANEL_LANES],
-}
-
 impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
     fn list_rows(task: &TaskInput<'_>, scratch: &mut Scratch) {
         list_panels(task, &mut scratch.panels);
@@ -98,9 +92,11 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         piece: Piece<'t, 'a>,
         next: Option<Piece<'_, 'a>>,
         output: Option<&TaskOutput<'_>>,
+        prefetch: &'t mut Prefetch,
         scratch: &'t mut Scratch,
     ) -> Self {
         let task = piece.task;
+        prefetch_after(task, next, output, prefetch);
         let Scratch { tile: floats, panels, .. } = scratch;
         let panel_lanes = panel_lanes(task.isa);
         let width = round_up_lanes(score_steps(task));
@@ -126,7 +122,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         Prefill {
             task,
             end: piece.keys.end,
-            last_prefetch: prefetch_after(task, next, output),
+            last_prefetch: prefetch,
             layout,
             panels,
             queries,
@@ -151,8 +147,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
-            if let Some(scores) = panel_scores(task, &tile, panel, queries, buffers, prefetch) {
-                add_panel_values(task, &tile, panel, scores, out, buffers, prefetch);
+            let mut max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
+            if let Some(seen) = panel_scores(task, &tile, panel, queries, buffers, &mut max[..lanes], prefetch) {
+                add_panel_values(task, &tile, panel, (seen, &max[..lanes]), out, buffers, prefetch);
             }
         }
     }
@@ -181,9 +178,8 @@ impl Prefill<'_, '_> {
         let lanes = panel.lanes.count;
         let tile = Tile { operands: TileOperands::new(task, keys.clone(), (1, *by_rows), operands), keys };
         let queries = &queries[layout.queries(0, lanes)];
-        if let Some(PanelScores { seen, .. }) =
-            panel_scores(task, &tile, panel, queries, buffers, &mut Prefetch::none())
-        {
+        let max = &mut [f32::NEG_INFINITY; MAX_PANEL_LANES][..lanes];
+        if let Some(seen) = panel_scores(task, &tile, panel, queries, buffers, max, &mut Prefetch::none()) {
             visit(seen.clone(), &buffers.scores[..seen.len() * lanes], lanes);
         }
     }
@@ -225,8 +221,13 @@ fn prefetch_keys(task: &TaskInput<'_>, keys: Range<usize>) -> Prefetch {
 
 /// The rows that are needed after the last tile: the output rows of the task, then the first tile of the next task, then its
 /// queries. The tile is left out if the next task has the same keys, because these are in cache.
-fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Option<&TaskOutput<'_>>) -> Prefetch {
-    let mut prefetch = Prefetch::none();
+fn prefetch_after(
+    task: &TaskInput<'_>,
+    next: Option<Piece<'_, '_>>,
+    output: Option<&TaskOutput<'_>>,
+    prefetch: &mut Prefetch,
+) {
+    prefetch.clear();
     if let Some(output) = output {
         prefetch.add_output(&output.values);
     }
@@ -238,7 +239,6 @@ fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Opt
         }
         prefetch.add_group(next.queries);
     }
-    prefetch
 }
 
 /// The bias and mask elements of `rows` for `keys`.
@@ -271,16 +271,17 @@ fn next_tile_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>,
     scores + products * prefetch_parts(keys)
 }
 
-/// Computes the scores of a panel for a tile into `buffers.scores`, with modifications and masks applied. `None` if no key is
-/// visible.
+/// Computes the scores of a panel for a tile into `buffers.scores`, with modifications and masks applied, and raises `max` to the
+/// largest of each lane. Returns the keys that have scores; `None` if no key is visible.
 fn panel_scores(
     task: &TaskInput<'_>,
     tile: &Tile<'_>,
     panel: &Panel,
     queries: &[f32],
     buffers: &mut PanelBuffers<'_>,
+    max: &mut [f32],
     prefetch: &mut Prefetch,
-) -> Option<PanelScores> {
+) -> Option<Range<usize>> {
     // The keys of the tile that this panel sees.
     let seen = panel.lanes.cover.seen(&tile.keys);
     if seen.is_empty() {
@@ -306,14 +307,14 @@ fn panel_scores(
 
     // Scores. In the part that every lane sees, no pair has to be compared with bounds.
     let scores = &mut buffers.scores[..seen.len() * lanes];
-    let (mut max, mut raw_max) = ([f32::NEG_INFINITY; MAX_PANEL_LANES], [f32::NEG_INFINITY; MAX_PANEL_LANES]);
+    let mut raw_max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
     for part in panel.lanes.cover.parts(&seen).into_iter().filter(|part| !part.is_empty()) {
         let scores = &mut scores[(part.start - seen.start) * lanes..(part.end - seen.start) * lanes];
         let keys = tile.operands.keys.slice_rows(part.start - tile.keys.start..part.end - tile.keys.start);
         let tensors = tensors.as_ref().map(|tensors| (tensors, part.start - seen.start));
         let mods = mods.as_ref().map(|mods| mods.part(&part, None));
         let mods = mods.filter(|mods| !mods.is_none() || tensors.is_some());
-        let scores_max = if mods.is_some() { &mut raw_max[..lanes] } else { &mut max[..lanes] };
+        let scores_max = if mods.is_some() { &mut raw_max[..lanes] } else { &mut *max };
         if panel.f32_lanes == 0 {
             scores::scores(isa, keys, queries, scores, scores_max, prefetch);
         } else {
@@ -321,10 +322,10 @@ fn panel_scores(
             scores_with_f32_lanes(task, panel, (keys, queries), scores, scores_max, buffers);
         }
         if let Some(mods) = mods {
-            modify_panel(isa, mods, tensors, scores, &mut max[..lanes]);
+            modify_panel(isa, mods, tensors, scores, max);
         }
     }
-    Some(PanelScores { seen, max })
+    Some(seen)
 }
 
 /// Turns the scores of a panel into probs, and adds the values times the probs to the output.
@@ -332,7 +333,7 @@ fn add_panel_values(
     task: &TaskInput<'_>,
     tile: &Tile<'_>,
     panel: &mut Panel,
-    PanelScores { seen, max }: PanelScores,
+    (seen, max): (Range<usize>, &[f32]),
     out: &mut [f32],
     buffers: &mut PanelBuffers<'_>,
     prefetch: &mut Prefetch,
@@ -354,7 +355,7 @@ fn add_panel_values(
         (false, TileValues::Packed(_)) => Summed::Lanes(&mut *out),
         (false, TileValues::Rows(_)) => Summed::Rows(&mut out[..panel.lanes.rows.len() * width], width),
     };
-    softmax(isa, scores, &max[..lanes], &mut panel.state, summed);
+    softmax(isa, scores, max, &mut panel.state, summed);
     let probs = &*scores;
 
     // Values.
