@@ -41,11 +41,11 @@ pub(crate) fn run_scheduled(
     if output.is_empty() {
         return;
     }
-    let claims = output.share(problem, plan, schedule);
     if plan.has_split_tasks() {
-        return reduce::run(&claims, schedule, workspace);
+        return reduce::run(problem, plan, schedule, output, workspace);
     }
     let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
+    let claims = output.share(problem, plan, schedule, scratch.len());
     work_through(plan, scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
     Scratch::grow_to_largest(scratch);
 }

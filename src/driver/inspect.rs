@@ -31,8 +31,8 @@ pub(crate) fn run(
     }
     let mut schedule = Schedule::default();
     schedule.fill(problem, plan);
-    let claims = output.share(problem, plan, &schedule);
     let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
+    let claims = output.share(problem, plan, &schedule, scratch.len());
     work_through(plan, scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
 }
 

@@ -31,9 +31,15 @@ impl<'a> Output<'a> {
         self.values.shape().contains(&0) && self.lse.as_ref().is_none_or(|lse| lse.shape().contains(&0))
     }
 
-    /// Shares the output between the tasks of `schedule`, which must be for this problem.
-    pub(super) fn share(self, problem: &'a Problem<'a>, plan: &'a Plan, schedule: &'a Schedule) -> TaskClaims<'a> {
-        TaskClaims { output: self, problem, plan, schedule, next: AtomicUsize::new(0) }
+    /// Shares the output between the tasks of `schedule`, which must be for this problem. `workers` workers will claim them.
+    pub(super) fn share(
+        self,
+        problem: &'a Problem<'a>,
+        plan: &'a Plan,
+        schedule: &'a Schedule,
+        workers: usize,
+    ) -> TaskClaims<'a> {
+        TaskClaims { output: self, problem, plan, schedule, workers, next: AtomicUsize::new(0) }
     }
 }
 
@@ -43,6 +49,7 @@ pub(super) struct TaskClaims<'a> {
     problem: &'a Problem<'a>,
     plan: &'a Plan,
     schedule: &'a Schedule,
+    workers: usize,
     next: AtomicUsize,
 }
 
@@ -52,7 +59,8 @@ pub(super) struct ClaimedTask<'c> {
     /// Its index in the schedule.
     pub(super) index: usize,
     pub(super) task: &'c Task,
-    /// The task that this worker most likely claims next. Another worker may be faster.
+    /// The task that this worker most likely claims next: tasks take about as long as their neighbours, so workers claim in
+    /// turns. (With two workers, the task after this one is nearly always the other worker's.)
     pub(super) next: Option<&'c Task>,
 }
 
@@ -62,7 +70,7 @@ impl<'c> Claims<'c> for TaskClaims<'_> {
     fn claim(&'c self) -> Option<ClaimedTask<'c>> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
         let task = self.schedule.tasks().get(index)?;
-        let next = self.schedule.tasks().get(self.next.load(Ordering::Relaxed));
+        let next = self.schedule.tasks().get(index + self.workers);
         Some(ClaimedTask { claims: self, index, task, next })
     }
 }
@@ -111,6 +119,7 @@ pub(super) struct SlotClaims<'a> {
     origin: *mut f32,
     slot: usize,
     count: usize,
+    workers: usize,
     next: AtomicUsize,
     buffer: PhantomData<&'a mut [f32]>,
 }
@@ -121,16 +130,16 @@ unsafe impl Sync for SlotClaims<'_> {}
 /// A claimed slot.
 pub(super) struct ClaimedSlot<'c> {
     pub(super) index: usize,
-    /// The slot that this worker most likely claims next. Another worker may be faster.
+    /// The slot that this worker most likely claims next, as for tasks.
     pub(super) next: usize,
     pub(super) memory: &'c mut [f32],
 }
 
 impl<'a> SlotClaims<'a> {
-    /// Cuts `buffer` into slots of `slot` elements. A shorter rest is not used.
-    pub(super) fn new(buffer: &'a mut [f32], slot: usize) -> Self {
+    /// Cuts `buffer` into slots of `slot` elements, which `workers` workers will claim. A shorter rest is not used.
+    pub(super) fn new(buffer: &'a mut [f32], slot: usize, workers: usize) -> Self {
         let count = buffer.len() / slot.max(1);
-        SlotClaims { origin: buffer.as_mut_ptr(), slot, count, next: AtomicUsize::new(0), buffer: PhantomData }
+        SlotClaims { origin: buffer.as_mut_ptr(), slot, count, workers, next: AtomicUsize::new(0), buffer: PhantomData }
     }
 }
 
@@ -139,7 +148,7 @@ impl<'c> Claims<'c> for SlotClaims<'_> {
 
     fn claim(&'c self) -> Option<ClaimedSlot<'c>> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
-        let next = self.next.load(Ordering::Relaxed);
+        let next = index + self.workers;
         // SAFETY: slot `index` lies inside the buffer, which stays borrowed mutably, and the counter has given this index once,
         // so this is the only reference to the slot.
         let memory = || unsafe { std::slice::from_raw_parts_mut(self.origin.add(index * self.slot), self.slot) };

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::output::{ClaimedSlot, SlotClaims, TaskClaims};
+use super::output::{ClaimedSlot, Output, SlotClaims};
 use super::schedule::Schedule;
 use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
@@ -15,6 +15,8 @@ use crate::kernel::partial::PartialLayout;
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
+use crate::plan::Plan;
+use crate::problem::Problem;
 use std::ops::Range;
 
 /// Claims for each worker. With 16, workers wait for the last one for at most a 16th of the time.
@@ -45,8 +47,14 @@ impl Partials {
     }
 }
 
-pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut Workspace) {
-    let (problem, plan, tasks) = (claims.problem(), claims.plan(), schedule.tasks());
+pub(super) fn run(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    schedule: &Schedule,
+    output: Output<'_>,
+    workspace: &mut Workspace,
+) {
+    let tasks = schedule.tasks();
     let scratch = for_workers(&mut workspace.scratch, workers(plan, plan.tasks()));
     let splits = plan.splits();
     let rows = tasks.iter().map(|task| task.rows.len()).max().unwrap_or(0);
@@ -57,16 +65,17 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
     };
     let [memory] = workspace.partials.buffers([tasks.len() * partials.task_len()]);
 
-    let slots = SlotClaims::new(memory, partials.splits_per_claim * partials.slot);
+    let slots = SlotClaims::new(memory, partials.splits_per_claim * partials.slot, scratch.len());
     work_through(plan, scratch, &slots, &|claimed, scratch| {
-        compute_splits(claims, schedule, partials, claimed, scratch)
+        compute_splits((problem, plan), schedule, partials, claimed, scratch)
     });
 
     // Waking threads for less takes longer than merging.
     let parallel = tasks.len() * partials.task_len() >= PARALLEL_MERGE;
     let workers = if parallel { workers(plan, tasks.len()).min(scratch.len()) } else { 1 };
     let memory = &*memory;
-    work_through(plan, &mut scratch[..workers], claims, &|mut claimed, scratch| {
+    let claims = output.share(problem, plan, schedule, workers);
+    work_through(plan, &mut scratch[..workers], &claims, &|mut claimed, scratch| {
         let own = &memory[claimed.index * partials.task_len()..][..partials.task_len()];
         let head = claimed.task.heads.start;
         let input = claimed.task.input(problem, plan, head);
@@ -78,13 +87,12 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
 
 /// Computes the splits of one claim into their slots: as `step_over`, but each result is kept and none is merged.
 fn compute_splits(
-    claims: &TaskClaims<'_>,
+    (problem, plan): (&Problem<'_>, &Plan),
     schedule: &Schedule,
     partials: Partials,
     ClaimedSlot { index, next, memory }: ClaimedSlot<'_>,
     scratch: &mut Scratch,
 ) {
-    let (problem, plan) = (claims.problem(), claims.plan());
     // The task of a claim, its splits, and the first split of the claim.
     let of_claim = |index: usize| {
         let task = schedule.tasks().get(index / partials.claims())?;

@@ -33,7 +33,8 @@ pub(super) fn suits_decode(rows: usize, dims: &Dims, level: Level, halves: bool,
     let pairs = operands == Operands::Bf16Pairs;
     let (always_rows, min_keys) = if pairs { (6, 256) } else { (8, 128) };
     if rows <= always_rows {
-        return true;
+        let few_keys = if rows == 4 { 16 } else { 64 };
+        return rows < 4 || dims.seq_kv > few_keys;
     }
     if dims.head_dim < 64 || dims.seq_kv < min_keys {
         return false;

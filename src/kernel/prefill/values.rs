@@ -186,46 +186,33 @@ fn sum_rows<S: Simd, T: Element>(
     let (rows, width) = (lanes.rows.len(), values.cols());
     assert!(values.has_contiguous_rows() && values.rows() == seen.len() && width.is_multiple_of(S::LANES));
     assert!(rows <= lanes.count && holds(probs.len(), seen.len(), lanes.count) && holds(sums.len(), rows, width));
-    // A sum times 0 is 0 if the sum is finite, and NaN if not.
-    let mut finite = simd.zero();
+    let mut rows_of = RowTile {
+        prefetch,
+        simd,
+        probs: Left { at: probs.as_ptr(), row: 1, step: lanes.count as isize },
+        values: Right { at: values.as_ptr(), step: values.row_stride() },
+        keys: seen.len(),
+        sums: sums.as_mut_ptr(),
+        width,
+        finite: simd.zero(),
+    };
     let all_see_all = lanes.cover.is_full(&seen);
     let queries = EvenBlocks::new(rows, product_rows::<S>(PANEL_VECTORS));
-    // Dimensions outside: these vectors of the values stay in the L1 cache until all queries have used them.
-    for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
-        for rows in (0..queries.count).map(|b| queries.range(b)) {
-            let keys = if all_see_all { 0..seen.len() } else { lanes.seen_by(rows.clone(), &seen) };
-            let first_value = values.row_stride().wrapping_mul(keys.start as isize).wrapping_add(d as isize);
-            let mut block = RowTile {
-                prefetch: &mut *prefetch,
-                simd,
-                probs: Left {
-                    at: probs.as_ptr().wrapping_add(keys.start * lanes.count + rows.start),
-                    row: 1,
-                    step: lanes.count as isize,
-                },
-                values: Right { at: values.as_ptr().wrapping_offset(first_value), step: values.row_stride() },
-                keys: keys.len(),
-                sums: sums.as_mut_ptr().wrapping_add(rows.start * width + d),
-                width,
-                finite,
-            };
-            // SAFETY: `keys` are within those of `values`; there is a prob for every key and lane, and a row of sums for every
-            // row; rows of values and of sums have the same length, in whole vectors (asserted above). The rows are no more than
-            // `product_rows` of two vectors, nor of one.
-            unsafe {
-                if d + PANEL_VECTORS * S::LANES <= width {
-                    by_rows::<S, PANEL_VECTORS>(rows.len(), &mut RowTileVectors::<S, _, PANEL_VECTORS>(&mut block));
-                } else {
-                    by_rows::<S, 1>(rows.len(), &mut RowTileVectors::<S, _, 1>(&mut block));
-                }
-            }
-            finite = block.finite;
-        }
+    for rows in (0..queries.count).map(|b| queries.range(b)) {
+        let keys = if all_see_all { 0..seen.len() } else { lanes.seen_by(rows.clone(), &seen) };
+        rows_of.probs.at = probs.as_ptr().wrapping_add(keys.start * lanes.count + rows.start);
+        rows_of.values.at = values.as_ptr().wrapping_offset(values.row_stride().wrapping_mul(keys.start as isize));
+        rows_of.keys = keys.len();
+        // SAFETY: `keys` are within those of `values`; there is a prob for every key and lane, and a row of sums for every row;
+        // rows of values and of sums have the same length, in whole vectors (asserted above). The rows are no more than
+        // `product_rows` of two vectors.
+        unsafe { by_rows::<S, PANEL_VECTORS>(rows.len(), &mut rows_of) };
+        rows_of.sums = rows_of.sums.wrapping_add(rows.len() * width);
     }
-    simd.sum(finite) == 0.0
+    simd.sum(rows_of.finite) == 0.0
 }
 
-/// The product of some queries' probs and up to two vectors of each value.
+/// The product of some queries' probs and the values.
 struct RowTile<'a, S: Simd, T> {
     prefetch: &'a mut Prefetch,
     simd: S,
@@ -233,41 +220,49 @@ struct RowTile<'a, S: Simd, T> {
     values: Right<T>,
     keys: usize,
     sums: *mut f32,
-    /// From one query's sums to the next one's, in elements.
+    /// Elements of a value, and from one query's sums to the next one's.
     width: usize,
-    /// 0 as long as all sums are finite, NaN afterwards.
+    /// 0 as long as all sums are finite, NaN afterwards: a sum times 0 is 0 if the sum is finite, and NaN if not.
     finite: S::F32,
 }
 
-impl<S: Simd, T: Element> RowTile<'_, S, T> {
+impl<S: Simd, T: Element> ByRows<S> for RowTile<'_, S, T> {
     /// # Safety
-    /// * `probs` is valid for R rows of `keys` steps, `values` for V vectors at each of these steps, `sums` for writes of V
-    ///   vectors in R rows
+    /// * `probs` is valid for R rows of `keys` steps, `values` for `width` elements at each of these steps, `sums` for writes of R
+    ///   rows of `width` elements; `width` is whole vectors
     #[inline(always)]
-    unsafe fn sum<const R: usize, const V: usize>(&mut self) {
-        let arithmetic = (self.simd, F32Fma::new());
-        // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.probs, self.values, self.keys, self.prefetch) };
-        for (r, row) in sums.into_iter().enumerate() {
-            for (v, sum) in row.into_iter().enumerate() {
-                self.finite = self.simd.mul_add(sum, self.simd.zero(), self.finite);
-                // SAFETY: vector v of row r: the caller's promise.
-                unsafe { self.simd.store(self.sums.wrapping_add(r * self.width + v * S::LANES), sum) };
-            }
+    unsafe fn call<const R: usize>(&mut self) {
+        let whole = self.width / (PANEL_VECTORS * S::LANES) * (PANEL_VECTORS * S::LANES);
+        for d in (0..whole).step_by(PANEL_VECTORS * S::LANES) {
+            // SAFETY: these vectors lie inside the rows.
+            unsafe { self.sum::<R, PANEL_VECTORS>(d) };
+        }
+        if whole < self.width {
+            // SAFETY: one vector is left, because rows are whole vectors.
+            unsafe { self.sum::<R, 1>(whole) };
         }
     }
 }
 
-/// A [`RowTile`] of V vectors.
-struct RowTileVectors<'b, 'a, S: Simd, T, const V: usize>(&'b mut RowTile<'a, S, T>);
-
-impl<S: Simd, T: Element, const V: usize> ByRows<S> for RowTileVectors<'_, '_, S, T, V> {
+impl<S: Simd, T: Element> RowTile<'_, S, T> {
+    /// The sums of the V vectors from element `d` on.
+    ///
     /// # Safety
-    /// As [`RowTile::sum`].
+    /// * as for [`ByRows::call`], and the rows have V vectors from `d` on
     #[inline(always)]
-    unsafe fn call<const R: usize>(&mut self) {
+    unsafe fn sum<const R: usize, const V: usize>(&mut self, d: usize) {
+        let arithmetic = (self.simd, F32Fma::new());
+        let values = Right { at: self.values.at.wrapping_add(d), step: self.values.step };
         // SAFETY: the caller's promise.
-        unsafe { self.0.sum::<R, V>() }
+        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.probs, values, self.keys, self.prefetch) };
+        let to = self.sums.wrapping_add(d);
+        for (r, row) in sums.into_iter().enumerate() {
+            for (v, sum) in row.into_iter().enumerate() {
+                self.finite = self.simd.mul_add(sum, self.simd.zero(), self.finite);
+                // SAFETY: vector v of row r: the caller's promise.
+                unsafe { self.simd.store(to.wrapping_add(r * self.width + v * S::LANES), sum) };
+            }
+        }
     }
 }
 
