@@ -14,7 +14,7 @@ use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
-use crate::plan::{Form, Plan};
+use crate::plan::{Form, KeySteps, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
 
@@ -62,6 +62,9 @@ fn compute(claims: &TaskClaims<'_>, mut claimed: ClaimedTask<'_>, scratch: &mut 
             Form::Decode => Decode::list_rows(input, scratch),
         }
     }
+    if !task.tail.is_empty() {
+        Decode::list_rows(&task.tail_input(problem, plan, task.heads.start), scratch);
+    }
     for head in task.heads.clone() {
         let [even, odd] = &mut inputs;
         let (input, next) = if (head - task.heads.start).is_multiple_of(2) { (even, odd) } else { (odd, even) };
@@ -71,12 +74,18 @@ fn compute(claims: &TaskClaims<'_>, mut claimed: ClaimedTask<'_>, scratch: &mut 
         };
         let (Some(input), next) = (&*input, &*next) else { unreachable!("a head without input") };
         let next = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
-        let piece = Piece { task: input, keys: input.span.clone() };
-        let mut output = claimed.output(head);
-        let output = &mut output;
+        let pieces = (Piece { task: input, keys: input.span.clone() }, next);
+        let (steps, output) = (plan.steps(task.form), &mut claimed.output(head, &task.rows));
         match task.form {
-            Form::Prefill => compute_as::<Prefill<'_, '_>>((piece, next), plan, output, &mut prefetch, scratch),
-            Form::Decode => compute_as::<Decode<'_, '_>>((piece, next), plan, output, &mut prefetch, scratch),
+            Form::Prefill => compute_as::<Prefill<'_, '_>>(pieces, steps, output, &mut prefetch, scratch),
+            Form::Decode => compute_as::<Decode<'_, '_>>(pieces, steps, output, &mut prefetch, scratch),
+        }
+        if !task.tail.is_empty() {
+            // Keys and values are in cache.
+            let input = task.tail_input(problem, plan, head);
+            let pieces = (Piece { task: &input, keys: input.span.clone() }, None);
+            let (steps, output) = (plan.steps(Form::Decode), &mut claimed.output(head, &task.tail));
+            compute_as::<Decode<'_, '_>>(pieces, steps, output, &mut prefetch, scratch);
         }
     }
 }
@@ -84,21 +93,21 @@ fn compute(claims: &TaskClaims<'_>, mut claimed: ClaimedTask<'_>, scratch: &mut 
 /// Computes a piece in the form `K`. The other piece is the next one.
 fn compute_as<'t, 'a: 't, K: FormKernel<'t, 'a>>(
     (piece, next): (Piece<'t, 'a>, Option<Piece<'_, 'a>>),
-    plan: &Plan,
+    steps: KeySteps,
     output: &mut TaskOutput<'_>,
     prefetch: &'t mut Prefetch,
     scratch: &'t mut Scratch,
 ) {
     let keys = piece.keys.clone();
     let mut kernel = K::load(piece, next, Some(output), prefetch, scratch);
-    step_over(&mut kernel, plan, keys);
+    step_over(&mut kernel, steps, keys);
     kernel.finish(output);
 }
 
 /// Steps over `keys`, split by split and tile by tile.
-fn step_over<'t, 'a: 't>(kernel: &mut impl FormKernel<'t, 'a>, plan: &Plan, keys: Range<usize>) {
-    for split in plan.splits_of(&keys) {
-        for tile in plan.tiles_of(plan.split_of(split, &keys)) {
+fn step_over<'t, 'a: 't>(kernel: &mut impl FormKernel<'t, 'a>, steps: KeySteps, keys: Range<usize>) {
+    for split in steps.splits_of(&keys) {
+        for tile in steps.tiles_of(steps.split_of(split, &keys)) {
             kernel.step(tile);
         }
         kernel.end_split();

@@ -12,7 +12,7 @@ use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::{Piece, TaskInput};
-use crate::plan::Plan;
+use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use crate::score::Unit;
 use crate::simd::Isa;
@@ -45,9 +45,10 @@ fn write_scores(
 ) {
     let (problem, plan) = (claims.problem(), claims.plan());
     let seq_kv = problem.dims.seq_kv;
-    for head in claimed.task.heads.clone() {
-        let task = claimed.task.input(problem, plan, head).in_unit(Unit::Natural, problem.scale);
-        write_head(&task, plan, seq_kv, finish_row, &mut claimed.output(head), scratch);
+    let task = claimed.task;
+    for head in task.heads.clone() {
+        let input = task.input(problem, plan, head).in_unit(Unit::Natural, problem.scale);
+        write_head(&input, plan, seq_kv, finish_row, &mut claimed.output(head, &task.rows), scratch);
     }
 }
 
@@ -69,7 +70,7 @@ fn write_head(
         let mut prefetch = Prefetch::none();
         Prefill::list_rows(&panel, scratch);
         let mut kernel = Prefill::load(piece, None, None, &mut prefetch, scratch);
-        for tile in plan.tiles_of(task.span.clone()) {
+        for tile in plan.steps(Form::Prefill).tiles_of(task.span.clone()) {
             kernel.visit_scores(tile, |keys, scores, lanes| {
                 for (lane, row) in whole_rows.chunks_exact_mut(seq_kv).enumerate() {
                     for (to, scores) in row[keys.clone()].iter_mut().zip(scores.chunks_exact(lanes)) {

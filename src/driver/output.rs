@@ -13,6 +13,7 @@ use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use crate::tensor::shared::SharedRows;
 use crate::tensor::{AnyTensorMut, TensorMut};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The output of a call: a tensor of any type, and optionally the log-sum-exps.
@@ -76,15 +77,20 @@ impl<'c> Claims<'c> for TaskClaims<'_> {
 }
 
 impl ClaimedTask<'_> {
-    /// The output rows of key/value head `head`.
+    /// The output rows `rows` of key/value head `head`.
     ///
     /// # Panics
-    /// If the head is not one of the task's.
-    pub(super) fn output(&mut self, head: usize) -> TaskOutput<'_> {
+    /// If the head or the rows are not the task's.
+    pub(super) fn output(&mut self, head: usize, rows: &Range<usize>) -> TaskOutput<'_> {
         assert!(self.task.heads.contains(&head), "head {head} of {:?}", self.task.heads);
+        assert!(
+            self.task.rows.start <= rows.start && rows.end <= self.task.tail.end,
+            "rows {rows:?} of {:?}",
+            self.task
+        );
         // SAFETY: the counter has given the task's index once, so there is one claim of it, and each row is in one task of a
         // schedule (its invariant). The claim is borrowed mutably while the result lives.
-        unsafe { self.claims.rows_of(self.task, head) }
+        unsafe { self.claims.rows_of(head, rows.clone()) }
     }
 }
 
@@ -97,14 +103,14 @@ impl TaskClaims<'_> {
         self.plan
     }
 
-    /// The output rows of key/value head `head` of a task.
+    /// The output rows `rows` of key/value head `head`.
     ///
     /// # Safety
     /// * while the result lives, there is no other result with any of these rows
-    unsafe fn rows_of(&self, task: &Task, head: usize) -> TaskOutput<'_> {
+    unsafe fn rows_of(&self, head: usize, rows: Range<usize>) -> TaskOutput<'_> {
         let dims = &self.problem.dims;
         let (b, head_kv) = dims.batch_and_head(head);
-        let (heads, rows) = (dims.group_heads(head_kv), task.rows.clone());
+        let heads = dims.group_heads(head_kv);
         // SAFETY: the caller's promise.
         unsafe {
             let lse = self.output.lse.as_ref();

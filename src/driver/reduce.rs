@@ -15,7 +15,7 @@ use crate::kernel::partial::PartialLayout;
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
-use crate::plan::Plan;
+use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
 
@@ -56,7 +56,7 @@ pub(super) fn run(
 ) {
     let tasks = schedule.tasks();
     let scratch = for_workers(&mut workspace.scratch, workers(plan, plan.tasks()));
-    let splits = plan.splits();
+    let (splits, steps) = (plan.splits(), plan.steps(Form::Decode));
     let rows = tasks.iter().map(|task| task.rows.len()).max().unwrap_or(0);
     let partials = Partials {
         slot: PartialLayout::new(rows, problem.dims.value_dim).len(),
@@ -77,10 +77,10 @@ pub(super) fn run(
     let claims = output.share(problem, plan, schedule, workers);
     work_through(plan, &mut scratch[..workers], &claims, &|mut claimed, scratch| {
         let own = &memory[claimed.index * partials.task_len()..][..partials.task_len()];
-        let head = claimed.task.heads.start;
+        let (head, rows) = (claimed.task.heads.start, &claimed.task.rows);
         let input = claimed.task.input(problem, plan, head);
-        let splits = plan.splits_of(&claimed.task.keys).map(|split| &own[split * partials.slot..][..partials.slot]);
-        reduce(&input, splits, scratch, &mut claimed.output(head));
+        let splits = steps.splits_of(&claimed.task.keys).map(|split| &own[split * partials.slot..][..partials.slot]);
+        reduce(&input, splits, scratch, &mut claimed.output(head, rows));
     });
     Scratch::grow_to_largest(scratch);
 }
@@ -93,16 +93,17 @@ fn compute_splits(
     ClaimedSlot { index, next, memory }: ClaimedSlot<'_>,
     scratch: &mut Scratch,
 ) {
+    let steps = plan.steps(Form::Decode);
     // The task of a claim, its splits, and the first split of the claim.
     let of_claim = |index: usize| {
         let task = schedule.tasks().get(index / partials.claims())?;
         let first = index % partials.claims() * partials.splits_per_claim;
-        let seen = plan.splits_of(&task.keys);
+        let seen = steps.splits_of(&task.keys);
         let splits = first.max(seen.start)..(first + partials.splits_per_claim).min(seen.end);
         (!splits.is_empty()).then(|| (task.input(problem, plan, task.heads.start), splits, first))
     };
     let keys_of = |splits: &Range<usize>, span: &Range<usize>| {
-        plan.split_of(splits.start, span).start..plan.split_of(splits.end - 1, span).end
+        steps.split_of(splits.start, span).start..steps.split_of(splits.end - 1, span).end
     };
     let Some((task, splits, first)) = of_claim(index) else { return };
     let next = of_claim(next);
@@ -112,7 +113,7 @@ fn compute_splits(
     let mut prefetch = Prefetch::none();
     let mut kernel = Decode::load(piece, next, None, &mut prefetch, scratch);
     for split in splits {
-        for tile in plan.tiles_of(plan.split_of(split, &task.span)) {
+        for tile in steps.tiles_of(steps.split_of(split, &task.span)) {
             kernel.step(tile);
         }
         kernel.store_split(&mut memory[(split - first) * partials.slot..][..partials.slot]);

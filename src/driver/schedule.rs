@@ -16,6 +16,8 @@ pub(super) struct Task {
     /// The key/value heads, counted through all batches. Their rows have the same spans.
     pub(super) heads: Range<usize>,
     pub(super) rows: Range<usize>,
+    /// Rows after these that are decoded.
+    pub(super) tail: Range<usize>,
     /// The span: no row of the task sees a key outside it.
     pub(super) keys: Range<usize>,
     pub(super) form: Form,
@@ -23,7 +25,7 @@ pub(super) struct Task {
 
 /// The tasks of a call, heaviest first.
 ///
-/// **Each row is in exactly one task**: several threads write rows, and this makes it sound. Only [`Schedule::fill`] changes
+/// **Each row is in exactly one task**, its tail included: several threads write rows, and this makes it sound. Only [`Schedule::fill`] changes
 /// the list.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
@@ -44,11 +46,13 @@ impl Schedule {
             let sequence = problem.sequences.get(alike.start / dims.heads_kv);
             for block in 0..plan.blocks() {
                 let rows = plan.block_rows(block);
+                let tail = rows.end..if block + 1 == plan.blocks() { dims.rows() } else { rows.end };
                 // The heads of a group have the same positions.
-                let queries = rows.start / group..rows.end.div_ceil(group);
+                let queries = rows.start / group..tail.end.div_ceil(group);
                 let keys = union(queries.map(|i| problem.mask.span(&sequence, i)));
                 for heads in plan.head_runs(alike.clone()) {
-                    self.tasks.push(Task { heads, rows: rows.clone(), keys: keys.clone(), form: plan.form() });
+                    let (rows, tail, keys) = (rows.clone(), tail.clone(), keys.clone());
+                    self.tasks.push(Task { heads, rows, tail, keys, form: plan.form() });
                 }
             }
         }
@@ -56,7 +60,9 @@ impl Schedule {
         // order of memory.
         self.tasks.sort_unstable_by_key(|task| {
             // Saturating, because the number of broadcast keys is not limited.
-            let pairs = [task.rows.len(), task.keys.len()].into_iter().fold(task.heads.len(), usize::saturating_mul);
+            let pairs = [task.tail.end - task.rows.start, task.keys.len()]
+                .into_iter()
+                .fold(task.heads.len(), usize::saturating_mul);
             (std::cmp::Reverse(pairs), task.heads.start, task.rows.start)
         });
     }

@@ -5,23 +5,39 @@
 use super::schedule::Task;
 use crate::kernel::task::TaskInput;
 use crate::kv::run::Run;
-use crate::plan::Plan;
+use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use crate::score::{Unit, query_factor};
 use crate::tensor::group::AnyGroupRows;
+use std::ops::Range;
 
 impl Task {
     /// The kernel's input of key/value head `head`, which is one of the task's.
     pub(super) fn input<'a>(&self, problem: &'a Problem<'a>, plan: &Plan, head: usize) -> TaskInput<'a> {
+        self.input_of(self.rows.clone(), self.form, problem, plan, head)
+    }
+
+    /// The input of the tail.
+    pub(super) fn tail_input<'a>(&self, problem: &'a Problem<'a>, plan: &Plan, head: usize) -> TaskInput<'a> {
+        self.input_of(self.tail.clone(), Form::Decode, problem, plan, head)
+    }
+
+    fn input_of<'a>(
+        &self,
+        rows: Range<usize>,
+        form: Form,
+        problem: &'a Problem<'a>,
+        plan: &Plan,
+        head: usize,
+    ) -> TaskInput<'a> {
         let (b, head_kv) = problem.dims.batch_and_head(head);
         let heads = problem.dims.group_heads(head_kv);
-        let rows = self.rows.clone();
         TaskInput {
             isa: plan.isa(),
             operands: plan.operands(),
             unit: Unit::Log2,
             factor: query_factor(problem.scale, problem.score_mods.softcap, Unit::Log2),
-            tile_keys: plan.tile_keys(),
+            tile_keys: plan.steps(form).tile,
             queries: AnyGroupRows::new(&problem.q, b, heads.clone()).slice(rows.clone()),
             keys: Run::new(&problem.k, b, head_kv),
             values: Run::new(&problem.v, b, head_kv),
