@@ -152,7 +152,18 @@ mod tests {
         for (head_dim, seq_kv) in [(64, 127), (63, 128)] {
             assert_eq!(rows(avx2, (head_dim, seq_kv), false, false), [8]);
         }
+        assert_eq!(rows(avx2, (64, 16), false, false), [3]);
+        assert_eq!(rows(avx2, (64, 64), false, false), [4]);
+        assert_eq!(rows(avx2, (64, 17), false, false), [4]);
+        assert_eq!(rows(avx2, (64, 65), false, false), [8]);
         assert_eq!(rows(Level::Avx512Bf16, (128, 255), true, true), [6]);
         assert_eq!(rows(Level::Avx512Bf16, (128, 256), true, true), [10, 16, 20]);
+    }
+
+    #[test]
+    fn a_tail_is_at_most_a_quarter_of_a_vector() {
+        let tails = |lanes| (1..=2 * lanes).filter(|&rows| tail_rows(rows, 65, lanes) > 0).collect::<Vec<_>>();
+        assert_eq!((tails(4), tails(8), tails(16)), (vec![5], vec![9, 10], vec![17, 18, 19, 20]));
+        assert_eq!(tail_rows(33, 64, 8), 0);
     }
 }
