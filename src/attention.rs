@@ -54,7 +54,8 @@ use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 /// * A score of -inf hides its key, whether it comes from a bias, from overflow of f32, or from an infinite element of the key.
 /// * A visible NaN makes the rows that see it NaN, and no others. So does a score of +inf.
 /// * The bits of a row depend on that row's inputs, the [`Level`] and the [`Form`] alone. They don't depend on threads, on the
-///   rest of the batch, or on how queries are divided into calls.
+///   rest of the batch, or on how queries are divided into calls. (Unless it is [set](Self::form), the form follows from the
+///   numbers of rows and keys, and a few rows at the end may have [another one](Plan::tail_rows).)
 ///
 /// An `Attention` is cheap to make, clone and keep. It borrows the mask, bias and lists that it was given.
 ///

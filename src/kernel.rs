@@ -45,7 +45,7 @@ mod widen;
 mod arithmetic;
 mod convert;
 pub(crate) mod output;
-mod prefetch;
+pub(crate) mod prefetch;
 mod product;
 pub(crate) mod scratch;
 pub(crate) mod shape;

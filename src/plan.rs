@@ -76,11 +76,16 @@ pub struct Plan {
     form: Form,
     operands: Operands,
     dims: Dims,
-    tile_keys: usize,
+    /// Rows at the end of each key/value head that are computed in the decode form, after the others.
+    tail_rows: usize,
     /// Whether each split is a task of its own (decode).
     split_tasks: bool,
     /// The blocks that the rows of each key/value head are divided into: of rows (decode) or panels (prefill).
     blocks: EvenBlocks,
+    /// The runs that key/value heads with the same spans are divided into, and the number of these heads: all, or those of one
+    /// batch. A task computes the heads of a run.
+    head_runs: EvenBlocks,
+    alike_heads: usize,
     threads: Threads,
     /// Multiply-adds of all pairs of query and key, hidden ones included.
     work: usize,
@@ -89,18 +94,21 @@ pub struct Plan {
 impl Plan {
     pub(crate) fn new(problem: &Problem<'_>, isa: Isa, form: Option<Form>, threads: Threads) -> Self {
         let operands = operands(problem, isa);
-        let form = form.unwrap_or_else(|| {
-            let halves = !matches!(problem.k, ByElement::F32(_));
-            let rows = problem.dims.rows();
-            let decode = tuning::suits_decode(rows, &problem.dims, isa.level(), halves, operands);
-            if decode { Form::Decode } else { Form::Prefill }
-        });
-        Self::of_form(problem.dims, isa, form, operands, threads)
+        if let Some(form) = form {
+            return Self::of_form(problem, isa, (form, 0), operands, threads);
+        }
+        let halves = !matches!(problem.k, ByElement::F32(_));
+        let rows = problem.dims.rows();
+        let form = match tuning::suits_decode(rows, &problem.dims, isa.level(), halves, operands) {
+            true => (Form::Decode, 0),
+            false => (Form::Prefill, tuning::tail_rows(rows, problem.dims.seq_kv, isa.lanes())),
+        };
+        Self::of_form(problem, isa, form, operands, threads)
     }
 
     /// The plan for scores as an output: the prefill form, from f32.
     pub(crate) fn for_scores(problem: &Problem<'_>, isa: Isa, threads: Threads) -> Self {
-        Self::of_form(problem.dims, isa, Form::Prefill, Operands::F32, threads)
+        Self::of_form(problem, isa, (Form::Prefill, 0), Operands::F32, threads)
     }
 
     /// The same plan for tensors of other types: the operands follow from the types.
@@ -113,14 +121,21 @@ impl Plan {
         Self::new(problem, self.isa, form, self.threads)
     }
 
-    fn of_form(dims: Dims, isa: Isa, form: Form, operands: Operands, threads: Threads) -> Self {
+    fn of_form(
+        problem: &Problem<'_>,
+        isa: Isa,
+        (form, tail_rows): (Form, usize),
+        operands: Operands,
+        threads: Threads,
+    ) -> Self {
+        let dims = problem.dims;
         let rows = dims.rows();
         let heads = dims.batch.saturating_mul(dims.heads_kv);
-        let (tile_keys, blocks) = match form {
-            Form::Decode => (DECODE_TILE_KEYS, EvenBlocks::new(rows, DECODE_TASK_ROWS)),
+        let blocks = match form {
+            Form::Decode => EvenBlocks::new(rows, DECODE_TASK_ROWS),
             Form::Prefill => {
                 let panel = panel_lanes(isa);
-                (tuning::prefill_tile_keys(&dims), EvenBlocks::new(rows.div_ceil(panel), BLOCK_ROWS / panel))
+                EvenBlocks::new((rows - tail_rows).div_ceil(panel), BLOCK_ROWS / panel)
             }
         };
         // Splits that are tasks and splits in one task give the same bits, so this may depend on the whole problem.
@@ -128,22 +143,38 @@ impl Plan {
         let partial = PartialLayout::new(rows.min(DECODE_TASK_ROWS), dims.value_dim).len();
         let partials =
             [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
+        let work = multiply_adds(&dims);
+        let alike_heads = match (problem.masks.open.is_empty(), problem.sequences.are_alike()) {
+            (false, _) => dims.heads_kv.min(1), // users' masks may differ from head to head
+            (true, false) => dims.heads_kv,
+            (true, true) => heads,
+        };
+        let task_heads = tuning::task_heads(work / heads.max(1), heads.saturating_mul(blocks.count));
         Plan {
             isa,
             form,
             operands,
             dims,
-            tile_keys,
+            tail_rows,
             split_tasks: form == Form::Decode && worth_splitting && partials <= MAX_PARTIALS,
             blocks,
+            head_runs: EvenBlocks::new(alike_heads, task_heads),
+            alike_heads,
             threads,
-            work: multiply_adds(&dims),
+            work,
         }
     }
 
-    /// The form of the computation.
+    /// The form of the computation, for all rows but the last [`tail_rows`](Self::tail_rows).
     pub fn form(&self) -> Form {
         self.form
+    }
+
+    /// The number of rows at the end of each key/value head that are computed in the decode form, although the others are
+    /// computed in the prefill form: a few rows that would take the time of a whole vector of them. 0 if
+    /// [`Attention::form`](crate::Attention::form) has set the form.
+    pub fn tail_rows(&self) -> usize {
+        self.tail_rows
     }
 
     /// The instruction set of the computation.
@@ -166,15 +197,16 @@ impl Plan {
 
     /// The most keys of a tile of scores. Tiles start at multiples of it.
     pub fn tile_keys(&self) -> usize {
-        self.tile_keys
+        self.steps(self.form).tile
     }
 
     /// The keys of one split (decode; `None` for prefill). The results of splits are merged in the order of the keys.
     pub fn split_keys(&self) -> Option<usize> {
-        (self.form == Form::Decode).then_some(SPLIT_KEYS)
+        self.steps(self.form).split
     }
 
-    /// The number of tasks, which can be computed in parallel. A mask may leave some of them without keys.
+    /// The number of tasks, which can be computed in parallel. A task has one key/value head, or several small ones. A mask may
+    /// leave some tasks without keys.
     pub fn tasks(&self) -> usize {
         let splits = if self.split_tasks { self.splits() } else { 1 };
         self.listed_tasks().saturating_mul(splits)
@@ -183,7 +215,21 @@ impl Plan {
     /// The number of tasks in the list, where all splits are one.
     pub(crate) fn listed_tasks(&self) -> usize {
         // Saturating: a problem without an output may have any dimensions.
-        self.dims.batch.saturating_mul(self.dims.heads_kv).saturating_mul(self.blocks.count)
+        let heads = self.dims.batch.saturating_mul(self.dims.heads_kv);
+        let runs = heads.checked_div(self.alike_heads).unwrap_or(0).saturating_mul(self.head_runs.count);
+        runs.saturating_mul(self.blocks.count)
+    }
+
+    /// The key/value heads with the same spans, counted through all batches: all heads, or one batch after the other.
+    pub(crate) fn alike_heads(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (heads, alike) = (self.dims.batch.saturating_mul(self.dims.heads_kv), self.alike_heads);
+        (0..heads).step_by(alike.max(1)).map(move |first| first..first + alike)
+    }
+
+    /// The runs of heads that tasks compute, of `alike`, one of [`alike_heads`](Self::alike_heads).
+    pub(crate) fn head_runs(&self, alike: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let runs = self.head_runs;
+        (0..runs.count).map(move |n| alike.start + runs.start(n)..alike.start + runs.start(n + 1))
     }
 
     /// Whether the work is large enough for several threads and [`Threads`] allows them.
@@ -211,9 +257,43 @@ impl Plan {
         self.split_keys().map_or(1, |keys| self.dims.seq_kv.div_ceil(keys))
     }
 
+    /// How rows of form `form` step over their keys.
+    pub(crate) fn steps(&self, form: Form) -> KeySteps {
+        match form {
+            Form::Decode => KeySteps { tile: DECODE_TILE_KEYS, split: Some(SPLIT_KEYS) },
+            Form::Prefill => KeySteps { tile: tuning::prefill_tile_keys(&self.dims), split: None },
+        }
+    }
+
+    /// The number of blocks that the rows of each key/value head are divided into.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.count
+    }
+
+    /// The rows of block `block`, without the tail. Prefill divides whole panels evenly over the blocks, decode rows.
+    pub(crate) fn block_rows(&self, block: usize) -> Range<usize> {
+        let rows = self.dims.rows() - self.tail_rows;
+        let unit = match self.form {
+            Form::Decode => 1,
+            Form::Prefill => panel_lanes(self.isa),
+        };
+        let units = self.blocks.range(block);
+        (units.start * unit).min(rows)..(units.end * unit).min(rows)
+    }
+}
+
+/// How a piece's keys are stepped over: split by split, and tile by tile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeySteps {
+    /// Keys of a tile; divides those of a split.
+    pub(crate) tile: usize,
+    split: Option<usize>,
+}
+
+impl KeySteps {
     /// The splits that `keys` reach into.
     pub(crate) fn splits_of(&self, keys: &Range<usize>) -> Range<usize> {
-        match self.split_keys() {
+        match self.split {
             Some(size) => keys.start / size..keys.end.div_ceil(size),
             None => 0..1,
         }
@@ -221,7 +301,7 @@ impl Plan {
 
     /// The part of `keys` in split `split`, which must be one of [`splits_of`](Self::splits_of).
     pub(crate) fn split_of(&self, split: usize, keys: &Range<usize>) -> Range<usize> {
-        match self.split_keys() {
+        match self.split {
             Some(size) => (split * size).max(keys.start)..((split + 1) * size).min(keys.end),
             None => keys.clone(),
         }
@@ -230,25 +310,9 @@ impl Plan {
     /// The tiles of `keys`. They start at multiples of the tile size, even if `keys` don't, so that the order of a row's
     /// additions depends on the row alone.
     pub(crate) fn tiles_of(&self, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let size = self.tile_keys;
+        let size = self.tile;
         let first = keys.start / size * size;
         (first..keys.end).step_by(size).map(move |start| start.max(keys.start)..(start + size).min(keys.end))
-    }
-
-    /// The number of blocks that the rows of each key/value head are divided into.
-    pub(crate) fn blocks(&self) -> usize {
-        self.blocks.count
-    }
-
-    /// The rows of block `block`. Prefill divides whole panels evenly over the blocks, decode rows.
-    pub(crate) fn block_rows(&self, block: usize) -> Range<usize> {
-        let rows = self.dims.rows();
-        let unit = match self.form {
-            Form::Decode => 1,
-            Form::Prefill => panel_lanes(self.isa),
-        };
-        let units = self.blocks.range(block);
-        (units.start * unit).min(rows)..(units.end * unit).min(rows)
     }
 }
 
@@ -269,9 +333,12 @@ impl fmt::Display for Plan {
                 f,
                 ", tiles of {} queries x {} keys, blocks of {} rows",
                 self.tile_rows(),
-                self.tile_keys,
+                self.tile_keys(),
                 if self.blocks.count == 0 { 0 } else { self.block_rows(0).len() },
             )?,
+        }
+        if self.tail_rows > 0 {
+            write!(f, " and {} decoded", self.tail_rows)?;
         }
         if self.operands == Operands::Bf16Pairs {
             write!(f, ", scores from pairs of bf16")?;

@@ -16,6 +16,7 @@ use crate::sequence::{QueryOffset, Sequences};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut};
 use std::f32::consts::LOG2_E;
+use std::ops::Range;
 
 /// The sizes of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +46,17 @@ impl Dims {
     /// rows of a tile see nearly the same keys.
     pub(crate) fn rows(&self) -> usize {
         self.seq_q.saturating_mul(self.group())
+    }
+
+    /// The batch and the key/value head of head `head`, counted through all batches.
+    pub(crate) fn batch_and_head(&self, head: usize) -> (usize, usize) {
+        (head / self.heads_kv, head % self.heads_kv)
+    }
+
+    /// The query heads that share key/value head `head_kv`.
+    pub(crate) fn group_heads(&self, head_kv: usize) -> Range<usize> {
+        let group = self.group();
+        head_kv * group..(head_kv + 1) * group
     }
 
     pub(crate) fn output_shape(&self) -> [usize; 4] {

@@ -70,6 +70,11 @@ pub(crate) struct Sequences<'a> {
 }
 
 impl Sequences<'_> {
+    /// Whether all batches have the same lengths and offsets.
+    pub(crate) fn are_alike(&self) -> bool {
+        self.key_lengths.is_none() && !matches!(self.query_offset, QueryOffset::PerBatch(_))
+    }
+
     /// The sequence of batch `b`.
     pub(crate) fn get(&self, b: usize) -> Sequence {
         let keys = self.key_lengths.map_or(self.seq_kv, |lengths| lengths.get(b) as usize);

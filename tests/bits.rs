@@ -214,6 +214,45 @@ fn some_heads_of_a_group() {
     }
 }
 
+/// Without a form, a few rows at the end of a prefill are decoded: the bits of each row are those of its own form.
+#[test]
+fn tails_have_the_bits_of_decode() {
+    let mut rng = Rng(8);
+    for (level, seq_q) in Level::available().flat_map(|level| [17, 33, 65, 257].map(|rows| (level, rows))) {
+        let dims = Dims { batch: 2, ..Dims::new(3, seq_q, 300, 24) };
+        let (inputs, options) = (Inputs::<f32>::random(dims, &mut rng), Options::random(&dims, &mut rng));
+        let all = options.attention(&dims, 0..3, 0..seq_q).level(level);
+        let plan = all.plan(inputs.q(), inputs.k(), inputs.v()).unwrap();
+        let main = seq_q - plan.tail_rows();
+        assert_eq!((plan.form(), plan.tail_rows()), (Form::Prefill, 1), "{plan}");
+        let whole = inputs.bits(&all);
+        for (form, queries) in [(Form::Prefill, 0..main), (Form::Decode, main..seq_q)] {
+            let part = Part { batches: 0..2, heads_kv: 0..3, group: 0..1, queries };
+            check_part(&inputs, &options, (form, level), &part, &whole);
+        }
+    }
+}
+
+/// Many small heads are computed by one task: each as it is alone.
+#[test]
+fn heads_that_share_a_task() {
+    let mut rng = Rng(10);
+    for (seq_q, seq_kv, dim) in [(4, 4, 64), (5, 9, 16), (12, 12, 8), (20, 40, 16), (3, 70, 8)] {
+        let dims = Dims { batch: 40, heads_q: 8, heads_kv: 4, ..Dims::new(1, seq_q, seq_kv, dim) };
+        let (inputs, options) = (Inputs::<f32>::random(dims, &mut rng), Options::random(&dims, &mut rng));
+        for (form, level) in forms_and_levels() {
+            let all = options.attention(&dims, 0..8, 0..seq_q).form(form).level(level);
+            let tasks = all.plan(inputs.q(), inputs.k(), inputs.v()).unwrap().tasks();
+            assert!((64..160).contains(&tasks), "{tasks} tasks");
+            let whole = inputs.bits(&all);
+            for batch in [0, 17, 39] {
+                let part = Part { batches: batch..batch + 1, heads_kv: 0..4, group: 0..2, queries: 0..seq_q };
+                check_part(&inputs, &options, (form, level), &part, &whole);
+            }
+        }
+    }
+}
+
 /// Positions far beyond the integers that f32 holds exactly.
 #[test]
 fn far_positions() {

@@ -34,6 +34,23 @@ fn printed_as_planned() {
     }
 }
 
+/// A few rows after whole vectors are decoded, unless the form is set or there are few keys.
+#[test]
+fn tails_are_printed() {
+    let plan = |seq_q, seq_kv, attention| plan_of::<f32>(Dims::new(1, seq_q, seq_kv, 64), attention);
+    for level in Level::available() {
+        let auto = Attention::new().level(level);
+        let one = plan(33, 300, auto.clone());
+        assert_eq!((one.form(), one.tail_rows()), (Form::Prefill, 1), "{one}");
+        assert!(one.to_string().contains("rows and 1 decoded"), "{one}");
+        for other in [plan(32, 300, auto.clone()), plan(33, 64, auto.clone()), plan(33, 300, auto.form(Form::Prefill))]
+        {
+            assert_eq!(other.tail_rows(), 0, "{other}");
+            assert!(!other.to_string().contains("decoded"), "{other}");
+        }
+    }
+}
+
 /// Pairs of bf16 are used where both queries and keys are bf16, the level has the instruction, and the scale is ordinary.
 #[test]
 fn operands_follow_from_types_level_and_scale() {
@@ -87,6 +104,11 @@ fn tasks() {
         (dims(2, [6, 3], 128, 1300), prefill, 2 * 3),
         (dims(2, [6, 3], 129, 1300), prefill, 2 * 3 * 2),
         (dims(1, [8, 8], 580, 100), prefill, 8 * 3),
+        // Small heads: as many as take some microseconds together, while 64 tasks remain.
+        (dims(1, [127, 127], 4, 4), decode, 127),
+        (dims(1, [128, 128], 4, 4), decode, 64),
+        (dims(1000, [12, 12], 4, 4), prefill, 12000usize.div_ceil(128)),
+        (dims(1000, [12, 12], 16, 16), prefill, 1500),
         // Nothing to do.
         (dims(0, [2, 2], 3, 600), decode, 0),
         (dims(1, [0, 0], 3, 600), prefill, 0),

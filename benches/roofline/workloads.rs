@@ -104,6 +104,11 @@ const fn softmax(name: &'static str, axis: usize, in_place: bool) -> Workload {
     Workload { name, task: Task::Softmax { axis, in_place }, types: ENDS, reach: Reach::Fraction(0.80) }
 }
 
+/// A batch of encoders of `seq` tokens, 4096 tokens together.
+const fn encoders(seq: usize, dim: usize) -> Dims {
+    batch(4096 / seq, Dims::new(12, seq, seq, dim))
+}
+
 /// Workloads of a group take turns, each in all its types. A group holds the workloads that are compared with each other.
 pub(crate) const GROUPS: &[&[Workload]] = {
     use Layout::{Bshd, Padded, Transposed};
@@ -166,6 +171,35 @@ pub(crate) const GROUPS: &[&[Workload]] = {
         ],
         &[attention("bert", batch(32, Dims::new(12, 128, 128, 64)), Plain, ENDS, Fraction(0.78))],
         &[attention("vit", batch(8, Dims::new(12, 197, 197, 64)), Plain, &[F32], Fraction(0.75))],
+        // Short sequences: sentence embedders, windows of an image. The fractions are those of Zen 5 at 1.15 to 2.5 times the speed
+        // of the first version.
+        &[attention("tiny_4", encoders(4, 64), Plain, &[F32], Fraction(0.36))],
+        &[attention("tiny_8", encoders(8, 64), Plain, &[F32], Fraction(0.29))],
+        &[attention("tiny_12", encoders(12, 64), Plain, &[F32], Fraction(0.36))],
+        &[attention("tiny_16", encoders(16, 64), Plain, &[F32], Fraction(0.43))],
+        &[attention("tiny_24", encoders(24, 64), Plain, &[F32], Fraction(0.39))],
+        &[attention("tiny_32", encoders(32, 64), Plain, &[F32], Fraction(0.55))],
+        &[attention("tiny_33", encoders(33, 64), Plain, &[F32], Fraction(0.47))],
+        &[attention("tiny_48", encoders(48, 64), Plain, &[F32], Fraction(0.61))],
+        &[attention("tiny_4_d32", encoders(4, 32), Plain, &[F32], BelowPeers)],
+        &[attention("tiny_8_d32", encoders(8, 32), Plain, &[F32], BelowPeers)],
+        &[attention("tiny_12_d32", encoders(12, 32), Plain, &[F32], BelowPeers)],
+        &[attention("tiny_16_d32", encoders(16, 32), Plain, &[F32], BelowPeers)],
+        &[attention("tiny_24_d32", encoders(24, 32), Plain, &[F32], BelowPeers)],
+        &[attention("tiny_32_d32", encoders(32, 32), Plain, &[F32], BelowPeers)],
+        &[attention("tiny_33_d32", encoders(33, 32), Plain, &[F32], BelowPeers)],
+        &[attention("tiny_48_d32", encoders(48, 32), Plain, &[F32], BelowPeers)],
+        &[attention("causal_128", encoders(128, 64), Causal, &[F32], Fraction(0.63))],
+        &[attention("causal_197", encoders(197, 64), Causal, &[F32], Fraction(0.63))],
+        // One row more than whole vectors.
+        &[
+            attention("step_32", Dims::new(12, 32, 1024, 64), Plain, &[F32], Fraction(0.60)),
+            attention("step_33", Dims::new(12, 33, 1024, 64), Plain, &[F32], TimeOf("step_32", 1.30)),
+        ],
+        &[
+            attention("step_16", Dims::new(12, 16, 1024, 32), Plain, &[F32], Fraction(0.50)),
+            attention("step_17", Dims::new(12, 17, 1024, 32), Plain, &[F32], TimeOf("step_16", 1.30)),
+        ],
         &[attention("odd", Dims::new(5, 1000, 1037, 80), Causal, &[F16], Fraction(0.75))],
         &[attention("chunk", grouped(32, 8, 256, 8192, 128), Causal, &[Bf16], Fraction(0.85))],
         &[attention("speculate_4", grouped(32, 8, 4, 8192, 128), Plain, &[F16], Fraction(0.75))],

@@ -10,10 +10,11 @@ use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::Decode;
 use crate::kernel::form::FormKernel;
 use crate::kernel::output::TaskOutput;
+use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
-use crate::plan::{Form, Plan};
+use crate::plan::{Form, KeySteps, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
 
@@ -40,47 +41,73 @@ pub(crate) fn run_scheduled(
     if output.is_empty() {
         return;
     }
-    let claims = output.share(problem, plan, schedule);
     if plan.has_split_tasks() {
-        return reduce::run(&claims, schedule, workspace);
+        return reduce::run(problem, plan, schedule, output, workspace);
     }
     let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
+    let claims = output.share(problem, plan, schedule, scratch.len());
     work_through(plan, scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
     Scratch::grow_to_largest(scratch);
 }
 
-/// Computes a task and writes its rows.
-fn compute(claims: &TaskClaims<'_>, claimed: ClaimedTask<'_>, scratch: &mut Scratch) {
-    let (problem, plan) = (claims.problem(), claims.plan());
-    let ClaimedTask { task, next, mut output, .. } = claimed;
-    let input = task.input(problem, plan);
-    let next = next.map(|next| next.input(problem, plan));
-    let next = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
-    let piece = Piece { task: &input, keys: input.span.clone() };
-    match task.form {
-        Form::Prefill => compute_as::<Prefill<'_, '_>>(piece, next, plan, &mut output, scratch),
-        Form::Decode => compute_as::<Decode<'_, '_>>(piece, next, plan, &mut output, scratch),
+/// Computes a task, one head after the other, and writes its rows.
+fn compute(claims: &TaskClaims<'_>, mut claimed: ClaimedTask<'_>, scratch: &mut Scratch) {
+    let (problem, plan, task) = (claims.problem(), claims.plan(), claimed.task);
+    // The input of a head and that of the next one, by turns.
+    let mut inputs = [Some(task.input(problem, plan, task.heads.start)), None];
+    let mut prefetch = Prefetch::none();
+    if let [Some(input), _] = &inputs {
+        match task.form {
+            Form::Prefill => Prefill::list_rows(input, scratch),
+            Form::Decode => Decode::list_rows(input, scratch),
+        }
+    }
+    if !task.tail.is_empty() {
+        Decode::list_rows(&task.tail_input(problem, plan, task.heads.start), scratch);
+    }
+    for head in task.heads.clone() {
+        let [even, odd] = &mut inputs;
+        let (input, next) = if (head - task.heads.start).is_multiple_of(2) { (even, odd) } else { (odd, even) };
+        *next = match claimed.next {
+            _ if head + 1 < task.heads.end => Some(task.input(problem, plan, head + 1)),
+            next => next.map(|next| next.input(problem, plan, next.heads.start)),
+        };
+        let (Some(input), next) = (&*input, &*next) else { unreachable!("a head without input") };
+        let next = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
+        let pieces = (Piece { task: input, keys: input.span.clone() }, next);
+        let (steps, output) = (plan.steps(task.form), &mut claimed.output(head, &task.rows));
+        match task.form {
+            Form::Prefill => compute_as::<Prefill<'_, '_>>(pieces, steps, output, &mut prefetch, scratch),
+            Form::Decode => compute_as::<Decode<'_, '_>>(pieces, steps, output, &mut prefetch, scratch),
+        }
+        if !task.tail.is_empty() {
+            // Keys and values are in cache.
+            let input = task.tail_input(problem, plan, head);
+            let pieces = (Piece { task: &input, keys: input.span.clone() }, None);
+            let (steps, output) = (plan.steps(Form::Decode), &mut claimed.output(head, &task.tail));
+            compute_as::<Decode<'_, '_>>(pieces, steps, output, &mut prefetch, scratch);
+        }
     }
 }
 
-/// Computes a piece in the form `K`.
+/// Computes a piece in the form `K`. The other piece is the next one.
 fn compute_as<'t, 'a: 't, K: FormKernel<'t, 'a>>(
-    piece: Piece<'t, 'a>,
-    next: Option<Piece<'_, 'a>>,
-    plan: &Plan,
+    (piece, next): (Piece<'t, 'a>, Option<Piece<'_, 'a>>),
+    steps: KeySteps,
     output: &mut TaskOutput<'_>,
+    prefetch: &'t mut Prefetch,
     scratch: &'t mut Scratch,
 ) {
     let keys = piece.keys.clone();
-    let mut kernel = K::load(piece, next, Some(output), scratch);
-    step_over(&mut kernel, plan, keys);
+    let mut kernel = K::load(piece, next, Some(output), prefetch, scratch);
+    step_over(&mut kernel, steps, keys);
     kernel.finish(output);
 }
 
 /// Steps over `keys`, split by split and tile by tile.
-fn step_over<'t, 'a: 't>(kernel: &mut impl FormKernel<'t, 'a>, plan: &Plan, keys: Range<usize>) {
-    for split in plan.splits_of(&keys) {
-        for tile in plan.tiles_of(plan.split_of(split, &keys)) {
+fn step_over<'t, 'a: 't>(kernel: &mut impl FormKernel<'t, 'a>, steps: KeySteps, keys: Range<usize>) {
+    for split in steps.splits_of(&keys) {
+        for tile in steps.tiles_of(steps.split_of(split, &keys)) {
             kernel.step(tile);
         }
         kernel.end_split();

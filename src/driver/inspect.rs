@@ -7,10 +7,12 @@ use super::schedule::Schedule;
 use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::form::FormKernel;
+use crate::kernel::output::TaskOutput;
+use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
-use crate::kernel::task::Piece;
-use crate::plan::Plan;
+use crate::kernel::task::{Piece, TaskInput};
+use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use crate::score::Unit;
 use crate::simd::Isa;
@@ -29,34 +31,50 @@ pub(crate) fn run(
     }
     let mut schedule = Schedule::default();
     schedule.fill(problem, plan);
-    let claims = output.share(problem, plan, &schedule);
     let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
+    let claims = output.share(problem, plan, &schedule, scratch.len());
     work_through(plan, scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
 }
 
-/// Writes the rows of a task, panel by panel.
+/// Writes the rows of a task, head by head.
 fn write_scores(
     claims: &TaskClaims<'_>,
-    claimed: ClaimedTask<'_>,
+    mut claimed: ClaimedTask<'_>,
     finish_row: fn(Isa, &mut [f32]),
     scratch: &mut Scratch,
 ) {
     let (problem, plan) = (claims.problem(), claims.plan());
     let seq_kv = problem.dims.seq_kv;
-    let ClaimedTask { task, mut output, .. } = claimed;
-    let task = task.input(problem, plan).in_unit(Unit::Natural, problem.scale);
+    let task = claimed.task;
+    for head in task.heads.clone() {
+        let input = task.input(problem, plan, head).in_unit(Unit::Natural, problem.scale);
+        write_head(&input, plan, seq_kv, finish_row, &mut claimed.output(head, &task.rows), scratch);
+    }
+}
+
+/// Writes the rows of a head, panel by panel.
+fn write_head(
+    task: &TaskInput<'_>,
+    plan: &Plan,
+    seq_kv: usize,
+    finish_row: fn(Isa, &mut [f32]),
+    output: &mut TaskOutput<'_>,
+    scratch: &mut Scratch,
+) {
     for start in (0..task.rows).step_by(plan.tile_rows()) {
         let rows = start..(start + plan.tile_rows()).min(task.rows);
         let panel = task.slice(rows.clone());
         // Keys outside the span are hidden, and no tile has them. A sink is one more score, which is not written.
-        let width = seq_kv + usize::from(problem.score_mods.sinks.is_some());
+        let width = seq_kv + usize::from(task.score_mods.sinks.is_some());
         let mut whole_rows = vec![f32::NEG_INFINITY; rows.len() * width];
         for (n, row) in whole_rows.chunks_exact_mut(width).enumerate() {
             row[seq_kv..].fill(panel.sink(n).unwrap_or(f32::NEG_INFINITY));
         }
         let piece = Piece { task: &panel, keys: task.span.clone() };
-        let mut kernel = Prefill::load(piece, None, None, scratch);
-        for tile in plan.tiles_of(task.span.clone()) {
+        let mut prefetch = Prefetch::none();
+        Prefill::list_rows(&panel, scratch);
+        let mut kernel = Prefill::load(piece, None, None, &mut prefetch, scratch);
+        for tile in plan.steps(Form::Prefill).tiles_of(task.span.clone()) {
             kernel.visit_scores(tile, |keys, scores, lanes| {
                 for (lane, row) in whole_rows.chunks_exact_mut(width).enumerate() {
                     for (to, scores) in row[keys.clone()].iter_mut().zip(scores.chunks_exact(lanes)) {

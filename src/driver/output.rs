@@ -13,6 +13,7 @@ use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use crate::tensor::shared::SharedRows;
 use crate::tensor::{AnyTensorMut, TensorMut};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The output of a call: a tensor of any type, and optionally the log-sum-exps.
@@ -31,9 +32,15 @@ impl<'a> Output<'a> {
         self.values.shape().contains(&0) && self.lse.as_ref().is_none_or(|lse| lse.shape().contains(&0))
     }
 
-    /// Shares the output between the tasks of `schedule`, which must be for this problem.
-    pub(super) fn share(self, problem: &'a Problem<'a>, plan: &'a Plan, schedule: &'a Schedule) -> TaskClaims<'a> {
-        TaskClaims { output: self, problem, plan, schedule, next: AtomicUsize::new(0) }
+    /// Shares the output between the tasks of `schedule`, which must be for this problem. `workers` workers will claim them.
+    pub(super) fn share(
+        self,
+        problem: &'a Problem<'a>,
+        plan: &'a Plan,
+        schedule: &'a Schedule,
+        workers: usize,
+    ) -> TaskClaims<'a> {
+        TaskClaims { output: self, problem, plan, schedule, workers, next: AtomicUsize::new(0) }
     }
 }
 
@@ -43,17 +50,19 @@ pub(super) struct TaskClaims<'a> {
     problem: &'a Problem<'a>,
     plan: &'a Plan,
     schedule: &'a Schedule,
+    workers: usize,
     next: AtomicUsize,
 }
 
-/// A claimed task.
+/// A claimed task: the only one with the right to write its rows.
 pub(super) struct ClaimedTask<'c> {
+    claims: &'c TaskClaims<'c>,
     /// Its index in the schedule.
     pub(super) index: usize,
     pub(super) task: &'c Task,
-    /// The task that this worker most likely claims next. Another worker may be faster.
+    /// The task that this worker most likely claims next: tasks take about as long as their neighbours, so workers claim in
+    /// turns. (With two workers, the task after this one is nearly always the other worker's.)
     pub(super) next: Option<&'c Task>,
-    pub(super) output: TaskOutput<'c>,
 }
 
 impl<'c> Claims<'c> for TaskClaims<'_> {
@@ -62,10 +71,26 @@ impl<'c> Claims<'c> for TaskClaims<'_> {
     fn claim(&'c self) -> Option<ClaimedTask<'c>> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
         let task = self.schedule.tasks().get(index)?;
-        let next = self.schedule.tasks().get(self.next.load(Ordering::Relaxed));
-        // SAFETY: the counter has given this index once, and each row is in one task of a schedule (its invariant).
-        let output = unsafe { self.rows_of(task) };
-        Some(ClaimedTask { index, task, next, output })
+        let next = self.schedule.tasks().get(index + self.workers);
+        Some(ClaimedTask { claims: self, index, task, next })
+    }
+}
+
+impl ClaimedTask<'_> {
+    /// The output rows `rows` of key/value head `head`.
+    ///
+    /// # Panics
+    /// If the head or the rows are not the task's.
+    pub(super) fn output(&mut self, head: usize, rows: &Range<usize>) -> TaskOutput<'_> {
+        assert!(self.task.heads.contains(&head), "head {head} of {:?}", self.task.heads);
+        assert!(
+            self.task.rows.start <= rows.start && rows.end <= self.task.tail.end,
+            "rows {rows:?} of {:?}",
+            self.task
+        );
+        // SAFETY: the counter has given the task's index once, so there is one claim of it, and each row is in one task of a
+        // schedule (its invariant). The claim is borrowed mutably while the result lives.
+        unsafe { self.claims.rows_of(head, rows.clone()) }
     }
 }
 
@@ -78,12 +103,14 @@ impl TaskClaims<'_> {
         self.plan
     }
 
-    /// The output rows of a task.
+    /// The output rows `rows` of key/value head `head`.
     ///
     /// # Safety
     /// * while the result lives, there is no other result with any of these rows
-    unsafe fn rows_of(&self, task: &Task) -> TaskOutput<'_> {
-        let (b, heads, rows) = (task.batch, task.heads(self.problem), task.rows.clone());
+    unsafe fn rows_of(&self, head: usize, rows: Range<usize>) -> TaskOutput<'_> {
+        let dims = &self.problem.dims;
+        let (b, head_kv) = dims.batch_and_head(head);
+        let heads = dims.group_heads(head_kv);
         // SAFETY: the caller's promise.
         unsafe {
             let lse = self.output.lse.as_ref();
@@ -98,6 +125,7 @@ pub(super) struct SlotClaims<'a> {
     origin: *mut f32,
     slot: usize,
     count: usize,
+    workers: usize,
     next: AtomicUsize,
     buffer: PhantomData<&'a mut [f32]>,
 }
@@ -108,16 +136,16 @@ unsafe impl Sync for SlotClaims<'_> {}
 /// A claimed slot.
 pub(super) struct ClaimedSlot<'c> {
     pub(super) index: usize,
-    /// The slot that this worker most likely claims next. Another worker may be faster.
+    /// The slot that this worker most likely claims next, as for tasks.
     pub(super) next: usize,
     pub(super) memory: &'c mut [f32],
 }
 
 impl<'a> SlotClaims<'a> {
-    /// Cuts `buffer` into slots of `slot` elements. A shorter rest is not used.
-    pub(super) fn new(buffer: &'a mut [f32], slot: usize) -> Self {
+    /// Cuts `buffer` into slots of `slot` elements, which `workers` workers will claim. A shorter rest is not used.
+    pub(super) fn new(buffer: &'a mut [f32], slot: usize, workers: usize) -> Self {
         let count = buffer.len() / slot.max(1);
-        SlotClaims { origin: buffer.as_mut_ptr(), slot, count, next: AtomicUsize::new(0), buffer: PhantomData }
+        SlotClaims { origin: buffer.as_mut_ptr(), slot, count, workers, next: AtomicUsize::new(0), buffer: PhantomData }
     }
 }
 
@@ -126,7 +154,7 @@ impl<'c> Claims<'c> for SlotClaims<'_> {
 
     fn claim(&'c self) -> Option<ClaimedSlot<'c>> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
-        let next = self.next.load(Ordering::Relaxed);
+        let next = index + self.workers;
         // SAFETY: slot `index` lies inside the buffer, which stays borrowed mutably, and the counter has given this index once,
         // so this is the only reference to the slot.
         let memory = || unsafe { std::slice::from_raw_parts_mut(self.origin.add(index * self.slot), self.slot) };

@@ -1,19 +1,22 @@
 //! Splits the keys of a task between workers, if there are too few tasks for the threads. Each split of the keys gives a
 //! partial result. The partial results of a task are then merged in the order of the keys.
 //!
-//! The bits are those of a task that computes all its splits itself.
+//! A task has one head here, because there are few. The bits are those of a task that computes all its splits itself.
 
 #![forbid(unsafe_code)]
 
-use super::output::{ClaimedSlot, SlotClaims, TaskClaims};
+use super::output::{ClaimedSlot, Output, SlotClaims};
 use super::schedule::Schedule;
 use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::{Decode, reduce};
 use crate::kernel::form::FormKernel;
 use crate::kernel::partial::PartialLayout;
+use crate::kernel::prefetch::Prefetch;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
+use crate::plan::{Form, Plan};
+use crate::problem::Problem;
 use std::ops::Range;
 
 /// Claims for each worker. With 16, workers wait for the last one for at most a 16th of the time.
@@ -36,8 +39,8 @@ struct Partials {
 }
 
 impl Partials {
-    fn new(claims: &TaskClaims<'_>, schedule: &Schedule, workers: usize) -> Self {
-        let (problem, plan, tasks) = (claims.problem(), claims.plan(), schedule.tasks());
+    fn new((problem, plan): (&Problem<'_>, &Plan), schedule: &Schedule, workers: usize) -> Self {
+        let tasks = schedule.tasks();
         let rows = tasks.iter().map(|task| task.rows.len()).max().unwrap_or(0);
         let splits = plan.splits();
         // Where the heads of a key lie side by side, the next head's split is on the same pages. Task by task, every page was
@@ -80,56 +83,66 @@ impl Partials {
     }
 }
 
-pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut Workspace) {
-    let (problem, plan) = (claims.problem(), claims.plan());
+pub(super) fn run(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    schedule: &Schedule,
+    output: Output<'_>,
+    workspace: &mut Workspace,
+) {
     let scratch = for_workers(&mut workspace.scratch, workers(plan, plan.tasks()));
-    let partials = Partials::new(claims, schedule, scratch.len());
+    let steps = plan.steps(Form::Decode);
+    let partials = Partials::new((problem, plan), schedule, scratch.len());
     let [memory] = workspace.partials.buffers([partials.len()]);
 
-    let slots = SlotClaims::new(memory, partials.splits_per_claim * partials.slot);
+    let slots = SlotClaims::new(memory, partials.splits_per_claim * partials.slot, scratch.len());
     work_through(plan, scratch, &slots, &|claimed, scratch| {
-        compute_splits(claims, schedule, partials, claimed, scratch)
+        compute_splits((problem, plan), schedule, partials, claimed, scratch)
     });
 
     // Waking threads for less takes longer than merging.
     let parallel = partials.len() >= PARALLEL_MERGE;
     let workers = if parallel { workers(plan, partials.tasks).min(scratch.len()) } else { 1 };
     let memory = &*memory;
-    work_through(plan, &mut scratch[..workers], claims, &|mut claimed, scratch| {
-        let input = claimed.task.input(problem, plan);
-        let splits = plan.splits_of(&claimed.task.keys).map(|split| &memory[partials.range(claimed.index, split)]);
-        reduce(&input, splits, scratch, &mut claimed.output);
+    let claims = output.share(problem, plan, schedule, workers);
+    work_through(plan, &mut scratch[..workers], &claims, &|mut claimed, scratch| {
+        let (index, head, rows) = (claimed.index, claimed.task.heads.start, &claimed.task.rows);
+        let input = claimed.task.input(problem, plan, head);
+        let splits = steps.splits_of(&claimed.task.keys).map(|split| &memory[partials.range(index, split)]);
+        reduce(&input, splits, scratch, &mut claimed.output(head, rows));
     });
     Scratch::grow_to_largest(scratch);
 }
 
 /// Computes the splits of one claim into their slots: as `step_over`, but each result is kept and none is merged.
 fn compute_splits(
-    claims: &TaskClaims<'_>,
+    (problem, plan): (&Problem<'_>, &Plan),
     schedule: &Schedule,
     partials: Partials,
     ClaimedSlot { index, next, memory }: ClaimedSlot<'_>,
     scratch: &mut Scratch,
 ) {
-    let (problem, plan) = (claims.problem(), claims.plan());
+    let steps = plan.steps(Form::Decode);
     // The task of a claim, its splits, and the first split of the claim.
     let of_claim = |index: usize| {
         let (task, first) = partials.place(index)?;
         let task = &schedule.tasks()[task];
-        let seen = plan.splits_of(&task.keys);
+        let seen = steps.splits_of(&task.keys);
         let splits = first.max(seen.start)..(first + partials.splits_per_claim).min(seen.end);
-        (!splits.is_empty()).then(|| (task.input(problem, plan), splits, first))
+        (!splits.is_empty()).then(|| (task.input(problem, plan, task.heads.start), splits, first))
     };
     let keys_of = |splits: &Range<usize>, span: &Range<usize>| {
-        plan.split_of(splits.start, span).start..plan.split_of(splits.end - 1, span).end
+        steps.split_of(splits.start, span).start..steps.split_of(splits.end - 1, span).end
     };
     let Some((task, splits, first)) = of_claim(index) else { return };
     let next = of_claim(next);
     let next = next.as_ref().map(|(task, splits, _)| Piece { task, keys: keys_of(splits, &task.span) });
     let piece = Piece { task: &task, keys: keys_of(&splits, &task.span) };
-    let mut kernel = Decode::load(piece, next, None, scratch);
+    Decode::list_rows(&task, scratch);
+    let mut prefetch = Prefetch::none();
+    let mut kernel = Decode::load(piece, next, None, &mut prefetch, scratch);
     for split in splits {
-        for tile in plan.tiles_of(plan.split_of(split, &task.span)) {
+        for tile in steps.tiles_of(steps.split_of(split, &task.span)) {
             kernel.step(tile);
         }
         kernel.store_split(&mut memory[(split - first) * partials.slot..][..partials.slot]);

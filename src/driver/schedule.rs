@@ -1,4 +1,4 @@
-//! The list of tasks: one for each batch, key/value head, and block of rows.
+//! The list of tasks: one for each run of key/value heads, and block of rows.
 
 #![forbid(unsafe_code)]
 
@@ -7,15 +7,17 @@ use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use std::ops::Range;
 
-/// A block of rows of one key/value head, and its span of keys.
+/// A block of rows of some key/value heads, one head or several small ones, and its span of keys.
 ///
 /// Row `r` is query `r / group` of head `head_kv * group + r % group`: neighbouring rows have nearly the same position, so the
 /// rows of a tile see nearly the same keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Task {
-    pub(super) batch: usize,
-    pub(super) head_kv: usize,
+    /// The key/value heads, counted through all batches. Their rows have the same spans.
+    pub(super) heads: Range<usize>,
     pub(super) rows: Range<usize>,
+    /// Rows after these that are decoded.
+    pub(super) tail: Range<usize>,
     /// The span: no row of the task sees a key outside it.
     pub(super) keys: Range<usize>,
     pub(super) form: Form,
@@ -23,7 +25,7 @@ pub(super) struct Task {
 
 /// The tasks of a call, heaviest first.
 ///
-/// **Each row is in exactly one task**: several threads write rows, and this makes it sound. Only [`Schedule::fill`] changes
+/// **Each row is in exactly one task**, its tail included: several threads write rows, and this makes it sound. Only [`Schedule::fill`] changes
 /// the list.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
@@ -31,29 +33,33 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// Lists the tasks of `plan`: each batch, key/value head and block of rows once. The blocks are a partition of the rows.
+    /// Lists the tasks of `plan`: each key/value head and block of rows once. The runs of heads are a partition of the heads, the
+    /// blocks one of the rows.
     pub(crate) fn fill(&mut self, problem: &Problem<'_>, plan: &Plan) {
         self.tasks.clear();
         let dims = &problem.dims;
-        if dims.rows() == 0 {
+        if dims.rows() == 0 || dims.heads_kv == 0 {
             return; // without rows there are no tasks, and the number of batches is not limited
         }
         let group = dims.group();
-        for batch in 0..dims.batch {
-            let sequence = problem.sequences.get(batch);
+        for alike in plan.alike_heads() {
+            let sequence = problem.sequences.get(alike.start / dims.heads_kv);
             for block in 0..plan.blocks() {
                 let rows = plan.block_rows(block);
+                let tail = rows.end..if block + 1 == plan.blocks() { dims.rows() } else { rows.end };
                 // The heads of a group have the same positions.
-                let queries = rows.start / group..rows.end.div_ceil(group);
-                let span = |h: usize| union(queries.clone().map(move |i| problem.masks.span(&sequence, h, i)));
-                let by_position = span(0);
-                for head_kv in 0..dims.heads_kv {
-                    // Other masks may differ from head to head.
-                    let keys = match problem.masks.open {
-                        [] => by_position.clone(),
-                        _ => union((head_kv * group..(head_kv + 1) * group).map(span)),
-                    };
-                    self.tasks.push(Task { batch, head_kv, rows: rows.clone(), keys, form: plan.form() });
+                let queries = rows.start / group..tail.end.div_ceil(group);
+                // Masks that may differ from head to head are alike in one head alone.
+                let first = alike.start % dims.heads_kv * group;
+                let heads = first..first + if problem.masks.open.is_empty() { 1 } else { group };
+                let keys = union(
+                    heads
+                        .flat_map(|h| queries.clone().map(move |i| (h, i)))
+                        .map(|(h, i)| problem.masks.span(&sequence, h, i)),
+                );
+                for heads in plan.head_runs(alike.clone()) {
+                    let (rows, tail, keys) = (rows.clone(), tail.clone(), keys.clone());
+                    self.tasks.push(Task { heads, rows, tail, keys, form: plan.form() });
                 }
             }
         }
@@ -61,12 +67,10 @@ impl Schedule {
         // order of memory.
         self.tasks.sort_unstable_by_key(|task| {
             // Saturating, because the number of broadcast keys is not limited.
-            (
-                std::cmp::Reverse(task.rows.len().saturating_mul(task.keys.len())),
-                task.batch,
-                task.head_kv,
-                task.rows.start,
-            )
+            let pairs = [task.tail.end - task.rows.start, task.keys.len()]
+                .into_iter()
+                .fold(task.heads.len(), usize::saturating_mul);
+            (std::cmp::Reverse(pairs), task.heads.start, task.rows.start)
         });
     }
 

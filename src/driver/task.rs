@@ -5,32 +5,43 @@
 use super::schedule::Task;
 use crate::kernel::task::TaskInput;
 use crate::kv::run::Run;
-use crate::plan::Plan;
+use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use crate::score::Unit;
 use crate::tensor::group::AnyGroupRows;
+use std::ops::Range;
 
 impl Task {
-    /// The query heads of the task's group.
-    pub(super) fn heads(&self, problem: &Problem<'_>) -> std::ops::Range<usize> {
-        let group = problem.dims.group();
-        self.head_kv * group..(self.head_kv + 1) * group
+    /// The kernel's input of key/value head `head`, which is one of the task's.
+    pub(super) fn input<'a>(&self, problem: &'a Problem<'a>, plan: &Plan, head: usize) -> TaskInput<'a> {
+        self.input_of(self.rows.clone(), self.form, problem, plan, head)
     }
 
-    /// The kernel's input of the task.
-    pub(super) fn input<'a>(&self, problem: &'a Problem<'a>, plan: &Plan) -> TaskInput<'a> {
-        let (b, heads) = (self.batch, self.heads(problem));
-        let rows = self.rows.clone();
+    /// The input of the tail.
+    pub(super) fn tail_input<'a>(&self, problem: &'a Problem<'a>, plan: &Plan, head: usize) -> TaskInput<'a> {
+        self.input_of(self.tail.clone(), Form::Decode, problem, plan, head)
+    }
+
+    fn input_of<'a>(
+        &self,
+        rows: Range<usize>,
+        form: Form,
+        problem: &'a Problem<'a>,
+        plan: &Plan,
+        head: usize,
+    ) -> TaskInput<'a> {
+        let (b, head_kv) = problem.dims.batch_and_head(head);
+        let heads = problem.dims.group_heads(head_kv);
         TaskInput {
             isa: plan.isa(),
             operands: plan.operands(),
             unit: problem.score_mods.unit(Unit::Log2),
             last_unit: Unit::Log2,
             factor: problem.score_mods.query_factor(problem.scale, Unit::Log2),
-            tile_keys: plan.tile_keys(),
+            tile_keys: plan.steps(form).tile,
             queries: AnyGroupRows::new(&problem.q, b, heads.clone()).slice(rows.clone()),
-            keys: Run::new(&problem.k, b, self.head_kv),
-            values: Run::new(&problem.v, b, self.head_kv),
+            keys: Run::new(&problem.k, b, head_kv),
+            values: Run::new(&problem.v, b, head_kv),
             span: self.keys.clone(),
             sequence: problem.sequences.get(b),
             first_head: heads.start,

@@ -62,7 +62,7 @@ pub(crate) struct Decode<'t, 'a> {
     queries: RowQueries<'t>,
     row_spans: &'t [LaneSpans<1>],
     buffers: RowBuffers<'t>,
-    prefetch: Prefetch,
+    prefetch: &'t mut Prefetch,
 }
 
 /// The keys and values of the next piece.
@@ -87,10 +87,16 @@ struct RowBuffers<'t> {
 }
 
 impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
+    fn list_rows(task: &TaskInput<'_>, scratch: &mut Scratch) {
+        scratch.row_spans.clear();
+        scratch.row_spans.extend((0..task.rows).map(|n| LaneSpans::new(task, n..n + 1, 1)));
+    }
+
     fn load(
         piece: Piece<'t, 'a>,
         next: Option<Piece<'_, 'a>>,
         _: Option<&TaskOutput<'_>>,
+        prefetch: &'t mut Prefetch,
         scratch: &'t mut Scratch,
     ) -> Self {
         let Piece { task, keys } = piece;
@@ -109,8 +115,6 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         ]);
         let layout = PartialLayout::new(rows, task.value_dim());
         let [total, split] = partials.buffers([layout.len(), layout.len()]);
-        row_spans.clear();
-        row_spans.extend((0..rows).map(|n| LaneSpans::new(task, n..n + 1, 1)));
         Decode {
             task,
             end: keys.end,
@@ -123,7 +127,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             queries: RowQueries::load(task, queries, pair_queries),
             row_spans,
             buffers: RowBuffers { scores, kept_scores, bias, copied_keys, copied_values },
-            prefetch: Prefetch::none(),
+            prefetch,
         }
     }
 
@@ -140,9 +144,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
 
         // 1. Scores.
         let next_keys = next.as_ref().map(|next| (next.keys, &next.range));
-        fill_prefetch(&mut self.prefetch, task.keys, &keys, end, next_keys);
+        fill_prefetch(self.prefetch, task.keys, &keys, end, next_keys);
         let buffers = &mut self.buffers;
-        self.queries.scores(task, keys.clone(), buffers.copied_keys, buffers.scores, &self.prefetch);
+        self.queries.scores(task, keys.clone(), buffers.copied_keys, buffers.scores, self.prefetch);
 
         // 2. Score modifications, and the softmax.
         let extent = self.softmax_rows(&keys);
@@ -154,11 +158,12 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         if extent.max == f32::NEG_INFINITY {
             // No row sees any of the keys, or the scores are NaN, and then the rows' sums are NaN already.
         } else if extent.hides && !values::all_finite(isa, values) {
-            values::add_visible_values(isa, values, (probs, buffers.kept_scores), out, tile_keys);
+            let out = (out, self.layout.width());
+            values::add_visible_values(isa, values, (probs, buffers.kept_scores), [tile_keys, 1], out);
         } else {
             let next_values = next.as_ref().map(|next| (next.values, &next.range));
-            fill_prefetch(&mut self.prefetch, task.values, &keys, end, next_values);
-            values::add_values(isa, values, probs, out, tile_keys, &self.prefetch);
+            fill_prefetch(self.prefetch, task.values, &keys, end, next_values);
+            values::add_values(isa, values, probs, out, tile_keys, self.prefetch);
         }
     }
 

@@ -5,7 +5,7 @@
 use super::shape::MAX_PANEL_LANES;
 use super::task::TaskInput;
 use super::tile::TileMods;
-use crate::mask::cover::SpanCover;
+use crate::mask::cover::{SpanCover, union};
 use std::ops::Range;
 
 /// Rows whose scores are modified together, and the span of each: the lanes of a panel in prefill, a single row (`N` is 1) in
@@ -38,6 +38,14 @@ impl<const N: usize> LaneSpans<N> {
         spans[rows.len()..count].fill(last);
         let cover = SpanCover::new(spans[..rows.len()].iter().map(|&(start, end)| start..end));
         LaneSpans { rows, count, cover, spans }
+    }
+
+    /// The smallest run of `keys` that holds what the lanes `lanes`, which have rows, see of them, counted from the first key.
+    pub(crate) fn seen_by(&self, lanes: Range<usize>, keys: &Range<usize>) -> Range<usize> {
+        let within =
+            |&(start, end): &(usize, usize)| start.clamp(keys.start, keys.end)..end.clamp(keys.start, keys.end);
+        let seen = union(self.spans[lanes].iter().map(within));
+        seen.start.saturating_sub(keys.start)..seen.end.saturating_sub(keys.start)
     }
 
     /// The row of each lane.

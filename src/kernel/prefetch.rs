@@ -116,23 +116,35 @@ fn iterations_per_line(bytes: usize) -> usize {
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
     at: *const u8,
-    /// Lines left in the current row.
+    /// Lines left in the current row; 0 after the last row.
     lines_left: usize,
-    /// Lines of each of the next rows.
+    /// Rows after the current one, and lines of each.
+    rows_left: usize,
     lines_per_row: usize,
     /// From the end of a row's last line to the start of the next row, in bytes.
     row_gap: isize,
 }
 
 impl Cursor {
-    /// Returns the next line. After the last row, it returns whatever address follows.
+    /// After the last row of a run.
+    const END: Self = Cursor { at: std::ptr::null(), lines_left: 0, rows_left: 0, lines_per_row: 0, row_gap: 0 };
+
+    /// The first line of a run, which has lines.
+    fn start_of(run: &ByteRows) -> Self {
+        let lines_per_row = run.lines_per_row();
+        let row_gap = run.stride.wrapping_sub((lines_per_row * LINE) as isize);
+        Cursor { at: run.at, lines_left: lines_per_row, rows_left: run.rows - 1, lines_per_row, row_gap }
+    }
+
+    /// Returns the next line, of which there must be one.
     #[inline(always)]
     fn next_line(&mut self) -> *const u8 {
         let line = self.at;
         self.at = self.at.wrapping_add(LINE);
         self.lines_left -= 1;
-        if self.lines_left == 0 {
+        if self.lines_left == 0 && self.rows_left > 0 {
             (self.at, self.lines_left) = (self.at.wrapping_offset(self.row_gap), self.lines_per_row);
+            self.rows_left -= 1;
         }
         line
     }
@@ -142,13 +154,15 @@ impl Cursor {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::kernel) struct ProductPrefetch {
     cursor: Cursor,
+    /// The index of the run after the cursor's.
+    next_run: usize,
     lines_per_part: usize,
 }
 
 impl ProductPrefetch {
-    /// Issues the prefetches of one part. It may continue past the last row until the product ends, which is harmless.
+    /// Issues the prefetches of one part, or the last ones of `of`, which made this.
     #[inline(always)]
-    pub(in crate::kernel) fn issue<S: Simd>(&mut self, simd: S) {
+    pub(in crate::kernel) fn issue<S: Simd>(&mut self, simd: S, of: &Prefetch) {
         if self.lines_per_part < self.cursor.lines_left {
             // The usual case: all lines are in one row, so its end is tested once.
             for n in 0..self.lines_per_part {
@@ -158,9 +172,19 @@ impl ProductPrefetch {
             self.cursor.lines_left -= self.lines_per_part;
         } else {
             for _ in 0..self.lines_per_part {
-                simd.prefetch_near(self.cursor.next_line());
+                let Some(line) = self.next_line(of) else { break };
+                simd.prefetch_near(line);
             }
         }
+    }
+
+    #[inline(always)]
+    fn next_line(&mut self, of: &Prefetch) -> Option<*const u8> {
+        if self.cursor.lines_left == 0 {
+            self.cursor = Cursor::start_of(of.runs[..of.count].get(self.next_run)?);
+            self.next_run += 1;
+        }
+        Some(self.cursor.next_line())
     }
 }
 
@@ -277,10 +301,8 @@ pub(crate) struct Prefetch {
     count: usize,
     /// The index of the next run.
     next_run: usize,
-    /// The position in the current run.
+    /// The position in the run before that.
     cursor: Cursor,
-    /// Lines left in the current run.
-    lines_left: usize,
     /// Lines to prefetch in each part of a product.
     lines_per_part: usize,
 }
@@ -288,14 +310,12 @@ pub(crate) struct Prefetch {
 impl Prefetch {
     /// Nothing to prefetch.
     pub(crate) fn none() -> Self {
-        let cursor = Cursor { at: std::ptr::null(), lines_left: 0, lines_per_row: 0, row_gap: 0 };
-        let runs = [ByteRows::NONE; MAX_RUNS];
-        Prefetch { runs, count: 0, next_run: 0, cursor, lines_left: 0, lines_per_part: 0 }
+        Prefetch { runs: [ByteRows::NONE; MAX_RUNS], count: 0, next_run: 0, cursor: Cursor::END, lines_per_part: 0 }
     }
 
     /// Removes all rows.
     pub(crate) fn clear(&mut self) {
-        (self.count, self.next_run, self.lines_left) = (0, 0, 0);
+        (self.count, self.next_run, self.cursor) = (0, 0, Cursor::END);
     }
 
     /// Adds a run of keys or values.
@@ -360,32 +380,16 @@ impl Prefetch {
         self.lines_per_part = lines.div_ceil(parts.max(1));
     }
 
-    /// Returns the prefetches of a product of `parts` parts. [`Prefetch::resume_after`] takes them back.
+    /// Returns the prefetches of a product. [`Prefetch::resume_after`] takes them back.
     #[inline(always)]
-    pub(in crate::kernel) fn for_product(&mut self, parts: usize) -> ProductPrefetch {
-        if self.lines_left == 0 {
-            self.start_next_run();
-        }
-        // After the last run: nothing.
-        let lines_per_part = if self.lines_left == 0 { 0 } else { self.lines_per_part };
-        self.lines_left = self.lines_left.saturating_sub(lines_per_part * parts);
-        ProductPrefetch { cursor: self.cursor, lines_per_part }
+    pub(in crate::kernel) fn for_product(&self) -> ProductPrefetch {
+        ProductPrefetch { cursor: self.cursor, next_run: self.next_run, lines_per_part: self.lines_per_part }
     }
 
     /// Continues from where `product` stopped.
     #[inline(always)]
     pub(in crate::kernel) fn resume_after(&mut self, product: ProductPrefetch) {
-        self.cursor = product.cursor;
-    }
-
-    fn start_next_run(&mut self) {
-        if let Some(run) = self.runs[..self.count].get(self.next_run) {
-            let lines_per_row = run.lines_per_row();
-            let row_gap = run.stride.wrapping_sub((lines_per_row * LINE) as isize);
-            self.cursor = Cursor { at: run.at, lines_left: lines_per_row, lines_per_row, row_gap };
-            self.lines_left = run.lines();
-            self.next_run += 1;
-        }
+        (self.cursor, self.next_run) = (product.cursor, product.next_run);
     }
 }
 
@@ -393,14 +397,12 @@ impl Prefetch {
 mod tests {
     use super::*;
 
-    struct Issue<'a>(&'a mut ProductPrefetch, usize);
+    struct Issue<'a>(&'a mut ProductPrefetch, &'a Prefetch);
     impl crate::simd::Kernel for Issue<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
-            for _ in 0..self.1 {
-                self.0.issue(simd);
-            }
+            self.0.issue(simd, self.1);
         }
     }
 
@@ -408,16 +410,18 @@ mod tests {
     fn prefetched(prefetch: &mut Prefetch, parts: usize) -> Vec<*const u8> {
         let mut lines = Vec::new();
         loop {
-            let mut expected = prefetch.for_product(parts);
-            if expected.lines_per_part == 0 {
+            let (mut product, mut expected) = (prefetch.for_product(), prefetch.for_product());
+            let before = lines.len();
+            for _ in 0..parts {
+                lines.extend((0..expected.lines_per_part).map_while(|_| expected.next_line(prefetch)));
+                crate::simd::Isa::best().run(Issue(&mut product, prefetch));
+                let position = |of: &ProductPrefetch| (of.cursor.at, of.cursor.lines_left, of.next_run);
+                assert_eq!(position(&product), position(&expected), "`issue` moves the cursor line by line");
+            }
+            if lines.len() == before {
                 return lines;
             }
-            let mut product = expected;
-            lines.extend((0..parts * expected.lines_per_part).map(|_| expected.cursor.next_line()));
-            crate::simd::Isa::best().run(Issue(&mut product, parts));
-            let position = |cursor: Cursor| (cursor.at, cursor.lines_left);
-            assert_eq!(position(product.cursor), position(expected.cursor), "`issue` moves the cursor line by line");
-            prefetch.resume_after(expected);
+            prefetch.resume_after(product);
         }
     }
 
@@ -434,12 +438,10 @@ mod tests {
         prefetch.add_run(Run::F32(strided.matrix(0, 0))); // two rows of 80 bytes, 320 apart
         let expected =
             [160, 224, 288, 352, 416, 0, 64, 320, 384].map(|byte| data.as_ptr().cast::<u8>().wrapping_add(byte));
-        for parts in [100, 4] {
+        for (parts, of_product) in [(100, 1), (100, 4), (4, 1), (4, 3), (1, 1)] {
             let mut prefetch = prefetch.clone();
-            prefetch.spread(parts); // 1 or 3 lines a part
-            let lines = prefetched(&mut prefetch, 1);
-            assert!(expected.iter().all(|line| lines.contains(line)), "{lines:?}");
-            assert!(parts < 9 || lines == expected);
+            prefetch.spread(parts); // 1, 3 or 9 lines a part
+            assert_eq!(prefetched(&mut prefetch, of_product), expected, "{parts} parts, {of_product} in a product");
         }
     }
 
@@ -521,7 +523,7 @@ mod tests {
         assert!(Prefetch::none().lines().next_line().is_none() && PrefetchLines::none().next_line().is_none());
     }
 
-    /// All lines are prefetched after the parts that they are spread over, rounded up to whole products for each run.
+    /// All lines are prefetched after the parts that they are spread over.
     #[test]
     fn products_prefetch_all_lines() {
         let data = [0u16; 7 * 100].map(crate::bf16::from_bits);
@@ -531,8 +533,9 @@ mod tests {
             let strided = crate::tensor::strided::Strided::new(&data, 0, [1, 1, 6, 90], [0, 0, 100, 1]).unwrap();
             prefetch.add_run(Run::Bf16(strided.matrix(0, 0)));
             prefetch.spread(products * parts);
-            for _ in 0..products + 2 {
-                let product = prefetch.for_product(parts);
+            for _ in 0..products {
+                let mut product = prefetch.for_product();
+                (0..parts).for_each(|_| crate::simd::Isa::best().run(Issue(&mut product, &prefetch)));
                 prefetch.resume_after(product);
             }
             assert!(prefetched(&mut prefetch, parts).is_empty(), "{products} products of {parts} parts");

@@ -23,6 +23,7 @@ pub(super) mod scores;
 pub(super) mod softmax;
 pub(super) mod values;
 
+use super::decode::values::add_visible_values;
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods;
@@ -34,29 +35,33 @@ use super::row_scores::scores_from_f32;
 use super::score_tensors::PanelTensors;
 use super::scratch::Scratch;
 use super::shape::{MAX_PANEL_LANES, panel_lanes, panel_product_rows, round_up_lanes};
+use super::state::PanelState;
 use super::task::{Operands, Piece, TaskInput};
 use super::tile::{Pass, modify_panel};
 use super::transpose::{transpose_into_lanes, transpose_pairs_into_lanes};
 use crate::element::ByElement;
-use finish::write_panel;
-use operands::{OperandBuffers, PackedValues, TileOperands, TileValues, score_steps};
+use crate::kv::run::Run;
+use finish::{write_panel, write_panel_rows};
+use operands::{OperandBuffers, TileOperands, TileValues, score_steps};
 use scores::PanelKeys;
-use softmax::softmax;
+use softmax::{Summed, softmax};
 use std::ops::Range;
-use values::add_values_in_place;
+use values::add_values_by_rows;
 
 /// The state of a prefill task between its tiles.
 pub(crate) struct Prefill<'t, 'a> {
     task: &'t TaskInput<'a>,
     /// The end of the keys that are stepped over, and the rows to prefetch during the last tile.
     end: usize,
-    last_prefetch: Prefetch,
+    last_prefetch: &'t mut Prefetch,
     layout: Layout,
     panels: &'t mut [Panel],
     /// `[panels][width][lanes]`.
     queries: &'t [f32],
-    /// `[panels][value_width][lanes]`.
+    /// `[panels][value_width][lanes]`, or if `by_rows`, `[panels][lanes][value_dim]`.
     out: &'t mut [f32],
+    /// Whether the rows of the values' product are queries; see [`sums_by_rows`].
+    by_rows: bool,
     operands: OperandBuffers<'t>,
     buffers: PanelBuffers<'t>,
 }
@@ -79,27 +84,27 @@ struct Tile<'o> {
     operands: TileOperands<'o>,
 }
 
-/// The keys that a panel has scores for, and the largest score of each lane.
-pub(super) struct PanelScores {
-    seen: Range<usize>,
-    max: [f32; MAX_PANEL_LANES],
-}
-
 impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
+    fn list_rows(task: &TaskInput<'_>, scratch: &mut Scratch) {
+        list_panels(task, &mut scratch.panels);
+    }
+
     fn load(
         piece: Piece<'t, 'a>,
         next: Option<Piece<'_, 'a>>,
         output: Option<&TaskOutput<'_>>,
+        prefetch: &'t mut Prefetch,
         scratch: &'t mut Scratch,
     ) -> Self {
         let task = piece.task;
+        prefetch_after(task, next, output, prefetch);
         let Scratch { tile: floats, panels, .. } = scratch;
-        list_panels(task, panels);
         let panel_lanes = panel_lanes(task.isa);
         let width = round_up_lanes(score_steps(task));
         let layout = Layout { width, value_width: round_up_lanes(task.value_dim()), panel_lanes };
         let tile_rows = round_up_lanes(task.tile_keys);
-        let [keys, values, packed_values] = OperandBuffers::lens(task);
+        let by_rows = sums_by_rows(task, panels.len(), &piece.keys);
+        let [keys, values, packed_values] = OperandBuffers::lens(task, by_rows);
         let [queries, out, keys, values, packed_values, scores, kept_scores, tensor_rows, row_buffer] =
             floats.buffers([
                 panels.len() * layout.width * panel_lanes,
@@ -118,48 +123,58 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         Prefill {
             task,
             end: piece.keys.end,
-            last_prefetch: prefetch_after(task, next, output),
+            last_prefetch: prefetch,
             layout,
             panels,
             queries,
             out,
+            by_rows,
             operands: OperandBuffers { keys, values, packed_values },
             buffers: PanelBuffers { scores, kept_scores, tensor_rows, row_buffer },
         }
     }
 
     fn step(&mut self, keys: Range<usize>) {
-        let Prefill { task, layout, panels, queries, out, operands, buffers, .. } = self;
+        let Prefill { task, end, last_prefetch, layout, panels, queries, out, by_rows, operands, buffers } = self;
         let keys = open_mods::trim(task, &(0..task.rows), keys);
         if keys.is_empty() {
             return;
         }
-        let mut prefetch = if keys.end < self.end {
-            let next_end = (keys.end + task.tile_keys).min(self.end);
-            prefetch_keys(task, keys.end..next_end)
+        let mut next_tile;
+        let prefetch = if keys.end < *end {
+            next_tile = prefetch_keys(task, keys.end..(keys.end + task.tile_keys).min(*end));
+            &mut next_tile
         } else {
-            std::mem::replace(&mut self.last_prefetch, Prefetch::none())
+            last_prefetch
         };
-        let mut tile = Tile { operands: TileOperands::new(task, keys.clone(), panels.len(), operands), keys };
-        prefetch.spread(panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &tile.keys)).sum());
+        let tile = Tile { operands: TileOperands::new(task, keys.clone(), (panels.len(), *by_rows), operands), keys };
+        prefetch.spread(panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &tile.keys, *by_rows)).sum());
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
             let (queries, out) = (&queries[layout.queries(p, lanes)], &mut out[layout.out(p, lanes)]);
-            if let Some(scores) = panel_scores(task, &tile, panel, queries, buffers, &mut prefetch) {
-                add_panel_values(task, &mut tile, panel, scores, out, buffers, &mut prefetch);
+            let mut max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
+            if let Some(seen) = panel_scores(task, &tile, panel, queries, buffers, &mut max[..lanes], prefetch) {
+                add_panel_values(task, &tile, panel, (seen, &max[..lanes]), out, buffers, prefetch);
             }
         }
     }
 
     fn finish(self, output: &mut TaskOutput<'_>) {
         for (p, Panel { lanes, state, .. }) in self.panels.iter_mut().enumerate() {
-            let first = lanes.rows.start;
-            output.write_lse(lanes.rows.clone(), |lane| state.lse(lane, self.task.sink(first + lane)));
-            for lane in 0..lanes.rows.len() {
-                state.sum[lane] = state.divisor(lane, self.task.sink(first + lane));
+            let (isa, rows, out) = (self.task.isa, lanes.rows.clone(), &mut self.out[self.layout.out(p, lanes.count)]);
+            let sink = |lane| self.task.sink(lanes.rows.start + lane);
+            output.write_lse(rows.clone(), |lane| state.lse(lane, sink(lane)));
+            if self.task.score_mods.sinks.is_some() {
+                for lane in 0..rows.len() {
+                    state.sum[lane] = state.divisor(lane, sink(lane));
+                }
             }
-            let panel = (&self.out[self.layout.out(p, lanes.count)], lanes.count);
-            write_panel(self.task.isa, &mut output.values, lanes.rows.clone(), panel, state, self.buffers.row_buffer);
+            if self.by_rows {
+                write_panel_rows(isa, &mut output.values, rows, out, state);
+            } else {
+                let panel = (&*out, lanes.count);
+                write_panel(isa, &mut output.values, rows, panel, state, self.buffers.row_buffer);
+            }
         }
     }
 }
@@ -169,21 +184,35 @@ impl Prefill<'_, '_> {
     /// with the keys that the panel sees by position, the scores, `[keys][lanes]`, and the number of lanes; does not call it if
     /// the panel sees no key.
     pub(crate) fn visit_scores(&mut self, keys: Range<usize>, visit: impl FnOnce(Range<usize>, &[f32], usize)) {
-        let Prefill { task, layout, panels, queries, operands, buffers, .. } = self;
+        let Prefill { task, layout, panels, queries, by_rows, operands, buffers, .. } = self;
         let [panel] = &**panels else { unreachable!("a task of {} panels", panels.len()) };
         let lanes = panel.lanes.count;
-        let tile = Tile { operands: TileOperands::new(task, keys.clone(), 1, operands), keys };
+        let tile = Tile { operands: TileOperands::new(task, keys.clone(), (1, *by_rows), operands), keys };
         let queries = &queries[layout.queries(0, lanes)];
-        if let Some(PanelScores { seen, .. }) =
-            panel_scores(task, &tile, panel, queries, buffers, &mut Prefetch::none())
-        {
+        let max = &mut [f32::NEG_INFINITY; MAX_PANEL_LANES][..lanes];
+        if let Some(seen) = panel_scores(task, &tile, panel, queries, buffers, max, &mut Prefetch::none()) {
             visit(seen.clone(), &buffers.scores[..seen.len() * lanes], lanes);
         }
     }
 }
 
-/// Transposes a panel's queries into lanes.
+/// Keys whose values are read in place by several panels. The same columns of 64 rows of 256 bytes fit the L1 cache beside the
+/// probs. (With 128 rows, which take all ways of their sets, the product took a tenth longer than from packed values, and a
+/// twentieth with copies that lie better.)
+const IN_PLACE_KEYS: usize = 64;
+
+/// Whether the rows of the values' product are queries: where values are whole vectors, and
+///
+/// * there is one panel. Packing a tile of values takes a quarter as long as a panel's product, and no other panel would use it.
+/// * or there are few keys. Then writing the sums as they are saves more than packing the values: a transpose of each panel.
+fn sums_by_rows(task: &TaskInput<'_>, panels: usize, keys: &Range<usize>) -> bool {
+    let few_keys = keys.len() <= IN_PLACE_KEYS && keys.end <= (keys.start / task.tile_keys + 1) * task.tile_keys;
+    task.value_dim().is_multiple_of(task.isa.lanes()) && (panels == 1 || few_keys)
+}
+
+/// Starts a panel: transposes its queries into lanes.
 fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], row_buffer: &mut [f32]) {
+    (panel.state, panel.started, panel.f32_lanes) = (PanelState::EMPTY, false, 0);
     let to = (to, panel.lanes.count);
     match (task.operands, task.queries.slice(panel.lanes.rows.clone())) {
         (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
@@ -203,8 +232,13 @@ fn prefetch_keys(task: &TaskInput<'_>, keys: Range<usize>) -> Prefetch {
 
 /// The rows that are needed after the last tile: the output rows of the task, then the first tile of the next task, then its
 /// queries. The tile is left out if the next task has the same keys, because these are in cache.
-fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Option<&TaskOutput<'_>>) -> Prefetch {
-    let mut prefetch = Prefetch::none();
+fn prefetch_after(
+    task: &TaskInput<'_>,
+    next: Option<Piece<'_, '_>>,
+    output: Option<&TaskOutput<'_>>,
+    prefetch: &mut Prefetch,
+) {
+    prefetch.clear();
     if let Some(output) = output {
         prefetch.add_output(&output.values);
     }
@@ -216,7 +250,6 @@ fn prefetch_after(task: &TaskInput<'_>, next: Option<Piece<'_, '_>>, output: Opt
         }
         prefetch.add_group(next.queries);
     }
-    prefetch
 }
 
 /// The bias and mask elements of `rows` for `keys`.
@@ -237,23 +270,29 @@ fn score_parts(task: &TaskInput<'_>, keys: usize, lanes: usize) -> usize {
 }
 
 /// Parts of a panel's products over a tile that can prefetch the next tile: all but those that prefetch bias and mask.
-fn next_tile_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>) -> usize {
+fn next_tile_parts(task: &TaskInput<'_>, lanes: &LaneSpans, tile: &Range<usize>, by_rows: bool) -> usize {
     let keys = lanes.cover.seen(tile).len();
     let scores = if task.has_score_tensors() { 0 } else { score_parts(task, keys, lanes.count) };
-    let products = task.value_dim().div_ceil(panel_product_rows(task.isa, lanes.count));
+    let full = panel_lanes(task.isa);
+    let products = if by_rows {
+        task.value_dim().div_ceil(full) * lanes.rows.len().div_ceil(panel_product_rows(task.isa, full))
+    } else {
+        task.value_dim().div_ceil(panel_product_rows(task.isa, lanes.count))
+    };
     scores + products * prefetch_parts(keys)
 }
 
-/// Computes the scores of a panel for a tile into `buffers.scores`, with modifications and masks applied. `None` if no key is
-/// visible.
+/// Computes the scores of a panel for a tile into `buffers.scores`, with modifications and masks applied, and raises `max` to the
+/// largest of each lane. Returns the keys that have scores; `None` if no key is visible.
 fn panel_scores(
     task: &TaskInput<'_>,
     tile: &Tile<'_>,
     panel: &Panel,
     queries: &[f32],
     buffers: &mut PanelBuffers<'_>,
+    max: &mut [f32],
     prefetch: &mut Prefetch,
-) -> Option<PanelScores> {
+) -> Option<Range<usize>> {
     // The keys of the tile that this panel sees.
     let seen = open_mods::trim(task, &panel.lanes.rows, panel.lanes.cover.seen(&tile.keys));
     if seen.is_empty() {
@@ -275,55 +314,49 @@ fn panel_scores(
         prefetch.spread(score_parts(task, seen.len(), lanes));
     }
     let prefetch = tensor_prefetch.as_mut().unwrap_or(prefetch);
-    let mods = LaneMods::new(task, &panel.lanes, &seen);
+    let open = open_mods::are_needed(task, &panel.lanes.rows, &seen);
+    let modified = open || task.has_score_mods() || !panel.lanes.cover.is_full(&seen);
+    let mods = modified.then(|| LaneMods::new(task, &panel.lanes, &seen));
 
     // Scores. In the part that every lane sees, no pair has to be compared with bounds.
-    let open = open_mods::are_needed(task, &panel.lanes.rows, &seen);
     let pass = if open { Pass::Scores } else { Pass::All };
     let scores = &mut buffers.scores[..seen.len() * lanes];
-    let (mut max, mut raw_max) = ([f32::NEG_INFINITY; MAX_PANEL_LANES], [f32::NEG_INFINITY; MAX_PANEL_LANES]);
+    let mut raw_max = [f32::NEG_INFINITY; MAX_PANEL_LANES];
     let parts = || panel.lanes.cover.parts(&seen).into_iter().filter(|part| !part.is_empty());
     let of_part = |part: &Range<usize>| (part.start - seen.start) * lanes..(part.end - seen.start) * lanes;
     for part in parts() {
         let scores = &mut scores[of_part(&part)];
         let keys = tile.operands.keys.slice_rows(part.start - tile.keys.start..part.end - tile.keys.start);
-        let mods = mods.part(&part, None);
         let tensors = tensors.as_ref().map(|tensors| (tensors, part.start - seen.start));
-        let changes = !mods.is_none() || tensors.is_some();
-        let scores_max = if changes || open { &mut raw_max[..lanes] } else { &mut max[..lanes] };
+        let mods = mods.as_ref().map(|mods| mods.part(&part, None));
+        let mods = mods.filter(|mods| !mods.is_none() || tensors.is_some());
+        let scores_max = if open || mods.is_some() { &mut raw_max[..lanes] } else { &mut *max };
         if panel.f32_lanes == 0 {
             scores::scores(isa, keys, queries, scores, scores_max, prefetch);
         } else {
             let buffers = (&mut *buffers.kept_scores, &mut *buffers.row_buffer);
             scores_with_f32_lanes(task, panel, (keys, queries), scores, scores_max, buffers);
         }
-        if changes {
-            modify_panel(isa, pass, mods, tensors, scores, if open { scores_max } else { &mut max[..lanes] });
+        if let Some(mods) = mods {
+            modify_panel(isa, pass, mods, tensors, scores, if open { scores_max } else { &mut *max });
         }
     }
-    if open {
+    if let Some(mods) = mods.as_ref().filter(|_| open) {
         open_mods::apply(task, &panel.lanes, &seen, scores);
         for part in parts() {
             let tensors = tensors.as_ref().map(|tensors| (tensors, part.start - seen.start));
-            modify_panel(
-                isa,
-                Pass::Hides,
-                mods.part(&part, None),
-                tensors,
-                &mut scores[of_part(&part)],
-                &mut max[..lanes],
-            );
+            modify_panel(isa, Pass::Hides, mods.part(&part, None), tensors, &mut scores[of_part(&part)], max);
         }
     }
-    Some(PanelScores { seen, max })
+    Some(seen)
 }
 
 /// Turns the scores of a panel into probs, and adds the values times the probs to the output.
 fn add_panel_values(
     task: &TaskInput<'_>,
-    tile: &mut Tile<'_>,
+    tile: &Tile<'_>,
     panel: &mut Panel,
-    PanelScores { seen, max }: PanelScores,
+    (seen, max): (Range<usize>, &[f32]),
     out: &mut [f32],
     buffers: &mut PanelBuffers<'_>,
     prefetch: &mut Prefetch,
@@ -339,19 +372,46 @@ fn add_panel_values(
     if !tile.operands.values.are_finite() {
         kept.copy_from_slice(scores);
     }
-    softmax(isa, scores, &max[..lanes], &mut panel.state, if is_first { &mut [] } else { &mut *out });
+    let width = task.value_dim();
+    let summed = match (is_first, &tile.operands.values) {
+        (true, _) => Summed::Nothing,
+        (false, TileValues::Packed(_)) => Summed::Lanes(&mut *out),
+        (false, TileValues::Rows(_)) => Summed::Rows(&mut out[..panel.lanes.rows.len() * width], width),
+    };
+    softmax(isa, scores, max, &mut panel.state, summed);
     let probs = &*scores;
 
     // Values.
-    match &mut tile.operands.values {
+    match tile.operands.values {
         TileValues::Packed(values) => values.add(isa, first, (probs, kept), (out, is_first), lanes, prefetch),
-        TileValues::InPlace(values, packed) => {
+        TileValues::Rows(values) => {
             let values = values.slice_rows(first..first + seen.len());
-            if !add_values_in_place(isa, values, probs, buffers.row_buffer, (&mut *out, is_first), lanes, prefetch) {
-                let values = PackedValues::new(isa, values, packed);
-                values.add(isa, 0, (probs, kept), (out, is_first), lanes, prefetch);
-            }
+            let (probs, sums) = ((probs, &*kept), &mut *buffers.row_buffer);
+            add_rows(task, panel, (values, seen), probs, (out, is_first), sums, prefetch);
         }
+    }
+}
+
+/// Adds values by rows. If sums are not finite, adds the values of the keys that each query sees.
+fn add_rows(
+    task: &TaskInput<'_>,
+    panel: &Panel,
+    (values, seen): (Run<'_>, Range<usize>),
+    (probs, scores): (&[f32], &[f32]),
+    (out, is_first): (&mut [f32], bool),
+    sums: &mut [f32],
+    prefetch: &mut Prefetch,
+) {
+    let (isa, lanes) = (task.isa, &panel.lanes);
+    if add_values_by_rows(isa, (values, seen), (probs, lanes), (&mut *out, is_first), sums, prefetch) {
+        return;
+    }
+    let width = task.value_dim();
+    let len = lanes.rows.len() * width;
+    sums[..len].fill(0.0);
+    add_visible_values(isa, values, (probs, scores), [1, lanes.count], (&mut sums[..len], width));
+    for (out, sum) in out.iter_mut().zip(&sums[..len]) {
+        *out = if is_first { *sum } else { *out + sum };
     }
 }
 

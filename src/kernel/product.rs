@@ -39,14 +39,13 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
     prefetch: &mut Prefetch,
 ) -> [[S::F32; V]; R] {
     let mut c = [[simd.zero(); V]; R];
-    let (mut at, mut from, mut of_product) =
-        (RowPointers::<_, R>::new(simd, a), b.at, prefetch.for_product(prefetch_parts(steps)));
+    let (mut at, mut from, mut of_product) = (RowPointers::<_, R>::new(simd, a), b.at, prefetch.for_product());
     // Unrolled, so that address arithmetic and the test for the loop's end take only one instruction slot in four.
     for n in 0..steps / UNROLL {
         // Prefetch for the next tile. The processor prefetches the operands of this tile's next product by itself: with
         // prefetches for those, short sequences took 3% longer.
         if n % (LINE_STEPS / UNROLL) == 0 {
-            of_product.issue(simd);
+            of_product.issue(simd, prefetch);
         }
         for s in 0..UNROLL {
             let at = at.after(s as isize * a.step);

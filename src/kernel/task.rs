@@ -136,6 +136,11 @@ impl<'a> TaskInput<'a> {
         self.mask_rows.is_some() || self.bias_rows.is_some()
     }
 
+    /// Whether scores are modified, other than by positions.
+    pub(crate) fn has_score_mods(&self) -> bool {
+        self.score_mods.softcap.is_some() || self.score_mods.alibi.is_some() || self.has_score_tensors()
+    }
+
     /// Whether `other` has the same keys and values.
     pub(crate) fn shares_keys_with(&self, other: &TaskInput<'_>) -> bool {
         (self.sequence.batch, self.first_head) == (other.sequence.batch, other.first_head)

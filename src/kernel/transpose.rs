@@ -238,10 +238,11 @@ pub(super) fn load_block<S: Simd, M: Multiply<S>>(
     at: usize,
 ) -> [S::F32; MAX_LANES] {
     assert!(at + S::LANES <= rows.len());
+    let rows = &rows.at[first..first + S::LANES];
     let mut block = [simd.zero(); MAX_LANES];
-    for (n, vector) in block.iter_mut().enumerate().take(S::LANES) {
-        // SAFETY: LANES steps from `at` on lie inside the row.
-        *vector = unsafe { multiply.load(simd, rows.from(first + n, at).as_ptr()) };
+    for n in 0..S::LANES {
+        // SAFETY: LANES steps from `at` on lie inside the row, which is a slice of `rows.len()` elements.
+        block[n] = unsafe { multiply.load(simd, rows[n].wrapping_add(at)) };
     }
     block
 }

@@ -25,6 +25,12 @@ use crate::problem::Dims;
 /// | 128, f16, 32 / 128 / 4096 keys | 0.69 / 0.61 / 0.53 | 0.83 / 0.75 / 0.65 | 0.95 / 0.85 / 0.77 | – / – / 1.0 | 0.94 / 0.82 / 0.72 | 1.1 / 0.95 / 0.86 |
 /// | 128, bf16, 32 / 256 / 4096 keys | 1.02 / 0.67 / 0.64 | 1.21 / 0.83 / 0.8 | 1.39 / 0.96 / 0.99 | – / – / 1.3 | 1.36 / 0.85 / 0.87 | 1.56 / 1.01 / 1.0 |
 ///
+/// With few keys, the fixed cost of the rows is most of decode's time (AVX2, 64, f32, in cache):
+///
+/// | rows | 3 | 4 | 5 | 6 | 8 |
+/// |---|---|---|---|---|---|
+/// | 4 / 16 / 64 / 128 keys | 1.05 / 0.90 / 0.75 / 0.64 | 1.22 / 0.98 / 0.81 / 0.70 | 1.51 / 1.19 / 1.01 / 0.94 | 1.51 / 1.26 / 1.14 / 1.00 | 1.85 / 1.52 / 1.20 / 0.98 |
+///
 /// With a head_dim of 32, ratios are a fifth higher than with 64. 24 rows with a head_dim of 64, f32, have a ratio of 1.16 if
 /// memory is cold. `cargo bench --bench growth` measures the ratio.
 ///
@@ -33,7 +39,7 @@ pub(super) fn suits_decode(rows: usize, dims: &Dims, level: Level, halves: bool,
     let pairs = operands == Operands::Bf16Pairs;
     let (always_rows, min_keys) = if pairs { (6, 256) } else { (8, 128) };
     if rows <= always_rows {
-        return true;
+        return rows < 4 || dims.seq_kv > if rows == 4 { FEW_KEYS / 4 } else { FEW_KEYS };
     }
     if dims.head_dim < 64 || dims.seq_kv < min_keys {
         return false;
@@ -47,6 +53,22 @@ pub(super) fn suits_decode(rows: usize, dims: &Dims, level: Level, halves: bool,
     rows <= one_vector_rows || level != Level::Portable && (17..=two_vector_rows).contains(&rows)
 }
 
+/// Rows at the end of `rows` that are decoded, although prefill is the faster form for the others: up to a quarter of a vector of
+/// lanes that they would take alone, if there are whole vectors before them. With 2048 keys, 33 rows took 1.3 times as long as 32
+/// without this, and 17 rows 1.64 times as long as 16 (head_dim 32); with it, 1.1 and 1.23 times (AVX2). Two rows gain as much,
+/// three a little less.
+///
+/// With few keys, the fixed cost of another form is more than it saves.
+///
+/// * `lanes`: lanes of a vector
+pub(super) fn tail_rows(rows: usize, seq_kv: usize, lanes: usize) -> usize {
+    let tail = rows % lanes;
+    if tail < rows && tail <= lanes / 4 && seq_kv > FEW_KEYS { tail } else { 0 }
+}
+
+/// Up to this many keys, what a form does once for each row or panel takes longer than its products.
+const FEW_KEYS: usize = 64;
+
 /// The most rows of a task of the decode form. It is the most rows for which the plan chooses decode, so that keys and values
 /// are read once. (With 12, a problem of 20 rows took 6 to 10% longer.)
 pub(super) const DECODE_TASK_ROWS: usize = 24;
@@ -59,7 +81,7 @@ pub(super) const SPLIT_KEYS: usize = 512;
 /// with tiles of 64, decoding took a quarter longer.
 pub(super) const DECODE_TILE_KEYS: usize = 256;
 
-/// With at least this many tasks, keys are not split between tasks.
+/// With at least this many tasks, keys are not split between tasks. With more, a task may have several heads.
 pub(super) const ENOUGH_TASKS: usize = 64;
 
 /// The most elements of all partial results of split keys: 1 GiB. With more, keys are not split between tasks. One query with a
@@ -84,6 +106,18 @@ pub(super) const PARALLEL_WORK: usize = 1 << 20;
 /// machine). Without this rule, calls of 0.2 ms after a pause took up to 1.2 times as long as serial ones.
 #[cfg(feature = "rayon")]
 pub(super) const WAKING_WORK: usize = 1 << 25;
+
+/// Key/value heads of a task: as many as have [`TASK_WORK`] multiply-adds together, if [`ENOUGH_TASKS`] tasks remain.
+///
+/// * `head_work`: multiply-adds of a head
+/// * `tasks`: the number of tasks of one head each
+pub(super) fn task_heads(head_work: usize, tasks: usize) -> usize {
+    (TASK_WORK / head_work.max(1)).min(tasks / ENOUGH_TASKS).max(1)
+}
+
+/// Multiply-adds of a task of several heads. They take 5 to 10 µs, against some 0.1 µs to claim a task and to list its rows, which
+/// is half the time of a head of 4 queries and keys.
+const TASK_WORK: usize = 1 << 18;
 
 /// Keys of a tile of the prefill form: the number that [`TILE_ELEMENTS`] allows, within two limits.
 ///
@@ -118,7 +152,18 @@ mod tests {
         for (head_dim, seq_kv) in [(64, 127), (63, 128)] {
             assert_eq!(rows(avx2, (head_dim, seq_kv), false, false), [8]);
         }
+        assert_eq!(rows(avx2, (64, 16), false, false), [3]);
+        assert_eq!(rows(avx2, (64, 64), false, false), [4]);
+        assert_eq!(rows(avx2, (64, 17), false, false), [4]);
+        assert_eq!(rows(avx2, (64, 65), false, false), [8]);
         assert_eq!(rows(Level::Avx512Bf16, (128, 255), true, true), [6]);
         assert_eq!(rows(Level::Avx512Bf16, (128, 256), true, true), [10, 16, 20]);
+    }
+
+    #[test]
+    fn a_tail_is_at_most_a_quarter_of_a_vector() {
+        let tails = |lanes| (1..=2 * lanes).filter(|&rows| tail_rows(rows, 65, lanes) > 0).collect::<Vec<_>>();
+        assert_eq!((tails(4), tails(8), tails(16)), (vec![5], vec![9, 10], vec![17, 18, 19, 20]));
+        assert_eq!(tail_rows(33, 64, 8), 0);
     }
 }

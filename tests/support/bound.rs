@@ -45,9 +45,17 @@ pub struct Chains {
 impl Chains {
     /// As `plan` adds.
     pub fn of(plan: &Plan, dims: &Dims) -> Self {
-        let keys = tile_keys(plan);
+        let own = Self::of_form(plan, plan.form(), tile_keys(plan), dims);
+        if plan.tail_rows() == 0 {
+            return own;
+        }
+        let tail = Self::of_form(plan, Form::Decode, DECODE_SPLIT_KEYS, dims);
+        Chains { dot: own.dot.max(tail.dot), sum: own.sum.max(tail.sum) }
+    }
+
+    fn of_form(plan: &Plan, form: Form, keys: usize, dims: &Dims) -> Self {
         let sum = keys.min(dims.seq_kv) + dims.seq_kv.div_ceil(keys);
-        match plan.form() {
+        match form {
             Form::Prefill => Chains { dot: dims.head_dim, sum },
             // One partial sum for each lane, then folded.
             #[cfg(feature = "_four-lanes")]
@@ -57,6 +65,9 @@ impl Chains {
         }
     }
 }
+
+/// Keys in one chain of the sum over keys, in rows that are decoded after others.
+const DECODE_SPLIT_KEYS: usize = 512;
 
 /// Keys in one chain of the sum over keys: those of a split (decode) or a tile (prefill).
 pub fn tile_keys(plan: &Plan) -> usize {

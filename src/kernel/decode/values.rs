@@ -194,19 +194,21 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
 kernel! {
     /// As [`add_values`], but values whose score is -inf are skipped, not multiplied by 0. It is for tiles that have both
     /// hidden keys and values that are NaN or infinite. The loop is simple and slow; the chains are the same.
+    ///
+    /// * `probs_and_scores`: those of row r and key j are at `r * strides[0] + j * strides[1]`
+    /// * `out`: `[rows][width]` and the width, whole vectors
     pub(crate) fn add_visible_values<'a, S: Simd>(
         simd: S,
         values: Run<'a>,
         probs_and_scores: (&'a [f32], &'a [f32]),
-        out: &'a mut [f32],
-        stride: usize,
+        strides: [usize; 2],
+        out: (&'a mut [f32], usize),
     ) {
-        let (probs, scores) = probs_and_scores;
-        let width = round_up_lanes(values.cols());
+        let ((probs, scores), (out, width)) = (probs_and_scores, out);
         with_run!(values, values => for j in 0..values.rows() {
             let row = values.row(j).as_slice().expect("rows without gaps");
             for (r, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
-                let at = r * stride + j;
+                let at = r * strides[0] + j * strides[1];
                 if scores[at] != f32::NEG_INFINITY {
                     for (out, d) in out.chunks_exact_mut(S::LANES).zip((0..row.len()).step_by(S::LANES)) {
                         let prob = simd.splat(probs[at]);

@@ -3,7 +3,7 @@
 use crate::element::{Element, with_elements};
 use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::state::PanelState;
-use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd, kernel};
 use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use std::ops::Range;
 
@@ -69,6 +69,62 @@ fn write_rows<S: Simd, T: Element>(
     finish_rows::<S, f32>(simd, panel, state, &mut slices[..count]);
     for (mut row, buffer) in to.rows_mut(rows).zip(row_buffer.chunks_exact(width)) {
         row.fill_from(buffer.iter().map(|&value| T::from_f32(value)));
+    }
+}
+
+kernel! {
+    /// As [`write_panel`], for a panel by rows: `[rows][value_dim]`, whole vectors. Leaves it divided.
+    pub(crate) fn write_panel_rows<'a, 'r, S: Simd>(
+        simd: S,
+        to: &'a mut AnyGroupRowsMut<'r>,
+        rows: Range<usize>,
+        panel: &'a mut [f32],
+        state: &'a PanelState,
+    ) {
+        with_elements!(to, to => divide_rows(simd, to, rows, panel, state));
+    }
+}
+
+#[inline(always)]
+fn divide_rows<S: Simd, T: Element>(
+    simd: S,
+    to: &mut GroupRowsMut<'_, T>,
+    rows: Range<usize>,
+    panel: &mut [f32],
+    state: &PanelState,
+) {
+    let mut factors = [0.0; MAX_PANEL_LANES];
+    for (factors, sums) in factors.chunks_exact_mut(S::LANES).zip(state.sum.chunks_exact(S::LANES)) {
+        simd.store_slice(factors, simd.div(simd.splat(1.0), simd.load_slice(sums)));
+    }
+    let width = to.cols();
+    for ((lane, row), sums) in to.rows_mut(rows).enumerate().zip(panel.chunks_exact_mut(width.max(1))) {
+        let factor = match state.sum[lane] {
+            0.0 => None, // the query sees no key, and its sums were not written
+            _ => Some(simd.splat(factors[lane])),
+        };
+        match row.into_mut_slice() {
+            Ok(row) => {
+                for (to, sums) in row.chunks_exact_mut(S::LANES).zip(sums.chunks_exact(S::LANES)) {
+                    simd.store_elements(to, divided(simd, simd.load_slice(sums), factor));
+                }
+            }
+            Err(mut row) => {
+                for sums in sums.chunks_exact_mut(S::LANES) {
+                    simd.store_slice(sums, divided(simd, simd.load_slice(sums), factor));
+                }
+                row.fill_from(sums.iter().map(|&value| T::from_f32(value)));
+            }
+        }
+    }
+}
+
+/// Sums times the inverse of the row's sum, or zeros without one. Adding +0 turns -0 into +0, as in `finish_rows`.
+#[inline(always)]
+fn divided<S: Simd>(simd: S, sums: S::F32, inverse: Option<S::F32>) -> S::F32 {
+    match inverse {
+        Some(inverse) => simd.mul(simd.add(sums, simd.zero()), inverse),
+        None => simd.zero(),
     }
 }
 

@@ -21,11 +21,10 @@ pub(super) struct TileOperands<'a> {
 
 /// The values of a tile.
 pub(super) enum TileValues<'a> {
-    /// Packed, for several panels.
+    /// Packed, for products whose rows are dimensions.
     Packed(PackedValues<'a>),
-    /// In place, for a task of one panel, with the buffer to pack them into if they are not finite. Packing a tile of values
-    /// takes a quarter as long as one panel's product, and no other panel would use it.
-    InPlace(Run<'a>, &'a mut [f32]),
+    /// As rows, for products whose rows are queries: in place, or widened if several panels use them.
+    Rows(Run<'a>),
 }
 
 impl TileValues<'_> {
@@ -44,11 +43,17 @@ pub(super) struct OperandBuffers<'t> {
 
 impl OperandBuffers<'_> {
     /// The length of each buffer for the tiles of a task.
-    pub(super) fn lens(task: &TaskInput<'_>) -> [usize; 3] {
+    pub(super) fn lens(task: &TaskInput<'_>, by_rows: bool) -> [usize; 3] {
+        let values = task.tile_keys * task.value_dim();
+        let packed = ValueBlocks::new(task.isa, task.tile_keys, task.value_dim()).len();
         [
             if task.keys.in_place().is_some() { 0 } else { task.tile_keys * score_steps(task) },
-            if task.values.has_contiguous_rows() { 0 } else { task.tile_keys * task.value_dim() },
-            ValueBlocks::new(task.isa, task.tile_keys, task.value_dim()).len(),
+            if task.values.in_place().is_some() || (task.values.has_contiguous_rows() && !by_rows) {
+                0
+            } else {
+                values
+            },
+            if by_rows { 0 } else { packed },
         ]
     }
 }
@@ -62,19 +67,24 @@ pub(super) fn score_steps(task: &TaskInput<'_>) -> usize {
 }
 
 impl<'a> TileOperands<'a> {
-    /// Packs the values of `keys` if there are several panels, and copies the keys if they can't be read in place.
+    /// Packs or widens the values of `keys` if there are several panels, and copies the keys if they can't be read in place.
+    ///
+    /// * `by_rows`: whether the rows of the values' product are queries
     pub(super) fn new(
         task: &TaskInput<'a>,
         keys: Range<usize>,
-        panels: usize,
+        (panels, by_rows): (usize, bool),
         buffers: &'a mut OperandBuffers<'_>,
     ) -> Self {
         let isa = task.isa;
-        let values = without_gaps(isa, task.values.slice_rows(keys.clone()), buffers.values);
-        let values = if panels == 1 && values.cols().is_multiple_of(isa.lanes()) {
-            TileValues::InPlace(values, buffers.packed_values)
-        } else {
-            TileValues::Packed(PackedValues::new(isa, values, buffers.packed_values))
+        let values = task.values.slice_rows(keys.clone());
+        let values = match by_rows {
+            true if panels == 1 => TileValues::Rows(without_gaps(isa, values, buffers.values)),
+            true => TileValues::Rows(Run::F32(as_f32(isa, values, buffers.values))),
+            false => {
+                let values = without_gaps(isa, values, buffers.values);
+                TileValues::Packed(PackedValues::new(isa, values, buffers.packed_values))
+            }
         };
         let keys = match (task.operands, task.keys.slice_rows(keys)) {
             (Operands::Bf16Pairs, Run::Bf16(keys)) => PanelKeys::Pairs(key_pairs(keys, buffers.keys), task.factor),

@@ -13,6 +13,7 @@
 //! When m moves, it is set [`SLACK`](crate::kernel::state::SLACK) above the largest score. So it moves rarely, and P never
 //! exceeds 1.
 
+use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::state::{FAR, PanelState, base, max_or_zero, power_of_two, raise_max};
 use crate::simd::exp::{ROUND, exp2_fractions};
 use crate::simd::{Simd, kernel};
@@ -21,18 +22,28 @@ use crate::simd::{Simd, kernel};
 /// prob is 0, and so close to 0 that every step of the formula stays finite.
 const LOWEST: f32 = -8_388_608.0; // -2^23
 
+/// The values that a panel has summed so far.
+pub(crate) enum Summed<'a> {
+    /// None: this is the first tile.
+    Nothing,
+    /// `[value_dim][lanes]`.
+    Lanes(&'a mut [f32]),
+    /// `[rows][value_dim]`, whole vectors, and value_dim.
+    Rows(&'a mut [f32], usize),
+}
+
 kernel! {
     /// Turns scores into probs and adds them to the state. Where the maximum moves, rescales the sums so far.
     ///
     /// * `scores`: `[keys][lanes]`, in units of log2, -inf where hidden; holds the probs afterwards
     /// * `tile_max`: the largest score of each lane; its length is the number of lanes
-    /// * `out`: `[value_dim][lanes]`, the values summed so far; empty for the first tile
+    /// * `out`: the values summed so far
     pub(crate) fn softmax<'a, S: Simd>(
         simd: S,
         scores: &'a mut [f32],
         tile_max: &'a [f32],
         state: &'a mut PanelState,
-        out: &'a mut [f32],
+        out: Summed<'a>,
     ) {
         match tile_max.len() / S::LANES {
             1 => panel_softmax::<S, 1>(simd, scores, tile_max, state, out),
@@ -48,7 +59,7 @@ fn panel_softmax<S: Simd, const V: usize>(
     scores: &mut [f32],
     tile_max: &[f32],
     state: &mut PanelState,
-    out: &mut [f32],
+    out: Summed<'_>,
 ) {
     let lanes = V * S::LANES;
     assert!(tile_max.len() == lanes && scores.len().is_multiple_of(lanes));
@@ -69,9 +80,7 @@ fn panel_softmax<S: Simd, const V: usize>(
         }
     }
     if moved {
-        for out in out.chunks_exact_mut(lanes) {
-            multiply(simd, out, factors);
-        }
+        rescale(simd, out, factors);
         for v in 0..V {
             sum[v] = simd.mul(sum[v], factors[v]);
         }
@@ -116,6 +125,28 @@ fn panel_softmax<S: Simd, const V: usize>(
         sum[v] = simd.add(sum[v], tile_sum[v]);
     }
     store::<S, V>(simd, &mut state.sum, sum);
+}
+
+/// Multiplies the sums of each lane by its factor.
+#[inline(always)]
+fn rescale<S: Simd, const V: usize>(simd: S, out: Summed<'_>, factors: [S::F32; V]) {
+    match out {
+        Summed::Nothing => {}
+        Summed::Lanes(out) => {
+            for out in out.chunks_exact_mut(V * S::LANES) {
+                multiply(simd, out, factors);
+            }
+        }
+        Summed::Rows(out, width) => {
+            let mut of_lanes = [0.0; MAX_PANEL_LANES];
+            store::<S, V>(simd, &mut of_lanes, factors);
+            for (out, factor) in out.chunks_exact_mut(width.max(1)).zip(of_lanes) {
+                for out in out.chunks_exact_mut(S::LANES) {
+                    multiply(simd, out, [simd.splat(factor)]);
+                }
+            }
+        }
+    }
 }
 
 /// Turns scores into probs, `KEYS` keys at a time, and returns their sums.

@@ -2,14 +2,15 @@
 
 use crate::element::Element;
 use crate::kernel::arithmetic::F32Fma;
+use crate::kernel::lanes::LaneSpans;
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::pack::ValueBlocks;
 use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
 use crate::kernel::shape::{EvenBlocks, PANEL_VECTORS, holds, product_rows};
-use crate::kernel::transpose::{LaneRows, load_block};
 use crate::kv::run::{Run, with_run};
 use crate::simd::{Isa, Kernel, Simd, kernel};
 use crate::tensor::matrix::Matrix;
+use std::ops::Range;
 
 /// Adds `sum over j of values[j][d] * probs[j][lane]` to `out[d][lane]`.
 ///
@@ -120,87 +121,98 @@ impl<S: Simd, const V: usize> ByRows<S> for ValueTile<'_, S, V> {
     }
 }
 
-kernel! {
-    /// As [`add_values`], from values that are not packed, for a task of one panel. Values are widened at each use. Packing a
-    /// tile would cost more than it saves if only one panel uses it.
-    ///
-    /// A row of this product is a query: its probs are broadcast, and values lie along the lanes. The chains of multiply-adds
-    /// are those of [`add_values`].
-    ///
-    /// Returns whether all sums are finite. If not, `out` is left as it is, because a value that is not finite may belong to a
-    /// hidden key.
-    ///
-    /// * `values`: `[keys, value_dim]`, rows without gaps, whole vectors
-    /// * `probs`: `[keys][lanes]`
-    /// * `sums`: a buffer for the sums, `[lanes][value_dim]` or longer
-    pub(crate) fn add_values_in_place<'a, S: Simd>(
-        simd: S,
-        values: Run<'a>,
-        probs: &'a [f32],
-        sums: &'a mut [f32],
-        out: (&'a mut [f32], bool),
-        lanes: usize,
-        prefetch: &'a mut Prefetch,
-    ) -> bool {
-        let (out, is_first) = out;
-        let width = values.cols();
-        assert!(holds(out.len(), lanes, width));
-        let sums = &mut sums[..lanes * width];
-        let not_finite = with_run!(values, values => sum_rows(simd, values, probs, sums, lanes, prefetch));
-        if not_finite {
-            return false;
+/// Adds `sum over j of probs[j][lane] * values[j][d]` to `out[lane][d]`, for the lanes that have a row. Returns whether all sums
+/// are finite. If not, nothing is added, because a value that is not finite may belong to a hidden key.
+///
+/// A row of this product is a query: its probs are broadcast, and values lie along the lanes, in place. The chains of
+/// multiply-adds are those of [`add_values`], except that keys before the first one and after the last one that a register
+/// tile's queries see are left out: their probs are 0.
+///
+/// * `values`: those of the keys `seen`, rows without gaps, whole vectors; widened at each use
+/// * `probs`: `[keys][lanes]`
+/// * `out`: `[rows][value_dim]` or longer, and whether this is the panel's first sum, which overwrites `out`
+/// * `sums`: a buffer of the same length, for sums that are not the first
+pub(crate) fn add_values_by_rows(
+    isa: Isa,
+    (values, seen): (Run<'_>, Range<usize>),
+    (probs, lanes): (&[f32], &LaneSpans),
+    (out, is_first): (&mut [f32], bool),
+    sums: &mut [f32],
+    prefetch: &mut Prefetch,
+) -> bool {
+    isa.run(AddRows { values, seen, probs, lanes, out, is_first, sums, prefetch })
+}
+
+/// The arguments of [`add_values_by_rows`]; see [`AddValues`].
+struct AddRows<'a> {
+    values: Run<'a>,
+    seen: Range<usize>,
+    probs: &'a [f32],
+    lanes: &'a LaneSpans,
+    out: &'a mut [f32],
+    is_first: bool,
+    sums: &'a mut [f32],
+    prefetch: &'a mut Prefetch,
+}
+
+impl Kernel for AddRows<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        let AddRows { values, seen, probs, lanes, out, is_first, sums, prefetch } = self;
+        let len = lanes.rows.len() * values.cols();
+        let (out, sums) = (&mut out[..len], &mut sums[..len]);
+        let to = if is_first { &mut *out } else { &mut *sums };
+        let finite = with_run!(values, values => sum_rows(simd, (values, seen), (probs, lanes), to, prefetch));
+        if finite && !is_first {
+            for (out, sums) in out.chunks_exact_mut(S::LANES).zip(sums.chunks_exact(S::LANES)) {
+                simd.store_slice(out, simd.add(simd.load_slice(out), simd.load_slice(sums)));
+            }
         }
-        let rows = LaneRows::new(lanes, |n| Some(&sums[n * width..(n + 1) * width])).expect("slices");
-        add_transposed(simd, &rows, (out, is_first), lanes);
-        true
+        finite
     }
 }
 
-/// Writes `sums[lane][d] = sum over j of probs[j][lane] * values[j][d]` and returns whether any is not finite.
+/// Writes `sums[lane][d] = sum over j of probs[j][lane] * values[j][d]` and returns whether all are finite.
 #[inline(always)]
 fn sum_rows<S: Simd, T: Element>(
     simd: S,
-    values: Matrix<'_, T>,
-    probs: &[f32],
+    (values, seen): (Matrix<'_, T>, Range<usize>),
+    (probs, lanes): (&[f32], &LaneSpans),
     sums: &mut [f32],
-    lanes: usize,
     prefetch: &mut Prefetch,
 ) -> bool {
-    let width = values.cols();
-    assert!(values.has_contiguous_rows() && width.is_multiple_of(S::LANES) && lanes.is_multiple_of(S::LANES));
-    assert!(holds(probs.len(), values.rows(), lanes) && holds(sums.len(), lanes, width));
-    // A sum times 0 is 0 if the sum is finite, and NaN if not.
-    let mut finite = simd.zero();
-    let queries = EvenBlocks::new(lanes, product_rows::<S>(PANEL_VECTORS));
+    let (rows, width) = (lanes.rows.len(), values.cols());
+    assert!(values.has_contiguous_rows() && values.rows() == seen.len() && width.is_multiple_of(S::LANES));
+    assert!(rows <= lanes.count && holds(probs.len(), seen.len(), lanes.count) && holds(sums.len(), rows, width));
+    let mut rows_of = RowTile {
+        prefetch,
+        simd,
+        probs: Left { at: probs.as_ptr(), row: 1, step: lanes.count as isize },
+        values: Right { at: values.as_ptr(), step: values.row_stride() },
+        keys: seen.len(),
+        sums: sums.as_mut_ptr(),
+        width,
+        finite: simd.zero(),
+    };
+    let all_see_all = lanes.cover.is_full(&seen);
+    let queries = EvenBlocks::new(rows, product_rows::<S>(PANEL_VECTORS));
     for rows in (0..queries.count).map(|b| queries.range(b)) {
-        for d in (0..width).step_by(PANEL_VECTORS * S::LANES) {
-            let mut block = RowTile {
-                prefetch: &mut *prefetch,
-                simd,
-                probs: Left { at: probs[rows.start..].as_ptr(), row: 1, step: lanes as isize },
-                values: Right { at: values.as_ptr().wrapping_add(d), step: values.row_stride() },
-                keys: values.rows(),
-                sums: sums[rows.start * width + d..].as_mut_ptr(),
-                width,
-                finite,
-            };
-            // SAFETY: there is a prob for every key and lane, and a row of sums for every lane; rows of values and of sums have
-            // the same length, in whole vectors (asserted above). The rows are no more than `product_rows` of two vectors, nor
-            // of one.
-            unsafe {
-                if d + PANEL_VECTORS * S::LANES <= width {
-                    by_rows::<S, PANEL_VECTORS>(rows.len(), &mut RowTileVectors::<S, _, PANEL_VECTORS>(&mut block));
-                } else {
-                    by_rows::<S, 1>(rows.len(), &mut RowTileVectors::<S, _, 1>(&mut block));
-                }
-            }
-            finite = block.finite;
-        }
+        let keys = if all_see_all { 0..seen.len() } else { lanes.seen_by(rows.clone(), &seen) };
+        rows_of.probs.at = probs.as_ptr().wrapping_add(keys.start * lanes.count + rows.start);
+        rows_of.values.at = values.as_ptr().wrapping_offset(values.row_stride().wrapping_mul(keys.start as isize));
+        rows_of.keys = keys.len();
+        // SAFETY: `keys` are within those of `values`; there is a prob for every key and lane, and a row of sums for every row;
+        // rows of values and of sums have the same length, in whole vectors (asserted above). The rows are no more than
+        // `product_rows` of two vectors.
+        unsafe { by_rows::<S, PANEL_VECTORS>(rows.len(), &mut rows_of) };
+        rows_of.sums = rows_of.sums.wrapping_add(rows.len() * width);
     }
-    simd.sum(finite) != 0.0
+    simd.sum(rows_of.finite) == 0.0
 }
 
-/// The product of some queries' probs and up to two vectors of each value.
+/// The product of some queries' probs and the values.
 struct RowTile<'a, S: Simd, T> {
     prefetch: &'a mut Prefetch,
     simd: S,
@@ -208,54 +220,47 @@ struct RowTile<'a, S: Simd, T> {
     values: Right<T>,
     keys: usize,
     sums: *mut f32,
-    /// From one query's sums to the next one's, in elements.
+    /// Elements of a value, and from one query's sums to the next one's.
     width: usize,
-    /// 0 as long as all sums are finite, NaN afterwards.
+    /// 0 as long as all sums are finite, NaN afterwards: a sum times 0 is 0 if the sum is finite, and NaN if not.
     finite: S::F32,
 }
 
-impl<S: Simd, T: Element> RowTile<'_, S, T> {
+impl<S: Simd, T: Element> ByRows<S> for RowTile<'_, S, T> {
     /// # Safety
-    /// * `probs` is valid for R rows of `keys` steps, `values` for V vectors at each of these steps, `sums` for writes of V
-    ///   vectors in R rows
+    /// * `probs` is valid for R rows of `keys` steps, `values` for `width` elements at each of these steps, `sums` for writes of R
+    ///   rows of `width` elements; `width` is whole vectors
     #[inline(always)]
-    unsafe fn sum<const R: usize, const V: usize>(&mut self) {
-        let arithmetic = (self.simd, F32Fma::new());
-        // SAFETY: the caller's promise.
-        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.probs, self.values, self.keys, self.prefetch) };
-        for (r, row) in sums.into_iter().enumerate() {
-            for (v, sum) in row.into_iter().enumerate() {
-                self.finite = self.simd.mul_add(sum, self.simd.zero(), self.finite);
-                // SAFETY: vector v of row r: the caller's promise.
-                unsafe { self.simd.store(self.sums.wrapping_add(r * self.width + v * S::LANES), sum) };
-            }
+    unsafe fn call<const R: usize>(&mut self) {
+        let whole = self.width / (PANEL_VECTORS * S::LANES) * (PANEL_VECTORS * S::LANES);
+        for d in (0..whole).step_by(PANEL_VECTORS * S::LANES) {
+            // SAFETY: these vectors lie inside the rows.
+            unsafe { self.sum::<R, PANEL_VECTORS>(d) };
+        }
+        if whole < self.width {
+            // SAFETY: one vector is left, because rows are whole vectors.
+            unsafe { self.sum::<R, 1>(whole) };
         }
     }
 }
 
-/// A [`RowTile`] of V vectors.
-struct RowTileVectors<'b, 'a, S: Simd, T, const V: usize>(&'b mut RowTile<'a, S, T>);
-
-impl<S: Simd, T: Element, const V: usize> ByRows<S> for RowTileVectors<'_, '_, S, T, V> {
+impl<S: Simd, T: Element> RowTile<'_, S, T> {
+    /// The sums of the V vectors from element `d` on.
+    ///
     /// # Safety
-    /// As [`RowTile::sum`].
+    /// * as for [`ByRows::call`], and the rows have V vectors from `d` on
     #[inline(always)]
-    unsafe fn call<const R: usize>(&mut self) {
+    unsafe fn sum<const R: usize, const V: usize>(&mut self, d: usize) {
+        let arithmetic = (self.simd, F32Fma::new());
+        let values = Right { at: self.values.at.wrapping_add(d), step: self.values.step };
         // SAFETY: the caller's promise.
-        unsafe { self.0.sum::<R, V>() }
-    }
-}
-
-/// Adds the transpose of `rows` to a panel: `out[c][lane] += rows[lane][c]`. If `is_first`, it overwrites `out` instead.
-#[inline(always)]
-fn add_transposed<S: Simd>(simd: S, rows: &LaneRows<'_, f32>, (out, is_first): (&mut [f32], bool), lanes: usize) {
-    for (b, out) in out.chunks_exact_mut(S::LANES * lanes).take(rows.len() / S::LANES).enumerate() {
-        for first in (0..lanes).step_by(S::LANES) {
-            let block = simd.transpose(load_block((simd, F32Fma::new()), rows, first, b * S::LANES));
-            for n in 0..S::LANES {
-                let out = &mut out[n * lanes + first..];
-                let before = if is_first { simd.zero() } else { simd.load_slice(out) };
-                simd.store_slice(out, simd.add(before, block[n]));
+        let sums = unsafe { product::<S, _, T, R, V>(arithmetic, self.probs, values, self.keys, self.prefetch) };
+        let to = self.sums.wrapping_add(d);
+        for (r, row) in sums.into_iter().enumerate() {
+            for (v, sum) in row.into_iter().enumerate() {
+                self.finite = self.simd.mul_add(sum, self.simd.zero(), self.finite);
+                // SAFETY: vector v of row r: the caller's promise.
+                unsafe { self.simd.store(to.wrapping_add(r * self.width + v * S::LANES), sum) };
             }
         }
     }
