@@ -68,7 +68,6 @@
 //! assert_eq!((probs[3], probs[7]), (1.0, 0.0));
 //! # Ok::<(), flashtile::Error>(())
 //! ```
-#![forbid(unsafe_code)]
 
 #[cfg(feature = "ndarray")]
 mod arrays;
@@ -82,16 +81,20 @@ mod column;
 mod cross_entropy;
 mod dispatch;
 mod double;
+mod double_exp;
 mod exponential;
 mod fold;
 mod forward_calls;
 mod line_states;
+mod lines;
 mod number;
 mod rare;
 mod row;
 mod row_state;
 mod scale;
 mod sealed;
+mod shared;
+mod short_rows;
 mod strips;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,6 @@
 use super::output::{ClaimedTask, Output, TaskClaims};
 use super::reduce;
 use super::schedule::Schedule;
-use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::Decode;
 use crate::kernel::form::FormKernel;
@@ -15,6 +14,7 @@ use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
 use crate::plan::{Form, Plan};
 use crate::problem::Problem;
+use crate::threads::{work_through, workers};
 use std::ops::Range;
 
 /// Computes `problem` into `output`, as `plan` says.
@@ -44,8 +44,8 @@ pub(crate) fn run_scheduled(
     if plan.has_split_tasks() {
         return reduce::run(&claims, schedule, workspace);
     }
-    let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
-    work_through(plan, scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
+    let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), schedule.tasks().len()));
+    work_through(plan.worth(), scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
     Scratch::grow_to_largest(scratch);
 }
 

@@ -4,7 +4,6 @@
 
 use super::output::{ClaimedTask, Output, TaskClaims};
 use super::schedule::Schedule;
-use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::form::FormKernel;
 use crate::kernel::prefill::Prefill;
@@ -14,6 +13,7 @@ use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::score::Unit;
 use crate::simd::Isa;
+use crate::threads::{work_through, workers};
 
 /// Writes the scores of every query, a row of `seq_kv` each. `finish_row` is called with the level and each row, before the row
 /// is written.
@@ -30,8 +30,8 @@ pub(crate) fn run(
     let mut schedule = Schedule::default();
     schedule.fill(problem, plan);
     let claims = output.share(problem, plan, &schedule);
-    let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
-    work_through(plan, scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
+    let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), schedule.tasks().len()));
+    work_through(plan.worth(), scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
 }
 
 /// Writes the rows of a task, panel by panel.

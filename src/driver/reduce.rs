@@ -7,13 +7,13 @@
 
 use super::output::{ClaimedSlot, SlotClaims, TaskClaims};
 use super::schedule::Schedule;
-use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::{Decode, reduce};
 use crate::kernel::form::FormKernel;
 use crate::kernel::partial::PartialLayout;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
+use crate::threads::{work_through, workers};
 use std::ops::Range;
 
 /// Claims for each worker. With 16, workers wait for the last one for at most a 16th of the time.
@@ -46,7 +46,7 @@ impl Partials {
 
 pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut Workspace) {
     let (problem, plan, tasks) = (claims.problem(), claims.plan(), schedule.tasks());
-    let scratch = for_workers(&mut workspace.scratch, workers(plan, plan.tasks()));
+    let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), plan.tasks()));
     let splits = plan.splits();
     let rows = tasks.iter().map(|task| task.rows.len()).max().unwrap_or(0);
     let partials = Partials {
@@ -57,15 +57,15 @@ pub(super) fn run(claims: &TaskClaims<'_>, schedule: &Schedule, workspace: &mut 
     let [memory] = workspace.partials.buffers([tasks.len() * partials.task_len()]);
 
     let slots = SlotClaims::new(memory, partials.splits_per_claim * partials.slot);
-    work_through(plan, scratch, &slots, &|claimed, scratch| {
+    work_through(plan.worth(), scratch, &slots, &|claimed, scratch| {
         compute_splits(claims, schedule, partials, claimed, scratch)
     });
 
     // Waking threads for less takes longer than merging.
     let parallel = tasks.len() * partials.task_len() >= PARALLEL_MERGE;
-    let workers = if parallel { workers(plan, tasks.len()).min(scratch.len()) } else { 1 };
+    let workers = if parallel { workers(plan.worth(), tasks.len()).min(scratch.len()) } else { 1 };
     let memory = &*memory;
-    work_through(plan, &mut scratch[..workers], claims, &|mut claimed, scratch| {
+    work_through(plan.worth(), &mut scratch[..workers], claims, &|mut claimed, scratch| {
         let own = &memory[claimed.index * partials.task_len()..][..partials.task_len()];
         let input = claimed.task.input(problem, plan);
         let splits = plan.splits_of(&claimed.task.keys).map(|split| &own[split * partials.slot..][..partials.slot]);

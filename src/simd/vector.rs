@@ -269,6 +269,37 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.store(to.as_mut_ptr(), x) }
     }
 
+    /// `LANES` vectors of `x`, each `stride` elements after the one before.
+    ///
+    /// # Panics
+    /// If `x` is shorter.
+    #[inline(always)]
+    fn load_rows(self, x: &[f32], stride: usize) -> [Self::F32; MAX_LANES] {
+        assert!(stride <= x.len() && x.len() - Self::LANES.min(x.len()) >= (Self::LANES - 1) * stride);
+        assert!(x.len() >= Self::LANES);
+        let mut rows = [self.zero(); MAX_LANES];
+        for row in 0..Self::LANES {
+            // SAFETY: the last vector ends `(LANES - 1) * stride + LANES` elements after the first begins (asserted; the product does not
+            // overflow because `stride` is at most the length of a slice).
+            rows[row] = unsafe { self.load(x.as_ptr().add(row * stride)) };
+        }
+        rows
+    }
+
+    /// Writes `LANES` vectors to `to`, in their order, each `stride` elements after the one before.
+    ///
+    /// # Panics
+    /// If `to` is shorter.
+    #[inline(always)]
+    fn store_rows(self, to: &mut [f32], stride: usize, rows: [Self::F32; MAX_LANES]) {
+        assert!(stride <= to.len() && to.len() - Self::LANES.min(to.len()) >= (Self::LANES - 1) * stride);
+        assert!(to.len() >= Self::LANES);
+        for row in 0..Self::LANES {
+            // SAFETY: as in `load_rows`.
+            unsafe { self.store(to.as_mut_ptr().add(row * stride), rows[row]) };
+        }
+    }
+
     /// The elements of `x`, at most `LANES`, then `fill` in the remaining lanes.
     #[inline(always)]
     fn load_part(self, x: &[f32], fill: f32) -> Self::F32 {
