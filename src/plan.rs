@@ -20,7 +20,9 @@ use crate::simd::Isa;
 use crate::threads::Worth;
 use std::fmt;
 use std::ops::Range;
-use tuning::{BLOCK_ROWS, DECODE_TASK_ROWS, DECODE_TILE_KEYS, ENOUGH_TASKS, MAX_PARTIALS, PARALLEL_WORK, SPLIT_KEYS, WAKING_WORK};
+use tuning::{
+    BLOCK_ROWS, DECODE_TASK_ROWS, DECODE_TILE_KEYS, ENOUGH_TASKS, MAX_PARTIALS, PARALLEL_WORK, SPLIT_KEYS, WAKING_WORK,
+};
 
 /// The form of the computation: how queries and keys lie in vectors. The results of the two forms agree within the error bound,
 /// not bit for bit.

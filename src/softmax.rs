@@ -102,6 +102,8 @@ mod tests;
 #[cfg(feature = "ndarray")]
 pub use arrays::{log_softmax_axis, log_softmax_axis_in_place, logsumexp_axis, softmax_axis, softmax_axis_in_place};
 pub use axis::Axis;
+#[cfg(feature = "capi")]
+pub(crate) use axis_loop::is_parallel;
 pub use backward_calls::{
     log_softmax_backward_in_place, log_softmax_backward_into, logsumexp_backward_into, softmax_backward_in_place,
     softmax_backward_into,

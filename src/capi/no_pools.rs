@@ -14,4 +14,10 @@ pub(super) fn run_on(threads: i32, _parallel: bool, work: impl FnOnce() + Send) 
     Ok(())
 }
 
+/// Calls `work` on the calling thread.
+pub(super) fn run_in_default_pool(work: impl FnOnce() + Send) -> Result<(), Failure> {
+    work();
+    Ok(())
+}
+
 pub(super) fn release() {}

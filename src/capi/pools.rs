@@ -84,6 +84,16 @@ pub(super) fn run_on(threads: i32, parallel: bool, work: impl FnOnce() + Send) -
         work();
         return Ok(());
     }
+    run_in_pool(threads, work)
+}
+
+/// Calls `work` inside the pool of the default number of threads, even if that is one: work outside a pool would use rayon's global
+/// pool.
+pub(super) fn run_in_default_pool(work: impl FnOnce() + Send) -> Result<(), Failure> {
+    run_in_pool(count(0), work)
+}
+
+fn run_in_pool(threads: usize, work: impl FnOnce() + Send) -> Result<(), Failure> {
     let pool = pool(threads)?;
     // It is `Some` until the pool is dropped.
     match &pool.threads {

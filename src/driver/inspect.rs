@@ -31,7 +31,9 @@ pub(crate) fn run(
     schedule.fill(problem, plan);
     let claims = output.share(problem, plan, &schedule);
     let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), schedule.tasks().len()));
-    work_through(plan.worth(), scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
+    work_through(plan.worth(), scratch, &claims, &|claimed, scratch| {
+        write_scores(&claims, claimed, finish_row, scratch)
+    });
 }
 
 /// Writes the rows of a task, panel by panel.

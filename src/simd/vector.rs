@@ -275,13 +275,12 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// If `x` is shorter.
     #[inline(always)]
     fn load_rows(self, x: &[f32], stride: usize) -> [Self::F32; MAX_LANES] {
-        assert!(stride <= x.len() && x.len() - Self::LANES.min(x.len()) >= (Self::LANES - 1) * stride);
-        assert!(x.len() >= Self::LANES);
+        assert!(x.len() >= Self::LANES && stride <= x.len() && (Self::LANES - 1) * stride <= x.len() - Self::LANES);
         let mut rows = [self.zero(); MAX_LANES];
-        for row in 0..Self::LANES {
-            // SAFETY: the last vector ends `(LANES - 1) * stride + LANES` elements after the first begins (asserted; the product does not
-            // overflow because `stride` is at most the length of a slice).
-            rows[row] = unsafe { self.load(x.as_ptr().add(row * stride)) };
+        for (i, row) in rows.iter_mut().enumerate().take(Self::LANES) {
+            // SAFETY: the last vector ends `(LANES - 1) * stride + LANES` elements after the first begins, in the slice (asserted). The product
+            // does not overflow, because a slice of f32 has less than 2^61 elements, and `stride` is no larger.
+            *row = unsafe { self.load(x.as_ptr().add(i * stride)) };
         }
         rows
     }
@@ -292,11 +291,10 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// If `to` is shorter.
     #[inline(always)]
     fn store_rows(self, to: &mut [f32], stride: usize, rows: [Self::F32; MAX_LANES]) {
-        assert!(stride <= to.len() && to.len() - Self::LANES.min(to.len()) >= (Self::LANES - 1) * stride);
-        assert!(to.len() >= Self::LANES);
-        for row in 0..Self::LANES {
+        assert!(to.len() >= Self::LANES && stride <= to.len() && (Self::LANES - 1) * stride <= to.len() - Self::LANES);
+        for (i, row) in rows.into_iter().enumerate().take(Self::LANES) {
             // SAFETY: as in `load_rows`.
-            unsafe { self.store(to.as_mut_ptr().add(row * stride), rows[row]) };
+            unsafe { self.store(to.as_mut_ptr().add(i * stride), row) };
         }
     }
 

@@ -11,6 +11,7 @@ use super::row::{self, Rows};
 use super::row_state::RowState;
 use super::scale::Formula;
 use super::shared::{Counter, Panel, Share, Shared};
+use super::short_rows::SHORT;
 use super::strips::WIDE;
 use crate::element::Element;
 use crate::simd::{Isa, Kernel, LINE, Simd, Streaming};
@@ -45,10 +46,16 @@ pub(super) type VisitState<'a> = &'a (dyn Fn(usize, RowState) + Sync);
 /// The threads that an array is worth.
 pub(super) fn worth(axis: Axis) -> Worth {
     match axis.elements() {
-        ..PARALLEL_ELEMENTS => Worth::Caller,
-        ..WAKING_ELEMENTS => Worth::Awake,
-        _ => Worth::Waking,
+        0..PARALLEL_ELEMENTS => Worth::Caller,
+        PARALLEL_ELEMENTS..WAKING_ELEMENTS => Worth::Awake,
+        WAKING_ELEMENTS.. => Worth::Waking,
     }
+}
+
+/// Whether an array is worth several threads.
+#[cfg(feature = "capi")]
+pub(crate) fn is_parallel(axis: Axis) -> bool {
+    worth(axis) != Worth::Caller
 }
 
 /// The rows of the last axis, for `workers` workers.
@@ -133,8 +140,9 @@ pub(super) fn softmax<T: Stored>(
     let workers = workers(worth, axis.lines());
     let large = axis.elements() * size_of::<T>() >= STREAM_BYTES;
     let (counter, stream) = if axis.after() == 1 {
-        // In place, a row is still in the first cache when it is written, so streaming would not help.
-        (rows_for(axis, workers), large && matches!(buffers, Buffers::Into { .. }))
+        // In place, a row is still in the first cache when it is written, so streaming would not help. Short rows are computed in less
+        // time with prefetches of their output: 0.86 ns an element instead of 0.94 for rows of 64 (Zen 3).
+        (rows_for(axis, workers), large && axis.line_len() > SHORT && matches!(buffers, Buffers::Into { .. }))
     } else {
         // The cache lines of all rows must start at the same column.
         let stream = large && (axis.after() * size_of::<T>()).is_multiple_of(LINE);

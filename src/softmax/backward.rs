@@ -120,7 +120,8 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
     for run in (0..strip.len).step_by(RUN) {
         let mut part = [simd.zero(); V];
         for i in run..strip.len.min(run + RUN) {
-            let (y, dy) = (load::<S, T, V>(simd, strip.row(y, i)), load::<S, T, V>(simd, strip.row(buffers.input(), i)));
+            let (y, dy) =
+                (load::<S, T, V>(simd, strip.row(y, i)), load::<S, T, V>(simd, strip.row(buffers.input(), i)));
             for v in 0..V {
                 part[v] = add_term::<S, LOG>(simd, y[v], dy[v], part[v]);
                 largest[v] = simd.max(simd.abs(dy[v]), largest[v]);

@@ -91,7 +91,13 @@ pub(super) fn states<S: Simd, T: Element>(
 
 /// Computes the states of all blocks, and the exponentials of the blocks that the tile holds.
 #[inline(always)]
-fn fold<S: Simd, T: Element>(simd: S, x: Panel<'_, T>, panel: LinePanel, scratch: &mut PanelScratch<'_>, formula: Formula) {
+fn fold<S: Simd, T: Element>(
+    simd: S,
+    x: Panel<'_, T>,
+    panel: LinePanel,
+    scratch: &mut PanelScratch<'_>,
+    formula: Formula,
+) {
     let scale = formula.scale;
     for (b, block) in panel.blocks().enumerate() {
         let row = b * scratch.width..(b + 1) * scratch.width;

@@ -50,8 +50,8 @@ macro_rules! through_f32 {
             ) {
                 let (buffers, formula) = (Buffers::Into { from: x, to: out }, Formula::new(scale, false));
                 let visit = visit.map(Mutex::new);
-                let visit = visit.as_ref().map(|visit| |line, state: RowState| {
-                    hand_over(visit, line, f64::from(state.max), f64::from(state.sum))
+                let visit = visit.as_ref().map(|visit| {
+                    |line, state: RowState| hand_over(visit, line, f64::from(state.max), f64::from(state.sum))
                 });
                 let visit = visit.as_ref().map(|visit| visit as VisitState<'_>);
                 let options = Options { formula, upstream: Some(upstream), visit };

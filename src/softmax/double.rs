@@ -109,8 +109,7 @@ pub(super) fn softmax(
 fn divided(axis: Axis) -> (Worth, usize, Counter) {
     let worth = worth(axis);
     let workers = workers(worth, axis.lines());
-    let counter =
-        if axis.after() == 1 { rows_for(axis, workers) } else { panels_for(axis, PANEL_LINES, 0, workers) };
+    let counter = if axis.after() == 1 { rows_for(axis, workers) } else { panels_for(axis, PANEL_LINES, 0, workers) };
     (worth, workers, counter)
 }
 

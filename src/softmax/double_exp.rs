@@ -50,3 +50,45 @@ pub(super) fn exp(x: f64) -> f64 {
     let power = |exponent: u64| f64::from_bits(exponent.wrapping_sub(1) << 52);
     p * power(half) * power(n - half)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::exp;
+
+    /// The standard library's exp is at most 0.52 ulp from the exact value on the platforms of CI.
+    #[test]
+    fn exp_is_within_one_place() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 11) as f64 / (1u64 << 53) as f64
+        };
+        for n in 0..1_000_000 {
+            let x = match n % 4 {
+                0 => -750.0 * next(),
+                1 => -40.0 * next(),
+                2 => next() - 0.5,
+                _ => 712.0 * next(),
+            };
+            let places = exp(x).to_bits().abs_diff(x.exp().to_bits());
+            assert!(places <= 1, "exp({x}) is {} and not {}", exp(x), x.exp());
+        }
+        for x in [
+            0.0,
+            -0.0,
+            f64::NEG_INFINITY,
+            f64::INFINITY,
+            709.78,
+            709.79,
+            1e300,
+            -1e300,
+            -745.13,
+            -745.14,
+            -746.1,
+            5e-324,
+        ] {
+            assert_eq!(exp(x), x.exp(), "{x}");
+        }
+        assert!(exp(f64::NAN).is_nan() && exp(-f64::NAN).is_nan());
+    }
+}

@@ -23,11 +23,7 @@ impl LinePanel {
     /// The panel in blocks of [`BLOCK`] rows.
     #[inline(always)]
     pub(super) fn blocks(self) -> impl Iterator<Item = Self> {
-        (0..self.len).step_by(BLOCK).map(move |i| Self {
-            first: self.first + i,
-            len: BLOCK.min(self.len - i),
-            ..self
-        })
+        (0..self.len).step_by(BLOCK).map(move |i| Self { first: self.first + i, len: BLOCK.min(self.len - i), ..self })
     }
 }
 
@@ -104,6 +100,33 @@ impl Lines {
     pub(super) fn axis(self) -> Axis {
         match self {
             Lines::Rows(axis) | Lines::Panels(LinePanels { axis, .. }) => axis,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Workers write to panels at the same time, so no line may be in two, and none may be missing.
+    #[test]
+    fn panels_are_a_partition() {
+        for (shape, axis) in [([3, 5, 70], 1), ([1, 2, 1000], 1), ([7, 2, 1], 0), ([1, 1, 16], 1), ([2, 3, 17], 1)] {
+            let axis = Axis::new(&shape, axis).unwrap();
+            for (max_lines, head) in [(1, 0), (16, 0), (16, 3), (32, 15), (64, 1), (usize::MAX, 0), (usize::MAX, 9)] {
+                let panels = LinePanels::new(axis, max_lines, head);
+                let mut times = vec![0; axis.elements()];
+                for n in 0..Lines::Panels(panels).count() {
+                    let PanelPlace { line, first, stride, panel } = panels.place(n);
+                    assert!(panel.width <= panels.widest().0 && panel.head <= panels.widest().1);
+                    let before = line / axis.after() * axis.line_len() * axis.after();
+                    assert_eq!((first, stride, panel.first), (before + line % axis.after(), axis.after(), 0));
+                    for i in 0..panel.len {
+                        times[first + i * stride..][..panel.width].iter_mut().for_each(|times| *times += 1);
+                    }
+                }
+                assert!(times.iter().all(|&times| times == 1), "{axis:?} {max_lines} {head}");
+            }
         }
     }
 }

@@ -220,19 +220,19 @@ fn blocks<S: Simd, T: Stored>(
     let maxima = &mut maxima[..row.len().div_ceil(ROW_TILE)];
     let block = |b: usize| b * ROW_TILE..row.len().min((b + 1) * ROW_TILE);
     let mut state = RowState::default();
-    for b in 0..maxima.len() {
+    for (b, max) in maxima.iter_mut().enumerate() {
         let (x, part) = (&buffers.input()[row.clone()][block(b)], tile_of(tile, block(b), keeps_all));
         state = fold_after(simd, state, x, part, formula);
-        maxima[b] = state.max;
+        *max = state.max;
     }
-    for b in 0..maxima.len() {
+    for (b, &max) in maxima.iter().enumerate() {
         let part = tile_of(tile, block(b), keeps_all);
         if !keeps_all {
             let x = &buffers.input()[row.clone()][block(b)];
             simd.call(Fill { x, tile: &mut *part, scale: formula.scale });
-            exponentials(simd, x, part, maxima[b], formula);
+            exponentials(simd, x, part, max, formula);
         }
-        let norm = scale_block(simd, part, maxima[b], state, formula, upstream);
+        let norm = scale_block(simd, part, max, state, formula, upstream);
         let out = &mut buffers.output()[row.clone()][block(b)];
         simd.call(Write { tile: part, out, norm, log: formula.log, stream });
     }
@@ -247,14 +247,7 @@ fn tile_of(tile: &mut [f32], block: Range<usize>, keeps_all: bool) -> &mut [f32]
 /// Makes the exponentials of a block relative to the maximum of the row. Returns the number by which [`write`] makes them
 /// probabilities, or logarithms of them.
 #[inline(always)]
-fn scale_block<S: Simd>(
-    simd: S,
-    tile: &mut [f32],
-    max: f32,
-    state: RowState,
-    formula: Formula,
-    upstream: f32,
-) -> f32 {
+fn scale_block<S: Simd>(simd: S, tile: &mut [f32], max: f32, state: RowState, formula: Formula, upstream: f32) -> f32 {
     /// Above it, the product of all factors is not denormal, and loses no bits.
     const NEAR: f32 = f32::from_bits((127 - 50) << 23);
     if formula.log {
@@ -377,13 +370,7 @@ fn f32_row<S: Simd, C: Scaling, const LOG: bool>(
 /// The state of a row after another block. The tile, of the same length, then holds the exponentials e relative to the new
 /// maximum, or their exponents for log_softmax.
 #[inline(always)]
-fn fold_after<S: Simd, T: Element>(
-    simd: S,
-    state: RowState,
-    x: &[T],
-    tile: &mut [f32],
-    formula: Formula,
-) -> RowState {
+fn fold_after<S: Simd, T: Element>(simd: S, state: RowState, x: &[T], tile: &mut [f32], formula: Formula) -> RowState {
     let max = state.max.max(simd.call(Fill { x, tile: &mut *tile, scale: formula.scale }));
     let part = RowState { max, sum: exponentials(simd, x, tile, max, formula) };
     state.merge_scaled(part, formula.scale.scale)

@@ -111,13 +111,7 @@ impl<'a, T> PanelMut<'a, T> {
 
     #[inline(always)]
     fn as_read(&self) -> Panel<'_, T> {
-        Panel {
-            origin: self.origin,
-            stride: self.stride,
-            len: self.len,
-            width: self.width,
-            elements: PhantomData,
-        }
+        Panel { origin: self.origin, stride: self.stride, len: self.len, width: self.width, elements: PhantomData }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::simd::{MAX_LANES, Simd};
 /// The longest row that is transposed. Longer rows take no longer as they are.
 pub(super) const SHORT: usize = 128;
 
-/// Prefetch distance in the input, in numbers. The processor does not see a stream in the loads of a block.
+/// Prefetch distance in the input and the output, in numbers. The processor does not see a stream in the rows of a block.
 const DISTANCE: usize = 2048;
 
 /// Numbers of the scratch memory of rows of `len` elements: columns of numbers, and columns of exponentials.
@@ -35,7 +35,7 @@ pub(super) fn softmax<S: Simd, C: Scaling, const LOG: bool>(
     columns: &mut [f32],
     (scale, upstream, finish): (C, S::F32, bool),
 ) -> [S::F32; 2] {
-    let next = x.unwrap_or(out).as_ptr().wrapping_add(DISTANCE);
+    let next = [x.unwrap_or(out).as_ptr().wrapping_add(DISTANCE), out.as_ptr().wrapping_add(DISTANCE)];
     let max = load_columns(simd, x.unwrap_or(out), len, columns, scale);
     let sum = exponentials::<S, C, LOG>(simd, len, columns, max, scale, next);
     if finish {
@@ -89,6 +89,7 @@ fn load_last_block<S: Simd>(simd: S, x: &[f32], len: usize) -> [S::F32; MAX_LANE
 }
 
 /// Computes the exponentials of the columns in units of 1/`SCALED_ONE`. If `LOG`, the columns become the exponents. Returns the sums.
+/// Prefetches `LANES * len` numbers from each of `next`, which may be any addresses.
 #[inline(always)]
 fn exponentials<S: Simd, C: Scaling, const LOG: bool>(
     simd: S,
@@ -96,15 +97,17 @@ fn exponentials<S: Simd, C: Scaling, const LOG: bool>(
     columns: &mut [f32],
     max: S::F32,
     scale: C,
-    mut next: *const f32,
+    mut next: [*const f32; 2],
 ) -> S::F32 {
     let max = visible(simd, max);
     let (columns, exps) = columns.split_at_mut(columns.len() / 2);
     // The last column may have no second one. The scratch memory has an even number of columns.
     let pairs = columns.chunks_exact_mut(2 * S::LANES).zip(exps.chunks_exact_mut(2 * S::LANES));
     for (column, exps) in pairs.take(len.div_ceil(2)) {
-        simd.prefetch_elements(next, 2 * S::LANES);
-        next = next.wrapping_add(2 * S::LANES);
+        for next in &mut next {
+            simd.prefetch_elements(*next, 2 * S::LANES);
+            *next = next.wrapping_add(2 * S::LANES);
+        }
         let (mut t, mut e) = ([max; 2], [max; 2]);
         for v in 0..2 {
             t[v] = scale.exponent(simd, simd.load_slice(&column[v * S::LANES..]), max);
