@@ -215,38 +215,53 @@ fn add_up(x: &[f64], sums: &mut [f64; SUMS]) {
     }
 }
 
-/// Softmax of the lines of a panel, or log_softmax. Each pass over the panel is a pass over its rows.
+/// Softmax of the lines of a panel, or log_softmax.
 #[inline(always)]
 fn panel_softmax(buffers: &mut PanelBuffers<'_, f64>, place: PanelPlace, options: Options<'_>) {
-    let Options { exponents, log, upstream, visit } = options;
     for column in (0..place.panel.width).step_by(PANEL_LINES) {
-        let (width, len) = (PANEL_LINES.min(place.panel.width - column), place.panel.len);
-        let max = panel_max(buffers.input(), column, width, exponents);
-        let max = &max[..width];
-        let (mut sums, mut row) = ([0.0; PANEL_LINES], [0.0; PANEL_LINES]);
-        let (sums, row) = (&mut sums[..width], &mut row[..width]);
-        for i in 0..len {
-            for (t, (x, max)) in row.iter_mut().zip(buffers.input().row(i, column, width).iter().zip(max)) {
-                *t = exponents.of(*x, *max);
-            }
-            for ((out, t), sum) in buffers.output().row(i, column, width).iter_mut().zip(&*row).zip(&mut *sums) {
-                let e = exp(*t);
-                *sum += e;
-                *out = if log { *t } else { e };
-            }
+        match place.panel.width - column {
+            // With a constant width, loops over a row have no rest.
+            PANEL_LINES.. => strip_softmax(buffers, place, column, PANEL_LINES, options),
+            width => strip_softmax(buffers, place, column, width, options),
         }
-        // The sums are replaced by what makes probabilities of the exponentials, or logarithms of the exponents.
-        for (i, (sum, max)) in sums.iter_mut().zip(max).enumerate() {
-            let line = place.line + column + i;
-            visit(line, (*max, *sum));
-            let (inverse, log_sum) = norms(*sum);
-            *sum = if log { log_sum } else { inverse };
-            row[i] = upstream.map_or(1.0, |upstream| upstream[line]);
+    }
+}
+
+/// Softmax of some lines of a panel, or log_softmax. Each pass over the lines is a pass over the rows.
+#[inline(always)]
+fn strip_softmax(
+    buffers: &mut PanelBuffers<'_, f64>,
+    place: PanelPlace,
+    column: usize,
+    width: usize,
+    options: Options<'_>,
+) {
+    let (Options { exponents, log, upstream, visit }, len) = (options, place.panel.len);
+    let max = panel_max(buffers.input(), column, width, exponents);
+    let max = &max[..width];
+    let (mut sums, mut row) = ([0.0; PANEL_LINES], [0.0; PANEL_LINES]);
+    let (sums, row) = (&mut sums[..width], &mut row[..width]);
+    for i in 0..len {
+        for (t, (x, max)) in row.iter_mut().zip(buffers.input().row(i, column, width).iter().zip(max)) {
+            *t = exponents.of(*x, *max);
         }
-        for i in 0..len {
-            for ((out, norm), upstream) in buffers.output().row(i, column, width).iter_mut().zip(&*sums).zip(&*row) {
-                *out = if log { *out - norm } else { *out * norm * upstream };
-            }
+        for ((out, t), sum) in buffers.output().row(i, column, width).iter_mut().zip(&*row).zip(&mut *sums) {
+            let e = exp(*t);
+            *sum += e;
+            *out = if log { *t } else { e };
+        }
+    }
+    // The sums are replaced by what makes probabilities of the exponentials, or logarithms of the exponents.
+    for (i, (sum, max)) in sums.iter_mut().zip(max).enumerate() {
+        let line = place.line + column + i;
+        visit(line, (*max, *sum));
+        let (inverse, log_sum) = norms(*sum);
+        *sum = if log { log_sum } else { inverse };
+        row[i] = upstream.map_or(1.0, |upstream| upstream[line]);
+    }
+    for i in 0..len {
+        for ((out, norm), upstream) in buffers.output().row(i, column, width).iter_mut().zip(&*sums).zip(&*row) {
+            *out = if log { *out - norm } else { *out * norm * upstream };
         }
     }
 }

@@ -28,7 +28,7 @@ use super::buffers::{Buffers, Stored};
 use super::line_states::SMALL;
 use super::row_state::RowState;
 use super::scale::{Formula, One, Scale, Scaling, with_formula};
-use super::short_rows::{self, SHORT};
+use super::short_rows::{self, SHORT, ShortRows};
 use crate::element::Element;
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
 use crate::simd::{Kernel, LINE, MAX_LANES, Part, Simd, Streaming};
@@ -95,7 +95,7 @@ impl Rows<'_> {
 
     /// Numbers for the columns of a group; 0 if its rows are not transposed.
     fn columns<S: Simd>(self, group: usize) -> usize {
-        if self.len <= SHORT && group >= S::LANES { short_rows::columns_len::<S>(self.len) } else { 0 }
+        if self.len <= SHORT { short_rows::scratch_len::<S>(group, self.len, self.formula.log) } else { 0 }
     }
 }
 
@@ -293,14 +293,34 @@ struct Group<'a> {
 /// Softmax of rows of f32 that are no longer than a block: the output is the tile. Without `x`, it is the input, too.
 #[inline(always)]
 fn group_softmax<S: Simd>(simd: S, x: Option<&[f32]>, out: &mut [f32], group: Group<'_>, formula: Formula) {
-    with_formula!(formula, |scale: C, LOG| simd.call(F32Rows::<C, LOG> { x, out, group, scale }));
+    let Group { len, columns: scratch, states: [maxima, sums], upstream, finish } = group;
+    let transposed = if scratch.is_empty() { 0 } else { maxima.len() - maxima.len() % S::LANES };
+    let (short_maxima, maxima) = maxima.split_at_mut(transposed);
+    let (short_sums, sums) = sums.split_at_mut(transposed);
+    let (short_x, x) = (x.map(|x| &x[..transposed * len]), x.map(|x| &x[transposed * len..]));
+    let (short_out, out) = out.split_at_mut(transposed * len);
+    if transposed > 0 {
+        let upstream = upstream.map(|upstream| &upstream[..transposed]);
+        let rows = ShortRows { len, scratch, states: [short_maxima, short_sums], upstream };
+        short_rows::softmax(simd, short_x, short_out, rows, formula, finish);
+    }
+    if !maxima.is_empty() {
+        let upstream = upstream.map(|upstream| &upstream[transposed..]);
+        with_formula!(formula, |scale: C, LOG| {
+            let states = [&mut *maxima, &mut *sums];
+            simd.call(F32Rows::<C, LOG> { x, out: &mut *out, len, states, upstream, finish, scale })
+        });
+    }
 }
 
-/// [`group_softmax`] as a part.
+/// Softmax of rows of f32, one after the other.
 struct F32Rows<'a, C, const LOG: bool> {
     x: Option<&'a [f32]>,
     out: &'a mut [f32],
-    group: Group<'a>,
+    len: usize,
+    states: [&'a mut [f32]; 2],
+    upstream: Option<&'a [f32]>,
+    finish: bool,
     scale: C,
 }
 
@@ -308,22 +328,8 @@ impl<C: Scaling, const LOG: bool> Kernel for F32Rows<'_, C, LOG> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { x, out, group, scale } = self;
-        let Group { len, columns, states: [maxima, sums], upstream, finish } = group;
-        let count = maxima.len();
-        let transposed = if columns.is_empty() { 0 } else { count - count % S::LANES };
-        for row in (0..transposed).step_by(S::LANES) {
-            let upstream = match upstream {
-                Some(upstream) => simd.load_slice(&upstream[row..]),
-                None => simd.splat(1.0),
-            };
-            let (x, out) = (from_row(x, row * len), &mut out[row * len..]);
-            let options = (scale, upstream, finish);
-            let [max, sum] = short_rows::softmax::<S, C, LOG>(simd, x, out, len, columns, options);
-            simd.store_slice(&mut maxima[row..], max);
-            simd.store_slice(&mut sums[row..], sum);
-        }
-        for row in transposed..count {
+        let Self { x, out, len, states: [maxima, sums], upstream, finish, scale } = self;
+        for row in 0..maxima.len() {
             let (x, out) = (from_row(x, row * len), &mut out[row * len..][..len]);
             let upstream = upstream.map_or(1.0, |upstream| upstream[row]);
             let state = f32_row::<S, C, LOG>(simd, x, out, scale, upstream, finish);

@@ -9,45 +9,88 @@
 
 use super::line_states::{SMALL, visible};
 use super::row_state::RowState;
-use super::scale::Scaling;
+use super::scale::{Formula, One, Scale, Scaling, with_formula};
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
-use crate::simd::{MAX_LANES, Simd};
+use crate::simd::{Kernel, MAX_LANES, Simd};
 
-/// The longest row that is transposed. Longer rows take no longer as they are.
+/// The longest row that is transposed. It is shorter than a run of additions in `exp_tile` of `row.rs`.
 pub(super) const SHORT: usize = 128;
 
-/// Prefetch distance in the input and the output, in numbers. The processor does not see a stream in the rows of a block.
-const DISTANCE: usize = 2048;
-
-/// Numbers of the scratch memory of rows of `len` elements: columns of numbers, and columns of exponentials.
-pub(super) fn columns_len<S: Simd>(len: usize) -> usize {
-    2 * len.next_multiple_of(S::LANES) * S::LANES
+/// Numbers in the columns of as many rows as a vector has lanes.
+fn group_len<S: Simd>(len: usize) -> usize {
+    len.next_multiple_of(S::LANES) * S::LANES
 }
 
-/// The maxima and the sums of the first `LANES` rows of `out`, each of `len` elements. The input is `x`, or `out` without it.
-/// Slices may be longer. If `finish`, `out` becomes the softmax times the `upstream` of each row, or log_softmax if `LOG`.
+/// Numbers of the scratch memory of `rows` rows of `len` elements. log_softmax keeps exponents beside exponentials.
+pub(super) fn scratch_len<S: Simd>(rows: usize, len: usize, log: bool) -> usize {
+    rows / S::LANES * group_len::<S>(len) * if log { 2 } else { 1 }
+}
+
+/// Rows, a multiple of `LANES` of them.
+pub(super) struct ShortRows<'a> {
+    pub(super) len: usize,
+    /// Of [`scratch_len`].
+    pub(super) scratch: &'a mut [f32],
+    /// Gets the maximum and the sum of each row.
+    pub(super) states: [&'a mut [f32]; 2],
+    pub(super) upstream: Option<&'a [f32]>,
+}
+
+/// Computes the states of rows. If `finish`, `out` becomes their softmax times the `upstream` of each row, or log_softmax. The input is
+/// `x`, or `out` without it.
+///
+/// Each pass is a part of its own, because only the second depends on the formula.
 #[inline(always)]
-pub(super) fn softmax<S: Simd, C: Scaling, const LOG: bool>(
+pub(super) fn softmax<S: Simd>(
     simd: S,
     x: Option<&[f32]>,
     out: &mut [f32],
-    len: usize,
-    columns: &mut [f32],
-    (scale, upstream, finish): (C, S::F32, bool),
-) -> [S::F32; 2] {
-    let next = [x.unwrap_or(out).as_ptr().wrapping_add(DISTANCE), out.as_ptr().wrapping_add(DISTANCE)];
-    let max = load_columns(simd, x.unwrap_or(out), len, columns, scale);
-    let sum = exponentials::<S, C, LOG>(simd, len, columns, max, scale, next);
+    rows: ShortRows<'_>,
+    formula: Formula,
+    finish: bool,
+) {
+    let ShortRows { len, scratch, states: [maxima, sums], upstream } = rows;
+    let (columns, exps) = scratch.split_at_mut(scratch.len() / if formula.log { 2 } else { 1 });
+    let next = [x.unwrap_or(out).as_ptr_range().end, out.as_ptr_range().end];
+    simd.call(Load { x: x.unwrap_or(out), len, columns: &mut *columns, maxima: &mut *maxima, scale: formula.scale });
+    with_formula!(formula, |scale: C, LOG| {
+        let (columns, exps, maxima) = (&mut *columns, &mut *exps, &*maxima);
+        simd.call(Exponentials::<C, LOG> { columns, exps, len, maxima, scale, next })
+    });
+    simd.call(Sums { exps: if formula.log { exps } else { &*columns }, len, sums: &mut *sums });
     if finish {
-        let (exponents, exps) = columns.split_at_mut(columns.len() / 2);
-        if LOG {
-            store_rows::<S, LOG>(simd, exponents, len, out, log_sums(simd, max, sum));
-        } else {
-            let norms = norms(simd, max, sum, upstream, exps);
-            store_rows::<S, LOG>(simd, exps, len, out, norms);
+        simd.call(Finish { columns, len, out, maxima, sums, upstream, log: formula.log });
+    }
+}
+
+/// [`load_columns`] of each group of rows.
+struct Load<'a> {
+    x: &'a [f32],
+    len: usize,
+    columns: &'a mut [f32],
+    maxima: &'a mut [f32],
+    scale: Scale,
+}
+
+impl Kernel for Load<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let scale = self.scale;
+        if scale.factor == 1.0 { self.run_with(simd, One) } else { self.run_with(simd, scale) }
+    }
+}
+
+impl Load<'_> {
+    #[inline(always)]
+    fn run_with<S: Simd, C: Scaling>(self, simd: S, scale: C) {
+        let Self { x, len, columns, maxima, .. } = self;
+        let groups = columns.chunks_exact_mut(group_len::<S>(len)).zip(maxima.chunks_exact_mut(S::LANES));
+        for (group, (columns, maxima)) in groups.enumerate() {
+            let max = load_columns(simd, &x[group * S::LANES * len..], len, columns, scale);
+            simd.store_slice(maxima, max);
         }
     }
-    [max, sum]
 }
 
 /// Transposes rows into columns: column i holds element i of each row, times the factor. Returns the maxima.
@@ -88,39 +131,64 @@ fn load_last_block<S: Simd>(simd: S, x: &[f32], len: usize) -> [S::F32; MAX_LANE
     rows
 }
 
-/// Computes the exponentials of the columns in units of 1/`SCALED_ONE`. If `LOG`, the columns become the exponents. Returns the sums.
-/// Prefetches `LANES * len` numbers from each of `next`, which may be any addresses.
-#[inline(always)]
-fn exponentials<S: Simd, C: Scaling, const LOG: bool>(
-    simd: S,
+/// Replaces columns by their exponentials in units of 1/`SCALED_ONE`. If `LOG`, the columns become the exponents, and `exps` gets the
+/// exponentials. Prefetches as many numbers from each of `next`, which may be any addresses.
+struct Exponentials<'a, C, const LOG: bool> {
+    columns: &'a mut [f32],
+    exps: &'a mut [f32],
     len: usize,
-    columns: &mut [f32],
-    max: S::F32,
+    maxima: &'a [f32],
     scale: C,
-    mut next: [*const f32; 2],
-) -> S::F32 {
-    let max = visible(simd, max);
-    let (columns, exps) = columns.split_at_mut(columns.len() / 2);
-    // The last column may have no second one. The scratch memory has an even number of columns.
-    let pairs = columns.chunks_exact_mut(2 * S::LANES).zip(exps.chunks_exact_mut(2 * S::LANES));
-    for (column, exps) in pairs.take(len.div_ceil(2)) {
-        for next in &mut next {
-            simd.prefetch_elements(*next, 2 * S::LANES);
-            *next = next.wrapping_add(2 * S::LANES);
-        }
-        let (mut t, mut e) = ([max; 2], [max; 2]);
-        for v in 0..2 {
-            t[v] = scale.exponent(simd, simd.load_slice(&column[v * S::LANES..]), max);
-            e[v] = exp_scaled(simd, t[v]);
-        }
-        for v in 0..2 {
-            if LOG {
-                simd.store_slice(&mut column[v * S::LANES..], t[v]);
+    next: [*const f32; 2],
+}
+
+impl<C: Scaling, const LOG: bool> Kernel for Exponentials<'_, C, LOG> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { columns, exps, len, maxima, scale, mut next } = self;
+        let group_len = group_len::<S>(len);
+        for (group, columns) in columns.chunks_exact_mut(group_len).enumerate() {
+            let max = visible(simd, simd.load_slice(&maxima[group * S::LANES..]));
+            // The last column may have no second one. A group has an even number of columns.
+            for (pair, columns) in columns.chunks_exact_mut(2 * S::LANES).enumerate().take(len.div_ceil(2)) {
+                for next in &mut next {
+                    simd.prefetch_elements(*next, 2 * S::LANES);
+                    *next = next.wrapping_add(2 * S::LANES);
+                }
+                let (mut t, mut e) = ([max; 2], [max; 2]);
+                for v in 0..2 {
+                    t[v] = scale.exponent(simd, simd.load_slice(&columns[v * S::LANES..]), max);
+                    e[v] = exp_scaled(simd, t[v]);
+                }
+                for v in 0..2 {
+                    simd.store_slice(&mut columns[v * S::LANES..], if LOG { t[v] } else { e[v] });
+                    if LOG {
+                        simd.store_slice(&mut exps[group * group_len + (2 * pair + v) * S::LANES..], e[v]);
+                    }
+                }
             }
-            simd.store_slice(&mut exps[v * S::LANES..], e[v]);
         }
     }
-    row_sums(simd, &exps[..len * S::LANES])
+}
+
+/// [`row_sums`] of each group of rows.
+struct Sums<'a> {
+    exps: &'a [f32],
+    len: usize,
+    sums: &'a mut [f32],
+}
+
+impl Kernel for Sums<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { exps, len, sums } = self;
+        for (exps, sums) in exps.chunks_exact(group_len::<S>(len)).zip(sums.chunks_exact_mut(S::LANES)) {
+            let sum = row_sums(simd, &exps[..len * S::LANES]);
+            simd.store_slice(sums, sum);
+        }
+    }
 }
 
 /// The sums of rows in lanes, in units of 1, in the order of `exp_tile` of `row.rs`: element i of a row is in lane i % `LANES` of a
@@ -187,10 +255,43 @@ fn log_sums<S: Simd>(simd: S, max: S::F32, sum: S::F32) -> S::F32 {
     simd.load_slice(&sums)
 }
 
+/// Turns the columns into the softmax of the rows times their `upstream`, or log_softmax.
+struct Finish<'a> {
+    columns: &'a mut [f32],
+    len: usize,
+    out: &'a mut [f32],
+    maxima: &'a [f32],
+    sums: &'a [f32],
+    upstream: Option<&'a [f32]>,
+    log: bool,
+}
+
+impl Kernel for Finish<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { columns, len, out, maxima, sums, upstream, log } = self;
+        let groups = columns.chunks_exact_mut(group_len::<S>(len)).zip(out.chunks_exact_mut(S::LANES * len));
+        for (group, (columns, out)) in groups.enumerate() {
+            let row = group * S::LANES;
+            let (max, sum) = (simd.load_slice(&maxima[row..]), simd.load_slice(&sums[row..]));
+            if log {
+                store_rows::<S, true>(simd, columns, len, out, log_sums(simd, max, sum));
+            } else {
+                let upstream = match upstream {
+                    Some(upstream) => simd.load_slice(&upstream[row..]),
+                    None => simd.splat(1.0),
+                };
+                let norms = norms(simd, max, sum, upstream, columns);
+                store_rows::<S, false>(simd, columns, len, out, norms);
+            }
+        }
+    }
+}
+
 /// Finishes the columns and transposes them back into the first `LANES` rows of `out`.
 #[inline(always)]
 fn store_rows<S: Simd, const LOG: bool>(simd: S, columns: &[f32], len: usize, out: &mut [f32], norm: S::F32) {
-    let out = &mut out[..S::LANES * len];
     let whole = len - len % S::LANES;
     let (columns, last) = columns.split_at(whole * S::LANES);
     // Where rows end within a vector, it reaches into the next row, whose first elements are stored later.
