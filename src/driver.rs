@@ -4,29 +4,24 @@
 //! schedule    the plan's tasks, heaviest (rows times keys) first
 //! task        the kernel's input of a task: rows at strides
 //! workspace   scratch memory, kept between calls
-//! threads     the worker loop: at most one worker for each thread of the pool, each with its own scratch memory
 //! output      hands each row of the output to the one task that writes it
 //! forward     load, step over the tiles, finish
 //! reduce      the same with keys split between tasks: partial results, merged in the order of the keys
 //! inspect     scores as an output
 //! ```
 //!
+//! `threads.rs` has the worker loop: at most one worker for each thread of the pool, each with scratch memory of its own.
 //! `task` and `output` here fill in what `kernel/task.rs` and `kernel/output.rs` define.
 
 mod forward;
-#[cfg(feature = "rayon")]
-mod helpers;
 pub(crate) mod inspect;
 mod output;
 mod reduce;
 mod schedule;
 mod task;
-mod threads;
 mod workspace;
 
 pub(crate) use forward::{run, run_scheduled};
-#[cfg(all(feature = "capi", feature = "rayon"))]
-pub(crate) use helpers::{Helpers, helped_by};
 pub(crate) use output::Output;
 pub(crate) use schedule::Schedule;
 pub use workspace::Workspace;

@@ -109,6 +109,7 @@ mod sequence;
 mod simd;
 pub mod softmax;
 mod tensor;
+mod threads;
 
 pub use attention::Attention;
 pub use call::LseOutput;

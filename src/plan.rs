@@ -17,9 +17,12 @@ use crate::level::Level;
 use crate::problem::{Dims, Problem};
 use crate::score::Unit;
 use crate::simd::Isa;
+use crate::threads::Worth;
 use std::fmt;
 use std::ops::Range;
-use tuning::{BLOCK_ROWS, DECODE_TASK_ROWS, DECODE_TILE_KEYS, ENOUGH_TASKS, MAX_PARTIALS, PARALLEL_WORK, SPLIT_KEYS};
+use tuning::{
+    BLOCK_ROWS, DECODE_TASK_ROWS, DECODE_TILE_KEYS, ENOUGH_TASKS, MAX_PARTIALS, PARALLEL_WORK, SPLIT_KEYS, WAKING_WORK,
+};
 
 /// The form of the computation: how queries and keys lie in vectors. The results of the two forms agree within the error bound,
 /// not bit for bit.
@@ -237,10 +240,13 @@ impl Plan {
         cfg!(feature = "rayon") && self.threads == Threads::Pool && self.work >= PARALLEL_WORK
     }
 
-    /// Whether the work is large enough to wake threads that sleep.
-    #[cfg(feature = "rayon")]
-    pub(crate) fn is_worth_waking(&self) -> bool {
-        self.work >= tuning::WAKING_WORK
+    /// The threads that the work is worth.
+    pub(crate) fn worth(&self) -> Worth {
+        match self.work {
+            _ if !self.is_parallel() => Worth::Caller,
+            ..WAKING_WORK => Worth::Awake,
+            _ => Worth::Waking,
+        }
     }
 
     pub(crate) fn isa(&self) -> Isa {

@@ -47,7 +47,14 @@
 //! [`exp_into`] is at most 1 ulp from the correctly rounded exponential for each of the 2^32 numbers. Let u = 2^-24. The
 //! relative error of a softmax of n elements is at most (64 + n/1024 + 16) u, in practice 1 or 2 u, plus the effect of
 //! rounding scale * (x - max): 2 |scale * (x - max)| u, or 0 at scale 1 if the differences are exact. (Along axes other than
-//! the last, x - max is computed in two steps.)
+//! the last, and in rows of more than 16384 elements, x - max is computed in two steps.)
+//!
+//! In f64, exponentials are at most 1 ulp from the correctly rounded ones, and the same bound holds with u = 2^-53.
+//!
+//! # Threads
+//!
+//! With the `rayon` feature, a call of 2^16 elements or more divides its lines between idle threads of the pool that its caller is
+//! in. Outside a pool, threads of rayon's global pool help with 2^21 elements or more. The bits never depend on threads.
 //!
 //! # Example
 //!
@@ -68,7 +75,6 @@
 //! assert_eq!((probs[3], probs[7]), (1.0, 0.0));
 //! # Ok::<(), flashtile::Error>(())
 //! ```
-#![forbid(unsafe_code)]
 
 #[cfg(feature = "ndarray")]
 mod arrays;
@@ -82,16 +88,20 @@ mod column;
 mod cross_entropy;
 mod dispatch;
 mod double;
+mod double_exp;
 mod exponential;
 mod fold;
 mod forward_calls;
 mod line_states;
+mod lines;
 mod number;
 mod rare;
 mod row;
 mod row_state;
 mod scale;
 mod sealed;
+mod shared;
+mod short_rows;
 mod strips;
 #[cfg(test)]
 mod tests;
@@ -99,6 +109,8 @@ mod tests;
 #[cfg(feature = "ndarray")]
 pub use arrays::{log_softmax_axis, log_softmax_axis_in_place, logsumexp_axis, softmax_axis, softmax_axis_in_place};
 pub use axis::Axis;
+#[cfg(feature = "capi")]
+pub(crate) use axis_loop::is_parallel;
 pub use backward_calls::{
     log_softmax_backward_in_place, log_softmax_backward_into, logsumexp_backward_into, softmax_backward_in_place,
     softmax_backward_into,

@@ -829,9 +829,16 @@ fn wrong_calls_are_refused_with_their_numbers() {
 #[cfg(feature = "ndarray")]
 mod arrays {
     use super::*;
-    use ndarray::{Array, Array3, Array4, ArrayViewD, s};
+    use ndarray::{Array, Array3, Array4, ArrayD, ArrayViewD, s};
 
-    /// Every axis of a view: all five functions against the slice forms of a dense copy.
+    fn assert_near(got: &ArrayD<f32>, expected: &ArrayD<f32>) {
+        assert_eq!(got.shape(), expected.shape());
+        for (got, expected) in got.iter().zip(expected) {
+            assert!(got == expected || (got - expected).abs() <= 1e-5 * (0.1 + expected.abs()), "{got} {expected}");
+        }
+    }
+
+    /// Every axis of a view, against the slice forms of a dense copy.
     fn check(x: ArrayViewD<'_, f32>) {
         let dense: Vec<f32> = x.iter().copied().collect();
         for number in 0..x.ndim() {
@@ -843,10 +850,11 @@ mod arrays {
             let mut smaller = x.shape().to_vec();
             smaller.remove(number);
             let (y, log) = [y, log].map(|y| Array::from_shape_vec(x.raw_dim(), y).unwrap()).into();
-            assert_eq!(softmax_axis(&x, number, 0.5).unwrap(), y, "axis {number} of {x:?}");
-            assert_eq!(log_softmax_axis(&x, number, 0.5).unwrap(), log);
-            assert_eq!(logsumexp_axis(&x, number, 0.5).unwrap(), Array::from_shape_vec(smaller, lse).unwrap());
-            assert!(softmax_axis(&x, number, 0.5).unwrap().is_standard_layout());
+            // The order of axes in memory decides the bits.
+            assert_near(&softmax_axis(&x, number, 0.5).unwrap(), &y);
+            assert_near(&log_softmax_axis(&x, number, 0.5).unwrap(), &log);
+            let lse = Array::from_shape_vec(smaller, lse).unwrap();
+            assert_near(&logsumexp_axis(&x, number, 0.5).unwrap(), &lse);
         }
         let wrong = Error::AxisOutOfRange { axis: x.ndim(), rank: x.ndim() };
         assert_eq!(softmax_axis(&x, x.ndim(), 1.0), Err(wrong.clone()));

@@ -79,7 +79,7 @@ enum Roofs<'a> {
         multiply: Rate<'a>,
         read: Rate<'a>,
     },
-    /// The time to copy the same bytes.
+    /// The time to copy the same bytes, on the same threads.
     Copy(Probe<'a>),
 }
 
@@ -131,7 +131,7 @@ impl<'a> Contest<'a> {
     }
 
     pub(crate) fn with_copy(kernel: Repeat<'a>, copy: Repeat<'a>) -> Result<Self, Error> {
-        Ok(Self { kernel: Probe::calibrated(kernel)?, roofs: Roofs::Copy(Probe::new(1, copy)) })
+        Ok(Self { kernel: Probe::calibrated(kernel)?, roofs: Roofs::Copy(Probe::calibrated(copy)?) })
     }
 
     /// Takes a sample of each.
@@ -180,6 +180,19 @@ fn reading<'a>(threads: usize, repeats: usize, stream: Rc<[f32]>) -> Probe<'a> {
         Ok(())
     };
     Probe::new(repeats, Box::new(run))
+}
+
+/// Computes `to` from `from` on `threads` threads: each has a part of its own, in whole pages.
+pub(crate) fn on_parts(threads: usize, to: &mut [f32], from: &[f32], work: impl Fn(&mut [f32], &[f32]) + Sync) {
+    if threads == 1 {
+        return work(to, from);
+    }
+    let share = to.len().div_ceil(threads).next_multiple_of(1024);
+    rayon::scope(|scope| {
+        for (to, from) in to.chunks_mut(share).zip(from.chunks(share)) {
+            scope.spawn(|_| work(to, from));
+        }
+    });
 }
 
 /// On this thread, or on all of the pool that this thread belongs to; returns when the last is done.

@@ -1,10 +1,11 @@
 //! A line of the table: its data, the check of its answer, and what is timed.
 
-use crate::contest::{Contest, Repeat, Work, stream};
+use crate::contest::{Contest, Repeat, Work, on_parts, stream};
 use crate::support::{Case, Dims, Rng, plan};
-use crate::workloads::{Options, SOFTCAP, SOFTMAX_SIZE, Task, Workload};
-use flashtile::softmax::{Axis, Number, softmax_in_place, softmax_into};
+use crate::workloads::{Options, SOFTCAP, SoftmaxTask, Task, Way, Workload};
+use flashtile::softmax::{Axis, Number, softmax_axis_in_place, softmax_in_place, softmax_into};
 use flashtile::{AlibiSlopes, Attention, DType, Element, TensorRef, Threads, alibi_slope, bf16, f16};
+use ndarray::Array2;
 use std::cell::RefCell;
 use std::error::Error;
 use std::hint::black_box;
@@ -28,8 +29,12 @@ impl Line<'_> {
             (Task::Attention(dims, options), DType::F32) => attention::<f32>(workload, dims, options, threads),
             (Task::Attention(dims, options), DType::F16) => attention::<f16>(workload, dims, options, threads),
             (Task::Attention(dims, options), DType::Bf16) => attention::<bf16>(workload, dims, options, threads),
-            (Task::Softmax { axis, in_place }, DType::F32) => softmax::<f32>(workload, axis, in_place),
-            (Task::Softmax { axis, in_place }, DType::Bf16) => softmax::<bf16>(workload, axis, in_place),
+            (Task::Softmax(task @ SoftmaxTask { double: true, .. }), _) => {
+                softmax::<f64>(workload, task, dtype, threads)
+            }
+            (Task::Softmax(task), DType::F32) => softmax::<f32>(workload, task, dtype, threads),
+            (Task::Softmax(task), DType::F16) => softmax::<f16>(workload, task, dtype, threads),
+            (Task::Softmax(task), DType::Bf16) => softmax::<bf16>(workload, task, dtype, threads),
             (_, dtype) => Err(format!("{}: no {dtype} here", workload.name).into()),
         }
     }
@@ -158,54 +163,98 @@ fn row<T: Copy>(data: &'static [T]) -> TensorRef<'static, T, 1> {
     TensorRef::from_slice(data, [data.len()]).expect("as long as it is")
 }
 
-/// Softmax has no pool: always one thread.
-fn softmax<'a, T: Element + Number<Real = f32>>(
+/// A softmax, against a copy of the same bytes, or, in place, a loop that negates them.
+fn softmax<'a, T: FromF32>(
     workload: &'static Workload,
-    axis: usize,
-    in_place: bool,
+    SoftmaxTask { shape, axis: number, way, .. }: SoftmaxTask,
+    dtype: DType,
+    threads: usize,
 ) -> Result<Line<'a>, Box<dyn Error>> {
-    const N: usize = SOFTMAX_SIZE;
-    let axis_number = axis;
-    let axis = Axis::new(&[N, N], axis)?;
-    let x: Vec<T> = Rng(7).normals(N * N);
+    let (axis, one) = (Axis::new(&shape, number)?, T::scale());
+    let x: Vec<T> = Rng(7).normals::<f32>(axis.elements()).into_iter().map(T::from_f32).collect();
     let mut out = x.clone();
-    softmax_into(&x, &mut out, axis, 1.0)?;
-    check_softmax(&x, &out, axis_number)?;
+    softmax_into(&x, &mut out, axis, one)?;
+    check_softmax(&x, &out, shape, number)?;
     // The same number of bytes, with any contents.
     let mut copied = vec![1.0f32; size_of_val(&x[..]) / size_of::<f32>()];
-    let contest = if in_place {
-        let negate = move |_| {
-            copied.iter_mut().for_each(|x| *x = -*x);
-            black_box(&mut copied);
+    let original = copied.clone();
+    let copy: Repeat<'a> = match way {
+        Way::Into => Box::new(move |repeats| {
+            for _ in 0..repeats {
+                on_parts(threads, &mut copied, black_box(&original), |to, from| to.copy_from_slice(from));
+                black_box(&mut copied);
+            }
             Ok(())
-        };
-        // Its own output is its next input: the time depends on no value.
-        Contest::with_copy(Box::new(move |_| softmax_in_place(&mut out, axis, 1.0)), Box::new(negate))?
-    } else {
-        let original = copied.clone();
-        let copy = move |_| {
-            copied.copy_from_slice(black_box(&original));
-            black_box(&mut copied);
+        }),
+        Way::InPlace | Way::Transposed => Box::new(move |repeats| {
+            for _ in 0..repeats {
+                on_parts(threads, &mut copied, &original, |x, _| x.iter_mut().for_each(|x| *x = -*x));
+                black_box(&mut copied);
+            }
             Ok(())
-        };
-        Contest::with_copy(Box::new(move |_| softmax_into(&x, &mut out, axis, 1.0)), Box::new(copy))?
+        }),
     };
-    let work = Work { flops: 0.0, bytes: 2 * N * N * size_of::<T>() };
-    Ok(Line { workload, dtype: T::DTYPE, threads: 1, work, plan: "serial".into(), contest, serial: None })
+    let kernel: Repeat<'a> = match way {
+        Way::Into => Box::new(move |repeats| (0..repeats).try_for_each(|_| softmax_into(&x, &mut out, axis, one))),
+        // Its own output is its next input: the time depends on no value.
+        Way::InPlace => Box::new(move |repeats| (0..repeats).try_for_each(|_| softmax_in_place(&mut out, axis, one))),
+        Way::Transposed => {
+            let mut out = Array2::from_shape_vec(shape, out)?;
+            Box::new(move |repeats| {
+                let mut transposed = out.view_mut().reversed_axes();
+                (0..repeats).try_for_each(|_| softmax_axis_in_place(&mut transposed, 1 - number, one))
+            })
+        }
+    };
+    let work = Work { flops: 0.0, bytes: 2 * axis.elements() * size_of::<T>() };
+    let contest = Contest::with_copy(kernel, copy)?;
+    Ok(Line { workload, dtype, threads, work, plan: String::new(), contest, serial: None })
 }
 
+/// An element type of softmax that is made from f32.
+trait FromF32: Number {
+    /// The largest relative error of a right answer.
+    const TOLERANCE: f64;
+    /// Smaller numbers have fewer bits: the error is relative to this one.
+    const LEAST: f64;
+    fn from_f32(x: f32) -> Self;
+    fn to_exact(self) -> f64;
+    fn scale() -> Self::Real;
+}
+
+macro_rules! from_f32 {
+    ($t:ty, $tolerance:expr, $least:expr, $from:expr, $to:expr) => {
+        impl FromF32 for $t {
+            const TOLERANCE: f64 = $tolerance;
+            const LEAST: f64 = $least;
+            fn from_f32(x: f32) -> Self {
+                $from(x)
+            }
+            fn to_exact(self) -> f64 {
+                f64::from($to(self))
+            }
+            fn scale() -> Self::Real {
+                1.0
+            }
+        }
+    };
+}
+
+from_f32!(f32, 1e-5, 0.0, |x| x, |x| x);
+from_f32!(f16, 0.001, 6.1e-5, f16::from_f32, f16::to_f32);
+from_f32!(bf16, 0.004, 0.0, bf16::from_f32, bf16::to_f32);
+from_f32!(f64, 1e-13, 0.0, f64::from, |x| x);
+
 /// Three of the lines against the formula.
-fn check_softmax<T: Element>(x: &[T], out: &[T], axis: usize) -> Result<(), Box<dyn Error>> {
-    const N: usize = SOFTMAX_SIZE;
-    let (stride, step) = if axis == 1 { (1, N) } else { (N, 1) };
-    let tolerance = if T::DTYPE == DType::F32 { 1e-5 } else { 0.004 };
-    for line in [0, N / 2, N - 1] {
-        let at = |data: &[T], i: usize| data[line * step + i * stride].to_f32() as f64;
-        let sum: f64 = (0..N).map(|i| at(x, i).exp()).sum();
-        for i in 0..N {
+fn check_softmax<T: FromF32>(x: &[T], out: &[T], [rows, len]: [usize; 2], axis: usize) -> Result<(), Box<dyn Error>> {
+    let (lines, n, stride, step) = if axis == 1 { (rows, len, 1, len) } else { (len, rows, len, 1) };
+    for line in [0, lines / 2, lines - 1] {
+        let at = |data: &[T], i: usize| data[line * step + i * stride].to_exact();
+        let sum: f64 = (0..n).map(|i| at(x, i).exp()).sum();
+        for i in 0..n {
             let (got, expected) = (at(out, i), at(x, i).exp() / sum);
-            if (got - expected).abs() > tolerance * expected {
-                return Err(format!("softmax {} {axis}, line {line}: {got}, not {expected}", T::DTYPE).into());
+            if (got - expected).abs() > T::TOLERANCE * expected.max(T::LEAST) {
+                return Err(format!("softmax of axis {axis}, line {line}: {got}, not {expected}").into());
             }
         }
     }

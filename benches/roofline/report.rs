@@ -86,7 +86,7 @@ impl Row {
 
     fn csv_line(&self, threads: usize, outcome: &Outcome) -> String {
         let Outcome { best, median, roof, roof_name, .. } = *outcome;
-        let (name, dtype) = (self.workload.name, self.dtype);
+        let (name, dtype) = (self.workload.name, self.workload.type_name(self.dtype));
         let (gflops, gbps) = (self.flops / best / 1e9, self.bytes / best / 1e9);
         let (fraction, best, median) = (roof / best, best * 1e3, median * 1e3);
         format!(
@@ -98,14 +98,16 @@ impl Row {
     pub(crate) fn text(&self, rows: &[Row], threads: usize) -> String {
         let Outcome { best, median, roof_name, .. } = self.outcome;
         let target = match self.workload.reach {
-            Reach::BelowPeers => "less than peers: see benches/peers".into(),
+            Reach::BelowPeers | Reach::BelowPeersAndOfF32(_) if self.workload.judged_by(self.dtype).is_none() => {
+                "less than peers: see benches/peers".into()
+            }
             _ => self.judgement(rows).map_or(String::new(), |judgement| judgement.text()),
         };
         let gflops = if self.flops > 0.0 { format!("{:.1}", self.flops / best / 1e9) } else { "-".into() };
         format!(
             "{:<22} {:<5} {:>7} {:>11} {:>11} {gflops:>7} {:>6.1} {:>8.3} {roof_name:<7} {target:<34}{}  {}",
             self.workload.name,
-            self.dtype,
+            self.workload.type_name(self.dtype),
             self.threads,
             time(best),
             time(median),
@@ -129,8 +131,16 @@ impl Row {
 
     pub(crate) fn judgement(&self, rows: &[Row]) -> Option<Judgement> {
         let Some(judge) = self.workload.judged_by(self.dtype) else {
-            let (Reach::Fraction(least) | Reach::OfF32(least)) = self.workload.reach else { return None };
-            return Some(Judgement { what: String::new(), got: self.fraction(), bound: Bound::Least(least) });
+            return match self.workload.reach {
+                Reach::Fraction(least) | Reach::OfF32(least) => {
+                    Some(Judgement { what: String::new(), got: self.fraction(), bound: Bound::Least(least) })
+                }
+                Reach::Nanoseconds(most) => {
+                    let got = self.outcome.best * 1e9 / self.workload.softmax_elements() as f64;
+                    Some(Judgement { what: " ns an element".into(), got, bound: Bound::Most(most) })
+                }
+                _ => None,
+            };
         };
         let judge = rows.iter().find(|row| (row.workload.name, row.dtype) == judge)?;
         let (fractions, times) = (self.fraction() / judge.fraction(), self.outcome.best / judge.outcome.best);
@@ -138,6 +148,7 @@ impl Row {
             Reach::FractionOf(name, least) => (name, fractions, Bound::Least(least)),
             Reach::TimeOf(name, most) => (name, times, Bound::Most(most)),
             Reach::TimeOfF32(most) => ("f32's time", times, Bound::Most(most)),
+            Reach::BelowPeersAndOfF32(most) => ("f32's time", times, Bound::Most(most)),
             _ => ("f32's time", times, Bound::Most(HALVES_TIME)),
         };
         Some(Judgement { what: format!(" of {what}"), got, bound })

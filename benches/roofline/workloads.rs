@@ -17,11 +17,25 @@ pub(crate) struct Workload {
 #[derive(Clone, Copy)]
 pub(crate) enum Task {
     Attention(Dims, Options),
-    /// Of a matrix of [`SOFTMAX_SIZE`] rows and columns along one of its axes, in place or into another.
-    Softmax {
-        axis: usize,
-        in_place: bool,
-    },
+    /// Of a matrix along one of its axes.
+    Softmax(SoftmaxTask),
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct SoftmaxTask {
+    pub(crate) shape: [usize; 2],
+    pub(crate) axis: usize,
+    pub(crate) way: Way,
+    /// Whether the elements are f64. The line's type is f32 then, because `DType` has no f64.
+    pub(crate) double: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Way {
+    Into,
+    InPlace,
+    /// In place, along axis 1 of a transposed view. `axis` is that of the memory, 0.
+    Transposed,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -62,12 +76,20 @@ pub(crate) enum Reach {
     TimeOfF32(f64),
     /// None: others are held against it.
     Judge,
+    /// In f32 as [`BelowPeers`](Reach::BelowPeers). In other types at most this multiple of f32's time.
+    BelowPeersAndOfF32(f64),
+    /// At most this time of an element of softmax, in nanoseconds.
+    Nanoseconds(f64),
     /// Less time than any peer takes, as `benches/peers` measures. A call of microseconds is bound by neither roof.
     BelowPeers,
 }
 
 pub(crate) const HALVES_TIME: f64 = 1.03;
-pub(crate) const SOFTMAX_SIZE: usize = 4096;
+/// The shape of most lines of softmax.
+const SQUARE: [usize; 2] = [4096; 2];
+/// Elements of short rows, in no cache and in the second cache.
+const SHORT_LARGE: usize = 10 << 20;
+const SHORT_SMALL: usize = 1 << 14;
 pub(crate) const SOFTCAP: f32 = 30.0;
 
 const ALL: &[DType] = &[F32, F16, Bf16];
@@ -100,8 +122,30 @@ const fn attention(
     Workload { name, task: Task::Attention(dims, options), types, reach }
 }
 
-const fn softmax(name: &'static str, axis: usize, in_place: bool) -> Workload {
-    Workload { name, task: Task::Softmax { axis, in_place }, types: ENDS, reach: Reach::Fraction(0.80) }
+const fn softmax(
+    name: &'static str,
+    shape: [usize; 2],
+    axis: usize,
+    way: Way,
+    types: &'static [DType],
+    reach: Reach,
+) -> Workload {
+    Workload { name, task: Task::Softmax(SoftmaxTask { shape, axis, way, double: false }), types, reach }
+}
+
+/// Rows of a model's vocabulary, as many as 64 MiB of f32 have.
+const fn vocabulary(name: &'static str, len: usize) -> Workload {
+    softmax(name, [(1 << 24) / len, len], 1, Way::Into, ENDS, Reach::Fraction(0.80))
+}
+
+/// Short rows, as many as 40 MB of f32 have, or as many as the second cache holds.
+const fn short(name: &'static str, elements: usize, len: usize) -> Workload {
+    softmax(name, [elements / len, len], 1, Way::Into, ALL, Reach::BelowPeersAndOfF32(1.15))
+}
+
+const fn double(name: &'static str, axis: usize) -> Workload {
+    let task = SoftmaxTask { shape: [1000, 1000], axis, way: Way::Into, double: true };
+    Workload { name, task: Task::Softmax(task), types: &[F32], reach: Reach::Nanoseconds(3.0) }
 }
 
 /// A batch of encoders of `seq` tokens, 4096 tokens together.
@@ -111,9 +155,10 @@ const fn encoders(seq: usize, dim: usize) -> Dims {
 
 /// Workloads of a group take turns, each in all its types. A group holds the workloads that are compared with each other.
 pub(crate) const GROUPS: &[&[Workload]] = {
-    use Layout::{Bshd, Padded, Transposed};
+    use Layout::{Bshd, Padded};
     use Options::{Alibi, At, Bias, BiasTransposed, Causal, In, Mask, MaskTransposed, Plain, Softcap, Window};
     use Reach::{BelowPeers, Fraction, FractionOf, Judge, OfF32, TimeOf, TimeOfF32};
+    use Way::{InPlace, Into, Transposed};
     const D64: Dims = Dims::new(8, 2048, 2048, 64);
     const D128: Dims = Dims::new(8, 2048, 2048, 128);
     const DECODE: Dims = grouped(32, 8, 1, 8192, 128);
@@ -219,7 +264,7 @@ pub(crate) const GROUPS: &[&[Workload]] = {
             attention("decode", DECODE, Plain, ALL, Fraction(0.85)),
             attention("decode_bshd", DECODE, In(Bshd), ALL, TimeOf("decode", 1.15)),
             attention("decode_padded", DECODE, In(Padded), ALL, TimeOf("decode", 1.15)),
-            attention("decode_transposed", DECODE, In(Transposed), ALL, TimeOf("decode", 3.0)),
+            attention("decode_transposed", DECODE, In(Layout::Transposed), ALL, TimeOf("decode", 3.0)),
             attention("decode_hidden", DECODE, Options::Open(Open::FewKeys), &[F16], TimeOf("decode", 0.25)),
             attention("decode_hidden_fn", DECODE, Options::Open(Open::FewKeysFn), &[F16], TimeOf("decode", 0.15)),
         ],
@@ -251,10 +296,27 @@ pub(crate) const GROUPS: &[&[Workload]] = {
             avx2_decode("avx2_decode_104", 104, Judge),
             avx2_decode("avx2_decode_100", 100, TimeOf("avx2_decode_104", 1.3 * 100.0 / 104.0)),
         ],
-        &[softmax("softmax_last", 1, false)],
-        &[softmax("softmax_last_in_place", 1, true)],
-        &[softmax("softmax_first", 0, false)],
-        &[softmax("softmax_first_in_place", 0, true)],
+        &[softmax("softmax_last", SQUARE, 1, Into, ENDS, Fraction(0.80))],
+        &[softmax("softmax_last_in_place", SQUARE, 1, InPlace, ENDS, Fraction(0.80))],
+        &[softmax("softmax_first", SQUARE, 0, Into, &[F32], Fraction(0.70))],
+        &[softmax("softmax_first", SQUARE, 0, Into, &[Bf16], Fraction(0.55))],
+        &[
+            softmax("softmax_first_in_place", SQUARE, 0, InPlace, ENDS, Fraction(0.80)),
+            softmax("softmax_transposed", SQUARE, 0, Transposed, ENDS, TimeOf("softmax_first_in_place", 1.30)),
+        ],
+        &[vocabulary("softmax_vocab_32768", 32_768)],
+        &[vocabulary("softmax_vocab_50257", 50_257)],
+        &[vocabulary("softmax_vocab_128256", 128_256)],
+        &[short("softmax_short_2", SHORT_LARGE, 2)],
+        &[short("softmax_short_10", SHORT_LARGE, 10)],
+        &[short("softmax_short_48", SHORT_LARGE, 48)],
+        &[short("softmax_short_100", SHORT_LARGE, 100)],
+        &[short("softmax_small_2", SHORT_SMALL, 2)],
+        &[short("softmax_small_10", SHORT_SMALL, 10)],
+        &[short("softmax_small_48", SHORT_SMALL, 48)],
+        &[short("softmax_small_100", SHORT_SMALL, 100)],
+        &[double("softmax_f64", 1)],
+        &[double("softmax_f64_first", 0)],
     ]
 };
 
@@ -272,11 +334,30 @@ impl Workload {
         ["prefill", "decode"].iter().any(|start| self.name.starts_with(start))
     }
 
+    /// The name of its type in the table.
+    pub(crate) fn type_name(&self, dtype: DType) -> String {
+        match self.task {
+            Task::Softmax(SoftmaxTask { double: true, .. }) => "f64".into(),
+            _ => dtype.to_string(),
+        }
+    }
+
+    /// Elements of a softmax; 0 for attention.
+    pub(crate) fn softmax_elements(&self) -> usize {
+        match self.task {
+            Task::Softmax(SoftmaxTask { shape: [rows, len], .. }) => rows * len,
+            Task::Attention(..) => 0,
+        }
+    }
+
     /// The line that the one of type `dtype` is judged by, if there is one.
     pub(crate) fn judged_by(&self, dtype: DType) -> Option<(&'static str, DType)> {
         match self.reach {
-            Reach::OfF32(_) | Reach::TimeOfF32(_) if dtype != F32 => Some((self.name, F32)),
+            Reach::OfF32(_) | Reach::TimeOfF32(_) | Reach::BelowPeersAndOfF32(_) if dtype != F32 => {
+                Some((self.name, F32))
+            }
             Reach::Fraction(_) | Reach::OfF32(_) | Reach::TimeOfF32(_) | Reach::Judge | Reach::BelowPeers => None,
+            Reach::BelowPeersAndOfF32(_) | Reach::Nanoseconds(_) => None,
             Reach::FractionOf(other, _) | Reach::TimeOf(other, _) => Some((other, dtype)),
         }
     }

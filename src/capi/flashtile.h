@@ -263,8 +263,8 @@ int32_t flashtile_merge(const flashtile_tensor *out_a, const flashtile_tensor *l
  * An element of -inf gives 0 (-inf for log_softmax), also in a line with only -inf. A NaN makes its line NaN, but no other line. A
  * +inf makes its line NaN; with a negative scale it is hidden instead. `scale` is rounded to f32, except for f64. A scale that is
  * not finite, or not finite after rounding, is refused with FLASHTILE_INVALID_OPTION. So a temperature of 0 has no scale: take the
- * largest element (argmax) instead. Runs on the calling thread. Blocks of a tensor that is not dense from its axis on are
- * copied. */
+ * largest element (argmax) instead. Large calls run on the threads of `threads = 0`. Blocks of a tensor that is not dense
+ * from its axis on are copied. */
 int32_t flashtile_softmax(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
 int32_t flashtile_log_softmax(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
 

@@ -7,7 +7,7 @@
 use super::failure::{Code, Failure};
 use super::processors::Processors;
 use super::thread_count::count;
-use crate::driver::{Helpers, helped_by};
+use crate::threads::{Helpers, helped_by};
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,6 +59,17 @@ impl Helpers for Pool {
     }
 }
 
+/// No helpers.
+struct Nobody;
+
+impl Helpers for Nobody {
+    fn count(&self) -> usize {
+        0
+    }
+
+    fn spawn(&self, _job: Box<dyn FnOnce() + Send>) {}
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         drop(self.threads.take()); // tells the threads to end
@@ -106,6 +117,16 @@ pub(super) fn run_on(threads: i32, parallel: bool, work: impl FnOnce()) -> Resul
         work();
     } else {
         helped_by(pool(threads - 1)?, work);
+    }
+    Ok(())
+}
+
+/// Calls `work` on the default number of threads.
+pub(super) fn run_on_default(work: impl FnOnce()) -> Result<(), Failure> {
+    match count(0) {
+        // Without helpers of its own it would be helped by rayon's global pool.
+        1 => helped_by(Arc::new(Nobody), work),
+        threads => helped_by(pool(threads - 1)?, work),
     }
     Ok(())
 }

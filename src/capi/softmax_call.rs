@@ -6,9 +6,10 @@
 #![forbid(unsafe_code)]
 
 use super::failure::{Code, Failure};
+use super::pools;
 use crate::softmax::{
-    Axis, Number, log_softmax_backward_in_place, log_softmax_backward_into, log_softmax_in_place, log_softmax_into,
-    softmax_backward_in_place, softmax_backward_into, softmax_in_place, softmax_into,
+    Axis, Number, is_parallel, log_softmax_backward_in_place, log_softmax_backward_into, log_softmax_in_place,
+    log_softmax_into, softmax_backward_in_place, softmax_backward_into, softmax_in_place, softmax_into,
 };
 use crate::tensor::strided::{Strided, StridedMut};
 use std::ops::Range;
@@ -80,6 +81,21 @@ impl SoftmaxCall {
     }
 
     fn run_block<T: Number>(
+        self,
+        axis: Axis,
+        y: Option<&[T]>,
+        from: Option<&[T]>,
+        out: &mut [T],
+    ) -> Result<(), Failure> {
+        if !is_parallel(axis) {
+            return self.run_dense(axis, y, from, out);
+        }
+        let mut result = Ok(());
+        pools::run_on_default(|| result = self.run_dense(axis, y, from, out))?;
+        result
+    }
+
+    fn run_dense<T: Number>(
         self,
         axis: Axis,
         y: Option<&[T]>,

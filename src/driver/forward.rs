@@ -5,7 +5,6 @@
 use super::output::{ClaimedTask, Output, TaskClaims};
 use super::reduce;
 use super::schedule::Schedule;
-use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::Decode;
 use crate::kernel::form::FormKernel;
@@ -16,6 +15,7 @@ use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
 use crate::plan::{Form, KeySteps, Plan};
 use crate::problem::Problem;
+use crate::threads::{work_through, workers};
 use std::ops::Range;
 
 /// Computes `problem` into `output`, as `plan` says.
@@ -44,9 +44,9 @@ pub(crate) fn run_scheduled(
     if plan.has_split_tasks() {
         return reduce::run(problem, plan, schedule, output, workspace);
     }
-    let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
+    let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), schedule.tasks().len()));
     let claims = output.share(problem, plan, schedule, scratch.len());
-    work_through(plan, scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
+    work_through(plan.worth(), scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
     Scratch::grow_to_largest(scratch);
 }
 

@@ -4,7 +4,6 @@
 
 use super::output::{ClaimedTask, Output, TaskClaims};
 use super::schedule::Schedule;
-use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::form::FormKernel;
 use crate::kernel::output::TaskOutput;
@@ -16,6 +15,7 @@ use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use crate::score::Unit;
 use crate::simd::Isa;
+use crate::threads::{work_through, workers};
 
 /// Writes the scores of every query, a row of `seq_kv` each. `finish_row` is called with the level and each row, before the row
 /// is written.
@@ -31,9 +31,11 @@ pub(crate) fn run(
     }
     let mut schedule = Schedule::default();
     schedule.fill(problem, plan);
-    let scratch = for_workers(&mut workspace.scratch, workers(plan, schedule.tasks().len()));
+    let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), schedule.tasks().len()));
     let claims = output.share(problem, plan, &schedule, scratch.len());
-    work_through(plan, scratch, &claims, &|claimed, scratch| write_scores(&claims, claimed, finish_row, scratch));
+    work_through(plan.worth(), scratch, &claims, &|claimed, scratch| {
+        write_scores(&claims, claimed, finish_row, scratch)
+    });
 }
 
 /// Writes the rows of a task, head by head.

@@ -4,7 +4,6 @@
 //! counter hands out each task, and each slot, once.
 
 use super::schedule::{Schedule, Task};
-use super::threads::Claims;
 use crate::kernel::output::TaskOutput;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -12,6 +11,7 @@ use crate::tensor::any::AnySharedRows;
 use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use crate::tensor::shared::SharedRows;
 use crate::tensor::{AnyTensorMut, TensorMut};
+use crate::threads::Claims;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -7,7 +7,6 @@
 
 use super::output::{ClaimedSlot, Output, SlotClaims};
 use super::schedule::Schedule;
-use super::threads::{work_through, workers};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::{Decode, reduce};
 use crate::kernel::form::FormKernel;
@@ -17,6 +16,7 @@ use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
 use crate::plan::{Form, Plan};
 use crate::problem::Problem;
+use crate::threads::{work_through, workers};
 use std::ops::Range;
 
 /// Claims for each worker. With 16, workers wait for the last one for at most a 16th of the time.
@@ -90,22 +90,22 @@ pub(super) fn run(
     output: Output<'_>,
     workspace: &mut Workspace,
 ) {
-    let scratch = for_workers(&mut workspace.scratch, workers(plan, plan.tasks()));
+    let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), plan.tasks()));
     let steps = plan.steps(Form::Decode);
     let partials = Partials::new((problem, plan), schedule, scratch.len());
     let [memory] = workspace.partials.buffers([partials.len()]);
 
     let slots = SlotClaims::new(memory, partials.splits_per_claim * partials.slot, scratch.len());
-    work_through(plan, scratch, &slots, &|claimed, scratch| {
+    work_through(plan.worth(), scratch, &slots, &|claimed, scratch| {
         compute_splits((problem, plan), schedule, partials, claimed, scratch)
     });
 
     // Waking threads for less takes longer than merging.
     let parallel = partials.len() >= PARALLEL_MERGE;
-    let workers = if parallel { workers(plan, partials.tasks).min(scratch.len()) } else { 1 };
+    let workers = if parallel { workers(plan.worth(), partials.tasks).min(scratch.len()) } else { 1 };
     let memory = &*memory;
     let claims = output.share(problem, plan, schedule, workers);
-    work_through(plan, &mut scratch[..workers], &claims, &|mut claimed, scratch| {
+    work_through(plan.worth(), &mut scratch[..workers], &claims, &|mut claimed, scratch| {
         let (index, head, rows) = (claimed.index, claimed.task.heads.start, &claimed.task.rows);
         let input = claimed.task.input(problem, plan, head);
         let splits = steps.splits_of(&claimed.task.keys).map(|split| &memory[partials.range(index, split)]);

@@ -104,7 +104,6 @@ pub(super) const PARALLEL_WORK: usize = 1 << 20;
 /// With fewer multiply-adds than this, a caller outside the pool does not wake sleeping threads. At AVX2's peak they take some 700
 /// µs. Waking a thread keeps the caller from its work for 12 to 25 µs, and the thread comes 60 µs to 4 ms later (Zen 3, a virtual
 /// machine). Without this rule, calls of 0.2 ms after a pause took up to 1.2 times as long as serial ones.
-#[cfg(feature = "rayon")]
 pub(super) const WAKING_WORK: usize = 1 << 25;
 
 /// Key/value heads of a task: as many as have [`TASK_WORK`] multiply-adds together, if [`ENOUGH_TASKS`] tasks remain.

@@ -269,6 +269,35 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.store(to.as_mut_ptr(), x) }
     }
 
+    /// `LANES` vectors of `x`, each `stride` elements after the one before.
+    ///
+    /// # Panics
+    /// If `x` is shorter.
+    #[inline(always)]
+    fn load_rows(self, x: &[f32], stride: usize) -> [Self::F32; MAX_LANES] {
+        assert!(x.len() >= Self::LANES && stride <= x.len() && (Self::LANES - 1) * stride <= x.len() - Self::LANES);
+        let mut rows = [self.zero(); MAX_LANES];
+        for (i, row) in rows.iter_mut().enumerate().take(Self::LANES) {
+            // SAFETY: the last vector ends `(LANES - 1) * stride + LANES` elements after the first begins, in the slice (asserted). The product
+            // does not overflow, because a slice of f32 has less than 2^61 elements, and `stride` is no larger.
+            *row = unsafe { self.load(x.as_ptr().add(i * stride)) };
+        }
+        rows
+    }
+
+    /// Writes `LANES` vectors to `to`, in their order, each `stride` elements after the one before.
+    ///
+    /// # Panics
+    /// If `to` is shorter.
+    #[inline(always)]
+    fn store_rows(self, to: &mut [f32], stride: usize, rows: [Self::F32; MAX_LANES]) {
+        assert!(to.len() >= Self::LANES && stride <= to.len() && (Self::LANES - 1) * stride <= to.len() - Self::LANES);
+        for (i, row) in rows.into_iter().enumerate().take(Self::LANES) {
+            // SAFETY: as in `load_rows`.
+            unsafe { self.store(to.as_mut_ptr().add(i * stride), row) };
+        }
+    }
+
     /// The elements of `x`, at most `LANES`, then `fill` in the remaining lanes.
     #[inline(always)]
     fn load_part(self, x: &[f32], fill: f32) -> Self::F32 {

@@ -9,8 +9,9 @@ use ndarray::{Array, ArrayRef, Dimension, RemoveAxis};
 
 /// Softmax of an array along one of its axes: exp(scale * (x - max)) / sum.
 ///
-/// `x` is an array or a view of any shape and strides. The result has the same shape, in standard (row-major) layout. If `x` is
-/// in another layout, it is copied first. The result has the bits and the edge rules of [`softmax_into`].
+/// `x` is an array or a view of any shape and strides. The result has the same shape, and its axes have the order in memory that those
+/// of `x` have: the softmax of a transposed array is transposed, too. If the elements of `x` are not neighbours in memory, they are
+/// copied first. The result has the bits and the edge rules of [`softmax_into`] with the axes in the order of memory.
 ///
 /// # Errors
 /// [`Error::AxisOutOfRange`], [`Error::InvalidOption`] for a scale that is not finite, and [`Error::TooLarge`] if the result
@@ -49,9 +50,9 @@ pub fn log_softmax_axis<T: Number, D: Dimension>(
     map(x, axis, |x, out, axis| log_softmax_into(x, out, axis, scale), |x, axis| log_softmax_in_place(x, axis, scale))
 }
 
-/// log(sum(exp(scale * x))) along an axis of an array: the shape of `x` without that axis, in standard layout.
+/// log(sum(exp(scale * x))) along an axis of an array: the shape of `x` without that axis.
 ///
-/// An axis of length 0 gives -inf. `x` is copied if its layout is not the standard one.
+/// An axis of length 0 gives -inf. The order of axes in memory and copies are those of [`softmax_axis`].
 ///
 /// # Errors
 /// As [`softmax_axis`].
@@ -71,16 +72,21 @@ pub fn logsumexp_axis<T: Number, D: RemoveAxis>(
     axis: usize,
     scale: T::Real,
 ) -> Result<Array<T, D::Smaller>, Error> {
+    Axis::new(x.shape(), axis)?;
+    let order = MemoryOrder::new(x);
+    let x = x.view().permuted_axes(order.forwards.clone());
+    let axis = order.position(axis);
     let dense = Axis::new(x.shape(), axis)?;
     let mut out = zeros(dense.lines())?;
     match x.as_slice() {
         Some(x) => logsumexp_into(x, &mut out, dense, scale)?,
-        None => logsumexp_into(&copy(x)?, &mut out, dense, scale)?,
+        None => logsumexp_into(&copy(&x)?, &mut out, dense, scale)?,
     }
-    Array::from_shape_vec(x.raw_dim().remove_axis(ndarray::Axis(axis)), out).map_err(|_| TOO_LARGE)
+    let out = Array::from_shape_vec(x.raw_dim().remove_axis(ndarray::Axis(axis)), out).map_err(|_| TOO_LARGE)?;
+    Ok(out.permuted_axes(order.backwards_without(axis)))
 }
 
-/// [`softmax_axis`] in place. If the layout of `x` is not the standard one, it goes through a copy.
+/// [`softmax_axis`] in place. If the elements of `x` are not neighbours in memory, they go through a copy.
 ///
 /// # Errors
 /// As [`softmax_axis`]. After an error the array is unchanged.
@@ -102,7 +108,7 @@ pub fn softmax_axis_in_place<T: Number, D: Dimension>(
     overwrite(x, axis, |x, axis| softmax_in_place(x, axis, scale))
 }
 
-/// [`log_softmax_axis`] in place. If the layout of `x` is not the standard one, it goes through a copy.
+/// [`log_softmax_axis`] in place. If the elements of `x` are not neighbours in memory, they go through a copy.
 ///
 /// # Errors
 /// As [`softmax_axis`]. After an error the array is unchanged.
@@ -123,7 +129,10 @@ fn map<T: Number, D: Dimension>(
     into: impl FnOnce(&[T], &mut [T], Axis) -> Result<(), Error>,
     in_place: impl FnOnce(&mut [T], Axis) -> Result<(), Error>,
 ) -> Result<Array<T, D>, Error> {
-    let axis = Axis::new(x.shape(), axis)?;
+    Axis::new(x.shape(), axis)?;
+    let order = MemoryOrder::new(x);
+    let x = x.view().permuted_axes(order.forwards.clone());
+    let axis = Axis::new(x.shape(), order.position(axis))?;
     let out = match x.as_slice() {
         Some(x) => {
             let mut out = zeros(x.len())?;
@@ -131,12 +140,13 @@ fn map<T: Number, D: Dimension>(
             out
         }
         None => {
-            let mut out = copy(x)?;
+            let mut out = copy(&x)?;
             in_place(&mut out, axis)?;
             out
         }
     };
-    Array::from_shape_vec(x.raw_dim(), out).map_err(|_| TOO_LARGE)
+    let out = Array::from_shape_vec(x.raw_dim(), out).map_err(|_| TOO_LARGE)?;
+    Ok(out.permuted_axes(order.backwards))
 }
 
 fn overwrite<T: Number, D: Dimension>(
@@ -144,14 +154,54 @@ fn overwrite<T: Number, D: Dimension>(
     axis: usize,
     in_place: impl FnOnce(&mut [T], Axis) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let axis = Axis::new(x.shape(), axis)?;
+    Axis::new(x.shape(), axis)?;
+    let order = MemoryOrder::new(x);
+    let mut x = x.view_mut().permuted_axes(order.forwards.clone());
+    let axis = Axis::new(x.shape(), order.position(axis))?;
     if let Some(x) = x.as_slice_mut() {
         return in_place(x, axis);
     }
-    let mut dense = copy(x)?;
+    let mut dense = copy(&x)?;
     in_place(&mut dense, axis)?;
     x.iter_mut().zip(dense).for_each(|(x, y)| *x = y);
     Ok(())
+}
+
+/// The axes of an array in the order of their strides, the largest first. So the last one has neighbouring elements, if any has, and
+/// loops are chosen by strides, not by numbers of axes.
+struct MemoryOrder<D> {
+    /// For `permuted_axes`, into that order.
+    forwards: D,
+    /// For `permuted_axes`, back again.
+    backwards: D,
+}
+
+impl<D: Dimension> MemoryOrder<D> {
+    fn new<T>(x: &ArrayRef<T, D>) -> Self {
+        let mut axes: Vec<usize> = (0..x.ndim()).collect();
+        axes.sort_by_key(|&axis| std::cmp::Reverse(x.strides()[axis].unsigned_abs()));
+        let mut order = Self { forwards: D::zeros(axes.len()), backwards: D::zeros(axes.len()) };
+        for (position, axis) in axes.into_iter().enumerate() {
+            order.forwards[position] = axis;
+            order.backwards[axis] = position;
+        }
+        order
+    }
+
+    /// Where an axis is in memory.
+    fn position(&self, axis: usize) -> usize {
+        self.backwards[axis]
+    }
+
+    /// [`backwards`](Self::backwards) for an array that has lost the axis at a position in memory.
+    fn backwards_without(&self, position: usize) -> D::Smaller {
+        let rest = self.backwards.slice().iter().filter(|&&at| at != position);
+        let mut backwards = D::Smaller::zeros(self.backwards.ndim() - 1);
+        for (to, &at) in backwards.slice_mut().iter_mut().zip(rest) {
+            *to = if at > position { at - 1 } else { at };
+        }
+        backwards
+    }
 }
 
 /// The elements in row-major order.

@@ -11,54 +11,99 @@
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
+use super::axis_loop::{compute_shares, panels_for, rows_for, worth};
 use super::buffers::Buffers;
+use super::lines::Lines;
 use super::number::Number;
 use super::rare;
 use super::row::RUN;
-use super::strips::{LinePanels, Strip, WIDE, load, store};
+use super::shared::{Panel, PanelBuffers, PanelMut, Share};
+use super::strips::{Strip, WIDE, load, store, with_vectors};
 use crate::element::Element;
 use crate::simd::exp::exp;
-use crate::simd::{Kernel, MAX_LANES, Simd};
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::threads::workers;
+use std::ops::Range;
 
-/// The gradient of softmax, or of log_softmax if `LOG`. `buffers` reads dy and writes dx.
-pub(super) struct Backward<'a, T, const LOG: bool> {
-    pub(super) y: &'a [T],
-    pub(super) buffers: Buffers<'a, T>,
-    pub(super) axis: Axis,
-    pub(super) scale: f32,
+/// The gradient of softmax, or of log_softmax if `log`. `buffers` reads dy and writes dx.
+pub(super) fn backward<T: Element + Number>(
+    isa: Isa,
+    y: &[T],
+    buffers: Buffers<'_, T>,
+    axis: Axis,
+    scale: f32,
+    log: bool,
+) {
+    if axis.elements() == 0 {
+        return;
+    }
+    let worth = worth(axis);
+    let workers = workers(worth, axis.lines());
+    let counter = if axis.after() == 1 { rows_for(axis, workers) } else { panels_for(axis, axis.after(), 0, workers) };
+    compute_shares(buffers, counter, (worth, workers), |share, _| {
+        if log {
+            isa.run(Backward::<_, true> { y, share, scale });
+        } else {
+            isa.run(Backward::<_, false> { y, share, scale });
+        }
+    });
 }
 
-impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
+/// [`backward`] of the lines of a share.
+struct Backward<'a, 'c, T, const LOG: bool> {
+    y: &'a [T],
+    share: Share<'c, T>,
+    scale: f32,
+}
+
+impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, '_, T, LOG> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { y, mut buffers, axis, scale } = self;
-        if axis.after() == 1 {
-            for number in 0..axis.lines() {
-                let line = number * axis.line_len()..(number + 1) * axis.line_len();
-                let (total, largest) = row_total::<S, T, LOG>(simd, &y[line.clone()], &buffers.input()[line.clone()]);
-                if !(largest + total.abs()).is_finite() {
-                    let dx = rare::backward(y, buffers.input(), axis.line(number), f64::from(scale), LOG);
-                    dx.write(buffers.output());
-                    continue;
-                }
-                // All vectors of a row have the same total.
-                for at in line.clone().step_by(S::LANES) {
-                    let at = at..line.end.min(at + S::LANES);
-                    apply::<S, T, 1, LOG>(simd, &y[at.clone()], &mut buffers, at, [simd.splat(total)], scale);
+        let Self { y, mut share, scale } = self;
+        match share.lines() {
+            Lines::Rows(axis) => {
+                let (first, len) = (share.units().start * axis.line_len(), axis.line_len());
+                let mut buffers = share.rows();
+                for start in (0..buffers.input().len()).step_by(len) {
+                    let y = &y[first + start..][..len];
+                    row_backward::<S, T, LOG>(simd, y, &mut buffers, start..start + len, scale);
                 }
             }
-            return;
-        }
-        for (_, panel) in LinePanels::new(axis, axis.after(), 0) {
-            for (_, strip) in panel.strips::<S>() {
-                if strip.width == WIDE * S::LANES {
-                    strip_backward::<S, T, WIDE, LOG>(simd, y, &mut buffers, strip, scale);
-                } else {
-                    strip_backward::<S, T, 1, LOG>(simd, y, &mut buffers, strip, scale);
+            Lines::Panels(_) => {
+                while let Some((place, mut buffers)) = share.next_panel() {
+                    let y = Panel::new(y, place);
+                    for (_, strip) in place.panel.strips::<S>() {
+                        with_vectors!(strip, S, V => {
+                            strip_backward::<S, T, V, LOG>(simd, y, &mut buffers, strip, scale)
+                        });
+                    }
                 }
             }
         }
+    }
+}
+
+/// The gradient of a row.
+#[inline(always)]
+fn row_backward<S: Simd, T: Element + Number, const LOG: bool>(
+    simd: S,
+    y: &[T],
+    buffers: &mut Buffers<'_, T>,
+    row: Range<usize>,
+    scale: f32,
+) {
+    let (total, largest) = row_total::<S, T, LOG>(simd, y, &buffers.input()[row.clone()]);
+    if !(largest + total.abs()).is_finite() {
+        let (y, dy) = (Panel::line(y), Panel::line(&buffers.input()[row.clone()]));
+        let dx = rare::backward(y, dy, 0, f64::from(scale), LOG);
+        return dx.write(&mut PanelMut::line(&mut buffers.output()[row]));
+    }
+    // All vectors of a row have the same total.
+    for (at, y) in row.clone().step_by(S::LANES).zip(y.chunks(S::LANES)) {
+        let at = at..at + y.len();
+        let dx = dx_of::<S, T, 1, LOG>(simd, y, &buffers.input()[at.clone()], [simd.splat(total)], scale);
+        store::<S, T, 1>(simd, &mut buffers.output()[at], dx, None);
     }
 }
 
@@ -66,17 +111,17 @@ impl<T: Element + Number, const LOG: bool> Kernel for Backward<'_, T, LOG> {
 #[inline(always)]
 fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>(
     simd: S,
-    y: &[T],
-    buffers: &mut Buffers<'_, T>,
+    y: Panel<'_, T>,
+    buffers: &mut PanelBuffers<'_, T>,
     strip: Strip,
     scale: f32,
 ) {
-    let row = |i: usize| strip.first + i * strip.stride..strip.first + i * strip.stride + strip.width;
     let (mut total, mut largest) = ([simd.zero(); V], [simd.zero(); V]);
     for run in (0..strip.len).step_by(RUN) {
         let mut part = [simd.zero(); V];
         for i in run..strip.len.min(run + RUN) {
-            let (y, dy) = (load::<S, T, V>(simd, &y[row(i)]), load::<S, T, V>(simd, &buffers.input()[row(i)]));
+            let (y, dy) =
+                (load::<S, T, V>(simd, strip.row(y, i)), load::<S, T, V>(simd, strip.row(buffers.input(), i)));
             for v in 0..V {
                 part[v] = add_term::<S, LOG>(simd, y[v], dy[v], part[v]);
                 largest[v] = simd.max(simd.abs(dy[v]), largest[v]);
@@ -101,7 +146,8 @@ fn strip_backward<S: Simd, T: Element + Number, const V: usize, const LOG: bool>
         rare_lines = rare::strip_backward(y, buffers.input(), strip, &reach, f64::from(scale), LOG);
     }
     for i in 0..strip.len {
-        apply::<S, T, V, LOG>(simd, &y[row(i)], buffers, row(i), total, scale);
+        let dx = dx_of::<S, T, V, LOG>(simd, strip.row(y, i), strip.row(buffers.input(), i), total, scale);
+        store::<S, T, V>(simd, strip.row_mut(buffers.output(), i), dx, None);
     }
     for line in rare_lines {
         line.write(buffers.output());
@@ -135,15 +181,14 @@ fn add_term<S: Simd, const LOG: bool>(simd: S, y: S::F32, dy: S::F32, sum: S::F3
 
 /// dx of `V` neighbouring vectors, from y and dy of the same elements.
 #[inline(always)]
-fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
+fn dx_of<S: Simd, T: Element, const V: usize, const LOG: bool>(
     simd: S,
     y: &[T],
-    buffers: &mut Buffers<'_, T>,
-    range: std::ops::Range<usize>,
+    dy: &[T],
     total: [S::F32; V],
     scale: f32,
-) {
-    let (y, dy) = (load::<S, T, V>(simd, y), load::<S, T, V>(simd, &buffers.input()[range.clone()]));
+) -> [S::F32; V] {
+    let (y, dy) = (load::<S, T, V>(simd, y), load::<S, T, V>(simd, dy));
     let mut dx = total;
     for v in 0..V {
         let unscaled = if LOG {
@@ -153,5 +198,5 @@ fn apply<S: Simd, T: Element, const V: usize, const LOG: bool>(
         };
         dx[v] = simd.mul(simd.splat(scale), unscaled);
     }
-    store::<S, T, V>(simd, &mut buffers.output()[range], dx, None);
+    dx
 }

@@ -20,12 +20,13 @@
 //!    the same column.
 #![forbid(unsafe_code)]
 
-use super::buffers::Buffers;
 use super::line_states::{Factors, PanelScratch, Total, get, put, visible};
+use super::lines::LinePanel;
 use super::row::PAIR;
 use super::row_state::RowState;
 use super::scale::{Formula, One, Scale, Scaling, with_formula};
-use super::strips::{LinePanel, Strip, WIDEST, load, store, with_vectors};
+use super::shared::{Panel, PanelBuffers, PanelMut};
+use super::strips::{Strip, WIDEST, load, store, with_vectors};
 use crate::element::Element;
 use crate::simd::exp::exp_scaled;
 use crate::simd::{Part, Simd, Streaming};
@@ -40,7 +41,7 @@ const ROW_DISTANCE: usize = 16;
 #[inline(always)]
 pub(super) fn softmax<S: Simd, T: Element>(
     simd: S,
-    buffers: &mut Buffers<'_, T>,
+    buffers: &mut PanelBuffers<'_, T>,
     panel: LinePanel,
     scratch: &mut PanelScratch<'_>,
     formula: Formula,
@@ -49,7 +50,7 @@ pub(super) fn softmax<S: Simd, T: Element>(
 ) {
     fold(simd, buffers.input(), panel, scratch, formula);
     for (offset, strip) in panel.strips::<S>() {
-        let upstream = upstream.map(|upstream| &upstream[strip.first - panel.lines.first..][..strip.width]);
+        let upstream = upstream.map(|upstream| &upstream[strip.column..][..strip.width]);
         with_vectors!(strip, S, V => simd.call(Factors::<V> { scratch, offset, formula, upstream }));
     }
     for (b, block) in panel.blocks().enumerate() {
@@ -58,7 +59,7 @@ pub(super) fn softmax<S: Simd, T: Element>(
                 if !scratch.holds_all {
                     let (x, tile) = (buffers.input(), scratch.exponentials((b, offset), strip.len, V * S::LANES));
                     let max = simd.call(MaxOfStrip::<T, V> { x, strip, scale: formula.scale });
-                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut NextBlock::new(x, strip));
+                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut NextBlock::new(x, strip.first + strip.len, strip.column, strip.width));
                 }
                 let out = buffers.output();
                 simd.call(Write::<S, T, V> { scratch, at: (b, offset), out, strip, log: formula.log, stream })
@@ -71,7 +72,7 @@ pub(super) fn softmax<S: Simd, T: Element>(
 #[inline(always)]
 pub(super) fn states<S: Simd, T: Element>(
     simd: S,
-    x: &[T],
+    x: Panel<'_, T>,
     panel: LinePanel,
     scratch: &mut PanelScratch<'_>,
     formula: Formula,
@@ -81,7 +82,7 @@ pub(super) fn states<S: Simd, T: Element>(
     for (offset, strip) in panel.strips::<S>() {
         let visit = |i, state| {
             if i < strip.width {
-                visit(strip.first - panel.lines.first + i, state)
+                visit(strip.column + i, state)
             }
         };
         with_vectors!(strip, S, V => simd.call(Total::<V> { scratch, offset, formula }).each(simd, visit));
@@ -90,7 +91,13 @@ pub(super) fn states<S: Simd, T: Element>(
 
 /// Computes the states of all blocks, and the exponentials of the blocks that the tile holds.
 #[inline(always)]
-fn fold<S: Simd, T: Element>(simd: S, x: &[T], panel: LinePanel, scratch: &mut PanelScratch<'_>, formula: Formula) {
+fn fold<S: Simd, T: Element>(
+    simd: S,
+    x: Panel<'_, T>,
+    panel: LinePanel,
+    scratch: &mut PanelScratch<'_>,
+    formula: Formula,
+) {
     let scale = formula.scale;
     for (b, block) in panel.blocks().enumerate() {
         let row = b * scratch.width..(b + 1) * scratch.width;
@@ -102,7 +109,7 @@ fn fold<S: Simd, T: Element>(simd: S, x: &[T], panel: LinePanel, scratch: &mut P
                 with_vectors!(strip, S, V => put(simd, maxima, simd.call(MaxOfStrip::<T, V> { x, strip, scale })));
             }
         }
-        let mut prefetch = NextBlock::new(x, block.lines);
+        let mut prefetch = NextBlock::new(x, block.first + block.len, 0, block.width);
         for (offset, strip) in block.strips::<S>() {
             with_vectors!(strip, S, V => {
                 let max = get::<S, V>(simd, &scratch.maxima[row.clone()][offset..]);
@@ -123,10 +130,9 @@ struct NextBlock<T> {
 }
 
 impl<T> NextBlock<T> {
-    /// The rows that follow `block` in memory.
-    fn new(x: &[T], block: Strip) -> Self {
-        let Strip { first, stride, len, width } = block;
-        Self { row: x.as_ptr().wrapping_add(first + len * stride), column: 0, stride, width }
+    /// Some columns of the rows from `first`.
+    fn new(x: Panel<'_, T>, first: usize, column: usize, width: usize) -> Self {
+        Self { row: x.address(first, column), column: 0, stride: x.stride(), width }
     }
 
     #[inline(always)]
@@ -141,7 +147,7 @@ impl<T> NextBlock<T> {
 
 /// [`max_of_strip`] as a part.
 struct MaxOfStrip<'a, T, const V: usize> {
-    x: &'a [T],
+    x: Panel<'a, T>,
     strip: Strip,
     scale: Scale,
 }
@@ -159,13 +165,13 @@ impl<S: Simd, T: Element, const V: usize> Part<S> for MaxOfStrip<'_, T, V> {
 #[inline(always)]
 fn max_of_strip<S: Simd, T: Element, C: Scaling, const V: usize>(
     simd: S,
-    x: &[T],
+    x: Panel<'_, T>,
     strip: Strip,
     scale: C,
 ) -> [S::F32; V] {
     let mut max = [simd.splat(f32::NEG_INFINITY); V];
     for i in 0..strip.len {
-        let x = load::<S, T, V>(simd, &x[strip.first + i * strip.stride..][..strip.width]);
+        let x = load::<S, T, V>(simd, strip.row(x, i));
         for v in 0..V {
             max[v] = simd.max(scale.apply_factor(simd, x[v]), max[v]);
         }
@@ -177,7 +183,7 @@ fn max_of_strip<S: Simd, T: Element, C: Scaling, const V: usize>(
 #[inline(always)]
 fn exponentials<S: Simd, T: Element, const V: usize>(
     simd: S,
-    x: &[T],
+    x: Panel<'_, T>,
     strip: Strip,
     tile: &mut [f32],
     max: [S::F32; V],
@@ -191,7 +197,7 @@ fn exponentials<S: Simd, T: Element, const V: usize>(
 
 /// [`exp_tile`] as a part.
 struct ExpTile<'a, S: Simd, T, C, const V: usize, const LOG: bool> {
-    x: &'a [T],
+    x: Panel<'a, T>,
     strip: Strip,
     tile: &'a mut [f32],
     max: [S::F32; V],
@@ -213,7 +219,7 @@ impl<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool> Part<S> f
 #[inline(always)]
 fn exp_tile<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
     simd: S,
-    x: &[T],
+    x: Panel<'_, T>,
     strip: Strip,
     tile: &mut [f32],
     mut max: [S::F32; V],
@@ -229,7 +235,7 @@ fn exp_tile<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
         let pair = PAIR.min(V);
         for (i, tile) in tile.chunks_exact_mut(V * S::LANES).enumerate() {
             prefetch.step(simd, PAIR * S::LANES);
-            let x = &x[strip.first + i * strip.stride..][..strip.width];
+            let x = strip.row(x, i);
             let tile = &mut tile[first * S::LANES..][..pair * S::LANES];
             for v in 0..pair {
                 // The tile is not in the first cache yet, or no longer.
@@ -248,16 +254,16 @@ fn exp_tile<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
 }
 
 /// [`write`] as a part.
-struct Write<'a, 'b, S: Simd, T, const V: usize> {
+struct Write<'a, 'b, 'o, S: Simd, T, const V: usize> {
     scratch: &'a mut PanelScratch<'b>,
     at: (usize, usize),
-    out: &'a mut [T],
+    out: &'a mut PanelMut<'o, T>,
     strip: Strip,
     log: bool,
     stream: Option<&'a Streaming<S>>,
 }
 
-impl<S: Simd, T: Element, const V: usize> Part<S> for Write<'_, '_, S, T, V> {
+impl<S: Simd, T: Element, const V: usize> Part<S> for Write<'_, '_, '_, S, T, V> {
     type Output = ();
     #[inline(always)]
     fn run(self, simd: S) {
@@ -276,7 +282,7 @@ fn write<S: Simd, T: Element, const V: usize, const LOG: bool>(
     simd: S,
     scratch: &mut PanelScratch<'_>,
     (block, offset): (usize, usize),
-    out: &mut [T],
+    out: &mut PanelMut<'_, T>,
     strip: Strip,
     stream: Option<&Streaming<S>>,
 ) {
@@ -299,15 +305,14 @@ fn write<S: Simd, T: Element, const V: usize, const LOG: bool>(
 fn write_rows<S: Simd, T: Element, const V: usize, const LOG: bool, const TWICE: bool>(
     simd: S,
     tile: &[f32],
-    out: &mut [T],
+    out: &mut PanelMut<'_, T>,
     strip: Strip,
     [factors, seconds]: [[S::F32; V]; 2],
     stream: Option<&Streaming<S>>,
 ) {
     for (i, tile) in tile.chunks_exact(V * S::LANES).enumerate() {
-        let out = &mut out[strip.first + i * strip.stride..][..strip.width];
         if stream.is_none() {
-            simd.prefetch_elements(out.as_ptr().wrapping_add(ROW_DISTANCE * strip.stride), V * S::LANES);
+            simd.prefetch_elements(out.address(strip.first + i + ROW_DISTANCE, strip.column), V * S::LANES);
         }
         let mut y = factors;
         for v in 0..V {
@@ -318,6 +323,6 @@ fn write_rows<S: Simd, T: Element, const V: usize, const LOG: bool, const TWICE:
                 y[v] = simd.mul(y[v], seconds[v]);
             }
         }
-        store::<S, T, V>(simd, out, y, stream);
+        store::<S, T, V>(simd, strip.row_mut(out, i), y, stream);
     }
 }

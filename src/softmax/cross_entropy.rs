@@ -44,17 +44,14 @@ pub fn cross_entropy_into<T: Number>(
 /// As [`cross_entropy_into`].
 pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], classes: usize) -> Result<T::Real, Error> {
     let axis = check(logits, targets, classes)?;
+    let mut losses = vec![0.0; targets.len()];
+    T::states(logits, axis, T::real(1.0), &mut |row, max, sum| {
+        losses[row] = loss(logits[row * classes + targets[row]].to_f64(), max, sum);
+    });
     let rows = targets.len().max(1) as f64;
-    let sum_of = |divisor: f64| {
-        let mut total = 0.0;
-        T::states(logits, axis, T::real(1.0), &mut |row, max, sum| {
-            total += loss(logits[row * classes + targets[row]].to_f64(), max, sum) / divisor;
-        });
-        total
-    };
     // The sum of the losses can overflow in f64 although their mean does not.
-    let mean = match sum_of(1.0) {
-        f64::INFINITY => sum_of(rows),
+    let mean = match losses.iter().sum::<f64>() {
+        f64::INFINITY => losses.iter().map(|loss| loss / rows).sum(),
         total => total / rows,
     };
     Ok(T::real(mean))

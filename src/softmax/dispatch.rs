@@ -1,9 +1,9 @@
-//! The loops of each element type: vectors of f32 for f32, f16 and bf16, plain loops for f64.
+//! The loops of each element type: those of f32 for f32, f16 and bf16, and those of f64.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::axis_loop::{Softmax, VisitStates};
-use super::backward::Backward;
+use super::axis_loop::{self, Options, VisitState, visit_states, worth};
+use super::backward;
 use super::buffers::Buffers;
 use super::chosen_level::isa;
 use super::number::Number;
@@ -12,6 +12,12 @@ use super::scale::Formula;
 use super::sealed::Visit;
 use super::{double, sealed};
 use crate::element::{bf16, f16};
+use std::sync::{Mutex, PoisonError};
+
+/// Hands a state to its visitor, from one worker at a time.
+fn hand_over(visit: &Mutex<Visit<'_>>, line: usize, max: f64, sum: f64) {
+    (visit.lock().unwrap_or_else(PoisonError::into_inner))(line, max, sum);
+}
 
 macro_rules! through_f32 {
     ($t:ty, $to:expr, $from:expr) => {
@@ -31,10 +37,8 @@ macro_rules! through_f32 {
                 f64::from(x)
             }
             fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
-                if axis.elements() > 0 {
-                    let formula = Formula::new(scale, log);
-                    isa().run(Softmax { buffers, axis, formula, upstream: None, visit: None });
-                }
+                let options = Options::new(Formula::new(scale, log));
+                axis_loop::softmax(isa(), buffers, axis, worth(axis), options);
             }
             fn softmax_times(
                 x: &[Self],
@@ -45,26 +49,23 @@ macro_rules! through_f32 {
                 visit: Option<Visit<'_>>,
             ) {
                 let (buffers, formula) = (Buffers::Into { from: x, to: out }, Formula::new(scale, false));
-                let mut visit = visit
-                    .map(|visit| move |line, state: RowState| visit(line, f64::from(state.max), f64::from(state.sum)));
-                let visit = visit.as_mut().map(|visit| visit as &mut dyn FnMut(usize, RowState));
-                isa().run(Softmax { buffers, axis, formula, upstream: Some(upstream), visit });
+                let visit = visit.map(Mutex::new);
+                let visit = visit.as_ref().map(|visit| {
+                    |line, state: RowState| hand_over(visit, line, f64::from(state.max), f64::from(state.sum))
+                });
+                let visit = visit.as_ref().map(|visit| visit as VisitState<'_>);
+                let options = Options { formula, upstream: Some(upstream), visit };
+                axis_loop::softmax(isa(), buffers, axis, worth(axis), options);
             }
             fn states(x: &[Self], axis: Axis, scale: f32, visit: Visit<'_>) {
-                let formula = Formula::new(scale, false);
-                let visit = &mut |line, state: RowState| {
-                    visit(line, f64::from(state.max) * f64::from(formula.scale.scale), f64::from(state.sum));
-                };
-                isa().run(VisitStates { x, axis, formula, visit });
+                let (visit, formula) = (Mutex::new(visit), Formula::new(scale, false));
+                visit_states(isa(), x, axis, formula, &|line, state: RowState| {
+                    let max = f64::from(state.max) * f64::from(formula.scale.scale);
+                    hand_over(&visit, line, max, f64::from(state.sum));
+                });
             }
             fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
-                if axis.elements() == 0 {
-                    // The number of empty lines can be up to `usize::MAX`: too many to visit.
-                } else if log {
-                    isa().run(Backward::<_, true> { y, buffers, axis, scale });
-                } else {
-                    isa().run(Backward::<_, false> { y, buffers, axis, scale });
-                }
+                backward::backward(isa(), y, buffers, axis, scale, log);
             }
         }
     };
@@ -90,15 +91,15 @@ impl sealed::Sealed for f64 {
         x
     }
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
-        double::softmax(buffers, axis, scale, log, |_| 1.0, None);
+        double::softmax(isa(), buffers, axis, (scale, log), None, None);
     }
     fn softmax_times(x: &[Self], out: &mut [Self], axis: Axis, scale: f64, upstream: &[f64], visit: Option<Visit<'_>>) {
-        double::softmax(Buffers::Into { from: x, to: out }, axis, scale, false, |line| upstream[line], visit);
+        double::softmax(isa(), Buffers::Into { from: x, to: out }, axis, (scale, false), Some(upstream), visit);
     }
     fn states(x: &[Self], axis: Axis, scale: f64, visit: Visit<'_>) {
-        double::states(x, axis, scale, visit);
+        double::states(isa(), x, axis, scale, visit);
     }
     fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
-        double::backward(y, buffers, axis, scale, log);
+        double::backward(isa(), y, buffers, axis, scale, log);
     }
 }

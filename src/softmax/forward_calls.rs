@@ -2,12 +2,13 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
-use super::axis_loop::Softmax;
+use super::axis_loop::{self, Options};
 use super::buffers::Buffers;
 use super::number::Number;
 use super::scale::Formula;
 use crate::error::Error;
 use crate::simd::Isa;
+use crate::threads::Worth;
 
 /// Softmax of one row, in place: exp(scale * (x - max)) / sum.
 ///
@@ -27,10 +28,8 @@ pub fn softmax<T: Number>(row: &mut [T], scale: T::Real) -> Result<(), Error> {
 
 /// Softmax of one row at scale 1, at a level. It cannot fail.
 pub(crate) fn plain(isa: Isa, row: &mut [f32]) {
-    if !row.is_empty() {
-        let (axis, buffers, formula) = (Axis::row(row.len()), Buffers::InPlace(row), Formula::new(1.0, false));
-        isa.run(Softmax { buffers, axis, formula, upstream: None, visit: None });
-    }
+    let (axis, options) = (Axis::row(row.len()), Options::new(Formula::new(1.0, false)));
+    axis_loop::softmax(isa, Buffers::InPlace(row), axis, Worth::Caller, options);
 }
 
 /// The logarithm of the softmax of one row, in place: scale * (x - max) - log(sum).

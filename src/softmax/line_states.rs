@@ -1,9 +1,10 @@
 //! The states of the lines of a panel, block by block, and their merge into the states of the lines.
 #![forbid(unsafe_code)]
 
+use super::lines::BLOCK;
 use super::row_state::RowState;
 use super::scale::{Formula, Scaling, with_formula};
-use super::strips::{BLOCK, load};
+use super::strips::load;
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
 use crate::simd::{Kernel, MAX_LANES, Part, Simd};
 

@@ -7,26 +7,31 @@
 //! ```
 //!
 //! 1. The tile holds the exponentials e as f32 in the cache, so each is computed once, for the half types too. If the elements
-//!    are f32 and the row is no longer than the tile, the output is the tile.
-//! 2. A longer row is folded block by block into a [`RowState`]. Then `fill` and `exp_tile` run again for each block, with the
-//!    maximum of the row, and the block is written. So x is read twice.
+//!    are f32 and the row is no longer than a block, the output is the tile.
+//! 2. A longer row is computed block by block. The exponentials of a block are relative to the maximum of the row so far, so no
+//!    block waits for the maximum of the row. At the end, those of blocks before the maximum are multiplied by
+//!    exp(scale*(maximum then - maximum)). If the whole tile would be too large for any cache, it holds one block, and the exponentials
+//!    are computed twice.
 //! 3. `fill` processes four vectors at a time. `exp_tile` processes two, because an exponential is a chain of 30 to 50 cycles,
 //!    and the processor alone overlaps too few chains. Four do not fit the registers.
 //! 4. An output that no cache can hold is written past the caches (`stream`). Otherwise each of its cache lines would be read
 //!    before it is overwritten: a third of all traffic. Such a row has a tile for f32, too.
 //! 5. Division by the sum is multiplication by its inverse.
-//! 6. `exp_tile` is arithmetic alone, so it prefetches the next row.
+//! 6. `exp_tile` is arithmetic alone, so it prefetches the next block or row.
 //! 7. Each of these passes is a [`Part`], compiled only for what it depends on: `exp_tile` for the formula, the others for the element type.
-//!    A row of f32 that is no longer than the tile is one `Part`, because calls matter for short rows.
+//!    Neighbouring rows of f32 that are no longer than a block are one `Part`, because calls matter for short rows.
+//! 8. Short rows share a tile, so that what depends on the element type is done for many rows at once, and so that whole cache lines
+//!    are written past the caches. Rows of up to [`SHORT`] elements are transposed (`short_rows.rs`).
 #![forbid(unsafe_code)]
 
 use super::buffers::{Buffers, Stored};
 use super::line_states::SMALL;
 use super::row_state::RowState;
 use super::scale::{Formula, One, Scale, Scaling, with_formula};
+use super::short_rows::{self, SHORT, ShortRows};
 use crate::element::Element;
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
-use crate::simd::{Kernel, LINE, Part, Simd, Streaming};
+use crate::simd::{Kernel, LINE, MAX_LANES, Part, Simd, Streaming};
 use std::ops::Range;
 
 /// The longest block of a row, in elements: a tile of 64 KiB, which the second cache holds together with input and output.
@@ -41,85 +46,340 @@ pub(super) const PAIR: usize = 2;
 /// Additions in a chain before the partial sum is added to the total. The error grows with the longest chain.
 pub(super) const RUN: usize = 64;
 
-/// Softmax of one row times `upstream`, or log_softmax, which ignores `upstream`. The tile is as long as the row or as a block
-/// of it.
+/// The longest row that shares a tile with its neighbours.
+const GROUPED: usize = 512;
+
+/// Numbers of the tile of a group of rows. Tile, input and output fit the first cache.
+const GROUP_TILE: usize = 2048;
+
+/// The longest row whose exponentials are all kept: a tile of 4 MiB.
+const MAX_KEPT: usize = 1 << 20;
+
+/// Rows of one length, and what to compute of them.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) len: usize,
+    pub(super) formula: Formula,
+    /// Softmax of row r is multiplied by element r. log_softmax ignores it.
+    pub(super) upstream: Option<&'a [f32]>,
+}
+
+impl Rows<'_> {
+    /// Rows that are computed together, of `count`.
+    fn group(self, count: usize) -> usize {
+        let most = if self.len <= GROUPED { (GROUP_TILE / self.len).next_multiple_of(MAX_LANES) } else { 1 };
+        most.min(count)
+    }
+
+    /// Numbers of the scratch memory of [`softmax`] for `count` rows that are streamed or not.
+    pub(super) fn scratch<S: Simd, T: Stored>(self, count: usize, stream: bool) -> usize {
+        let tile = match self.len {
+            ..=ROW_TILE if T::IS_F32 && !stream => 0,
+            ..=MAX_KEPT => self.len,
+            _ => ROW_TILE,
+        };
+        self.scratch_with::<S>(count, tile)
+    }
+
+    /// Numbers of the scratch memory of [`states`].
+    pub(super) fn scratch_of_states<S: Simd>(self, count: usize) -> usize {
+        self.scratch_with::<S>(count, self.len.min(ROW_TILE))
+    }
+
+    fn scratch_with<S: Simd>(self, count: usize, tile: usize) -> usize {
+        let group = self.group(count);
+        let states = if group > 1 { 2 * group } else { 0 };
+        let blocks = if self.len > GROUPED { self.len.div_ceil(ROW_TILE) } else { 0 };
+        states + blocks + self.columns::<S>(group) + group * tile
+    }
+
+    /// Numbers for the columns of a group; 0 if its rows are not transposed.
+    fn columns<S: Simd>(self, group: usize) -> usize {
+        if self.len <= SHORT { short_rows::scratch_len::<S>(group, self.len, self.formula.log) } else { 0 }
+    }
+}
+
+/// Softmax of all rows of `buffers`. `visit` gets the number of each row and its state.
 #[inline(always)]
 pub(super) fn softmax<S: Simd, T: Stored>(
     simd: S,
     buffers: &mut Buffers<'_, T>,
+    rows: Rows<'_>,
+    scratch: &mut [f32],
+    stream: Option<&Streaming<S>>,
+    mut visit: impl FnMut(usize, RowState),
+) {
+    let Rows { len, formula, upstream } = rows;
+    let count = buffers.input().len() / len;
+    let group = rows.group(count);
+    // The output of f32 can be the tile.
+    let direct = T::IS_F32 && stream.is_none();
+    for first in (0..count).step_by(group) {
+        let range = first * len..(first + group).min(count) * len;
+        let upstream = upstream.map(|upstream| &upstream[first..][..range.len() / len]);
+        if len > ROW_TILE || !direct && len > GROUPED {
+            let upstream = upstream.map_or(1.0, |upstream| upstream[0]);
+            visit(first, blocks(simd, buffers, range, scratch, formula, upstream, stream));
+            continue;
+        }
+        let mut one = [0.0; 2];
+        let (columns, rest) = scratch.split_at_mut(rows.columns::<S>(range.len() / len));
+        let (tile, rest) = rest.split_at_mut(if direct { 0 } else { range.len() });
+        let (maxima, sums) = states_of(range.len() / len, &mut one, rest);
+        let states = [&mut *maxima, &mut *sums];
+        if direct && let Some((x, out)) = f32_rows(buffers, range.clone()) {
+            group_softmax(simd, x, out, Group { len, columns, states, upstream, finish: true }, formula);
+        } else {
+            let x = as_f32(simd, &buffers.input()[range.clone()], tile);
+            group_softmax(simd, x, tile, Group { len, columns, states, upstream, finish: true }, formula);
+            simd.call(Write { tile, out: &mut buffers.output()[range], norm: 1.0, log: false, stream });
+        }
+        for (row, (&max, &sum)) in maxima.iter().zip(&*sums).enumerate() {
+            visit(first + row, RowState { max, sum });
+        }
+    }
+}
+
+/// Hands the number and the state of each row of `x` to `visit`.
+#[inline(always)]
+pub(super) fn states<S: Simd, T: Stored>(
+    simd: S,
+    x: &[T],
+    rows: Rows<'_>,
+    scratch: &mut [f32],
+    mut visit: impl FnMut(usize, RowState),
+) {
+    let Rows { len, formula, .. } = rows;
+    let count = x.len() / len;
+    let group = rows.group(count);
+    for first in (0..count).step_by(group) {
+        let x = &x[first * len..(first + group).min(count) * len];
+        if len > GROUPED {
+            let mut state = RowState::default();
+            for x in x.chunks(ROW_TILE) {
+                state = fold_after(simd, state, x, &mut scratch[..x.len()], formula);
+            }
+            visit(first, state);
+            continue;
+        }
+        let mut one = [0.0; 2];
+        let (columns, rest) = scratch.split_at_mut(rows.columns::<S>(x.len() / len));
+        let (tile, rest) = rest.split_at_mut(x.len());
+        let (maxima, sums) = states_of(x.len() / len, &mut one, rest);
+        let states = [&mut *maxima, &mut *sums];
+        let x = as_f32(simd, x, tile);
+        group_softmax(simd, x, tile, Group { len, columns, states, upstream: None, finish: false }, formula);
+        for (row, (&max, &sum)) in maxima.iter().zip(&*sums).enumerate() {
+            visit(first + row, RowState { max, sum });
+        }
+    }
+}
+
+/// Maxima and sums of `count` rows. One row needs no scratch memory.
+fn states_of<'a>(count: usize, one: &'a mut [f32; 2], scratch: &'a mut [f32]) -> (&'a mut [f32], &'a mut [f32]) {
+    if count == 1 {
+        return one.split_at_mut(1);
+    }
+    scratch[..2 * count].split_at_mut(count)
+}
+
+/// `x` itself if it is f32. Otherwise the tile becomes x.
+#[inline(always)]
+fn as_f32<'a, S: Simd, T: Stored>(simd: S, x: &'a [T], tile: &mut [f32]) -> Option<&'a [f32]> {
+    let same = T::as_f32(x);
+    if same.is_none() {
+        simd.call(Fill { x, tile, scale: Scale::new(1.0) });
+    }
+    same
+}
+
+/// The input of rows, unless it is the output, and their output. `None` for other types than f32.
+fn f32_rows<'a, T: Stored>(
+    buffers: &'a mut Buffers<'_, T>,
+    rows: Range<usize>,
+) -> Option<(Option<&'a [f32]>, &'a mut [f32])> {
+    match buffers {
+        Buffers::InPlace(x) => Some((None, T::as_f32_mut(&mut x[rows])?)),
+        Buffers::Into { from, to } => Some((Some(T::as_f32(&from[rows.clone()])?), T::as_f32_mut(&mut to[rows])?)),
+    }
+}
+
+/// Softmax of a row that is longer than a block, or has a tile of its own.
+#[inline(always)]
+fn blocks<S: Simd, T: Stored>(
+    simd: S,
+    buffers: &mut Buffers<'_, T>,
     row: Range<usize>,
-    tile: &mut [f32],
+    scratch: &mut [f32],
     formula: Formula,
     upstream: f32,
     stream: Option<&Streaming<S>>,
 ) -> RowState {
-    if stream.is_none()
-        && row.len() <= ROW_TILE
-        && let Some((x, out)) = f32_row(buffers, row.clone())
-    {
-        return with_formula!(formula, |scale: C, LOG| simd.call(F32Row::<C, LOG> { x, out, scale, upstream }));
-    }
-    let block_len = tile.len();
-    let blocks = row.clone().step_by(block_len).map(|at| at..row.end.min(at + block_len));
+    let keeps_all = row.len() <= MAX_KEPT;
+    let (tile, maxima) = scratch.split_at_mut(if keeps_all { row.len() } else { ROW_TILE });
+    let maxima = &mut maxima[..row.len().div_ceil(ROW_TILE)];
+    let block = |b: usize| b * ROW_TILE..row.len().min((b + 1) * ROW_TILE);
     let mut state = RowState::default();
-    for block in blocks.clone() {
-        let tile = &mut tile[..block.len()];
-        let part = fold(simd, &buffers.input()[block], tile, formula);
-        state = state.merge_scaled(part, formula.scale.scale);
+    for (b, max) in maxima.iter_mut().enumerate() {
+        let (x, part) = (&buffers.input()[row.clone()][block(b)], tile_of(tile, block(b), keeps_all));
+        state = fold_after(simd, state, x, part, formula);
+        *max = state.max;
     }
-    let (first, norm) = if formula.log { (None, state.log_sum()) } else { norms_of(state, upstream) };
-    for block in blocks {
-        let tile = &mut tile[..block.len()];
-        if block.len() < row.len() {
-            let x = &buffers.input()[block.clone()];
-            simd.call(Fill { x, tile, scale: formula.scale });
-            exponentials(simd, x, tile, state.max, formula);
+    for (b, &max) in maxima.iter().enumerate() {
+        let part = tile_of(tile, block(b), keeps_all);
+        if !keeps_all {
+            let x = &buffers.input()[row.clone()][block(b)];
+            simd.call(Fill { x, tile: &mut *part, scale: formula.scale });
+            exponentials(simd, x, part, max, formula);
         }
-        if let Some(first) = first {
-            finish_in_place::<S, false>(simd, tile, first);
-        }
-        simd.call(Write { tile, out: &mut buffers.output()[block], norm, log: formula.log, stream });
+        let norm = scale_block(simd, part, max, state, formula, upstream);
+        let out = &mut buffers.output()[row.clone()][block(b)];
+        simd.call(Write { tile: part, out, norm, log: formula.log, stream });
     }
     state
 }
 
-/// The row's input, unless it is the output, and its output. `None` for other types than f32.
-fn f32_row<'a, T: Stored>(
-    buffers: &'a mut Buffers<'_, T>,
-    row: Range<usize>,
-) -> Option<(Option<&'a [f32]>, &'a mut [f32])> {
-    match buffers {
-        Buffers::InPlace(x) => Some((None, T::as_f32_mut(&mut x[row])?)),
-        Buffers::Into { from, to } => Some((Some(T::as_f32(&from[row.clone()])?), T::as_f32_mut(&mut to[row])?)),
+/// Where the exponentials of a block are.
+fn tile_of(tile: &mut [f32], block: Range<usize>, keeps_all: bool) -> &mut [f32] {
+    if keeps_all { &mut tile[block] } else { &mut tile[..block.len()] }
+}
+
+/// Makes the exponentials of a block relative to the maximum of the row. Returns the number by which [`write`] makes them
+/// probabilities, or logarithms of them.
+#[inline(always)]
+fn scale_block<S: Simd>(simd: S, tile: &mut [f32], max: f32, state: RowState, formula: Formula, upstream: f32) -> f32 {
+    /// Above it, the product of all factors is not denormal, and loses no bits.
+    const NEAR: f32 = f32::from_bits((127 - 50) << 23);
+    if formula.log {
+        return state.log_sum() - share(simd, max, state.max, formula);
+    }
+    let mut unit = 1.0 / SCALED_ONE;
+    if max < state.max {
+        let share = share(simd, max, state.max, formula);
+        let norm = share * unit * unit * state.inverse_sum() * upstream;
+        if share * unit >= NEAR && norm.abs() >= NEAR {
+            return norm;
+        }
+        finish_in_place::<S, false>(simd, tile, share);
+        unit *= unit;
+    }
+    let (first, norm) = norms_of(state, unit, upstream);
+    if let Some(first) = first {
+        finish_in_place::<S, false>(simd, tile, first);
+    }
+    norm
+}
+
+/// exp(scale*(max - row_max)) in units of 1/`SCALED_ONE`, or its exponent for log_softmax.
+#[inline(always)]
+fn share<S: Simd>(simd: S, max: f32, row_max: f32, formula: Formula) -> f32 {
+    let mut one = [max];
+    exponentials(simd, &[0.0f32; 0], &mut one, row_max, formula);
+    one[0]
+}
+
+/// Neighbouring rows of f32.
+struct Group<'a> {
+    len: usize,
+    /// Scratch memory of `short_rows`; empty if the rows are not transposed.
+    columns: &'a mut [f32],
+    /// Gets the maximum and the sum of each row.
+    states: [&'a mut [f32]; 2],
+    upstream: Option<&'a [f32]>,
+    /// Whether the rows become their softmax.
+    finish: bool,
+}
+
+/// Softmax of rows of f32 that are no longer than a block: the output is the tile. Without `x`, it is the input, too.
+#[inline(always)]
+fn group_softmax<S: Simd>(simd: S, x: Option<&[f32]>, out: &mut [f32], group: Group<'_>, formula: Formula) {
+    let Group { len, columns: scratch, states: [maxima, sums], upstream, finish } = group;
+    let transposed = if scratch.is_empty() { 0 } else { maxima.len() - maxima.len() % S::LANES };
+    let (short_maxima, maxima) = maxima.split_at_mut(transposed);
+    let (short_sums, sums) = sums.split_at_mut(transposed);
+    let (short_x, x) = (x.map(|x| &x[..transposed * len]), x.map(|x| &x[transposed * len..]));
+    let (short_out, out) = out.split_at_mut(transposed * len);
+    if transposed > 0 {
+        let upstream = upstream.map(|upstream| &upstream[..transposed]);
+        let rows = ShortRows { len, scratch, states: [short_maxima, short_sums], upstream };
+        short_rows::softmax(simd, short_x, short_out, rows, formula, finish);
+    }
+    if !maxima.is_empty() {
+        let upstream = upstream.map(|upstream| &upstream[transposed..]);
+        with_formula!(formula, |scale: C, LOG| {
+            let states = [&mut *maxima, &mut *sums];
+            simd.call(F32Rows::<C, LOG> { x, out: &mut *out, len, states, upstream, finish, scale })
+        });
     }
 }
 
-/// Softmax of a row of f32 that is no longer than a tile: the output is the tile. Without `x`, it is the input, too.
-struct F32Row<'a, C, const LOG: bool> {
+/// Softmax of rows of f32, one after the other.
+struct F32Rows<'a, C, const LOG: bool> {
     x: Option<&'a [f32]>,
     out: &'a mut [f32],
+    len: usize,
+    states: [&'a mut [f32]; 2],
+    upstream: Option<&'a [f32]>,
+    finish: bool,
     scale: C,
-    upstream: f32,
 }
 
-impl<C: Scaling, const LOG: bool> Kernel for F32Row<'_, C, LOG> {
-    type Output = RowState;
+impl<C: Scaling, const LOG: bool> Kernel for F32Rows<'_, C, LOG> {
+    type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> RowState {
-        let Self { x, out, scale, upstream } = self;
-        let next = x.unwrap_or(out).as_ptr_range().end;
-        let max = match x {
-            Some(x) => fill::<S, f32, C>(simd, x, out, scale),
-            None => fill_in_place::<S, C>(simd, out, scale),
-        };
-        let state = RowState { max, sum: exp_tile::<S, f32, C, LOG>(simd, out, max, scale, next) };
-        let (first, norm) = if LOG { (None, state.log_sum()) } else { norms_of(state, upstream) };
+    fn run<S: Simd>(self, simd: S) {
+        let Self { x, out, len, states: [maxima, sums], upstream, finish, scale } = self;
+        for row in 0..maxima.len() {
+            let (x, out) = (from_row(x, row * len), &mut out[row * len..][..len]);
+            let upstream = upstream.map_or(1.0, |upstream| upstream[row]);
+            let state = f32_row::<S, C, LOG>(simd, x, out, scale, upstream, finish);
+            (maxima[row], sums[row]) = (state.max, state.sum);
+        }
+    }
+}
+
+/// The input from an index on.
+#[inline(always)]
+fn from_row(x: Option<&[f32]>, at: usize) -> Option<&[f32]> {
+    match x {
+        Some(x) => Some(&x[at..]),
+        None => None,
+    }
+}
+
+/// The state of a row. If `finish`, `out` becomes its softmax.
+#[inline(always)]
+fn f32_row<S: Simd, C: Scaling, const LOG: bool>(
+    simd: S,
+    x: Option<&[f32]>,
+    out: &mut [f32],
+    scale: C,
+    upstream: f32,
+    finish: bool,
+) -> RowState {
+    let next = x.unwrap_or(out).as_ptr().wrapping_add(out.len());
+    let max = match x {
+        Some(x) => fill::<S, f32, C>(simd, &x[..out.len()], out, scale),
+        None => fill_in_place::<S, C>(simd, out, scale),
+    };
+    let state = RowState { max, sum: exp_tile::<S, f32, C, LOG>(simd, out, max, scale, next) };
+    if finish {
+        let (first, norm) = if LOG { (None, state.log_sum()) } else { norms_of(state, 1.0 / SCALED_ONE, upstream) };
         if let Some(first) = first {
             finish_in_place::<S, false>(simd, out, first);
         }
         finish_in_place::<S, LOG>(simd, out, norm);
-        state
     }
+    state
+}
+
+/// The state of a row after another block. The tile, of the same length, then holds the exponentials e relative to the new
+/// maximum, or their exponents for log_softmax.
+#[inline(always)]
+fn fold_after<S: Simd, T: Element>(simd: S, state: RowState, x: &[T], tile: &mut [f32], formula: Formula) -> RowState {
+    let max = state.max.max(simd.call(Fill { x, tile: &mut *tile, scale: formula.scale }));
+    let part = RowState { max, sum: exponentials(simd, x, tile, max, formula) };
+    state.merge_scaled(part, formula.scale.scale)
 }
 
 /// The state of `x`. The tile, of the same length, then holds the exponentials e, or their exponents for log_softmax.
@@ -173,11 +433,11 @@ pub(super) fn norm_of(state: RowState) -> f32 {
     state.inverse_sum() / SCALED_ONE
 }
 
-/// The factors that make a scaled exponential its share of `upstream`. There are two if one alone would be denormal, because it
-/// would have lost bits.
-fn norms_of(state: RowState, upstream: f32) -> (Option<f32>, f32) {
-    let (norm, both) = (norm_of(state) * upstream, state.inverse_sum() * upstream);
-    if norm.abs() < SMALL && both != 0.0 { (Some(1.0 / SCALED_ONE), both) } else { (None, norm) }
+/// The factors that make exponentials in units of 1/`unit` shares of `upstream`. There are two if one alone would be denormal,
+/// because it would have lost bits.
+fn norms_of(state: RowState, unit: f32, upstream: f32) -> (Option<f32>, f32) {
+    let (norm, both) = (state.inverse_sum() * unit * upstream, state.inverse_sum() * upstream);
+    if norm.abs() < SMALL && both != 0.0 { (Some(unit), both) } else { (None, norm) }
 }
 
 /// Widens x into the tile. Returns the maximum, or -inf without elements. NaN is ignored.

@@ -4,14 +4,14 @@
 use super::axis::Axis;
 use super::buffers::Buffers;
 
-/// Gets a line's number, its maximum and its sum. A reference, because a type parameter would compile every loop at every level
+/// Gets a line's number, its maximum and its sum, in any order of the lines. A reference, because a type parameter would compile every loop at every level
 /// for each caller, and in the crate of the caller.
-pub(super) type Visit<'a> = &'a mut dyn FnMut(usize, f64, f64);
+pub(super) type Visit<'a> = &'a mut (dyn FnMut(usize, f64, f64) + Send);
 
 /// The operations of an element type. The callers have checked all lengths.
 pub trait Sealed: Sized {
     /// The type of scales and losses: f32, or f64 for f64.
-    type Real: Copy;
+    type Real: Copy + Send + Sync;
     fn to_f64(self) -> f64;
     fn from_f64(x: f64) -> Self;
     fn real(x: f64) -> Self::Real;

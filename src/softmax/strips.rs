@@ -1,30 +1,38 @@
-//! Panels and strips: neighbouring lines of an axis that is not the last.
-//!
-//! A row is element i of every line. A panel is a range of lines. It is computed in strips of one or [`WIDE`] vectors, and in
-//! blocks of [`BLOCK`] rows.
+//! Strips of a panel, of one or [`WIDE`] vectors, and how they are loaded and stored.
 #![forbid(unsafe_code)]
 
-use super::axis::Axis;
+use super::lines::LinePanel;
+use super::shared::{Panel, PanelMut};
 use crate::element::Element;
 use crate::simd::{Simd, Streaming};
 
-/// Neighbouring lines. Row i of the strip, element i of every line, starts at `first + i * stride`.
+/// Neighbouring lines of a panel: `len` of its rows, from `first`, and the columns from `column`.
 #[derive(Clone, Copy)]
 pub(super) struct Strip {
     pub(super) first: usize,
-    pub(super) stride: usize,
     pub(super) len: usize,
+    pub(super) column: usize,
     /// Lines side by side: `V * LANES`. A strip of one vector may have fewer.
     pub(super) width: usize,
+}
+
+impl Strip {
+    /// Row i of the strip: element i of every line.
+    #[inline(always)]
+    pub(super) fn row<T>(self, x: Panel<'_, T>, i: usize) -> &[T] {
+        x.row(self.first + i, self.column, self.width)
+    }
+
+    /// [`row`](Self::row), to be written.
+    #[inline(always)]
+    pub(super) fn row_mut<'a, T>(self, out: &'a mut PanelMut<'_, T>, i: usize) -> &'a mut [T] {
+        out.row(self.first + i, self.column, self.width)
+    }
 }
 
 /// Vectors side by side in a wide strip. With eight lanes they are two cache lines of f32, or one of a half type. With sixteen
 /// lanes a block of a strip is 8 KiB of the tile.
 pub(super) const WIDE: usize = 4;
-
-/// Rows of a block. A larger block has longer chains of additions; a smaller one has more states. If the length of a row is a
-/// power of two, the second cache has few sets for the rows' addresses: it still holds the rows of two blocks.
-pub(super) const BLOCK: usize = 32;
 
 /// Vectors side by side where registers hold nothing but maxima. A wider strip reads longer runs of each row.
 pub(super) const WIDEST: usize = 16;
@@ -44,13 +52,6 @@ macro_rules! with_vectors {
 
 pub(super) use with_vectors;
 
-/// Neighbouring strips. The first strips, of one vector each, cover `head` lines; wide strips start after them.
-#[derive(Clone, Copy)]
-pub(super) struct LinePanel {
-    pub(super) lines: Strip,
-    pub(super) head: usize,
-}
-
 impl LinePanel {
     /// Every strip, with its offset in a row of states.
     #[inline(always)]
@@ -62,16 +63,6 @@ impl LinePanel {
     #[inline(always)]
     pub(super) fn strips_for_max<S: Simd>(self) -> Strips {
         Strips { widest: if S::REGISTERS > WIDEST { WIDEST } else { WIDE }, ..self.strips::<S>() }
-    }
-
-    /// The panel in blocks of [`BLOCK`] rows.
-    #[inline(always)]
-    pub(super) fn blocks(self) -> impl Iterator<Item = Self> {
-        let Strip { first, stride, len, width } = self.lines;
-        (0..len).step_by(BLOCK).map(move |i| Self {
-            lines: Strip { first: first + i * stride, stride, len: BLOCK.min(len - i), width },
-            head: self.head,
-        })
     }
 }
 
@@ -88,20 +79,20 @@ impl Iterator for Strips {
     type Item = (usize, Strip);
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        let (lines, column, offset) = (self.panel.lines, self.column, self.offset);
-        let left = lines.width - column;
+        let (panel, column, offset) = (self.panel, self.column, self.offset);
+        let left = panel.width - column;
         if left == 0 {
             return None;
         }
-        let width = if column < self.panel.head {
-            (self.panel.head - column).min(self.lanes)
+        let width = if column < panel.head {
+            (panel.head - column).min(self.lanes)
         } else {
             let fits = |vectors: &usize| vectors * self.lanes <= left;
             [self.widest, WIDE].into_iter().find(fits).map_or(left.min(self.lanes), |vectors| vectors * self.lanes)
         };
         self.column += width;
         self.offset += width.next_multiple_of(self.lanes);
-        Some((offset, Strip { first: lines.first + column, width, ..lines }))
+        Some((offset, Strip { first: panel.first, len: panel.len, column, width }))
     }
 }
 
@@ -136,42 +127,5 @@ pub(super) fn store<S: Simd, T: Element, const V: usize>(
             Some(stream) => stream.store_pair(out, pair),
             None => simd.store_pair(out, pair),
         }
-    }
-}
-
-/// Every panel of an axis that is not the last, with the number of its first line.
-#[derive(Clone, Copy)]
-pub(super) struct LinePanels {
-    axis: Axis,
-    max_lines: usize,
-    head: usize,
-    line: usize,
-}
-
-impl LinePanels {
-    /// Panels of at most `max_lines` lines. The first panel of each row has `head` more lines in front.
-    pub(super) fn new(axis: Axis, max_lines: usize, head: usize) -> Self {
-        Self { axis, max_lines, head, line: 0 }
-    }
-
-    /// Lines and head of the widest panel.
-    pub(super) fn widest(self) -> (usize, usize) {
-        (self.axis.after().min(self.max_lines.saturating_add(self.head)), self.head.min(self.axis.after()))
-    }
-}
-
-impl Iterator for LinePanels {
-    type Item = (usize, LinePanel);
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.line == self.axis.lines() {
-            return None;
-        }
-        let (line, len, stride) = (self.line, self.axis.line_len(), self.axis.after());
-        let (before, column) = (line / stride, line % stride);
-        let head = if column == 0 { self.head.min(stride) } else { 0 };
-        let width = (stride - column).min(self.max_lines.saturating_add(head));
-        self.line += width;
-        Some((line, LinePanel { lines: Strip { first: before * len * stride + column, stride, len, width }, head }))
     }
 }

@@ -1,6 +1,6 @@
 //! Every public function at every level of this processor: the integration tests see the best level only.
 //!
-//! The f64 functions are the oracle. They are plain loops, and no level changes them.
+//! The f64 functions are the oracle. They are plain loops, and have the same bits at each level.
 
 use super::chosen_level::isa;
 use super::*;
@@ -18,7 +18,7 @@ pub(super) fn chosen() -> Option<Isa> {
     CHOSEN.get()
 }
 
-/// Runs `check` once at each level. Other threads are not affected, because a softmax runs on the thread that calls it.
+/// Runs `check` once at each level. Other threads' calls are not affected: a call hands its level to its workers.
 fn at_every_level(check: impl Fn(Level)) {
     for level in Level::available() {
         CHOSEN.set(Isa::detect(level));
@@ -79,7 +79,7 @@ fn assert_near(got: &[f32], exact: &[f64], size: f64, bound: f64, case: &str) {
 
 /// Last and first axes. Lengths around one vector, a wide strip, a block of rows, a run of partial sums and a tile.
 const SHAPES: [[usize; 2]; 10] =
-    [[3, 7], [2, 16], [3, 33], [9, 40], [40, 9], [33, 70], [70, 140], [1030, 5], [5, 1030], [2, 20_000]];
+    [[3, 7], [2, 16], [3, 33], [9, 40], [40, 9], [33, 70], [70, 140], [1030, 5], [5, 1030], [2, 40_000]];
 
 #[test]
 fn forward_functions() {
@@ -106,6 +106,107 @@ fn forward_functions() {
             logsumexp_into(&x, &mut lse, axis, scale).unwrap();
             logsumexp_into(&x64, &mut exact, axis, scale64).unwrap();
             assert_near(&lse, &exact, 1.0, BOUND, &case);
+        }
+    });
+}
+
+/// Rows that are transposed have the bits of a row alone, in any group, in place or not, and with states handed out.
+#[test]
+fn short_rows() {
+    fn check<T: Number<Real = f32> + PartialEq>(from: fn(f32) -> T, case: &str) {
+        for len in (1..=40).chain([63, 64, 65, 100, 127, 128, 129, 500, 513]) {
+            let rows = 37;
+            let axis = Axis::rows(rows, len).unwrap();
+            let mut x = numbers(axis.elements(), len as u64);
+            x[len / 2] = -INF;
+            x[3 * len..4 * len].fill(-INF);
+            for scale in [1.0, 0.3, -2.0] {
+                let x: Vec<T> = x.iter().map(|&x| from(x)).collect();
+                let (mut y, mut log, mut lse) = (x.clone(), x.clone(), vec![from(0.0); rows]);
+                softmax_into(&x, &mut y, axis, scale).unwrap();
+                log_softmax_in_place(&mut log, axis, scale).unwrap();
+                logsumexp_into(&x, &mut lse, axis, scale).unwrap();
+                let upstream: Vec<T> = (0..rows).map(|row| from([1.0, -3e-5, 1e-33, 100.0][row % 4])).collect();
+                let mut dx = x.clone();
+                logsumexp_backward_into(&x, &upstream, &mut dx, axis, scale).unwrap();
+                for (row, x) in x.chunks(len).enumerate() {
+                    let (at, case) = (row * len..(row + 1) * len, format!("{case} row {row} of {len} scale {scale}"));
+                    let mut alone = x.to_vec();
+                    softmax(&mut alone, scale).unwrap();
+                    assert_eq!(y[at.clone()], alone, "{case}");
+                    let mut alone = x.to_vec();
+                    log_softmax(&mut alone, scale).unwrap();
+                    assert_eq!(log[at.clone()], alone, "log_softmax {case}");
+                    assert_eq!(lse[row], logsumexp(x, scale).unwrap(), "logsumexp {case}");
+                    logsumexp_backward_into(x, &upstream[row..=row], &mut alone, Axis::row(len), scale).unwrap();
+                    assert_eq!(dx[at], alone, "gradient {case}");
+                }
+            }
+        }
+    }
+    at_every_level(|level| {
+        check(|x| x, &format!("{level} f32"));
+        check(f16::from_f32, &format!("{level} f16"));
+        check(bf16::from_f32, &format!("{level} bf16"));
+    });
+}
+
+/// A NaN or an infinity in one lane stays there.
+#[test]
+fn short_rows_do_not_mix() {
+    at_every_level(|level| {
+        for len in [1, 2, 7, 8, 20, 128] {
+            let axis = Axis::rows(32, len).unwrap();
+            let x = numbers(axis.elements(), 9);
+            let mut expected = x.clone();
+            softmax_in_place(&mut expected, axis, 1.0).unwrap();
+            for (row, bad) in (0..32).zip([f32::NAN, INF].into_iter().cycle()) {
+                let mut y = x.clone();
+                y[row * len + len - 1] = bad;
+                softmax_in_place(&mut y, axis, 1.0).unwrap();
+                for (i, (y, expected)) in y.iter().zip(&expected).enumerate() {
+                    let right = if i / len == row { y.is_nan() } else { y == expected };
+                    assert!(right, "{level} {len}: {y} at {i}, {bad} in row {row}");
+                }
+            }
+        }
+    });
+}
+
+/// Blocks of a long row far below and far above each other, with upstream gradients that make up for it. The longest row does
+/// not keep its exponentials.
+#[test]
+fn long_rows() {
+    at_every_level(|level| {
+        for len in [16_385, 50_000, (1 << 20) + 9] {
+            for slope in [-160.0, -30.0, 30.0, 160.0] {
+                let case = format!("{level} {len} slope {slope}");
+                let mut x = numbers(len, 10);
+                for (i, x) in x.iter_mut().enumerate() {
+                    *x = (*x * 0.1 + slope * (i / 16_384) as f32).max(slope * 3.0 - 100.0).min(500.0);
+                }
+                let axis = Axis::row(len);
+                let (mut y, mut exact) = (x.clone(), wide(&x));
+                softmax(&mut y, 1.0).unwrap();
+                softmax(&mut exact, 1.0).unwrap();
+                // A result that is denormal has lost bits.
+                assert_near(&y, &exact, 1e-36, 3.0 * BOUND, &case);
+                let mut into = vec![0.0; len];
+                softmax_into(&x, &mut into, axis, 1.0).unwrap();
+                assert!(into == y, "{case}");
+                let (mut y, mut exact) = (x.clone(), wide(&x));
+                log_softmax(&mut y, 1.0).unwrap();
+                log_softmax(&mut exact, 1.0).unwrap();
+                assert_near(&y, &exact, 1.0, BOUND, &case);
+                for factor in [1e-33f32, 1e30, -1e37] {
+                    let (mut dx, mut exact) = (vec![0.0f32; len], vec![0.0; len]);
+                    logsumexp_backward_into(&x, &[factor], &mut dx, axis, 1.0).unwrap();
+                    logsumexp_backward_into(&wide(&x), &[f64::from(factor)], &mut exact, axis, 1.0).unwrap();
+                    // Shares of less than 2^-149 are 0.
+                    let size = 1e-36 + 1e-44 * f64::from(factor.abs()) / BOUND;
+                    assert_near(&dx, &exact, size, 3.0 * BOUND, &format!("{case} upstream {factor}"));
+                }
+            }
         }
     });
 }

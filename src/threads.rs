@@ -1,34 +1,48 @@
-//! Workers: one loop on several threads, each with its own scratch memory.
-
-#![forbid(unsafe_code)]
+//! Workers: one loop on several threads, each with memory of its own. Attention and softmax share it.
 
 #[cfg(feature = "rayon")]
-use super::helpers;
-use crate::kernel::scratch::Scratch;
-use crate::plan::Plan;
+mod helpers;
 
-/// The number of workers for `tasks` tasks of a plan.
-pub(super) fn workers(plan: &Plan, tasks: usize) -> usize {
+#[cfg(all(feature = "capi", feature = "rayon"))]
+pub(crate) use helpers::{Helpers, helped_by};
+
+/// The threads that a call is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Worth {
+    /// The caller alone.
+    Caller,
+    /// Threads that are awake: those of a pool that the caller is in, or that has just worked.
+    Awake,
+    /// Threads that have to be woken, too.
+    Waking,
+}
+
+/// The number of workers for `pieces` pieces of work.
+pub(crate) fn workers(worth: Worth, pieces: usize) -> usize {
     #[cfg(feature = "rayon")]
-    if plan.is_parallel() {
-        let own = helpers::of_this_thread();
-        let sleeping = own.is_some() || !is_in_pool();
-        if sleeping && !plan.is_worth_waking() && !helpers::stay_awake() {
-            return 1;
-        }
-        let threads = match own {
-            Some(helpers) => 1 + helpers.count(),
+    if is_worth_it(worth) {
+        let threads = match helpers::of_this_thread() {
+            Some(own) => 1 + own.count(),
             None if pool_available() => rayon::current_num_threads(),
             None => 1,
         };
-        return threads.min(tasks).max(1);
+        return threads.min(pieces).max(1);
     }
-    let _ = (plan, tasks);
+    let _ = (worth, pieces);
     1
 }
 
+#[cfg(feature = "rayon")]
+fn is_worth_it(worth: Worth) -> bool {
+    match worth {
+        Worth::Caller => false,
+        Worth::Awake => helpers::of_this_thread().is_none() && is_in_pool() || helpers::stay_awake(),
+        Worth::Waking => true,
+    }
+}
+
 /// Work that workers claim piece by piece, each piece once.
-pub(super) trait Claims<'c>: Sync {
+pub(crate) trait Claims<'c>: Sync {
     /// The right to one piece.
     type Claim;
 
@@ -36,19 +50,19 @@ pub(super) trait Claims<'c>: Sync {
     fn claim(&'c self) -> Option<Self::Claim>;
 }
 
-/// The worker loop: each worker claims and computes pieces until none is left.
-pub(super) fn work_through<'c, C: Claims<'c>>(
-    plan: &Plan,
-    scratch: &mut [Scratch],
+/// The worker loop: each worker claims and computes pieces until none is left. There is a worker for each element of `memory`.
+pub(crate) fn work_through<'c, M: Send, C: Claims<'c>>(
+    worth: Worth,
+    memory: &mut [M],
     claims: &'c C,
-    work: &(impl Fn(C::Claim, &mut Scratch) + Sync),
+    work: &(impl Fn(C::Claim, &mut M) + Sync),
 ) {
-    fan_out(scratch, &|scratch| {
+    fan_out(memory, &|memory| {
         while let Some(claim) = claims.claim() {
-            work(claim, scratch);
+            work(claim, memory);
         }
     });
-    if plan.is_parallel() {
+    if worth != Worth::Caller {
         #[cfg(feature = "rayon")]
         helpers::note_call();
     }
@@ -87,26 +101,26 @@ fn pool_available() -> bool {
     })
 }
 
-/// Calls `worker` for the first element of `scratch` on this thread, and for the others on threads of the current rayon pool,
+/// Calls `worker` for the first element of `memory` on this thread, and for the others on threads of the current rayon pool,
 /// as far as these are idle.
 ///
 /// Inside the pool it halves the workers recursively, because `rayon::join` does not allocate, and a scope allocates for each
 /// spawn. If no thread is idle, a worker runs on this thread after the others. It then finds all pieces claimed. Outside,
 /// `rayon::join` would put this thread to sleep until a thread of the pool has woken, which then wakes the others.
-fn fan_out(scratch: &mut [Scratch], worker: &(impl Fn(&mut Scratch) + Sync)) {
-    match scratch {
+fn fan_out<M: Send>(memory: &mut [M], worker: &(impl Fn(&mut M) + Sync)) {
+    match memory {
         [] => {}
         [only] => worker(only),
         #[cfg(feature = "rayon")]
         _ => match helpers::of_this_thread() {
-            Some(own) => helpers::work_with_helpers(scratch, worker, |job| own.spawn(job)),
-            None if !is_in_pool() => helpers::work_with_helpers(scratch, worker, rayon::spawn),
+            Some(own) => helpers::work_with_helpers(memory, worker, |job| own.spawn(job)),
+            None if !is_in_pool() => helpers::work_with_helpers(memory, worker, rayon::spawn),
             None => {
-                let (left, right) = scratch.split_at_mut(scratch.len() / 2);
+                let (left, right) = memory.split_at_mut(memory.len() / 2);
                 rayon::join(|| fan_out(left, worker), || fan_out(right, worker));
             }
         },
         #[cfg(not(feature = "rayon"))]
-        _ => scratch.iter_mut().for_each(worker),
+        _ => memory.iter_mut().for_each(worker),
     }
 }
