@@ -77,28 +77,33 @@ pub(super) fn panels_for(axis: Axis, max_lines: usize, head: usize, workers: usi
     Counter::new(lines, (lines.count() / (workers * CLAIMS_PER_WORKER)).max(1))
 }
 
-/// Computes the lines of `buffers` on `workers` workers.
+/// Computes the lines of `buffers` on `workers` workers. `compute` is a reference, because as a type parameter it was compiled into each
+/// way of `threads.rs` to call it.
 pub(super) fn compute_shares<T: Send + Sync>(
     buffers: Buffers<'_, T>,
     counter: Counter,
     (worth, workers): (Worth, usize),
-    compute: impl Fn(Share<'_, T>, &mut Scratch) + Sync,
+    compute: &(dyn Fn(Share<'_, T>, &mut Scratch) + Sync),
 ) {
     let shared = Shared::new(buffers, counter);
     if worth == Worth::Caller {
         // A short row is computed in less time than it takes to claim it.
         return compute(shared.into_whole(), &mut Scratch::default());
     }
-    with_scratch(workers, |scratch| work_through(worth, scratch, &shared, &compute));
+    with_scratch(workers, |scratch| {
+        work_through(worth, scratch, &shared, &|share, scratch: &mut Scratch| compute(share, scratch))
+    });
 }
 
 /// Visits the units of a counter on `workers` workers.
 pub(super) fn visit_units(
     counter: Counter,
     (worth, workers): (Worth, usize),
-    visit: impl Fn(Range<usize>, &mut Scratch) + Sync,
+    visit: &(dyn Fn(Range<usize>, &mut Scratch) + Sync),
 ) {
-    with_scratch(workers, |scratch| work_through(worth, scratch, &counter, &visit));
+    with_scratch(workers, |scratch| {
+        work_through(worth, scratch, &counter, &|units, scratch: &mut Scratch| visit(units, scratch))
+    });
 }
 
 /// Scratch memory of each worker. One worker needs no list of them.
@@ -149,7 +154,7 @@ pub(super) fn softmax<T: Stored>(
         let head = if stream { buffers.output().as_ptr().align_offset(LINE) } else { 0 };
         (panels_for(axis, panel_lines::<T>(isa, axis), head, workers), stream)
     };
-    compute_shares(buffers, counter, (worth, workers), |share, scratch| {
+    compute_shares(buffers, counter, (worth, workers), &|share, scratch| {
         isa.run(Softmax { share, scratch, options, stream })
     });
 }
@@ -215,7 +220,7 @@ pub(super) fn visit_states<T: Stored>(isa: Isa, x: &[T], axis: Axis, formula: Fo
         panels_for(axis, panel_lines::<T>(isa, axis), 0, workers)
     };
     let lines = counter.lines();
-    visit_units(counter, (worth, workers), |units, scratch| {
+    visit_units(counter, (worth, workers), &|units, scratch| {
         isa.run(VisitStates { x, lines, units, scratch, formula, visit })
     });
 }

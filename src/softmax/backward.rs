@@ -40,7 +40,7 @@ pub(super) fn backward<T: Element + Number>(
     let worth = worth(axis);
     let workers = workers(worth, axis.lines());
     let counter = if axis.after() == 1 { rows_for(axis, workers) } else { panels_for(axis, axis.after(), 0, workers) };
-    compute_shares(buffers, counter, (worth, workers), |share, _| {
+    compute_shares(buffers, counter, (worth, workers), &|share, _| {
         if log {
             isa.run(Backward::<_, true> { y, share, scale });
         } else {

@@ -101,7 +101,7 @@ pub(super) fn softmax(
         }
     };
     let (worth, workers, counter) = divided(axis);
-    compute_shares(buffers, counter, (worth, workers), |share, _| {
+    compute_shares(buffers, counter, (worth, workers), &|share, _| {
         isa.run(Softmax { share, options: Options { exponents: Exponents::new(scale), log, upstream, visit } })
     });
 }
@@ -286,7 +286,7 @@ pub(super) fn states(isa: Isa, x: &[f64], axis: Axis, scale: f64, visit: Visit<'
     if axis.lines() > 0 {
         let (worth, workers, counter) = divided(axis);
         let lines = counter.lines();
-        visit_units(counter, (worth, workers), |units, _| isa.run(States { x, lines, units, exponents, visit }));
+        visit_units(counter, (worth, workers), &|units, _| isa.run(States { x, lines, units, exponents, visit }));
     }
 }
 
@@ -351,7 +351,7 @@ fn panel_states(x: Panel<'_, f64>, place: PanelPlace, exponents: Exponents, visi
 pub(super) fn backward(isa: Isa, y: &[f64], buffers: Buffers<'_, f64>, axis: Axis, scale: f64, log: bool) {
     if axis.elements() > 0 {
         let (worth, workers, counter) = divided(axis);
-        compute_shares(buffers, counter, (worth, workers), |share, _| isa.run(Backward { y, share, scale, log }));
+        compute_shares(buffers, counter, (worth, workers), &|share, _| isa.run(Backward { y, share, scale, log }));
     }
 }
 

@@ -67,7 +67,9 @@ pub(super) struct Rows<'a> {
 impl Rows<'_> {
     /// Rows that are computed together, of `count`.
     fn group(self, count: usize) -> usize {
-        let most = if self.len <= GROUPED { (GROUP_TILE / self.len).next_multiple_of(MAX_LANES) } else { 1 };
+        // Columns of rows of less than a vector are padded.
+        let len = self.len.max(8);
+        let most = if len <= GROUPED { (GROUP_TILE / len).next_multiple_of(MAX_LANES) } else { 1 };
         most.min(count)
     }
 
