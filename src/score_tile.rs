@@ -95,18 +95,31 @@ impl Kernel for AddByDistance<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let AddByDistance { scores, lanes, table, most, first_distance, factor } = self;
-        let (mut distance, factor) = (first_distance, simd.splat(factor));
+        let (mut distance, most_score) = (first_distance, f32::MAX / factor);
         // The last start of a vector within the table.
         let last = table.len() - S::LANES;
         for scores in scores.chunks_exact_mut(lanes) {
             for (at, scores) in (0i32..).step_by(S::LANES).zip(scores.chunks_exact_mut(S::LANES)) {
                 let start = ((distance + at + most).max(0) as usize).min(last);
                 let score = simd.add(simd.load_slice(scores), simd.load_slice(&table[start..]));
-                simd.store_slice(scores, simd.mul(score, factor));
+                // As `in_unit`. `max` and `min` return a NaN in their second operand.
+                let within = simd.min(simd.splat(most_score), simd.max(simd.splat(-most_score), score));
+                let finite = simd.lt(simd.abs(score), simd.splat(f32::INFINITY));
+                simd.store_slice(scores, simd.select(finite, simd.mul(within, simd.splat(factor)), score));
             }
             distance -= 1;
         }
     }
+}
+
+/// A score in the unit of which one natural unit is `factor`. A finite score stays finite: one of f32::MIN must not become -inf, which
+/// hides its key.
+#[inline(always)]
+fn in_unit(score: f32, factor: f32) -> f32 {
+    let most = f32::MAX / factor;
+    let low = if score < -most { -most } else { score };
+    let within = if low > most { most } else { low };
+    if score.abs() < f32::INFINITY { within * factor } else { score }
 }
 
 struct Modify<'t, F> {
@@ -136,13 +149,13 @@ impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
                     let mut vector = [0.0; MAX_LANES];
                     vector[..S::LANES].copy_from_slice(scores);
                     for (score, key) in vector[..S::LANES].iter_mut().zip(key..) {
-                        *score = f(*score, Pair { row, key }) * factor;
+                        *score = in_unit(f(*score, Pair { row, key }), factor);
                     }
                     scores.copy_from_slice(&vector[..S::LANES]);
                     key += S::LANES as i32;
                 }
                 for score in vectors.into_remainder() {
-                    *score = f(*score, Pair { row, key }) * factor;
+                    *score = in_unit(f(*score, Pair { row, key }), factor);
                     key += 1;
                 }
             }
@@ -154,7 +167,7 @@ impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
                         vector[..S::LANES].copy_from_slice(scores);
                         for lane in 0..S::LANES {
                             let row = Query { batch, head, query: queries[lane], offset };
-                            vector[lane] = f(vector[lane], Pair { row, key }) * factor;
+                            vector[lane] = in_unit(f(vector[lane], Pair { row, key }), factor);
                         }
                         scores.copy_from_slice(&vector[..S::LANES]);
                     }
@@ -165,7 +178,7 @@ impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
                 for scores in scores.chunks_exact_mut(queries.len()) {
                     for (lane, score) in scores.iter_mut().enumerate() {
                         let row = Query { batch, head: heads[lane], query: queries[lane], offset };
-                        *score = f(*score, Pair { row, key }) * factor;
+                        *score = in_unit(f(*score, Pair { row, key }), factor);
                     }
                     key += 1;
                 }

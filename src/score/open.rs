@@ -11,8 +11,8 @@ use crate::score_tile::ScoreTile;
 /// [`Attention::modified_by`](crate::Attention::modified_by) takes any number of them. They come after softcap, bias and ALiBi,
 /// in the order in which they were given.
 ///
-/// Scores are in natural units: `scale * dot(q, k)`, modified. A result of -inf hides the key. NaN makes the row NaN, and so does
-/// a result of 2.3e38 or more.
+/// Scores are in natural units: `scale * dot(q, k)`, modified. A result of -inf hides the key. NaN and +inf make the row NaN. Finite
+/// results are held between -2.3e38 and 2.3e38.
 ///
 /// [`define`](ScoreMod::define) is the definition, and enough. The reference computes with it, in f64. [`apply`](ScoreMod::apply)
 /// is the same in f32, and twice as fast. It is compiled into the loops of each level, so that simple formulas become vector

@@ -236,6 +236,8 @@ fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64]
     }
     if !problem.score_mods.is_empty() {
         error += gamma(1.0 + LOG2_E) * (value.abs() + error) + 2.0 * ETA;
+        // (Held within the range of f32, in units of log2.)
+        error += (value.abs() + LOWEST).max(0.0);
     }
     Score { value, error: error + F64 * size }
 }
