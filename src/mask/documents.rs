@@ -76,7 +76,9 @@ impl Documents {
         }
         let (queries, keys): (Vec<_>, Vec<_>) = (queries.iter().collect(), keys.iter().collect());
         let (mut spans, mut is_span) = (Vec::with_capacity(queries.len()), true);
-        for b in 0..batch {
+        // Without numbers, any batch has rows of none.
+        let rows = batch.min(queries.len().max(keys.len()));
+        for b in 0..rows {
             let runs = Runs::of(row(&keys, batch, b));
             is_span &= runs.apart;
             spans.extend(row(&queries, batch, b).iter().map(|document| runs.get(*document)));
