@@ -535,4 +535,7 @@ fn other_problems_are_refused() {
     assert!(Documents::of_lengths(&[-1]).is_err() && Documents::of_lengths(&[1u64 << 40]).is_err());
     assert!(BlockSparse::new([0, 1], [1, 1, 1, 1], &[true]).is_err());
     assert!(BlockSparse::from_rows([1, 1], 2, &[0, 3], &[0, 1]).is_err());
+    assert!(matches!(BlockSparse::from_rows([1, 1], usize::MAX, &[0, 0], &[]), Err(Error::TooLarge { .. })));
+    let empty = Documents::per_sequence(usize::MAX, &[0i32; 0], &[0i32; 0]).unwrap();
+    assert_eq!(masked(&empty), count("sequences of documents", 2, usize::MAX));
 }
