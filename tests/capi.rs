@@ -281,6 +281,7 @@ struct Nested {
     shape: [i64; 4],
     x: Vec<f32>,
     expected: Vec<u32>,
+    right: AtomicUsize,
     wrong: AtomicUsize,
 }
 
@@ -301,9 +302,8 @@ unsafe extern "C" fn calls_again(context: *mut c_void, row: *const Row, _: *mut 
         return;
     }
     let threads = if cfg!(feature = "rayon") { [0, 1, 2, 3][row.query as usize / 64] } else { 0 };
-    if nested.compute(threads) != (0, nested.expected.clone()) {
-        nested.wrong.fetch_add(1, Ordering::Relaxed);
-    }
+    let is_right = nested.compute(threads) == (0, nested.expected.clone());
+    (if is_right { &nested.right } else { &nested.wrong }).fetch_add(1, Ordering::Relaxed);
     flashtile_release();
 }
 
@@ -312,8 +312,13 @@ unsafe extern "C" fn calls_again(context: *mut c_void, row: *const Row, _: *mut 
 fn calls_from_score_functions_finish() {
     within(60, "calls from score functions", || {
         let shape = [1, 4, 256, 64];
-        let mut nested =
-            Nested { shape: as_i64(shape), x: random(len(shape)), expected: Vec::new(), wrong: AtomicUsize::new(0) };
+        let mut nested = Nested {
+            shape: as_i64(shape),
+            x: random(len(shape)),
+            expected: Vec::new(),
+            right: AtomicUsize::new(0),
+            wrong: AtomicUsize::new(0),
+        };
         nested.expected = nested.compute(0).1;
         let x = tensor(&nested.x, F32, &nested.shape);
         for threads in if cfg!(feature = "rayon") { vec![0, 1, 2, 3] } else { vec![0] } {
@@ -328,6 +333,8 @@ fn calls_from_score_functions_finish() {
             // SAFETY: all of these are what they say.
             assert_eq!(unsafe { flashtile_attention(&x, &x, &x, &o, null(), &options) }, 0, "{}", last_error());
             assert_eq!(nested.wrong.load(Ordering::Relaxed), 0, "{threads} threads");
+            // Four queries of each of four heads, in one run of keys or several.
+            assert!(nested.right.swap(0, Ordering::Relaxed) >= 16, "{threads} threads");
         }
     });
 }
