@@ -10,6 +10,7 @@
 //!
 //! Rust programs call these functions only to test them.
 
+mod c_mask;
 mod c_options;
 mod c_tensor;
 mod failure;
@@ -23,12 +24,15 @@ mod pools;
 mod processors;
 #[cfg(all(feature = "rayon", target_os = "linux"))]
 mod processors;
+mod score_row;
 mod softmax_call;
 mod thread_count;
 
+pub use c_mask::Mask;
 pub use c_options::{Options, flags};
 pub use c_tensor::Tensor;
 pub use failure::Code;
+pub use score_row::{Row, ScoreRow};
 
 use crate::driver::Workspace;
 use crate::element::{bf16, f16};
@@ -36,7 +40,7 @@ use crate::level::Level;
 use crate::problem::Problem;
 use crate::softmax::Number;
 use crate::tensor::{TensorMut, TensorRef};
-use c_options::{Lists, ScoreTensors};
+use c_options::{Lists, OpenSets, ScoreTensors};
 use c_tensor::{CheckedTensor, F32, FLOATS, NUMBERS, Type, check_pointer};
 use failure::{Failure, guarded};
 use softmax_call::{SoftmaxCall, SoftmaxOperands};
@@ -84,6 +88,8 @@ unsafe fn inputs(q: *const Tensor, k: *const Tensor, v: *const Tensor) -> Result
 /// # Safety
 /// * each pointer is null or leads to a value of its type, with all elements that counts, shapes and strides reach
 /// * during the call, nothing else writes to any of it, and nothing else reads `out` and `lse`
+/// * the score function may be called from any thread and from several at once, with its context; it changes only the scores that
+///   it is given, and does not unwind
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flashtile_attention(
     q: *const Tensor,
@@ -115,18 +121,23 @@ unsafe fn attention(
     // SAFETY: as above.
     let tensors = unsafe { ScoreTensors::new(&options)? };
     // SAFETY: as above.
-    let slopes = unsafe { options.slopes()? };
+    let (slopes, sinks, masks) = unsafe { (options.slopes()?, options.sinks()?, options.masks()?) };
     let read = || inputs.iter().chain(&tensors.mask).chain(&tensors.bias);
     for written in lse.iter().chain([&out]) {
         read().try_for_each(|input| written.check_disjoint(input))?;
         written.check_disjoint_from_list("ALiBi slopes", slopes)?;
+        written.check_disjoint_from_list("sinks", sinks)?;
+        let mut lists = masks.iter().flat_map(|mask| mask.lists);
+        lists.try_for_each(|list| written.check_disjoint_from_list("list of a mask", list))?;
     }
     lse.as_ref().map_or(Ok(()), |lse| lse.check_disjoint(&out))?;
 
     let ThreadScratch { workspace, lists } = scratch;
-    // SAFETY: as above.
-    let attention = unsafe { options.attention(lists, &tensors)? };
     let [q, k, v] = inputs;
+    // SAFETY: as above.
+    let open = unsafe { OpenSets::new(&options, &masks, [&q, &k])? };
+    // SAFETY: as above.
+    let attention = unsafe { options.attention(lists, &tensors, &open)? };
     // SAFETY: as above; `out` and `lse` are disjoint from the inputs (checked).
     let problem = Problem::of_any(&attention.options, unsafe { [q.any()?, k.any()?, v.any()?] })?;
     // SAFETY: as above; the two outputs are disjoint (checked).
@@ -171,7 +182,9 @@ unsafe fn plan(
     // SAFETY: as above.
     let tensors = unsafe { ScoreTensors::new(&options)? };
     // SAFETY: as above.
-    let attention = unsafe { options.attention(&mut scratch.lists, &tensors)? };
+    let open = unsafe { OpenSets::new(&options, &options.masks()?, [&q, &k])? };
+    // SAFETY: as above.
+    let attention = unsafe { options.attention(&mut scratch.lists, &tensors, &open)? };
     // The shapes alone: C may pass any pointers.
     let problem =
         Problem::of_shapes(&attention.options, [q.type_and_shape()?, k.type_and_shape()?, v.type_and_shape()?])?;

@@ -129,6 +129,16 @@ fn intersection(a: Range<i128>, b: Range<i128>) -> Range<i128> {
     a.start.max(b.start)..a.end.min(b.end)
 }
 
+/// A list of `len` times `value`, or an error if there is no memory for it.
+fn filled<T: Clone>(what: &'static str, value: T, len: Option<usize>) -> Result<Vec<T>, Error> {
+    let too_large = Error::TooLarge { what };
+    let Some(len) = len else { return Err(too_large) };
+    let mut list = Vec::new();
+    list.try_reserve_exact(len).map_err(|_| too_large)?;
+    list.resize(len, value);
+    Ok(list)
+}
+
 fn check_count(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {
     if got == expected { Ok(()) } else { Err(Error::WrongCount { what, expected, got }) }
 }

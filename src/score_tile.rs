@@ -32,6 +32,15 @@ pub(crate) struct TileRows<'t> {
     pub(crate) offset: i32,
 }
 
+/// The most keys of a run of [`ScoreTile::modify_rows`], copied to the stack. Tiles have up to 256 keys.
+const MAX_RUN: usize = 256;
+
+impl TileRows<'_> {
+    fn row(&self, lane: usize) -> Query {
+        Query { batch: self.batch, head: self.heads[lane], query: self.queries[lane], offset: self.offset }
+    }
+}
+
 impl ScoreTile<'_> {
     /// Replaces the score of each pair by `f(score, pair)`, in natural units. -inf hides the key from the query.
     ///
@@ -40,6 +49,57 @@ impl ScoreTile<'_> {
     pub fn modify(&mut self, f: impl Fn(f32, Pair) -> f32) {
         let ScoreTile { isa, scores, rows, first_key, factor } = self;
         isa.run(Modify { scores, rows: *rows, first_key: *first_key, factor: *factor, f });
+    }
+
+    /// Calls `f` for each query of the tile, with runs of its scores: the pair of the query and the first key of a run, and the
+    /// scores of that key and those after it, in natural units. `f` changes them in place. -inf hides the key.
+    ///
+    /// It is for what computes many scores at once, such as a function of another language; [`modify`](ScoreTile::modify) is faster
+    /// for formulas. How keys are cut into runs may change, so that a score may depend on its own pair alone. Some pairs may lie
+    /// outside what is visible, as in `modify`.
+    ///
+    /// ```
+    /// use flashtile::Attention;
+    /// use flashtile::score::{Pair, ScoreMod, ScoreTile};
+    ///
+    /// struct NearFirst;
+    ///
+    /// impl ScoreMod for NearFirst {
+    ///     fn define(&self, score: f64, pair: Pair) -> f64 {
+    ///         score - pair.key() as f64
+    ///     }
+    ///
+    ///     fn modify(&self, tile: &mut ScoreTile<'_>) {
+    ///         tile.modify_rows(|first, scores| {
+    ///             for (score, key) in scores.iter_mut().zip(first.key()..) {
+    ///                 *score -= key as f32;
+    ///             }
+    ///         });
+    ///     }
+    /// }
+    ///
+    /// let attention = Attention::new().modified_by(&NearFirst);
+    /// ```
+    pub fn modify_rows(&mut self, mut f: impl FnMut(Pair, &mut [f32])) {
+        let ScoreTile { scores, rows, first_key, factor, .. } = self;
+        let lanes = rows.queries.len();
+        for (scores, key) in scores.chunks_mut((MAX_RUN * lanes).max(1)).zip((*first_key..).step_by(MAX_RUN)) {
+            let (mut run, mut of) = ([0.0; MAX_RUN], None);
+            let run = &mut run[..scores.len() / lanes];
+            for lane in 0..lanes {
+                let pair = Pair { row: rows.row(lane), key };
+                // Lanes without a query repeat the last one. It is asked for once.
+                if of.replace(pair) != Some(pair) {
+                    for (to, score) in run.iter_mut().zip(scores[lane..].iter().step_by(lanes)) {
+                        *to = *score;
+                    }
+                    f(pair, run);
+                }
+                for (score, from) in scores[lane..].iter_mut().step_by(lanes).zip(&*run) {
+                    *score = from * *factor;
+                }
+            }
+        }
     }
 
     /// The tile of some of its keys, counted from its first.

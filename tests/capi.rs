@@ -7,6 +7,8 @@
 mod support;
 
 use flashtile::capi::*;
+use flashtile::mask::{BlockSparse, Chunked, Documents, FirstAndLast, KeyStarts, PrefixLm, Tree};
+use flashtile::score::score_fn;
 use flashtile::{AlibiSlopes, Attention, Form, Level, QueryOffset, TensorMut, TensorRef, Workspace, bf16, f16};
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_void};
@@ -14,6 +16,8 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use support::watchdog::within;
 use support::{Rng, len};
 
 const F32: i32 = 1;
@@ -165,6 +169,176 @@ fn results_are_those_of_rust() {
     assert_eq!(inputs.through_c(null()), inputs.through_rust(&attention()));
 }
 
+fn mask_of<const N: usize>(kind: i32, numbers: &[i64], lists: [&[i64]; N]) -> Mask {
+    let mut mask = Mask::new(kind);
+    mask.numbers[..numbers.len()].copy_from_slice(numbers);
+    for (n, list) in lists.into_iter().enumerate() {
+        (mask.lists[n], mask.counts[n]) = (list.as_ptr(), list.len() as i64);
+    }
+    mask
+}
+
+fn with_masks(masks: &[Mask]) -> Options {
+    Options { masks: masks.as_ptr(), mask_count: masks.len() as i64, ..Options::new() }
+}
+
+#[test]
+fn masks_are_those_of_rust() {
+    let inputs = Inputs::new();
+    let mut rng = Rng(4);
+    let mut numbers = |len: usize, below: usize| -> Vec<i64> { (0..len).map(|_| rng.below(below) as i64).collect() };
+    let (queries, keys, own_queries, own_keys) = (numbers(7, 3), numbers(30, 3), numbers(14, 3), numbers(60, 3));
+    let parents = [-1i64, 0, 0, 1, -1, 4, 3];
+    let kept = numbers(4 * 2 * 6, 2);
+    let kept_bools: Vec<bool> = kept.iter().map(|&kept| kept != 0).collect();
+    let documents = Documents::new(&queries, &keys);
+    let own_documents = Documents::per_sequence(2, &own_queries, &own_keys).unwrap();
+    let prefix = PrefixLm::new(&[0..3, 22..28]).unwrap();
+    let (chunked, streaming, tree) = (Chunked::new(4), FirstAndLast::new(2, 3), Tree::new(&parents).unwrap());
+    let blocks = BlockSparse::new([4, 5], [1, 4, 2, 6], &kept_bools).unwrap();
+    let rows = BlockSparse::from_rows([4, 5], 6, &[0, 3, 4], &[0, 2, 5, 1]).unwrap();
+    let starts = KeyStarts::new(&[3i64, -1]);
+    let cases: [(Mask, &dyn flashtile::mask::Mask); 9] = [
+        (mask_of(1, &[], [&queries, &keys]), &documents),
+        (mask_of(1, &[2], [&own_queries, &own_keys]), &own_documents),
+        (mask_of(2, &[], [&[0, 22], &[3, 28]]), &prefix),
+        (mask_of(3, &[4], []), &chunked),
+        (mask_of(4, &[2, 3], []), &streaming),
+        (mask_of(5, &[], [&parents]), &tree),
+        (mask_of(6, &[4, 5, 1, 4], [&kept]), &blocks),
+        (mask_of(7, &[], [&[3, -1]]), &starts),
+        (mask_of(8, &[4, 5], [&[0, 3, 4], &[0, 2, 5, 1]]), &rows),
+    ];
+    let plain = inputs.through_rust(&Attention::new());
+    for (n, (mask, ready)) in cases.iter().enumerate() {
+        let attention = Attention::new().masked_by(*ready);
+        let expected = inputs.through_rust(&attention);
+        assert_ne!(expected, plain, "{mask:?} hides nothing");
+        assert_eq!(inputs.through_c(&with_masks(&[*mask])), expected, "{mask:?}");
+        let (other, other_ready) = cases[(n + 4) % cases.len()];
+        let both = inputs.through_rust(&attention.masked_by(other_ready).causal());
+        let options = Options { flags: flags::CAUSAL, ..with_masks(&[*mask, other]) };
+        assert_eq!(inputs.through_c(&options), both, "{options:?}");
+    }
+    // Numbers that say nothing: one batch and one head are all.
+    let shared = mask_of(6, &[7, 30], [&[1]]);
+    assert_eq!(inputs.through_c(&with_masks(&[shared])), plain);
+}
+
+#[test]
+fn sinks_are_those_of_rust() {
+    let inputs = Inputs::new();
+    let sinks = [0.5f32, f32::NEG_INFINITY, 9.0, -3.0];
+    let options = Options { sinks: sinks.as_ptr(), sink_count: 4, ..Options::new() };
+    assert_eq!(inputs.through_c(&options), inputs.through_rust(&Attention::new().sinks(&sinks)));
+}
+
+/// `score * 1.5 - slope * |position - key|`, where the slope depends on batch, head and query; every seventh key is hidden.
+fn modified(score: f32, [batch, head, query, position, key]: [i64; 5]) -> f32 {
+    let slope = (batch + 2 * head + 3 * query) as f32 * 0.01;
+    if key % 7 == 3 { f32::NEG_INFINITY } else { score * 1.5 - slope * (position - key).abs() as f32 }
+}
+
+/// Counts its calls in `context`.
+unsafe extern "C" fn modify_row(context: *mut c_void, row: *const Row, scores: *mut f32, count: i64) {
+    // SAFETY: the context is the counter of the test, the rest is what the library promises.
+    let (calls, row, scores) =
+        unsafe { (&*context.cast::<AtomicUsize>(), *row, std::slice::from_raw_parts_mut(scores, count as usize)) };
+    calls.fetch_add(1, Ordering::Relaxed);
+    for (score, key) in scores.iter_mut().zip(row.first_key..) {
+        *score = modified(*score, [row.batch, row.head, row.query, row.position, key]);
+    }
+}
+
+#[test]
+fn score_functions_are_those_of_rust() {
+    let inputs = Inputs::new();
+    let calls = AtomicUsize::new(0);
+    let same = score_fn(|score, pair| {
+        let numbers = [pair.batch(), pair.head(), pair.query(), pair.position() as usize, pair.key()];
+        modified(score, numbers.map(|n| n as i64))
+    });
+    for form in [1, 2] {
+        calls.store(0, Ordering::Relaxed);
+        let options = Options {
+            form,
+            flags: flags::CAUSAL | flags::SOFTCAP,
+            softcap: 3.0,
+            score_row: Some(modify_row),
+            score_context: (&raw const calls).cast_mut().cast(),
+            ..Options::new()
+        };
+        let attention = Attention::new().causal().softcap(3.0).modified_by(&same);
+        let form = [Form::Decode, Form::Prefill][form as usize - 1];
+        assert_eq!(inputs.through_c(&options), inputs.through_rust(&attention.form(form)), "{form}");
+        // All keys fit into one run, and lanes without a query are not asked for.
+        assert_eq!(calls.load(Ordering::Relaxed), 2 * 4 * 7, "{form}");
+    }
+}
+
+/// What a nested call needs, and where it puts its result.
+struct Nested {
+    shape: [i64; 4],
+    x: Vec<f32>,
+    expected: Vec<u32>,
+    right: AtomicUsize,
+    wrong: AtomicUsize,
+}
+
+impl Nested {
+    fn compute(&self, threads: i32) -> (i32, Vec<u32>) {
+        let (x, mut out) = (tensor(&self.x, F32, &self.shape), vec![0.0; self.x.len()]);
+        let o = tensor_mut(&mut out, F32, &self.shape);
+        // SAFETY: all of these are what they say.
+        let code = unsafe { flashtile_attention(&x, &x, &x, &o, null(), &Options { threads, ..Options::new() }) };
+        (code, bits(&out))
+    }
+}
+
+unsafe extern "C" fn calls_again(context: *mut c_void, row: *const Row, _: *mut f32, _: i64) {
+    // SAFETY: the context is that of the test, the row is what the library promises.
+    let (nested, row) = unsafe { (&*context.cast::<Nested>(), *row) };
+    if row.query % 64 != 0 {
+        return;
+    }
+    let threads = if cfg!(feature = "rayon") { [0, 1, 2, 3][row.query as usize / 64] } else { 0 };
+    let is_right = nested.compute(threads) == (0, nested.expected.clone());
+    (if is_right { &nested.right } else { &nested.wrong }).fetch_add(1, Ordering::Relaxed);
+    flashtile_release();
+}
+
+/// A score function may call the library, on any number of threads, and release its threads.
+#[test]
+fn calls_from_score_functions_finish() {
+    within(60, "calls from score functions", || {
+        let shape = [1, 4, 256, 64];
+        let mut nested = Nested {
+            shape: as_i64(shape),
+            x: random(len(shape)),
+            expected: Vec::new(),
+            right: AtomicUsize::new(0),
+            wrong: AtomicUsize::new(0),
+        };
+        nested.expected = nested.compute(0).1;
+        let x = tensor(&nested.x, F32, &nested.shape);
+        for threads in if cfg!(feature = "rayon") { vec![0, 1, 2, 3] } else { vec![0] } {
+            let mut out = vec![0.0; len(shape)];
+            let o = tensor_mut(&mut out, F32, &nested.shape);
+            let options = Options {
+                threads,
+                score_row: Some(calls_again),
+                score_context: (&raw const nested).cast_mut().cast(),
+                ..Options::new()
+            };
+            // SAFETY: all of these are what they say.
+            assert_eq!(unsafe { flashtile_attention(&x, &x, &x, &o, null(), &options) }, 0, "{}", last_error());
+            assert_eq!(nested.wrong.load(Ordering::Relaxed), 0, "{threads} threads");
+            // Four queries of each of four heads, in one run of keys or several.
+            assert!(nested.right.swap(0, Ordering::Relaxed) >= 16, "{threads} threads");
+        }
+    });
+}
+
 /// Enough work that threads are used.
 #[test]
 fn any_number_of_threads_gives_the_same() {
@@ -254,7 +428,7 @@ fn every_wrong_call_has_its_code() {
         check(TooLarge, name, with(&shaped(tensor, 0, i64::MAX)), &plain);
     }
     let with = |options: Options| options;
-    let mut refuse = |code, words, options: Options| check(code, words, all, &with(options));
+    let mut refuse = |code, words: &str, options: Options| check(code, words, all, &with(options));
     refuse(BadStructSize, "struct_size is 0", Options { struct_size: 0, ..plain });
     refuse(BadStructSize, "struct_size", Options { struct_size: size_of::<Options>() - 4, ..plain });
     refuse(BadStructSize, "struct_size", Options { struct_size: usize::MAX, ..plain });
@@ -306,6 +480,65 @@ fn every_wrong_call_has_its_code() {
     refuse(BadDtype, "bias", Options { bias: &mask, ..plain });
     refuse(Overlap, "ALiBi slopes", Options { alibi: 2, alibi_slopes: out.data.cast(), alibi_slope_count: 4, ..plain });
     refuse(Overlap, "bias", Options { bias: &Tensor { strides: [0; 4], shape: [1; 4], ..out }, ..plain });
+
+    refuse(WrongCount, "3 sinks", Options { sinks: [0.0f32; 3].as_ptr(), sink_count: 3, ..plain });
+    refuse(NullPointer, "sinks", Options { sink_count: 4, ..plain });
+    refuse(InvalidOption, "sink is NaN", Options { sinks: [f32::NAN; 4].as_ptr(), sink_count: 4, ..plain });
+    refuse(Overlap, "sinks", Options { sinks: out.data.cast(), sink_count: 4, ..plain });
+    refuse(InvalidOption, "score_row", Options { score_context: out.data, ..plain });
+    refuse(NullPointer, "masks", Options { mask_count: 1, ..plain });
+    refuse(NegativeSize, "masks", Options { mask_count: -1, ..plain });
+    refuse(TooLarge, "masks", Options { masks: &Mask::new(3), mask_count: i64::MAX, ..plain });
+    let masks = [Mask::new(3); 2];
+    let misaligned = masks.as_ptr().wrapping_byte_add(1);
+    refuse(Misaligned, "masks", Options { masks: misaligned, mask_count: 1, ..plain });
+    let mut refuse_mask = |code, words: &str, mask: Mask| {
+        let masks = [mask_of(3, &[100], []), mask];
+        refuse(code, &format!("masks[1]: {words}"), with_masks(&masks));
+    };
+    for kind in [0, -1, 9, i32::MIN, i32::MAX] {
+        refuse_mask(InvalidOption, &format!("{kind} is no kind of mask; it must be 1 to 8"), Mask::new(kind));
+    }
+    refuse_mask(InvalidOption, "reserved", Mask { reserved: 1, ..mask_of(3, &[1], []) });
+    refuse_mask(InvalidOption, "a number or list is set", mask_of(3, &[1, 1], []));
+    refuse_mask(InvalidOption, "a number or list is set", mask_of(4, &[1, 1], [&[1]]));
+    refuse_mask(InvalidOption, "a number or list is set", mask_of(5, &[], [&[], &[1]]));
+    refuse_mask(NegativeSize, "a size of the mask is -2", mask_of(4, &[1, -2], []));
+    refuse_mask(NegativeSize, "a size of the list", Mask { counts: [-1, 0], ..Mask::new(7) });
+    refuse_mask(NullPointer, "the pointer to the list", Mask { counts: [2, 0], ..Mask::new(7) });
+    refuse_mask(
+        Misaligned,
+        "the pointer to the list",
+        Mask { lists: [shifted(q).data.cast(); 2], ..mask_of(1, &[], [&[1; 7]; 2]) },
+    );
+    refuse_mask(TooLarge, "shape and strides of the list", Mask { counts: [i64::MAX, 0], ..mask_of(7, &[], [&[1]]) });
+    refuse_mask(InvalidOption, "document numbers", mask_of(1, &[2], [&[0; 7], &[0; 60]]));
+    refuse_mask(WrongCount, "2 starts of ranges were given, but 1 ends", mask_of(2, &[], [&[0, 4], &[3]]));
+    refuse_mask(NegativeSize, "a size of the mask is -1", mask_of(2, &[], [&[-1], &[3]]));
+    refuse_mask(InvalidOption, "ranges", mask_of(2, &[], [&[4], &[3]]));
+    refuse_mask(InvalidOption, "numbers[0] is 0", Mask::new(3));
+    refuse_mask(InvalidOption, "the parent", mask_of(5, &[], [&[0; 7]]));
+    refuse_mask(InvalidOption, "numbers[1] is 0", mask_of(6, &[4], [&[1]]));
+    refuse_mask(WrongCount, "1 blocks", mask_of(6, &[4, 30], [&[1]]));
+    refuse_mask(InvalidOption, "compressed rows", mask_of(8, &[4, 30], [&[0, 1, 2], &[0, 1]]));
+    refuse_mask(InvalidOption, "compressed rows", mask_of(8, &[4, 30], [&[0, 1, 3], &[0, 0]]));
+    refuse_mask(NegativeSize, "a size of the mask is -1", mask_of(8, &[4, 30], [&[0, 1, -1], &[0, 0]]));
+    // What the problem says about masks that are right by themselves.
+    for (words, mask) in [
+        ("6 document numbers of queries", mask_of(1, &[], [&[0; 6], &[0; 30]])),
+        ("3 sequences of documents", mask_of(1, &[3], [&[0; 21], &[0; 90]])),
+        ("sequences of documents", mask_of(1, &[i64::MAX], [&[], &[]])),
+        ("6 parents", mask_of(5, &[], [&[-1; 6]])),
+        ("1 key starts", mask_of(7, &[], [&[0]])),
+        ("3 heads", mask_of(6, &[7, 30, 1, 3], [&[1; 3]])),
+        ("1 blocks of queries", mask_of(8, &[4, 30], [&[0, 1], &[0]])),
+    ] {
+        refuse(WrongCount, words, with_masks(&[mask]));
+    }
+    let (lists, counts) = ([out.data.cast_const().cast(), null()], [2, 0]);
+    refuse(Overlap, "list of a mask", with_masks(&[Mask { lists, counts, ..Mask::new(7) }]));
+    let (lists, counts) = ([null(), out.data.cast_const().cast()], [0, 2]);
+    refuse(Overlap, "list of a mask", with_masks(&[Mask { lists, counts, ..Mask::new(1) }]));
 
     let [pq, pk, pv, po, pl] = all;
     check(Misaligned, "options", all, (&raw const plain).wrapping_byte_add(1));
@@ -367,18 +600,32 @@ fn an_options_struct_of_another_version() {
         unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) }
     };
     assert_eq!(call([0; 4]), 0, "{}", last_error());
-    // No version ends inside a member.
+    // No version ends inside a member. The first one ended before the sinks.
+    let first = offset_of!(Options, sinks);
     for struct_size in (size_of::<Options>() + 1..size_of::<Newer>()).chain(0..size_of::<Options>()) {
         let whole = struct_size > size_of::<Options>() && struct_size.is_multiple_of(8);
         let newer = Newer { options: Options { struct_size, ..Options::new() }, more: [0; 4] };
         // SAFETY: all of these are what they say.
         let code = unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) };
-        assert_eq!(code, if whole { 0 } else { Code::BadStructSize as i32 }, "{struct_size}");
+        let accepted = whole || struct_size == first;
+        assert_eq!(code, if accepted { 0 } else { Code::BadStructSize as i32 }, "{struct_size}");
     }
     assert_eq!(call([0; 4]), 0);
     assert_eq!(call([0, 0, 0, 1]), Code::BadStructSize as i32);
     assert!(last_error().contains("older than the caller"), "{}", last_error());
     assert_eq!(bits(&memory), inputs.through_rust(&Attention::new().causal()).0);
+
+    // Of an older caller's struct, nothing is read after its end.
+    let stray = [7.0f32];
+    let older = Options {
+        struct_size: first,
+        flags: flags::CAUSAL,
+        sinks: stray.as_ptr(),
+        sink_count: -1,
+        mask_count: -1,
+        ..Options::new()
+    };
+    assert_eq!(inputs.through_c(&older), inputs.through_rust(&Attention::new().causal()));
 }
 
 /// Of tensors without elements, no pointer is followed.
@@ -571,8 +818,10 @@ fn layout() -> Vec<(String, usize)> {
         .chain(
             layout!("options" Options: struct_size flags threads scale softcap window_left window_right query_position
             alibi query_offset query_offsets query_offset_count key_lengths key_length_count alibi_slopes
-            alibi_slope_count mask bias level form reserved),
+            alibi_slope_count mask bias level form reserved sinks sink_count masks mask_count score_row score_context),
         )
+        .chain(layout!("mask" Mask: kind reserved numbers lists counts))
+        .chain(layout!("row" Row: batch head query position first_key))
         .collect()
 }
 

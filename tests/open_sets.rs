@@ -10,13 +10,14 @@ use flashtile::mask::{
     Block, BlockSparse, Chunked, Cover, Covered, Documents, FirstAndLast, KeyStarts, Mask, Pair, PrefixLm, Query, Tree,
     check_mask, mask_fn,
 };
-use flashtile::score::{RelativeBias, ScoreMod, WindowBias, score_fn};
+use flashtile::score::{RelativeBias, ScoreMod, ScoreTile, WindowBias, score_fn};
 use flashtile::{
     AlibiSlopes, Attention, Error, Form, Level, QueryOffset, ScoreStage, TensorMut, TensorRef, Workspace, alibi_slope,
     merge, reference,
 };
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use support::open::{OwnedMask, mask};
 use support::{Dims, Inputs, Rng};
 
@@ -215,6 +216,64 @@ fn functions_repeat_options() {
             let out: Vec<f32> = of_function.out.iter().map(|&x| x as f32).collect();
             let lse: Vec<f32> = of_function.lse.iter().map(|&x| x as f32).collect();
             assert_near(&(out, lse), &expected, 5e-5, &format!("{name}, by the reference"));
+        }
+    }
+}
+
+/// A score that depends on all parts of its pair.
+fn modified(score: f32, pair: Pair) -> f32 {
+    let slope = (pair.batch() + 2 * pair.head() + 3 * pair.query()) as f32 * 0.01;
+    if pair.key() % 7 == 3 { f32::NEG_INFINITY } else { score * 1.5 - slope * pair.distance().abs() as f32 }
+}
+
+/// [`modified`], row by row.
+struct ByRows {
+    seq_kv: usize,
+    /// How many scores were asked for.
+    asked: AtomicUsize,
+}
+
+impl ScoreMod for ByRows {
+    fn define(&self, score: f64, pair: Pair) -> f64 {
+        modified(score as f32, pair) as f64
+    }
+
+    fn modify(&self, tile: &mut ScoreTile<'_>) {
+        tile.modify_rows(|first, scores| {
+            let row = Query::new(first.batch(), first.head(), first.query(), first.position() - first.query() as isize);
+            assert!(!scores.is_empty() && first.key() + scores.len() <= self.seq_kv);
+            self.asked.fetch_add(scores.len(), Ordering::Relaxed);
+            for (score, key) in scores.iter_mut().zip(first.key()..) {
+                *score = modified(*score, row.with_key(key));
+            }
+        });
+    }
+}
+
+/// Row by row has the bits of pair by pair: rows of one head, of several heads, and alone; before and after others. Each pair is
+/// asked for once.
+#[test]
+fn rows_are_their_pairs() {
+    for (heads_q, heads_kv, seq_q, seq_kv, form) in [
+        (2, 2, 70, 600, Form::Prefill),
+        (4, 2, 37, 300, Form::Prefill),
+        (2, 2, 1, 20, Form::Prefill),
+        (4, 2, 1, 1500, Form::Decode),
+        (2, 2, 5, 259, Form::Decode),
+    ] {
+        let inputs = Inputs::<f32>::random(dims(heads_q, heads_kv, seq_q, seq_kv), &mut Rng(7));
+        let (by_pairs, other) = (score_fn(modified), score_fn(|score, pair| 0.5 * score + pair.head() as f32));
+        let by_rows = ByRows { seq_kv, asked: AtomicUsize::new(0) };
+        for level in Level::available() {
+            let run_with = |mods: &[&dyn ScoreMod]| {
+                let attention = Attention::new().form(form).level(level);
+                bits(run(&mods.iter().fold(attention, |all, one| all.modified_by(*one)), &inputs))
+            };
+            by_rows.asked.store(0, Ordering::Relaxed);
+            assert_eq!(run_with(&[&by_rows]), run_with(&[&by_pairs]), "{level}, {form}");
+            assert_eq!(by_rows.asked.load(Ordering::Relaxed), 2 * heads_q * seq_q * seq_kv, "{level}, {form}");
+            assert_eq!(run_with(&[&other, &by_rows]), run_with(&[&other, &by_pairs]), "{level}, {form}");
+            assert_eq!(run_with(&[&by_rows, &other]), run_with(&[&by_pairs, &other]), "{level}, {form}");
         }
     }
 }
@@ -476,4 +535,7 @@ fn other_problems_are_refused() {
     assert!(Documents::of_lengths(&[-1]).is_err() && Documents::of_lengths(&[1u64 << 40]).is_err());
     assert!(BlockSparse::new([0, 1], [1, 1, 1, 1], &[true]).is_err());
     assert!(BlockSparse::from_rows([1, 1], 2, &[0, 3], &[0, 1]).is_err());
+    assert!(matches!(BlockSparse::from_rows([1, 1], usize::MAX, &[0, 0], &[]), Err(Error::TooLarge { .. })));
+    let empty = Documents::per_sequence(usize::MAX, &[0i32; 0], &[0i32; 0]).unwrap();
+    assert_eq!(masked(&empty), count("sequences of documents", 2, usize::MAX));
 }

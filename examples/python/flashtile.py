@@ -22,6 +22,7 @@ F32, F16, BF16, F64, BYTE = 1, 2, 3, 4, 5
 DTYPES = {"float32": F32, "float16": F16, "float64": F64, "bool": BYTE, "uint8": BYTE}
 CAUSAL, SCALE, SOFTCAP, WINDOW_LEFT, WINDOW_RIGHT = 1, 2, 4, 8, 16
 FROM_END, FROM_START, AT, PER_BATCH = 0, 1, 2, 3
+(DOCUMENTS, PREFIX_LM, CHUNKED, FIRST_AND_LAST, TREE, BLOCK_SPARSE, KEY_STARTS, BLOCK_SPARSE_ROWS) = range(1, 9)
 
 
 class Tensor(ctypes.Structure):
@@ -32,6 +33,33 @@ class Tensor(ctypes.Structure):
         ("shape", c_int64 * 4),
         ("strides", c_int64 * 4),
     ]
+
+
+class Mask(ctypes.Structure):
+    """A mask by rule, made by `documents` and the functions after it."""
+
+    _fields_ = [
+        ("kind", c_int32),
+        ("reserved", c_int32),
+        ("numbers", c_int64 * 4),
+        ("lists", c_void_p * 2),
+        ("counts", c_int64 * 2),
+    ]
+
+    def __init__(self, kind, numbers=(), lists=()):
+        super().__init__(kind=kind, numbers=(c_int64 * 4)(*numbers))
+        self.arrays = [np.ascontiguousarray(entries, np.int64).ravel() for entries in lists]  # kept alive with the mask
+        for n, array in enumerate(self.arrays):
+            self.lists[n], self.counts[n] = array.ctypes.data, array.size
+
+
+class Row(ctypes.Structure):
+    """The query whose scores a score function gets; scores[n] is that of key first_key + n."""
+
+    _fields_ = [(name, c_int64) for name in ("batch", "head", "query", "position", "first_key")]
+
+
+SCORE_ROW = ctypes.CFUNCTYPE(None, c_void_p, POINTER(Row), POINTER(c_float), c_int64)
 
 
 class Options(ctypes.Structure):
@@ -57,6 +85,12 @@ class Options(ctypes.Structure):
         ("level", c_char_p),
         ("form", c_int32),
         ("reserved", c_int32),
+        ("sinks", POINTER(c_float)),
+        ("sink_count", c_int64),
+        ("masks", POINTER(Mask)),
+        ("mask_count", c_int64),
+        ("score_row", SCORE_ROW),
+        ("score_context", c_void_p),
     ]
 
 
@@ -106,6 +140,64 @@ def _list(values, ctype):
     return (ctype * len(values))(*values), len(values)
 
 
+def documents(queries, keys=None):
+    """Packed sequences: a query sees the keys with its own document number. Both are [seq], or [batch, seq] with numbers for each
+    batch; keys=None: those of the queries."""
+    queries, keys = np.asarray(queries), np.asarray(queries if keys is None else keys)
+    return Mask(DOCUMENTS, [len(queries) if queries.ndim == 2 else 0], [queries, keys])
+
+
+def prefix_lm(*ranges):
+    """Causal order, and ranges (start, end) of positions that all see each other: a prefix, or images in a prompt. Without
+    causal=True, which would hide what the ranges show."""
+    return Mask(PREFIX_LM, [], [[start for start, _ in ranges], [end for _, end in ranges]])
+
+
+def chunked(size):
+    """A query sees the keys of the chunk of `size` positions that its own position is in."""
+    return Mask(CHUNKED, [size])
+
+
+def first_and_last(first, before):
+    """The first keys, the query's own, and `before` keys before it (StreamingLLM). Causal order is a part of it."""
+    return Mask(FIRST_AND_LAST, [first, before])
+
+
+def tree(parents):
+    """Drafts of speculative decoding, the last keys: each sees all keys before the drafts, itself and its ancestors. A parent is an
+    earlier draft, or -1."""
+    return Mask(TREE, [], [parents])
+
+
+def block_sparse(block, kept):
+    """Blocks of (queries, keys) that are visible where `kept` is not 0: [batch or 1, heads or 1, query blocks, key blocks]."""
+    kept = np.asarray(kept)
+    kept = kept.reshape((1,) * (4 - kept.ndim) + kept.shape)
+    return Mask(BLOCK_SPARSE, [*block, *kept.shape[:2]], [kept])
+
+
+def block_sparse_rows(block, starts, columns):
+    """The same for all batches and heads, as compressed rows (CSR): row n has the key blocks columns[starts[n]:starts[n + 1]]."""
+    return Mask(BLOCK_SPARSE_ROWS, block, [starts, columns])
+
+
+def key_starts(starts):
+    """Left padding: the first visible key of each batch."""
+    return Mask(KEY_STARTS, [], [starts])
+
+
+def _score_row(function, raised):
+    """The C function of a score function. Its exceptions are put into `raised`, as they can't leave it."""
+
+    def score_row(_context, row, scores, count):
+        try:
+            function(row.contents, np.ctypeslib.as_array(scores, (count,)))
+        except BaseException as error:  # noqa: BLE001
+            raised.append(error)
+
+    return SCORE_ROW(score_row)
+
+
 def options(
     *,
     causal=False,
@@ -117,6 +209,9 @@ def options(
     mask=None,
     bias=None,
     alibi=None,
+    sinks=None,
+    masks=(),
+    score_row=None,
     level=None,
     form=None,
     threads=0,
@@ -125,6 +220,11 @@ def options(
 
     window: (left, right); query_offset: None (the last query is the last key), a number, or one for each batch; alibi: True
     or a slope for each head; form: None, "decode" or "prefill".
+
+    sinks: a score for each head that has no key; masks: a list of masks by rule, see `documents` and the functions after it;
+    score_row: a function (row, scores) that changes the array `scores` in place: those of the query `row` and of the keys
+    row.first_key to row.first_key + len(scores) - 1. -inf hides a key. It may be called from several threads, for any run of keys,
+    and must not keep the array. It is called for each query and some hundred keys: for try-outs, not for speed.
     """
     o = Options(struct_size=ctypes.sizeof(Options), threads=threads)
     o.flags = CAUSAL if causal else 0
@@ -149,6 +249,12 @@ def options(
     elif alibi is not None and alibi is not False:
         o.alibi = 2
         o.alibi_slopes, o.alibi_slope_count = _list(alibi, c_float)
+    if sinks is not None:
+        o.sinks, o.sink_count = _list(sinks, c_float)
+    o.masks, o.mask_count = (Mask * len(masks))(*masks), len(masks)
+    o.kept_masks, o.raised = list(masks), []
+    if score_row is not None:
+        o.score_row = _score_row(score_row, o.raised)
     # ctypes keeps the target of a pointer member alive, but not the array that the description points to.
     if mask is not None:
         o.mask, o.mask_array = ctypes.pointer(describe(mask)), mask
@@ -188,7 +294,10 @@ class Library:
         if returns_lse:
             lse = np.empty(shape(q)[:3], np.float32)
         tensors = [None if x is None else describe(x) for x in (q, k, v, out, lse)]
-        self._call("attention", *map(_pointer, tensors), byref(options(**kwargs)))
+        o = options(**kwargs)
+        self._call("attention", *map(_pointer, tensors), byref(o))
+        if o.raised:
+            raise o.raised[0]  # of score_row; the outputs are of no use
         return (out, lse) if returns_lse else out
 
     def plan(self, q, k, v, **kwargs):

@@ -1,16 +1,18 @@
 //! C's options of attention, and the [`Attention`] that they make.
 
+use super::c_mask::{CheckedMask, Mask};
 use super::c_tensor::{BYTES, CheckedTensor, FLOATS, Tensor, Type, check_pointer, list, size};
 use super::failure::{Code, Failure};
+use super::score_row::{ScoreRow, ScoreRowMod};
 use super::thread_count::{MAX_THREADS, count};
 use crate::attention::Attention;
 use crate::level::Level;
-use crate::mask::MaskTensor;
+use crate::mask::{self, MaskTensor};
 use crate::plan::{Form, Threads};
 use crate::score::AlibiSlopes;
 use crate::score::BiasTensor;
 use crate::sequence::QueryOffset;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::{mem, ptr};
 
 /// `flashtile_options`. All zero except `struct_size` is plain attention. No version of the struct has padding: see `SIZES`.
@@ -59,6 +61,18 @@ pub struct Options {
     pub form: i32,
     /// Must be 0.
     pub reserved: i32,
+    /// The logit of each query head that joins the denominator.
+    pub sinks: *const f32,
+    /// The number of entries of `sinks`.
+    pub sink_count: i64,
+    /// Masks by rule.
+    pub masks: *const Mask,
+    /// The number of entries of `masks`.
+    pub mask_count: i64,
+    /// Changes scores.
+    pub score_row: Option<ScoreRow>,
+    /// What `score_row` is called with.
+    pub score_context: *mut c_void,
 }
 
 /// The flags of [`Options`].
@@ -85,7 +99,7 @@ const LARGEST: usize = 4096;
 
 /// The sizes of the struct in all versions up to this one. **A new member adds a size.** It must not need padding before or
 /// after it, because a caller leaves padding unset, and a library of another version could read it as a member.
-const SIZES: [usize; 1] = [SMALLEST];
+const SIZES: [usize; 2] = [SMALLEST, mem::offset_of!(Options, score_context) + size_of::<*mut c_void>()];
 
 /// Whether a version of the struct has this size. Of later versions it is only known that they have no padding at the end.
 fn is_size(size: usize) -> bool {
@@ -110,12 +124,12 @@ macro_rules! assert_no_padding {
 }
 assert_no_padding!(struct_size flags threads scale softcap window_left window_right query_position alibi query_offset
     query_offsets query_offset_count key_lengths key_length_count alibi_slopes alibi_slope_count mask bias level form
-    reserved);
+    reserved sinks sink_count masks mask_count score_row score_context);
 
 impl Options {
     /// Plain attention.
     pub fn new() -> Self {
-        // SAFETY: the members are integers, floats and nullable pointers, for which all zeros are valid.
+        // SAFETY: the members are integers, floats and nullable pointers (one to a function), for which all zeros are valid.
         Options { struct_size: size_of::<Options>(), ..unsafe { mem::zeroed() } }
     }
 
@@ -183,6 +197,7 @@ impl Options {
             ),
             ("alibi_slopes", !self.alibi_slopes.is_null(), self.alibi == 2, "alibi FLASHTILE_ALIBI_PER_HEAD"),
             ("alibi_slope_count", self.alibi_slope_count != 0, self.alibi == 2, "alibi FLASHTILE_ALIBI_PER_HEAD"),
+            ("score_context", !self.score_context.is_null(), self.score_row.is_some(), "function score_row"),
         ];
         match stray.iter().find(|(_, set, wanted, _)| *set && !wanted) {
             Some((name, .., by)) => Err(Failure::option(format!("{name} is set but has no effect without the {by}"))),
@@ -202,6 +217,7 @@ impl Options {
         &self,
         lists: &'a mut Lists,
         tensors: &ScoreTensors,
+        open: &'a OpenSets<'_>,
     ) -> Result<Attention<'a>, Failure> {
         // SAFETY: the caller's promise, here and below.
         unsafe { lists.fill(self)? };
@@ -234,6 +250,14 @@ impl Options {
         attention.options.mask = tensors.mask.map(|mask| unsafe { mask.bytes() }).transpose()?.map(MaskTensor);
         // SAFETY: as above.
         attention.options.bias = tensors.bias.map(|bias| unsafe { bias.any() }).transpose()?.map(BiasTensor);
+        if !self.sinks.is_null() || self.sink_count != 0 {
+            // SAFETY: as above.
+            attention = attention.sinks(unsafe { self.sinks()? });
+        }
+        attention = open.masks.iter().fold(attention, |attention, mask| attention.masked_by(&**mask));
+        if let Some(function) = &open.function {
+            attention = attention.modified_by(function);
+        }
         if let Some(form) = self.form()? {
             attention = attention.form(form);
         }
@@ -293,11 +317,58 @@ impl Options {
         // SAFETY: the caller's promise.
         unsafe { list("ALiBi slopes", self.alibi_slopes, self.alibi_slope_count) }
     }
+
+    /// # Safety
+    /// As [`list`].
+    pub(super) unsafe fn sinks<'a>(&self) -> Result<&'a [f32], Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { list("sinks", self.sinks, self.sink_count) }
+    }
+
+    /// # Safety
+    /// As [`list`], of the masks and of their lists.
+    pub(super) unsafe fn masks<'a>(&self) -> Result<Vec<CheckedMask<'a>>, Failure> {
+        // SAFETY: the caller's promise, here and below.
+        let masks: &[Mask] = unsafe { list("masks", self.masks, self.mask_count)? };
+        // SAFETY: as above.
+        let checked = |(n, mask)| unsafe { CheckedMask::new(mask) }.map_err(|failure| of_mask(n, failure));
+        masks.iter().enumerate().map(checked).collect()
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Names the mask that a failure is about.
+fn of_mask(n: usize, failure: Failure) -> Failure {
+    Failure { message: format!("masks[{n}]: {}", failure.message), ..failure }
+}
+
+/// The masks by rule and the score function.
+pub(super) struct OpenSets<'a> {
+    masks: Vec<Box<dyn mask::Mask + 'a>>,
+    function: Option<ScoreRowMod>,
+}
+
+impl<'a> OpenSets<'a> {
+    /// * `[q, k]`: queries and keys
+    ///
+    /// # Safety
+    /// The score function and its context are as [`ScoreRowMod::new`] requires.
+    pub(super) unsafe fn new(
+        options: &Options,
+        masks: &[CheckedMask<'a>],
+        [q, k]: [&CheckedTensor; 2],
+    ) -> Result<Self, Failure> {
+        let sizes = [q.shape()[2], k.shape()[2]];
+        let build = |(n, mask): (usize, &CheckedMask<'a>)| mask.build(sizes).map_err(|failure| of_mask(n, failure));
+        let masks = masks.iter().enumerate().map(build).collect::<Result<_, _>>()?;
+        // SAFETY: the caller's promise.
+        let function = options.score_row.map(|function| unsafe { ScoreRowMod::new(function, options.score_context) });
+        Ok(OpenSets { masks, function })
     }
 }
 

@@ -173,6 +173,11 @@ impl CheckedTensor {
         self.rank
     }
 
+    /// The shape, with leading axes of size 1.
+    pub(super) fn shape(&self) -> [usize; 4] {
+        self.shape
+    }
+
     /// Refuses an output whose byte range overlaps that of another tensor.
     pub(super) fn check_disjoint(&self, other: &CheckedTensor) -> Result<(), Failure> {
         self.check_disjoint_from(other.name, other.byte_range)

@@ -1,7 +1,9 @@
 /* flashtile: exact scaled-dot-product attention on CPUs.
  *
- *   score[i,j] = softcap( scale * dot(q[i], k[j]) ) + bias[i,j]        for every key j that query i may see
- *   out[i]     = sum_j softmax(score[i,:])[j] * v[j]                   lse[i] = log sum_j exp(score[i,j])
+ *   score[i,j] = f( softcap( scale * dot(q[i], k[j]) ) + bias[i,j] )   for every key j that query i may see
+ *   out[i]     = sum_j exp(score[i,j] - lse[i]) * v[j]                 lse[i] = log( exp(sink) + sum_j exp(score[i,j]) )
+ *
+ * where f is a function of yours, and exp(sink) is 0 without sinks.
  *
  * Build the library with
  *
@@ -77,7 +79,8 @@ enum flashtile_code {
     FLASHTILE_OVERLAPPING_OUTPUT = 8,    /* two indices of an output (may) have the same element */
     FLASHTILE_TOO_LARGE = 9,             /* larger than any memory, or than the available memory for lists and copies; or above
                                             a limit of one call, which the message names: 2^32 - 1 query rows or 2^24
-                                            key/value heads over all batches, or rows of 2^20 elements */
+                                            key/value heads over all batches, rows of 2^20 elements, or, with masks or a
+                                            score function, indices and positions of 2^30 */
     FLASHTILE_SHAPE_MISMATCH = 10,       /* dimensions that must agree don't */
     FLASHTILE_HEADS_NOT_DIVISIBLE = 11,  /* heads_q is not a multiple of heads_kv */
     FLASHTILE_NOT_BROADCASTABLE = 12,    /* a dimension of mask or bias is neither 1 nor that of the scores */
@@ -176,13 +179,78 @@ enum flashtile_form {
     FLASHTILE_PREFILL = 2 /* for many queries per key/value head */
 };
 
+/* flashtile_mask.kind: which keys query i sees, where p is its position.
+ *
+ *                          numbers                              lists
+ *   DOCUMENTS              0: batches with numbers of their     0: document of each query, [batch, seq_q]
+ *                             own; 0 or 1: one row for all      1: document of each key, [batch, seq_kv]
+ *   PREFIX_LM                                                   0: starts, 1: ends of ranges of positions, ascending and apart
+ *   CHUNKED                0: size, at least 1
+ *   FIRST_AND_LAST         0: first keys, 1: keys before p
+ *   TREE                                                        0: parent of each draft, [seq_q]: an earlier draft, or -1
+ *   BLOCK_SPARSE           0: queries, 1: keys of a block;      0: not 0 where a block is visible,
+ *                          2: batch, 3: heads of the list;         [batch, heads, ceil(seq_q / queries), ceil(seq_kv / keys)]
+ *                             0 or 1: one for all
+ *   KEY_STARTS                                                  0: first visible key, [batch]
+ *   BLOCK_SPARSE_ROWS      0: queries, 1: keys of a block       0: starts of compressed rows (CSR), [ceil(seq_q / queries) + 1]
+ *                                                               1: columns: visible blocks of keys of each row
+ *
+ * Causal order is a part of PREFIX_LM, FIRST_AND_LAST and TREE. With FLASHTILE_CAUSAL beside it, PREFIX_LM would hide what its
+ * ranges show. */
+enum flashtile_mask_kind {
+    FLASHTILE_DOCUMENTS = 1,        /* the keys with the query's document number (packed sequences) */
+    FLASHTILE_PREFIX_LM = 2,        /* j <= p, and the whole range that p is in (a prefix, images in a prompt) */
+    FLASHTILE_CHUNKED = 3,          /* the keys of the chunk that p is in: j / size == p / size, rounded down */
+    FLASHTILE_FIRST_AND_LAST = 4,   /* j <= p, and j < first or j >= p - before (StreamingLLM) */
+    FLASHTILE_TREE = 5,             /* all keys before the drafts, the query's own and those of its ancestors; key p is the
+                                       query's own (speculative decoding) */
+    FLASHTILE_BLOCK_SPARSE = 6,     /* whole blocks of queries and keys */
+    FLASHTILE_KEY_STARTS = 7,       /* j >= start[b] (left padding); a start below 0 is 0 */
+    FLASHTILE_BLOCK_SPARSE_ROWS = 8 /* whole blocks, the same for all batches and heads */
+};
+
+/* A mask by rule: work that it rules out is not done. Start from FLASHTILE_MASK_INIT. The layout of the struct is fixed. Numbers
+ * and lists that a kind does not have must be 0 and NULL. The lists are read once in each call, which takes time in proportion. */
+typedef struct flashtile_mask {
+    int32_t kind;            /* enum flashtile_mask_kind */
+    int32_t reserved;        /* must be 0 */
+    int64_t numbers[4];      /* not negative */
+    const int64_t *lists[2];
+    int64_t counts[2];       /* entries of each list */
+} flashtile_mask;
+
+#define FLASHTILE_MASK_INIT \
+    { 0, 0, { 0, 0, 0, 0 }, { NULL, NULL }, { 0, 0 } }
+
+/* The query whose scores a score function gets, and the first of their keys. Later versions may add members at the end. */
+typedef struct flashtile_row {
+    int64_t batch;
+    int64_t head;      /* query head */
+    int64_t query;     /* index in its sequence */
+    int64_t position;  /* p: see flashtile_query_position */
+    int64_t first_key; /* scores[n] is that of key first_key + n */
+} flashtile_row;
+
+/* A score function. It changes scores[0] to scores[count - 1] in place, after softcap, bias and ALiBi: numbers in natural units
+ * (scale * dot(q, k), modified). -inf hides the key. NaN makes the row NaN, and so does 2.3e38 or more.
+ *
+ * It may be called
+ *   - from several threads at once, so it must not change what `context` leads to without a lock or atomics
+ *   - for any run of up to some hundred keys, in any order, so a score may depend on its own query and key alone
+ *   - for keys that a mask hides; their scores may be anything, also NaN, and have no effect
+ *
+ * It must return: an exception of C++, or longjmp, must not leave it. It may call functions of this library, also
+ * flashtile_attention, but not with tensors that the outer call writes. It can't end the call; to report an error, note it in
+ * `context`. */
+typedef void (*flashtile_score_row)(void *context, const flashtile_row *row, float *scores, int64_t count);
+
 /* All zero except struct_size is plain attention: start from FLASHTILE_OPTIONS_INIT.
  *
  * Later versions add members at the end. No version has padding: every byte of the struct belongs to a member. A library accepts
  * the smaller struct of an older caller. It accepts the larger struct of a newer caller if the members that it does not know are
  * zero. It refuses a struct_size that no version has, for example one that ends inside a member.
  *
- * Masks intersect: a key is visible if causal order, window, key lengths and mask all allow it. */
+ * Masks intersect: a key is visible if causal order, window, key lengths, mask and every one of `masks` allow it. */
 typedef struct flashtile_options {
     size_t struct_size;           /* sizeof(flashtile_options) */
     uint32_t flags;               /* FLASHTILE_CAUSAL and so on */
@@ -210,11 +278,20 @@ typedef struct flashtile_options {
     const char *level;            /* an instruction set, such as "avx2" or "portable"; NULL: the best of this processor */
     int32_t form;                 /* enum flashtile_form */
     int32_t reserved;             /* must be 0 */
+    const float *sinks;           /* [heads_q]: a score of each query head that has no key and whose value is 0 (gpt-oss); it
+                                     counts in lse. Below +inf; -inf is no sink. When results are merged, only one of them
+                                     may have the sinks. NULL: no sinks */
+    int64_t sink_count;           /* heads_q */
+    const flashtile_mask *masks;  /* any number of masks by rule */
+    int64_t mask_count;           /* 0: none */
+    flashtile_score_row score_row; /* a score function; NULL: none */
+    void *score_context;          /* what score_row is called with */
 } flashtile_options;
 
 /* Every member is listed, so that neither C nor C++ warns about missing initializers. */
 #define FLASHTILE_OPTIONS_INIT                                                                                           \
-    { sizeof(flashtile_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0, 0 }
+    { sizeof(flashtile_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0, 0, NULL, 0, NULL, \
+      0, NULL, NULL }
 
 /* Attention.
  *
@@ -226,9 +303,9 @@ typedef struct flashtile_options {
  *   options                                      NULL: plain attention
  *
  * q, k, v and out are each f32, f16 or bf16. Every dimension may be 0 (heads_kv only together with heads_q). A query that sees
- * no key has an output of 0 and an lse of -inf. A hidden key never affects the output, even if it holds NaN. A score of -inf hides
- * its key. A visible NaN, or a score of +inf, makes the rows that see it NaN. After the softcap, the bias is added, then
- * ALiBi. */
+ * no key has an output of 0 and an lse of -inf (with sinks: of its head's sink). A hidden key never affects the output, even if it
+ * holds NaN. A score of -inf hides its key. A visible NaN, or a score of +inf, makes the rows that see it NaN. After the softcap,
+ * the bias is added, then ALiBi, then score_row is called. */
 int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
                             const flashtile_tensor *out, const flashtile_tensor *lse, const flashtile_options *options);
 

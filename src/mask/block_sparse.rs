@@ -48,16 +48,17 @@ impl BlockSparse {
     /// * `key_blocks`: `ceil(seq_kv / block[1])`
     ///
     /// # Errors
-    /// [`Error::InvalidMask`] if starts are not ascending, or reach past the columns, or a column is not below `key_blocks`.
+    /// [`Error::InvalidMask`] if starts are not ascending, or reach past the columns, or a column is not below `key_blocks`;
+    /// [`Error::TooLarge`] if there is no memory for a byte for each block.
     pub fn from_rows(block: [usize; 2], key_blocks: usize, starts: &[usize], columns: &[usize]) -> Result<Self, Error> {
         let rows = starts.len().saturating_sub(1);
         let invalid = Error::InvalidMask { reason: "compressed rows of a BlockSparse don't fit together" };
         let ascending = starts.windows(2).all(|pair| pair[0] <= pair[1]);
         let fits = ascending && starts.last().is_none_or(|&end| end <= columns.len());
-        let mut kept = vec![false; rows.saturating_mul(key_blocks)];
         if !fits || columns.iter().any(|&column| column >= key_blocks) {
             return Err(invalid);
         }
+        let mut kept = super::filled("the blocks of a BlockSparse", false, rows.checked_mul(key_blocks))?;
         for (n, row) in starts.windows(2).enumerate() {
             columns[row[0]..row[1]].iter().for_each(|column| kept[n * key_blocks + column] = true);
         }

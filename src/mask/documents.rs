@@ -79,7 +79,8 @@ impl Documents {
         let (all_queries, all_keys): (Vec<_>, Vec<_>) = (queries.iter().collect(), keys.iter().collect());
         let mut documents =
             Documents { batch, queries: Vec::new(), keys: Vec::new(), spans: Vec::new(), is_span: true };
-        for b in 0..batch {
+        // Without numbers, any batch has rows of none.
+        for b in 0..batch.min(queries.len().max(keys.len())) {
             documents.add_sequence(row(&all_queries, batch, b), row(&all_keys, batch, b));
         }
         Ok(documents)

@@ -33,12 +33,13 @@ impl Tree {
     /// The parent of each draft: an earlier draft, or -1 for a draft that follows the keys before them.
     ///
     /// # Errors
-    /// [`Error::InvalidMask`] if a parent is not an earlier draft.
+    /// [`Error::InvalidMask`] if a parent is not an earlier draft; [`Error::TooLarge`] if there is no memory for a bit for each
+    /// pair of drafts.
     pub fn new<'a>(parents: impl Into<Integers<'a>>) -> Result<Self, Error> {
         let parents = parents.into();
         let drafts = parents.len();
         let words = drafts.div_ceil(64);
-        let mut ancestors = vec![0u64; drafts * words];
+        let mut ancestors = super::filled("the ancestors of a tree", 0u64, drafts.checked_mul(words))?;
         for (i, parent) in parents.iter().enumerate() {
             let (earlier, own) = ancestors.split_at_mut(i * words);
             let own = &mut own[..words];

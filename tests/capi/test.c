@@ -48,6 +48,24 @@ static void print_layout(void) {
     PRINT_OFFSET(options, level);
     PRINT_OFFSET(options, form);
     PRINT_OFFSET(options, reserved);
+    PRINT_OFFSET(options, sinks);
+    PRINT_OFFSET(options, sink_count);
+    PRINT_OFFSET(options, masks);
+    PRINT_OFFSET(options, mask_count);
+    PRINT_OFFSET(options, score_row);
+    PRINT_OFFSET(options, score_context);
+    printf("mask %lu\n", (unsigned long)sizeof(flashtile_mask));
+    PRINT_OFFSET(mask, kind);
+    PRINT_OFFSET(mask, reserved);
+    PRINT_OFFSET(mask, numbers);
+    PRINT_OFFSET(mask, lists);
+    PRINT_OFFSET(mask, counts);
+    printf("row %lu\n", (unsigned long)sizeof(flashtile_row));
+    PRINT_OFFSET(row, batch);
+    PRINT_OFFSET(row, head);
+    PRINT_OFFSET(row, query);
+    PRINT_OFFSET(row, position);
+    PRINT_OFFSET(row, first_key);
 }
 
 /* Attention of 6 queries over 9 keys in double, causal from the end, window of 4 keys. */
@@ -92,6 +110,62 @@ static void check_attention(void) {
             CHECK(fabs(lse[h * QUERIES + i] - log(sum)) < 1e-5);
         }
     }
+}
+
+/* Keys far from the query count less. */
+static void score_row(void *context, const flashtile_row *row, float *scores, int64_t count) {
+    int64_t n;
+    for (n = 0; n < count; n++) scores[n] -= *(const float *)context * (float)(row->position - row->first_key - n);
+}
+
+/* Chunks of 5 positions, drafts at the end, sinks and a score function, in double. */
+static void check_open_sets(void) {
+    enum { HEADS = 2, QUERIES = 3, KEYS = 9, DIM = 5 };
+    static const int64_t parents[QUERIES] = {-1, 0, 0};
+    const float sinks[HEADS] = {0.5f, -1.0f};
+    float q[HEADS * QUERIES * DIM], k[HEADS * KEYS * DIM], out[HEADS * QUERIES * DIM], slope = 0.25f;
+    flashtile_tensor tq = flashtile_contiguous(q, FLASHTILE_F32, 1, HEADS, QUERIES, DIM);
+    flashtile_tensor tk = flashtile_contiguous(k, FLASHTILE_F32, 1, HEADS, KEYS, DIM);
+    flashtile_tensor to = flashtile_contiguous(out, FLASHTILE_F32, 1, HEADS, QUERIES, DIM);
+    flashtile_mask masks[2] = {FLASHTILE_MASK_INIT, FLASHTILE_MASK_INIT};
+    flashtile_options options = FLASHTILE_OPTIONS_INIT;
+    int n, h, i, j, d;
+
+    for (n = 0; n < HEADS * QUERIES * DIM; n++) q[n] = (float)sin(n);
+    for (n = 0; n < HEADS * KEYS * DIM; n++) k[n] = (float)cos(3 * n);
+    masks[0].kind = FLASHTILE_CHUNKED;
+    masks[0].numbers[0] = 5;
+    masks[1].kind = FLASHTILE_TREE;
+    masks[1].lists[0] = parents;
+    masks[1].counts[0] = QUERIES;
+    options.masks = masks;
+    options.mask_count = 2;
+    options.sinks = sinks;
+    options.sink_count = HEADS;
+    options.score_row = score_row;
+    options.score_context = &slope;
+    options.flags = FLASHTILE_SCALE;
+    options.scale = 1;
+    CHECK(flashtile_attention(&tq, &tk, &tk, &to, NULL, &options) == FLASHTILE_OK);
+
+    for (h = 0; h < HEADS; h++) {
+        for (i = 0; i < QUERIES; i++) {
+            double sum = exp(sinks[h]), expected[DIM] = {0};
+            int p = KEYS - QUERIES + i;
+            for (j = 0; j <= p; j++) {
+                double score = 0, weight;
+                if (j / 5 != p / 5 || (i == 2 && j == 7)) continue; /* drafts 1 and 2 are siblings */
+                for (d = 0; d < DIM; d++) score += (double)q[(h * QUERIES + i) * DIM + d] * k[(h * KEYS + j) * DIM + d];
+                weight = exp(score - slope * (p - j));
+                sum += weight;
+                for (d = 0; d < DIM; d++) expected[d] += weight * k[(h * KEYS + j) * DIM + d];
+            }
+            for (d = 0; d < DIM; d++) CHECK(fabs(out[(h * QUERIES + i) * DIM + d] - expected[d] / sum) < 1e-5);
+        }
+    }
+    masks[1].numbers[0] = 1;
+    CHECK(flashtile_attention(&tq, &tk, &tk, &to, NULL, &options) == FLASHTILE_INVALID_OPTION);
+    CHECK(strstr(flashtile_last_error(), "masks[1]") == flashtile_last_error());
 }
 
 static void check_errors(void) {
@@ -144,6 +218,7 @@ int main(void) {
     printf("version %s\nlevel %s\n", flashtile_version(), flashtile_level());
     CHECK(flashtile_default_threads() >= 1);
     check_attention();
+    check_open_sets();
     check_errors();
     check_large_shapes();
     check_softmax();

@@ -32,8 +32,8 @@ def standard_slopes(heads):
 
 
 def reference(q, k, v, *, causal=False, scale=None, softcap=None, window=(None, None), query_offset=None, key_lengths=None,
-              mask=None, bias=None, alibi=None, **_how):
-    """The definition: (out, lse)."""
+              mask=None, bias=None, alibi=None, sinks=None, modify=None, **_how):
+    """The definition: (out, lse). `modify` gets scores, positions [.., seq_q, 1] and keys [seq_kv]."""
     q, k, v = wide(q), wide(k), wide(v)
     (batch, heads, seq_q, dim), seq_kv = q.shape, k.shape[2]
     k, v = (x.repeat(heads // x.shape[1], axis=1) for x in (k, v))
@@ -49,6 +49,8 @@ def reference(q, k, v, *, causal=False, scale=None, softcap=None, window=(None, 
     if alibi is not None:
         slopes = np.array(standard_slopes(heads) if alibi is True else alibi)
         scores = scores - slopes[:, None, None] * np.abs(p - j)
+    if modify is not None:
+        scores = modify(scores, p, j)
     sees = np.broadcast_to(j < lengths[:, None, None, None], scores.shape).copy()
     if causal:
         sees &= j <= p
@@ -59,10 +61,11 @@ def reference(q, k, v, *, causal=False, scale=None, softcap=None, window=(None, 
     if mask is not None:
         sees &= mask != 0
     scores = np.where(sees, scores, -np.inf)
-    top = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
+    sink = np.broadcast_to(-np.inf if sinks is None else np.asarray(sinks)[:, None, None], (*scores.shape[:3], 1))
+    top = np.maximum(np.max(scores, axis=-1, keepdims=True, initial=-np.inf), sink)
     top = np.where(np.isfinite(top), top, 0)
     weights = np.exp(scores - top)
-    sums = weights.sum(-1, keepdims=True)
+    sums = weights.sum(-1, keepdims=True) + np.exp(sink - top)
     with np.errstate(divide="ignore"):
         lse = (np.log(sums) + top)[..., 0]
     return (weights / np.where(sums > 0, sums, 1)) @ v, lse
@@ -122,6 +125,102 @@ def test_options():
                 check(lse / 8, expected_lse / 8)  # of size up to 8
                 results.append(out.tobytes())
             assert results[0] == results[1] == results[2], "bits depend on threads"
+
+
+def test_masks_by_rule():
+    batch, heads, seq_q, seq_kv = 2, 4, 33, 70
+    offset = seq_kv - seq_q
+    q, k, v = random(batch, heads, seq_q, 16), random(batch, 2, seq_kv, 16), random(batch, 2, seq_kv, 16)
+    i, j = np.arange(seq_q)[:, None], np.arange(seq_kv)
+    p = i + offset
+    ids_q, ids_k = rng.integers(0, 3, (batch, seq_q)), rng.integers(0, 3, (batch, seq_kv))
+    parents = [-1] + [int(rng.integers(-1, n)) for n in range(1, seq_q)]
+    ancestors = np.zeros((seq_q, seq_q), bool)
+    for n, parent in enumerate(parents):
+        ancestors[n] = ancestors[parent] if parent >= 0 else False
+        ancestors[n, n] = True
+    kept = rng.random((1, heads, 5, 7)) < 0.5  # blocks of 7 queries and 10 keys
+    rows = kept[0, 0]
+    starts = np.concatenate(([0], np.cumsum(rows.sum(1))))
+    columns = np.concatenate([np.flatnonzero(row) for row in rows])
+    blocks = lambda kept: kept.repeat(7, -2).repeat(10, -1)[..., :seq_q, :]
+    cases = [
+        (flashtile.documents(ids_q, ids_k), (ids_q[:, :, None] == ids_k[:, None, :])[:, None]),
+        (flashtile.documents(ids_q[0], ids_k[0]), ids_q[0][:, None] == ids_k[0]),
+        (flashtile.prefix_lm((0, 3), (40, 60)), (j <= p) | (p >= 40) & (p < 60) & (j >= 40) & (j < 60)),
+        (flashtile.chunked(9), p // 9 == j // 9),
+        (flashtile.first_and_last(3, 8), (j <= p) & ((j < 3) | (j >= p - 8))),
+        (flashtile.tree(parents), np.concatenate((np.ones((seq_q, offset), bool), ancestors), axis=1)),
+        (flashtile.block_sparse((7, 10), kept), blocks(kept)),
+        (flashtile.block_sparse_rows((7, 10), starts, columns), blocks(rows)),
+        (flashtile.key_starts([5, 50]), j >= np.array([5, 50])[:, None, None, None]),
+    ]
+    for n, (mask, sees) in enumerate(cases):
+        other, other_sees = cases[(n + 3) % len(cases)]
+        for masks, sees in (([mask], sees), ([mask, other], sees & other_sees)):
+            sees = np.broadcast_to(sees, (batch, heads, seq_q, seq_kv))
+            expected, expected_lse = reference(q, k, v, mask=sees)
+            for form in ("decode", "prefill"):
+                out, lse = lib.attention(q, k, v, lse=True, masks=masks, form=form)
+                check(out, expected)
+                check(lse / 8, expected_lse / 8)
+                dense = lib.attention(q, k, v, mask=sees, form=form)
+                assert out.tobytes() == dense.tobytes(), f"bits of mask {n}"
+    refused("WRONG_COUNT", lambda: lib.attention(q, k, v, masks=[flashtile.tree(parents[:-1])]), "parents")
+    refused("INVALID_OPTION", lambda: lib.attention(q, k, v, masks=[flashtile.chunked(3), flashtile.Mask(9)]), "masks[1]", "9")
+
+
+def test_sinks():
+    q, k, v = random(2, 4, 5, 16), random(2, 2, 40, 16), random(2, 2, 40, 16)
+    sinks = [0.5, -np.inf, 3.0, -2.0]
+    for case in ({}, {"causal": True, "query_offset": -2}):
+        expected, expected_lse = reference(q, k, v, sinks=sinks, **case)
+        out, lse = lib.attention(q, k, v, lse=True, sinks=sinks, **case)
+        check(out, expected)
+        check(lse / 8, expected_lse / 8)
+    refused("WRONG_COUNT", lambda: lib.attention(q, k, v, sinks=[1.0]), "sinks")
+    refused("INVALID_OPTION", lambda: lib.attention(q, k, v, sinks=[np.inf] * 4), "sink is inf")
+
+
+def test_score_functions():
+    def score_row(row, scores):
+        assert scores.dtype == np.float32 and 0 < len(scores) <= 700 - row.first_key
+        distance = row.position - row.first_key - np.arange(len(scores))
+        scores -= 0.01 * (row.head + row.batch + 1) * np.abs(distance)
+        scores[distance % 5 == 0] = -np.inf
+
+    def modify(scores, p, j):
+        head, batch = np.arange(4)[:, None, None], np.arange(2)[:, None, None, None]
+        return np.where((p - j) % 5 == 0, -np.inf, scores - 0.01 * (head + batch + 1) * np.abs(p - j))
+
+    for seq_q in (1, 3, 40):
+        q, k, v = random(2, 4, seq_q, 16), random(2, 2, 700, 16), random(2, 2, 700, 16)
+        for case in ({}, {"causal": True, "softcap": 2.0, "sinks": [0.0] * 4}):
+            expected, expected_lse = reference(q, k, v, modify=modify, **case)
+            for how in ({"form": "decode"}, {"form": "prefill"}, {"threads": 1}, {"threads": 3}):
+                out, lse = lib.attention(q, k, v, lse=True, score_row=score_row, **case, **how)
+                check(out, expected)
+                check(lse / 8, expected_lse / 8)
+
+    # An exception reaches the caller; the library goes on working. A call inside a function is a call like any other.
+    def fails(row, scores):
+        raise KeyError(row.head)
+
+    try:
+        lib.attention(q, k, v, score_row=fails)
+    except KeyError:
+        pass
+    else:
+        raise AssertionError("no exception")
+    plain = lib.attention(q, k, v)
+
+    def nested(row, scores):
+        for threads in (0, 1, 2):
+            assert lib.attention(q, k, v, threads=threads).tobytes() == plain.tobytes()
+        lib.release()
+
+    small = q[:, :, :2], k[:, :, :20], v[:, :, :20]
+    assert lib.attention(*small, score_row=nested).tobytes() == lib.attention(*small, score_row=lambda row, scores: None).tobytes()
 
 
 def test_threads():
