@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example custom_mask`
 
-use flashtile::mask::{Block, Cover, Covered, Documents, Mask, Pair, Query, check_mask, mask_fn};
+use flashtile::mask::{Block, Cover, Covered, Documents, Mask, Pair, check_mask, mask_fn};
 use flashtile::score::{RelativeBias, score_fn, tanh};
 use flashtile::{Attention, ScoreStage, Threads, Workspace, alibi_slope, reference};
 use ndarray::{Array2, Array4, s};
@@ -34,10 +34,6 @@ impl Mask for Axial {
         } else {
             Cover::Partial
         }
-    }
-
-    fn span(&self, _: Query) -> Range<isize> {
-        0..isize::MAX
     }
 }
 

@@ -466,7 +466,8 @@ impl<'a> Attention<'a> {
     /// * [`Error::LevelUnavailable`]: a level that the processor lacks
     /// * [`Error::TooLarge`]: broadcast tensors with more elements than any memory holds
     /// * [`Error::TooMany`]: more than 2^32 - 1 query rows or 2^24 key/value heads in all batches together, or rows of more
-    ///   than 2^20 elements
+    ///   than 2^20 elements; with [`masked_by`](Self::masked_by) or [`modified_by`](Self::modified_by), indices or offsets of
+    ///   2^30 or more
     pub fn compute<'t>(
         &self,
         q: impl Into<AnyTensorRef<'t>>,

@@ -80,7 +80,7 @@
 //! | meaning | `options.rs` `sequence.rs` `pair.rs` `mask.rs` `mask/` `score.rs` `score/` `score_tile.rs` `kv.rs` `kv/` | what is computed |
 //! | softmax | `softmax.rs` `softmax/` | the public softmax functions |
 //! | simd | `simd.rs` `simd/` | instructions |
-//! | ground | `error.rs` `element.rs` `level.rs` `integers.rs` `tensor.rs` `tensor/` | what every layer may use |
+//! | ground | `error.rs` `element.rs` `level.rs` `integers.rs` `threads.rs` `threads/` `tensor.rs` `tensor/` | what every layer may use |
 
 #![deny(missing_docs)]
 

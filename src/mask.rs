@@ -114,6 +114,11 @@ impl Masks<'_> {
         if span.is_empty() { 0..0 } else { span.start as usize..span.end as usize }
     }
 
+    /// Whether users' masks are the same for all heads of a sequence.
+    pub(crate) fn heads_are_alike(&self) -> bool {
+        self.open.iter().all(|OpenMask(mask)| mask.heads_are_alike())
+    }
+
     /// The masks whose spans have holes.
     pub(crate) fn with_holes(&self) -> impl Iterator<Item = &dyn Mask> {
         self.open.iter().map(|OpenMask(mask)| *mask).filter(|mask| !mask.is_span())

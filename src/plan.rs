@@ -147,8 +147,10 @@ impl Plan {
         let partials =
             [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
         let work = multiply_adds(&dims);
-        let alike_heads = match (problem.masks.open.is_empty(), problem.sequences.are_alike()) {
-            (false, _) => dims.heads_kv.min(1), // users' masks may differ from head to head
+        // Users' masks may differ from sequence to sequence, and from head to head.
+        let sequences_are_alike = problem.masks.open.is_empty() && problem.sequences.are_alike();
+        let alike_heads = match (problem.masks.heads_are_alike(), sequences_are_alike) {
+            (false, _) => dims.heads_kv.min(1),
             (true, false) => dims.heads_kv,
             (true, true) => heads,
         };

@@ -17,8 +17,6 @@ pub struct ScoreTile<'t> {
     pub(crate) rows: TileRows<'t>,
     /// The first key.
     pub(crate) first_key: i32,
-    /// What each result is multiplied with: the unit of the scores that are returned.
-    pub(crate) factor: f32,
 }
 
 /// The query of each column of a tile.
@@ -47,8 +45,8 @@ impl ScoreTile<'_> {
     /// Some pairs may lie outside what is visible. Their scores don't count, but `f` must not panic for them.
     #[inline]
     pub fn modify(&mut self, f: impl Fn(f32, Pair) -> f32) {
-        let ScoreTile { isa, scores, rows, first_key, factor } = self;
-        isa.run(Modify { scores, rows: *rows, first_key: *first_key, factor: *factor, f });
+        let ScoreTile { isa, scores, rows, first_key } = self;
+        isa.run(Modify { scores, rows: *rows, first_key: *first_key, f });
     }
 
     /// Calls `f` for each query of the tile, with runs of its scores: the pair of the query and the first key of a run, and the
@@ -81,7 +79,7 @@ impl ScoreTile<'_> {
     /// let attention = Attention::new().modified_by(&NearFirst);
     /// ```
     pub fn modify_rows(&mut self, mut f: impl FnMut(Pair, &mut [f32])) {
-        let ScoreTile { scores, rows, first_key, factor, .. } = self;
+        let ScoreTile { scores, rows, first_key, .. } = self;
         let lanes = rows.queries.len();
         for (scores, key) in scores.chunks_mut((MAX_RUN * lanes).max(1)).zip((*first_key..).step_by(MAX_RUN)) {
             let (mut run, mut of) = ([0.0; MAX_RUN], None);
@@ -96,7 +94,7 @@ impl ScoreTile<'_> {
                     f(pair, run);
                 }
                 for (score, from) in scores[lane..].iter_mut().step_by(lanes).zip(&*run) {
-                    *score = from * *factor;
+                    *score = *from;
                 }
             }
         }
@@ -117,9 +115,7 @@ impl ScoreTile<'_> {
     /// Hides the pairs for which `sees` is false.
     #[inline]
     pub fn hide_unless(&mut self, sees: impl Fn(Pair) -> bool) {
-        let ScoreTile { isa, scores, rows, first_key, .. } = self;
-        let f = |score: f32, pair: Pair| if sees(pair) { score } else { f32::NEG_INFINITY };
-        isa.run(Modify { scores, rows: *rows, first_key: *first_key, factor: 1.0, f });
+        self.modify(|score, pair| if sees(pair) { score } else { f32::NEG_INFINITY });
     }
 }
 
@@ -129,12 +125,41 @@ impl ScoreTile<'_> {
     ///
     /// * `table`: `2 * most + 1` elements; the first and the last `MAX_LANES` are the same
     pub(crate) fn add_by_distance<'b>(&mut self, table: impl Fn(usize) -> &'b [f32], most: i32) -> bool {
-        let ScoreTile { isa, scores, rows, first_key, factor } = self;
+        let ScoreTile { isa, scores, rows, first_key } = self;
         let (Some(head), [first, _, ..]) = (rows.head, rows.queries) else { return false };
         let (table, lanes) = (table(head as usize), rows.queries.len());
-        let first_distance = first + rows.offset - *first_key;
-        isa.run(AddByDistance { scores, lanes, table, most, first_distance, factor: *factor });
+        let first_distance = (first + rows.offset - *first_key) as i64 + most as i64;
+        isa.run(AddByDistance { scores, lanes, table, first: first_distance });
         true
+    }
+
+    /// Brings the scores into a unit of which one natural unit is `factor`, above 1.
+    pub(crate) fn convert(&mut self, factor: f32) {
+        self.isa.run(ToUnit { scores: self.scores, factor });
+    }
+}
+
+/// A finite score stays finite: one of f32::MIN must not become -inf, which hides its key.
+struct ToUnit<'t> {
+    scores: &'t mut [f32],
+    factor: f32,
+}
+
+impl Kernel for ToUnit<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let ToUnit { scores, factor } = self;
+        let (most, factor) = (simd.splat(f32::MAX / factor), simd.splat(factor));
+        let least = simd.sub(simd.zero(), most);
+        for scores in scores.chunks_mut(S::LANES) {
+            let score = simd.load_part(scores, 0.0);
+            // `max` and `min` return a NaN in their second operand.
+            let within = simd.mul(simd.min(most, simd.max(least, score)), factor);
+            let finite = simd.lt(simd.abs(score), simd.splat(f32::INFINITY));
+            simd.store_part(scores, simd.select(finite, within, score));
+        }
     }
 }
 
@@ -143,10 +168,8 @@ struct AddByDistance<'t> {
     scores: &'t mut [f32],
     lanes: usize,
     table: &'t [f32],
-    most: i32,
-    /// The distance of the first query and the first key.
-    first_distance: i32,
-    factor: f32,
+    /// The index of the first query's and the first key's distance.
+    first: i64,
 }
 
 impl Kernel for AddByDistance<'_> {
@@ -154,39 +177,23 @@ impl Kernel for AddByDistance<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let AddByDistance { scores, lanes, table, most, first_distance, factor } = self;
-        let (mut distance, most_score) = (first_distance, f32::MAX / factor);
+        let AddByDistance { scores, lanes, table, mut first } = self;
         // The last start of a vector within the table.
         let last = table.len() - S::LANES;
         for scores in scores.chunks_exact_mut(lanes) {
-            for (at, scores) in (0i32..).step_by(S::LANES).zip(scores.chunks_exact_mut(S::LANES)) {
-                let start = ((distance + at + most).max(0) as usize).min(last);
-                let score = simd.add(simd.load_slice(scores), simd.load_slice(&table[start..]));
-                // As `in_unit`. `max` and `min` return a NaN in their second operand.
-                let within = simd.min(simd.splat(most_score), simd.max(simd.splat(-most_score), score));
-                let finite = simd.lt(simd.abs(score), simd.splat(f32::INFINITY));
-                simd.store_slice(scores, simd.select(finite, simd.mul(within, simd.splat(factor)), score));
+            for (at, scores) in (first..).step_by(S::LANES).zip(scores.chunks_exact_mut(S::LANES)) {
+                let start = (at.max(0) as usize).min(last);
+                simd.store_slice(scores, simd.add(simd.load_slice(scores), simd.load_slice(&table[start..])));
             }
-            distance -= 1;
+            first -= 1;
         }
     }
-}
-
-/// A score in the unit of which one natural unit is `factor`. A finite score stays finite: one of f32::MIN must not become -inf, which
-/// hides its key.
-#[inline(always)]
-fn in_unit(score: f32, factor: f32) -> f32 {
-    let most = f32::MAX / factor;
-    let low = if score < -most { -most } else { score };
-    let within = if low > most { most } else { low };
-    if score.abs() < f32::INFINITY { within * factor } else { score }
 }
 
 struct Modify<'t, F> {
     scores: &'t mut [f32],
     rows: TileRows<'t>,
     first_key: i32,
-    factor: f32,
     f: F,
 }
 
@@ -197,7 +204,7 @@ impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
     /// stores the compiler would have to read it again, and would not make a vector of the loop.
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Modify { scores, rows, first_key, factor, f } = self;
+        let Modify { scores, rows, first_key, f } = self;
         let TileRows { batch, head, heads, queries, offset } = rows;
         let mut key = first_key;
         match (head, queries) {
@@ -209,13 +216,13 @@ impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
                     let mut vector = [0.0; MAX_LANES];
                     vector[..S::LANES].copy_from_slice(scores);
                     for (score, key) in vector[..S::LANES].iter_mut().zip(key..) {
-                        *score = in_unit(f(*score, Pair { row, key }), factor);
+                        *score = f(*score, Pair { row, key });
                     }
                     scores.copy_from_slice(&vector[..S::LANES]);
                     key += S::LANES as i32;
                 }
                 for score in vectors.into_remainder() {
-                    *score = in_unit(f(*score, Pair { row, key }), factor);
+                    *score = f(*score, Pair { row, key });
                     key += 1;
                 }
             }
@@ -227,7 +234,7 @@ impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
                         vector[..S::LANES].copy_from_slice(scores);
                         for lane in 0..S::LANES {
                             let row = Query { batch, head, query: queries[lane], offset };
-                            vector[lane] = in_unit(f(vector[lane], Pair { row, key }), factor);
+                            vector[lane] = f(vector[lane], Pair { row, key });
                         }
                         scores.copy_from_slice(&vector[..S::LANES]);
                     }
@@ -238,7 +245,7 @@ impl<F: Fn(f32, Pair) -> f32> Kernel for Modify<'_, F> {
                 for scores in scores.chunks_exact_mut(queries.len()) {
                     for (lane, score) in scores.iter_mut().enumerate() {
                         let row = Query { batch, head: heads[lane], query: queries[lane], offset };
-                        *score = in_unit(f(*score, Pair { row, key }), factor);
+                        *score = f(*score, Pair { row, key });
                     }
                     key += 1;
                 }

@@ -22,9 +22,9 @@ pub(crate) fn workers(worth: Worth, pieces: usize) -> usize {
     #[cfg(feature = "rayon")]
     if is_worth_it(worth) {
         let threads = match helpers::of_this_thread() {
-            Some(own) => 1 + own.count(),
-            None if pool_available() => rayon::current_num_threads(),
-            None => 1,
+            Ok(Some(own)) => 1 + own.count(),
+            Ok(None) if pool_available() => rayon::current_num_threads(),
+            _ => 1,
         };
         return threads.min(pieces).max(1);
     }
@@ -36,7 +36,7 @@ pub(crate) fn workers(worth: Worth, pieces: usize) -> usize {
 fn is_worth_it(worth: Worth) -> bool {
     match worth {
         Worth::Caller => false,
-        Worth::Awake => helpers::of_this_thread().is_none() && is_in_pool() || helpers::stay_awake(),
+        Worth::Awake => matches!(helpers::of_this_thread(), Ok(None)) && is_in_pool() || helpers::stay_awake(),
         Worth::Waking => true,
     }
 }
@@ -113,9 +113,10 @@ fn fan_out<M: Send>(memory: &mut [M], worker: &(impl Fn(&mut M) + Sync)) {
         [only] => worker(only),
         #[cfg(feature = "rayon")]
         _ => match helpers::of_this_thread() {
-            Some(own) => helpers::work_with_helpers(memory, worker, |job| own.spawn(job)),
-            None if !is_in_pool() => helpers::work_with_helpers(memory, worker, rayon::spawn),
-            None => {
+            Ok(Some(own)) => helpers::work_with_helpers(memory, worker, |job| own.spawn(job)),
+            Err(_) => memory.iter_mut().for_each(worker),
+            Ok(None) if !is_in_pool() => helpers::work_with_helpers(memory, worker, rayon::spawn),
+            Ok(None) => {
                 let (left, right) = memory.split_at_mut(memory.len() / 2);
                 rayon::join(|| fan_out(left, worker), || fan_out(right, worker));
             }

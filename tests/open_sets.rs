@@ -539,3 +539,95 @@ fn other_problems_are_refused() {
     let empty = Documents::per_sequence(usize::MAX, &[0i32; 0], &[0i32; 0]).unwrap();
     assert_eq!(masked(&empty), count("sequences of documents", 2, usize::MAX));
 }
+
+/// A bias of f32::MIN does not hide its key, whatever functions come after it, and nor does a function's f32::MIN.
+#[test]
+fn the_lowest_number_hides_nothing() {
+    let inputs = Inputs::<f32>::random(dims(2, 2, 20, 40), &mut Rng(17));
+    let lowest = TensorRef::from_slice(&[f32::MIN], [1, 1]).unwrap();
+    let (same, least) = (score_fn(|score, _| score), score_fn(|_, _| f32::MIN));
+    let table = RelativeBias::new(2, 0, &[f32::MIN; 2]).unwrap();
+    for form in [Form::Prefill, Form::Decode] {
+        for (name, attention) in [
+            ("bias", Attention::new().bias(lowest).modified_by(&same)),
+            ("function", Attention::new().modified_by(&least)),
+            ("table", Attention::new().modified_by(&table)),
+            ("two", Attention::new().modified_by(&least).modified_by(&same)),
+        ] {
+            let (out, lse) = run(&attention.form(form), &inputs);
+            for (n, row) in out.chunks(16).enumerate() {
+                let head = n / 20;
+                for (d, got) in row.iter().enumerate() {
+                    let mean = (0..40).map(|j| inputs.v[(head * 40 + j) * 16 + d]).sum::<f32>() / 40.0;
+                    // The scores are no more than rounding apart, unless one of them is 1e31 and more.
+                    assert!((got - mean).abs() < 1e-5, "{name}, {form}: {got}, not the mean {mean}");
+                }
+            }
+            assert!(lse.iter().all(|lse| lse.is_finite() && *lse < -2.3e38), "{name}, {form}");
+        }
+    }
+}
+
+/// Adds `by`, in a tile function of its own that may leave the tile alone, or go over it twice.
+struct Plus {
+    by: f32,
+    times: usize,
+}
+
+impl ScoreMod for Plus {
+    fn define(&self, score: f64, pair: Pair) -> f64 {
+        score + (self.by * self.times as f32) as f64 * (pair.key() % 3) as f64
+    }
+
+    fn modify(&self, tile: &mut ScoreTile<'_>) {
+        for _ in 0..self.times {
+            tile.modify(|score, pair| score + self.by * (pair.key() % 3) as f32);
+        }
+    }
+}
+
+/// Hides odd keys by changing scores.
+struct HidesByModifying;
+
+impl Mask for HidesByModifying {
+    fn sees(&self, pair: Pair) -> bool {
+        pair.key().is_multiple_of(2)
+    }
+
+    fn hide(&self, tile: &mut ScoreTile<'_>) {
+        tile.modify(|score, pair| if self.sees(pair) { score } else { f32::NEG_INFINITY });
+    }
+}
+
+/// A tile may be gone over any number of times: scores are converted to the softmax's unit after users' functions.
+#[test]
+fn tiles_may_be_modified_any_number_of_times() {
+    for (seq_q, form) in [(40, Form::Prefill), (2, Form::Decode)] {
+        let inputs = Inputs::<f32>::random(dims(4, 2, seq_q, 300), &mut Rng(18));
+        for times in [0, 1, 2] {
+            let (plus, hides) = (Plus { by: 0.7, times }, HidesByModifying);
+            let attention = Attention::new().modified_by(&plus).masked_by(&hides).form(form);
+            let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
+            for level in Level::available() {
+                let got = run(&attention.clone().level(level), &inputs);
+                assert_near(&got, &expected, 1e-5, &format!("{times} times, {level}, {form}"));
+            }
+        }
+    }
+}
+
+/// Sizes that a mask was not made for, and absurd ones, are refused.
+#[test]
+fn absurd_sizes_are_refused() {
+    let documents = Documents::of_lengths(&[5]).unwrap();
+    assert!(Covered::new(documents.clone(), [1, 1, 8, 8], 0).is_err());
+    assert!(check_mask(&documents, [1, 1, 8, 8], 0).is_err());
+    let all = || mask_fn(|_| true);
+    assert!(Covered::new(all(), [usize::MAX, 1, 0, 0], 0).is_ok(), "there are no pairs");
+    assert!(Covered::new(all(), [1, 1, usize::MAX, 1], 0).is_err());
+    assert!(BlockSparse::from_rows([1, 1], usize::MAX, &[0, 0], &[]).is_err());
+    assert!(WindowBias::new(1, [usize::MAX, 0], &[]).is_err());
+    assert!(WindowBias::new(1, [1 << 40, 1 << 40], &[]).is_err());
+    assert!(RelativeBias::new(1, usize::MAX, &[]).is_err());
+    assert!(RelativeBias::t5(1, true, 128, &[0.0; 33]).is_err(), "an odd number of buckets");
+}

@@ -19,12 +19,14 @@ struct Pool {
     threads: Option<ThreadPool>,
     started: Vec<JoinHandle<()>>,
     processors: Processors,
+    /// The process that has the threads: a child that was forked has none, and the handles mean nothing there.
+    process: u32,
 }
 
 impl Pool {
     /// A pool of `helpers` threads, at least one.
     fn new(helpers: usize) -> Result<Self, ThreadPoolBuildError> {
-        let processors = Processors::of_this_thread();
+        let (processors, process) = (Processors::of_this_thread(), std::process::id());
         let mut started = Vec::with_capacity(helpers);
         let pool = ThreadPoolBuilder::new()
             .num_threads(helpers)
@@ -35,13 +37,19 @@ impl Pool {
             })
             .build();
         match pool {
-            Ok(pool) => Ok(Pool { threads: Some(pool), started, processors }),
+            Ok(pool) => Ok(Pool { threads: Some(pool), started, processors, process }),
             Err(error) => {
                 // rayon has told the started threads to end; the drop joins them.
-                drop(Pool { threads: None, started, processors });
+                drop(Pool { threads: None, started, processors, process });
                 Err(error)
             }
         }
+    }
+}
+
+impl Pool {
+    fn is_of_this_process(&self) -> bool {
+        self.process == std::process::id()
     }
 }
 
@@ -52,7 +60,7 @@ impl Helpers for Pool {
 
     fn spawn(&self, job: Box<dyn FnOnce() + Send>) {
         // It is `Some` until the pool is dropped.
-        if let Some(threads) = &self.threads {
+        if let (Some(threads), true) = (&self.threads, self.is_of_this_process()) {
             self.processors.keep_from_mine(&self.started);
             threads.spawn(job);
         }
@@ -72,6 +80,11 @@ impl Helpers for Nobody {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        if !self.is_of_this_process() {
+            std::mem::forget(self.threads.take());
+            std::mem::take(&mut self.started).into_iter().for_each(std::mem::forget);
+            return;
+        }
         drop(self.threads.take()); // tells the threads to end
         for thread in self.started.drain(..) {
             // A panic of a thread was already raised in the call that it worked for.

@@ -49,7 +49,8 @@ impl Processors {
             return; // they would wait for each other
         }
         for thread in threads {
-            // SAFETY: the thread has not been joined, so its identifier is valid; `others` is a set of that size. A failure
+            // SAFETY: the thread has not been joined, and it is one of this process (the pool has checked), so its identifier is
+            // valid; `others` is a set of that size. A failure
             // changes nothing, and the thread runs where it could run before.
             unsafe { pthread_setaffinity_np(thread.as_pthread_t(), size_of::<cpu_set_t>(), &others) };
         }

@@ -51,7 +51,7 @@ impl Schedule {
                 let queries = rows.start / group..tail.end.div_ceil(group);
                 // Masks that may differ from head to head are alike in one head alone.
                 let first = alike.start % dims.heads_kv * group;
-                let heads = first..first + if problem.masks.open.is_empty() { 1 } else { group };
+                let heads = first..first + if problem.masks.heads_are_alike() { 1 } else { group };
                 let keys = union(
                     heads
                         .flat_map(|h| queries.clone().map(move |i| (h, i)))

@@ -1,7 +1,7 @@
 //! Users' masks and score modifications, on the scores of some rows and the keys of a tile.
 //!
-//! They are called once for a tile, between the two passes of [`super::tile`]: what changes scores comes before, what hides keys
-//! comes after, so that a hidden key stays hidden whatever a function makes of its score.
+//! They are called between the two passes of [`super::tile`], score modifications once for a tile, masks once for each grain that they
+//! partly show. What changes scores comes before, what hides keys comes after, so that a hidden key stays hidden whatever a function makes of its score.
 
 #![forbid(unsafe_code)]
 
@@ -82,12 +82,12 @@ pub(super) fn apply<const N: usize>(
         queries,
         offset: task.sequence.offset as i32,
     };
-    let mut tile = ScoreTile { isa: task.isa, scores, rows, first_key: keys.start as i32, factor: 1.0 };
-    for (n, OpenScoreMod(open)) in task.score_mods.open.iter().enumerate() {
-        if n + 1 == task.score_mods.open.len() {
-            tile.factor = task.last_unit.factor();
-        }
+    let mut tile = ScoreTile { isa: task.isa, scores, rows, first_key: keys.start as i32 };
+    for OpenScoreMod(open) in task.score_mods.open {
         open.modify(&mut tile);
+    }
+    if task.unit != task.last_unit {
+        tile.convert(task.last_unit.factor());
     }
     let block = task.block(lanes.rows.clone(), keys.clone());
     for mask in task.masks.with_holes() {

@@ -136,13 +136,14 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
 
     fn step(&mut self, keys: Range<usize>) {
         let Prefill { task, end, last_prefetch, layout, panels, queries, out, by_rows, operands, buffers } = self;
+        let tile_end = keys.end;
         let keys = open_mods::trim(task, &(0..task.rows), keys);
         if keys.is_empty() {
             return;
         }
         let mut next_tile;
-        let prefetch = if keys.end < *end {
-            next_tile = prefetch_keys(task, keys.end..(keys.end + task.tile_keys).min(*end));
+        let prefetch = if tile_end < *end {
+            next_tile = prefetch_keys(task, tile_end..(tile_end + task.tile_keys).min(*end));
             &mut next_tile
         } else {
             last_prefetch

@@ -79,6 +79,10 @@ impl Mask for BlockSparse {
         self.kept(pair.batch(), pair.head(), pair.query() / self.block[0], pair.key() / self.block[1])
     }
 
+    fn heads_are_alike(&self) -> bool {
+        self.shape[1] == 1
+    }
+
     fn cover(&self, block: &Block) -> Cover {
         let [q, k] = self.block;
         let mut said = None;

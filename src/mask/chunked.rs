@@ -34,6 +34,10 @@ impl Mask for Chunked {
         self.size > 0 && pair.position().div_euclid(self.size) == (pair.key() as isize).div_euclid(self.size)
     }
 
+    fn heads_are_alike(&self) -> bool {
+        true
+    }
+
     fn span(&self, query: Query) -> Range<isize> {
         if self.size == 0 {
             return 0..0;

@@ -48,10 +48,21 @@ impl<M: Mask> Covered<M> {
     /// * `offset`: the position of query 0, as [`QueryOffset`](crate::QueryOffset) sets it: `seq_kv - seq_q` by default
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if there is no memory for one byte for each block of 32 queries and 64 keys.
+    /// [`Error::TooLarge`] if there is no memory for one byte for each block of 32 queries and 64 keys; what [`Mask::check`] of `mask`
+    /// says of a problem of this size.
     pub fn new(mask: M, shape: [usize; 4], offset: isize) -> Result<Self, Error> {
         let [batch, heads, seq_q, seq_kv] = shape;
+        mask.check(&ProblemSizes::of_sequences(batch, heads, seq_q, seq_kv, offset))?;
         let rows = batch.saturating_mul(heads).saturating_mul(seq_q.div_ceil(QUERIES));
+        if rows == 0 || seq_kv == 0 {
+            return Ok(Covered {
+                mask,
+                shape,
+                offset,
+                covers: Vec::new(),
+                spans: super::filled("the blocks of a mask", 0..0, Some(rows))?,
+            });
+        }
         let (mut covers, mut spans) = (Vec::new(), Vec::new());
         let too_large = |_| Error::TooLarge { what: "the blocks of a mask" };
         covers.try_reserve_exact(rows.saturating_mul(seq_kv.div_ceil(KEYS))).map_err(too_large)?;
@@ -116,6 +127,10 @@ impl<M: Mask> Mask for Covered<M> {
 
     fn span(&self, query: Query) -> Range<isize> {
         self.spans[self.row(query.batch(), query.head(), query.query() / QUERIES)].clone()
+    }
+
+    fn heads_are_alike(&self) -> bool {
+        self.shape[1] == 1
     }
 
     fn cover(&self, block: &Block) -> Cover {

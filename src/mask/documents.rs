@@ -126,6 +126,10 @@ impl Mask for Documents {
         queries[pair.query()] == keys[pair.key()]
     }
 
+    fn heads_are_alike(&self) -> bool {
+        true
+    }
+
     fn span(&self, query: Query) -> Range<isize> {
         let Range { start, end } = row(&self.spans, self.batch, self.own(query.batch()))[query.query()];
         start as isize..end as isize

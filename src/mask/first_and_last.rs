@@ -39,10 +39,18 @@ impl Mask for FirstAndLast {
         (distance >= 0) & ((key < self.first) | (distance <= self.left))
     }
 
+    fn heads_are_alike(&self) -> bool {
+        true
+    }
+
     fn span(&self, query: Query) -> Range<isize> {
         let p = query.position();
         let start = if self.first > 0 { 0 } else { p - self.left as isize };
         start..p + 1
+    }
+
+    fn is_span(&self) -> bool {
+        self.first == 0 // a window alone
     }
 
     fn cover(&self, block: &Block) -> Cover {

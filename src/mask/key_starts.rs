@@ -41,6 +41,10 @@ impl Mask for KeyStarts<'_> {
         pair.key() as isize >= self.start(pair.batch())
     }
 
+    fn heads_are_alike(&self) -> bool {
+        true
+    }
+
     fn span(&self, query: Query) -> Range<isize> {
         self.start(query.batch())..isize::MAX
     }

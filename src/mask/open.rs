@@ -5,7 +5,7 @@
 use crate::error::Error;
 use crate::pair::{Block, Pair, Query};
 use crate::score_tile::ScoreTile;
-use crate::sequence::Sequences;
+use crate::sequence::{QueryOffset, Sequences};
 use std::ops::Range;
 
 /// What a mask says about a block of pairs.
@@ -35,6 +35,12 @@ pub struct ProblemSizes<'a> {
 }
 
 impl ProblemSizes<'_> {
+    /// Sequences of one size, with query 0 at `offset`.
+    pub fn of_sequences(batch: usize, heads: usize, seq_q: usize, seq_kv: usize, offset: isize) -> Self {
+        let sequences = Sequences { seq_q, seq_kv, query_offset: QueryOffset::At(offset), key_lengths: None };
+        ProblemSizes { batch, heads, seq_q, seq_kv, sequences }
+    }
+
     /// Whether query 0 of every sequence is at key position `offset`.
     pub fn all_at(&self, offset: isize) -> bool {
         self.sequences.distinct(self.batch).all(|b| self.sequences.get(b).offset == offset as i128)
@@ -84,9 +90,14 @@ pub trait Mask: Sync {
         false
     }
 
+    /// Whether the mask is the same for all heads of a sequence. Then spans are asked for one of them. The default is no.
+    fn heads_are_alike(&self) -> bool {
+        false
+    }
+
     /// What the mask says about the pairs of a block. The default is [`Cover::Partial`], which is always right.
     ///
-    /// It is asked for each tile of some 16 to 256 queries and 64 to 256 keys.
+    /// It is asked for each tile, some 1 to 256 queries and up to 256 keys, and if the tile is partial, for each 16 keys of it.
     fn cover(&self, block: &Block) -> Cover {
         let _ = block;
         Cover::Partial
@@ -115,7 +126,7 @@ pub trait Mask: Sync {
 /// * `offset`: the position of query 0
 ///
 /// # Errors
-/// What contradicts what, with the first pair.
+/// What contradicts what, with the first pair; and what [`check`](Mask::check) says of a problem of this size.
 ///
 /// ```
 /// use flashtile::mask::{PrefixLm, check_mask};
@@ -124,6 +135,8 @@ pub trait Mask: Sync {
 /// # Ok::<(), flashtile::Error>(())
 /// ```
 pub fn check_mask(mask: &dyn Mask, [batch, heads, seq_q, seq_kv]: [usize; 4], offset: isize) -> Result<(), String> {
+    let sizes = ProblemSizes::of_sequences(batch, heads, seq_q, seq_kv, offset);
+    mask.check(&sizes).map_err(|error| error.to_string())?;
     for b in 0..batch {
         let all = Block { batch: b, heads: 0..heads, queries: 0..seq_q, offset, keys: 0..seq_kv };
         check_spans(mask, &all)?;

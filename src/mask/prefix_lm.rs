@@ -56,6 +56,10 @@ impl Mask for PrefixLm {
         (pair.key() as isize) < self.end(pair.position())
     }
 
+    fn heads_are_alike(&self) -> bool {
+        true
+    }
+
     fn span(&self, query: Query) -> Range<isize> {
         0..self.end(query.position())
     }

@@ -67,6 +67,10 @@ impl Mask for Tree {
         }
     }
 
+    fn heads_are_alike(&self) -> bool {
+        true
+    }
+
     fn span(&self, query: Query) -> Range<isize> {
         0..query.position() + 1
     }

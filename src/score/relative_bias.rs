@@ -5,7 +5,7 @@
 use super::open::ScoreMod;
 use crate::error::Error;
 use crate::mask::ProblemSizes;
-use crate::pair::Pair;
+use crate::pair::{MAX_INDEX, Pair};
 use crate::score_tile::ScoreTile;
 use crate::simd::MAX_LANES;
 
@@ -28,9 +28,8 @@ impl RelativeBias {
     /// # Errors
     /// [`Error::WrongCount`] if the table is not of that size.
     pub fn new(heads: usize, most: usize, table: &[f32]) -> Result<Self, Error> {
-        let expected = most.checked_mul(2).and_then(|n| n.checked_add(1)).and_then(|n| n.checked_mul(heads));
-        let expected = expected.unwrap_or(usize::MAX);
-        if table.len() != expected {
+        let expected = most.saturating_mul(2).saturating_add(1).saturating_mul(heads);
+        if table.len() != expected || most > MAX_INDEX {
             return Err(Error::WrongCount { what: "relative biases", expected, got: table.len() });
         }
         let row = 2 * most + 1;
@@ -52,7 +51,7 @@ impl RelativeBias {
     ///
     /// # Errors
     /// [`Error::WrongCount`] if `buckets` can't be cut into rows of `heads`; [`Error::InvalidMask`] if there are fewer than 4 (2 in a
-    /// decoder), or `max_distance` is not larger than half of one direction's buckets.
+    /// decoder) or an odd number in an encoder, or `max_distance` is not larger than half of one direction's buckets, or above 2^20.
     ///
     /// Source: Raffel and others, 2020, and `T5Attention._relative_position_bucket` of Hugging Face's transformers.
     pub fn t5(heads: usize, bidirectional: bool, max_distance: usize, buckets: &[f32]) -> Result<Self, Error> {
@@ -61,7 +60,7 @@ impl RelativeBias {
             return Err(Error::WrongCount { what: "bucket biases", expected: count * heads, got: buckets.len() });
         }
         let own = if bidirectional { count / 2 } else { count };
-        if own < 2 || max_distance <= own / 2 || max_distance > 1 << 20 {
+        if own < 2 || bidirectional && count % 2 == 1 || max_distance <= own / 2 || max_distance > 1 << 20 {
             return Err(Error::InvalidMask {
                 reason: "the buckets of a relative bias and its largest distance don't fit",
             });
@@ -152,8 +151,8 @@ impl WindowBias {
         if places > LIMIT {
             return Err(Error::TooMany { what: "places of a window", limit: LIMIT, got: places });
         }
-        let (rows, columns) = ((2 * height).saturating_sub(1), (2 * width).saturating_sub(1));
-        let offsets = rows * columns;
+        let [rows, columns] = [height, width].map(|n| n.saturating_mul(2).saturating_sub(1));
+        let offsets = rows.saturating_mul(columns);
         let expected = offsets.saturating_mul(heads);
         if table.len() != expected {
             return Err(Error::WrongCount { what: "window biases", expected, got: table.len() });

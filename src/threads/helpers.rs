@@ -14,7 +14,7 @@ use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::thread::{self, Thread};
+use std::thread::{self, AccessError, Thread};
 use std::time::Instant;
 
 /// Threads that help callers, where they are not those of a rayon pool that the caller knows of.
@@ -30,10 +30,9 @@ thread_local! {
     static OF_THIS_THREAD: RefCell<Option<Arc<dyn Helpers>>> = const { RefCell::new(None) };
 }
 
-/// The helpers of the [`helped_by`] that this thread is in.
-pub(super) fn of_this_thread() -> Option<Arc<dyn Helpers>> {
-    // It fails while the thread ends. Calls are serial then.
-    OF_THIS_THREAD.try_with(|helpers| helpers.borrow().clone()).ok().flatten()
+/// The helpers of the [`helped_by`] that this thread is in. An error while the thread ends: calls are serial then.
+pub(super) fn of_this_thread() -> Result<Option<Arc<dyn Helpers>>, AccessError> {
+    OF_THIS_THREAD.try_with(|helpers| helpers.borrow().clone())
 }
 
 /// Calls `work`, whose attention is computed by this thread and by `helpers`.
@@ -151,7 +150,12 @@ impl Door {
         // return before the door is closed and this job has left. So both pointers are valid, and nothing else uses `lent`.
         let done = catch_unwind(AssertUnwindSafe(|| unsafe { (job.call)(job.work, job.lent) }));
         if let Err(panic) = done {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            if first.is_none() {
+                *first = Some(panic);
+            } else {
+                std::mem::forget(panic); // dropping it might panic, and this job would never leave
+            }
         }
         self.leave();
     }
