@@ -65,6 +65,10 @@ fn ready_masks_are_as_drawn() {
     let tree = Tree::new(&[-1, 0, 0, 1]).unwrap();
     assert_eq!(picture(&tree, [4, 6], 2, 0), ["111000", "111100", "111010", "111101"]);
     assert_eq!(picture(&tree, [4, 7], 2, 0)[3], "1111010", "a key after the drafts is hidden");
+    let own = Tree::per_sequence(2, &[-1, 0, -1, -1]).unwrap();
+    assert_eq!([0, 1].map(|b| picture(&own, [2, 3], 1, b)[1].clone()), ["111", "101"]);
+    let own = PrefixLm::per_sequence(&[&[0..2, 2..2], &[]]).unwrap();
+    assert_eq!([0, 1].map(|b| picture(&own, [1, 3], 0, b)[0].clone()), ["110", "100"]);
     let streaming = FirstAndLast::new(1, 1);
     assert_eq!(picture(&streaming, [5, 5], 0, 0), ["10000", "11000", "11100", "10110", "10011"]);
     let starts = KeyStarts::new(&[0i32, 2]);
@@ -531,6 +535,9 @@ fn other_problems_are_refused() {
     let far = Attention::new().masked_by(&all).query_offset(QueryOffset::At(isize::MAX));
     assert!(matches!(plan(&far), Some(Error::TooMany { limit, .. }) if limit == (1 << 30) - 1));
     assert!(PrefixLm::new(&[3..5, 4..6]).is_err() && PrefixLm::new(&[Range { start: 2, end: 1 }]).is_err());
+    assert_eq!(masked(&PrefixLm::per_sequence(&[&[], &[], &[]]).unwrap()), count("sequences of a PrefixLm", 2, 3));
+    assert_eq!(masked(&Tree::per_sequence(3, &[-1; 15]).unwrap()), count("sequences of trees", 2, 3));
+    assert!(Tree::per_sequence(2, &[-1; 5]).is_err() && Tree::per_sequence(0, &[-1; 4]).is_err());
     assert!(Tree::new(&[-1, 1]).is_err() && Tree::new(&[-2]).is_err());
     assert!(Documents::of_lengths(&[-1]).is_err() && Documents::of_lengths(&[1u64 << 40]).is_err());
     assert!(BlockSparse::new([0, 1], [1, 1, 1, 1], &[true]).is_err());

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::open::Mask;
+use super::open::{Mask, ProblemSizes};
 use crate::error::Error;
 use crate::pair::{Pair, Query};
 use std::ops::Range;
@@ -24,8 +24,8 @@ use std::ops::Range;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrefixLm {
-    /// In ascending order.
-    ranges: Vec<Range<usize>>,
+    /// The ranges of each sequence, in ascending order; one list if all sequences share it.
+    ranges: Vec<Vec<Range<usize>>>,
 }
 
 impl PrefixLm {
@@ -34,17 +34,29 @@ impl PrefixLm {
     /// # Errors
     /// [`Error::InvalidMask`] for ranges that overlap or are not in ascending order.
     pub fn new(ranges: &[Range<usize>]) -> Result<Self, Error> {
-        let ascending = ranges.windows(2).all(|pair| pair[0].end <= pair[1].start);
-        if !ascending || ranges.iter().any(|range| range.end < range.start) {
-            return Err(Error::InvalidMask { reason: "ranges of a PrefixLm overlap or are not in ascending order" });
-        }
-        Ok(PrefixLm { ranges: ranges.to_vec() })
+        Self::per_sequence(&[ranges])
     }
 
-    /// The first position that a query at position `p` does not see.
-    fn end(&self, p: isize) -> isize {
-        let later = self.ranges.partition_point(|range| range.end as i128 <= p as i128);
-        match self.ranges.get(later) {
+    /// As [`PrefixLm::new`], with ranges of its own for each sequence of the batch. A single list is for all of them.
+    ///
+    /// # Errors
+    /// As [`PrefixLm::new`].
+    pub fn per_sequence(ranges: &[&[Range<usize>]]) -> Result<Self, Error> {
+        let in_order = |ranges: &&[Range<usize>]| {
+            ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
+                && ranges.iter().all(|range| range.start <= range.end)
+        };
+        if !ranges.iter().all(in_order) {
+            return Err(Error::InvalidMask { reason: "ranges of a PrefixLm overlap or are not in ascending order" });
+        }
+        Ok(PrefixLm { ranges: ranges.iter().map(|ranges| ranges.to_vec()).collect() })
+    }
+
+    /// The first position that a query of a batch at position `p` does not see.
+    fn end(&self, batch: usize, p: isize) -> isize {
+        let ranges = &self.ranges[if self.ranges.len() == 1 { 0 } else { batch }];
+        let later = ranges.partition_point(|range| range.end as i128 <= p as i128);
+        match ranges.get(later) {
             Some(range) if range.start as i128 <= p as i128 => range.end.min(isize::MAX as usize) as isize,
             _ => p + 1,
         }
@@ -53,7 +65,7 @@ impl PrefixLm {
 
 impl Mask for PrefixLm {
     fn sees(&self, pair: Pair) -> bool {
-        (pair.key() as isize) < self.end(pair.position())
+        (pair.key() as isize) < self.end(pair.batch(), pair.position())
     }
 
     fn heads_are_alike(&self) -> bool {
@@ -61,10 +73,17 @@ impl Mask for PrefixLm {
     }
 
     fn span(&self, query: Query) -> Range<isize> {
-        0..self.end(query.position())
+        0..self.end(query.batch(), query.position())
     }
 
     fn is_span(&self) -> bool {
         true
+    }
+
+    fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
+        match self.ranges.len() {
+            1 => Ok(()),
+            lists => super::check_count("sequences of a PrefixLm", lists, sizes.batch),
+        }
     }
 }

@@ -23,8 +23,10 @@ use std::ops::Range;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
+    /// Sequences that have trees of their own; 1 if all share one.
+    batch: usize,
     drafts: usize,
-    /// Bit j of row i: whether draft j is draft i or one of its ancestors. `[drafts][words]`.
+    /// Bit j of row i: whether draft j is draft i or one of its ancestors. `[batch][drafts][words]`.
     ancestors: Vec<u64>,
     words: usize,
 }
@@ -36,21 +38,36 @@ impl Tree {
     /// [`Error::InvalidMask`] if a parent is not an earlier draft; [`Error::TooLarge`] if there is no memory for a bit for each
     /// pair of drafts.
     pub fn new<'a>(parents: impl Into<Integers<'a>>) -> Result<Self, Error> {
-        let parents = parents.into();
-        let drafts = parents.len();
+        Self::of_batch(1, parents.into())
+    }
+
+    /// As [`Tree::new`], with a tree of its own for each of `batch` sequences: `[batch, drafts]`.
+    ///
+    /// # Errors
+    /// As [`Tree::new`], and [`Error::InvalidMask`] if the list can't be cut into `batch` rows of one length.
+    pub fn per_sequence<'a>(batch: usize, parents: impl Into<Integers<'a>>) -> Result<Self, Error> {
+        Self::of_batch(batch, parents.into())
+    }
+
+    fn of_batch(batch: usize, parents: Integers<'_>) -> Result<Self, Error> {
+        if batch == 0 || !parents.len().is_multiple_of(batch) {
+            return Err(Error::InvalidMask { reason: "parents of drafts are not one row for each sequence" });
+        }
+        let drafts = parents.len() / batch;
         let words = drafts.div_ceil(64);
-        let mut ancestors = super::filled("the ancestors of a tree", 0u64, drafts.checked_mul(words))?;
-        for (i, parent) in parents.iter().enumerate() {
-            let (earlier, own) = ancestors.split_at_mut(i * words);
-            let own = &mut own[..words];
+        let mut ancestors = super::filled("the ancestors of a tree", 0u64, parents.len().checked_mul(words))?;
+        for (n, parent) in parents.iter().enumerate() {
+            let i = n % drafts;
+            let (earlier, own) = ancestors.split_at_mut(n * words);
+            let (tree, own) = (&earlier[(n - i) * words..], &mut own[..words]);
             match usize::try_from(parent) {
-                Ok(parent) if parent < i => own.copy_from_slice(&earlier[parent * words..][..words]),
+                Ok(parent) if parent < i => own.copy_from_slice(&tree[parent * words..][..words]),
                 Err(_) if parent == -1 => {}
                 _ => return Err(Error::InvalidMask { reason: "the parent of a draft is not an earlier draft" }),
             }
             own[i / 64] |= 1 << (i % 64);
         }
-        Ok(Tree { drafts, ancestors, words })
+        Ok(Tree { batch, drafts, ancestors, words })
     }
 }
 
@@ -61,7 +78,9 @@ impl Mask for Tree {
         match usize::try_from(pair.key() as isize - first) {
             Err(_) => true,
             Ok(draft) if draft < self.drafts => {
-                self.ancestors[pair.query() * self.words + draft / 64] >> (draft % 64) & 1 == 1
+                let tree = if self.batch == 1 { 0 } else { pair.batch() };
+                let row = (tree * self.drafts + pair.query()) * self.words;
+                self.ancestors[row + draft / 64] >> (draft % 64) & 1 == 1
             }
             Ok(_) => false,
         }
@@ -80,6 +99,9 @@ impl Mask for Tree {
     }
 
     fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
+        if self.batch > 1 {
+            super::check_count("sequences of trees", self.batch, sizes.batch)?;
+        }
         super::check_count("parents of drafts", self.drafts, sizes.seq_q)
     }
 }

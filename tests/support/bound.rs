@@ -53,6 +53,7 @@ impl Chains {
         Chains { dot: own.dot.max(tail.dot), sum: own.sum.max(tail.sum) }
     }
 
+    #[cfg_attr(not(feature = "_four-lanes"), allow(unused_variables, reason = "other levels have one bound"))]
     fn of_form(plan: &Plan, form: Form, keys: usize, dims: &Dims) -> Self {
         let sum = keys.min(dims.seq_kv) + dims.seq_kv.div_ceil(keys);
         match form {

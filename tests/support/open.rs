@@ -94,13 +94,19 @@ pub fn mask(rng: &mut Rng, dims: &Dims, offset: Option<isize>) -> OwnedMask {
         2 => {
             let (a, b) = (rng.below(seq_kv + 1), rng.below(9));
             let ranges = [a..a + b, a + b + 1..a + 2 * b + 1];
+            if rng.one_in(2) {
+                let lists: Vec<_> = (0..batch).map(|b| &ranges[b % 3..]).collect();
+                return OwnedMask::new("prefixes", PrefixLm::per_sequence(&lists).expect("in order"));
+            }
             OwnedMask::new("prefix", PrefixLm::new(&ranges).expect("in order"))
         }
         3 => OwnedMask::new("chunks", Chunked::new(1 + rng.below(seq_kv + 3))),
         4 => OwnedMask::new("first and last", FirstAndLast::new(rng.below(9), rng.below(seq_kv + 1))),
         5 => {
-            let parents: Vec<i32> = (0..seq_q).map(|i| rng.below(i + 1) as i32 - 1).collect();
-            OwnedMask::new("tree", Tree::new(&parents).expect("earlier drafts"))
+            let trees = if rng.one_in(2) { batch.max(1) } else { 1 };
+            let parent = |i: usize| rng.below(i % seq_q + 1) as i32 - 1;
+            let parents: Vec<i32> = (0..trees * seq_q).map(parent).collect();
+            OwnedMask::new("tree", Tree::per_sequence(trees, &parents).expect("earlier drafts"))
         }
         6 => {
             let block = [1 + rng.below(40), 1 + rng.below(70)];
