@@ -132,35 +132,6 @@ impl ScoreTile<'_> {
         isa.run(AddByDistance { scores, lanes, table, first: first_distance });
         true
     }
-
-    /// Brings the scores into a unit of which one natural unit is `factor`, above 1.
-    pub(crate) fn convert(&mut self, factor: f32) {
-        self.isa.run(ToUnit { scores: self.scores, factor });
-    }
-}
-
-/// A finite score stays finite: one of f32::MIN must not become -inf, which hides its key.
-struct ToUnit<'t> {
-    scores: &'t mut [f32],
-    factor: f32,
-}
-
-impl Kernel for ToUnit<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let ToUnit { scores, factor } = self;
-        let (most, factor) = (simd.splat(f32::MAX / factor), simd.splat(factor));
-        let least = simd.sub(simd.zero(), most);
-        for scores in scores.chunks_mut(S::LANES) {
-            let score = simd.load_part(scores, 0.0);
-            // `max` and `min` return a NaN in their second operand.
-            let within = simd.mul(simd.min(most, simd.max(least, score)), factor);
-            let finite = simd.lt(simd.abs(score), simd.splat(f32::INFINITY));
-            simd.store_part(scores, simd.select(finite, within, score));
-        }
-    }
 }
 
 /// The distances of a key's neighbouring queries ascend, as the table does, so a vector of biases is one load.

@@ -118,7 +118,11 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         Decode {
             task,
             end: keys.end,
-            next: next.map(|next| Next { keys: next.task.keys, values: next.task.values, range: next.keys }),
+            next: next.map(|Piece { task, keys }| Next {
+                keys: task.keys,
+                values: task.values,
+                range: open_mods::first_seen(task, keys),
+            }),
             layout,
             total,
             split,
@@ -204,14 +208,10 @@ impl<'a> Decode<'_, 'a> {
         if keys.end == tile_end && task.masks.with_holes().next().is_none() {
             return (self.end, self.next.clone());
         }
-        let mut start = tile_end;
-        while start < self.end {
-            let tile_end = (start / task.tile_keys * task.tile_keys + task.tile_keys).min(self.end);
-            let range = open_mods::trim(task, &(0..task.rows), start..tile_end);
-            if !range.is_empty() {
-                return (keys.end, Some(Next { keys: task.keys, values: task.values, range }));
-            }
-            start = tile_end;
+        // Without such masks, a tensor hides the end of this tile: the next one is read from its start.
+        let range = open_mods::first_seen(task, tile_end..self.end);
+        if !range.is_empty() {
+            return (keys.end, Some(Next { keys: task.keys, values: task.values, range }));
         }
         (keys.end, self.next.clone())
     }

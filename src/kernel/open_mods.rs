@@ -44,6 +44,24 @@ pub(super) fn trim(task: &TaskInput<'_>, rows: &Range<usize>, keys: Range<usize>
     }
 }
 
+/// The part of the first tile of `keys` of which masks show anything to any row; empty if no tile has one. Tiles end at multiples of
+/// their size.
+pub(super) fn first_seen(task: &TaskInput<'_>, keys: Range<usize>) -> Range<usize> {
+    if task.masks.with_holes().next().is_none() {
+        return keys;
+    }
+    let mut start = keys.start;
+    while start < keys.end {
+        let end = (start / task.tile_keys * task.tile_keys + task.tile_keys).min(keys.end);
+        let seen = trim(task, &(0..task.rows), start..end);
+        if !seen.is_empty() {
+            return seen;
+        }
+        start = end;
+    }
+    keys.end..keys.end
+}
+
 /// Cuts a run of keys into grains.
 fn grains(keys: &Range<usize>) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
     let Range { start, end } = *keys;
@@ -62,7 +80,7 @@ pub(super) fn are_needed(task: &TaskInput<'_>, rows: &Range<usize>, keys: &Range
     }
 }
 
-/// Applies them to the scores of some lanes, `[keys][lanes]`, and brings the scores into the unit that the softmax takes.
+/// Applies them to the scores of some lanes, `[keys][lanes]`.
 pub(super) fn apply<const N: usize>(
     task: &TaskInput<'_>,
     lanes: &LaneSpans<N>,
@@ -85,9 +103,6 @@ pub(super) fn apply<const N: usize>(
     let mut tile = ScoreTile { isa: task.isa, scores, rows, first_key: keys.start as i32 };
     for OpenScoreMod(open) in task.score_mods.open {
         open.modify(&mut tile);
-    }
-    if task.unit != task.last_unit {
-        tile.convert(task.last_unit.factor());
     }
     let block = task.block(lanes.rows.clone(), keys.clone());
     for mask in task.masks.with_holes() {
