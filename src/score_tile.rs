@@ -132,6 +132,41 @@ impl ScoreTile<'_> {
         isa.run(AddByDistance { scores, lanes, table, first: first_distance });
         true
     }
+
+    /// Brings the scores into a unit of which one natural unit is `factor`, above 1.
+    pub(crate) fn convert(&mut self, factor: f32) {
+        self.isa.run(ToUnit { scores: self.scores, factor });
+    }
+}
+
+/// A finite score stays finite: one of f32::MIN must not become -inf, which hides its key.
+struct ToUnit<'t> {
+    scores: &'t mut [f32],
+    factor: f32,
+}
+
+impl Kernel for ToUnit<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let ToUnit { scores, factor } = self;
+        let mut vectors = scores.chunks_exact_mut(S::LANES);
+        for scores in &mut vectors {
+            simd.store_slice(scores, in_unit(simd, simd.load_slice(scores), factor));
+        }
+        let rest = vectors.into_remainder();
+        simd.store_part(rest, in_unit(simd, simd.load_part(rest, 0.0), factor));
+    }
+}
+
+/// `score * factor`, with finite scores held where they stay finite. `max` and `min` return a NaN in their second operand.
+#[inline(always)]
+fn in_unit<S: Simd>(simd: S, score: S::F32, factor: f32) -> S::F32 {
+    let most = f32::MAX / factor;
+    let within = simd.min(simd.splat(most), simd.max(simd.splat(-most), score));
+    let finite = simd.lt(simd.abs(score), simd.splat(f32::INFINITY));
+    simd.select(finite, simd.mul(within, simd.splat(factor)), score)
 }
 
 /// The distances of a key's neighbouring queries ascend, as the table does, so a vector of biases is one load.

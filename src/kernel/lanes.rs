@@ -94,7 +94,6 @@ impl<'l, 't, 'a, const N: usize> LaneMods<'l, 't, 'a, N> {
         let lanes = |x: &'m [f32; N]| &x[..count];
         TileMods {
             unit: self.task.unit,
-            last_unit: self.task.last_unit,
             softcap: self.task.score_mods.softcap,
             bias: bias.map(|bias| &bias[(part.start - self.first) * count..]),
             only_hides: self.task.bias_rows.is_none(),

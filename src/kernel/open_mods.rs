@@ -80,7 +80,7 @@ pub(super) fn are_needed(task: &TaskInput<'_>, rows: &Range<usize>, keys: &Range
     }
 }
 
-/// Applies them to the scores of some lanes, `[keys][lanes]`.
+/// Applies them to the scores of some lanes, `[keys][lanes]`, and brings the scores into the unit that the softmax takes.
 pub(super) fn apply<const N: usize>(
     task: &TaskInput<'_>,
     lanes: &LaneSpans<N>,
@@ -103,6 +103,9 @@ pub(super) fn apply<const N: usize>(
     let mut tile = ScoreTile { isa: task.isa, scores, rows, first_key: keys.start as i32 };
     for OpenScoreMod(open) in task.score_mods.open {
         open.modify(&mut tile);
+    }
+    if task.unit != task.last_unit {
+        tile.convert(task.last_unit.factor());
     }
     let block = task.block(lanes.rows.clone(), keys.clone());
     for mask in task.masks.with_holes() {

@@ -13,8 +13,6 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TileMods<'a> {
     pub(crate) unit: Unit,
-    /// The unit that the scores are brought into once users' functions have seen them.
-    pub(crate) last_unit: Unit,
     pub(crate) softcap: Option<Softcap>,
     /// The bias of a row's scores, in natural units; -inf hides a key.
     pub(crate) bias: Option<&'a [f32]>,
@@ -41,7 +39,6 @@ impl TileMods<'_> {
             (self.bias.is_some(), step::of_bias(self.only_hides)),
             (self.alibi.is_some(), step::ALIBI),
             (self.visible.is_some(), step::HIDE_BY_POSITION),
-            (self.unit != self.last_unit, step::CONVERT),
         ]
         .into_iter()
         .fold(0, |steps, (needed, step)| if needed { steps | step } else { steps })
@@ -54,7 +51,7 @@ pub(crate) enum Pass {
     All,
     /// What changes scores.
     Scores,
-    /// What hides keys, after the scores have been brought into the softmax's unit.
+    /// What hides keys.
     Hides,
 }
 
@@ -63,7 +60,7 @@ impl Pass {
         match self {
             Pass::All => u8::MAX,
             Pass::Scores => step::CAP | step::BIAS | step::ALIBI,
-            Pass::Hides => step::CONVERT | step::HIDE_BY_BIAS | step::HIDE_BY_MASK | step::HIDE_BY_POSITION,
+            Pass::Hides => step::HIDE_BY_BIAS | step::HIDE_BY_MASK | step::HIDE_BY_POSITION,
         }
     }
 }
@@ -106,8 +103,6 @@ mod step {
     pub(super) const HIDE_BY_BIAS: u8 = 8;
     pub(super) const HIDE_BY_MASK: u8 = 16;
     pub(super) const HIDE_BY_POSITION: u8 = 32;
-    /// From natural units to those of the softmax.
-    pub(super) const CONVERT: u8 = 64;
 
     /// The steps of a bias.
     pub(super) const fn of_bias(only_hides: bool) -> u8 {
@@ -131,9 +126,6 @@ struct ModVectors<S: Simd> {
     unit: S::F32,
     /// The lowest bias that is finite in that unit.
     lowest: S::F32,
-    /// One natural unit in the last unit, and the largest score that is finite there.
-    last_unit: S::F32,
-    most: S::F32,
     cap: S::F32,
     slope: S::F32,
     position: S::F32,
@@ -156,8 +148,6 @@ impl<S: Simd> ModVectors<S> {
             simd,
             unit: simd.splat(unit),
             lowest: simd.splat(f32::MIN / unit),
-            last_unit: simd.splat(mods.last_unit.factor()),
-            most: simd.splat(f32::MAX / mods.last_unit.factor()),
             cap: simd.splat(mods.softcap.map_or(0.0, |Softcap(cap)| cap) * unit),
             slope,
             position,
@@ -179,13 +169,6 @@ impl<S: Simd> ModVectors<S> {
         }
         if STEPS & step::ALIBI != 0 {
             score = Alibi::apply(simd, score, self.slope, self.position, key);
-        }
-        if STEPS & step::CONVERT != 0 {
-            // A finite score stays finite: one of f32::MIN must not become -inf, which hides its key. `max` and `min` return a NaN
-            // in their second operand.
-            let least = simd.sub(simd.zero(), self.most);
-            let within = simd.mul(simd.min(self.most, simd.max(least, score)), self.last_unit);
-            score = simd.select(simd.lt(simd.abs(score), simd.splat(f32::INFINITY)), within, score);
         }
         if STEPS & step::HIDE_BY_BIAS != 0 {
             score = simd.select(simd.eq(bias, hidden), hidden, score);
@@ -217,9 +200,6 @@ fn apply_steps<S: Simd>(simd: S, steps: u8, scores: &mut impl ScorePass<S>) {
     }
     if steps & step::CAP != 0 {
         scores.pass::<{ step::CAP }>(simd);
-    }
-    if steps & step::CONVERT != 0 {
-        scores.pass::<{ step::CONVERT }>(simd);
     }
     match steps & (BIAS_THAT_HIDES | step::ALIBI) {
         BIAS_THAT_HIDES => scores.pass::<BIAS_THAT_HIDES>(simd),
