@@ -223,3 +223,8 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Refuses a list that does not have the right number of entries.
+pub(crate) fn check_count(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {
+    if got == expected { Ok(()) } else { Err(Error::WrongCount { what, expected, got }) }
+}

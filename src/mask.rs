@@ -144,10 +144,6 @@ fn filled<T: Clone>(what: &'static str, value: T, len: Option<usize>) -> Result<
     Ok(list)
 }
 
-fn check_count(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {
-    if got == expected { Ok(()) } else { Err(Error::WrongCount { what, expected, got }) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::cover::{SpanCover, union};

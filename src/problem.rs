@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::element::{DType, with_elements};
-use crate::error::Error;
+use crate::error::{Error, check_count};
 use crate::mask::{Causal, MaskTensor, Masks, OpenMask, ProblemSizes, Window};
 use crate::options::Options;
 use crate::pair::MAX_INDEX;
@@ -305,10 +305,6 @@ fn check_open(
     }
     masks.open.iter().try_for_each(|OpenMask(mask)| mask.check(&sizes))?;
     score_mods.open.iter().try_for_each(|OpenScoreMod(open)| open.check(&sizes))
-}
-
-fn check_count(what: &'static str, got: usize, expected: usize) -> Result<(), Error> {
-    if got == expected { Ok(()) } else { Err(Error::WrongCount { what, expected, got }) }
 }
 
 fn check_number(option: &'static str, got: f32, valid: bool, expected: &'static str) -> Result<(), Error> {

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::open::{Cover, Mask, ProblemSizes};
-use crate::error::Error;
+use crate::error::{Error, check_count};
 use crate::pair::{Block, Pair};
 
 /// Blocks of queries and keys that are visible or hidden as a whole.
@@ -37,7 +37,7 @@ impl BlockSparse {
             return Err(Error::InvalidMask { reason: "blocks of a BlockSparse have no queries or no keys" });
         }
         let blocks = shape.iter().fold(1, |n: usize, &size| n.saturating_mul(size));
-        super::check_count("blocks of a BlockSparse", kept.len(), blocks)?;
+        check_count("blocks of a BlockSparse", kept.len(), blocks)?;
         Ok(BlockSparse { shape, block, kept: kept.to_vec() })
     }
 
@@ -102,10 +102,10 @@ impl Mask for BlockSparse {
 
     fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
         let [batch, heads, rows, columns] = self.shape;
-        let check = |what, own: usize, of: usize| if own == 1 { Ok(()) } else { super::check_count(what, own, of) };
+        let check = |what, own: usize, of: usize| if own == 1 { Ok(()) } else { check_count(what, own, of) };
         check("sequences of a BlockSparse", batch, sizes.batch)?;
         check("heads of a BlockSparse", heads, sizes.heads)?;
-        super::check_count("blocks of queries", rows, sizes.seq_q.div_ceil(self.block[0]))?;
-        super::check_count("blocks of keys", columns, sizes.seq_kv.div_ceil(self.block[1]))
+        check_count("blocks of queries", rows, sizes.seq_q.div_ceil(self.block[0]))?;
+        check_count("blocks of keys", columns, sizes.seq_kv.div_ceil(self.block[1]))
     }
 }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::open::{Cover, Mask, ProblemSizes};
-use crate::error::Error;
+use crate::error::{Error, check_count};
 use crate::pair::{Block, Pair, Query};
 use crate::score_tile::ScoreTile;
 use std::ops::Range;
@@ -54,19 +54,11 @@ impl<M: Mask> Covered<M> {
         let [batch, heads, seq_q, seq_kv] = shape;
         mask.check(&ProblemSizes::of_sequences(batch, heads, seq_q, seq_kv, offset))?;
         let rows = batch.saturating_mul(heads).saturating_mul(seq_q.div_ceil(QUERIES));
-        if rows == 0 || seq_kv == 0 {
-            return Ok(Covered {
-                mask,
-                shape,
-                offset,
-                covers: Vec::new(),
-                spans: super::filled("the blocks of a mask", 0..0, Some(rows))?,
-            });
-        }
         let (mut covers, mut spans) = (Vec::new(), Vec::new());
         let too_large = |_| Error::TooLarge { what: "the blocks of a mask" };
         covers.try_reserve_exact(rows.saturating_mul(seq_kv.div_ceil(KEYS))).map_err(too_large)?;
         spans.try_reserve_exact(rows).map_err(too_large)?;
+        let batch = if rows == 0 { 0 } else { batch }; // without rows the number of batches is not limited
         for (b, head) in (0..batch).flat_map(|b| (0..heads).map(move |head| (b, head))) {
             for queries in cut(seq_q, QUERIES) {
                 let mut span = 0..0;
@@ -160,11 +152,11 @@ impl<M: Mask> Mask for Covered<M> {
 
     fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
         let [batch, heads, seq_q, seq_kv] = self.shape;
-        let check = |what, own: usize, of: usize| if own == 1 { Ok(()) } else { super::check_count(what, own, of) };
+        let check = |what, own: usize, of: usize| if own == 1 { Ok(()) } else { check_count(what, own, of) };
         check("sequences of a covered mask", batch, sizes.batch)?;
         check("heads of a covered mask", heads, sizes.heads)?;
-        super::check_count("queries of a covered mask", seq_q, sizes.seq_q)?;
-        super::check_count("keys of a covered mask", seq_kv, sizes.seq_kv)?;
+        check_count("queries of a covered mask", seq_q, sizes.seq_q)?;
+        check_count("keys of a covered mask", seq_kv, sizes.seq_kv)?;
         if !sizes.all_at(self.offset) {
             return Err(Error::InvalidMask { reason: "a covered mask was made for other query offsets" });
         }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::open::{Cover, Mask, ProblemSizes};
-use crate::error::Error;
+use crate::error::{Error, check_count};
 use crate::integers::Integers;
 use crate::pair::{Block, Pair, Query};
 use std::collections::HashMap;
@@ -153,10 +153,10 @@ impl Mask for Documents {
 
     fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
         if self.batch > 1 {
-            super::check_count("sequences of documents", self.batch, sizes.batch)?;
+            check_count("sequences of documents", self.batch, sizes.batch)?;
         }
-        super::check_count("document numbers of queries", self.queries.len() / self.batch, sizes.seq_q)?;
-        super::check_count("document numbers of keys", self.keys.len() / self.batch, sizes.seq_kv)
+        check_count("document numbers of queries", self.queries.len() / self.batch, sizes.seq_q)?;
+        check_count("document numbers of keys", self.keys.len() / self.batch, sizes.seq_kv)
     }
 }
 

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::open::{Mask, ProblemSizes};
-use crate::error::Error;
+use crate::error::{Error, check_count};
 use crate::integers::Integers;
 use crate::pair::{Pair, Query};
 use std::ops::Range;
@@ -54,6 +54,6 @@ impl Mask for KeyStarts<'_> {
     }
 
     fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
-        super::check_count("key starts", self.starts.len(), sizes.batch)
+        check_count("key starts", self.starts.len(), sizes.batch)
     }
 }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::open::{Mask, ProblemSizes};
-use crate::error::Error;
+use crate::error::{Error, check_count};
 use crate::pair::{Pair, Query};
 use std::ops::Range;
 
@@ -83,7 +83,7 @@ impl Mask for PrefixLm {
     fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
         match self.ranges.len() {
             1 => Ok(()),
-            lists => super::check_count("sequences of a PrefixLm", lists, sizes.batch),
+            lists => check_count("sequences of a PrefixLm", lists, sizes.batch),
         }
     }
 }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::open::{Mask, ProblemSizes};
-use crate::error::Error;
+use crate::error::{Error, check_count};
 use crate::integers::Integers;
 use crate::pair::{Pair, Query};
 use std::ops::Range;
@@ -100,8 +100,8 @@ impl Mask for Tree {
 
     fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
         if self.batch > 1 {
-            super::check_count("sequences of trees", self.batch, sizes.batch)?;
+            check_count("sequences of trees", self.batch, sizes.batch)?;
         }
-        super::check_count("parents of drafts", self.drafts, sizes.seq_q)
+        check_count("parents of drafts", self.drafts, sizes.seq_q)
     }
 }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::open::ScoreMod;
-use crate::error::Error;
+use crate::error::{Error, check_count};
 use crate::mask::ProblemSizes;
 use crate::pair::{MAX_INDEX, Pair};
 use crate::score_tile::ScoreTile;
@@ -56,9 +56,7 @@ impl RelativeBias {
     /// Source: Raffel and others, 2020, and `T5Attention._relative_position_bucket` of Hugging Face's transformers.
     pub fn t5(heads: usize, bidirectional: bool, max_distance: usize, buckets: &[f32]) -> Result<Self, Error> {
         let count = buckets.len().checked_div(heads).unwrap_or(0);
-        if count * heads != buckets.len() {
-            return Err(Error::WrongCount { what: "bucket biases", expected: count * heads, got: buckets.len() });
-        }
+        check_count("bucket biases", buckets.len(), count * heads)?;
         let own = if bidirectional { count / 2 } else { count };
         if own < 2 || bidirectional && count % 2 == 1 || max_distance <= own / 2 || max_distance > 1 << 20 {
             return Err(Error::InvalidMask {
@@ -111,12 +109,7 @@ impl ScoreMod for RelativeBias {
     }
 
     fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
-        let (expected, got) = (sizes.heads, self.heads);
-        if got == expected {
-            Ok(())
-        } else {
-            Err(Error::WrongCount { what: "heads of a relative bias", expected, got })
-        }
+        check_count("heads of a relative bias", self.heads, sizes.heads)
     }
 }
 
@@ -154,9 +147,7 @@ impl WindowBias {
         let [rows, columns] = [height, width].map(|n| n.saturating_mul(2).saturating_sub(1));
         let offsets = rows.saturating_mul(columns);
         let expected = offsets.saturating_mul(heads);
-        if table.len() != expected {
-            return Err(Error::WrongCount { what: "window biases", expected, got: table.len() });
-        }
+        check_count("window biases", table.len(), expected)?;
         let place = |n: usize, y: usize, x: usize| ((n / width + y) * columns + n % width + x) as u32;
         Ok(WindowBias {
             heads,
@@ -186,15 +177,8 @@ impl ScoreMod for WindowBias {
 
     fn check(&self, sizes: &ProblemSizes<'_>) -> Result<(), Error> {
         let places = self.queries.len();
-        for (what, expected, got) in [
-            ("heads of a window bias", sizes.heads, self.heads),
-            ("places of a window for queries", sizes.seq_q, places),
-            ("places of a window for keys", sizes.seq_kv, places),
-        ] {
-            if got != expected {
-                return Err(Error::WrongCount { what, expected, got });
-            }
-        }
-        Ok(())
+        check_count("heads of a window bias", self.heads, sizes.heads)?;
+        check_count("places of a window for queries", places, sizes.seq_q)?;
+        check_count("places of a window for keys", places, sizes.seq_kv)
     }
 }

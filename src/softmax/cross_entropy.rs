@@ -4,7 +4,7 @@
 use super::axis::{Axis, same_len};
 use super::backward_calls::finish_rare_lines;
 use super::number::Number;
-use crate::error::Error;
+use crate::error::{Error, check_count};
 
 /// The losses of the rows of `logits` [rows, classes]. Row r belongs to class `targets[r]`:
 ///
@@ -23,7 +23,7 @@ pub fn cross_entropy_into<T: Number>(
     losses: &mut [T::Real],
 ) -> Result<(), Error> {
     let axis = check(logits, targets, classes)?;
-    count("losses", targets.len(), losses.len())?;
+    check_count("losses", losses.len(), targets.len())?;
     T::states(logits, axis, T::real(1.0), &mut |row, max, sum| {
         losses[row] = T::real(loss(logits[row * classes + targets[row]].to_f64(), max, sum));
     });
@@ -74,7 +74,7 @@ pub fn cross_entropy_gradient_into<T: Number>(
     gradient: &mut [T],
 ) -> Result<(), Error> {
     let axis = check(logits, targets, classes)?;
-    count("upstream gradients", targets.len(), upstream.len())?;
+    check_count("upstream gradients", upstream.len(), targets.len())?;
     same_len(logits.len(), gradient.len())?;
     let mut losses = vec![0.0; targets.len()];
     let mut keep_loss = |row: usize, max, sum| {
@@ -93,10 +93,6 @@ pub fn cross_entropy_gradient_into<T: Number>(
 /// log(sum * exp(max)) - target.
 fn loss(target: f64, max: f64, sum: f64) -> f64 {
     if target == f64::NEG_INFINITY && !sum.is_nan() { f64::INFINITY } else { (max - target) + sum.ln() }
-}
-
-fn count(what: &'static str, expected: usize, got: usize) -> Result<(), Error> {
-    if got == expected { Ok(()) } else { Err(Error::WrongCount { what, expected, got }) }
 }
 
 fn check<T>(logits: &[T], targets: &[usize], classes: usize) -> Result<Axis, Error> {
