@@ -468,6 +468,25 @@ impl Mask for Liar {
     }
 }
 
+/// Each head sees the keys from its own number on, and says that all heads are alike.
+struct NotAlike;
+
+impl Mask for NotAlike {
+    fn sees(&self, pair: Pair) -> bool {
+        pair.key() >= pair.head()
+    }
+
+    fn heads_are_alike(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn check_mask_finds_heads_that_are_not_alike() {
+    assert!(check_mask(&NotAlike, [1, 1, 3, 3], 0).is_ok());
+    assert!(check_mask(&NotAlike, [1, 2, 3, 3], 0).unwrap_err().contains("`heads_are_alike`"));
+}
+
 /// A wrong result, and nothing worse.
 #[test]
 fn a_mask_that_contradicts_itself_does_no_harm() {

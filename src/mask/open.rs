@@ -118,8 +118,8 @@ pub trait Mask: Sync {
     }
 }
 
-/// Tests that what a mask says agrees: [`span`](Mask::span), [`is_span`](Mask::is_span) and [`cover`](Mask::cover) with
-/// [`sees`](Mask::sees), for every block of a small problem.
+/// Tests that what a mask says agrees: [`span`](Mask::span), [`is_span`](Mask::is_span), [`heads_are_alike`](Mask::heads_are_alike)
+/// and [`cover`](Mask::cover) with [`sees`](Mask::sees), for every block of a small problem.
 ///
 /// It takes some `batch * heads * (seq_q * seq_kv)^2` steps.
 ///
@@ -150,8 +150,15 @@ pub fn check_mask(mask: &dyn Mask, [batch, heads, seq_q, seq_kv]: [usize; 4], of
 fn check_spans(mask: &dyn Mask, all: &Block) -> Result<(), String> {
     for row in all.rows() {
         let span = mask.span(row);
+        let first = Query { head: 0, ..row };
+        if mask.heads_are_alike() && mask.span(first) != span {
+            return Err(format!("{row:?} and {first:?} have other spans, but `heads_are_alike` is true"));
+        }
         for pair in all.keys.clone().map(|key| row.with_key(key)) {
             let (sees, inside) = (mask.sees(pair), span.contains(&(pair.key() as isize)));
+            if mask.heads_are_alike() && mask.sees(first.with_key(pair.key())) != sees {
+                return Err(format!("{pair:?} is not as in head 0, but `heads_are_alike` is true"));
+            }
             if sees && !inside {
                 return Err(format!("{pair:?} is visible, but not in the query's span {span:?}"));
             }

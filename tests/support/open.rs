@@ -56,6 +56,10 @@ impl Mask for OwnedMask {
         self.mask.is_span()
     }
 
+    fn heads_are_alike(&self) -> bool {
+        self.mask.heads_are_alike()
+    }
+
     fn cover(&self, block: &Block) -> Cover {
         let [b, h, i] = self.first;
         let shift = |range: &Range<usize>, by: usize| range.start + by..range.end + by;
