@@ -14,10 +14,4 @@ pub(super) fn run_on(threads: i32, _parallel: bool, work: impl FnOnce()) -> Resu
     Ok(())
 }
 
-/// Calls `work` on the calling thread.
-pub(super) fn run_on_default(work: impl FnOnce()) -> Result<(), Failure> {
-    work();
-    Ok(())
-}
-
 pub(super) fn release() {}

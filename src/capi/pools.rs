@@ -45,9 +45,7 @@ impl Pool {
             }
         }
     }
-}
 
-impl Pool {
     fn is_of_this_process(&self) -> bool {
         self.process == std::process::id()
     }
@@ -67,10 +65,10 @@ impl Helpers for Pool {
     }
 }
 
-/// No helpers.
-struct Nobody;
+/// The helpers of a call on one thread.
+struct NoHelpers;
 
-impl Helpers for Nobody {
+impl Helpers for NoHelpers {
     fn count(&self) -> usize {
         0
     }
@@ -125,20 +123,10 @@ fn pool(helpers: usize) -> Result<Arc<Pool>, Failure> {
 
 /// Calls `work`, on `threads` threads if it is `parallel`.
 pub(super) fn run_on(threads: i32, parallel: bool, work: impl FnOnce()) -> Result<(), Failure> {
-    let threads = count(threads);
-    if threads == 1 || !parallel {
-        work();
-    } else {
-        helped_by(pool(threads - 1)?, work);
-    }
-    Ok(())
-}
-
-/// Calls `work` on the default number of threads.
-pub(super) fn run_on_default(work: impl FnOnce()) -> Result<(), Failure> {
-    match count(0) {
+    match count(threads) {
+        _ if !parallel => work(),
         // Without helpers of its own it would be helped by rayon's global pool.
-        1 => helped_by(Arc::new(Nobody), work),
+        1 => helped_by(Arc::new(NoHelpers), work),
         threads => helped_by(pool(threads - 1)?, work),
     }
     Ok(())

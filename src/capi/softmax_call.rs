@@ -87,11 +87,8 @@ impl SoftmaxCall {
         from: Option<&[T]>,
         out: &mut [T],
     ) -> Result<(), Failure> {
-        if !is_parallel(axis) {
-            return self.run_dense(axis, y, from, out);
-        }
         let mut result = Ok(());
-        pools::run_on_default(|| result = self.run_dense(axis, y, from, out))?;
+        pools::run_on(0, is_parallel(axis), || result = self.run_dense(axis, y, from, out))?;
         result
     }
 

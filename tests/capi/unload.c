@@ -6,13 +6,16 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static atomic_int refuse, started, ended, failures;
+static pthread_t last; /* that was started */
 
 #define CHECK(condition)                                                     \
     do {                                                                     \
@@ -50,7 +53,9 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, routine 
     delayed->run = run;
     delayed->argument = argument;
     started++;
-    return next(thread, attributes, start_late, delayed);
+    const int result = next(thread, attributes, start_late, delayed);
+    last = *thread;
+    return result;
 }
 
 typedef int32_t (*attention)(const flashtile_tensor *, const flashtile_tensor *, const flashtile_tensor *,
@@ -67,6 +72,28 @@ static int32_t call(attention run, int32_t threads) {
     options.threads = threads;
     memset(out, 0, sizeof out);
     return run(&t, &t, &t, &o, NULL, &options);
+}
+
+/* Whether the last thread may run on all processors but one, the caller's. */
+static int is_kept_from_one_processor(void) {
+    cpu_set_t own, others;
+    sched_getaffinity(0, sizeof own, &own);
+    pthread_getaffinity_np(last, sizeof others, &others);
+    return CPU_COUNT(&own) == 1 ? CPU_EQUAL(&own, &others) : CPU_COUNT(&others) == CPU_COUNT(&own) - 1;
+}
+
+/* A forked child has none of the threads: it computes alone, and stays on the processors that it had. */
+static int works_in_a_child(attention run) {
+    int status = 1;
+    const pid_t child = fork();
+    if (child == 0) {
+        cpu_set_t before, after;
+        sched_getaffinity(0, sizeof before, &before);
+        status = call(run, 2) != FLASHTILE_OK || memcmp(out, expected, sizeof out) != 0;
+        sched_getaffinity(0, sizeof after, &after);
+        _exit(status || !CPU_EQUAL(&before, &after));
+    }
+    return waitpid(child, &status, 0) == child && status == 0;
 }
 
 int main(int count, char **arguments) {
@@ -111,6 +138,8 @@ int main(int count, char **arguments) {
         CHECK(call(run, 0) == FLASHTILE_OK && memcmp(out, expected, sizeof out) == 0);
         CHECK(call(run, 2) == FLASHTILE_OK && memcmp(out, expected, sizeof out) == 0);
         CHECK(default_threads() == defaults);
+        CHECK(is_kept_from_one_processor());
+        CHECK(works_in_a_child(run));
 
         /* Threads that have not begun, or not ended, would run in memory that is no longer there. */
         CHECK(started > 0);
