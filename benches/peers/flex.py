@@ -15,14 +15,9 @@ import time
 
 import numpy as np
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / "examples" / "python"))
-
-import flashtile  # noqa: E402
+from compare import BUILD, PAUSE, ROOT, flashtile
 
 ROUNDS = 5
-PAUSE = 0.02  # before each turn, as in compare.py
 
 
 def rows(torch, block_mask):
@@ -62,18 +57,18 @@ def rows(torch, block_mask):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", default=str(ROOT / "target" / "release" / "libflashtile.so"))
+    parser.add_argument("--library", dest="path", default=str(ROOT / "target/release/libflashtile.so"), metavar="PATH")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
-    if not pathlib.Path(arguments.library).exists():
-        sys.exit(f"{arguments.library} does not exist: build it as the first lines of this file say")
+    if not pathlib.Path(arguments.path).exists():
+        sys.exit(f"{arguments.path} is missing; build it with\n    {BUILD}\nor name another with --library PATH")
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
-    crate = flashtile.load(arguments.library)
+    crate = flashtile.load(arguments.path)
     print(f"flashtile {crate.version} ({crate.level}), torch {torch.__version__}, {arguments.threads} threads\n")
     print(f"{'row':<14} {'flashtile':>11} {'flex':>11} {'ratio':>7} {'to compile':>11}")
     for name, shape, of_torch, options in rows(torch, create_block_mask):
