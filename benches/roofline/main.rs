@@ -43,7 +43,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use workloads::{GROUPS, Workload};
 
-/// The time of a line, on average over its group: some 85 lines with their data must take less than seven minutes.
+/// The time of a line, on average over its group: some 150 lines with their data must take less than ten minutes.
 const LINE_TIME: Duration = Duration::from_millis(3000);
 const LEAST_ROUNDS: usize = 5;
 const MOST_ROUNDS: usize = 400;
