@@ -4,8 +4,8 @@
 
 use std::ops::Range;
 
-/// The largest index and the largest offset, either sign, that masks and score modifications see. They are 32-bit numbers, so that a
-/// vector holds as many of them as of scores, and so is the difference of a position and a key.
+/// The largest index and the largest magnitude of an offset that masks and score modifications see. Indices, offsets and distances have
+/// 32 bits, the size of a score, so that the compiler makes vectors of functions of them.
 pub(crate) const MAX_INDEX: usize = (1 << 30) - 1;
 
 /// A query of one batch and head.

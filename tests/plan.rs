@@ -104,7 +104,7 @@ fn tasks() {
         (dims(2, [6, 3], 128, 1300), prefill, 2 * 3),
         (dims(2, [6, 3], 129, 1300), prefill, 2 * 3 * 2),
         (dims(1, [8, 8], 580, 100), prefill, 8 * 3),
-        // Small heads: as many as take some microseconds together, while 64 tasks remain.
+        // Small heads share a task of some microseconds, while 64 tasks remain.
         (dims(1, [127, 127], 4, 4), decode, 127),
         (dims(1, [128, 128], 4, 4), decode, 64),
         (dims(1000, [12, 12], 4, 4), prefill, 12000usize.div_ceil(128)),

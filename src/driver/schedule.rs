@@ -25,8 +25,8 @@ pub(super) struct Task {
 
 /// The tasks of a call, heaviest first.
 ///
-/// **Each row is in exactly one task**, its tail included: several threads write rows, and this makes it sound. Only [`Schedule::fill`] changes
-/// the list.
+/// **Each row is in exactly one task**, its tail included: several threads write rows, and this makes it sound. Only
+/// [`Schedule::fill`] changes the list.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
     tasks: Vec<Task>,

@@ -1,7 +1,8 @@
 //! Users' masks and score modifications, on the scores of some rows and the keys of a tile.
 //!
 //! They are called between the two passes of [`super::tile`], score modifications once for a tile, masks once for each grain that they
-//! partly show. What changes scores comes before, what hides keys comes after, so that a hidden key stays hidden whatever a function makes of its score.
+//! partly show. What changes scores comes before, what hides keys comes after, so that a hidden key stays hidden whatever a function
+//! makes of its score.
 
 #![forbid(unsafe_code)]
 
@@ -68,8 +69,7 @@ fn grains(keys: &Range<usize>) -> impl DoubleEndedIterator<Item = Range<usize>> 
     (0..(end - start).div_ceil(GRAIN)).map(move |n| start + n * GRAIN..(start + (n + 1) * GRAIN).min(end))
 }
 
-/// Whether users' masks or score modifications have anything to do with the pairs of some rows and keys. Those of a mask that
-/// skips the block are none, and are not asked for here.
+/// Whether there are score modifications, or masks that hide any pair of some rows and keys.
 pub(super) fn are_needed(task: &TaskInput<'_>, rows: &Range<usize>, keys: &Range<usize>) -> bool {
     !task.score_mods.open.is_empty() || {
         let mut masks = task.masks.with_holes().peekable();

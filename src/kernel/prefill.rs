@@ -197,8 +197,8 @@ impl Prefill<'_, '_> {
     }
 }
 
-/// Keys whose values are read in place by several panels. The same columns of 64 rows of 256 bytes fit the L1 cache beside the
-/// probs. (With 128 rows, which take all ways of their sets, the product took a tenth longer than from packed values, and a
+/// The most keys whose values are read in place by several panels. A block of columns of 64 rows, 256 bytes apart, fits the L1 cache
+/// beside the probs. (With 128 rows, which take all ways of their sets, the product took a tenth longer than from packed values, and a
 /// twentieth with copies that lie better.)
 const IN_PLACE_KEYS: usize = 64;
 

@@ -34,7 +34,7 @@ impl FirstAndLast {
 impl Mask for FirstAndLast {
     #[inline]
     fn sees(&self, pair: Pair) -> bool {
-        // In 32 bits, so that a vector holds as many as of scores. No `||`: a branch would not become a vector.
+        // In 32 bits, the size of a score, so that the compiler makes vectors of it. `|` and not `||`, because a branch prevents that.
         let (distance, key) = (pair.distance(), pair.key);
         (distance >= 0) & ((key < self.first) | (distance <= self.left))
     }

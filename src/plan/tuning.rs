@@ -106,7 +106,7 @@ pub(super) const PARALLEL_WORK: usize = 1 << 20;
 /// machine). Without this rule, calls of 0.2 ms after a pause took up to 1.2 times as long as serial ones.
 pub(super) const WAKING_WORK: usize = 1 << 25;
 
-/// Key/value heads of a task: as many as have [`TASK_WORK`] multiply-adds together, if [`ENOUGH_TASKS`] tasks remain.
+/// Key/value heads of a task: the number that together has [`TASK_WORK`] multiply-adds, if [`ENOUGH_TASKS`] tasks remain.
 ///
 /// * `head_work`: multiply-adds of a head
 /// * `tasks`: the number of tasks of one head each

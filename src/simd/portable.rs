@@ -68,7 +68,7 @@ unsafe impl<const LANES: usize> Simd for Portable<LANES> {
     const HAS_PICK_16: bool = false;
 
     // A tile's sums and the vectors of a step fit the registers. With twice the sums, decode of one row took a third longer in f32
-    // and two thirds in bf16 (Zen 3, SSE2). With AVX, a vector of eight is one register, and ARM has twice as many registers.
+    // and two thirds in bf16 (Zen 3, SSE2). With AVX, a vector of eight is one register. ARM has 32 registers.
     #[cfg(not(any(target_feature = "avx", target_arch = "aarch64")))]
     dot_tiles! {
         1 => 4 x 2,

@@ -1,4 +1,4 @@
-//! Short rows, one in each lane: as many rows as a vector has lanes are transposed, computed as neighbouring lines, and
+//! Short rows, one in each lane: `LANES` rows are transposed, computed as neighbouring lines, and
 //! transposed back.
 //!
 //! A row of its own fills its last vector in part, and adds up the lanes of its maximum and of its sum: 25 to 45 ns for each row
@@ -16,7 +16,7 @@ use crate::simd::{Kernel, MAX_LANES, Simd};
 /// The longest row that is transposed. It is shorter than a run of additions in `exp_tile` of `row.rs`.
 pub(super) const SHORT: usize = 128;
 
-/// Numbers in the columns of as many rows as a vector has lanes.
+/// Elements of `LANES` rows, transposed into columns.
 fn group_len<S: Simd>(len: usize) -> usize {
     len.next_multiple_of(S::LANES) * S::LANES
 }
