@@ -117,16 +117,16 @@ fn plan(c: &mut Criterion) {
         let mut group = c.benchmark_group("plan");
         group.bench_function(format!("oneshot/f32/{}", dims.name()), |bencher| bencher.iter(|| case.run()));
         let (q, k, v) = (case.inputs.q(), case.inputs.k(), case.inputs.v());
-        let prepared = attention.prepare(q, k, v).expect("it ran before");
+        let prepared = attention.prepare(q, (k, v)).expect("it ran before");
         let (mut out, mut workspace) = (vec![0.0f32; seq_q * 32], Workspace::new());
         group.bench_function(format!("prepared/f32/{}", dims.name()), |bencher| {
             bencher.iter(|| {
                 let out = TensorMut::from_slice(&mut out, [1, 1, seq_q, 32])?;
-                prepared.compute(q, k, v, out, None, &mut workspace)
+                prepared.compute(q, (k, v), out, None, &mut workspace)
             });
         });
         group.bench_function(format!("plan_only/f32/{}", dims.name()), |bencher| {
-            bencher.iter(|| attention.plan(q, k, v));
+            bencher.iter(|| attention.plan(q, (k, v)));
         });
         group.finish();
     }

@@ -95,7 +95,7 @@ fn show(title: &str, [queries, keys]: [usize; 2], cases: &[(&str, Attention<'_>)
         if visible.iter().zip(&expected).any(|(&visible, &score)| visible != (score != f64::NEG_INFINITY)) {
             return Err(format!("{name}: the picture is not that of the definition").into());
         }
-        let (out, expected) = (attention.run(&q, &kv, &kv)?, reference::attention(attention, &q, &kv, &kv)?.out);
+        let (out, expected) = (attention.run(&q, &kv, &kv)?, reference::attention(attention, &q, (&kv, &kv))?.out);
         if !out.iter().zip(&expected).all(|(&out, &expected)| (out as f64 - expected).abs() < 1e-6) {
             return Err(format!("{name}: the result is not that of the definition").into());
         }
@@ -120,7 +120,7 @@ fn race(n: usize, cases: &[(&str, Attention<'_>)]) -> Result<(), Box<dyn Error>>
         // In turns, so that a slow moment of the machine affects all entries.
         for ((_, attention), time) in entries.iter().zip(&mut times) {
             let start = Instant::now();
-            attention.clone().threads(Threads::Serial).compute(&q, &k, &v, &mut out, None, &mut workspace)?;
+            attention.clone().threads(Threads::Serial).compute(&q, (&k, &v), &mut out, None, &mut workspace)?;
             *time = time.min(start.elapsed().as_secs_f64());
         }
     }

@@ -116,7 +116,7 @@ fn check(title: &str, attention: &Attention<'_>) -> Result<(), Box<dyn Error>> {
 }
 
 fn compare(title: &str, attention: &Attention<'_>, x: &Array4<f32>) -> Result<(), Box<dyn Error>> {
-    let (out, expected) = (attention.run(x, x, x)?, reference::attention(attention, x, x, x)?.out);
+    let (out, expected) = (attention.run(x, x, x)?, reference::attention(attention, x, (x, x))?.out);
     match out.iter().zip(&expected).all(|(&out, &expected)| (out as f64 - expected).abs() < 1e-5) {
         true => Ok(()),
         false => Err(format!("{title}: the result is not that of the definition").into()),
@@ -132,7 +132,7 @@ fn race(n: usize, cases: &[(&str, Attention<'_>)]) -> Result<(), Box<dyn Error>>
         // In turns, so that a slow moment of the machine affects all entries.
         for ((_, attention), time) in cases.iter().zip(&mut times) {
             let start = Instant::now();
-            attention.clone().threads(Threads::Serial).compute(&q, &k, &v, &mut out, None, &mut workspace)?;
+            attention.clone().threads(Threads::Serial).compute(&q, (&k, &v), &mut out, None, &mut workspace)?;
             *time = time.min(start.elapsed().as_secs_f64());
         }
     }

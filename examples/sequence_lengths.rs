@@ -97,7 +97,7 @@ fn measure(keys: usize, with_matrix: bool) -> Result<Row, Box<dyn Error>> {
     let (q_view, k_view, v_view) = (q_view?, k_view?, v_view?);
     let seconds = best(|| {
         let out = TensorMut::from_slice(&mut out, shape)?;
-        attention.compute(q_view, k_view, v_view, out, None, &mut workspace)
+        attention.compute(q_view, (k_view, v_view), out, None, &mut workspace)
     })?;
     let tiled = Cost { seconds, bytes: workspace.bytes() };
     if !with_matrix {

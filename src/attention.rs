@@ -7,6 +7,7 @@ use crate::driver::{self, Output, Workspace};
 use crate::element::{DType, Element};
 use crate::error::Error;
 use crate::integers::Integers;
+use crate::kv::KeysValues;
 use crate::level::Level;
 use crate::mask::{Mask, MaskTensor, OpenMask, Window};
 use crate::options::Options;
@@ -68,7 +69,7 @@ use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 /// let v = Array4::from_elem((1, 2, 30, 64), 0.3f32);
 ///
 /// let attention = Attention::new().causal().window(Some(1023), None).softcap(30.0);
-/// println!("{}", attention.plan(&q, &k, &v)?);
+/// println!("{}", attention.plan(&q, (&k, &v))?);
 /// let out = attention.run(&q, &k, &v)?;
 /// assert_eq!(out.shape(), [1, 8, 10, 64]);
 /// # Ok::<(), flashtile::Error>(())
@@ -152,6 +153,41 @@ impl<'a> Attention<'a> {
     pub fn key_lengths(mut self, lengths: impl Into<Integers<'a>>) -> Self {
         self.options.note_if_twice("key_lengths", self.options.key_lengths.is_some());
         self.options.key_lengths = Some(lengths.into());
+        self
+    }
+
+    /// Sets the number of queries of each sequence, `[batch]`, each from 0 to `seq_q`. The queries from there on are padding: they are
+    /// not computed, and their rows of the output and lse are left as they are.
+    ///
+    /// The list is as in [`key_lengths`](Self::key_lengths). Masks and biases still have a row for each query, padding included.
+    ///
+    /// ```
+    /// use flashtile::Attention;
+    ///
+    /// let lengths = [5u32, 3]; // two prompts, padded to 5 tokens: no query offset is needed
+    /// let prefill = Attention::new().causal().query_lengths(&lengths).key_lengths(&lengths);
+    /// ```
+    pub fn query_lengths(mut self, lengths: impl Into<Integers<'a>>) -> Self {
+        self.options.note_if_twice("query_lengths", self.options.query_lengths.is_some());
+        self.options.query_lengths = Some(lengths.into());
+        self
+    }
+
+    /// Packs the queries of all sequences in one tensor: those of sequence `b` are the rows `starts[b]..starts[b + 1]`, as in
+    /// FlashAttention's `varlen` calls.
+    ///
+    /// * `starts`: one more than there are sequences, ascending, at most `total`
+    ///
+    /// Queries and output are `[total, heads_q, dim]`, or `[1, heads_q, total, dim]`, the lse is `[1, heads_q, total]`. Keys are packed
+    /// ([`KeysValues::packed`]), in pages ([`KeysValues::paged`]), or have a batch index for each sequence. Rows of no sequence
+    /// are left as they are. A mask or bias has a row for each query of the longest sequence, as if sequences were padded.
+    ///
+    /// Sequences may have any numbers of queries: prompts, parts of prompts and single tokens go in one call. The bits of a
+    /// sequence's rows are those of a call with that sequence alone. Starts given twice, or together with
+    /// [`query_lengths`](Self::query_lengths), are refused with [`Error::GivenTwice`].
+    pub fn query_starts(mut self, starts: impl Into<Integers<'a>>) -> Self {
+        self.options.note_if_twice("query_starts", self.options.query_starts.is_some());
+        self.options.query_starts = Some(starts.into());
         self
     }
 
@@ -311,13 +347,8 @@ impl<'a> Attention<'a> {
     ///
     /// # Errors
     /// As [`Attention::compute`].
-    pub fn plan<'t>(
-        &self,
-        q: impl Into<AnyTensorRef<'t>>,
-        k: impl Into<AnyTensorRef<'t>>,
-        v: impl Into<AnyTensorRef<'t>>,
-    ) -> Result<Plan, Error> {
-        self.plan_for(&Problem::new(&self.options, [q.into(), k.into(), v.into()])?)
+    pub fn plan<'t>(&self, q: impl Into<AnyTensorRef<'t>>, kv: impl Into<KeysValues<'t>>) -> Result<Plan, Error> {
+        self.plan_for(&Problem::new(&self.options, q.into(), kv.into())?)
     }
 
     /// Plans a call from types and shapes alone, without tensors. The shapes are those of q, k and v.
@@ -372,9 +403,9 @@ impl<'a> Attention<'a> {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<ndarray::Array4<Q>, Error> {
-        let (q, k, v) = (q.into(), k.into(), v.into());
-        let mut out = array(Problem::new(&self.options, [q.into(), k, v])?.dims.output_shape())?;
-        self.compute(q, k, v, &mut out, None, &mut Workspace::new())?;
+        let (q, kv) = (q.into(), KeysValues::from((k, v)));
+        let mut out = array(Problem::new(&self.options, q.into(), kv)?.output_shape())?;
+        self.compute(q, kv, &mut out, None, &mut Workspace::new())?;
         Ok(out)
     }
 
@@ -401,10 +432,12 @@ impl<'a> Attention<'a> {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(ndarray::Array4<Q>, ndarray::Array3<f32>), Error> {
-        let (q, k, v) = (q.into(), k.into(), v.into());
-        let dims = Problem::new(&self.options, [q.into(), k, v])?.dims;
-        let (mut out, mut lse) = (array(dims.output_shape())?, array(dims.lse_shape())?);
-        self.compute(q, k, v, &mut out, &mut lse, &mut Workspace::new())?;
+        let (q, kv) = (q.into(), KeysValues::from((k, v)));
+        let (mut out, mut lse) = {
+            let problem = Problem::new(&self.options, q.into(), kv)?;
+            (array(problem.output_shape())?, array(problem.lse_shape())?)
+        };
+        self.compute(q, kv, &mut out, &mut lse, &mut Workspace::new())?;
         Ok((out, lse))
     }
 
@@ -421,13 +454,14 @@ impl<'a> Attention<'a> {
         v: impl Into<AnyTensorRef<'t>>,
         out: impl Into<AnyTensorMut<'t>>,
     ) -> Result<(), Error> {
-        self.compute(q, k, v, out, None, &mut Workspace::new())
+        self.compute(q, (k, v), out, None, &mut Workspace::new())
     }
 
     /// Computes attention into `out`, and into `lse` if there is one, with scratch memory that is kept from call to call. All
     /// other calls are short forms of this one.
     ///
-    /// * `q`, `k`, `v`: the shapes in the table of [`Attention`]
+    /// * `q`: the shape in the table of [`Attention`]
+    /// * `kv`: keys and values, `(&k, &v)` of the shapes there, or any other [`KeysValues`]
     /// * `out`: `[batch, heads_q, seq_q, value_dim]`
     /// * `lse`: `[batch, heads_q, seq_q]`, f32: `None`, or `&mut lse` of an array, or a [`TensorMut`] of rank 3
     ///
@@ -447,7 +481,7 @@ impl<'a> Attention<'a> {
     /// let (mut out, mut lse) = (Array4::<f32>::zeros((1, 8, 10, 64)), Array3::<f32>::zeros((1, 8, 10)));
     /// let (attention, mut workspace) = (Attention::new().causal(), Workspace::new());
     /// for _layer in 0..3 {
-    ///     attention.compute(&q, &kv, &kv, &mut out, &mut lse, &mut workspace)?;
+    ///     attention.compute(&q, (&kv, &kv), &mut out, &mut lse, &mut workspace)?;
     /// }
     /// # Ok::<(), flashtile::Error>(())
     /// ```
@@ -457,8 +491,8 @@ impl<'a> Attention<'a> {
     ///
     /// * [`Error::Rank`]: queries, keys, values or an output of rank 3 or less
     /// * [`Error::ShapeMismatch`], [`Error::HeadsNotDivisible`]: tensors that don't fit together
-    /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::KeyLengthOutOfRange`]: a mask, bias or list that does
-    ///   not fit the tensors
+    /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::LengthOutOfRange`], [`Error::InvalidStarts`]: a mask, bias or
+    ///   list that does not fit the tensors
     /// * [`Error::InvalidOption`]: a scale, softcap or slope that is not a valid number
     /// * [`Error::GivenTwice`]: a mask, a bias, key lengths, sinks or ALiBi given twice
     /// * [`Error::InvalidMask`], and what [`Mask::check`] and [`ScoreMod::check`] return: masks and score modifications that
@@ -471,13 +505,12 @@ impl<'a> Attention<'a> {
     pub fn compute<'t>(
         &self,
         q: impl Into<AnyTensorRef<'t>>,
-        k: impl Into<AnyTensorRef<'t>>,
-        v: impl Into<AnyTensorRef<'t>>,
+        kv: impl Into<KeysValues<'t>>,
         out: impl Into<AnyTensorMut<'t>>,
         lse: impl Into<LseOutput<'t>>,
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
-        let problem = Problem::new(&self.options, [q.into(), k.into(), v.into()])?;
+        let problem = Problem::new(&self.options, q.into(), kv.into())?;
         self.call(problem, out.into(), lse.into())?.run(workspace);
         Ok(())
     }
@@ -500,11 +533,10 @@ impl<'a> Attention<'a> {
     pub fn prepare<'t>(
         &self,
         q: impl Into<AnyTensorRef<'t>>,
-        k: impl Into<AnyTensorRef<'t>>,
-        v: impl Into<AnyTensorRef<'t>>,
+        kv: impl Into<KeysValues<'t>>,
     ) -> Result<Prepared<'a>, Error> {
-        let problem = Problem::new(&self.options, [q.into(), k.into(), v.into()])?;
-        Prepared::new(self.options.clone(), &problem, self.plan_for(&problem)?, self.form)
+        let problem = Problem::new(&self.options, q.into(), kv.into())?;
+        Prepared::new(self.options.clone(), &problem, self.plan_for(&problem)?)
     }
 
     /// Computes the scores at a stage, `[batch, heads_q, seq_q, seq_kv]`, for inspection.
@@ -559,7 +591,7 @@ impl<'a> Attention<'a> {
             ScoreStage::Probabilities => softmax::plain,
             _ => |_: Isa, _: &mut [f32]| (),
         };
-        let (problem, output) = (problem.at_stage(stage), Output::new(out.into(), None));
+        let (problem, output) = (problem.at_stage(stage), Output::of_scores(out.into()));
         driver::inspect::run(&problem, &plan, finish_row, output, &mut Workspace::new());
         Ok(())
     }

@@ -47,7 +47,7 @@ pub(crate) fn checked_output<'t>(
     out: AnyTensorMut<'t>,
     LseOutput(lse): LseOutput<'t>,
 ) -> Result<Output<'t>, Error> {
-    problem.check_output(&out)?;
+    let out = problem.checked_output(out)?;
     lse.as_ref().map_or(Ok(()), |lse| problem.check_lse(lse))?;
     Ok(Output::new(out, lse))
 }

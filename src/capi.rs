@@ -36,6 +36,7 @@ pub use score_row::{Row, ScoreRow};
 
 use crate::driver::Workspace;
 use crate::element::{bf16, f16};
+use crate::kv::Places;
 use crate::level::Level;
 use crate::problem::Problem;
 use crate::softmax::Number;
@@ -139,7 +140,7 @@ unsafe fn attention(
     // SAFETY: as above.
     let attention = unsafe { options.attention(lists, &tensors, &open)? };
     // SAFETY: as above; `out` and `lse` are disjoint from the inputs (checked).
-    let problem = Problem::of_any(&attention.options, unsafe { [q.any()?, k.any()?, v.any()?] })?;
+    let problem = Problem::of_any(&attention.options, unsafe { [q.any()?, k.any()?, v.any()?] }, Places::Dense)?;
     // SAFETY: as above; the two outputs are disjoint (checked).
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.

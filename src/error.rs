@@ -97,14 +97,40 @@ pub enum Error {
         /// Entries that it has.
         got: usize,
     },
-    /// A key length is negative or larger than the number of keys.
-    KeyLengthOutOfRange {
+    /// A sequence's number of queries or keys is below 0, or above that of the tensor.
+    LengthOutOfRange {
+        /// The lengths: "key lengths", "query lengths".
+        what: &'static str,
         /// The batch that it is for.
         batch: usize,
         /// The length given.
-        length: i128,
-        /// The number of keys.
-        seq_kv: usize,
+        got: i128,
+        /// The queries or keys that there are.
+        most: usize,
+    },
+    /// The starts of packed sequences don't ascend, or end after the last row.
+    InvalidStarts {
+        /// The starts: "query starts", "key starts", …
+        what: &'static str,
+        /// The first one that is wrong.
+        index: usize,
+        /// What it is.
+        got: i128,
+        /// The start before it, or 0.
+        least: i128,
+        /// The number of rows.
+        most: usize,
+    },
+    /// A page table with a page, length or page size that can't be.
+    InvalidPages {
+        /// What it is: "page", "length", "page size".
+        what: &'static str,
+        /// The sequence.
+        sequence: usize,
+        /// The number given.
+        got: i128,
+        /// The most that it may be.
+        limit: usize,
     },
     /// A number that is not valid for an option.
     InvalidOption {
@@ -196,8 +222,21 @@ impl fmt::Display for Error {
             Error::WrongCount { what, expected, got } => {
                 write!(f, "{got} {what} were given but there must be {expected}")
             }
-            Error::KeyLengthOutOfRange { batch, length, seq_kv } => {
-                write!(f, "the key length of batch {batch} is {length} but must be between 0 and {seq_kv}")
+            Error::LengthOutOfRange { what, batch, got, most } => {
+                write!(f, "the {what} of batch {batch} are {got} but must be between 0 and {most}")
+            }
+            Error::InvalidStarts { what, index, got, least, most } => {
+                write!(
+                    f,
+                    "entry {index} of the {what} is {got} but must be between {least}, the one before it, and {most}"
+                )
+            }
+            Error::InvalidPages { what, sequence, got, limit } => {
+                let least = usize::from(*what == "page size");
+                write!(
+                    f,
+                    "a {what} of sequence {sequence} in the page table is {got} but must be between {least} and {limit}"
+                )
             }
             Error::InvalidOption { option, got, expected } => {
                 write!(f, "{option} is {got} but must be {expected}")

@@ -37,8 +37,10 @@
 //! let (filled, [head, row]) = (20, [64 * 64, 64]);
 //! attention.compute(
 //!     TensorRef::from_slice(&q, [1, 1, 8, 64])?.permuted([0, 2, 1, 3])?,
-//!     TensorRef::with_strides(&k, 0, [1, 2, filled, 64], [0, head, row, 1])?,
-//!     TensorRef::with_strides(&v, 0, [1, 2, filled, 64], [0, head, row, 1])?,
+//!     (
+//!         TensorRef::with_strides(&k, 0, [1, 2, filled, 64], [0, head, row, 1])?,
+//!         TensorRef::with_strides(&v, 0, [1, 2, filled, 64], [0, head, row, 1])?,
+//!     ),
 //!     TensorMut::from_slice(&mut out, [1, 1, 8, 64])?.permuted([0, 2, 1, 3])?,
 //!     None,
 //!     &mut workspace,
@@ -118,6 +120,7 @@ pub use element::{DType, Element, bf16, f16};
 pub use error::Error;
 pub use integers::Integers;
 pub use kernel::task::Operands;
+pub use kv::{KeysValues, PageTable};
 pub use level::Level;
 pub use merge::merge;
 pub use plan::{Form, Plan, Threads};

@@ -148,12 +148,12 @@ fn filled<T: Clone>(what: &'static str, value: T, len: Option<usize>) -> Result<
 mod tests {
     use super::cover::{SpanCover, union};
     use super::*;
-    use crate::sequence::{QueryOffset, Sequences};
+    use crate::sequence::{Lengths, QueryOffset, Sequences};
 
     const MOST: usize = 6;
 
     /// Every mask by position on every shape up to [`MOST`] queries and keys.
-    fn for_every_mask(mut check: impl FnMut(Masks<'_>, Sequences<'_>)) {
+    fn for_every_mask(mut check: impl FnMut(Masks<'_>, Sequences<'_>, [usize; 2])) {
         const BOUNDS: [Option<usize>; 5] = [None, Some(0), Some(1), Some(3), Some(usize::MAX)];
         let lengths: Vec<[usize; 1]> = (0..=MOST).map(|length| [length]).collect();
         let mut offsets = vec![QueryOffset::FromEnd, QueryOffset::FromStart, QueryOffset::per_batch(&[-2])];
@@ -164,11 +164,12 @@ mod tests {
                 for query_offset in offsets.iter().copied() {
                     for (left, right) in BOUNDS.into_iter().flat_map(|left| BOUNDS.map(|right| (left, right))) {
                         for causal in [false, true] {
-                            let key_lengths = length.map(|length| (&lengths[length]).into());
+                            let keys = length.map(|length| Lengths::First((&lengths[length]).into()));
+                            let (queries, keys) = (Lengths::All(seq_q), keys.unwrap_or(Lengths::All(seq_kv)));
                             let window = (left, right) != (None, None);
                             let window = window.then_some(Window { left, right });
                             let mask = Masks { causal: causal.then_some(Causal), window, ..Masks::default() };
-                            check(mask, Sequences { seq_q, seq_kv, query_offset, key_lengths });
+                            check(mask, Sequences { queries, keys, query_offset }, [seq_q, seq_kv]);
                         }
                     }
                 }
@@ -178,13 +179,13 @@ mod tests {
 
     #[test]
     fn a_span_holds_the_keys_that_are_seen() {
-        for_every_mask(|mask, sequences| {
+        for_every_mask(|mask, sequences, [seq_q, seq_kv]| {
             let sequence = sequences.get(0);
-            for i in 0..sequences.seq_q {
+            for i in 0..seq_q {
                 let span = mask.span(&sequence, 0, i);
-                assert!(span.end <= sequences.seq_kv, "{mask:?}, {sequence:?}, query {i}: {span:?}");
+                assert!(span.end <= seq_kv, "{mask:?}, {sequence:?}, query {i}: {span:?}");
                 assert!(!span.is_empty() || span == (0..0), "{mask:?}, {sequence:?}, query {i}: {span:?}");
-                for j in 0..sequences.seq_kv {
+                for j in 0..seq_kv {
                     assert_eq!(
                         mask.sees(&sequence, 0, i, j),
                         span.contains(&j),
@@ -197,17 +198,17 @@ mod tests {
 
     #[test]
     fn a_cover_is_that_of_the_pairs() {
-        for_every_mask(|mask, sequences| {
+        for_every_mask(|mask, sequences, [seq_q, seq_kv]| {
             let sequence = sequences.get(0);
             // Every run of queries from the first, and every run of keys.
-            for queries in 1..=sequences.seq_q.min(3) {
+            for queries in 1..=seq_q.min(3) {
                 let spans = || (0..queries).map(|i| mask.span(&sequence, 0, i));
                 let seen = |j: usize| (0..queries).filter(|&i| mask.sees(&sequence, 0, i, j)).count();
-                let first = (0..sequences.seq_kv).find(|&j| seen(j) > 0);
-                let last = (0..sequences.seq_kv).rfind(|&j| seen(j) > 0);
+                let first = (0..seq_kv).find(|&j| seen(j) > 0);
+                let last = (0..seq_kv).rfind(|&j| seen(j) > 0);
                 let brute = first.zip(last).map_or(0..0, |(first, last)| first..last + 1);
                 assert_eq!(union(spans()), brute, "{mask:?}, {sequence:?}, {queries} queries");
-                let all = || (0..sequences.seq_kv).filter(|&j| seen(j) == queries);
+                let all = || (0..seq_kv).filter(|&j| seen(j) == queries);
                 let brute = all().next().zip(all().next_back()).map_or(0..0, |(first, last)| first..last + 1);
                 assert_eq!(SpanCover::new(spans()).full, brute, "{mask:?}, {sequence:?}, {queries} queries");
                 assert_eq!(all().count(), brute.len(), "{mask:?}, {sequence:?}, {queries} queries");
@@ -232,7 +233,7 @@ mod tests {
     fn causal_matrices_are_as_drawn() {
         let matrix = |seq_q, seq_kv, query_offset| {
             let mask = Masks { causal: Some(Causal), ..Masks::default() };
-            let sequence = Sequences { seq_q, seq_kv, query_offset, key_lengths: None }.get(0);
+            let sequence = Sequences { queries: Lengths::All(seq_q), keys: Lengths::All(seq_kv), query_offset }.get(0);
             let row =
                 |i| (0..seq_kv).map(|j| if mask.sees(&sequence, 0, i, j) { '1' } else { '0' }).collect::<String>();
             (0..seq_q).map(row).collect::<Vec<_>>()

@@ -15,6 +15,8 @@ pub(crate) struct Options<'a> {
     pub(crate) scale: Option<f32>,
     pub(crate) query_offset: QueryOffset<'a>,
     pub(crate) key_lengths: Option<Integers<'a>>,
+    pub(crate) query_lengths: Option<Integers<'a>>,
+    pub(crate) query_starts: Option<Integers<'a>>,
     pub(crate) causal: bool,
     pub(crate) window: Window,
     pub(crate) mask: Option<MaskTensor<'a>>,

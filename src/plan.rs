@@ -16,6 +16,7 @@ use crate::kernel::task::Operands;
 use crate::level::Level;
 use crate::problem::{Dims, Problem};
 use crate::score::Unit;
+use crate::sequence::Sequence;
 use crate::simd::Isa;
 use crate::threads::Worth;
 use std::fmt;
@@ -61,14 +62,15 @@ pub enum Threads {
 
 /// The plan for one problem at one level; made by [`Attention::plan`](crate::Attention::plan).
 ///
-/// It prints its form, tiles and tasks. The accessors return the same numbers.
+/// It prints its form, tiles and tasks. The accessors return the same numbers. The form of a sequence follows from its own numbers
+/// of queries and keys, so a batch may have both.
 ///
 /// ```
 /// use flashtile::{Attention, Form};
 /// use ndarray::Array4;
 ///
 /// let (q, kv) = (Array4::from_elem((1, 8, 1, 64), 0.5f32), Array4::from_elem((1, 2, 300, 64), 0.5f32));
-/// let plan = Attention::new().plan(&q, &kv, &kv)?;
+/// let plan = Attention::new().plan(&q, (&kv, &kv))?;
 /// assert_eq!((plan.form(), plan.tasks()), (Form::Decode, 2)); // one task for each key/value head
 /// println!("{plan}");
 /// # Ok::<(), flashtile::Error>(())
@@ -76,15 +78,20 @@ pub enum Threads {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     isa: Isa,
-    form: Form,
     operands: Operands,
     dims: Dims,
-    /// Rows at the end of each key/value head that are computed in the decode form, after the others.
-    tail_rows: usize,
+    /// The form that was set, for all sequences.
+    set_form: Option<Form>,
+    /// Whether keys have a half type.
+    halves: bool,
+    /// The plan of the sequence with the most multiply-adds.
+    largest: SequencePlan,
+    /// The number of sequences in the decode form.
+    decoded: usize,
     /// Whether each split is a task of its own (decode).
     split_tasks: bool,
-    /// The blocks that the rows of each key/value head are divided into: of rows (decode) or panels (prefill).
-    blocks: EvenBlocks,
+    /// Blocks of rows of all sequences, for one key/value head of each.
+    all_blocks: usize,
     /// The runs that key/value heads with the same spans are divided into, and the number of these heads: all, or those of one
     /// batch. A task computes the heads of a run.
     head_runs: EvenBlocks,
@@ -94,24 +101,47 @@ pub struct Plan {
     work: usize,
 }
 
+/// How the rows of one sequence are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SequencePlan {
+    pub(crate) form: Form,
+    /// Query rows of a key/value head.
+    rows: usize,
+    /// Rows at the end of each key/value head that are computed in the decode form, after the others.
+    tail_rows: usize,
+    /// Query rows of a panel; 1 in decode.
+    unit: usize,
+    /// The blocks that the rows of each key/value head are divided into: of rows (decode) or panels (prefill).
+    blocks: EvenBlocks,
+}
+
+impl SequencePlan {
+    /// No rows.
+    const NONE: Self = SequencePlan { form: Form::Decode, rows: 0, tail_rows: 0, unit: 1, blocks: EvenBlocks::NONE };
+
+    /// The number of blocks that the rows of each key/value head are divided into.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.count
+    }
+
+    /// The rows of block `block`, and the tail that is decoded after them. Prefill divides whole panels evenly over the blocks,
+    /// decode rows.
+    pub(crate) fn block_rows(&self, block: usize) -> (Range<usize>, Range<usize>) {
+        let (rows, units) = (self.rows - self.tail_rows, self.blocks.range(block));
+        let rows = (units.start * self.unit).min(rows)..(units.end * self.unit).min(rows);
+        let tail = rows.end..if block + 1 == self.blocks.count { self.rows } else { rows.end };
+        (rows, tail)
+    }
+}
+
 impl Plan {
     pub(crate) fn new(problem: &Problem<'_>, isa: Isa, form: Option<Form>, threads: Threads) -> Self {
-        let operands = operands(problem, isa);
-        if let Some(form) = form {
-            return Self::of_form(problem, isa, (form, 0), operands, threads);
-        }
-        let halves = !matches!(problem.k, ByElement::F32(_));
-        let rows = problem.dims.rows();
-        let form = match tuning::suits_decode(rows, &problem.dims, isa.level(), halves, operands) {
-            true => (Form::Decode, 0),
-            false => (Form::Prefill, tuning::tail_rows(rows, problem.dims.seq_kv, isa.lanes())),
-        };
-        Self::of_form(problem, isa, form, operands, threads)
+        Self::of_operands(problem, isa, form, operands(problem, isa), threads)
     }
 
     /// The plan for scores as an output: the prefill form, from f32.
     pub(crate) fn for_scores(problem: &Problem<'_>, isa: Isa, threads: Threads) -> Self {
-        Self::of_form(problem, isa, (Form::Prefill, 0), Operands::F32, threads)
+        Self::of_operands(problem, isa, Some(Form::Prefill), Operands::F32, threads)
     }
 
     /// The same plan for tensors of other types: the operands follow from the types.
@@ -119,67 +149,108 @@ impl Plan {
         Plan { operands: operands(problem, self.isa), ..self }
     }
 
-    /// The plan for another problem, with the same level and threads.
-    pub(crate) fn replanned(&self, problem: &Problem<'_>, form: Option<Form>) -> Self {
-        Self::new(problem, self.isa, form, self.threads)
+    /// The plan for another problem, with the same level, form and threads.
+    pub(crate) fn replanned(&self, problem: &Problem<'_>) -> Self {
+        Self::new(problem, self.isa, self.set_form, self.threads)
     }
 
-    fn of_form(
+    fn of_operands(
         problem: &Problem<'_>,
         isa: Isa,
-        (form, tail_rows): (Form, usize),
+        set_form: Option<Form>,
         operands: Operands,
         threads: Threads,
     ) -> Self {
-        let dims = problem.dims;
-        let rows = dims.rows();
-        let heads = dims.batch.saturating_mul(dims.heads_kv);
-        let blocks = match form {
-            Form::Decode => EvenBlocks::new(rows, DECODE_TASK_ROWS),
-            Form::Prefill => {
-                let panel = panel_lanes(isa);
-                EvenBlocks::new((rows - tail_rows).div_ceil(panel), BLOCK_ROWS / panel)
-            }
-        };
-        // Splits that are tasks and splits in one task give the same bits, so this may depend on the whole problem.
-        let worth_splitting = dims.seq_kv > SPLIT_KEYS && heads.saturating_mul(blocks.count) < ENOUGH_TASKS;
-        let partial = PartialLayout::new(rows.min(DECODE_TASK_ROWS), dims.value_dim).len();
-        let partials =
-            [heads, blocks.count, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
-        let work = multiply_adds(&dims);
+        let (dims, sequences) = (problem.dims, &problem.sequences);
         // Users' masks may differ from sequence to sequence, and from head to head.
-        let sequences_are_alike = problem.masks.open.is_empty() && problem.sequences.are_alike();
-        let alike_heads = match (problem.masks.heads_are_alike(), sequences_are_alike) {
-            (false, _) => dims.heads_kv.min(1),
-            (true, false) => dims.heads_kv,
-            (true, true) => heads,
-        };
-        let task_heads = tuning::task_heads(work / heads.max(1), heads.saturating_mul(blocks.count));
-        Plan {
+        let sequences_are_alike = problem.masks.open.is_empty() && sequences.are_alike();
+        let heads = dims.batch.saturating_mul(dims.heads_kv);
+        let mut plan = Plan {
             isa,
-            form,
             operands,
             dims,
-            tail_rows,
-            split_tasks: form == Form::Decode && worth_splitting && partials <= MAX_PARTIALS,
-            blocks,
-            head_runs: EvenBlocks::new(alike_heads, task_heads),
-            alike_heads,
+            set_form,
+            halves: !matches!(problem.k, ByElement::F32(_)),
+            largest: SequencePlan::NONE,
+            decoded: 0,
+            split_tasks: false,
+            all_blocks: 0,
+            head_runs: EvenBlocks::new(0, 1),
+            alike_heads: match (problem.masks.heads_are_alike(), sequences_are_alike) {
+                (false, _) => dims.heads_kv.min(1),
+                (true, false) => dims.heads_kv,
+                (true, true) => heads,
+            },
             threads,
-            work,
+            work: 0,
+        };
+        plan.add_sequences(problem);
+        let tasks = dims.heads_kv.saturating_mul(plan.all_blocks);
+        // Splits that are tasks and splits in one task give the same bits, so this may depend on the whole problem.
+        let worth_splitting = dims.seq_kv > SPLIT_KEYS && tasks < ENOUGH_TASKS;
+        let partial = PartialLayout::new(plan.largest.rows.min(DECODE_TASK_ROWS), dims.value_dim).len();
+        let partials = [tasks, dims.seq_kv.div_ceil(SPLIT_KEYS)].into_iter().fold(partial, usize::saturating_mul);
+        let all_decoded = plan.decoded == dims.batch;
+        plan.split_tasks = all_decoded && worth_splitting && partials <= MAX_PARTIALS;
+        let task_heads = tuning::task_heads(plan.work / heads.max(1), tasks);
+        plan.head_runs = EvenBlocks::new(plan.alike_heads, task_heads);
+        plan
+    }
+
+    /// Counts the work and the blocks of all sequences.
+    fn add_sequences(&mut self, problem: &Problem<'_>) {
+        // Sequences of the same size are planned once.
+        let distinct = problem.sequences.distinct(self.dims.batch);
+        let each = if distinct.len() == self.dims.batch { 1 } else { self.dims.batch };
+        let mut largest_work = 0;
+        for sequence in distinct.map(|b| problem.sequences.get(b)) {
+            let own = self.of_sequence(&sequence);
+            let work = multiply_adds(&self.dims, &sequence);
+            self.work = self.work.saturating_add(work.saturating_mul(each));
+            self.all_blocks = self.all_blocks.saturating_add(own.blocks.count.saturating_mul(each));
+            self.decoded += if own.form == Form::Decode { each } else { 0 };
+            if self.largest == SequencePlan::NONE || work > largest_work {
+                (self.largest, largest_work) = (own, work);
+            }
         }
     }
 
-    /// The form of the computation, for all rows but the last [`tail_rows`](Self::tail_rows).
+    /// How a sequence is computed. It follows from the sequence alone, so that its bits do, too.
+    pub(crate) fn of_sequence(&self, sequence: &Sequence) -> SequencePlan {
+        let rows = sequence.queries.saturating_mul(self.dims.group());
+        let suits =
+            || tuning::suits_decode(rows, sequence.keys, &self.dims, self.isa.level(), self.halves, self.operands);
+        let (form, tail_rows) = match self.set_form {
+            Some(form) => (form, 0),
+            None if suits() => (Form::Decode, 0),
+            None => (Form::Prefill, tuning::tail_rows(rows, sequence.keys, self.isa.lanes())),
+        };
+        let panel = panel_lanes(self.isa);
+        let (unit, blocks) = match form {
+            Form::Decode => (1, EvenBlocks::new(rows, DECODE_TASK_ROWS)),
+            Form::Prefill => (panel, EvenBlocks::new((rows - tail_rows).div_ceil(panel), BLOCK_ROWS / panel)),
+        };
+        SequencePlan { form, rows, tail_rows, unit, blocks }
+    }
+
+    /// The form of the sequence with the most work, for all rows but the last [`tail_rows`](Self::tail_rows).
     pub fn form(&self) -> Form {
-        self.form
+        self.largest.form
+    }
+
+    /// The number of sequences in a form.
+    pub fn sequences(&self, form: Form) -> usize {
+        match form {
+            Form::Decode => self.decoded,
+            Form::Prefill => self.dims.batch - self.decoded,
+        }
     }
 
     /// The number of rows at the end of each key/value head that are computed in the decode form, although the others are
-    /// computed in the prefill form: a few rows that would take the time of a whole vector of them. 0 if
-    /// [`Attention::form`](crate::Attention::form) has set the form.
+    /// computed in the prefill form: a few rows that would take the time of a whole vector of them. It is that of the sequence with
+    /// the most work; 0 if [`Attention::form`](crate::Attention::form) has set the form.
     pub fn tail_rows(&self) -> usize {
-        self.tail_rows
+        self.largest.tail_rows
     }
 
     /// The instruction set of the computation.
@@ -194,20 +265,20 @@ impl Plan {
 
     /// The most query rows of a tile of scores: those of a panel (prefill) or of a task (decode).
     pub fn tile_rows(&self) -> usize {
-        match self.form {
+        match self.largest.form {
             Form::Prefill => panel_lanes(self.isa),
-            Form::Decode => self.blocks.start(1).min(self.dims.rows()),
+            Form::Decode => self.largest.blocks.start(1).min(self.largest.rows),
         }
     }
 
     /// The most keys of a tile of scores. Tiles start at multiples of it.
     pub fn tile_keys(&self) -> usize {
-        self.steps(self.form).tile
+        self.steps(self.largest.form).tile
     }
 
     /// The keys of one split (decode; `None` for prefill). The results of splits are merged in the order of the keys.
     pub fn split_keys(&self) -> Option<usize> {
-        self.steps(self.form).split
+        self.steps(self.largest.form).split
     }
 
     /// The number of tasks, which can be computed in parallel. A task has one key/value head, or several small ones. A mask may
@@ -221,8 +292,13 @@ impl Plan {
     pub(crate) fn listed_tasks(&self) -> usize {
         // Saturating: a problem without an output may have any dimensions.
         let heads = self.dims.batch.saturating_mul(self.dims.heads_kv);
-        let runs = heads.checked_div(self.alike_heads).unwrap_or(0).saturating_mul(self.head_runs.count);
-        runs.saturating_mul(self.blocks.count)
+        match self.alike_heads == heads {
+            true => self.largest.blocks.count.saturating_mul(self.head_runs.count),
+            false => {
+                let runs = self.dims.heads_kv.checked_div(self.alike_heads).unwrap_or(0) * self.head_runs.count;
+                self.all_blocks.saturating_mul(runs)
+            }
+        }
     }
 
     /// The key/value heads with the same spans, counted through all batches: all heads, or one batch after the other.
@@ -272,22 +348,6 @@ impl Plan {
             Form::Prefill => KeySteps { tile: tuning::prefill_tile_keys(&self.dims), split: None },
         }
     }
-
-    /// The number of blocks that the rows of each key/value head are divided into.
-    pub(crate) fn blocks(&self) -> usize {
-        self.blocks.count
-    }
-
-    /// The rows of block `block`, without the tail. Prefill divides whole panels evenly over the blocks, decode rows.
-    pub(crate) fn block_rows(&self, block: usize) -> Range<usize> {
-        let rows = self.dims.rows() - self.tail_rows;
-        let unit = match self.form {
-            Form::Decode => 1,
-            Form::Prefill => panel_lanes(self.isa),
-        };
-        let units = self.blocks.range(block);
-        (units.start * unit).min(rows)..(units.end * unit).min(rows)
-    }
 }
 
 /// How a piece's keys are stepped over: split by split, and tile by tile.
@@ -334,19 +394,23 @@ fn operands(problem: &Problem<'_>, isa: Isa) -> Operands {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = self.dims;
-        write!(f, "b{batch} h{heads_q}/{heads_kv} q{seq_q} kv{seq_kv} d{head_dim}/{value_dim}: {}", self.form)?;
-        match self.form {
-            Form::Decode => write!(f, ", {} rows a head, splits of {SPLIT_KEYS} keys", self.dims.rows())?,
+        let SequencePlan { form, rows, tail_rows, blocks, .. } = self.largest;
+        write!(f, "b{batch} h{heads_q}/{heads_kv} q{seq_q} kv{seq_kv} d{head_dim}/{value_dim}: {form}")?;
+        match form {
+            Form::Decode => write!(f, ", {rows} rows a head, splits of {SPLIT_KEYS} keys")?,
             Form::Prefill => write!(
                 f,
                 ", tiles of {} queries x {} keys, blocks of {} rows",
                 self.tile_rows(),
                 self.tile_keys(),
-                if self.blocks.count == 0 { 0 } else { self.block_rows(0).len() },
+                if blocks.count == 0 { 0 } else { self.largest.block_rows(0).0.len() },
             )?,
         }
-        if self.tail_rows > 0 {
-            write!(f, " and {} decoded", self.tail_rows)?;
+        if tail_rows > 0 {
+            write!(f, " and {tail_rows} decoded")?;
+        }
+        if (1..batch).contains(&self.decoded) {
+            write!(f, ", {} sequences in prefill and {} in decode", batch - self.decoded, self.decoded)?;
         }
         if self.operands == Operands::Bf16Pairs {
             write!(f, ", scores from pairs of bf16")?;
@@ -356,8 +420,9 @@ impl fmt::Display for Plan {
     }
 }
 
-fn multiply_adds(dims: &Dims) -> usize {
-    let pairs = [dims.batch, dims.heads_q, dims.seq_q, dims.seq_kv];
+/// Multiply-adds of all pairs of query and key of a sequence.
+fn multiply_adds(dims: &Dims, sequence: &Sequence) -> usize {
+    let pairs = [dims.heads_q, sequence.queries, sequence.keys];
     let each = dims.head_dim.saturating_add(dims.value_dim);
     pairs.into_iter().fold(each, usize::saturating_mul)
 }

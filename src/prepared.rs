@@ -6,9 +6,10 @@ use crate::call::{LseOutput, checked_output};
 use crate::driver::{self, Schedule, Workspace};
 use crate::element::DType;
 use crate::error::Error;
+use crate::kv::KeysValues;
 use crate::options::Options;
-use crate::plan::{Form, Plan};
-use crate::problem::{Problem, check_shape};
+use crate::plan::Plan;
+use crate::problem::{Dims, Problem, check_shape};
 use crate::tensor::{AnyTensorMut, AnyTensorRef};
 
 /// An [`Attention`](crate::Attention) with its plan and tasks for fixed shapes; made by
@@ -22,20 +23,20 @@ use crate::tensor::{AnyTensorMut, AnyTensorRef};
 /// use ndarray::Array4;
 ///
 /// let x = Array4::from_elem((1, 4, 16, 32), 0.5f32);
-/// let prepared = Attention::new().causal().prepare(&x, &x, &x)?;
+/// let prepared = Attention::new().causal().prepare(&x, (&x, &x))?;
 /// let (mut out, mut workspace) = (Array4::<f32>::zeros((1, 4, 16, 32)), Workspace::new());
 /// for _layer in 0..3 {
-///     prepared.compute(&x, &x, &x, &mut out, None, &mut workspace)?;
+///     prepared.compute(&x, (&x, &x), &mut out, None, &mut workspace)?;
 /// }
 ///
 /// // Decoding: one more key at each step, in a cache with room for 64.
 /// let (q, cache) = (Array4::from_elem((1, 4, 1, 32), 0.5f32), Array4::from_elem((1, 4, 64, 32), 0.5f32));
 /// let keys = |n: usize| cache.slice(ndarray::s![.., .., ..n, ..]);
-/// let mut prepared = Attention::new().causal().prepare(&q, keys(1), keys(1))?;
+/// let mut prepared = Attention::new().causal().prepare(&q, (keys(1), keys(1)))?;
 /// let mut out = Array4::<f32>::zeros((1, 4, 1, 32));
 /// for n in 1..=64 {
 ///     prepared.set_keys(n)?;
-///     prepared.compute(&q, keys(n), keys(n), &mut out, None, &mut workspace)?;
+///     prepared.compute(&q, (keys(n), keys(n)), &mut out, None, &mut workspace)?;
 /// }
 /// # Ok::<(), flashtile::Error>(())
 /// ```
@@ -44,23 +45,21 @@ pub struct Prepared<'a> {
     options: Options<'a>,
     plan: Plan,
     schedule: Schedule,
-    /// The form set by [`Attention::form`](crate::Attention::form).
-    form: Option<Form>,
+    dims: Dims,
     /// Types and shapes of queries, keys and values.
     shapes: [(DType, [usize; 4]); 3],
+    /// The number of keys of each sequence; empty if all have the same.
+    key_lengths: Vec<usize>,
 }
 
 impl<'a> Prepared<'a> {
-    pub(crate) fn new(
-        options: Options<'a>,
-        problem: &Problem<'_>,
-        plan: Plan,
-        form: Option<Form>,
-    ) -> Result<Self, Error> {
-        let shapes = [&problem.q, &problem.k, &problem.v].map(|tensor| (tensor.dtype(), tensor.shape()));
-        let mut schedule = Schedule::default();
-        fill(&mut schedule, problem, &plan)?;
-        Ok(Prepared { options, plan, schedule, form, shapes })
+    pub(crate) fn new(options: Options<'a>, problem: &Problem<'_>, plan: Plan) -> Result<Self, Error> {
+        let (shapes, dims) = (shapes_of(problem), problem.dims);
+        let (schedule, key_lengths) = (Schedule::default(), Vec::new());
+        let mut prepared = Prepared { options, plan, schedule, dims, shapes, key_lengths };
+        fill(&mut prepared.schedule, problem, &plan)?;
+        prepared.note_key_lengths(problem);
+        Ok(prepared)
     }
 
     /// The plan that every call follows.
@@ -68,7 +67,8 @@ impl<'a> Prepared<'a> {
         &self.plan
     }
 
-    /// Plans again for `seq_kv` keys and values. Everything else stays, key lengths and query offsets included.
+    /// Plans again for `seq_kv` keys and values, for `(k, v)` with as many keys in each sequence. Everything else stays, key lengths and
+    /// query offsets included.
     ///
     /// It takes less than a microsecond for a decoding step, and allocates only if there are more tasks than at any time
     /// before.
@@ -79,37 +79,88 @@ impl<'a> Prepared<'a> {
         let [q, mut k, mut v] = self.shapes;
         (k.1[2], v.1[2]) = (seq_kv, seq_kv);
         let problem = Problem::of_shapes(&self.options, [q, k, v])?;
-        let plan = self.plan.replanned(&problem, self.form);
+        let plan = self.plan.replanned(&problem);
         fill(&mut self.schedule, &problem, &plan)?;
-        (self.plan, self.shapes) = (plan, [q, k, v]);
+        (self.plan, self.dims, self.shapes) = (plan, problem.dims, [q, k, v]);
         Ok(())
     }
 
-    /// Computes attention as [`Attention::compute`](crate::Attention::compute), for tensors of the prepared shapes. Types and
-    /// strides may differ. The form stays the one for the prepared types.
+    /// Plans again for other tensors, lengths or pages. Options stay, query starts and lengths included.
+    ///
+    /// It is for the step of a server: lengths grow by a token, and all layers of the step are computed with the same plan. It takes some
+    /// microseconds for each thousand tasks, and allocates only if there are more tasks or sequences than at any time before.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] for other shapes that fit together and fit the options; otherwise as
+    /// As [`Attention::prepare`](crate::Attention::prepare); the prepared attention is then unchanged.
+    pub fn replan<'t>(&mut self, q: impl Into<AnyTensorRef<'t>>, kv: impl Into<KeysValues<'t>>) -> Result<(), Error> {
+        // Moved out and back, so that the problem borrows it and not the rest.
+        let options = std::mem::take(&mut self.options);
+        let planned = self.replan_with(&options, q.into(), kv.into());
+        self.options = options;
+        planned
+    }
+
+    fn replan_with(&mut self, options: &Options<'_>, q: AnyTensorRef<'_>, kv: KeysValues<'_>) -> Result<(), Error> {
+        let problem = Problem::new(options, q, kv)?;
+        let plan = self.plan.replanned(&problem);
+        fill(&mut self.schedule, &problem, &plan)?;
+        (self.plan, self.dims, self.shapes) = (plan, problem.dims, shapes_of(&problem));
+        self.note_key_lengths(&problem);
+        Ok(())
+    }
+
+    fn note_key_lengths(&mut self, problem: &Problem<'_>) {
+        self.key_lengths.clear();
+        if !problem.sequences.keys.are_alike() {
+            self.key_lengths.extend((0..problem.dims.batch).map(|b| problem.sequences.keys.get(b)));
+        }
+    }
+
+    /// Computes attention as [`Attention::compute`](crate::Attention::compute), for tensors of the prepared shapes and sequences of the
+    /// prepared lengths. Types, strides and pages may differ. The form stays the one for the prepared types.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] for other shapes and lengths that fit together and fit the options; otherwise as
     /// [`Attention::compute`](crate::Attention::compute).
     pub fn compute<'t>(
         &self,
         q: impl Into<AnyTensorRef<'t>>,
-        k: impl Into<AnyTensorRef<'t>>,
-        v: impl Into<AnyTensorRef<'t>>,
+        kv: impl Into<KeysValues<'t>>,
         out: impl Into<AnyTensorMut<'t>>,
         lse: impl Into<LseOutput<'t>>,
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
-        let problem = Problem::new(&self.options, [q.into(), k.into(), v.into()])?;
-        let [q_shape, k_shape, v_shape] = self.shapes.map(|(_, shape)| shape);
-        check_shape("queries", ["batch", "heads_q", "seq_q", "head_dim"], problem.q.shape(), q_shape)?;
-        check_shape("keys", ["batch", "heads_kv", "seq_kv", "head_dim"], problem.k.shape(), k_shape)?;
-        check_shape("values", ["batch", "heads_kv", "seq_kv", "value_dim"], problem.v.shape(), v_shape)?;
+        let problem = Problem::new(&self.options, q.into(), kv.into())?;
+        self.check_sizes(&problem)?;
         let output = checked_output(&problem, out.into(), lse.into())?;
         let plan = self.plan.for_types_of(&problem);
         driver::run_scheduled(&problem, &plan, &self.schedule, output, workspace);
         Ok(())
     }
+
+    /// Refuses other sizes than the schedule is for.
+    fn check_sizes(&self, problem: &Problem<'_>) -> Result<(), Error> {
+        let shapes = |dims: &Dims| {
+            let Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim } = *dims;
+            let kv = |dim| [batch, heads_kv, seq_kv, dim];
+            [[batch, heads_q, seq_q, head_dim], kv(head_dim), kv(value_dim)]
+        };
+        let ([q, k, v], [q_shape, k_shape, v_shape]) = (shapes(&problem.dims), shapes(&self.dims));
+        check_shape("queries", ["batch", "heads_q", "seq_q", "head_dim"], q, q_shape)?;
+        check_shape("keys", ["batch", "heads_kv", "seq_kv", "head_dim"], k, k_shape)?;
+        check_shape("values", ["batch", "heads_kv", "seq_kv", "value_dim"], v, v_shape)?;
+        for b in
+            0..if problem.sequences.keys.are_alike() && self.key_lengths.is_empty() { 0 } else { problem.dims.batch }
+        {
+            let (got, prepared) = (problem.sequences.keys.get(b), self.key_lengths.get(b));
+            check_shape("keys", ["length of a sequence"], [got], [*prepared.unwrap_or(&self.dims.seq_kv)])?;
+        }
+        Ok(())
+    }
+}
+
+fn shapes_of(problem: &Problem<'_>) -> [(DType, [usize; 4]); 3] {
+    [&problem.q, &problem.k, &problem.v].map(|tensor| (tensor.dtype(), tensor.shape()))
 }
 
 /// Lists the tasks, unless there are too many to keep. (A call lists them, too, but its output has memory for each row.)

@@ -6,13 +6,15 @@
 
 #![forbid(unsafe_code)]
 
-use crate::element::{DType, with_elements};
+use crate::element::{DType, map_elements, with_elements};
 use crate::error::{Error, check_count};
+use crate::integers::Integers;
+use crate::kv::{KeysValues, Places, check_starts};
 use crate::mask::{Causal, MaskTensor, Masks, OpenMask, ProblemSizes, Window};
 use crate::options::Options;
 use crate::pair::MAX_INDEX;
 use crate::score::{Alibi, AlibiSlopes, BiasTensor, OpenScoreMod, ScoreMods, ScoreStage, Sinks, Softcap};
-use crate::sequence::{QueryOffset, Sequences};
+use crate::sequence::{Lengths, QueryOffset, Sequences};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut};
 use std::f32::consts::LOG2_E;
@@ -21,9 +23,11 @@ use std::ops::Range;
 /// The sizes of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Dims {
+    /// The number of sequences.
     pub(crate) batch: usize,
     pub(crate) heads_q: usize,
     pub(crate) heads_kv: usize,
+    /// The most queries, and the most keys, of a sequence. In tensors without packing, the size of the axis.
     pub(crate) seq_q: usize,
     pub(crate) seq_kv: usize,
     pub(crate) head_dim: usize,
@@ -40,7 +44,7 @@ impl Dims {
         self.heads_q.checked_div(self.heads_kv).unwrap_or(0)
     }
 
-    /// Query rows that share one key/value head, and so each tile of its keys and values.
+    /// Query rows of the longest sequence that share one key/value head, and so each tile of its keys and values.
     ///
     /// Row `r` is query `r / group` of the group's head `r % group`: neighbouring rows have nearly the same position, so the
     /// rows of a tile see nearly the same keys.
@@ -48,7 +52,7 @@ impl Dims {
         self.seq_q.saturating_mul(self.group())
     }
 
-    /// The batch and the key/value head of head `head`, counted through all batches.
+    /// The sequence and the key/value head of head `head`, counted through all sequences.
     pub(crate) fn batch_and_head(&self, head: usize) -> (usize, usize) {
         (head / self.heads_kv, head % self.heads_kv)
     }
@@ -57,14 +61,6 @@ impl Dims {
     pub(crate) fn group_heads(&self, head_kv: usize) -> Range<usize> {
         let group = self.group();
         head_kv * group..(head_kv + 1) * group
-    }
-
-    pub(crate) fn output_shape(&self) -> [usize; 4] {
-        [self.batch, self.heads_q, self.seq_q, self.value_dim]
-    }
-
-    pub(crate) fn lse_shape(&self) -> [usize; 3] {
-        [self.batch, self.heads_q, self.seq_q]
     }
 
     pub(crate) fn scores_shape(&self) -> [usize; 4] {
@@ -79,6 +75,8 @@ pub(crate) struct Problem<'a> {
     pub(crate) q: AnyTensor<'a>,
     pub(crate) k: AnyTensor<'a>,
     pub(crate) v: AnyTensor<'a>,
+    /// Where the keys and values of each sequence lie in their tensors.
+    pub(crate) places: Places<'a>,
     pub(crate) scale: f32,
     pub(crate) sequences: Sequences<'a>,
     pub(crate) masks: Masks<'a>,
@@ -92,38 +90,46 @@ impl<'a> Problem<'a> {
         self.dims.heads_kv > 1 && head.unsigned_abs() < row.unsigned_abs()
     }
 
-    pub(crate) fn new(options: &'a Options<'a>, [q, k, v]: [AnyTensorRef<'a>; 3]) -> Result<Self, Error> {
-        let [q, k, v] = [of_rank_4("queries", q)?, of_rank_4("keys", k)?, of_rank_4("values", v)?];
-        Self::of_any(options, [q, k, v])
+    pub(crate) fn new(options: &'a Options<'a>, q: AnyTensorRef<'a>, kv: KeysValues<'a>) -> Result<Self, Error> {
+        let q = of_rank_4_or_packed("queries", q, options.query_starts.is_some())?;
+        let packed = matches!(kv.places, Places::Packed(_));
+        let [k, v] = [of_rank_4_or_packed("keys", kv.k, packed)?, of_rank_4_or_packed("values", kv.v, packed)?];
+        Self::of_any(options, [q, k, v], kv.places)
     }
 
     /// A problem of types and shapes alone, for planning. All elements of a tensor are the same zero.
     pub(crate) fn of_shapes(options: &'a Options<'a>, shapes: [(DType, [usize; 4]); 3]) -> Result<Self, Error> {
-        let [q, k, v] = shapes.map(|(dtype, shape)| AnyTensor::repeated(dtype, shape));
-        Self::of_any(options, [q, k, v])
+        let tensors = shapes.map(|(dtype, shape)| AnyTensor::repeated(dtype, shape));
+        Self::of_any(options, tensors, Places::Dense)
     }
 
     /// As [`Problem::new`], for tensors whose rank has been checked.
-    pub(crate) fn of_any(options: &'a Options<'a>, [q, k, v]: [AnyTensor<'a>; 3]) -> Result<Self, Error> {
-        let dims = check_shapes(q.shape(), k.shape(), v.shape())?;
+    pub(crate) fn of_any(
+        options: &'a Options<'a>,
+        [q, k, v]: [AnyTensor<'a>; 3],
+        places: Places<'a>,
+    ) -> Result<Self, Error> {
+        let shapes = [q.shape(), k.shape(), v.shape()];
+        check_shapes(shapes, options.query_starts.is_none() && matches!(places, Places::Dense))?;
+        let (batch, sequences) = check_sequences(options, shapes, places)?;
+        let dims = check_dims(shapes, batch, &sequences, places)?;
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
         // Scores are formed in units of log2. A number that overflows there would make them NaN.
         check_number("scale", scale, (scale * LOG2_E).is_finite(), "between -2.3e38 and 2.3e38")?;
-        let sequences = check_sequences(options, &dims)?;
         let (masks, score_mods) = (check_masks(options, &dims)?, check_score_mods(options, &dims)?);
         check_open(&masks, &score_mods, &dims, sequences)?;
         let in_caps = score_mods.softcap.map_or(0.0, |Softcap(cap)| (scale as f64 / cap as f64) as f32);
         check_number("scale", scale, in_caps.is_finite(), "at most 3.4e38 times the softcap")?;
         options.given_twice.map_or(Ok(()), |option| Err(Error::GivenTwice { option }))?;
-        Ok(Problem { dims, q, k, v, scale, sequences, masks, score_mods })
+        Ok(Problem { dims, q, k, v, places, scale, sequences, masks, score_mods })
     }
 
     /// A problem without values (a value_dim of 0), for scores as an output.
     pub(crate) fn of_scores(options: &'a Options<'a>, [q, k]: [AnyTensorRef<'a>; 2]) -> Result<Self, Error> {
-        let [q, k] = [of_rank_4("queries", q)?, of_rank_4("keys", k)?];
+        let [q, k] = [of_rank_4_or_packed("queries", q, options.query_starts.is_some())?, of_rank_4("keys", k)?];
         let [batch, heads_kv, seq_kv, _] = k.shape();
         let no_values = AnyTensor::repeated(DType::F32, [batch, heads_kv, seq_kv, 0]);
-        let problem = Self::of_any(options, [q, k, no_values])?;
+        let problem = Self::of_any(options, [q, k, no_values], Places::Dense)?;
         check_size("the scores", problem.dims.scores_shape())?;
         Ok(problem)
     }
@@ -135,29 +141,57 @@ impl<'a> Problem<'a> {
             let softcap = self.score_mods.softcap.filter(|_| stage == ScoreStage::Capped);
             self.score_mods = ScoreMods { softcap, ..ScoreMods::default() };
             self.masks = Masks::default();
-            self.sequences.key_lengths = None;
+            self.sequences.keys = Lengths::All(self.dims.seq_kv);
         }
         self
     }
 
-    /// Refuses an output of another shape.
-    pub(crate) fn check_output(&self, out: &AnyTensorMut<'_>) -> Result<(), Error> {
+    /// Where rows `rows` of a key/value head of sequence `b` are in the tensors of queries and outputs: the batch index, and the rows
+    /// there.
+    pub(crate) fn query_rows(&self, b: usize, rows: &Range<usize>) -> (usize, Range<usize>) {
+        let (batch, first) = self.sequences.queries.place(b);
+        let first = first * self.dims.group();
+        (batch, first + rows.start..first + rows.end)
+    }
+
+    /// The shape of the output: a row for each of the tensor's queries.
+    pub(crate) fn output_shape(&self) -> [usize; 4] {
+        let [batch, heads_q, queries, _] = self.q.shape();
+        [batch, heads_q, queries, self.dims.value_dim]
+    }
+
+    pub(crate) fn lse_shape(&self) -> [usize; 3] {
+        let [batch, heads_q, queries, _] = self.q.shape();
+        [batch, heads_q, queries]
+    }
+
+    /// Refuses an output of another shape. Packed queries may have an output of rank 3.
+    pub(crate) fn checked_output<'o>(&self, out: AnyTensorMut<'o>) -> Result<AnyTensorMut<'o>, Error> {
+        let packed = matches!(self.sequences.queries, Lengths::Packed(_));
+        let out = if packed && out.rank() == 3 { out.insert_axis(0)?.permuted(&[0, 2, 1, 3])? } else { out };
         let got = out.shape().try_into().map_err(|_| Error::Rank { tensor: "output", expected: 4, got: out.rank() })?;
         const NAMES: [&str; 4] = ["batch", "heads_q", "seq_q", "value_dim"];
-        check_shape("output", NAMES, got, self.dims.output_shape())
+        check_shape("output", NAMES, got, self.output_shape())?;
+        Ok(out)
     }
 
     /// Refuses log-sum-exps of another shape.
     pub(crate) fn check_lse(&self, lse: &TensorMut<'_, f32, 3>) -> Result<(), Error> {
-        check_shape("lse", ["batch", "heads_q", "seq_q"], lse.shape(), self.dims.lse_shape())
+        check_shape("lse", ["batch", "heads_q", "seq_q"], lse.shape(), self.lse_shape())
     }
 }
 
 /// Queries, keys or values: refuses another rank than 4, because `[batch, seq, hidden]` is easily taken for `[heads, seq, dim]`.
 pub(crate) fn of_rank_4<'a>(tensor: &'static str, from: impl Into<AnyTensorRef<'a>>) -> Result<AnyTensor<'a>, Error> {
-    let from = from.into();
+    of_rank_4_or_packed(tensor, from.into(), false)
+}
+
+/// As [`of_rank_4`]; packed sequences may also be `[total, heads, dim]`.
+fn of_rank_4_or_packed<'a>(tensor: &'static str, from: AnyTensorRef<'a>, packed: bool) -> Result<AnyTensor<'a>, Error> {
     match from.rank() {
         4 => Ok(from.tensor),
+        // The conversion has put an axis of size 1 in front.
+        3 if packed => Ok(map_elements!(from.tensor, tensor => tensor.permuted([0, 2, 1, 3]))),
         got => Err(Error::Rank { tensor, expected: 4, got }),
     }
 }
@@ -187,20 +221,36 @@ const MAX_HEADS: usize = 1 << 24;
 /// The longest row of queries or values: a million elements. Tiles and blocks of up to 256 rows are copied to scratch memory.
 const MAX_ROW_LEN: usize = 1 << 20;
 
-fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Error> {
-    let [batch, heads_q, seq_q, head_dim] = q;
-    let [_, heads_kv, seq_kv, _] = k;
+/// Refuses tensors that don't fit together, wherever the rows of a sequence are.
+///
+/// * `same_batch`: whether queries and keys have a batch index for each sequence
+fn check_shapes([q, k, v]: [[usize; 4]; 3], same_batch: bool) -> Result<(), Error> {
+    let [batch, heads_q, _, head_dim] = q;
+    let [k_batch, heads_kv, seq_kv, _] = k;
     let [.., value_dim] = v;
     const NAMES: [&str; 4] = ["batch", "heads_kv", "seq_kv", "head_dim"];
-    check_shape("keys", NAMES, k, [batch, heads_kv, seq_kv, head_dim])?;
-    check_shape("values", NAMES, v, [batch, heads_kv, seq_kv, value_dim])?;
+    let k_batch = if same_batch { batch } else { k_batch };
+    check_shape("keys", NAMES, k, [k_batch, heads_kv, seq_kv, head_dim])?;
+    check_shape("values", NAMES, v, [k_batch, heads_kv, seq_kv, value_dim])?;
     let divisible = if heads_kv == 0 { heads_q == 0 } else { heads_q.is_multiple_of(heads_kv) };
-    if !divisible {
-        return Err(Error::HeadsNotDivisible { heads_q, heads_kv });
-    }
+    if divisible { Ok(()) } else { Err(Error::HeadsNotDivisible { heads_q, heads_kv }) }
+}
+
+fn check_dims(
+    [q, k, v]: [[usize; 4]; 3],
+    batch: usize,
+    sequences: &Sequences<'_>,
+    places: Places<'_>,
+) -> Result<Dims, Error> {
+    let [q_batch, heads_q, q_rows, head_dim] = q;
+    let [_, heads_kv, k_rows, _] = k;
+    let [.., value_dim] = v;
+    // Masks and biases have a row for each query of the tensor, padding included.
+    let seq_q = if let Lengths::Packed(_) = sequences.queries { sequences.queries.largest(batch) } else { q_rows };
+    let seq_kv = if let Places::Dense = places { k_rows } else { sequences.keys.largest(batch) };
     let dims = Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
     // Broadcast dimensions can be larger than memory, but counts of rows and elements must not overflow.
-    for shape in [dims.output_shape(), [batch, heads_q, seq_q, head_dim], [batch, heads_kv, seq_kv, head_dim]] {
+    for shape in [[q_batch, heads_q, q_rows, value_dim], q, k] {
         check_size("the problem", shape)?;
     }
     // Broadcast tensors can be larger than memory, but the list of tasks and the copies of tiles must fit.
@@ -210,7 +260,7 @@ fn check_shapes(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<Dims, Err
         check_limit("elements of a value (value_dim)", MAX_ROW_LEN, dims.value_dim)?;
     }
     // Rows are limited, because tasks are listed: one for about 256 rows, or for 24 if decode is forced.
-    let rows = [heads_q, seq_q].into_iter().fold(batch.max(1), usize::saturating_mul);
+    let rows = [heads_q, q_rows].into_iter().fold(q_batch.max(1), usize::saturating_mul);
     check_limit("queries in all batches and heads", MAX_QUERIES, rows)?;
     Ok(dims)
 }
@@ -226,19 +276,75 @@ fn check_size(what: &'static str, shape: [usize; 4]) -> Result<(), Error> {
     if elements.is_some_and(|n| n <= isize::MAX as usize / 8) { Ok(()) } else { Err(Error::TooLarge { what }) }
 }
 
-fn check_sequences<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<Sequences<'a>, Error> {
-    let Options { key_lengths, query_offset, .. } = *options;
-    if let Some(lengths) = key_lengths {
-        check_count("key lengths", lengths.len(), dims.batch)?;
-        let allowed = 0..=dims.seq_kv as i128;
-        if let Some((batch, length)) = lengths.iter().enumerate().find(|(_, length)| !allowed.contains(length)) {
-            return Err(Error::KeyLengthOutOfRange { batch, length, seq_kv: dims.seq_kv });
+/// The number of sequences, and their lengths.
+fn check_sequences<'a>(
+    options: &Options<'a>,
+    [[q_batch, _, q_rows, _], [k_batch, _, k_rows, _], _]: [[usize; 4]; 3],
+    places: Places<'a>,
+) -> Result<(usize, Sequences<'a>), Error> {
+    let Options { key_lengths, query_lengths, query_starts, query_offset, .. } = *options;
+    // The queries say how many sequences there are.
+    let (batch, queries) = match (query_starts, query_lengths) {
+        (Some(_), Some(_)) => return Err(Error::GivenTwice { option: "query_lengths" }),
+        (Some(starts), None) => {
+            let batch = starts.len().saturating_sub(1);
+            check_packed("queries", "query starts", (q_batch, q_rows), (starts, batch))?;
+            (batch, Lengths::Packed(starts))
         }
-    }
+        (None, Some(lengths)) => {
+            check_lengths("query lengths", lengths, q_batch, q_rows)?;
+            (q_batch, Lengths::First(lengths))
+        }
+        (None, None) => (q_batch, Lengths::All(q_rows)),
+    };
+    let keys = match (places, key_lengths) {
+        (Places::Dense, _) if k_batch != batch => {
+            let (expected, got) = (batch, k_batch);
+            return Err(Error::ShapeMismatch { tensor: "keys", dimension: "batch", expected, got });
+        }
+        (Places::Dense, None) => Lengths::All(k_rows),
+        (Places::Dense, Some(lengths)) => {
+            check_lengths("key lengths", lengths, batch, k_rows)?;
+            Lengths::First(lengths)
+        }
+        // Such keys have lengths already.
+        (_, Some(_)) => return Err(Error::GivenTwice { option: "key_lengths" }),
+        (Places::Packed(starts), None) => {
+            check_packed("keys", "key starts", (k_batch, k_rows), (starts, batch))?;
+            Lengths::Packed(starts)
+        }
+        (Places::Pages(table), None) => {
+            check_count("sequences of the page table", table.lengths().len(), batch)?;
+            table.check_pool(k_batch, k_rows)?;
+            Lengths::First(table.lengths())
+        }
+    };
     if let QueryOffset::PerBatch(offsets) = query_offset {
-        check_count("query offsets", offsets.len(), dims.batch)?;
+        check_count("query offsets", offsets.len(), batch)?;
     }
-    Ok(Sequences { seq_q: dims.seq_q, seq_kv: dims.seq_kv, query_offset, key_lengths })
+    Ok((batch, Sequences { queries, keys, query_offset }))
+}
+
+fn check_lengths(what: &'static str, lengths: Integers<'_>, batch: usize, most: usize) -> Result<(), Error> {
+    check_count(what, lengths.len(), batch)?;
+    match lengths.iter().enumerate().find(|(_, length)| !(0..=most as i128).contains(length)) {
+        None => Ok(()),
+        Some((batch, got)) => Err(Error::LengthOutOfRange { what, batch, got, most }),
+    }
+}
+
+/// Refuses starts of packed sequences that are not those of `sequences` sequences in one batch of `rows` rows.
+fn check_packed(
+    tensor: &'static str,
+    what: &'static str,
+    (batch, rows): (usize, usize),
+    (starts, sequences): (Integers<'_>, usize),
+) -> Result<(), Error> {
+    if batch != 1 {
+        return Err(Error::ShapeMismatch { tensor, dimension: "batch", expected: 1, got: batch });
+    }
+    check_count(what, starts.len(), sequences + 1)?;
+    check_starts(what, starts, rows)
 }
 
 fn check_masks<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<Masks<'a>, Error> {

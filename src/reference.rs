@@ -14,6 +14,7 @@
 
 use crate::attention::Attention;
 use crate::error::Error;
+use crate::kv::KeysValues;
 use crate::problem::{Dims, Problem};
 use crate::score::ScoreStage;
 use crate::tensor::AnyTensorRef;
@@ -32,7 +33,8 @@ pub struct Reference {
 
 /// Computes attention by the definition.
 ///
-/// Shapes and edge rules are those of [`Attention`]. Level, form and threads are ignored.
+/// Shapes and edge rules are those of [`Attention`]. Level, form and threads are ignored. Rows of the output that belong to no
+/// sequence are 0.
 ///
 /// ```
 /// use flashtile::{Attention, TensorRef, reference};
@@ -42,7 +44,7 @@ pub struct Reference {
 /// let k = TensorRef::from_slice(&[1.0f32, 0.0, 5.0, 5.0], [1, 1, 2, 2])?;
 /// let v = TensorRef::from_slice(&[10.0f32, 20.0], [1, 1, 2, 1])?;
 /// let options = Attention::new().causal().query_offset(flashtile::QueryOffset::FromStart);
-/// assert_eq!(reference::attention(&options, q, k, v)?.out, [10.0]);
+/// assert_eq!(reference::attention(&options, q, (k, v))?.out, [10.0]);
 /// # Ok::<(), flashtile::Error>(())
 /// ```
 ///
@@ -51,36 +53,28 @@ pub struct Reference {
 pub fn attention<'t>(
     options: &Attention<'t>,
     q: impl Into<AnyTensorRef<'t>>,
-    k: impl Into<AnyTensorRef<'t>>,
-    v: impl Into<AnyTensorRef<'t>>,
+    kv: impl Into<KeysValues<'t>>,
 ) -> Result<Reference, Error> {
-    let problem = Problem::new(&options.options, [q.into(), k.into(), v.into()])?;
-    let shape = problem.dims.output_shape();
+    let problem = Problem::new(&options.options, q.into(), kv.into())?;
+    let shape = problem.output_shape();
     let [.., value_dim] = shape;
-    let mut result = Reference { out: Vec::new(), lse: Vec::new(), shape };
-    let (mut scores, mut visible) = (Vec::new(), Vec::new());
+    let mut result = Reference { out: zeros(shape.into_iter())?, lse: zeros(problem.lse_shape().into_iter())?, shape };
     for [b, h] in heads(&problem) {
-        scores.clear();
-        visible.clear();
-        reserve(&mut scores, problem.dims.seq_kv)?;
-        reserve(&mut visible, problem.dims.seq_kv)?;
-        scores.resize(problem.dims.seq_kv, 0.0);
-        let keys = widen(&problem.k, b, h / problem.dims.group())?;
-        let values = widen(&problem.v, b, h / problem.dims.group())?;
-        for i in 0..problem.dims.seq_q {
+        let sequence = problem.sequences.get(b);
+        let mut scores = zeros([sequence.keys].into_iter())?;
+        let keys = widen((&problem, &problem.k), b, h)?;
+        let values = widen((&problem, &problem.v), b, h)?;
+        for i in 0..sequence.queries {
             row_scores(&problem, [b, h, i], &keys, ScoreStage::Biased, &mut scores);
             // A hidden key is skipped, not multiplied by its probability of 0, because its value may be NaN.
-            visible.clear();
-            visible.extend(scores.iter().map(|&score| score != f64::NEG_INFINITY));
-            reserve(&mut result.lse, 1)?;
-            reserve(&mut result.out, value_dim)?;
-            result.lse.push(softmax(&mut scores, sink(&problem, h)));
-            let (probs, mut out) = (&scores, vec![0.0; value_dim]);
-            for j in (0..probs.len()).filter(|&j| visible[j]) {
+            let visible: Vec<bool> = scores.iter().map(|&score| score != f64::NEG_INFINITY).collect();
+            let row = place(&problem, [b, h, i]);
+            result.lse[row] = softmax(&mut scores, sink(&problem, h));
+            let out = &mut result.out[row * value_dim..][..value_dim];
+            for j in (0..scores.len()).filter(|&j| visible[j]) {
                 let value = &values[j * value_dim..][..value_dim];
-                out.iter_mut().zip(value).for_each(|(out, value)| *out += probs[j] * value);
+                out.iter_mut().zip(value).for_each(|(out, value)| *out += scores[j] * value);
             }
-            result.out.extend(out);
         }
     }
     Ok(result)
@@ -96,57 +90,73 @@ pub fn scores<'t>(
     q: impl Into<AnyTensorRef<'t>>,
     k: impl Into<AnyTensorRef<'t>>,
 ) -> Result<Vec<f64>, Error> {
-    let problem = Problem::of_scores(&options.options, [q.into(), k.into()])?;
-    let mut result = Vec::new();
-    if problem.dims.seq_kv == 0 {
-        return Ok(result); // the number of queries is not limited
+    let problem = Problem::of_scores(&options.options, [q.into(), k.into()])?.at_stage(stage);
+    let [batch, heads_q, seq_q, seq_kv] = problem.dims.scores_shape();
+    if batch == 0 || heads_q == 0 || seq_q == 0 || seq_kv == 0 {
+        return Ok(Vec::new()); // the other numbers are not limited
     }
-    let mut row_of_scores = Vec::new();
+    let mut result = zeros([batch, heads_q, seq_q, seq_kv].into_iter())?;
     for [b, h] in heads(&problem) {
-        row_of_scores.clear();
-        reserve(&mut row_of_scores, problem.dims.seq_kv)?;
-        row_of_scores.resize(problem.dims.seq_kv, 0.0);
-        let keys = widen(&problem.k, b, h / problem.dims.group())?;
-        for i in 0..problem.dims.seq_q {
-            reserve(&mut result, problem.dims.seq_kv)?;
-            row_scores(&problem, [b, h, i], &keys, stage, &mut row_of_scores);
+        let keys = widen((&problem, &problem.k), b, h)?;
+        let sequence = problem.sequences.get(b);
+        for i in 0..sequence.queries {
+            let row = ((b * heads_q + h) * seq_q + i) * seq_kv;
+            let (scores, padding) = result[row..row + seq_kv].split_at_mut(sequence.keys);
+            row_scores(&problem, [b, h, i], &keys, stage, scores);
             if stage == ScoreStage::Probabilities {
-                softmax(&mut row_of_scores, sink(&problem, h));
+                softmax(scores, sink(&problem, h));
+            } else {
+                padding.fill(f64::NEG_INFINITY);
             }
-            result.extend_from_slice(&row_of_scores);
         }
     }
     Ok(result)
 }
 
-/// Every batch and query head; none if there are no queries.
+/// Every sequence and query head; none if there are no queries.
 fn heads(problem: &Problem<'_>) -> impl Iterator<Item = [usize; 2]> + use<> {
     let Dims { batch, heads_q, seq_q, .. } = problem.dims;
-    let batch = if heads_q == 0 || seq_q == 0 { 0 } else { batch }; // the number of batches is not limited then
+    let batch = if heads_q == 0 || seq_q == 0 { 0 } else { batch }; // the number of sequences is not limited then
     (0..batch).flat_map(move |b| (0..heads_q).map(move |h| [b, h]))
 }
 
-/// The keys or values of one head, row by row.
-fn widen(tensor: &AnyTensor<'_>, b: usize, h: usize) -> Result<Vec<f64>, Error> {
-    let [.., rows, cols] = tensor.shape();
-    let mut wide = Vec::new();
-    // A product that does not fit is more than any memory, like the largest number.
-    reserve(&mut wide, rows.saturating_mul(cols))?;
-    wide.extend((0..rows).flat_map(|j| (0..cols).map(move |e| tensor.at([b, h, j, e]) as f64)));
+/// The keys or values of a sequence that query head `h` reads, row by row.
+fn widen((problem, tensor): (&Problem<'_>, &AnyTensor<'_>), b: usize, h: usize) -> Result<Vec<f64>, Error> {
+    let ([.., cols], rows) = (tensor.shape(), problem.sequences.get(b).keys);
+    let mut wide = zeros([rows, cols].into_iter())?;
+    for j in 0..rows {
+        let (index, row) = problem.places.of_key(b, j);
+        for e in 0..cols {
+            wide[j * cols + e] = tensor.at([index, h / problem.dims.group(), row, e]) as f64;
+        }
+    }
     Ok(wide)
 }
 
-/// Makes room for `len` more elements.
-fn reserve<T>(list: &mut Vec<T>, len: usize) -> Result<(), Error> {
-    list.try_reserve(len).map_err(|_| Error::TooLarge { what: "what the reference computes in f64" })
+/// The row of a query in the output.
+fn place(problem: &Problem<'_>, [b, h, i]: [usize; 3]) -> usize {
+    let (batch, first) = problem.sequences.queries.place(b);
+    let [_, heads_q, queries, _] = problem.output_shape();
+    (batch * heads_q + h) * queries + first + i
+}
+
+/// An array of zeros with these dimensions.
+fn zeros(dimensions: impl Iterator<Item = usize>) -> Result<Vec<f64>, Error> {
+    let too_large = Error::TooLarge { what: "what the reference computes in f64" };
+    // A product that does not fit is more than any memory, like the largest number.
+    let len = dimensions.fold(1, usize::saturating_mul);
+    let mut list = Vec::new();
+    list.try_reserve_exact(len).map_err(|_| too_large)?;
+    list.resize(len, 0.0);
+    Ok(list)
 }
 
 /// Writes the scores of one query at a stage. For [`ScoreStage::Probabilities`] these are the scores before the softmax.
 fn row_scores(problem: &Problem<'_>, row: [usize; 3], keys: &[f64], stage: ScoreStage, scores: &mut [f64]) {
     let [b, h, i] = row;
     let (mods, head_dim) = (&problem.score_mods, problem.dims.head_dim);
-    let sequence = problem.sequences.get(b);
-    let query: Vec<f64> = (0..head_dim).map(|e| problem.q.at([b, h, i, e]) as f64).collect();
+    let (sequence, (batch, first)) = (problem.sequences.get(b), problem.sequences.queries.place(b));
+    let query: Vec<f64> = (0..head_dim).map(|e| problem.q.at([batch, h, first + i, e]) as f64).collect();
     for (j, score) in scores.iter_mut().enumerate() {
         let key = &keys[j * head_dim..][..head_dim];
         let dot = query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();

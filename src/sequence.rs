@@ -1,7 +1,7 @@
 //! Lengths and offsets of sequences: the position of queries among keys. This file alone turns them into positions.
 //!
-//! A batch is a list of sequences. Query `i` of a sequence has the key position `p = offset + i`. Causal order, windows and
-//! ALiBi use `p`.
+//! A batch is a list of sequences, each with its own number of queries and keys. Query `i` of a sequence has the key position
+//! `p = offset + i`. Causal order, windows and ALiBi use `p`.
 
 #![forbid(unsafe_code)]
 
@@ -31,9 +31,9 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QueryOffset<'a> {
-    /// The last query is at the last key: the offset is `seq_kv - seq_q`, or `key_lengths[b] - seq_q` with key lengths. It is
-    /// the default, and right for decoding with a cache. It is wrong for right-padded prompts: see
-    /// [`Attention::key_lengths`](crate::Attention::key_lengths).
+    /// The last query is at the last key: the offset is a sequence's number of keys less its number of queries. It is the default,
+    /// and right for decoding with a cache. It is wrong for right-padded prompts without
+    /// [`query_lengths`](crate::Attention::query_lengths): see [`Attention::key_lengths`](crate::Attention::key_lengths).
     #[default]
     FromEnd,
     /// The first query is at the first key: the offset is 0, as in PyTorch's `is_causal`.
@@ -59,47 +59,88 @@ impl<'a> QueryOffset<'a> {
     }
 }
 
+/// How many queries (or keys) each sequence has, and where they lie in the tensor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lengths<'a> {
+    /// All of the tensor's, in every sequence.
+    All(usize),
+    /// The first ones, a number for each sequence.
+    First(Integers<'a>),
+    /// Packed: those of sequence `b` are `starts[b]..starts[b + 1]` of batch 0.
+    Packed(Integers<'a>),
+}
+
+impl Lengths<'_> {
+    /// Of sequence `b`.
+    pub(crate) fn get(&self, b: usize) -> usize {
+        match self {
+            Lengths::All(length) => *length,
+            Lengths::First(lengths) => lengths.get(b) as usize,
+            Lengths::Packed(starts) => (starts.get(b + 1) - starts.get(b)) as usize,
+        }
+    }
+
+    /// The batch index in the tensor of sequence `b`, and the index of its first query or key.
+    pub(crate) fn place(&self, b: usize) -> (usize, usize) {
+        match self {
+            Lengths::All(_) | Lengths::First(_) => (b, 0),
+            Lengths::Packed(starts) => (0, starts.get(b) as usize),
+        }
+    }
+
+    pub(crate) fn are_alike(&self) -> bool {
+        matches!(self, Lengths::All(_))
+    }
+
+    /// The largest of `batch` sequences.
+    pub(crate) fn largest(&self, batch: usize) -> usize {
+        match self {
+            Lengths::All(length) => *length,
+            _ => (0..batch).map(|b| self.get(b)).max().unwrap_or(0),
+        }
+    }
+}
+
 /// The sequences of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequences<'a> {
-    pub(crate) seq_q: usize,
-    pub(crate) seq_kv: usize,
+    pub(crate) queries: Lengths<'a>,
+    pub(crate) keys: Lengths<'a>,
     pub(crate) query_offset: QueryOffset<'a>,
-    /// The number of keys of each batch, 0 to `seq_kv`; `None` if each has `seq_kv`.
-    pub(crate) key_lengths: Option<Integers<'a>>,
 }
 
 impl Sequences<'_> {
-    /// Whether all batches have the same lengths and offsets.
+    /// Whether all sequences have the same lengths and offsets.
     pub(crate) fn are_alike(&self) -> bool {
-        self.key_lengths.is_none() && !matches!(self.query_offset, QueryOffset::PerBatch(_))
+        let offsets_are_alike = !matches!(self.query_offset, QueryOffset::PerBatch(_));
+        self.queries.are_alike() && self.keys.are_alike() && offsets_are_alike
     }
 
-    /// The sequence of batch `b`.
+    /// Sequence `b`.
     pub(crate) fn get(&self, b: usize) -> Sequence {
-        let keys = self.key_lengths.map_or(self.seq_kv, |lengths| lengths.get(b) as usize);
+        let (queries, keys) = (self.queries.get(b), self.keys.get(b));
         let offset = match self.query_offset {
-            QueryOffset::FromEnd => keys as i128 - self.seq_q as i128,
+            QueryOffset::FromEnd => keys as i128 - queries as i128,
             QueryOffset::FromStart => 0,
             QueryOffset::At(offset) => offset as i128,
             QueryOffset::PerBatch(offsets) => offsets.get(b),
         };
-        Sequence { batch: b, keys, offset }
+        Sequence { batch: b, queries, keys, offset }
     }
 
-    /// The batches whose offsets may differ: all, or the first one.
+    /// The sequences that may differ: all, or the first one.
     pub(crate) fn distinct(&self, batch: usize) -> Range<usize> {
-        let differ = self.key_lengths.is_some() || matches!(self.query_offset, QueryOffset::PerBatch(_));
-        0..if differ { batch } else { batch.min(1) }
+        0..if self.are_alike() { batch.min(1) } else { batch }
     }
 
     /// Whether masks and score modifications can be given all indices and positions of `batch` sequences.
     pub(crate) fn are_indexable(&self, batch: usize) -> bool {
         let most = MAX_INDEX as i128;
-        self.seq_q <= MAX_INDEX
-            && self.seq_kv <= MAX_INDEX
-            && batch <= MAX_INDEX
-            && self.distinct(batch).all(|b| (-most..=most).contains(&self.get(b).offset))
+        batch <= MAX_INDEX
+            && self.distinct(batch).map(|b| self.get(b)).all(|sequence| {
+                let largest = sequence.queries.max(sequence.keys);
+                largest <= MAX_INDEX && (-most..=most).contains(&sequence.offset)
+            })
     }
 }
 
@@ -108,7 +149,8 @@ impl Sequences<'_> {
 pub(crate) struct Sequence {
     /// Its index in the batch.
     pub(crate) batch: usize,
-    /// The number of its keys.
+    /// The number of its queries, and of its keys.
+    pub(crate) queries: usize,
     pub(crate) keys: usize,
     /// The key position of query 0. It is i128, so that no sum of offsets and windows overflows.
     pub(crate) offset: i128,

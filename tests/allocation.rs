@@ -39,8 +39,8 @@ impl<T: Bits> Call<T> {
             (TensorMut::from_slice(out, dims.out()).unwrap(), TensorMut::from_slice(lse, dims.lse()).unwrap());
         let (q, k, v) = (inputs.q(), inputs.k(), inputs.v());
         let (done, usage) = COUNTING.usage(|| match prepared {
-            Some(prepared) => prepared.compute(q, k, v, out, lse, workspace),
-            None => attention.compute(q, k, v, out, lse, workspace),
+            Some(prepared) => prepared.compute(q, (k, v), out, lse, workspace),
+            None => attention.compute(q, (k, v), out, lse, workspace),
         });
         done.unwrap();
         usage
@@ -76,7 +76,7 @@ fn nothing_on_later_calls() {
         let mut workspace = Workspace::new();
         for dims in problems() {
             let mut call = Call::<f32>::new(dims);
-            let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
+            let prepared = attention.prepare(call.inputs.q(), (call.inputs.k(), call.inputs.v())).unwrap();
             for prepared in [None, Some(&prepared)] {
                 call.usage(&attention, prepared, &mut workspace);
                 let later = call.usage(&attention, prepared, &mut workspace);
@@ -112,15 +112,15 @@ fn nothing_for_other_numbers_of_keys() {
         let dims = Dims { heads_q: 8, ..Dims::new(2, 1, MOST, 64) };
         let inputs = Inputs::<f32>::random(dims, &mut Rng(1));
         let keys = |n: usize| (inputs.k().narrow(2, ..n).unwrap(), inputs.v().narrow(2, ..n).unwrap());
-        let mut prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v()).unwrap();
+        let mut prepared = attention.prepare(inputs.q(), (inputs.k(), inputs.v())).unwrap();
         let (mut out, mut workspace) = (vec![0.0f32; len(dims.out())], Workspace::new());
         let to = TensorMut::from_slice(&mut out, dims.out()).unwrap();
-        prepared.compute(inputs.q(), inputs.k(), inputs.v(), to, None, &mut workspace).unwrap();
+        prepared.compute(inputs.q(), (inputs.k(), inputs.v()), to, None, &mut workspace).unwrap();
         for n in [1, 512, 513, 1024, 1025, MOST, 0, MOST] {
             let ((k, v), out) = (keys(n), TensorMut::from_slice(&mut out, dims.out()).unwrap());
             let (done, usage) = COUNTING.usage(|| {
                 prepared.set_keys(n)?;
-                prepared.compute(inputs.q(), k, v, out, None, &mut workspace)
+                prepared.compute(inputs.q(), (k, v), out, None, &mut workspace)
             });
             done.unwrap();
             assert_eq!(usage.calls, 0, "{usage:?} {n} keys {form:?} {level}");
@@ -137,7 +137,7 @@ fn nothing_within_a_pool() {
         let mut workspace = Workspace::new();
         for dims in problems() {
             let mut call = Call::<f32>::new(dims);
-            let prepared = attention.prepare(call.inputs.q(), call.inputs.k(), call.inputs.v()).unwrap();
+            let prepared = attention.prepare(call.inputs.q(), (call.inputs.k(), call.inputs.v())).unwrap();
             pool.install(|| {
                 // Twice, because the pool may allocate for itself the first time.
                 call.usage(&attention, None, &mut workspace);

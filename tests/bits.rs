@@ -222,7 +222,7 @@ fn tails_have_the_bits_of_decode() {
         let dims = Dims { batch: 2, ..Dims::new(3, seq_q, 300, 24) };
         let (inputs, options) = (Inputs::<f32>::random(dims, &mut rng), Options::random(&dims, &mut rng));
         let all = options.attention(&dims, 0..3, 0..seq_q).level(level);
-        let plan = all.plan(inputs.q(), inputs.k(), inputs.v()).unwrap();
+        let plan = all.plan(inputs.q(), (inputs.k(), inputs.v())).unwrap();
         let main = seq_q - plan.tail_rows();
         assert_eq!((plan.form(), plan.tail_rows()), (Form::Prefill, 1), "{plan}");
         let whole = inputs.bits(&all);
@@ -242,7 +242,7 @@ fn heads_that_share_a_task() {
         let (inputs, options) = (Inputs::<f32>::random(dims, &mut rng), Options::random(&dims, &mut rng));
         for (form, level) in forms_and_levels() {
             let all = options.attention(&dims, 0..8, 0..seq_q).form(form).level(level);
-            let tasks = all.plan(inputs.q(), inputs.k(), inputs.v()).unwrap().tasks();
+            let tasks = all.plan(inputs.q(), (inputs.k(), inputs.v())).unwrap().tasks();
             assert!((64..160).contains(&tasks), "{tasks} tasks");
             let whole = inputs.bits(&all);
             for batch in [0, 17, 39] {
@@ -389,11 +389,11 @@ fn prepared<T: Bits + Element>(
     workspace: &mut Workspace,
 ) -> (Vec<u32>, Vec<u32>) {
     let dims = inputs.dims;
-    let prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v()).unwrap();
+    let prepared = attention.prepare(inputs.q(), (inputs.k(), inputs.v())).unwrap();
     let (mut out, mut lse) = (vec![T::default(); len(dims.out())], vec![0.0; len(dims.lse())]);
     let out_tensor = TensorMut::from_slice(&mut out, dims.out()).unwrap();
     let lse_tensor = TensorMut::from_slice(&mut lse, dims.lse()).unwrap();
-    prepared.compute(inputs.q(), inputs.k(), inputs.v(), out_tensor, lse_tensor, workspace).unwrap();
+    prepared.compute(inputs.q(), (inputs.k(), inputs.v()), out_tensor, lse_tensor, workspace).unwrap();
     (bits(&out), bits(&lse))
 }
 
@@ -428,7 +428,7 @@ fn split_and_unsplit() {
     );
     for level in Level::available() {
         let attention = none.attention(&dims, 0..2, 0..1).level(level);
-        assert_eq!(attention.plan(inputs.q(), inputs.k(), inputs.v()).unwrap().form(), Form::Decode);
+        assert_eq!(attention.plan(inputs.q(), (inputs.k(), inputs.v())).unwrap().form(), Form::Decode);
         let whole = inputs.bits(&attention);
         for batches in [0..1, 69..70, 3..50, 7..71 - 1] {
             let part = Part { batches, heads_kv: 0..1, group: 0..2, queries: 0..1 };

@@ -51,22 +51,23 @@ fn typed_and_run_time_typed_tensors() {
             };
             let mut workspace = Workspace::new();
             let w = &mut workspace;
-            check("typed tensors", written::<T>(dims, |out, lse| attention.compute(q, k, v, out, lse, w)));
-            check("an optional lse", written::<T>(dims, |out, lse| attention.compute(q, k, v, out, Some(lse), w)));
-            check("references", written::<T>(dims, |out, lse| attention.compute(&q, &k, &v, out, lse, w)));
+            check("typed tensors", written::<T>(dims, |out, lse| attention.compute(q, (k, v), out, lse, w)));
+            check("an optional lse", written::<T>(dims, |out, lse| attention.compute(q, (k, v), out, Some(lse), w)));
+            check("references", written::<T>(dims, |out, lse| attention.compute(&q, (&k, &v), out, lse, w)));
             let [q_any, k_any, v_any] = any;
-            let way =
-                written::<T>(dims, |out, lse| attention.compute(q_any, k_any, v_any, AnyTensorMut::from(out), lse, w));
+            let way = written::<T>(dims, |out, lse| {
+                attention.compute(q_any, (k_any, v_any), AnyTensorMut::from(out), lse, w)
+            });
             check("run-time types", way);
             let way = written::<T>(dims, |out, lse| {
                 let mut out = AnyTensorMut::from(out);
-                attention.compute(&q_any, &k_any, v, out.reborrow(), lse, w)
+                attention.compute(&q_any, (&k_any, v), out.reborrow(), lse, w)
             });
             check("some run-time types", way);
-            let prepared = attention.prepare(q, k, v).unwrap();
-            check("a prepared call", written::<T>(dims, |out, lse| prepared.compute(q, k, v, out, lse, w)));
+            let prepared = attention.prepare(q, (k, v)).unwrap();
+            check("a prepared call", written::<T>(dims, |out, lse| prepared.compute(q, (k, v), out, lse, w)));
             let way = written::<T>(dims, |out, lse| {
-                prepared.compute(q_any, k_any, v_any, AnyTensorMut::from(out), Some(lse), w)
+                prepared.compute(q_any, (k_any, v_any), AnyTensorMut::from(out), Some(lse), w)
             });
             check("a prepared call of run-time types", way);
 
@@ -74,9 +75,9 @@ fn typed_and_run_time_typed_tensors() {
                 assert!(got.0 == expected.0, "output of {way}: {} {form} {level}", T::DTYPE);
                 assert!(got.1.iter().all(|&lse| lse == f32::NAN.to_bits()), "lse of {way} was written");
             };
-            without_lse("no lse", written::<T>(dims, |out, _| attention.compute(q, k, v, out, None, w)));
+            without_lse("no lse", written::<T>(dims, |out, _| attention.compute(q, (k, v), out, None, w)));
             without_lse("run_into", written::<T>(dims, |out, _| attention.run_into(q, k_any, &v, out)));
-            without_lse("a prepared call", written::<T>(dims, |out, _| prepared.compute(q, k, v, out, None, w)));
+            without_lse("a prepared call", written::<T>(dims, |out, _| prepared.compute(q, (k, v), out, None, w)));
         }
     }
     of::<f32>(DIMS);
@@ -97,10 +98,10 @@ fn mixed_types() {
     for (form, level) in forms_and_levels() {
         let attention = Attention::new().form(form).level(level);
         let w = &mut Workspace::new();
-        let typed = written::<f16>(DIMS, |out, lse| attention.compute(q, k, v, out, lse, w));
+        let typed = written::<f16>(DIMS, |out, lse| attention.compute(q, (k, v), out, lse, w));
         let [q, k, v] = [AnyTensorRef::from(q), k.into(), v.into()];
         assert_eq!([q, k, v].map(|x| x.dtype()), [DType::F32, DType::F16, DType::Bf16]);
-        let any = written::<f16>(DIMS, |out, lse| attention.compute(q, k, v, AnyTensorMut::from(out), lse, w));
+        let any = written::<f16>(DIMS, |out, lse| attention.compute(q, (k, v), AnyTensorMut::from(out), lse, w));
         assert!(typed == any, "{form} {level}");
     }
 }
@@ -139,21 +140,21 @@ fn arrays_and_views() {
             got(&out, Some(&lse), "run_with_lse of tensors");
 
             let (mut out, mut lse) = new();
-            attention.compute(&q, &k, &v, &mut out, &mut lse, w).unwrap();
+            attention.compute(&q, (&k, &v), &mut out, &mut lse, w).unwrap();
             got(&out, Some(&lse), "arrays");
             let (mut out, mut lse) = new();
-            attention.compute(q.view(), k.view(), v.view(), out.view_mut(), lse.view_mut(), w).unwrap();
+            attention.compute(q.view(), (k.view(), v.view()), out.view_mut(), lse.view_mut(), w).unwrap();
             got(&out, Some(&lse), "views");
             let (mut out, mut lse) = new();
             let to_lse = TensorMut::from(&mut lse);
-            attention.compute(&q, inputs.k(), AnyTensorRef::from(&v), &mut out, to_lse, w).unwrap();
+            attention.compute(&q, (inputs.k(), AnyTensorRef::from(&v)), &mut out, to_lse, w).unwrap();
             got(&out, Some(&lse), "arrays beside tensors");
             let (mut out, _) = new();
             attention.run_into(&q, &k, &v, &mut out).unwrap();
             got(&out, None, "run_into");
             let (mut out, mut lse) = new();
-            let prepared = attention.prepare(&q, &k, &v).unwrap();
-            prepared.compute(&q, k.view(), &v, &mut out, &mut lse, w).unwrap();
+            let prepared = attention.prepare(&q, (&k, &v)).unwrap();
+            prepared.compute(&q, (k.view(), &v), &mut out, &mut lse, w).unwrap();
             got(&out, Some(&lse), "a prepared call");
 
             // Other strides, of an input and of the output.
@@ -161,7 +162,7 @@ fn arrays_and_views() {
             let [batch, heads, queries, value_dim] = DIMS.out();
             let mut wider = Array4::<T>::default((batch, heads, queries, value_dim + 3));
             let (_, mut lse) = new();
-            attention.compute(permuted, &k, &v, wider.slice_mut(s![.., .., .., 2..-1]), &mut lse, w).unwrap();
+            attention.compute(permuted, (&k, &v), wider.slice_mut(s![.., .., .., 2..-1]), &mut lse, w).unwrap();
             got(&wider.slice(s![.., .., .., 2..-1]).to_owned(), Some(&lse), "strided views");
         }
     }
@@ -251,7 +252,7 @@ fn plans_from_shapes() {
 fn same_plan(attention: &Attention<'_>, dims: Dims, dtypes: [DType; 3], case: &str) -> Result<flashtile::Plan, Error> {
     let [q, k, v] = [(dtypes[0], dims.q()), (dtypes[1], dims.k()), (dtypes[2], dims.v())];
     let tensor = |(dtype, shape)| repeated(dtype, shape);
-    let of_tensors = attention.plan(tensor(q), tensor(k), tensor(v));
+    let of_tensors = attention.plan(tensor(q), (tensor(k), tensor(v)));
     let of_shapes = attention.plan_shapes(q, k, v);
     // (By text where a number in an error is NaN.)
     assert_eq!(format!("{of_shapes:?}"), format!("{of_tensors:?}"), "{case}");
@@ -270,17 +271,17 @@ impl<T: Bits> Cache<T> {
 
     fn computed(&self, attention: &Attention<'_>, n: usize, workspace: &mut Workspace) -> Written {
         let (q, [k, v]) = (self.inputs.q(), self.keys(n));
-        written::<T>(self.inputs.dims, |out, lse| attention.compute(q, k, v, out, lse, workspace))
+        written::<T>(self.inputs.dims, |out, lse| attention.compute(q, (k, v), out, lse, workspace))
     }
 
     fn prepared(&self, prepared: &Prepared<'_>, n: usize, workspace: &mut Workspace) -> Written {
         let (q, [k, v]) = (self.inputs.q(), self.keys(n));
-        written::<T>(self.inputs.dims, |out, lse| prepared.compute(q, k, v, out, lse, workspace))
+        written::<T>(self.inputs.dims, |out, lse| prepared.compute(q, (k, v), out, lse, workspace))
     }
 
     fn prepare<'a>(&self, attention: &Attention<'a>, n: usize) -> Result<Prepared<'a>, Error> {
         let [k, v] = self.keys(n);
-        attention.prepare(self.inputs.q(), k, v)
+        attention.prepare(self.inputs.q(), (k, v))
     }
 }
 
@@ -319,7 +320,7 @@ fn grow<T: Bits>(cache: &Cache<T>, attention: &Attention<'_>, case: &str) {
     for n in KEYS.into_iter().chain([1101]).chain(KEYS.into_iter().rev().step_by(4)) {
         prepared.set_keys(n).unwrap();
         let [k, v] = cache.keys(n);
-        assert_eq!(*prepared.plan(), attention.plan(cache.inputs.q(), k, v).unwrap(), "{n} keys, {case}");
+        assert_eq!(*prepared.plan(), attention.plan(cache.inputs.q(), (k, v)).unwrap(), "{n} keys, {case}");
         let expected = cache.computed(attention, n, w);
         assert!(cache.prepared(&prepared, n, w_prepared) == expected, "{n} keys, {case}: {}", prepared.plan());
     }
@@ -388,7 +389,7 @@ fn refused_numbers_of_keys() {
             let [k, v] = cache.keys(if current == 600 { 599 } else { current + 1 });
             let mut out = vec![1.0f32; len(dims.out())];
             let to = TensorMut::from_slice(&mut out, dims.out()).unwrap();
-            assert!(prepared.compute(cache.inputs.q(), k, v, to, None, w).is_err(), "{n} keys, {name}");
+            assert!(prepared.compute(cache.inputs.q(), (k, v), to, None, w).is_err(), "{n} keys, {name}");
             assert!(out.iter().all(|&x| x == 1.0), "{n} keys, {name}: a refused call wrote");
         }
     }
@@ -435,11 +436,11 @@ fn options_given_twice() {
         ("bias", Attention::new().mask(mask).bias(bias).bias(bias).clone().mask(mask)),
     ];
     for (option, attention) in twice {
-        assert_eq!(attention.plan(x, x, x).unwrap_err(), Error::GivenTwice { option });
+        assert_eq!(attention.plan(x, (x, x)).unwrap_err(), Error::GivenTwice { option });
     }
     // One of each is none twice.
     let once = Attention::new().mask(mask).bias(bias).alibi(AlibiSlopes::Standard).key_lengths(&[3]);
-    assert!(once.plan(x, x, x).is_ok());
+    assert!(once.plan(x, (x, x)).is_ok());
     // The last scale, softcap, level, form and offset count.
     let last = Attention::new().scale(0.5).scale(0.25).softcap(3.0).softcap(9.0).form(Form::Prefill).form(Form::Decode);
     let alone = Attention::new().scale(0.25).softcap(9.0).form(Form::Decode);

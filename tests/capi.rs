@@ -84,8 +84,7 @@ impl Inputs {
         attention
             .compute(
                 TensorRef::from_slice(&self.q, SHAPE_Q).unwrap(),
-                TensorRef::from_slice(&self.k, SHAPE_K).unwrap(),
-                TensorRef::from_slice(&self.v, SHAPE_K).unwrap(),
+                (TensorRef::from_slice(&self.k, SHAPE_K).unwrap(), TensorRef::from_slice(&self.v, SHAPE_K).unwrap()),
                 TensorMut::from_slice(&mut out, SHAPE_Q).unwrap(),
                 TensorMut::from_slice(&mut lse, [2, 4, 7]).unwrap(),
                 &mut Workspace::new(),

@@ -61,25 +61,25 @@ fn dimensions_of_zero() {
             let dims = Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
             let inputs = Inputs::<f32>::random(dims, &mut Rng(2));
             let (form, level) = forms_and_levels().next().unwrap();
-            let plan = Attention::new().form(form).level(level).plan(inputs.q(), inputs.k(), inputs.v());
+            let plan = Attention::new().form(form).level(level).plan(inputs.q(), (inputs.k(), inputs.v()));
             if heads_kv == 0 && heads_q != 0 {
                 assert_eq!(plan.unwrap_err(), Error::HeadsNotDivisible { heads_q, heads_kv });
                 continue;
             }
             for (form, level) in forms_and_levels() {
                 let attention = Attention::new().form(form).level(level);
-                println!("{}", attention.plan(inputs.q(), inputs.k(), inputs.v()).unwrap());
+                println!("{}", attention.plan(inputs.q(), (inputs.k(), inputs.v())).unwrap());
                 let (out, lse) = inputs.compute(&attention);
                 let case = format!("{dims:?} {form:?} {level}");
                 if seq_kv == 0 {
                     assert_empty(&out, &lse, &case);
                 } else if head_dim == 0 {
                     // Scores are all 0: the output is the mean of the values, the lse the logarithm of the number of keys.
-                    let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
+                    let expected = reference::attention(&attention, inputs.q(), (inputs.k(), inputs.v())).unwrap();
                     assert!(out.iter().zip(&expected.out).all(|(x, y)| (*x as f64 - y).abs() < 1e-6), "{case}");
                     assert!(lse.iter().all(|x| (x - 5f32.ln()).abs() < 1e-6), "{lse:?}: {case}");
                 } else if value_dim == 0 {
-                    let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
+                    let expected = reference::attention(&attention, inputs.q(), (inputs.k(), inputs.v())).unwrap();
                     assert!(lse.iter().zip(&expected.lse).all(|(x, y)| (*x as f64 - y).abs() < 1e-5), "{case}");
                 }
                 prepared_is_the_same(&inputs, &attention, &out);
@@ -91,9 +91,9 @@ fn dimensions_of_zero() {
 fn prepared_is_the_same(inputs: &Inputs<f32>, attention: &Attention<'_>, expected: &[f32]) {
     let shape = inputs.dims.out();
     let mut out = vec![f32::NAN; len(shape)];
-    let prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v()).unwrap();
+    let prepared = attention.prepare(inputs.q(), (inputs.k(), inputs.v())).unwrap();
     let to = TensorMut::from_slice(&mut out, shape).unwrap();
-    prepared.compute(inputs.q(), inputs.k(), inputs.v(), to, None, &mut Workspace::new()).unwrap();
+    prepared.compute(inputs.q(), (inputs.k(), inputs.v()), to, None, &mut Workspace::new()).unwrap();
     assert_eq!(out, expected);
 }
 
@@ -118,7 +118,7 @@ fn wild_strides_without_elements() {
                 let to_lse = TensorMut::from_slice(&mut lse, [2, 2, 20]).unwrap();
                 let (q, k, v) = (tensor(20, head_dim), tensor(40, head_dim), tensor(40, value_dim));
                 let attention = Attention::new().form(form).level(level);
-                attention.compute(q, k, v, to.unwrap(), to_lse, &mut Workspace::new()).unwrap();
+                attention.compute(q, (k, v), to.unwrap(), to_lse, &mut Workspace::new()).unwrap();
                 assert!(out.iter().all(|x| (x - 1.0).abs() < 1e-6), "{stride} {head_dim} {value_dim} {form:?} {level}");
                 assert!(lse.iter().all(|x| x.is_finite()), "{stride} {head_dim} {value_dim} {form:?} {level}");
             }
@@ -155,17 +155,17 @@ fn huge_without_elements() {
                     let attention = Attention::new().causal().form(form);
                     let mut workspace = Workspace::new();
                     let (q, k, v) = (empty(q), empty(k), empty(v));
-                    let plan = attention.plan(q, k, v);
-                    let prepared = attention.prepare(q, k, v);
+                    let plan = attention.plan(q, (k, v));
+                    let prepared = attention.prepare(q, (k, v));
                     assert_eq!(plan.is_ok(), prepared.is_ok());
                     let to = || TensorMut::<f32>::from_slice(&mut [], out).unwrap();
                     let to_lse = || TensorMut::<f32, 3>::from_slice(&mut [], lse).unwrap();
-                    let done = attention.compute(q, k, v, to(), to_lse(), &mut workspace);
+                    let done = attention.compute(q, (k, v), to(), to_lse(), &mut workspace);
                     assert_eq!(done.clone().err(), plan.clone().err());
                     if let Ok(prepared) = prepared {
-                        prepared.compute(q, k, v, to(), to_lse(), &mut workspace).unwrap();
+                        prepared.compute(q, (k, v), to(), to_lse(), &mut workspace).unwrap();
                         assert!(!plan.unwrap().to_string().is_empty());
-                        let reference = reference::attention(&attention, q, k, v).unwrap();
+                        let reference = reference::attention(&attention, q, (k, v)).unwrap();
                         assert!(reference.out.is_empty() && reference.lse.is_empty());
                         let scores = reference::scores(&attention, ScoreStage::Biased, q, k);
                         assert!(

@@ -409,11 +409,11 @@ fn infinite_keys<T: Bits>(seed: u64) {
             if round % 2 == 1 {
                 attention = attention.causal();
             }
-            let exact = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
+            let exact = reference::attention(&attention, inputs.q(), (inputs.k(), inputs.v())).unwrap();
             let masked = attention.clone().mask(mask);
             let (out, lse) = inputs.bits(&attention);
             let (masked_out, masked_lse) = inputs.bits(&masked);
-            let exact_masked = reference::attention(&masked, inputs.q(), inputs.k(), inputs.v()).unwrap();
+            let exact_masked = reference::attention(&masked, inputs.q(), (inputs.k(), inputs.v())).unwrap();
             for (n, [_, _, i]) in dims.rows().enumerate() {
                 let case = || format!("round {round} row {n}: {dims:?} {form:?} {level} {attend:?}");
                 let row = n * dims.value_dim..(n + 1) * dims.value_dim;

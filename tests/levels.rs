@@ -43,8 +43,8 @@ fn expected_levels_run() {
     for level in Level::ALL {
         for form in FORMS {
             let attention = Attention::new().level(*level).form(form);
-            let plan = attention.plan(inputs.q(), inputs.k(), inputs.v());
-            let prepared = attention.prepare(inputs.q(), inputs.k(), inputs.v());
+            let plan = attention.plan(inputs.q(), (inputs.k(), inputs.v()));
+            let prepared = attention.prepare(inputs.q(), (inputs.k(), inputs.v()));
             if available.contains(level) {
                 let plan = plan.unwrap();
                 assert_eq!((plan.level(), plan.form()), (*level, form));
@@ -55,7 +55,7 @@ fn expected_levels_run() {
             }
         }
     }
-    let plan = Attention::new().plan(inputs.q(), inputs.k(), inputs.v()).unwrap();
+    let plan = Attention::new().plan(inputs.q(), (inputs.k(), inputs.v())).unwrap();
     assert_eq!(plan.level(), Level::best(), "without a given level");
     // The message for an unavailable level can be checked on every processor.
     let message = Error::LevelUnavailable { level: Level::Avx2 }.to_string();
@@ -84,7 +84,7 @@ fn agree<T: Bits>(seed: u64) {
         if rng.one_in(2) {
             attention = attention.causal().softcap(10.0).alibi(AlibiSlopes::Standard);
         }
-        let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
+        let expected = reference::attention(&attention, inputs.q(), (inputs.k(), inputs.v())).unwrap();
         let largest = |x: &[T]| x.iter().map(|x| x.to_f32().abs() as f64).fold(0.0, f64::max);
         let dim = dims.head_dim as f64;
         let scores = largest(&inputs.q) * largest(&inputs.k) * dim.sqrt() + dims.seq_kv as f64 / 4.0;

@@ -28,8 +28,7 @@ fn run(attention: &Attention<'_>, inputs: &Inputs<f32>) -> (Vec<f32>, Vec<f32>) 
     attention
         .compute(
             inputs.q(),
-            inputs.k(),
-            inputs.v(),
+            (inputs.k(), inputs.v()),
             TensorMut::from_slice(&mut out, dims.out()).unwrap(),
             TensorMut::from_slice(&mut lse, dims.lse()).unwrap(),
             &mut Workspace::new(),
@@ -210,13 +209,13 @@ fn functions_repeat_options() {
                 options().modified_by(&alibi).masked_by(&even),
             ),
         ] {
-            let expected = reference::attention(&option, inputs.q(), inputs.k(), inputs.v()).unwrap();
+            let expected = reference::attention(&option, inputs.q(), (inputs.k(), inputs.v())).unwrap();
             for level in Level::available() {
                 let got = run(&function.clone().level(level), &inputs);
                 // Scores are below 50, so an ulp of f32 is 2^-19 of a probability.
                 assert_near(&got, &expected, 5e-5, &format!("{name}, {level}, {form}"));
             }
-            let of_function = reference::attention(&function, inputs.q(), inputs.k(), inputs.v()).unwrap();
+            let of_function = reference::attention(&function, inputs.q(), (inputs.k(), inputs.v())).unwrap();
             let out: Vec<f32> = of_function.out.iter().map(|&x| x as f32).collect();
             let lse: Vec<f32> = of_function.lse.iter().map(|&x| x as f32).collect();
             assert_near(&(out, lse), &expected, 5e-5, &format!("{name}, by the reference"));
@@ -292,7 +291,7 @@ fn modifications_come_in_order() {
         score_fn(|score, pair| 2.0 * score + pair.key() as f32 * 0.1),
     );
     let expected =
-        reference::attention(&Attention::new().modified_by(&other), inputs.q(), inputs.k(), inputs.v()).unwrap();
+        reference::attention(&Attention::new().modified_by(&other), inputs.q(), (inputs.k(), inputs.v())).unwrap();
     assert_near(&run(&one, &inputs), &expected, 1e-5, "doubled, then added");
 }
 
@@ -338,7 +337,7 @@ fn relative_biases_are_the_tensor_of_their_elements() {
                 .collect();
             let tensor = TensorRef::from_slice(&bias, [heads_q, seq_q, 300]).unwrap();
             let expected =
-                reference::attention(&Attention::new().bias(tensor), inputs.q(), inputs.k(), inputs.v()).unwrap();
+                reference::attention(&Attention::new().bias(tensor), inputs.q(), (inputs.k(), inputs.v())).unwrap();
             for level in Level::available() {
                 let got = run(&Attention::new().modified_by(&relative).form(form).level(level), &inputs);
                 assert_near(&got, &expected, 2e-5, &format!("{most}, {level}, {form}"));
@@ -440,7 +439,7 @@ fn a_row_without_keys_has_its_sink() {
             lse[..8],
             [1.5, 1.5, 1.5, 1.5, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY]
         );
-        assert_eq!(reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap().lse[0], 1.5);
+        assert_eq!(reference::attention(&attention, inputs.q(), (inputs.k(), inputs.v())).unwrap().lse[0], 1.5);
     }
 }
 
@@ -509,7 +508,7 @@ fn a_panic_leaves_the_workspace_usable() {
     let call = |attention: &Attention<'_>, workspace: &mut Workspace| {
         let mut out = vec![0.0; support::len(dims.out())];
         let to = TensorMut::from_slice(&mut out, dims.out()).unwrap();
-        attention.compute(inputs.q(), inputs.k(), inputs.v(), to, None, workspace).map(|()| out)
+        attention.compute(inputs.q(), (inputs.k(), inputs.v()), to, None, workspace).map(|()| out)
     };
     for form in [Form::Prefill, Form::Decode] {
         let expected = call(&Attention::new().form(form), &mut Workspace::new()).unwrap();
@@ -524,7 +523,7 @@ fn a_panic_leaves_the_workspace_usable() {
 #[test]
 fn other_problems_are_refused() {
     let inputs = Inputs::<f32>::random(dims(2, 2, 5, 7), &mut Rng(16));
-    let plan = |attention: &Attention<'_>| attention.plan(inputs.q(), inputs.k(), inputs.v()).err();
+    let plan = |attention: &Attention<'_>| attention.plan(inputs.q(), (inputs.k(), inputs.v())).err();
     let count = |what, expected, got| Some(Error::WrongCount { what, expected, got });
     let masked = |mask: &dyn Mask| plan(&Attention::new().masked_by(mask));
     assert_eq!(masked(&Documents::of_lengths(&[7]).unwrap()), count("document numbers of queries", 5, 7));
@@ -633,7 +632,7 @@ fn tiles_may_be_modified_any_number_of_times() {
         for times in [0, 1, 2] {
             let (plus, hides) = (Plus { by: 0.7, times }, HidesByModifying);
             let attention = Attention::new().modified_by(&plus).masked_by(&hides).form(form);
-            let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
+            let expected = reference::attention(&attention, inputs.q(), (inputs.k(), inputs.v())).unwrap();
             for level in Level::available() {
                 let got = run(&attention.clone().level(level), &inputs);
                 assert_near(&got, &expected, 1e-5, &format!("{times} times, {level}, {form}"));

@@ -91,8 +91,10 @@ fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng:
     guarded
         .compute(
             q.tensor(pages.q.place(&q.scatter(&inputs.q, gap), side)),
-            k.tensor(pages.k.place(&k.scatter(&inputs.k, gap), side)),
-            v.tensor(pages.v.place(&v.scatter(&inputs.v, gap), side)),
+            (
+                k.tensor(pages.k.place(&k.scatter(&inputs.k, gap), side)),
+                v.tensor(pages.v.place(&v.scatter(&inputs.v, gap), side)),
+            ),
             out.tensor_mut(out_memory),
             lse.tensor_mut(lse_memory),
             workspace,
@@ -196,7 +198,7 @@ fn broadcast_inputs() {
                 let shape = [2, 3, 9, head_dim];
                 let out = pages.out.place(&vec![0.0f32; len(shape)], side);
                 let out_tensor = TensorMut::from_slice(out, shape).unwrap();
-                attention.compute(queries, keys, keys, out_tensor, None, &mut workspace).unwrap();
+                attention.compute(queries, (keys, keys), out_tensor, None, &mut workspace).unwrap();
                 assert!(out.iter().all(|x| (x - 1.0).abs() < 1e-6), "{form:?} {level} {head_dim}");
             }
         }

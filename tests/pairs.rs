@@ -15,7 +15,7 @@ fn compute(attention: &Attention<'_>, q: &[bf16], inputs: &Inputs<bf16>) -> Vec<
     let mut out = vec![0.0; SIZES.out().iter().product()];
     let q = TensorRef::from_slice(q, SIZES.q()).unwrap();
     let to = TensorMut::from_slice(&mut out, SIZES.out()).unwrap();
-    attention.compute(q, inputs.k(), inputs.v(), to, None, &mut Workspace::new()).unwrap();
+    attention.compute(q, (inputs.k(), inputs.v()), to, None, &mut Workspace::new()).unwrap();
     out
 }
 
@@ -28,8 +28,9 @@ fn denormal_numbers_count() {
         inputs.q.iter_mut().for_each(|q| *q = bf16::from_f32(q.to_f32() * q_size));
         inputs.k.iter_mut().for_each(|k| *k = bf16::from_f32(k.to_f32() * k_size));
         let attention = Attention::new().scale(scale);
-        let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap().out;
-        let mean = reference::attention(&Attention::new().scale(0.0), inputs.q(), inputs.k(), inputs.v()).unwrap().out;
+        let expected = reference::attention(&attention, inputs.q(), (inputs.k(), inputs.v())).unwrap().out;
+        let mean =
+            reference::attention(&Attention::new().scale(0.0), inputs.q(), (inputs.k(), inputs.v())).unwrap().out;
         let far = expected.iter().zip(&mean).filter(|(a, b)| (*a - *b).abs() > 0.1).count();
         assert!(far > expected.len() / 4, "the scores matter: {far} of {}", expected.len());
         for (form, level) in forms_and_levels() {
@@ -94,7 +95,7 @@ fn layouts_give_the_same_bits() {
                 let k = TensorRef::with_strides(&k, 0, dims.k(), strides(dims.k())).unwrap();
                 let mut out = vec![bf16::NAN; expected.len()];
                 let to = TensorMut::from_slice(&mut out, dims.out()).unwrap();
-                attention.compute(q, k, inputs.v(), to, None, &mut Workspace::new()).unwrap();
+                attention.compute(q, (k, inputs.v()), to, None, &mut Workspace::new()).unwrap();
                 assert!(out == expected, "head_dim {head_dim}, rows {row} and elements {step} apart: {form:?} {level}");
             }
         }
@@ -128,7 +129,7 @@ fn a_window_keeps_the_maximum_of_its_edge() {
     let key = |n: usize| if n == 2 * largest { 300.0 * tiny } else { 0.0 };
     inputs.k.iter_mut().enumerate().for_each(|(n, k)| *k = bf16::from_f32(key(n)));
     let attention = Attention::new().scale(1.0).window(Some(100), None);
-    let expected = reference::attention(&attention, inputs.q(), inputs.k(), inputs.v()).unwrap();
+    let expected = reference::attention(&attention, inputs.q(), (inputs.k(), inputs.v())).unwrap();
     for (form, level) in forms_and_levels() {
         let (out, lse) = inputs.compute(&attention.clone().form(form).level(level));
         for (n, (got, expected)) in out.iter().zip(&expected.out).enumerate() {

@@ -10,7 +10,7 @@ use support::problems::FORMS;
 fn plan_of<T: flashtile::Element>(dims: Dims, attention: Attention<'_>) -> Plan {
     let zero = [T::default()];
     let zeros = |shape| TensorRef::with_strides(&zero, 0, shape, [0; 4]).unwrap();
-    attention.plan(zeros(dims.q()), zeros(dims.k()), zeros(dims.v())).unwrap()
+    attention.plan(zeros(dims.q()), (zeros(dims.k()), zeros(dims.v()))).unwrap()
 }
 
 /// The accessors agree with what is printed.

@@ -46,7 +46,7 @@ fn attention(threads: Threads) -> Vec<u32> {
     let tensor = || TensorRef::from_slice(&x, shape).unwrap();
     let attention = Attention::new().threads(threads);
     let to = TensorMut::from_slice(&mut out, shape).unwrap();
-    attention.compute(tensor(), tensor(), tensor(), to, None, &mut Workspace::new()).unwrap();
+    attention.compute(tensor(), (tensor(), tensor()), to, None, &mut Workspace::new()).unwrap();
     out.into_iter().map(f32::to_bits).collect()
 }
 

@@ -161,14 +161,14 @@ fn ranks() {
         let error = Error::Rank { tensor, expected: 4, got: 3 };
         let [q, k, v] = std::array::from_fn(|m| if m == n { TensorRef::from(of_rank_3) } else { x });
         assert_eq!([q, k, v].map(|x| x.shape()), [[1, 2, 3, 4]; 3]);
-        refused(new().plan(q, k, v), error.clone(), &sentence);
-        refused(new().prepare(q, k, v), error.clone(), &sentence);
-        refused(reference::attention(&new(), q, k, v), error.clone(), &sentence);
+        refused(new().plan(q, (k, v)), error.clone(), &sentence);
+        refused(new().prepare(q, (k, v)), error.clone(), &sentence);
+        refused(reference::attention(&new(), q, (k, v)), error.clone(), &sentence);
         let (mut out, mut scores) = ([1.0f32; 24], [1.0f32; 18]);
         refused(new().run_into(q, k, v, to(&mut out)), error.clone(), &sentence);
-        refused(new().compute(q, k, v, to(&mut out), None, &mut Workspace::new()), error.clone(), &sentence);
-        let prepared = new().prepare(x, x, x).unwrap();
-        refused(prepared.compute(q, k, v, to(&mut out), None, &mut Workspace::new()), error.clone(), &sentence);
+        refused(new().compute(q, (k, v), to(&mut out), None, &mut Workspace::new()), error.clone(), &sentence);
+        let prepared = new().prepare(x, (x, x)).unwrap();
+        refused(prepared.compute(q, (k, v), to(&mut out), None, &mut Workspace::new()), error.clone(), &sentence);
         if n < 2 {
             let to = TensorMut::from_slice(&mut scores, [1, 2, 3, 3]).unwrap();
             refused(new().scores_into(ScoreStage::Raw, q, k, to), error.clone(), &sentence);
@@ -178,7 +178,7 @@ fn ranks() {
     }
     // Directly from slices or arrays.
     let error = Error::Rank { tensor: "queries", expected: 4, got: 3 };
-    assert_eq!(new().plan(of_rank_3, x, x).unwrap_err(), error);
+    assert_eq!(new().plan(of_rank_3, (x, x)).unwrap_err(), error);
     #[cfg(feature = "ndarray")]
     {
         let array = ndarray::Array3::<f32>::zeros((2, 3, 4));
@@ -187,14 +187,14 @@ fn ranks() {
         assert_eq!(new().scores(ScoreStage::Raw, &array, x).unwrap_err(), error);
     }
     refused(
-        new().plan(x, zeros([3, 4]), x),
+        new().plan(x, (zeros([3, 4]), x)),
         Error::Rank { tensor: "keys", expected: 4, got: 2 },
         "the rank of the keys is 2 but must be 4",
     );
     // With the axis inserted there is one reading.
-    assert!(new().plan(of_rank_3.insert_axis(0).unwrap(), x, x).is_ok());
+    assert!(new().plan(of_rank_3.insert_axis(0).unwrap(), (x, x)).is_ok());
     // Masks and biases may be of lower rank.
-    assert!(new().bias(zeros([2, 3, 3])).mask(TensorRef::from_slice(&[true; 3], [3]).unwrap()).plan(x, x, x).is_ok());
+    assert!(new().bias(zeros([2, 3, 3])).mask(TensorRef::from_slice(&[true; 3], [3]).unwrap()).plan(x, (x, x)).is_ok());
 
     let (mut out, mut lse) = ([1.0f32; 24], [1.0f32; 6]);
     let to_lse = TensorMut::from_slice(&mut lse, [1, 2, 3]).unwrap();
@@ -241,9 +241,9 @@ fn problems() {
         ),
     ] {
         let attention = Attention::new();
-        refused(attention.plan(zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
-        refused(attention.prepare(zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
-        refused(reference::attention(&attention, zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
+        refused(attention.plan(zeros(q), (zeros(k), zeros(v))), error.clone(), &sentence);
+        refused(attention.prepare(zeros(q), (zeros(k), zeros(v))), error.clone(), &sentence);
+        refused(reference::attention(&attention, zeros(q), (zeros(k), zeros(v))), error.clone(), &sentence);
         let mut out = vec![1.0f32; len([2, 4, 3, 6])];
         let to = TensorMut::from_slice(&mut out, [2, 4, 3, 6]).unwrap();
         refused(attention.run_into(zeros(q), zeros(k), zeros(v), to), error, &sentence);
@@ -255,13 +255,13 @@ fn problems() {
 #[track_caller]
 fn options_refused(attention: &Attention<'_>, error: Error, sentence: &str) {
     let (q, k, v) = (zeros([2, 4, 3, 8]), zeros([2, 2, 5, 8]), zeros([2, 2, 5, 6]));
-    refused(attention.plan(q, k, v), error.clone(), sentence);
-    refused(attention.prepare(q, k, v), error.clone(), sentence);
-    refused(reference::attention(attention, q, k, v), error.clone(), sentence);
+    refused(attention.plan(q, (k, v)), error.clone(), sentence);
+    refused(attention.prepare(q, (k, v)), error.clone(), sentence);
+    refused(reference::attention(attention, q, (k, v)), error.clone(), sentence);
     let (mut out, mut lse) = (vec![1.0f32; len([2, 4, 3, 6])], vec![1.0f32; len([2, 4, 3])]);
     let to = TensorMut::from_slice(&mut out, [2, 4, 3, 6]).unwrap();
     let to_lse = TensorMut::from_slice(&mut lse, [2, 4, 3]).unwrap();
-    refused(attention.compute(q, k, v, to, to_lse, &mut Workspace::new()), error.clone(), sentence);
+    refused(attention.compute(q, (k, v), to, to_lse, &mut Workspace::new()), error.clone(), sentence);
     let mut scores = vec![1.0f32; len([2, 4, 3, 5])];
     let to = TensorMut::from_slice(&mut scores, [2, 4, 3, 5]).unwrap();
     refused(attention.scores_into(ScoreStage::Raw, q, k, to), error, sentence);
@@ -277,18 +277,18 @@ fn options() {
     );
     options_refused(
         &new().key_lengths(&[5, 6]),
-        Error::KeyLengthOutOfRange { batch: 1, length: 6, seq_kv: 5 },
-        "the key length of batch 1 is 6 but must be between 0 and 5",
+        Error::LengthOutOfRange { what: "key lengths", batch: 1, got: 6, most: 5 },
+        "the key lengths of batch 1 are 6 but must be between 0 and 5",
     );
     options_refused(
         &new().key_lengths(&[-1, 5]),
-        Error::KeyLengthOutOfRange { batch: 0, length: -1, seq_kv: 5 },
-        "the key length of batch 0 is -1 but must be between 0 and 5",
+        Error::LengthOutOfRange { what: "key lengths", batch: 0, got: -1, most: 5 },
+        "the key lengths of batch 0 are -1 but must be between 0 and 5",
     );
     options_refused(
         &new().key_lengths(&[5, u64::MAX]),
-        Error::KeyLengthOutOfRange { batch: 1, length: u64::MAX as i128, seq_kv: 5 },
-        "the key length of batch 1 is 18446744073709551615 but must be between 0 and 5",
+        Error::LengthOutOfRange { what: "key lengths", batch: 1, got: u64::MAX as i128, most: 5 },
+        "the key lengths of batch 1 are 18446744073709551615 but must be between 0 and 5",
     );
     options_refused(
         &new().query_offset(QueryOffset::per_batch(&[0, 1, 2])),
@@ -363,7 +363,7 @@ fn options() {
     for attention in
         [new().scale(f32::NAN), new().softcap(f32::NAN), new().alibi(AlibiSlopes::PerHead(&[f32::NAN, 0.0, 0.0, 0.0]))]
     {
-        let error = attention.plan(q, k, v).unwrap_err();
+        let error = attention.plan(q, (k, v)).unwrap_err();
         assert!(error.to_string().contains("is NaN but must be"), "{error}");
     }
 }
@@ -371,7 +371,7 @@ fn options() {
 /// Outputs of wrong shapes. The one of the right shape is not written either.
 fn outputs() {
     let (q, k, v) = (zeros([2, 4, 3, 8]), zeros([2, 2, 5, 8]), zeros([2, 2, 5, 6]));
-    let prepared = Attention::new().prepare(q, k, v).unwrap();
+    let prepared = Attention::new().prepare(q, (k, v)).unwrap();
     for (out_shape, lse_shape, tensor, dimension, expected, got) in [
         ([1, 4, 3, 6], [2, 4, 3], "output", "batch", 2, 1),
         ([2, 2, 3, 6], [2, 4, 3], "output", "heads_q", 4, 2),
@@ -386,8 +386,8 @@ fn outputs() {
             let to_lse = TensorMut::from_slice(&mut lse, lse_shape).unwrap();
             let mut workspace = Workspace::new();
             let result = match prepared {
-                Some(prepared) => prepared.compute(q, k, v, to, to_lse, &mut workspace),
-                None => Attention::new().compute(q, k, v, to, to_lse, &mut workspace),
+                Some(prepared) => prepared.compute(q, (k, v), to, to_lse, &mut workspace),
+                None => Attention::new().compute(q, (k, v), to, to_lse, &mut workspace),
             };
             let sentence = format!("{dimension} of the {tensor} is {got} but must be {expected}");
             refused(result, Error::ShapeMismatch { tensor, dimension, expected, got }, &sentence);
@@ -407,7 +407,7 @@ fn outputs() {
 /// Other shapes than those prepared for.
 fn prepared() {
     let (q, k, v) = ([2, 4, 3, 8], [2, 2, 5, 8], [2, 2, 5, 6]);
-    let prepared = Attention::new().prepare(zeros(q), zeros(k), zeros(v)).unwrap();
+    let prepared = Attention::new().prepare(zeros(q), (zeros(k), zeros(v))).unwrap();
     for (q, k, v, tensor, dimension, expected, got) in [
         ([2, 4, 4, 8], k, v, "queries", "seq_q", 3, 4),
         ([2, 8, 3, 8], k, v, "queries", "heads_q", 4, 8),
@@ -416,7 +416,7 @@ fn prepared() {
     ] {
         let mut out = vec![1.0f32; len([q[0], q[1], q[2], v[3]])];
         let to = TensorMut::from_slice(&mut out, [q[0], q[1], q[2], v[3]]).unwrap();
-        let result = prepared.compute(zeros(q), zeros(k), zeros(v), to, None, &mut Workspace::new());
+        let result = prepared.compute(zeros(q), (zeros(k), zeros(v)), to, None, &mut Workspace::new());
         let sentence = format!("{dimension} of the {tensor} is {got} but must be {expected}");
         refused(result, Error::ShapeMismatch { tensor, dimension, expected, got }, &sentence);
         assert!(out.iter().all(|x| *x == 1.0));
@@ -464,9 +464,9 @@ fn too_large() {
         for form in FORMS {
             let attention = Attention::new().form(form);
             let ((), usage) = COUNTING.usage(|| {
-                refused(attention.plan(zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
-                refused(attention.prepare(zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
-                refused(reference::attention(&attention, zeros(q), zeros(k), zeros(v)), error.clone(), &sentence);
+                refused(attention.plan(zeros(q), (zeros(k), zeros(v))), error.clone(), &sentence);
+                refused(attention.prepare(zeros(q), (zeros(k), zeros(v))), error.clone(), &sentence);
+                refused(reference::attention(&attention, zeros(q), (zeros(k), zeros(v))), error.clone(), &sentence);
             });
             assert!(usage.peak < small, "{usage:?}: {error}");
         }
@@ -474,7 +474,7 @@ fn too_large() {
     // The limit, and one more: heads, and elements of 8 bytes.
     let plan = |heads, seq_kv| {
         let (q, kv) = (zeros([1, heads, 1, 1]), zeros([1, heads, seq_kv, 1]));
-        Attention::new().plan(q, kv, kv).map(|_| ())
+        Attention::new().plan(q, (kv, kv)).map(|_| ())
     };
     assert_eq!(plan(1 << 24, 1), Ok(()));
     let (what, limit, got) = ("key/value heads in all batches", 1 << 24, (1 << 24) + 1);
@@ -487,11 +487,11 @@ fn too_large() {
         let (one, keys) = (zeros([1, 1, 1, 1]), zeros([1, 1, 1 << 57, 1]));
         let options = Attention::new();
         let no_memory = |error| matches!(error, Error::TooLarge { .. });
-        assert!(reference::attention(&options, one, keys, keys).is_err_and(no_memory));
+        assert!(reference::attention(&options, one, (keys, keys)).is_err_and(no_memory));
         assert!(reference::scores(&options, ScoreStage::Raw, one, keys).is_err_and(no_memory));
         let many = zeros([1, 1, u32::MAX as usize, 1]);
         let too_many = |error| matches!(error, Error::TooMany { limit: 0x100_0000, .. });
-        assert!(options.clone().form(Form::Decode).prepare(many, one, one).is_err_and(too_many));
+        assert!(options.clone().form(Form::Decode).prepare(many, (one, one)).is_err_and(too_many));
     }
     // Queries and keys within their limits, but too large a matrix of scores.
     let mut out = [0.0f32; 0];
@@ -517,13 +517,13 @@ fn endless_keys() {
         for (form, seq_q) in FORMS.into_iter().flat_map(|form| [1, 12, 300].map(|seq_q| (form, seq_q))) {
             let base = Attention::new().form(form);
             // All keys visible: the task is listed by its work, but never computed.
-            base.prepare(zeros([1, 1, seq_q, 1]), zeros([1, 1, seq_kv, 1]), zeros([1, 1, seq_kv, 1])).unwrap();
+            base.prepare(zeros([1, 1, seq_q, 1]), (zeros([1, 1, seq_kv, 1]), zeros([1, 1, seq_kv, 1]))).unwrap();
             for attention in [base.clone().key_lengths(&lengths), base.window(Some(2), Some(0))] {
                 let (mut out, mut workspace) = (vec![f32::NAN; seq_q], Workspace::new());
                 let to = TensorMut::from_slice(&mut out, [1, 1, seq_q, 1]).unwrap();
                 let (q, kv) = (zeros([1, 1, seq_q, 1]), zeros([1, 1, seq_kv, 1]));
-                let prepared = attention.prepare(q, kv, kv).unwrap();
-                let (done, usage) = COUNTING.usage(|| prepared.compute(q, kv, kv, to, None, &mut workspace));
+                let prepared = attention.prepare(q, (kv, kv)).unwrap();
+                let (done, usage) = COUNTING.usage(|| prepared.compute(q, (kv, kv), to, None, &mut workspace));
                 done.unwrap();
                 assert!(usage.peak < 1 << 20, "{usage:?} {seq_kv} {form:?} {attention:?}");
                 assert!(out.iter().all(|x| *x == 0.0));
@@ -556,7 +556,7 @@ fn extreme_options() {
                         let mut out = [f32::NAN; 20];
                         let to = TensorMut::from_slice(&mut out, [1, 1, 5, 4]).unwrap();
                         attention.run_into(tensor, tensor, tensor, to).unwrap();
-                        let expected = reference::attention(&attention, tensor, tensor, tensor).unwrap().out;
+                        let expected = reference::attention(&attention, tensor, (tensor, tensor)).unwrap().out;
                         assert!(out.iter().zip(&expected).all(|(x, y)| (*x as f64 - y).abs() < 1e-5), "{attention:?}");
                         // With slopes and scales, the call only has to return.
                         for slope in &slopes {
@@ -685,7 +685,7 @@ fn extreme_problems() {
             _ => {}
         }
         let case = || format!("{q:?} {k:?} {v:?} {attention:?}");
-        let (plan, usage) = COUNTING.usage(|| attention.plan(q, k, v));
+        let (plan, usage) = COUNTING.usage(|| attention.plan(q, (k, v)));
         assert_eq!(usage.calls, 0, "{}", case());
         let product = |dims: &[usize]| dims.iter().fold(1, |n: usize, size| n.saturating_mul(*size));
         let rows = product(&[batch, heads_q, seq_q]);
@@ -696,7 +696,7 @@ fn extreme_problems() {
         }
         // Preparing lists tasks, in proportion to heads and rows.
         if plan.is_err() || rows < 1 << 17 {
-            let (prepared, usage) = COUNTING.usage(|| attention.prepare(q, k, v));
+            let (prepared, usage) = COUNTING.usage(|| attention.prepare(q, (k, v)));
             assert_eq!(prepared.err(), plan.clone().err(), "{}", case());
             let listed = if plan.is_ok() { 256 * rows } else { 0 };
             assert!(usage.peak <= 4096 + listed, "{usage:?} {}", case());
@@ -709,7 +709,7 @@ fn extreme_problems() {
             let to = TensorMut::from_slice(&mut out, out_shape).unwrap();
             let to_lse = TensorMut::from_slice(&mut lse, [batch, heads_q, seq_q]).unwrap();
             let mut workspace = Workspace::new();
-            let (done, usage) = COUNTING.usage(|| attention.compute(q, k, v, to, to_lse, &mut workspace));
+            let (done, usage) = COUNTING.usage(|| attention.compute(q, (k, v), to, to_lse, &mut workspace));
             assert_eq!(done.err(), plan.clone().err(), "{}", case());
             // Tiles for up to 240 keys or rows of either length, and for each worker.
             let longest = head_dim.saturating_add(value_dim).saturating_add(300).min(1 << 22);

@@ -141,7 +141,7 @@ impl<T: Element> Case<T> {
             Some([k, v]) => (k.view()?, v.view()?),
             None => (inputs.k(), inputs.v()),
         };
-        attention.compute(inputs.q(), k, v, out, None, workspace)
+        attention.compute(inputs.q(), (k, v), out, None, workspace)
     }
 
     /// Computes it on the calling thread alone.
@@ -182,8 +182,13 @@ impl<T: Element> Case<T> {
         let expected = reference::attention(
             &options.query_offset(QueryOffset::At((seq_kv + i) as isize - seq_q as isize)),
             TensorRef::from_slice(&q[row * head_dim..][..head_dim], [1, 1, 1, head_dim])?,
-            TensorRef::from_slice(&k[head * seq_kv * head_dim..][..seq_kv * head_dim], [1, 1, seq_kv, head_dim])?,
-            TensorRef::from_slice(&v[head * seq_kv * value_dim..][..seq_kv * value_dim], [1, 1, seq_kv, value_dim])?,
+            (
+                TensorRef::from_slice(&k[head * seq_kv * head_dim..][..seq_kv * head_dim], [1, 1, seq_kv, head_dim])?,
+                TensorRef::from_slice(
+                    &v[head * seq_kv * value_dim..][..seq_kv * value_dim],
+                    [1, 1, seq_kv, value_dim],
+                )?,
+            ),
         )?;
         // The error of f32, then one rounding to the type: half a unit of its last place.
         let rounding = unit::<T>() as f64 / 2.0;

@@ -84,7 +84,7 @@ fn tiled(
     lengths: &[usize],
     out: ArrayViewMut4<'_, f32>,
 ) -> std::result::Result<(), Error> {
-    Attention::new().key_lengths(lengths).threads(Threads::Serial).compute(q, k, v, out, None, workspace)
+    Attention::new().key_lengths(lengths).threads(Threads::Serial).compute(q, (k, v), out, None, workspace)
 }
 
 /// Attention without this crate: softmax(Q K^T / sqrt(head_dim)) V for each sentence and head, with a matrix of scores.

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The default scale is 1 / sqrt(64). `run` would return f16, the type of the queries. The output is f32 here, because an f16
     // output would hide the error.
     let attention = Attention::new().causal();
-    println!("plan  {}\n", attention.plan(&q, &k, &v)?.to_string().replace(": ", ":\n      "));
+    println!("plan  {}\n", attention.plan(&q, (&k, &v))?.to_string().replace(": ", ":\n      "));
     let mut out = Array4::<f32>::zeros(q.raw_dim());
     attention.run_into(&q, &k, &v, &mut out)?;
 
@@ -60,7 +60,7 @@ fn compare(
     out: &Array4<f32>,
 ) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
-    let definition = reference::attention(attention, q, k, v)?.out;
+    let definition = reference::attention(attention, q, (k, v))?.out;
     let definition_time = start.elapsed();
     let largest = definition.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
     let error = |out: &Array4<f32>| {

@@ -20,11 +20,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) struct Output<'a> {
     values: AnySharedRows<'a>,
     lse: Option<SharedRows<'a, f32, 3>>,
+    /// Whether each sequence has a batch index, even if queries are packed.
+    is_padded: bool,
 }
 
 impl<'a> Output<'a> {
     pub(crate) fn new(values: AnyTensorMut<'a>, lse: Option<TensorMut<'a, f32, 3>>) -> Self {
-        Output { values: values.into_shared(), lse: lse.map(|lse| SharedRows::new(lse.strided)) }
+        Output { values: values.into_shared(), lse: lse.map(|lse| SharedRows::new(lse.strided)), is_padded: false }
+    }
+
+    /// An output of scores, `[sequences, heads_q, seq_q, seq_kv]`.
+    pub(crate) fn of_scores(scores: AnyTensorMut<'a>) -> Self {
+        Output { values: scores.into_shared(), lse: None, is_padded: true }
     }
 
     /// Whether there are no elements to write.
@@ -111,7 +118,8 @@ impl TaskClaims<'_> {
         let dims = &self.problem.dims;
         let (b, head_kv) = dims.batch_and_head(head);
         let heads = dims.group_heads(head_kv);
-        // SAFETY: the caller's promise.
+        let (b, rows) = if self.output.is_padded { (b, rows) } else { self.problem.query_rows(b, &rows) };
+        // SAFETY: the caller's promise. The rows of packed sequences are apart, because their starts ascend.
         unsafe {
             let lse = self.output.lse.as_ref();
             let lse = lse.map(|lse| GroupRowsMut::of_elements(lse, b, heads.clone(), rows.clone()));

@@ -13,8 +13,9 @@ use std::ops::Range;
 /// rows of a tile see nearly the same keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Task {
-    /// The key/value heads, counted through all batches. Their rows have the same spans.
+    /// The key/value heads, counted through all sequences. Their rows have the same spans.
     pub(super) heads: Range<usize>,
+    /// Rows of each head, counted from the sequence's first.
     pub(super) rows: Range<usize>,
     /// Rows after these that are decoded.
     pub(super) tail: Range<usize>,
@@ -44,9 +45,9 @@ impl Schedule {
         let group = dims.group();
         for alike in plan.alike_heads() {
             let sequence = problem.sequences.get(alike.start / dims.heads_kv);
-            for block in 0..plan.blocks() {
-                let rows = plan.block_rows(block);
-                let tail = rows.end..if block + 1 == plan.blocks() { dims.rows() } else { rows.end };
+            let own = plan.of_sequence(&sequence);
+            for block in 0..own.blocks() {
+                let (rows, tail) = own.block_rows(block);
                 // The heads of a group have the same positions.
                 let queries = rows.start / group..tail.end.div_ceil(group);
                 // Masks that may differ from head to head are alike in one head alone.
@@ -59,7 +60,7 @@ impl Schedule {
                 );
                 for heads in plan.head_runs(alike.clone()) {
                     let (rows, tail, keys) = (rows.clone(), tail.clone(), keys.clone());
-                    self.tasks.push(Task { heads, rows, tail, keys, form: plan.form() });
+                    self.tasks.push(Task { heads, rows, tail, keys, form: own.form });
                 }
             }
         }

@@ -4,7 +4,7 @@
 
 use super::schedule::Task;
 use crate::kernel::task::TaskInput;
-use crate::kv::run::Run;
+use crate::kv::rows::KeyRows;
 use crate::plan::{Form, Plan};
 use crate::problem::Problem;
 use crate::score::Unit;
@@ -32,6 +32,9 @@ impl Task {
     ) -> TaskInput<'a> {
         let (b, head_kv) = problem.dims.batch_and_head(head);
         let heads = problem.dims.group_heads(head_kv);
+        let sequence = problem.sequences.get(b);
+        let (q_batch, q_rows) = problem.query_rows(b, &rows);
+        let key_rows = |tensor| KeyRows::new(tensor, &problem.places, (b, head_kv), sequence.keys);
         TaskInput {
             isa: plan.isa(),
             operands: plan.operands(),
@@ -39,11 +42,11 @@ impl Task {
             last_unit: Unit::Log2,
             factor: problem.score_mods.query_factor(problem.scale, Unit::Log2),
             tile_keys: plan.steps(form).tile,
-            queries: AnyGroupRows::new(&problem.q, b, heads.clone()).slice(rows.clone()),
-            keys: Run::new(&problem.k, b, head_kv),
-            values: Run::new(&problem.v, b, head_kv),
+            queries: AnyGroupRows::new(&problem.q, q_batch, heads.clone()).slice(q_rows),
+            keys: key_rows(&problem.k),
+            values: key_rows(&problem.v),
             span: self.keys.clone(),
-            sequence: problem.sequences.get(b),
+            sequence,
             first_head: heads.start,
             group: heads.len(),
             first_row: rows.start,

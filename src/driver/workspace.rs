@@ -21,8 +21,7 @@ use crate::kernel::scratch::{Floats, Scratch};
 /// for _layer in 0..3 {
 ///     Attention::new().compute(
 ///         TensorRef::from_slice(&q, [1, 1, 4, 8])?,
-///         TensorRef::from_slice(&kv, [1, 1, 6, 8])?,
-///         TensorRef::from_slice(&kv, [1, 1, 6, 8])?,
+///         (TensorRef::from_slice(&kv, [1, 1, 6, 8])?, TensorRef::from_slice(&kv, [1, 1, 6, 8])?),
 ///         TensorMut::from_slice(&mut out, [1, 1, 4, 8])?,
 ///         None,
 ///         &mut workspace,

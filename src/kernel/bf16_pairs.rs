@@ -14,9 +14,12 @@
 //! neighbours.
 
 use crate::element::{Bf16Pair, bf16};
+use crate::kv::rows::KeyRows;
+use crate::kv::run::Run;
 use crate::simd::Isa;
 use crate::tensor::group::GroupRows;
 use crate::tensor::matrix::{Matrix, Row};
+use std::ops::Range;
 
 /// 2^40: the largest factor of a score.
 const LARGEST_FACTOR: f32 = 1_099_511_627_776.0;
@@ -69,6 +72,22 @@ pub(crate) fn key_pairs<'a>(keys: Matrix<'a, bf16>, copy: &'a mut [f32]) -> Matr
         }
         Matrix::from_carried(copy, keys.rows(), pairs)
     })
+}
+
+/// The keys `range` as pairs, copied to `copy`: for keys in several runs.
+pub(crate) fn copied_key_pairs<'a>(
+    keys: KeyRows<'_>,
+    range: Range<usize>,
+    copy: &'a mut [f32],
+) -> Matrix<'a, Bf16Pair> {
+    let (count, pairs) = (range.len(), pairs_in(keys.cols()));
+    let copy = &mut copy[..count * pairs];
+    let mut rest = copy.chunks_exact_mut(pairs.max(1));
+    for run in keys.runs(range) {
+        let Run::Bf16(run) = run else { unreachable!("pairs of keys that are not bf16") };
+        (0..run.rows()).zip(&mut rest).for_each(|(r, to)| copy_pairs(run.row(r), to));
+    }
+    Matrix::from_carried(copy, count, pairs)
 }
 
 /// Copies a row, two elements into the bits of each f32, with zeros after its end.

@@ -23,7 +23,7 @@ pub(super) mod scores;
 pub(super) mod softmax;
 pub(super) mod values;
 
-use super::bf16_pairs::{copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
+use super::bf16_pairs::{copied_key_pairs, copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods::{self, GRAIN};
@@ -37,8 +37,9 @@ use super::shape::round_up_lanes;
 use super::state::merge;
 use super::task::{Operands, Piece, TaskInput};
 use super::tile::{Pass, RowExtent, modify_row};
-use super::widen::{widen_group, without_gaps};
+use super::widen::{as_one_run, widen_group};
 use crate::element::ByElement;
+use crate::kv::rows::KeyRows;
 use crate::kv::run::Run;
 use scores::RowKeys;
 use std::ops::Range;
@@ -68,8 +69,8 @@ pub(crate) struct Decode<'t, 'a> {
 /// The keys and values of the next piece.
 #[derive(Clone)]
 struct Next<'a> {
-    keys: Run<'a>,
-    values: Run<'a>,
+    keys: KeyRows<'a>,
+    values: KeyRows<'a>,
     range: Range<usize>,
 }
 
@@ -103,7 +104,8 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let Scratch { tile: floats, partials, row_spans, .. } = scratch;
         let (rows, tile_keys, head_dim) = (task.rows, task.tile_keys, task.head_dim());
         let pairs = task.operands == Operands::Bf16Pairs;
-        let copy = |run: Run<'_>| if run.has_contiguous_rows() { 0 } else { tile_keys * run.cols() };
+        let in_place = |rows: &KeyRows<'_>| rows.has_contiguous_rows() && !rows.are_paged();
+        let copy = |rows: KeyRows<'_>| if in_place(&rows) { 0 } else { tile_keys * rows.cols() };
         let [queries, pair_queries, scores, kept_scores, bias, copied_keys, copied_values] = floats.buffers([
             if pairs { 1 } else { rows } * round_up_lanes(head_dim),
             if pairs { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
@@ -148,26 +150,32 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
 
         // 1. Scores.
         let next_keys = next.as_ref().map(|next| (next.keys, &next.range));
-        fill_prefetch(self.prefetch, task.keys, &keys, end, next_keys);
-        let buffers = &mut self.buffers;
-        self.queries.scores(task, keys.clone(), buffers.copied_keys, buffers.scores, self.prefetch);
+        for part in task.keys.parts(keys.clone()) {
+            fill_prefetch(self.prefetch, task.keys, &part, end, next_keys);
+            let to = &mut self.buffers.scores[part.start - keys.start..];
+            self.queries.scores(task, part, self.buffers.copied_keys, to, self.prefetch);
+        }
 
         // 2. Score modifications, and the softmax.
         let extent = self.softmax_rows(&keys);
 
         // 3. Values.
-        let buffers = &mut self.buffers;
-        let values = without_gaps(isa, task.values.slice_rows(keys.clone()), &mut *buffers.copied_values);
-        let (probs, out) = (&*buffers.scores, self.layout.values(self.split, task.rows));
         if extent.max == f32::NEG_INFINITY {
-            // No row sees any of the keys, or the scores are NaN, and then the rows' sums are NaN already.
-        } else if extent.hides && !values::all_finite(isa, values) {
-            let out = (out, self.layout.width());
-            values::add_visible_values(isa, values, (probs, buffers.kept_scores), [tile_keys, 1], out);
-        } else {
-            let next_values = next.as_ref().map(|next| (next.values, &next.range));
-            fill_prefetch(self.prefetch, task.values, &keys, end, next_values);
-            values::add_values(isa, values, probs, out, tile_keys, self.prefetch);
+            return; // No row sees any of the keys, or the scores are NaN, and then the rows' sums are NaN already.
+        }
+        let RowBuffers { scores: probs, kept_scores, copied_values, .. } = &mut self.buffers;
+        let (out, width) = (self.layout.values(self.split, task.rows), self.layout.width());
+        let next_values = next.as_ref().map(|next| (next.values, &next.range));
+        for part in task.values.parts(keys.clone()) {
+            let values = as_one_run(isa, task.values, part.clone(), copied_values);
+            let (first, probs) = (part.start - keys.start, &probs[part.start - keys.start..]);
+            if extent.hides && !values::all_finite(isa, values) {
+                let probs = (probs, &kept_scores[first..]);
+                values::add_visible_values(isa, values, probs, [tile_keys, 1], (&mut *out, width));
+            } else {
+                fill_prefetch(self.prefetch, task.values, &part, end, next_values);
+                values::add_values(isa, values, probs, &mut *out, tile_keys, self.prefetch);
+            }
         }
     }
 
@@ -326,27 +334,27 @@ const fn prefetch_distance_bytes(element_bytes: usize) -> usize {
 }
 
 /// The prefetch distance in rows, at least 1.
-fn prefetch_distance(rows: Run<'_>) -> usize {
+fn prefetch_distance(rows: KeyRows<'_>) -> usize {
     let row_bytes = rows.element_bytes() * rows.cols();
     (prefetch_distance_bytes(rows.element_bytes()) / row_bytes.max(1)).max(1)
 }
 
-/// Fills `prefetch` with the rows to prefetch while rows `keys` of `run` are read: the same number of rows, at the prefetch
+/// Fills `prefetch` with what to prefetch while `keys` of `rows` are read: the same number of rows, at the prefetch
 /// distance. Rows past `end`, where the piece's keys end, are replaced by the first rows of `next`.
 fn fill_prefetch(
     prefetch: &mut Prefetch,
-    run: Run<'_>,
+    rows: KeyRows<'_>,
     keys: &Range<usize>,
     end: usize,
-    next: Option<(Run<'_>, &Range<usize>)>,
+    next: Option<(KeyRows<'_>, &Range<usize>)>,
 ) {
-    let distance = prefetch_distance(run);
+    let distance = prefetch_distance(rows);
     let target = keys.start + distance..keys.end + distance;
     prefetch.clear();
-    prefetch.add_run(run.slice_rows(target.start.min(end)..target.end.min(end)));
-    if let Some((run, more)) = next {
+    prefetch.add_key_rows(rows, target.start.min(end)..target.end.min(end));
+    if let Some((rows, more)) = next {
         let from = |n: usize| (more.start + n.saturating_sub(end)).min(more.end);
-        prefetch.add_run(run.slice_rows(from(target.start)..from(target.end)));
+        prefetch.add_key_rows(rows, from(target.start)..from(target.end));
     }
 }
 
@@ -373,7 +381,7 @@ impl<'t> RowQueries<'t> {
         RowQueries { wide, pairs, f32_rows }
     }
 
-    /// The scores of all rows, `[rows][tile_keys]`.
+    /// The scores of all rows for a part of a tile's keys: row `n` of them at `to[n * tile_keys]`.
     fn scores(
         &mut self,
         task: &TaskInput<'_>,
@@ -383,16 +391,19 @@ impl<'t> RowQueries<'t> {
         prefetch: &Prefetch,
     ) {
         let (isa, tile_keys) = (task.isa, task.tile_keys);
-        let keys = match (task.operands, task.keys.slice_rows(keys)) {
-            (Operands::Bf16Pairs, Run::Bf16(keys)) => key_pairs(keys, copy),
-            (_, keys) => {
-                let keys = RowKeys::Any(without_gaps(isa, keys, copy));
-                return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);
-            }
+        if task.operands == Operands::F32 {
+            let keys = RowKeys::Any(as_one_run(isa, task.keys, keys, copy));
+            return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);
+        }
+        let keys = match task.keys.one_run(keys.clone()) {
+            Some(Run::Bf16(run)) => key_pairs(run, copy),
+            _ => copied_key_pairs(task.keys, keys, copy),
         };
         scores::scores(isa, RowKeys::Pairs(keys, task.factor), self.pairs, to, tile_keys, prefetch);
         for n in (0..task.rows).filter(|n| self.f32_rows >> n & 1 == 1) {
-            scores_from_f32(task, n, keys, self.wide, &mut to[n * tile_keys..][..tile_keys]);
+            let row = &mut to[n * tile_keys..];
+            let end = row.len().min(tile_keys);
+            scores_from_f32(task, n, keys, self.wide, &mut row[..end]);
         }
     }
 }
@@ -406,9 +417,9 @@ mod tests {
     #[test]
     fn the_prefetch_distance_is_at_least_a_row() {
         let (wide, half) = ([0.0f32; 5000], [crate::f16::ZERO; 5000]);
-        let distance = |cols| prefetch_distance(Run::F32(Matrix::from_slice(&wide[..cols], 1, cols)));
+        let distance = |cols| prefetch_distance(KeyRows::Run(Run::F32(Matrix::from_slice(&wide[..cols], 1, cols))));
         assert_eq!([128, 2048, 2049, 5000].map(distance), [16, 1, 1, 1]);
-        assert_eq!(prefetch_distance(Run::F16(Matrix::from_slice(&half[..128], 1, 128))), 64);
+        assert_eq!(prefetch_distance(KeyRows::Run(Run::F16(Matrix::from_slice(&half[..128], 1, 128)))), 64);
         assert!(distance(0) > 0);
     }
 }

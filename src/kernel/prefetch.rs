@@ -9,6 +9,7 @@
 //! * Loops of decode take a [`LoopPrefetch`] each, from [`PrefetchLines`]: one line for each line that the loop reads.
 
 use crate::element::with_elements;
+use crate::kv::rows::KeyRows;
 use crate::kv::run::{Run, with_run};
 use crate::simd::{LINE, Simd};
 use crate::tensor::group::{AnyGroupRows, AnyGroupRowsMut};
@@ -318,8 +319,13 @@ impl Prefetch {
         (self.count, self.next_run, self.cursor) = (0, 0, Cursor::END);
     }
 
+    /// Adds the rows `range` of keys or values.
+    pub(crate) fn add_key_rows(&mut self, rows: KeyRows<'_>, range: Range<usize>) {
+        rows.runs(range).take(MAX_RUNS - self.count).for_each(|run| self.add_run(run));
+    }
+
     /// Adds a run of keys or values.
-    pub(crate) fn add_run(&mut self, run: Run<'_>) {
+    fn add_run(&mut self, run: Run<'_>) {
         with_run!(run, rows => self.add_rows(rows));
     }
 

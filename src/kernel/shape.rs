@@ -58,6 +58,9 @@ pub(crate) struct EvenBlocks {
 }
 
 impl EvenBlocks {
+    /// No items.
+    pub(crate) const NONE: Self = EvenBlocks { count: 0, size: 0, larger: 0 };
+
     #[inline(always)]
     pub(crate) fn new(n: usize, max_size: usize) -> Self {
         let count = n.div_ceil(max_size);

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::kv::run::Run;
+use crate::kv::rows::KeyRows;
 use crate::mask::Masks;
 use crate::pair::Block;
 use crate::score::{ScoreMods, Unit};
@@ -51,10 +51,10 @@ pub(crate) struct TaskInput<'a> {
     pub(crate) tile_keys: usize,
     /// The queries, `[rows][head_dim]`.
     pub(crate) queries: AnyGroupRows<'a>,
-    /// `[seq_kv][head_dim]`.
-    pub(crate) keys: Run<'a>,
-    /// `[seq_kv][value_dim]`.
-    pub(crate) values: Run<'a>,
+    /// `[keys][head_dim]`.
+    pub(crate) keys: KeyRows<'a>,
+    /// `[keys][value_dim]`.
+    pub(crate) values: KeyRows<'a>,
     /// The smallest run of keys that holds the span of every row.
     pub(crate) span: Range<usize>,
     pub(crate) sequence: Sequence,

@@ -2,10 +2,12 @@
 
 use super::convert::load_from;
 use crate::element::{Element, with_elements};
+use crate::kv::rows::KeyRows;
 use crate::kv::run::{Run, with_run};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd, kernel};
 use crate::tensor::group::AnyGroupRows;
 use crate::tensor::matrix::{Matrix, Row};
+use std::ops::Range;
 
 /// `to = factor * row`, of the same length. A factor of 1 leaves every bit as it is.
 #[inline(always)]
@@ -111,6 +113,41 @@ pub(crate) fn as_f32<'a>(isa: Isa, rows: Run<'a>, wide: &'a mut [f32]) -> Matrix
         widen_rows(isa, rows, wide);
         Matrix::from_slice(wide, rows.rows(), rows.cols())
     })
+}
+
+kernel! {
+    /// Widens the rows `range`, wherever they lie: `to[r][e] = rows[range.start + r][e]`, without gaps.
+    fn widen_key_rows<'a, S: Simd>(simd: S, rows: KeyRows<'a>, range: Range<usize>, to: &'a mut [f32]) {
+        let cols = rows.cols();
+        assert!(to.len() == range.len() * cols);
+        let mut rest = to.chunks_exact_mut(cols.max(1));
+        for run in rows.runs(range) {
+            with_run!(run, matrix => for (r, to) in (0..matrix.rows()).zip(&mut rest) {
+                widen(simd, matrix.row(r), 1.0, to);
+            });
+        }
+    }
+}
+
+/// A copy of the rows `range` in `wide`.
+pub(crate) fn copied_as_f32<'a>(
+    isa: Isa,
+    rows: KeyRows<'_>,
+    range: Range<usize>,
+    wide: &'a mut [f32],
+) -> Matrix<'a, f32> {
+    let (count, cols) = (range.len(), rows.cols());
+    let wide = &mut wide[..count * cols];
+    widen_key_rows(isa, rows, range, wide);
+    Matrix::from_slice(wide, count, cols)
+}
+
+/// The rows `range` as one run: in place, or their copy in `wide` if they are in several runs, or there are gaps between elements.
+pub(crate) fn as_one_run<'a>(isa: Isa, rows: KeyRows<'a>, range: Range<usize>, wide: &'a mut [f32]) -> Run<'a> {
+    match rows.one_run(range.clone()) {
+        Some(run) => without_gaps(isa, run, wide),
+        None => Run::F32(copied_as_f32(isa, rows, range, wide)),
+    }
 }
 
 /// The rows themselves, or their copy in `wide` if there are gaps between their elements.

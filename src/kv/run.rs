@@ -7,6 +7,7 @@
 use crate::element::{ByElement, bf16, f16};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::matrix::Matrix;
+use crate::tensor::strided::Strided;
 use std::ops::Range;
 
 /// Rows of keys or values at one stride.
@@ -39,6 +40,18 @@ impl<'a> Run<'a> {
             ByElement::F32(tensor) => Run::F32(tensor.matrix(b, h)),
             ByElement::F16(tensor) => Run::F16(tensor.matrix(b, h)),
             ByElement::Bf16(tensor) => Run::Bf16(tensor.matrix(b, h)),
+        }
+    }
+
+    /// No rows, with the format and the columns of `tensor`.
+    pub(crate) fn empty(tensor: &AnyTensor<'a>) -> Self {
+        fn of<'a, T>(tensor: &Strided<'a, T, 4>) -> Matrix<'a, T> {
+            Matrix::empty(tensor.shape()[3])
+        }
+        match tensor {
+            ByElement::F32(tensor) => Run::F32(of(tensor)),
+            ByElement::F16(tensor) => Run::F16(of(tensor)),
+            ByElement::Bf16(tensor) => Run::Bf16(of(tensor)),
         }
     }
 

@@ -5,7 +5,7 @@
 use crate::error::Error;
 use crate::pair::{Block, Pair, Query};
 use crate::score_tile::ScoreTile;
-use crate::sequence::{QueryOffset, Sequences};
+use crate::sequence::{Lengths, QueryOffset, Sequences};
 use std::ops::Range;
 
 /// What a mask says about a block of pairs.
@@ -27,9 +27,9 @@ pub struct ProblemSizes<'a> {
     pub batch: usize,
     /// Query heads.
     pub heads: usize,
-    /// Queries of each sequence.
+    /// The most queries of a sequence.
     pub seq_q: usize,
-    /// Keys of each sequence.
+    /// The most keys of a sequence.
     pub seq_kv: usize,
     pub(crate) sequences: Sequences<'a>,
 }
@@ -37,7 +37,8 @@ pub struct ProblemSizes<'a> {
 impl ProblemSizes<'_> {
     /// Sequences of one size, with query 0 at `offset`.
     pub fn of_sequences(batch: usize, heads: usize, seq_q: usize, seq_kv: usize, offset: isize) -> Self {
-        let sequences = Sequences { seq_q, seq_kv, query_offset: QueryOffset::At(offset), key_lengths: None };
+        let query_offset = QueryOffset::At(offset);
+        let sequences = Sequences { queries: Lengths::All(seq_q), keys: Lengths::All(seq_kv), query_offset };
         ProblemSizes { batch, heads, seq_q, seq_kv, sequences }
     }
 

@@ -34,14 +34,22 @@ use crate::problem::Dims;
 /// With a head_dim of 32, ratios are a fifth higher than with 64. 24 rows with a head_dim of 64, f32, have a ratio of 1.16 if
 /// memory is cold. `cargo bench --bench growth` measures the ratio.
 ///
+/// * `rows`, `keys`: of the sequence
 /// * `halves`: whether keys have a half type
-pub(super) fn suits_decode(rows: usize, dims: &Dims, level: Level, halves: bool, operands: Operands) -> bool {
+pub(super) fn suits_decode(
+    rows: usize,
+    keys: usize,
+    dims: &Dims,
+    level: Level,
+    halves: bool,
+    operands: Operands,
+) -> bool {
     let pairs = operands == Operands::Bf16Pairs;
     let (always_rows, min_keys) = if pairs { (6, 256) } else { (8, 128) };
     if rows <= always_rows {
-        return rows < 4 || dims.seq_kv > if rows == 4 { FEW_KEYS / 4 } else { FEW_KEYS };
+        return rows < 4 || keys > if rows == 4 { FEW_KEYS / 4 } else { FEW_KEYS };
     }
-    if dims.head_dim < 64 || dims.seq_kv < min_keys {
+    if dims.head_dim < 64 || keys < min_keys {
         return false;
     }
     let (one_vector_rows, two_vector_rows) = match (pairs, halves || dims.head_dim >= 128) {
@@ -61,9 +69,9 @@ pub(super) fn suits_decode(rows: usize, dims: &Dims, level: Level, halves: bool,
 /// With few keys, the fixed cost of another form is more than it saves.
 ///
 /// * `lanes`: lanes of a vector
-pub(super) fn tail_rows(rows: usize, seq_kv: usize, lanes: usize) -> usize {
+pub(super) fn tail_rows(rows: usize, keys: usize, lanes: usize) -> usize {
     let tail = rows % lanes;
-    if tail < rows && tail <= lanes / 4 && seq_kv > FEW_KEYS { tail } else { 0 }
+    if tail < rows && tail <= lanes / 4 && keys > FEW_KEYS { tail } else { 0 }
 }
 
 /// Up to this many keys, what a form does once for each row or panel takes longer than its products.
@@ -139,7 +147,8 @@ mod tests {
         let rows = |level, (head_dim, seq_kv), halves, pairs: bool| -> Vec<usize> {
             let operands = if pairs { Operands::Bf16Pairs } else { Operands::F32 };
             let dims = Dims { batch: 1, heads_q: 1, heads_kv: 1, seq_q: 1, seq_kv, head_dim, value_dim: head_dim };
-            let chosen = (1..=64).map(|rows| suits_decode(rows, &dims, level, halves, operands)).collect::<Vec<_>>();
+            let chosen =
+                (1..=64).map(|rows| suits_decode(rows, seq_kv, &dims, level, halves, operands)).collect::<Vec<_>>();
             (1..64).filter(|&rows| chosen[rows - 1] != chosen[rows]).collect() // the last ones of a form
         };
         let avx2 = Level::Avx2;

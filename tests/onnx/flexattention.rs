@@ -81,8 +81,10 @@ fn run<T: Element + Stored>(options: &Attention<'_>, [q, k, v]: [&Tensor; 3]) ->
     let mut out = vec![T::from_f32(f32::NAN); out_shape.iter().product()];
     options.compute(
         TensorRef::from_slice(q.elements::<T>("Q")?, shape(q)?)?,
-        TensorRef::from_slice(k.elements::<T>("K")?, shape(k)?)?,
-        TensorRef::from_slice(v.elements::<T>("V")?, shape(v)?)?,
+        (
+            TensorRef::from_slice(k.elements::<T>("K")?, shape(k)?)?,
+            TensorRef::from_slice(v.elements::<T>("V")?, shape(v)?)?,
+        ),
         TensorMut::from_slice(&mut out, out_shape)?,
         None,
         &mut Workspace::new(),

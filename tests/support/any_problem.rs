@@ -316,7 +316,7 @@ impl Problem {
     pub fn plan(&self, level: Level) -> Plan {
         let attention = self.attention().level(level);
         let plan = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
-            attention.plan(q.view(), k.view(), v.view())
+            attention.plan(q.view(), (k.view(), v.view()))
         })));
         plan.expect("a sound problem")
     }
@@ -324,7 +324,7 @@ impl Problem {
     pub fn reference(&self) -> reference::Reference {
         let attention = self.attention();
         let result = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
-            reference::attention(&attention, q.view(), k.view(), v.view())
+            reference::attention(&attention, q.view(), (k.view(), v.view()))
         })));
         result.expect("a sound problem")
     }
@@ -348,7 +348,7 @@ impl Problem {
         let lse_into = TensorMut::with_strides(&mut lse, lse_layout.offset, lse_layout.shape, lse_layout.strides);
         let (into, lse_into) = (into.expect("apart"), lse_into.expect("apart"));
         let done = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
-            attention.compute(q.view(), k.view(), v.view(), into, lse_into, &mut Workspace::new())
+            attention.compute(q.view(), (k.view(), v.view()), into, lse_into, &mut Workspace::new())
         })));
         done.expect("a sound problem");
         let results = Results {

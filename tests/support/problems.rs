@@ -84,7 +84,7 @@ impl<T: Bits> Inputs<T> {
         let (mut out, mut lse) = (vec![T::POISON[2]; len(self.dims.out())], vec![f32::NAN; len(self.dims.lse())]);
         let out_tensor = TensorMut::from_slice(&mut out, self.dims.out()).unwrap();
         let lse_tensor = TensorMut::from_slice(&mut lse, self.dims.lse()).unwrap();
-        attention.compute(self.q(), self.k(), self.v(), out_tensor, lse_tensor, workspace).unwrap();
+        attention.compute(self.q(), (self.k(), self.v()), out_tensor, lse_tensor, workspace).unwrap();
         (out, lse)
     }
 

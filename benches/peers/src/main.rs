@@ -160,7 +160,7 @@ impl<'a, T: Number> Problem<'a, T> {
             options = options.bias(tensor(&self.bias[(h * w.seq_q + i) * w.seq_kv..][..w.seq_kv], [1, 1, 1, w.seq_kv]));
         }
         let by_definition =
-            |v| reference::attention(&options, tensor(q, [1, 1, 1, w.dim]), tensor(k, keys), v).expect("a problem").out;
+            |v| reference::attention(&options, tensor(q, [1, 1, 1, w.dim]), (tensor(k, keys), v)).expect("a problem").out;
         let sizes: Vec<T> = v.iter().map(|x| x.abs()).collect();
         let (expected, weighted) = (by_definition(tensor(v, keys)), by_definition(tensor(&sizes, keys)));
         // Scores that are sums in f32 are off by at most `score`, so probs by about twice that in proportion; probs and
@@ -214,7 +214,7 @@ fn ours<'p, T: Number>(p: &'p Problem<'_, T>) -> Result<Call<'p, T>, String> {
     Ok(Box::new(move |wanted| {
         let target = TensorMut::from_slice(&mut out, queries).expect("the queries' size");
         options
-            .compute(tensor(&p.q, queries), tensor(&p.k, keys), tensor(&p.v, keys), target, None, &mut workspace)
+            .compute(tensor(&p.q, queries), (tensor(&p.k, keys), tensor(&p.v, keys)), target, None, &mut workspace)
             .expect("a problem");
         Ok(if wanted { out.clone() } else { Vec::new() })
     }))

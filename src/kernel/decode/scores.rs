@@ -20,7 +20,7 @@ use crate::tensor::matrix::Matrix;
 ///
 /// * `keys`: `[keys, head_dim]`, or their pairs, rows without gaps
 /// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros after the last element
-/// * `scores`: `[rows][stride]`, `stride >= keys`
+/// * `scores`: `[rows][stride]`, `stride >= keys`; the last row may be shorter
 /// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn scores(
     isa: Isa,
@@ -89,8 +89,10 @@ fn all_dots<S: Simd, M: Multiply<S>>(
     if width == 0 {
         return scores.fill(0.0);
     }
-    let rows = scores.len() / stride;
-    assert!(holds(queries.len(), rows, width) && keys.rows() <= stride);
+    // The last row may end after its keys.
+    let rows = scores.len().div_ceil(stride);
+    assert!(rows > 0 && keys.rows() <= stride && keys.rows() <= scores.len() - (rows - 1) * stride);
+    assert!(holds(queries.len(), rows, width));
     let mut prefetch_lines = prefetch.lines();
     let (mut rest, mut to) = (RowBlock::all(keys), scores.as_mut_ptr());
     while rest.count > 0 {

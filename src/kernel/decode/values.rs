@@ -12,7 +12,7 @@ use crate::tensor::matrix::Matrix;
 /// Adds `sum over j of probs[r * stride + j] * values[j][d]` to `out[r][d]`.
 ///
 /// * `values`: `[keys, value_dim]`, rows without gaps, any type
-/// * `probs`: `[rows][stride]`, `stride >= keys`
+/// * `probs`: `[rows][stride]`, `stride >= keys`; the last row may be shorter
 /// * `out`: `[rows][value_dim rounded up]`
 /// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn add_values(
@@ -51,8 +51,10 @@ impl AddValues<'_> {
     fn add_all<S: Simd, T: Element>(self, simd: S, values: Matrix<'_, T>) {
         let AddValues { probs, out, stride, prefetch, .. } = self;
         let width = round_up_lanes(values.cols());
-        let rows = probs.len() / stride;
-        assert!(values.rows() <= stride && holds(out.len(), rows, width));
+        // The last row may end after its keys.
+        let rows = probs.len().div_ceil(stride);
+        assert!(rows > 0 && values.rows() <= stride && values.rows() <= probs.len() - (rows - 1) * stride);
+        assert!(holds(out.len(), rows, width));
         let mut prefetch_lines = prefetch.lines();
         let (mut rest, mut from) = (RowBlock::all(values), probs.as_ptr());
         while rest.count > 0 {

@@ -5,10 +5,11 @@
 use super::pack::{ValueBlocks, pack_values};
 use super::scores::PanelKeys;
 use super::values::{add_values, add_visible_values};
-use crate::kernel::bf16_pairs::{key_pairs, pairs_in};
+use crate::kernel::bf16_pairs::{copied_key_pairs, key_pairs, pairs_in};
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::task::{Operands, TaskInput};
-use crate::kernel::widen::{as_f32, without_gaps};
+use crate::kernel::widen::{as_f32, copied_as_f32, without_gaps};
+use crate::kv::rows::KeyRows;
 use crate::kv::run::Run;
 use crate::simd::Isa;
 use std::ops::Range;
@@ -47,12 +48,8 @@ impl OperandBuffers<'_> {
         let values = task.tile_keys * task.value_dim();
         let packed = ValueBlocks::new(task.isa, task.tile_keys, task.value_dim()).len();
         [
-            if task.keys.in_place().is_some() { 0 } else { task.tile_keys * score_steps(task) },
-            if task.values.in_place().is_some() || (task.values.has_contiguous_rows() && !by_rows) {
-                0
-            } else {
-                values
-            },
+            if task.keys.are_in_place() { 0 } else { task.tile_keys * score_steps(task) },
+            if task.values.are_in_place() || (task.values.has_contiguous_rows() && !by_rows) { 0 } else { values },
             if by_rows { 0 } else { packed },
         ]
     }
@@ -67,7 +64,8 @@ pub(super) fn score_steps(task: &TaskInput<'_>) -> usize {
 }
 
 impl<'a> TileOperands<'a> {
-    /// Packs or widens the values of `keys` if there are several panels, and copies the keys if they can't be read in place.
+    /// Packs or widens the values of `keys` if there are several panels, and copies the keys if they can't be read in place. Both are
+    /// copied if they are in several runs.
     ///
     /// * `by_rows`: whether the rows of the values' product are queries
     pub(super) fn new(
@@ -77,18 +75,20 @@ impl<'a> TileOperands<'a> {
         buffers: &'a mut OperandBuffers<'_>,
     ) -> Self {
         let isa = task.isa;
-        let values = task.values.slice_rows(keys.clone());
-        let values = match by_rows {
-            true if panels == 1 => TileValues::Rows(without_gaps(isa, values, buffers.values)),
-            true => TileValues::Rows(Run::F32(as_f32(isa, values, buffers.values))),
-            false => {
-                let values = without_gaps(isa, values, buffers.values);
-                TileValues::Packed(PackedValues::new(isa, values, buffers.packed_values))
+        let values = match (by_rows, task.values.one_run(keys.clone())) {
+            (true, Some(run)) if panels == 1 => TileValues::Rows(without_gaps(isa, run, buffers.values)),
+            (true, Some(run)) => TileValues::Rows(Run::F32(as_f32(isa, run, buffers.values))),
+            (true, None) => TileValues::Rows(Run::F32(copied_as_f32(isa, task.values, keys.clone(), buffers.values))),
+            (false, _) => {
+                let values = (task.values, keys.clone());
+                TileValues::Packed(PackedValues::new(isa, values, buffers.values, buffers.packed_values))
             }
         };
-        let keys = match (task.operands, task.keys.slice_rows(keys)) {
-            (Operands::Bf16Pairs, Run::Bf16(keys)) => PanelKeys::Pairs(key_pairs(keys, buffers.keys), task.factor),
-            (_, keys) => PanelKeys::F32(as_f32(isa, keys, buffers.keys)),
+        let keys = match (task.operands, task.keys.one_run(keys.clone())) {
+            (Operands::Bf16Pairs, Some(Run::Bf16(run))) => PanelKeys::Pairs(key_pairs(run, buffers.keys), task.factor),
+            (Operands::Bf16Pairs, _) => PanelKeys::Pairs(copied_key_pairs(task.keys, keys, buffers.keys), task.factor),
+            (Operands::F32, Some(run)) => PanelKeys::F32(as_f32(isa, run, buffers.keys)),
+            (Operands::F32, None) => PanelKeys::F32(copied_as_f32(isa, task.keys, keys, buffers.keys)),
         };
         TileOperands { keys, values }
     }
@@ -104,9 +104,15 @@ pub(super) struct PackedValues<'a> {
 }
 
 impl<'a> PackedValues<'a> {
-    pub(super) fn new(isa: Isa, values: Run<'_>, packed: &'a mut [f32]) -> Self {
-        let blocks = ValueBlocks::new(isa, values.rows(), values.cols());
-        let finite = pack_values(isa, values, blocks, packed);
+    /// * `copy`: a buffer for values that have gaps between their elements
+    fn new(isa: Isa, (values, keys): (KeyRows<'_>, Range<usize>), copy: &mut [f32], packed: &'a mut [f32]) -> Self {
+        let blocks = ValueBlocks::new(isa, keys.len(), values.cols());
+        let (mut first, mut finite) = (0, true);
+        // In the order of the keys: packing writes past the last one.
+        for run in values.runs(keys) {
+            finite &= pack_values(isa, without_gaps(isa, run, copy), (blocks, first), packed);
+            first += run.rows();
+        }
         PackedValues { packed, blocks, finite }
     }
 

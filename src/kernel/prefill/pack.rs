@@ -61,19 +61,23 @@ impl ValueBlocks {
 }
 
 kernel! {
-    /// Packs a tile of values in the layout `blocks`. Returns whether all values are finite.
+    /// Packs values of a tile in its layout, from key `first` on. Returns whether they are all finite. Keys are packed in their order:
+    /// whole vectors are written, past the last key, too.
     ///
-    /// * `values`: `[blocks.keys, value_dim]`, rows without gaps, any type
+    /// * `values`: `[keys, value_dim]`, rows without gaps, any type
+    /// * `layout`: the tile's layout, and the index in the tile of the first key
     /// * `packed`: `blocks.len()` elements
     pub(crate) fn pack_values<'a, S: Simd>(
         simd: S,
         values: Run<'a>,
-        blocks: ValueBlocks,
+        layout: (ValueBlocks, usize),
         packed: &'a mut [f32],
     ) -> bool {
-        assert!(values.rows() == blocks.keys && values.cols() == blocks.value_dim && values.has_contiguous_rows());
+        let (blocks, first) = layout;
+        let fits = first.checked_add(values.rows()).is_some_and(|end| end <= blocks.keys);
+        assert!(fits && values.cols() == blocks.value_dim && values.has_contiguous_rows());
         assert!(packed.len() >= blocks.len());
-        let largest = with_run!(values, values => pack_blocks(simd, values, blocks, packed));
+        let largest = with_run!(values, values => pack_blocks(simd, values, (blocks, first), packed));
         // The bits of |x|, read as an integer, are in the order of |x|, with NaN above infinity.
         let mut bits = [0.0; MAX_LANES];
         simd.store_slice(&mut bits, simd.float_of_bits(largest));
@@ -92,17 +96,22 @@ const fn block_vectors<S: Simd>() -> usize {
 
 /// Packs all values. Returns, for each lane, the largest bits of |value|.
 #[inline(always)]
-fn pack_blocks<S: Simd, T: Element>(simd: S, values: Matrix<'_, T>, blocks: ValueBlocks, packed: &mut [f32]) -> S::I32 {
+fn pack_blocks<S: Simd, T: Element>(
+    simd: S,
+    values: Matrix<'_, T>,
+    (blocks, first_key): (ValueBlocks, usize),
+    packed: &mut [f32],
+) -> S::I32 {
     let width = const { block_vectors::<S>() * S::LANES };
     const { assert!(block_vectors::<S>() * S::LANES <= MAX_LANES, "`MAX_LANES` unused elements follow each block") };
     let mut largest = simd.splat_i32(0);
-    for first in (0..blocks.keys).step_by(PACK_KEYS) {
-        let keys = first..(first + PACK_KEYS).min(blocks.keys);
+    for first in (0..values.rows()).step_by(PACK_KEYS) {
+        let keys = first..(first + PACK_KEYS).min(values.rows());
         for b in 0..blocks.count() {
             // Whole vectors extend past a key's dimensions. The elements there are overwritten by the next key. After the last
             // key they fall into the unused elements between blocks, which are never read.
             let (dims, at) = (blocks.dims(b), blocks.offset(b));
-            let to = &mut packed[at + keys.start * dims.len()..][..(keys.len() - 1) * dims.len() + width];
+            let to = &mut packed[at + (first_key + keys.start) * dims.len()..][..(keys.len() - 1) * dims.len() + width];
             if dims.start + width <= blocks.value_dim {
                 // SAFETY: for each of these keys, `width` elements from `dims.start` on lie inside the row; `to` has `width`
                 // elements from `dims.len()` times the index of the last key on.
