@@ -45,12 +45,18 @@ pub struct Chains {
 impl Chains {
     /// As `plan` adds.
     pub fn of(plan: &Plan, dims: &Dims) -> Self {
-        let own = Self::of_form(plan, plan.form(), tile_keys(plan), dims);
-        if plan.tail_rows() == 0 {
-            return own;
+        let mut chains = Self::of_form(plan, plan.form(), tile_keys(plan), dims);
+        let mut also = |form, keys| {
+            let other = Self::of_form(plan, form, keys, dims);
+            chains = Chains { dot: chains.dot.max(other.dot), sum: chains.sum.max(other.sum) };
+        };
+        if plan.tail_rows() > 0 || plan.sequences(Form::Decode) > 0 {
+            also(Form::Decode, DECODE_SPLIT_KEYS);
         }
-        let tail = Self::of_form(plan, Form::Decode, DECODE_SPLIT_KEYS, dims);
-        Chains { dot: own.dot.max(tail.dot), sum: own.sum.max(tail.sum) }
+        if plan.sequences(Form::Prefill) > 0 {
+            PREFILL_TILE_KEYS.into_iter().for_each(|keys| also(Form::Prefill, keys));
+        }
+        chains
     }
 
     #[cfg_attr(not(feature = "_four-lanes"), allow(unused_variables, reason = "other levels have one bound"))]
@@ -67,7 +73,10 @@ impl Chains {
     }
 }
 
-/// Keys in one chain of the sum over keys, in rows that are decoded after others.
+/// The fewest and the most keys in one chain of the sum over keys, in prefill.
+const PREFILL_TILE_KEYS: [usize; 2] = [48, 240];
+
+/// Keys in one chain of the sum over keys, in decode.
 const DECODE_SPLIT_KEYS: usize = 512;
 
 /// Keys in one chain of the sum over keys: those of a split (decode) or a tile (prefill).

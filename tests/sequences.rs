@@ -1,0 +1,468 @@
+//! Sequences of their own lengths: padded, packed or in pages, the rows of each are those of a call with that sequence alone, bit for
+//! bit. Nothing else is read or written.
+
+mod support;
+
+use flashtile::{
+    AlibiSlopes, AnyTensorRef, Attention, Element, Error, Form, KeysValues, Level, PageTable, QueryOffset, TensorMut,
+    TensorRef, Threads, Workspace, bf16, f16, reference,
+};
+use support::Rng;
+
+/// The sequences of a batch, each with rows of its own, `[rows][heads][dim]`.
+struct Batch<Q, K> {
+    heads_q: usize,
+    heads_kv: usize,
+    head_dim: usize,
+    value_dim: usize,
+    /// Queries and keys of each.
+    lengths: Vec<(usize, usize)>,
+    q: Vec<Vec<Q>>,
+    k: Vec<Vec<K>>,
+    v: Vec<Vec<K>>,
+}
+
+/// What all ways of a call share.
+#[derive(Clone, Debug)]
+struct Settings {
+    causal: bool,
+    window: Option<usize>,
+    softcap: Option<f32>,
+    alibi: bool,
+    offsets: Option<Vec<isize>>,
+    form: Option<Form>,
+    level: Level,
+    threads: Threads,
+}
+
+impl Settings {
+    fn random(rng: &mut Rng, sequences: usize) -> Self {
+        let offsets = (0..sequences).map(|_| rng.below(40) as isize - 10).collect();
+        Settings {
+            causal: rng.one_in(2),
+            window: rng.one_in(4).then_some(rng.below(30)),
+            softcap: rng.one_in(6).then_some(3.0),
+            alibi: rng.one_in(5),
+            offsets: rng.one_in(3).then_some(offsets),
+            form: [None, None, Some(Form::Decode), Some(Form::Prefill)][rng.below(4)],
+            level: Level::Portable,
+            threads: [Threads::Pool, Threads::Serial][rng.below(2)],
+        }
+    }
+
+    fn attention(&self) -> Attention<'_> {
+        let mut attention = Attention::new().level(self.level).threads(self.threads).window(self.window, None);
+        if self.causal {
+            attention = attention.causal();
+        }
+        if let Some(cap) = self.softcap {
+            attention = attention.softcap(cap);
+        }
+        if self.alibi {
+            attention = attention.alibi(AlibiSlopes::Standard);
+        }
+        if let Some(offsets) = &self.offsets {
+            attention = attention.query_offset(QueryOffset::per_batch(offsets));
+        }
+        match self.form {
+            Some(form) => attention.form(form),
+            None => attention,
+        }
+    }
+
+    /// For sequence `b` alone.
+    fn alone(&self, b: usize) -> Self {
+        Settings { offsets: self.offsets.as_ref().map(|offsets| vec![offsets[b]]), ..self.clone() }
+    }
+}
+
+const CANARY: f32 = 31.25;
+
+/// The output and lse of each sequence, `[rows][heads][value_dim]` and `[rows][heads]`.
+type Rows = Vec<(Vec<f32>, Vec<f32>)>;
+
+impl<Q: Element, K: Element> Batch<Q, K> {
+    fn random(rng: &mut Rng, largest: usize) -> Self {
+        let heads_kv = 1 + rng.below(3);
+        let heads_q = heads_kv * [1, 1, 2, 3, 8][rng.below(5)];
+        let (head_dim, value_dim) = ([1, 8, 16, 33, 64][rng.below(5)], [1, 8, 16, 20, 64][rng.below(5)]);
+        let query_length = |rng: &mut Rng| [0, 1, 1, 1, 2, 5, 33, 1 + rng.below(70)][rng.below(8)];
+        let key_length = |rng: &mut Rng| [0, 1, 17, 64, 1 + rng.below(largest), largest][rng.below(6)];
+        let lengths: Vec<_> = (0..rng.below(6)).map(|_| (query_length(rng), key_length(rng))).collect();
+        let mut rows =
+            |count: usize, width: usize| (0..count * width).map(|_| K::from_f32(rng.normal())).collect::<Vec<K>>();
+        let k = lengths.iter().map(|&(_, keys)| rows(keys, heads_kv * head_dim)).collect();
+        let v = lengths.iter().map(|&(_, keys)| rows(keys, heads_kv * value_dim)).collect();
+        let q = lengths.iter().map(|&(queries, _)| rng.normals(queries * heads_q * head_dim)).collect();
+        Batch { heads_q, heads_kv, head_dim, value_dim, lengths, q, k, v }
+    }
+
+    /// Each sequence in a call of its own.
+    fn alone(&self, settings: &Settings) -> Rows {
+        let rows = |b: usize| {
+            let (queries, keys) = self.lengths[b];
+            let settings = settings.alone(b);
+            let mut out = vec![CANARY; queries * self.heads_q * self.value_dim];
+            let mut lse = vec![CANARY; queries * self.heads_q];
+            let q = heads_first(&self.q[b], [1, queries, self.heads_q, self.head_dim]);
+            let k = heads_first(&self.k[b], [1, keys, self.heads_kv, self.head_dim]);
+            let v = heads_first(&self.v[b], [1, keys, self.heads_kv, self.value_dim]);
+            let into = TensorMut::from_slice(&mut out, [1, queries, self.heads_q, self.value_dim]).unwrap();
+            let lse_into = TensorMut::from_slice(&mut lse, [1, queries, self.heads_q]).unwrap();
+            let (into, lse_into) = (into.permuted([0, 2, 1, 3]).unwrap(), lse_into.permuted([0, 2, 1]).unwrap());
+            settings.attention().compute(q, (k, v), into, lse_into, &mut Workspace::new()).unwrap();
+            (out, lse)
+        };
+        (0..self.lengths.len()).map(rows).collect()
+    }
+
+    /// All sequences in one call, laid out as the two arguments say.
+    fn together(&self, settings: &Settings, queries: &Queries<Q>, keys: &Keys<K>) -> Rows {
+        let attention = settings.attention();
+        let (attention, [batch, rows]) = queries.options(attention, self);
+        let attention = keys.options(attention);
+        let q = heads_first(&queries.q, [batch, rows, self.heads_q, self.head_dim]);
+        let mut out = vec![CANARY; batch * rows * self.heads_q * self.value_dim];
+        let mut lse = vec![CANARY; batch * rows * self.heads_q];
+        let into = TensorMut::from_slice(&mut out, [batch, rows, self.heads_q, self.value_dim]).unwrap();
+        let lse_into = TensorMut::from_slice(&mut lse, [batch, rows, self.heads_q]).unwrap();
+        let (into, lse_into) = (into.permuted([0, 2, 1, 3]).unwrap(), lse_into.permuted([0, 2, 1]).unwrap());
+        let kv = keys.view(self);
+        attention.compute(q, kv, into, lse_into, &mut Workspace::new()).unwrap();
+
+        // The reference reads the same tensors.
+        if settings.level == Level::Portable {
+            let exact = reference::attention(&attention, q, kv).unwrap();
+            assert_eq!(exact.shape, [batch, self.heads_q, rows, self.value_dim]);
+            self.compare_with_reference(queries, &exact, &out, rows);
+        }
+        let width = self.heads_q * self.value_dim;
+        let mut own = vec![false; batch * rows];
+        let rows = (0..self.lengths.len()).map(|b| {
+            let first = queries.first_row(b, rows);
+            let end = first + self.lengths[b].0;
+            own[first..end].fill(true);
+            (out[first * width..end * width].to_vec(), lse[first * self.heads_q..end * self.heads_q].to_vec())
+        });
+        let rows = rows.collect();
+        for row in (0..own.len()).filter(|&row| !own[row]) {
+            let untouched = |x: &[f32]| x.iter().all(|x| *x == CANARY);
+            assert!(untouched(&out[row * width..][..width]), "row {row} of no sequence was written");
+            assert!(untouched(&lse[row * self.heads_q..][..self.heads_q]), "row {row} of no sequence has an lse");
+        }
+        rows
+    }
+
+    fn compare_with_reference(&self, queries: &Queries<Q>, exact: &reference::Reference, out: &[f32], rows: usize) {
+        for (b, &(count, _)) in self.lengths.iter().enumerate() {
+            for (i, h) in (0..count).flat_map(|i| (0..self.heads_q).map(move |h| (i, h))) {
+                let row = queries.first_row(b, rows) + i;
+                let (batch, row_of_batch) = (row / rows, row % rows);
+                for d in 0..self.value_dim {
+                    let got = out[(row * self.heads_q + h) * self.value_dim + d] as f64;
+                    let right = exact.out[((batch * self.heads_q + h) * rows + row_of_batch) * self.value_dim + d];
+                    assert!((got - right).abs() < 1e-4, "sequence {b}, query {i}, head {h}: {got}, not {right}");
+                }
+            }
+        }
+    }
+}
+
+impl<Q, K> Batch<Q, K> {
+    /// The most queries, and the most keys.
+    fn most(&self) -> (usize, usize) {
+        self.lengths.iter().fold((0, 0), |(q, k), &(queries, keys)| (q.max(queries), k.max(keys)))
+    }
+}
+
+/// `[batch, rows, heads, dim]` seen as `[batch, heads, rows, dim]`.
+fn heads_first<T: Copy>(data: &[T], shape: [usize; 4]) -> TensorRef<'_, T> {
+    TensorRef::from_slice(data, shape).unwrap().permuted([0, 2, 1, 3]).unwrap()
+}
+
+/// Queries, `[batch, rows, heads, dim]`.
+struct Queries<Q> {
+    q: Vec<Q>,
+    padded_lengths: Vec<i64>,
+    starts: Option<Vec<u32>>,
+}
+
+impl<Q: Element> Queries<Q> {
+    fn padded<K>(of: &Batch<Q, K>) -> Self {
+        let (most, _) = of.most();
+        let rows = of.q.iter().flat_map(|rows| {
+            let padding = most * of.heads_q * of.head_dim - rows.len();
+            rows.iter().copied().chain(std::iter::repeat_n(Q::from_f32(f32::NAN), padding))
+        });
+        let padded_lengths = of.lengths.iter().map(|&(queries, _)| queries as i64).collect();
+        Queries { q: rows.collect(), padded_lengths, starts: None }
+    }
+
+    /// With `before` rows of no sequence in front, and as many at the end.
+    fn packed<K>(of: &Batch<Q, K>, before: usize) -> Self {
+        let gap = vec![Q::from_f32(f32::NAN); before * of.heads_q * of.head_dim];
+        let q = [&gap].into_iter().chain(&of.q).chain([&gap]).flatten().copied().collect();
+        let mut starts = vec![before as u32];
+        of.lengths.iter().for_each(|&(queries, _)| starts.push(starts[starts.len() - 1] + queries as u32));
+        Queries { q, padded_lengths: Vec::new(), starts: Some(starts) }
+    }
+
+    fn options<'a, K>(&'a self, attention: Attention<'a>, of: &Batch<Q, K>) -> (Attention<'a>, [usize; 2]) {
+        match &self.starts {
+            Some(starts) => {
+                let rows = self.q.len() / (of.heads_q * of.head_dim);
+                (attention.query_starts(starts), [1, rows])
+            }
+            None => (attention.query_lengths(&self.padded_lengths), [of.lengths.len(), of.most().0]),
+        }
+    }
+
+    /// The row of a sequence's first query, counted through all batches of `rows` rows.
+    fn first_row(&self, b: usize, rows: usize) -> usize {
+        self.starts.as_ref().map_or(b * rows, |starts| starts[b] as usize)
+    }
+}
+
+/// Keys and values in one of their places.
+struct Keys<K> {
+    k: Vec<K>,
+    v: Vec<K>,
+    kind: Kind,
+    lengths: Vec<usize>,
+    starts: Vec<i32>,
+    pages: Vec<i32>,
+    page_size: usize,
+    pool: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Padded,
+    Packed,
+    /// `[pages, page_size, heads, dim]`, a rectangular table.
+    Pages,
+    /// `[pages, heads, page_size, dim]`, a compressed table.
+    HeadsFirst,
+}
+
+const KINDS: [Kind; 4] = [Kind::Padded, Kind::Packed, Kind::Pages, Kind::HeadsFirst];
+
+impl<K: Element> Keys<K> {
+    fn new<Q>(of: &Batch<Q, K>, kind: Kind, page_size: usize, rng: &mut Rng) -> Self {
+        let nan = K::from_f32(f32::NAN);
+        let lengths: Vec<usize> = of.lengths.iter().map(|&(_, keys)| keys).collect();
+        let (_, most) = of.most();
+        let mut starts = vec![0];
+        let (widths, mut pages, mut pool) = ([of.heads_kv * of.head_dim, of.heads_kv * of.value_dim], Vec::new(), 0);
+        let mut place: Box<dyn Fn(usize, usize) -> usize> = Box::new(move |b, j| b * most + j);
+        let mut rows = lengths.len() * most;
+        match kind {
+            Kind::Padded => {}
+            Kind::Packed => {
+                lengths.iter().for_each(|keys| starts.push(starts[starts.len() - 1] + *keys as i32));
+                rows = starts[lengths.len()] as usize;
+                let starts = starts.clone();
+                place = Box::new(move |b, j| starts[b] as usize + j);
+            }
+            Kind::Pages | Kind::HeadsFirst => {
+                let width = most.div_ceil(page_size);
+                // Pages at random, some of no sequence.
+                let mut free: Vec<i32> = (0..(lengths.len() * width + 3) as i32).collect();
+                pool = free.len();
+                let mut lists = Vec::new();
+                for keys in &lengths {
+                    let own: Vec<i32> =
+                        (0..keys.div_ceil(page_size)).map(|_| free.swap_remove(rng.below(free.len()))).collect();
+                    pages.extend(&own);
+                    if kind == Kind::Pages {
+                        pages.extend(std::iter::repeat_n(-1, width - own.len()));
+                    }
+                    starts.push(pages.len() as i32);
+                    lists.push(own);
+                }
+                rows = pool * page_size;
+                place = Box::new(move |b, j| lists[b][j / page_size] as usize * page_size + j % page_size);
+            }
+        }
+        let mut data = widths.map(|width| vec![nan; rows * width]);
+        for (b, &keys) in lengths.iter().enumerate() {
+            for (j, (to, (from, width))) in
+                (0..keys).flat_map(|j| [(j, 0), (j, 1)]).map(|(j, n)| (j, (n, ([&of.k[b], &of.v[b]][n], widths[n]))))
+            {
+                data[to][place(b, j) * width..][..width].copy_from_slice(&from[j * width..][..width]);
+            }
+        }
+        let [mut k, mut v] = data;
+        if kind == Kind::HeadsFirst {
+            for (data, dim) in [(&mut k, of.head_dim), (&mut v, of.value_dim)] {
+                let pages = heads_first(data, [pool, page_size, of.heads_kv, dim]);
+                let mut moved = Vec::with_capacity(data.len());
+                for [p, h, s, e] in support::layouts::Layout::contiguous(pages.shape()).indices() {
+                    moved.push(pages.get([p, h, s, e]).unwrap());
+                }
+                *data = moved;
+            }
+        }
+        Keys { k, v, kind, lengths, starts, pages, page_size, pool }
+    }
+
+    fn options<'a>(&'a self, attention: Attention<'a>) -> Attention<'a> {
+        if self.kind == Kind::Padded { attention.key_lengths(&self.lengths) } else { attention }
+    }
+
+    fn view<Q>(&self, of: &Batch<Q, K>) -> KeysValues<'_> {
+        let (sequences, (_, most)) = (self.lengths.len(), of.most());
+        let tensor = |data, dim| -> AnyTensorRef<'_> {
+            match self.kind {
+                Kind::Padded => heads_first(data, [sequences, most, of.heads_kv, dim]).into(),
+                // Three axes: `[total, heads, dim]`.
+                Kind::Packed => {
+                    let total = self.starts[sequences] as usize;
+                    TensorRef::from_slice(data, [total, of.heads_kv, dim]).unwrap().into()
+                }
+                Kind::Pages => heads_first(data, [self.pool, self.page_size, of.heads_kv, dim]).into(),
+                Kind::HeadsFirst => {
+                    TensorRef::from_slice(data, [self.pool, of.heads_kv, self.page_size, dim]).unwrap().into()
+                }
+            }
+        };
+        let (k, v) = (tensor(&self.k, of.head_dim), tensor(&self.v, of.value_dim));
+        match self.kind {
+            Kind::Padded => (k, v).into(),
+            Kind::Packed => KeysValues::packed(k, v, &self.starts),
+            Kind::Pages => {
+                let width = most.div_ceil(self.page_size);
+                KeysValues::paged(k, v, PageTable::new(&self.pages, width, &self.lengths, self.page_size).unwrap())
+            }
+            Kind::HeadsFirst => {
+                let table = PageTable::compressed(&self.starts, &self.pages, &self.lengths, self.page_size);
+                KeysValues::paged(k, v, table.unwrap())
+            }
+        }
+    }
+}
+
+fn check<Q: Element, K: Element>(rng: &mut Rng, largest: usize) {
+    let batch = Batch::<Q, K>::random(rng, largest);
+    let settings = Settings::random(rng, batch.lengths.len());
+    let queries = if rng.one_in(2) { Queries::padded(&batch) } else { Queries::packed(&batch, rng.below(3)) };
+    let page_size = [1, 2, 3, 8, 16, 17, 32, 256][rng.below(8)];
+    let keys = KINDS.map(|kind| Keys::new(&batch, kind, page_size, rng));
+    for level in Level::available() {
+        let settings = Settings { level, ..settings.clone() };
+        let alone = batch.alone(&settings);
+        for keys in &keys {
+            let together = batch.together(&settings, &queries, keys);
+            let bits = |rows: &Rows| -> Vec<_> {
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                rows.iter().map(|(out, lse)| (bits(out), bits(lse))).collect()
+            };
+            for (b, (together, alone)) in bits(&together).into_iter().zip(bits(&alone)).enumerate() {
+                assert!(
+                    together == alone,
+                    "sequence {b} of {:?} ({:?}, packed queries: {}, pages of {page_size}, heads {}/{}, dims {}/{}) is not as \
+                     alone: {settings:?}",
+                    batch.lengths,
+                    keys.kind,
+                    queries.starts.is_some(),
+                    batch.heads_q,
+                    batch.heads_kv,
+                    batch.head_dim,
+                    batch.value_dim,
+                );
+            }
+        }
+    }
+}
+
+/// Padded, packed, paged and alone: the same bits, over random lengths, page sizes and tables. Slots of no key hold NaN.
+#[test]
+fn a_sequence_has_the_bits_of_a_call_alone() {
+    let mut rng = Rng(0x5e9);
+    for _ in 0..60 {
+        check::<f32, f32>(&mut rng, 300);
+        check::<f32, f16>(&mut rng, 300);
+        check::<bf16, bf16>(&mut rng, 300);
+    }
+    for _ in 0..4 {
+        check::<f32, f16>(&mut rng, 1500); // keys in several splits
+        check::<bf16, bf16>(&mut rng, 1500);
+    }
+}
+
+/// A layout that an engine hands in: keys and values in one buffer, `[pages][slot][K|V][dim]`, and values that are the first
+/// elements of their keys.
+#[test]
+fn keys_and_values_may_share_memory() {
+    let mut rng = Rng(7);
+    let (pages, size, dim) = (5, 4, 16);
+    let data: Vec<f32> = rng.normals(pages * size * 2 * dim);
+    let both = TensorRef::from_slice(&data, [pages, size, 2, dim]).unwrap();
+    let [k, v] = [0, 1].map(|n| both.narrow(2, n..n + 1).unwrap().permuted([0, 2, 1, 3]).unwrap());
+    let q: Vec<f32> = rng.normals(3 * 8);
+    let q = TensorRef::from_slice(&q, [1, 3, 1, 8]).unwrap();
+    let table = [2, 0, 4];
+    let table = PageTable::compressed(&[0u32, 3], &table, &[10], size).unwrap();
+    let latent = k.narrow(3, ..8).unwrap();
+    for (k, v) in [(latent, v), (latent, latent.narrow(3, ..5).unwrap())] {
+        let gather = |x: TensorRef<'_, f32>| {
+            let cols = x.shape()[3];
+            let row = move |j: usize| (0..cols).map(move |e| x.get([[2, 0, 4][j / size], 0, j % size, e]).unwrap());
+            (0..10).flat_map(row).collect::<Vec<f32>>()
+        };
+        let (k_rows, v_rows) = (gather(k), gather(v));
+        let dense = (
+            TensorRef::from_slice(&k_rows, [1, 1, 10, 8]).unwrap(),
+            TensorRef::from_slice(&v_rows, [1, 1, 10, v.shape()[3]]).unwrap(),
+        );
+        let run = |kv: KeysValues<'_>| {
+            let mut out = vec![0.0f32; 3 * v.shape()[3]];
+            let into = TensorMut::from_slice(&mut out, [1, 3, 1, v.shape()[3]]).unwrap();
+            Attention::new().compute(q, kv, into, None, &mut Workspace::new()).unwrap();
+            out
+        };
+        assert_eq!(run(KeysValues::paged(k, v, table)), run(dense.into()));
+    }
+}
+
+/// A prepared step is planned again for longer sequences, and gives the same bits as a call.
+#[test]
+fn a_step_is_prepared_once_for_all_layers() {
+    let mut rng = Rng(11);
+    let (pages, size, heads, dim) = (40, 16, 2, 32);
+    let layers: Vec<Vec<f16>> = (0..3).map(|_| rng.normals(pages * size * heads * dim)).collect();
+    let pool = |data| TensorRef::<f16>::from_slice(data, [pages, heads, size, dim]).unwrap();
+    let q: Vec<f32> = rng.normals(4 * 6 * dim);
+    let q = TensorRef::from_slice(&q, [4, 6, dim]).unwrap();
+    let (starts, list) = ([0u32, 1, 2, 4], (0..30).map(|n| (n * 7) % 40).collect::<Vec<u32>>());
+    let attention = Attention::new().causal().query_starts(&starts);
+    let first = [100u32, 31, 7];
+    fn kv<'a>(pool: TensorRef<'a, f16>, list: &'a [u32], lengths: &'a [u32; 3]) -> KeysValues<'a> {
+        KeysValues::paged(pool, pool, PageTable::new(list, 10, lengths, pool.shape()[2]).unwrap())
+    }
+    let mut prepared = attention.prepare(q, kv(pool(&layers[0]), &list, &first)).unwrap();
+    let mut workspace = Workspace::new();
+    for step in 0..30 {
+        let lengths = first.map(|length| length + step);
+        prepared.replan(q, kv(pool(&layers[0]), &list, &lengths)).unwrap();
+        for layer in &layers {
+            let run = |prepare: bool, workspace: &mut Workspace| {
+                let mut out = vec![0.0f32; 4 * 6 * dim];
+                let into = TensorMut::from_slice(&mut out, [4, 6, dim]).unwrap();
+                match prepare {
+                    true => prepared.compute(q, kv(pool(layer), &list, &lengths), into, None, workspace),
+                    false => attention.compute(q, kv(pool(layer), &list, &lengths), into, None, workspace),
+                }
+                .unwrap();
+                out
+            };
+            assert_eq!(run(true, &mut workspace), run(false, &mut workspace), "step {step}");
+        }
+    }
+    // Other lengths than the prepared ones are refused.
+    let mut out = vec![0.0f32; 4 * 6 * dim];
+    let into = TensorMut::from_slice(&mut out, [4, 6, dim]).unwrap();
+    let error = prepared.compute(q, kv(pool(&layers[0]), &list, &first), into, None, &mut workspace).unwrap_err();
+    let expected = Error::ShapeMismatch { tensor: "keys", dimension: "seq_kv", expected: 129, got: 100 };
+    assert_eq!(error, expected);
+}
