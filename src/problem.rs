@@ -148,6 +148,7 @@ impl<'a> Problem<'a> {
 
     /// Where rows `rows` of a key/value head of sequence `b` are in the tensors of queries and outputs: the batch index, and the rows
     /// there.
+    #[inline]
     pub(crate) fn query_rows(&self, b: usize, rows: &Range<usize>) -> (usize, Range<usize>) {
         let (batch, first) = self.sequences.queries.place(b);
         let first = first * self.dims.group();

@@ -72,6 +72,7 @@ pub(crate) enum Lengths<'a> {
 
 impl Lengths<'_> {
     /// Of sequence `b`.
+    #[inline(always)]
     pub(crate) fn get(&self, b: usize) -> usize {
         match self {
             Lengths::All(length) => *length,
@@ -81,6 +82,7 @@ impl Lengths<'_> {
     }
 
     /// The batch index in the tensor of sequence `b`, and the index of its first query or key.
+    #[inline]
     pub(crate) fn place(&self, b: usize) -> (usize, usize) {
         match self {
             Lengths::All(_) | Lengths::First(_) => (b, 0),
@@ -117,6 +119,7 @@ impl Sequences<'_> {
     }
 
     /// Sequence `b`.
+    #[inline(always)]
     pub(crate) fn get(&self, b: usize) -> Sequence {
         let (queries, keys) = (self.queries.get(b), self.keys.get(b));
         let offset = match self.query_offset {

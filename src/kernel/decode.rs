@@ -74,6 +74,29 @@ struct Next<'a> {
     range: Range<usize>,
 }
 
+/// What is read after some keys: where the run of keys ends that they go on in, and the keys after that.
+struct Upcoming {
+    end: usize,
+    range: Range<usize>,
+    /// Whether these are of the same piece, not of the next one.
+    is_own: bool,
+}
+
+impl Upcoming {
+    /// What is read after `keys`, the visible part of a tile that ends at `tile_end`. The piece's keys end at `end`.
+    #[inline(always)]
+    fn new(task: &TaskInput<'_>, keys: &Range<usize>, tile_end: usize, end: usize, next: Option<&Next<'_>>) -> Self {
+        let next = next.map_or(0..0, |next| next.range.clone());
+        if keys.end == tile_end && task.masks.with_holes().next().is_none() {
+            return Upcoming { end, range: next, is_own: false };
+        }
+        // Without such masks, a tensor hides the end of this tile: the next one is read from its start.
+        let own = open_mods::first_seen(task, tile_end..end);
+        let is_own = !own.is_empty();
+        Upcoming { end: keys.end, range: if is_own { own } else { next }, is_own }
+    }
+}
+
 /// Buffers that are written anew for each tile: `[rows][tile_keys]`, and copies.
 struct RowBuffers<'t> {
     /// Scores, then probs.
@@ -105,15 +128,15 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let (rows, tile_keys, head_dim) = (task.rows, task.tile_keys, task.head_dim());
         let pairs = task.operands == Operands::Bf16Pairs;
         let in_place = |rows: &KeyRows<'_>| rows.has_contiguous_rows() && !rows.are_paged();
-        let copy = |rows: KeyRows<'_>| if in_place(&rows) { 0 } else { tile_keys * rows.cols() };
+        let copy = |rows: &KeyRows<'_>| if in_place(rows) { 0 } else { tile_keys * rows.cols() };
         let [queries, pair_queries, scores, kept_scores, bias, copied_keys, copied_values] = floats.buffers([
             if pairs { 1 } else { rows } * round_up_lanes(head_dim),
             if pairs { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
             rows * tile_keys,
             rows * tile_keys,
             rows * tile_keys,
-            if pairs { tile_keys * pairs_in(head_dim) } else { copy(task.keys) },
-            copy(task.values),
+            if pairs { tile_keys * pairs_in(head_dim) } else { copy(&task.keys) },
+            copy(&task.values),
         ]);
         let layout = PartialLayout::new(rows, task.value_dim());
         let [total, split] = partials.buffers([layout.len(), layout.len()]);
@@ -146,12 +169,12 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         if keys.is_empty() {
             return;
         }
-        let (end, next) = self.upcoming(&keys, tile_end);
+        let upcoming = Upcoming::new(task, &keys, tile_end, self.end, self.next.as_ref());
 
         // 1. Scores.
-        let next_keys = next.as_ref().map(|next| (next.keys, &next.range));
+        let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.keys, |next| &next.keys);
         for part in task.keys.parts(keys.clone()) {
-            fill_prefetch(self.prefetch, task.keys, &part, end, next_keys);
+            fill_prefetch(self.prefetch, &task.keys, &part, &upcoming, next);
             let to = &mut self.buffers.scores[part.start - keys.start..];
             self.queries.scores(task, part, self.buffers.copied_keys, to, self.prefetch);
         }
@@ -165,15 +188,15 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         }
         let RowBuffers { scores: probs, kept_scores, copied_values, .. } = &mut self.buffers;
         let (out, width) = (self.layout.values(self.split, task.rows), self.layout.width());
-        let next_values = next.as_ref().map(|next| (next.values, &next.range));
+        let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.values, |next| &next.values);
         for part in task.values.parts(keys.clone()) {
-            let values = as_one_run(isa, task.values, part.clone(), copied_values);
+            let values = as_one_run(isa, &task.values, part.clone(), copied_values);
             let (first, probs) = (part.start - keys.start, &probs[part.start - keys.start..]);
             if extent.hides && !values::all_finite(isa, values) {
                 let probs = (probs, &kept_scores[first..]);
                 values::add_visible_values(isa, values, probs, [tile_keys, 1], (&mut *out, width));
             } else {
-                fill_prefetch(self.prefetch, task.values, &part, end, next_values);
+                fill_prefetch(self.prefetch, &task.values, &part, &upcoming, next);
                 values::add_values(isa, values, probs, &mut *out, tile_keys, self.prefetch);
             }
         }
@@ -207,21 +230,6 @@ impl<'a> Decode<'_, 'a> {
         if !std::mem::replace(&mut self.started, true) {
             self.layout.clear(self.split);
         }
-    }
-
-    /// The keys that will be read after `keys`, the visible part of a tile that ends at `tile_end`: where the run ends that they go
-    /// on in, and what comes after that.
-    fn upcoming(&self, keys: &Range<usize>, tile_end: usize) -> (usize, Option<Next<'a>>) {
-        let task = self.task;
-        if keys.end == tile_end && task.masks.with_holes().next().is_none() {
-            return (self.end, self.next.clone());
-        }
-        // Without such masks, a tensor hides the end of this tile: the next one is read from its start.
-        let range = open_mods::first_seen(task, tile_end..self.end);
-        if !range.is_empty() {
-            return (keys.end, Some(Next { keys: task.keys, values: task.values, range }));
-        }
-        (keys.end, self.next.clone())
     }
 
     /// Reads bias and mask of all rows. Returns the part of the keys, in steps of [`GRAIN`], that holds all that they show.
@@ -334,27 +342,27 @@ const fn prefetch_distance_bytes(element_bytes: usize) -> usize {
 }
 
 /// The prefetch distance in rows, at least 1.
-fn prefetch_distance(rows: KeyRows<'_>) -> usize {
+fn prefetch_distance(rows: &KeyRows<'_>) -> usize {
     let row_bytes = rows.element_bytes() * rows.cols();
     (prefetch_distance_bytes(rows.element_bytes()) / row_bytes.max(1)).max(1)
 }
 
-/// Fills `prefetch` with what to prefetch while `keys` of `rows` are read: the same number of rows, at the prefetch
-/// distance. Rows past `end`, where the piece's keys end, are replaced by the first rows of `next`.
+/// Fills `prefetch` with what to prefetch while `keys` of `rows` are read: the same number of rows, at the prefetch distance.
+/// Rows past the end are replaced by those of `next` that are read then.
 fn fill_prefetch(
     prefetch: &mut Prefetch,
-    rows: KeyRows<'_>,
+    rows: &KeyRows<'_>,
     keys: &Range<usize>,
-    end: usize,
-    next: Option<(KeyRows<'_>, &Range<usize>)>,
+    Upcoming { end, range: more, .. }: &Upcoming,
+    next: &KeyRows<'_>,
 ) {
     let distance = prefetch_distance(rows);
     let target = keys.start + distance..keys.end + distance;
     prefetch.clear();
-    prefetch.add_key_rows(rows, target.start.min(end)..target.end.min(end));
-    if let Some((rows, more)) = next {
-        let from = |n: usize| (more.start + n.saturating_sub(end)).min(more.end);
-        prefetch.add_key_rows(rows, from(target.start)..from(target.end));
+    prefetch.add_key_rows(rows, target.start.min(*end)..target.end.min(*end));
+    if !more.is_empty() {
+        let from = |n: usize| (more.start + n.saturating_sub(*end)).min(more.end);
+        prefetch.add_key_rows(next, from(target.start)..from(target.end));
     }
 }
 
@@ -392,7 +400,7 @@ impl<'t> RowQueries<'t> {
     ) {
         let (isa, tile_keys) = (task.isa, task.tile_keys);
         if task.operands == Operands::F32 {
-            let keys = RowKeys::Any(as_one_run(isa, task.keys, keys, copy));
+            let keys = RowKeys::Any(as_one_run(isa, &task.keys, keys, copy));
             return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);
         }
         let keys = match task.keys.one_run(keys.clone()) {
@@ -417,9 +425,9 @@ mod tests {
     #[test]
     fn the_prefetch_distance_is_at_least_a_row() {
         let (wide, half) = ([0.0f32; 5000], [crate::f16::ZERO; 5000]);
-        let distance = |cols| prefetch_distance(KeyRows::Run(Run::F32(Matrix::from_slice(&wide[..cols], 1, cols))));
+        let distance = |cols| prefetch_distance(&KeyRows::Run(Run::F32(Matrix::from_slice(&wide[..cols], 1, cols))));
         assert_eq!([128, 2048, 2049, 5000].map(distance), [16, 1, 1, 1]);
-        assert_eq!(prefetch_distance(KeyRows::Run(Run::F16(Matrix::from_slice(&half[..128], 1, 128)))), 64);
+        assert_eq!(prefetch_distance(&KeyRows::Run(Run::F16(Matrix::from_slice(&half[..128], 1, 128)))), 64);
         assert!(distance(0) > 0);
     }
 }

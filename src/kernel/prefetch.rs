@@ -320,8 +320,14 @@ impl Prefetch {
     }
 
     /// Adds the rows `range` of keys or values.
-    pub(crate) fn add_key_rows(&mut self, rows: KeyRows<'_>, range: Range<usize>) {
-        rows.runs(range).take(MAX_RUNS - self.count).for_each(|run| self.add_run(run));
+    #[inline]
+    pub(crate) fn add_key_rows(&mut self, rows: &KeyRows<'_>, range: Range<usize>) {
+        match rows {
+            KeyRows::Run(run) => self.add_run(run.slice_rows(range)),
+            KeyRows::Pages(_) => {
+                rows.runs(range).take(MAX_RUNS - self.count).for_each(|run| self.add_run(run));
+            }
+        }
     }
 
     /// Adds a run of keys or values.

@@ -226,8 +226,8 @@ fn load_panel(task: &TaskInput<'_>, panel: &mut Panel, to: &mut [f32], row_buffe
 /// The keys and values of a tile.
 fn prefetch_keys(task: &TaskInput<'_>, keys: Range<usize>) -> Prefetch {
     let mut prefetch = Prefetch::none();
-    prefetch.add_key_rows(task.keys, keys.clone());
-    prefetch.add_key_rows(task.values, keys);
+    prefetch.add_key_rows(&task.keys, keys.clone());
+    prefetch.add_key_rows(&task.values, keys);
     prefetch
 }
 
@@ -246,8 +246,8 @@ fn prefetch_after(
     if let Some(Piece { task: next, keys }) = next {
         if !next.shares_keys_with(task) {
             let first_tile = keys.start..keys.end.min(keys.start + next.tile_keys);
-            prefetch.add_key_rows(next.keys, first_tile.clone());
-            prefetch.add_key_rows(next.values, first_tile);
+            prefetch.add_key_rows(&next.keys, first_tile.clone());
+            prefetch.add_key_rows(&next.values, first_tile);
         }
         prefetch.add_group(next.queries);
     }

@@ -143,10 +143,11 @@ pub(crate) fn copied_as_f32<'a>(
 }
 
 /// The rows `range` as one run: in place, or their copy in `wide` if they are in several runs, or there are gaps between elements.
-pub(crate) fn as_one_run<'a>(isa: Isa, rows: KeyRows<'a>, range: Range<usize>, wide: &'a mut [f32]) -> Run<'a> {
+#[inline(always)]
+pub(crate) fn as_one_run<'a>(isa: Isa, rows: &KeyRows<'a>, range: Range<usize>, wide: &'a mut [f32]) -> Run<'a> {
     match rows.one_run(range.clone()) {
         Some(run) => without_gaps(isa, run, wide),
-        None => Run::F32(copied_as_f32(isa, rows, range, wide)),
+        None => Run::F32(copied_as_f32(isa, *rows, range, wide)),
     }
 }
 

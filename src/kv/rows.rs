@@ -5,6 +5,7 @@
 use super::Places;
 use super::page_table::PageTable;
 use super::run::Run;
+use crate::element::with_elements;
 use crate::tensor::any::AnyTensor;
 use std::ops::Range;
 
@@ -27,8 +28,6 @@ pub(crate) struct PageRows<'a> {
     /// The first entry of the sequence's pages.
     first_entry: usize,
     rows: usize,
-    /// The run of page 0: what all runs have in common.
-    any: Run<'a>,
 }
 
 /// Pages of fewer rows are copied together before a product reads them.
@@ -39,6 +38,7 @@ const COPIED_ROWS: usize = 32;
 
 impl<'a> KeyRows<'a> {
     /// The first `rows` rows of head `head` of sequence `b`.
+    #[inline]
     pub(crate) fn new(
         tensor: &'a AnyTensor<'a>,
         places: &'a Places<'a>,
@@ -51,49 +51,53 @@ impl<'a> KeyRows<'a> {
                 let first = starts.get(b) as usize;
                 KeyRows::Run(Run::new(tensor, 0, head).slice_rows(first..first + rows))
             }
-            // Without pages, there is no run to describe.
-            Places::Pages(_) if rows == 0 => KeyRows::Run(Run::empty(tensor)),
             Places::Pages(table) => {
-                let (first_entry, any) = (table.first_entry(b), Run::new(tensor, 0, head));
-                KeyRows::Pages(PageRows { pages: tensor, head, table, first_entry, rows, any })
+                let first_entry = table.first_entry(b);
+                KeyRows::Pages(PageRows { pages: tensor, head, table, first_entry, rows })
             }
         }
     }
 
-    /// A run with the format and the columns of all others.
-    fn any(&self) -> &Run<'a> {
+    #[inline]
+    pub(crate) fn cols(&self) -> usize {
         match self {
-            KeyRows::Run(run) => run,
-            KeyRows::Pages(rows) => &rows.any,
+            KeyRows::Run(run) => run.cols(),
+            KeyRows::Pages(rows) => rows.pages.shape()[3],
         }
     }
 
-    pub(crate) fn cols(&self) -> usize {
-        self.any().cols()
-    }
-
     /// Bytes of an element.
+    #[inline]
     pub(crate) fn element_bytes(&self) -> usize {
-        self.any().element_bytes()
+        match self {
+            KeyRows::Run(run) => run.element_bytes(),
+            KeyRows::Pages(rows) => rows.pages.dtype().size(),
+        }
     }
 
     /// Whether the elements of a row are contiguous.
+    #[inline]
     pub(crate) fn has_contiguous_rows(&self) -> bool {
-        self.any().has_contiguous_rows()
+        match self {
+            KeyRows::Run(run) => run.has_contiguous_rows(),
+            KeyRows::Pages(rows) => with_elements!(rows.pages, pages => pages.strides()[3] == 1) || self.cols() <= 1,
+        }
     }
 
     /// Whether products can read all rows in place: one run of f32 without gaps between elements.
+    #[inline]
     pub(crate) fn are_in_place(&self) -> bool {
         matches!(self, KeyRows::Run(run) if run.in_place().is_some())
     }
 
     /// Whether rows are in more than one run.
+    #[inline]
     pub(crate) fn are_paged(&self) -> bool {
         matches!(self, KeyRows::Pages(_))
     }
 
     /// The rows `range` as one run, if they are.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn one_run(&self, range: Range<usize>) -> Option<Run<'a>> {
         match self {
             KeyRows::Run(run) => Some(run.slice_rows(range)),
@@ -105,6 +109,7 @@ impl<'a> KeyRows<'a> {
     ///
     /// # Panics
     /// If there are no such rows.
+    #[inline]
     pub(crate) fn runs(self, range: Range<usize>) -> impl Iterator<Item = Run<'a>> {
         let mut rest = range;
         std::iter::from_fn(move || {
@@ -120,6 +125,7 @@ impl<'a> KeyRows<'a> {
 
     /// The parts of `range` that products over a few rows of queries read one after the other: runs, or some short runs that are copied
     /// together.
+    #[inline]
     pub(crate) fn parts(self, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let mut rest = range;
         std::iter::from_fn(move || {

@@ -7,7 +7,6 @@
 use crate::element::{ByElement, bf16, f16};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::matrix::Matrix;
-use crate::tensor::strided::Strided;
 use std::ops::Range;
 
 /// Rows of keys or values at one stride.
@@ -35,23 +34,12 @@ impl<'a> Run<'a> {
     ///
     /// # Panics
     /// If there is no such batch or head.
+    #[inline]
     pub(crate) fn new(tensor: &AnyTensor<'a>, b: usize, h: usize) -> Self {
         match tensor {
             ByElement::F32(tensor) => Run::F32(tensor.matrix(b, h)),
             ByElement::F16(tensor) => Run::F16(tensor.matrix(b, h)),
             ByElement::Bf16(tensor) => Run::Bf16(tensor.matrix(b, h)),
-        }
-    }
-
-    /// No rows, with the format and the columns of `tensor`.
-    pub(crate) fn empty(tensor: &AnyTensor<'a>) -> Self {
-        fn of<'a, T>(tensor: &Strided<'a, T, 4>) -> Matrix<'a, T> {
-            Matrix::empty(tensor.shape()[3])
-        }
-        match tensor {
-            ByElement::F32(tensor) => Run::F32(of(tensor)),
-            ByElement::F16(tensor) => Run::F16(of(tensor)),
-            ByElement::Bf16(tensor) => Run::Bf16(of(tensor)),
         }
     }
 

@@ -44,12 +44,6 @@ impl<'a, T> Matrix<'a, T> {
         Matrix { origin: data.as_ptr(), rows, cols, row_stride: cols as isize, col_stride: 1, borrow: PhantomData }
     }
 
-    /// No rows, of `cols` columns.
-    pub(crate) fn empty(cols: usize) -> Self {
-        let origin = std::ptr::dangling();
-        Matrix { origin, rows: 0, cols, row_stride: cols as isize, col_stride: 1, borrow: PhantomData }
-    }
-
     #[inline]
     pub(crate) fn rows(&self) -> usize {
         self.rows

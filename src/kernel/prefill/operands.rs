@@ -44,6 +44,7 @@ pub(super) struct OperandBuffers<'t> {
 
 impl OperandBuffers<'_> {
     /// The length of each buffer for the tiles of a task.
+    #[inline]
     pub(super) fn lens(task: &TaskInput<'_>, by_rows: bool) -> [usize; 3] {
         let values = task.tile_keys * task.value_dim();
         let packed = ValueBlocks::new(task.isa, task.tile_keys, task.value_dim()).len();
@@ -75,20 +76,26 @@ impl<'a> TileOperands<'a> {
         buffers: &'a mut OperandBuffers<'_>,
     ) -> Self {
         let isa = task.isa;
-        let values = match (by_rows, task.values.one_run(keys.clone())) {
-            (true, Some(run)) if panels == 1 => TileValues::Rows(without_gaps(isa, run, buffers.values)),
-            (true, Some(run)) => TileValues::Rows(Run::F32(as_f32(isa, run, buffers.values))),
-            (true, None) => TileValues::Rows(Run::F32(copied_as_f32(isa, task.values, keys.clone(), buffers.values))),
-            (false, _) => {
+        let values = match &task.values {
+            _ if !by_rows => {
                 let values = (task.values, keys.clone());
                 TileValues::Packed(PackedValues::new(isa, values, buffers.values, buffers.packed_values))
             }
+            KeyRows::Run(run) if panels == 1 => {
+                TileValues::Rows(without_gaps(isa, run.slice_rows(keys.clone()), buffers.values))
+            }
+            KeyRows::Run(run) => TileValues::Rows(Run::F32(as_f32(isa, run.slice_rows(keys.clone()), buffers.values))),
+            KeyRows::Pages(_) => {
+                TileValues::Rows(Run::F32(copied_as_f32(isa, task.values, keys.clone(), buffers.values)))
+            }
         };
-        let keys = match (task.operands, task.keys.one_run(keys.clone())) {
-            (Operands::Bf16Pairs, Some(Run::Bf16(run))) => PanelKeys::Pairs(key_pairs(run, buffers.keys), task.factor),
-            (Operands::Bf16Pairs, _) => PanelKeys::Pairs(copied_key_pairs(task.keys, keys, buffers.keys), task.factor),
-            (Operands::F32, Some(run)) => PanelKeys::F32(as_f32(isa, run, buffers.keys)),
-            (Operands::F32, None) => PanelKeys::F32(copied_as_f32(isa, task.keys, keys, buffers.keys)),
+        let keys = match (task.operands, &task.keys) {
+            (Operands::F32, KeyRows::Run(run)) => PanelKeys::F32(as_f32(isa, run.slice_rows(keys), buffers.keys)),
+            (Operands::F32, KeyRows::Pages(_)) => PanelKeys::F32(copied_as_f32(isa, task.keys, keys, buffers.keys)),
+            (Operands::Bf16Pairs, rows) => match rows.one_run(keys.clone()) {
+                Some(Run::Bf16(run)) => PanelKeys::Pairs(key_pairs(run, buffers.keys), task.factor),
+                _ => PanelKeys::Pairs(copied_key_pairs(task.keys, keys, buffers.keys), task.factor),
+            },
         };
         TileOperands { keys, values }
     }
