@@ -177,6 +177,11 @@ impl<'a> AnyTensorMut<'a> {
         AnyTensorMut { tensor: map_elements!(&mut self.tensor, tensor => tensor.reborrow()), rank: self.rank }
     }
 
+    /// The tensor with axes of size 1 in front of its own, of its type.
+    pub(crate) fn typed_mut(&mut self) -> &mut AnyStridedMut<'a> {
+        &mut self.tensor
+    }
+
     /// The same tensor as rows that several threads write.
     pub(crate) fn into_shared(self) -> AnySharedRows<'a> {
         map_elements!(self.tensor, tensor => SharedRows::new(tensor))
@@ -255,7 +260,7 @@ impl<'a> AnyTensor<'a> {
 }
 
 /// A [`StridedMut`] of any element type.
-type AnyStridedMut<'a> = ByElement<StridedMut<'a, f32, 4>, StridedMut<'a, f16, 4>, StridedMut<'a, bf16, 4>>;
+pub(crate) type AnyStridedMut<'a> = ByElement<StridedMut<'a, f32, 4>, StridedMut<'a, f16, 4>, StridedMut<'a, bf16, 4>>;
 
 impl<'a> AnyStridedMut<'a> {
     fn new<T: Element>(strided: StridedMut<'a, T, 4>) -> Self {
