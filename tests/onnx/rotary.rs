@@ -76,9 +76,16 @@ fn run<T: Element + Stored>(
     // The keys of a cache are [batch, heads, capacity, dim].
     let mut cache = KvCache::new(KvFormat::new(DType::F32, heads, head_dim), batch, seq)?;
     cache.append_rotated(&rotary, positions, input, input)?;
+    let keys = cache.keys().typed::<f32>().ok_or("the cache has another type")?;
     let mut cached = vec![T::default(); elements.len()];
-    let none = Rotary::from_frequencies(&[], 1)?;
-    let keys = cache.keys();
-    none.rotate_into(keys, Positions::each(&vec![0usize; batch * seq]), TensorMut::from_slice(&mut cached, sizes)?.permuted(axes)?)?;
+    let [row, head, sequence] = if x.shape.len() == 3 {
+        [heads * head_dim, head_dim, seq * heads * head_dim]
+    } else {
+        [head_dim, seq * head_dim, heads * seq * head_dim]
+    };
+    for (n, element) in cached.iter_mut().enumerate() {
+        let index = [n / sequence, n % sequence / head % heads, n % sequence / row % seq, n % head_dim];
+        *element = T::from_f32(keys.get(index).ok_or("the cache is too small")?);
+    }
     Ok(vec![way(" (into an output)", into), way(" (in place)", in_place), way(" (in a cache)", cached)])
 }
