@@ -2,14 +2,18 @@
 //!
 //! Each test does random operations, right and wrong, to a cache and to a model of lists, and compares all of both after each.
 
-#[path = "../benches/support/seeded.rs"]
-mod seeded;
+mod support;
 
 use flashtile::{
     AnyTensorRef, DType, Element, Error, KvCache, KvFormat, PagedKvCache, Positions, RotatingKvCache, Rotary, SequenceId,
     TensorRef, bf16, f16,
 };
-use seeded::Rng;
+use support::Rng;
+use support::counting::Counting;
+
+/// One test alone is watched.
+#[global_allocator]
+static COUNTING: Counting = Counting::new();
 
 const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
@@ -577,4 +581,151 @@ fn bytes_are_those_of_the_format() {
         assert_eq!(RotatingKvCache::new(format, 2, 1, 9).unwrap().bytes(), 2 * 10 * format.token_bytes());
         assert_eq!(PagedKvCache::new(format, 4, 5, 2).unwrap().bytes(), 4 * 5 * 2 * format.token_bytes());
     }
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, Error>, error: Error, sentence: &str) {
+    let got = result.expect_err(sentence);
+    assert_eq!((got.to_string().as_str(), got), (sentence, error));
+}
+
+/// The errors and their sentences.
+#[test]
+fn wrong_calls_are_refused() {
+    let format = KvFormat::new(DType::F16, 2, 4).value_dim(3);
+    let zeros = |shape| TensorRef::<f32, 4>::with_strides(&[0.0], 0, shape, [0; 4]).unwrap();
+    let [k, v] = [zeros([3, 2, 5, 4]), zeros([3, 2, 5, 3])];
+    let mut cache = KvCache::new(format, 3, 9).unwrap();
+    let mut rotating = RotatingKvCache::new(format, 3, 2, 5).unwrap();
+    let mut paged = PagedKvCache::new(format, 2, 3, 4).unwrap();
+
+    // Sizes.
+    for (format, sizes) in [(format, [usize::MAX, 2]), (KvFormat::new(DType::F32, usize::MAX, 8), [2, 2])] {
+        let [batch, tokens] = sizes;
+        let too_large = || Error::TooLarge { what: "the cache" };
+        let sentence = "the cache would not fit in memory";
+        refused(KvCache::new(format, batch, tokens), too_large(), sentence);
+        refused(KvCache::new(format, tokens, batch), too_large(), sentence);
+        refused(RotatingKvCache::new(format, tokens, batch, 1), too_large(), sentence);
+        refused(PagedKvCache::new(format, 2, 2, batch.max(usize::MAX / 2)), too_large(), sentence);
+    }
+    assert_eq!(KvFormat::new(DType::F32, usize::MAX, 8).token_bytes(), usize::MAX);
+    let nothing = KvFormat::new(DType::F32, 0, 8);
+    refused(KvCache::new(nothing, usize::MAX, 1), Error::TooLarge { what: "the cache" }, "the cache would not fit in memory");
+    refused(PagedKvCache::new(nothing, usize::MAX, 1, 1), Error::TooLarge { what: "the cache" }, "the cache would not fit in memory");
+    let limit = u32::MAX as usize;
+    refused(
+        PagedKvCache::new(nothing, 1, limit + 1, 1),
+        Error::TooMany { what: "pages", limit, got: limit + 1 },
+        "4294967296 pages were given but a call takes at most 4294967295",
+    );
+    let option = |option| Error::InvalidOption { option, got: 0.0, expected: "1 or more" };
+    refused(RotatingKvCache::new(format, 1, 4, 0), option("window"), "window is 0 but must be 1 or more");
+    refused(PagedKvCache::new(format, 0, 4, 4), option("layers"), "layers is 0 but must be 1 or more");
+    refused(PagedKvCache::new(format, 1, 4, 0), option("page size"), "page size is 0 but must be 1 or more");
+
+    // Shapes.
+    let mismatch = |tensor, dimension, expected, got| Error::ShapeMismatch { tensor, dimension, expected, got };
+    for (k, v, error) in [
+        (zeros([2, 2, 5, 4]), v, mismatch("keys", "batch", 3, 2)),
+        (zeros([3, 1, 5, 4]), v, mismatch("keys", "heads_kv", 2, 1)),
+        (zeros([3, 2, 5, 5]), v, mismatch("keys", "head_dim", 4, 5)),
+        (zeros([3, 2, 4, 4]), v, mismatch("values", "seq_kv", 4, 5)),
+        (k, zeros([3, 2, 5, 4]), mismatch("values", "value_dim", 3, 4)),
+    ] {
+        assert_eq!(cache.append(k, v), Err(error.clone()));
+        assert_eq!(rotating.append(k, v), Err(error));
+    }
+    let id = paged.new_sequence();
+    paged.reserve(id, 5).unwrap();
+    assert_eq!(paged.write(0, id, k, v), Err(mismatch("keys", "batch", 1, 3)));
+    let three = TensorRef::<f32, 3>::with_strides(&[0.0], 0, [2, 5, 4], [0; 3]).unwrap();
+    let rank = |tensor| Error::Rank { tensor, expected: 4, got: 3 };
+    assert_eq!(cache.append(three, v), Err(rank("keys")));
+    assert_eq!(cache.append(k, three), Err(rank("values")));
+
+    // Room, sequences and layers.
+    cache.append(k, v).unwrap();
+    let full = Error::CacheFull { sequence: 0, tokens: 10, capacity: 9 };
+    refused(cache.append(k, v), full, "sequence 0 would have 10 tokens but the cache has room for 9");
+    let [k1, v1] = [zeros([1, 2, 5, 4]), zeros([1, 2, 5, 3])];
+    let sequence = || Error::NotInCache { what: "sequence", index: 3, count: 3 };
+    let sentence = "there is no sequence 3, counted from 0: the cache has 3";
+    refused(cache.append_to(3, k1, v1), sequence(), sentence);
+    refused(rotating.append_to(3, k1, v1), sequence(), sentence);
+    refused(rotating.kept(3), sequence(), sentence);
+    refused(cache.fork(0, 3), sequence(), sentence);
+    let layer = Error::NotInCache { what: "layer", index: 2, count: 2 };
+    refused(paged.key_pages(2), layer.clone(), "there is no layer 2, counted from 0: the cache has 2");
+    assert_eq!(paged.write(2, id, k1, v1), Err(layer));
+    let exhausted = Error::PagesExhausted { needed: 2, free: 1 };
+    refused(paged.reserve(id, 8), exhausted, "the pool has 1 free pages but 2 are needed");
+
+    // Order.
+    paged.write(0, id, k1, v1).unwrap();
+    let reserved = Error::NotReserved { layer: 0, tokens: 5, reserved: 0 };
+    refused(paged.write(0, id, k1, v1), reserved, "layer 0 is given 5 tokens but 0 are reserved for it");
+    let written = Error::NotWritten { layer: 1, written: 0, len: 5 };
+    refused(paged.fork(id), written, "layer 1 has 0 of the 5 tokens of the sequence; a fork needs all");
+    let layers = Error::WrongCount { what: "layers", expected: 1, got: 2 };
+    refused(paged.append(id, k1, v1), layers, "2 layers were given but there must be 1");
+    let mut single = PagedKvCache::new(format, 1, 3, 4).unwrap();
+    let one = single.new_sequence();
+    single.reserve(one, 1).unwrap();
+    assert_eq!(single.append(one, k1, v1), Err(Error::NotWritten { layer: 0, written: 0, len: 1 }));
+
+    // Lengths.
+    let longer = Error::CannotTruncate { to: 6, len: 5, held: 5 };
+    refused(cache.truncate(0, 6), longer.clone(), "a sequence of 5 tokens can't be truncated to 6");
+    assert_eq!(paged.truncate(id, 6), Err(longer));
+    rotating.append(k, v).unwrap();
+    rotating.append(k, v).unwrap();
+    let overwritten = Error::CannotTruncate { to: 9, len: 10, held: 2 };
+    let sentence = "a sequence of 10 tokens can't be truncated to 9: only 2 are held without a gap";
+    refused(rotating.truncate(0, 9), overwritten, sentence);
+    rotating.truncate(0, 10).unwrap();
+    rotating.truncate(0, 2).unwrap();
+
+    // Removed sequences, of this cache and of another.
+    paged.remove(id).unwrap();
+    let again = paged.new_sequence();
+    let sentence = "the sequence was removed from the cache, or is of another cache";
+    refused(paged.remove(id), Error::RemovedSequence, sentence);
+    refused(paged.write(0, id, k1, v1), Error::RemovedSequence, sentence);
+    assert!(again != id && paged.len(again) == Ok(0));
+    assert_eq!((cache.lengths(), rotating.lengths()), (&[5, 5, 5][..], &[2, 10, 10][..]));
+
+    // A rotating cache takes any number of tokens, in the time of those that it keeps.
+    let endless = zeros([1, 2, usize::MAX - 10, 4]);
+    rotating.append_to(1, endless, zeros([1, 2, usize::MAX - 10, 3])).unwrap();
+    let full = Error::CacheFull { sequence: 1, tokens: usize::MAX, capacity: usize::MAX };
+    assert_eq!((rotating.append_to(1, k1, v1), rotating.len(1)), (Err(full), Ok(usize::MAX)));
+    assert_eq!(rotating.kept(1).unwrap(), [0..2, usize::MAX - 5..usize::MAX]);
+}
+
+/// Appending allocates nothing: not in a cache, nor in the pages of a sequence whose table has grown before.
+#[test]
+fn appending_does_not_allocate() {
+    Counting::watch();
+    let format = KvFormat::new(DType::Bf16, 2, 300);
+    let rotary = Rotary::new(300, 1e4, 100).unwrap();
+    let kv = Tensor::random(&mut Rng(3), [1, 2, 3, 300]);
+    let mut cache = KvCache::new(format, 1, 100).unwrap();
+    let mut rotating = RotatingKvCache::new(format, 1, 2, 4).unwrap();
+    let mut paged = PagedKvCache::new(format, 1, 10, 2).unwrap();
+    let id = paged.new_sequence();
+    paged.reserve(id, 20).unwrap();
+    paged.truncate(id, 0).unwrap();
+    let (done, usage) = COUNTING.usage(|| {
+        cache.append(kv.view(), kv.view())?;
+        cache.append_rotated(&rotary, None, kv.view(), kv.view())?;
+        rotating.append(kv.view(), kv.view())?;
+        rotating.append_rotated(&rotary, Positions::each(&[1, 2, 3i32]), kv.view(), kv.view())?;
+        paged.append(id, kv.view(), kv.view())?;
+        paged.reserve(id, 3)?;
+        paged.write_rotated(0, id, &rotary, None, kv.view(), kv.view())?;
+        paged.truncate(id, 1)
+    });
+    done.unwrap();
+    assert_eq!(usage.calls, 0, "{usage:?}");
 }

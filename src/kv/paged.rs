@@ -248,7 +248,7 @@ impl PagedKvCache {
         let mut next = 0;
         while next < tokens.count {
             let (page, row) = ((before + next) / self.page_size, (before + next) % self.page_size);
-            let end = tokens.count.min(next + self.page_size - row);
+            let end = tokens.count.min(next.saturating_add(self.page_size - row));
             let outer = self.slot(id)?.table[page] as usize;
             debug_assert_eq!(self.owners[outer], 1, "page {outer} is written");
             self.layers[layer].write(tokens, Place { outer, row, batch: 0, tokens: next..end, before });

@@ -151,7 +151,7 @@ impl RotatingKvCache {
                     let row = self.row(next);
                     // The run ends where the ring does, and the first tokens end before the ring begins.
                     let rows = if next < self.first { self.first } else { self.first + self.window } - row;
-                    let end = kept.end.min(next + rows);
+                    let end = kept.end.min(next.saturating_add(rows));
                     let place = Place { outer, row, batch, tokens: next - before..end - before, before };
                     self.storage.write(tokens, place);
                     next = end;
