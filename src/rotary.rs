@@ -509,3 +509,45 @@ impl<T: Element, U: Element> Kernel for ToOutput<'_, '_, '_, T, U> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::f16;
+    use crate::level::Level;
+
+    /// Every level has the bits of the definition.
+    #[test]
+    fn levels_agree() {
+        for (head_dim, dim) in [(150, 150), (40, 18), (7, 2)] {
+            let half = Rotary::new(dim, 10.0, 40).unwrap();
+            for rotary in [half.clone(), half.interleaved()] {
+                let x: Vec<f32> = (0..3 * head_dim).map(|n| (n as f32 * 0.37).sin()).collect();
+                let mut expected = x.clone();
+                for (i, row) in expected.chunks_mut(head_dim).enumerate() {
+                    let Angles { cos, sin, .. } = rotary.angles(30 + i);
+                    for p in 0..dim / 2 {
+                        let [a, b] = if rotary.interleaved { [2 * p, 2 * p + 1] } else { [p, p + dim / 2] };
+                        [row[a], row[b]] = [row[a] * cos[p] - row[b] * sin[p], row[a] * sin[p] + row[b] * cos[p]];
+                    }
+                }
+                for level in Level::available() {
+                    let isa = Isa::detect(level).unwrap();
+                    let (shape, strides) = ([1, 1, 3, head_dim], [0, 0, head_dim as isize, 1]);
+                    let positions = Positions::Start(30);
+                    let mut in_place = x.clone();
+                    let mut tensor = StridedMut::new(&mut in_place, 0, shape, strides).unwrap();
+                    isa.run(InPlace { rotary: &rotary, positions, x: &mut tensor });
+                    assert_eq!(in_place, expected, "{level} {rotary:?}");
+
+                    let mut out = vec![f16::ZERO; x.len()];
+                    let mut tensor = StridedMut::new(&mut out, 0, shape, strides).unwrap();
+                    let x = Strided::new(&x, 0, shape, strides).unwrap();
+                    isa.run(ToOutput { rotary: &rotary, positions, x, out: &mut tensor });
+                    let rounded: Vec<f16> = expected.iter().map(|&x| f16::from_f32(x)).collect();
+                    assert_eq!(out, rounded, "{level} {rotary:?}");
+                }
+            }
+        }
+    }
+}

@@ -5,8 +5,8 @@
 mod support;
 
 use flashtile::{
-    AnyTensorRef, DType, Element, Error, KvCache, KvFormat, PagedKvCache, Positions, RotatingKvCache, Rotary, SequenceId,
-    TensorRef, bf16, f16,
+    AnyTensorRef, DType, Element, Error, KvCache, KvFormat, PagedKvCache, Positions, Rotary, RotatingKvCache,
+    SequenceId, TensorRef, bf16, f16,
 };
 use support::Rng;
 use support::counting::Counting;
@@ -144,7 +144,10 @@ fn check(keys: AnyTensorRef<'_>, values: AnyTensorRef<'_>, outer: usize, row: us
         for (h, expected) in rows.iter().enumerate() {
             for (e, &expected) in expected.iter().enumerate() {
                 let got = at(tensor, [outer, h, row, e]);
-                assert!(same(got, expected), "{what}: row {row} of {outer}, head {h}, element {e}: {got}, not {expected}");
+                assert!(
+                    same(got, expected),
+                    "{what}: row {row} of {outer}, head {h}, element {e}: {got}, not {expected}"
+                );
             }
         }
     }
@@ -236,7 +239,14 @@ impl At {
         count && (0..lengths.len() * n).all(|t| inside(self.of(t / n, t % n, n, lengths[t / n])))
     }
 
-    fn rotation<'r>(&self, rotary: &'r Rotary, b: usize, i: usize, n: usize, before: usize) -> Option<(&'r Rotary, usize)> {
+    fn rotation<'r>(
+        &self,
+        rotary: &'r Rotary,
+        b: usize,
+        i: usize,
+        n: usize,
+        before: usize,
+    ) -> Option<(&'r Rotary, usize)> {
         self.is_rotated().then(|| (rotary, self.of(b, i, n, before) as usize))
     }
 }
@@ -528,7 +538,11 @@ fn a_paged_cache_is_lists_of_tokens() {
             let mut owners = vec![0; pages];
             for (id, sequence) in &model {
                 let table = cache.table(*id).unwrap();
-                assert_eq!((cache.len(*id), table.len()), (Ok(sequence.len), sequence.len.div_ceil(page_size)), "{what}");
+                assert_eq!(
+                    (cache.len(*id), table.len()),
+                    (Ok(sequence.len), sequence.len.div_ceil(page_size)),
+                    "{what}"
+                );
                 table.iter().for_each(|&page| owners[page as usize] += 1);
                 for (layer, tokens) in sequence.layers.iter().enumerate() {
                     assert_eq!(cache.written(layer, *id), Ok(tokens.len()), "{what}");
@@ -611,8 +625,16 @@ fn wrong_calls_are_refused() {
     }
     assert_eq!(KvFormat::new(DType::F32, usize::MAX, 8).token_bytes(), usize::MAX);
     let nothing = KvFormat::new(DType::F32, 0, 8);
-    refused(KvCache::new(nothing, usize::MAX, 1), Error::TooLarge { what: "the cache" }, "the cache would not fit in memory");
-    refused(PagedKvCache::new(nothing, usize::MAX, 1, 1), Error::TooLarge { what: "the cache" }, "the cache would not fit in memory");
+    refused(
+        KvCache::new(nothing, usize::MAX, 1),
+        Error::TooLarge { what: "the cache" },
+        "the cache would not fit in memory",
+    );
+    refused(
+        PagedKvCache::new(nothing, usize::MAX, 1, 1),
+        Error::TooLarge { what: "the cache" },
+        "the cache would not fit in memory",
+    );
     let limit = u32::MAX as usize;
     refused(
         PagedKvCache::new(nothing, 1, limit + 1, 1),
@@ -692,6 +714,7 @@ fn wrong_calls_are_refused() {
     let sentence = "the sequence was removed from the cache, or is of another cache";
     refused(paged.remove(id), Error::RemovedSequence, sentence);
     refused(paged.write(0, id, k1, v1), Error::RemovedSequence, sentence);
+    refused(paged.len(one), Error::RemovedSequence, sentence);
     assert!(again != id && paged.len(again) == Ok(0));
     assert_eq!((cache.lengths(), rotating.lengths()), (&[5, 5, 5][..], &[2, 10, 10][..]));
 

@@ -178,15 +178,16 @@ fn wrong_calls_write_nothing() {
     let mut data = [1.0f32; 2 * 3 * 8];
     let mut out = [1.0f32; 2 * 3 * 8];
     let shape = [2, 1, 3, 8];
-    let mut call = |positions: Positions<'_>, shape: [usize; 4], out_shape: [usize; 4], error: Error, sentence: &str| {
-        let x = TensorRef::with_strides(&data, 0, shape, [24, 24, 8, 1]).unwrap();
-        let to = TensorMut::with_strides(&mut out, 0, out_shape, [24, 24, 8, 1]).unwrap();
-        refused(rotary.rotate_into(x, positions, to), error.clone(), sentence);
-        if shape == out_shape {
-            let x = TensorMut::with_strides(&mut data, 0, shape, [24, 24, 8, 1]).unwrap();
-            refused(rotary.rotate(x, positions), error, sentence);
-        }
-    };
+    let mut call =
+        |positions: Positions<'_>, shape: [usize; 4], out_shape: [usize; 4], error: Error, sentence: &str| {
+            let x = TensorRef::with_strides(&data, 0, shape, [24, 24, 8, 1]).unwrap();
+            let to = TensorMut::with_strides(&mut out, 0, out_shape, [24, 24, 8, 1]).unwrap();
+            refused(rotary.rotate_into(x, positions, to), error.clone(), sentence);
+            if shape == out_shape {
+                let x = TensorMut::with_strides(&mut data, 0, shape, [24, 24, 8, 1]).unwrap();
+                refused(rotary.rotate(x, positions), error, sentence);
+            }
+        };
     let error = |position| Error::PositionOutOfRange { position, positions: 20 };
     let start = Positions::Start;
     call(start(18), shape, shape, error(20), "the position 20 is not in the rotary table, which has 20");

@@ -78,11 +78,7 @@ impl KvCache {
     /// # Errors
     /// [`Error::Rank`], [`Error::ShapeMismatch`]; [`Error::CacheFull`] if a sequence would have more than
     /// [`capacity`](KvCache::capacity) tokens. Nothing has been added to any sequence then.
-    pub fn append<'t>(
-        &mut self,
-        k: impl Into<AnyTensorRef<'t>>,
-        v: impl Into<AnyTensorRef<'t>>,
-    ) -> Result<(), Error> {
+    pub fn append<'t>(&mut self, k: impl Into<AnyTensorRef<'t>>, v: impl Into<AnyTensorRef<'t>>) -> Result<(), Error> {
         let tokens = Tokens::new(&self.format, self.lengths.len(), k.into(), v.into())?;
         self.write(0, &tokens)
     }

@@ -7,6 +7,7 @@ use super::storage::{Place, Storage, Tokens};
 use crate::error::Error;
 use crate::rotary::{Positions, Rotary};
 use crate::tensor::AnyTensorRef;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The keys and values of all layers of a model, in pages of `page_size` tokens that sequences take as they grow, and share.
 ///
@@ -66,16 +67,17 @@ pub struct PagedKvCache {
     /// The free pages; the last one is taken next.
     free: Vec<u32>,
     slots: Vec<Option<Slot>>,
-    /// The serial number of the next sequence.
-    serial: u64,
 }
 
-/// A sequence of a [`PagedKvCache`]. The id of a removed sequence is refused, also after others have been added.
+/// A sequence of a [`PagedKvCache`]. The ids of removed sequences and of other caches are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SequenceId {
     slot: usize,
     serial: u64,
 }
+
+/// The serial number of the next sequence of any cache, so that none is taken for another.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// What is known of a sequence.
 ///
@@ -118,7 +120,7 @@ impl PagedKvCache {
         owners.resize(pages, 0);
         free.try_reserve_exact(pages).map_err(|_| TOO_LARGE)?;
         free.extend((0..pages as u32).rev());
-        Ok(PagedKvCache { format, page_size, layers: storages, owners, free, slots: Vec::new(), serial: 0 })
+        Ok(PagedKvCache { format, page_size, layers: storages, owners, free, slots: Vec::new() })
     }
 
     /// An empty sequence.
@@ -128,8 +130,7 @@ impl PagedKvCache {
     }
 
     fn insert(&mut self, len: usize, written: Vec<usize>, table: Vec<u32>) -> SequenceId {
-        let serial = self.serial;
-        self.serial += 1;
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let slot = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         if slot == self.slots.len() {
             self.slots.push(None);
@@ -159,7 +160,8 @@ impl PagedKvCache {
         let slot = self.slot(id)?;
         let rows = slot.len % page_size;
         // The page that the first token goes to, if others have it, too.
-        let shared = slot.table.last().copied().filter(|&page| tokens > 0 && rows > 0 && self.owners[page as usize] > 1);
+        let shared =
+            slot.table.last().copied().filter(|&page| tokens > 0 && rows > 0 && self.owners[page as usize] > 1);
         let Some(len) = slot.len.checked_add(tokens) else {
             return Err(Error::PagesExhausted { needed: usize::MAX, free });
         };

@@ -72,11 +72,7 @@ impl RotatingKvCache {
     ///
     /// # Errors
     /// [`Error::Rank`], [`Error::ShapeMismatch`]; [`Error::CacheFull`] if a length would overflow.
-    pub fn append<'t>(
-        &mut self,
-        k: impl Into<AnyTensorRef<'t>>,
-        v: impl Into<AnyTensorRef<'t>>,
-    ) -> Result<(), Error> {
+    pub fn append<'t>(&mut self, k: impl Into<AnyTensorRef<'t>>, v: impl Into<AnyTensorRef<'t>>) -> Result<(), Error> {
         let tokens = Tokens::new(&self.format, self.lengths.len(), k.into(), v.into())?;
         self.write(0, &tokens)
     }

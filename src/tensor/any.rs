@@ -105,7 +105,8 @@ impl<'a> AnyTensorRef<'a> {
     /// ```
     pub fn typed<T: Element>(self) -> Option<TensorRef<'a, T>> {
         // SAFETY: the cast is made only if `DTYPE`, which names `T` (what an `Element` promises), is the type of the elements.
-        let strided = with_elements!(self.tensor, tensor => (self.dtype() == T::DTYPE).then(|| unsafe { tensor.cast() }));
+        let strided =
+            with_elements!(self.tensor, tensor => (self.dtype() == T::DTYPE).then(|| unsafe { tensor.cast() }));
         Some(TensorRef::of_rank(strided?, self.rank))
     }
 
