@@ -183,6 +183,67 @@ pub enum Error {
         /// The number of classes.
         classes: usize,
     },
+    /// A sequence or layer that a cache does not have.
+    NotInCache {
+        /// "sequence" or "layer".
+        what: &'static str,
+        /// The index given.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A sequence that was removed from its cache, or is of another one.
+    RemovedSequence,
+    /// An append to a sequence for which the cache has no room.
+    CacheFull {
+        /// The sequence.
+        sequence: usize,
+        /// The tokens that it would have; the largest `usize` if they are more than that.
+        tokens: usize,
+        /// The tokens that it may have.
+        capacity: usize,
+    },
+    /// A pool has too few free pages.
+    PagesExhausted {
+        /// The pages that the call needs; the largest `usize` if they are more than that.
+        needed: usize,
+        /// The pages that are free.
+        free: usize,
+    },
+    /// A write of more tokens than are reserved.
+    NotReserved {
+        /// The layer written to.
+        layer: usize,
+        /// The tokens given.
+        tokens: usize,
+        /// The tokens that are reserved and not yet written in that layer.
+        reserved: usize,
+    },
+    /// A fork of a sequence with reserved tokens that a layer lacks.
+    NotWritten {
+        /// The layer.
+        layer: usize,
+        /// The tokens that were written there.
+        written: usize,
+        /// The tokens of the sequence.
+        len: usize,
+    },
+    /// A truncation to more tokens than a sequence has, or to tokens that it no longer holds.
+    CannotTruncate {
+        /// The length asked for.
+        to: usize,
+        /// The tokens that the sequence has.
+        len: usize,
+        /// The tokens that it holds without a gap, from its first one on. Shorter lengths are possible.
+        held: usize,
+    },
+    /// A position that is not in a rotary table.
+    PositionOutOfRange {
+        /// The position.
+        position: i128,
+        /// The positions of the table, counted from 0.
+        positions: usize,
+    },
 }
 
 impl fmt::Display for Error {
@@ -256,6 +317,31 @@ impl fmt::Display for Error {
             }
             Error::ClassOutOfRange { row, class, classes } => {
                 write!(f, "row {row} has class {class} but there are only {classes}, counted from 0")
+            }
+            Error::NotInCache { what, index, count } => {
+                write!(f, "there is no {what} {index}, counted from 0: the cache has {count}")
+            }
+            Error::RemovedSequence => f.write_str("the sequence was removed from the cache, or is of another cache"),
+            Error::CacheFull { sequence, tokens, capacity } => {
+                write!(f, "sequence {sequence} would have {tokens} tokens but the cache has room for {capacity}")
+            }
+            Error::PagesExhausted { needed, free } => {
+                write!(f, "the pool has {free} free pages but {needed} are needed")
+            }
+            Error::NotReserved { layer, tokens, reserved } => {
+                write!(f, "layer {layer} is given {tokens} tokens but {reserved} are reserved for it")
+            }
+            Error::NotWritten { layer, written, len } => {
+                write!(f, "layer {layer} has {written} of the {len} tokens of the sequence; a fork needs all")
+            }
+            Error::CannotTruncate { to, len, .. } if to > len => {
+                write!(f, "a sequence of {len} tokens can't be truncated to {to}")
+            }
+            Error::CannotTruncate { to, len, held } => {
+                write!(f, "a sequence of {len} tokens can't be truncated to {to}: only {held} are held without a gap")
+            }
+            Error::PositionOutOfRange { position, positions } => {
+                write!(f, "the position {position} is not in the rotary table, which has {positions}")
             }
         }
     }

@@ -1,16 +1,40 @@
-//! Keys and values: how callers hand them in ([`KeysValues`]), where their rows lie ([`Places`]), and as the kernel reads them.
+//! Keys and values: how callers hand them in ([`KeysValues`]), as kernels read them, and caches that own them.
 //!
 //! The kernel gets [`KeyRows`](rows::KeyRows), the keys or values of one head in the order of positions, and takes
-//! [`Run`](run::Run)s from them: rows at one stride, in one storage format. Nothing above the kernel gathers rows.
+//! [`Run`](run::Run)s from them: rows at one stride, in one storage format. Nothing above the kernel gathers rows. The caches are
+//! storages with a few rules. They convert and store tokens, and compute nothing.
+//!
+//! | file | |
+//! |---|---|
+//! | `places.rs` | where the keys of each sequence lie |
+//! | `page_table.rs` | lists of pages, checked once |
+//! | `rows.rs` | the keys of one head, as a list of runs |
+//! | `run.rs` | rows at one stride, as kernels read them |
+//! | `format.rs` | what a cache stores for each token |
+//! | `storage.rs` | the memory of keys and values; tokens are checked, converted and written here |
+//! | `cache.rs` | a row for each token, up to a capacity |
+//! | `rotating.rs` | the first tokens, and a ring of the last ones |
+//! | `paged.rs` | a pool of pages, which sequences share |
 
 #![forbid(unsafe_code)]
 
+mod cache;
+mod format;
 mod page_table;
+mod paged;
+pub(crate) mod places;
+mod rotating;
 pub(crate) mod rows;
 pub(crate) mod run;
+mod storage;
 
+pub use cache::KvCache;
+pub use format::KvFormat;
 pub use page_table::PageTable;
 pub(crate) use page_table::check_starts;
+pub use paged::{PageLists, PagedKvCache, SequenceId};
+pub(crate) use places::Places;
+pub use rotating::RotatingKvCache;
 
 use crate::integers::Integers;
 use crate::tensor::AnyTensorRef;
@@ -22,6 +46,7 @@ use crate::tensor::AnyTensorRef;
 /// | `(k, v)` | of one batch index: `[batch, heads_kv, seq_kv, head_dim]` and `[batch, heads_kv, seq_kv, value_dim]`; the first [`key_lengths`](crate::Attention::key_lengths) of them |
 /// | [`KeysValues::packed`] | neighbouring rows of one tensor |
 /// | [`KeysValues::paged`] | the rows of a list of pages |
+/// | `&`[`KvCache`], `&`[`RotatingKvCache`], [`PagedKvCache::view`] | the tokens of a cache |
 ///
 /// They are read where they lie, whatever their strides. The bits of a result don't depend on which of these it is.
 ///
@@ -39,28 +64,6 @@ pub struct KeysValues<'a> {
     pub(crate) k: AnyTensorRef<'a>,
     pub(crate) v: AnyTensorRef<'a>,
     pub(crate) places: Places<'a>,
-}
-
-/// Where the keys (and values) of each sequence lie.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Places<'a> {
-    /// In the rows of a batch index of their own.
-    Dense,
-    /// In rows `starts[b]..starts[b + 1]` of batch 0.
-    Packed(Integers<'a>),
-    /// In pages, which are the tensor's batch indices.
-    Pages(PageTable<'a>),
-}
-
-impl Places<'_> {
-    /// The batch index and the row of key `j` of sequence `b`: the definition.
-    pub(crate) fn of_key(&self, b: usize, j: usize) -> (usize, usize) {
-        match self {
-            Places::Dense => (b, j),
-            Places::Packed(starts) => (0, starts.get(b) as usize + j),
-            Places::Pages(table) => table.of_key(b, j),
-        }
-    }
 }
 
 impl<'a, K: Into<AnyTensorRef<'a>>, V: Into<AnyTensorRef<'a>>> From<(K, V)> for KeysValues<'a> {

@@ -79,7 +79,7 @@
 //! | driver | `driver.rs` `driver/` | tasks, threads, workspace, output |
 //! | decision | `problem.rs` `plan.rs` `plan/` | the checked call; how it is computed |
 //! | kernel | `kernel.rs` `kernel/` | one tile: rows at strides |
-//! | meaning | `options.rs` `sequence.rs` `pair.rs` `mask.rs` `mask/` `score.rs` `score/` `score_tile.rs` `kv.rs` `kv/` | what is computed |
+//! | meaning | `options.rs` `sequence.rs` `pair.rs` `mask.rs` `mask/` `score.rs` `score/` `score_tile.rs` `kv.rs` `kv/` `rotary.rs` | what is computed; caches |
 //! | softmax | `softmax.rs` `softmax/` | the public softmax functions |
 //! | simd | `simd.rs` `simd/` | instructions |
 //! | ground | `error.rs` `element.rs` `level.rs` `integers.rs` `threads.rs` `threads/` `tensor.rs` `tensor/` | what every layer may use |
@@ -105,6 +105,7 @@ mod plan;
 mod prepared;
 mod problem;
 pub mod reference;
+mod rotary;
 pub mod score;
 mod score_tile;
 mod sequence;
@@ -120,11 +121,12 @@ pub use element::{DType, Element, bf16, f16};
 pub use error::Error;
 pub use integers::Integers;
 pub use kernel::task::Operands;
-pub use kv::{KeysValues, PageTable};
+pub use kv::{KeysValues, KvCache, KvFormat, PageLists, PageTable, PagedKvCache, RotatingKvCache, SequenceId};
 pub use level::Level;
 pub use merge::merge;
 pub use plan::{Form, Plan, Threads};
 pub use prepared::Prepared;
+pub use rotary::{Positions, Rotary, rotary_frequencies};
 pub use score::{AlibiSlopes, ScoreStage, alibi_slope};
 pub use sequence::QueryOffset;
 pub use tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};

@@ -37,6 +37,7 @@ mod covered;
 mod documents;
 mod first_and_last;
 mod function;
+mod held;
 mod key_starts;
 mod lengths;
 mod open;
@@ -54,6 +55,7 @@ pub use covered::Covered;
 pub use documents::Documents;
 pub use first_and_last::FirstAndLast;
 pub use function::{MaskFn, mask_fn};
+pub(crate) use held::Held;
 pub use key_starts::KeyStarts;
 pub(crate) use open::OpenMask;
 pub use open::{Cover, Mask, ProblemSizes, check_mask};
@@ -74,10 +76,23 @@ pub(crate) struct Masks<'a> {
     pub(crate) causal: Option<Causal>,
     pub(crate) window: Option<Window>,
     pub(crate) tensor: Option<MaskTensor<'a>>,
+    /// The tokens that the keys' cache still holds.
+    pub(crate) held: Option<Held<'a>>,
     pub(crate) open: &'a [OpenMask<'a>],
 }
 
 impl Masks<'_> {
+    /// The masks that are asked through the trait.
+    fn dynamic(&self) -> impl Iterator<Item = &dyn Mask> {
+        let held = self.held.iter().map(|held| held as &dyn Mask);
+        self.open.iter().map(|OpenMask(mask)| *mask).chain(held)
+    }
+
+    /// Whether there are masks that are asked through the trait.
+    pub(crate) fn has_dynamic(&self) -> bool {
+        !self.open.is_empty() || self.held.is_some()
+    }
+
     /// Whether query `i` of head `h` may see key `j` of a sequence: the definition.
     pub(crate) fn sees(&self, sequence: &Sequence, h: usize, i: usize, j: usize) -> bool {
         let (p, key) = (sequence.position(i), j as i128);
@@ -85,12 +100,12 @@ impl Masks<'_> {
             && self.causal.is_none_or(|causal| causal.sees(p, key))
             && self.window.is_none_or(|window| window.sees(p, key))
             && self.tensor.is_none_or(|tensor| tensor.sees([sequence.batch, h, i], j))
-            && self.open.iter().all(|OpenMask(mask)| mask.sees(sequence.query(h, i).with_key(j)))
+            && self.dynamic().all(|mask| mask.sees(sequence.query(h, i).with_key(j)))
     }
 
     /// Whether the queries of one sequence may have different spans.
     pub(crate) fn spans_differ(&self) -> bool {
-        self.causal.is_some() || self.window.is_some() || !self.open.is_empty()
+        self.causal.is_some() || self.window.is_some() || self.has_dynamic()
     }
 
     /// The span of query `i` of head `h`: the keys that it may see without the tensor and the holes of masks.
@@ -106,7 +121,7 @@ impl Masks<'_> {
         if let Some(causal) = &self.causal {
             span = intersection(span, causal.span(p));
         }
-        for OpenMask(mask) in self.open {
+        for mask in self.dynamic() {
             let Range { start, end } = mask.span(sequence.query(h, i));
             span = intersection(span, start as i128..end as i128);
         }
@@ -116,12 +131,12 @@ impl Masks<'_> {
 
     /// Whether users' masks are the same for all heads of a sequence.
     pub(crate) fn heads_are_alike(&self) -> bool {
-        self.open.iter().all(|OpenMask(mask)| mask.heads_are_alike())
+        self.dynamic().all(|mask| mask.heads_are_alike())
     }
 
     /// The masks whose spans have holes.
     pub(crate) fn with_holes(&self) -> impl Iterator<Item = &dyn Mask> {
-        self.open.iter().map(|OpenMask(mask)| *mask).filter(|mask| !mask.is_span())
+        self.dynamic().filter(|mask| !mask.is_span())
     }
 
     /// Whether a mask hides all pairs of a block from all queries.

@@ -163,7 +163,7 @@ impl Plan {
     ) -> Self {
         let (dims, sequences) = (problem.dims, &problem.sequences);
         // Users' masks may differ from sequence to sequence, and from head to head.
-        let sequences_are_alike = problem.masks.open.is_empty() && sequences.are_alike();
+        let sequences_are_alike = !problem.masks.has_dynamic() && sequences.are_alike();
         let heads = dims.batch.saturating_mul(dims.heads_kv);
         let mut plan = Plan {
             isa,

@@ -10,7 +10,7 @@ use crate::element::{DType, map_elements, with_elements};
 use crate::error::{Error, check_count};
 use crate::integers::Integers;
 use crate::kv::{KeysValues, Places, check_starts};
-use crate::mask::{Causal, MaskTensor, Masks, OpenMask, ProblemSizes, Window};
+use crate::mask::{Causal, Held, MaskTensor, Masks, OpenMask, ProblemSizes, Window};
 use crate::options::Options;
 use crate::pair::MAX_INDEX;
 use crate::score::{Alibi, AlibiSlopes, BiasTensor, OpenScoreMod, ScoreMods, ScoreStage, Sinks, Softcap};
@@ -116,7 +116,10 @@ impl<'a> Problem<'a> {
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
         // Scores are formed in units of log2. A number that overflows there would make them NaN.
         check_number("scale", scale, (scale * LOG2_E).is_finite(), "between -2.3e38 and 2.3e38")?;
-        let (masks, score_mods) = (check_masks(options, &dims)?, check_score_mods(options, &dims)?);
+        let (mut masks, score_mods) = (check_masks(options, &dims)?, check_score_mods(options, &dims)?);
+        if let Places::Ring(ring) = places {
+            masks.held = Some(Held(ring));
+        }
         check_open(&masks, &score_mods, &dims, sequences)?;
         let in_caps = score_mods.softcap.map_or(0.0, |Softcap(cap)| (scale as f64 / cap as f64) as f32);
         check_number("scale", scale, in_caps.is_finite(), "at most 3.4e38 times the softcap")?;
@@ -248,7 +251,10 @@ fn check_dims(
     let [.., value_dim] = v;
     // Masks and biases have a row for each query of the tensor, padding included.
     let seq_q = if let Lengths::Packed(_) = sequences.queries { sequences.queries.largest(batch) } else { q_rows };
-    let seq_kv = if let Places::Dense = places { k_rows } else { sequences.keys.largest(batch) };
+    let seq_kv = match places {
+        Places::Dense | Places::Filled(_) => k_rows,
+        _ => sequences.keys.largest(batch),
+    };
     let dims = Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
     // Broadcast dimensions can be larger than memory, but counts of rows and elements must not overflow.
     for shape in [[q_batch, heads_q, q_rows, value_dim], q, k] {
@@ -299,7 +305,7 @@ fn check_sequences<'a>(
         (None, None) => (q_batch, Lengths::All(q_rows)),
     };
     let keys = match (places, key_lengths) {
-        (Places::Dense, _) if k_batch != batch => {
+        (Places::Dense | Places::Filled(_) | Places::Ring(_), _) if k_batch != batch => {
             let (expected, got) = (batch, k_batch);
             return Err(Error::ShapeMismatch { tensor: "keys", dimension: "batch", expected, got });
         }
@@ -313,6 +319,14 @@ fn check_sequences<'a>(
         (Places::Packed(starts), None) => {
             check_packed("keys", "key starts", (k_batch, k_rows), (starts, batch))?;
             Lengths::Packed(starts)
+        }
+        (Places::Filled(lengths), None) => {
+            check_lengths("key lengths", lengths, batch, k_rows)?;
+            Lengths::First(lengths)
+        }
+        (Places::Ring(ring), None) => {
+            check_count("sequences of the cache", ring.lengths.len(), batch)?;
+            Lengths::First(ring.lengths)
         }
         (Places::Pages(table), None) => {
             check_count("sequences of the page table", table.lengths().len(), batch)?;
@@ -357,6 +371,7 @@ fn check_masks<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<Masks<'a>, E
         causal: options.causal.then_some(Causal),
         window: (options.window != Window::default()).then_some(options.window),
         tensor: tensor.transpose()?,
+        held: None,
         open: &options.open_masks,
     })
 }
@@ -398,7 +413,7 @@ fn check_open(
     dims: &Dims,
     sequences: Sequences<'_>,
 ) -> Result<(), Error> {
-    if masks.open.is_empty() && score_mods.open.is_empty() {
+    if !masks.has_dynamic() && score_mods.open.is_empty() {
         return Ok(());
     }
     let sizes =

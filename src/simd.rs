@@ -19,6 +19,7 @@
 //! | `entry.rs` `isa.rs` | how a kernel enters a level; which levels the processor has |
 //! | `bf16_dot.rs` | dot products of pairs of bf16 |
 //! | `streaming.rs` | stores past the caches |
+//! | `rows.rs` | conversions of rows |
 //! | `exp.rs` | exponentials |
 //!
 //! No code here depends on what the numbers mean.
@@ -33,6 +34,7 @@ mod isa;
 mod level_token;
 mod portable;
 mod register_tiles;
+pub(crate) mod rows;
 mod streaming;
 #[cfg(test)]
 mod tests;

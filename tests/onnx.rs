@@ -1,5 +1,5 @@
-//! Promise: ONNX's own node tests of Attention, FlexAttention, Softmax and LogSoftmax pass through the public API, but for two that
-//! this crate does not support.
+//! Promise: ONNX's own node tests of Attention, FlexAttention, RotaryEmbedding, Softmax and LogSoftmax pass through the public API,
+//! but for two that this crate does not support.
 //!
 //! The vectors are in `tests/data/onnx`; its README describes the format. `ONNX_VECTORS=DIR` tests another directory of the same
 //! format. Every case runs before the test fails. The last line is the count.
@@ -8,6 +8,8 @@
 mod attention;
 #[path = "onnx/flexattention.rs"]
 mod flexattention;
+#[path = "onnx/rotary.rs"]
+mod rotary;
 #[path = "onnx/softmax.rs"]
 mod softmax;
 #[path = "onnx/vectors.rs"]
@@ -22,9 +24,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Adapter = fn(&Case, &[Option<Tensor>]) -> Result<Vec<Computed>>;
 
 /// The name of the files, of the operator, and what runs it.
-const OPERATORS: [(&str, &str, Adapter); 4] = [
+const OPERATORS: [(&str, &str, Adapter); 5] = [
     ("attention", "Attention", attention::attention),
     ("flexattention", "FlexAttention", flexattention::flex_attention),
+    ("rotaryembedding", "RotaryEmbedding", rotary::rotary_embedding),
     ("softmax", "Softmax", softmax::softmax),
     ("logsoftmax", "LogSoftmax", softmax::log_softmax),
 ];

@@ -89,11 +89,19 @@ impl From<Error> for Failure {
             Error::GivenTwice { .. } | Error::InvalidMask { .. } => Code::InvalidOption,
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,
             Error::AxisOutOfRange { .. } => Code::AxisOutOfRange,
-            // Errors about slices, ranges and classes, which C does not pass.
+            // Errors about slices, ranges, classes, caches and rotations, which C does not pass.
             Error::SliceLength { .. }
             | Error::OutOfBounds { .. }
             | Error::RangeOutOfBounds { .. }
-            | Error::ClassOutOfRange { .. } => Code::Panic,
+            | Error::ClassOutOfRange { .. }
+            | Error::NotInCache { .. }
+            | Error::RemovedSequence
+            | Error::CacheFull { .. }
+            | Error::PagesExhausted { .. }
+            | Error::NotReserved { .. }
+            | Error::NotWritten { .. }
+            | Error::CannotTruncate { .. }
+            | Error::PositionOutOfRange { .. } => Code::Panic,
         };
         Failure::new(code, error.to_string())
     }

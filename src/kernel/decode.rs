@@ -127,7 +127,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let Scratch { tile: floats, partials, row_spans, .. } = scratch;
         let (rows, tile_keys, head_dim) = (task.rows, task.tile_keys, task.head_dim());
         let pairs = task.operands == Operands::Bf16Pairs;
-        let in_place = |rows: &KeyRows<'_>| rows.has_contiguous_rows() && !rows.are_paged();
+        let in_place = |rows: &KeyRows<'_>| rows.has_contiguous_rows() && !rows.are_scattered();
         let copy = |rows: &KeyRows<'_>| if in_place(rows) { 0 } else { tile_keys * rows.cols() };
         let [queries, pair_queries, scores, kept_scores, bias, copied_keys, copied_values] = floats.buffers([
             if pairs { 1 } else { rows } * round_up_lanes(head_dim),

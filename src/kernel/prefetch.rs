@@ -324,7 +324,7 @@ impl Prefetch {
     pub(crate) fn add_key_rows(&mut self, rows: &KeyRows<'_>, range: Range<usize>) {
         match rows {
             KeyRows::Run(run) => self.add_run(run.slice_rows(range)),
-            KeyRows::Pages(_) => {
+            KeyRows::Runs(_) => {
                 rows.runs(range).take(MAX_RUNS - self.count).for_each(|run| self.add_run(run));
             }
         }

@@ -70,6 +70,17 @@ impl<'a> PageTable<'a> {
         Self::checked(pages, Lists::Starts(starts), lengths, page_size)
     }
 
+    /// Lists that a cache has made, whose pages are all below `end`.
+    pub(super) fn of_cache(
+        starts: &'a [usize],
+        pages: &'a [u32],
+        lengths: &'a [usize],
+        (page_size, end): (usize, usize),
+    ) -> Self {
+        let lists = Lists::Starts(starts.into());
+        PageTable { pages: pages.into(), lists, lengths: lengths.into(), page_size, end }
+    }
+
     fn checked(pages: Integers<'a>, lists: Lists<'a>, lengths: Integers<'a>, page_size: usize) -> Result<Self, Error> {
         if page_size == 0 {
             return Err(Error::InvalidPages { what: "page size", sequence: 0, got: 0, limit: usize::MAX });
@@ -95,6 +106,7 @@ impl<'a> PageTable<'a> {
     }
 
     /// The entries of the pages of sequence `b`.
+    #[inline]
     fn list(&self, b: usize) -> std::ops::Range<usize> {
         match self.lists {
             Lists::Rows(width) => b * width..(b + 1) * width,
@@ -131,18 +143,14 @@ impl<'a> PageTable<'a> {
     }
 
     /// The page and the slot of key `j` of sequence `b`.
+    #[inline]
     pub(crate) fn of_key(&self, b: usize, j: usize) -> (usize, usize) {
-        (self.page(self.first_entry(b) + j / self.page_size), j % self.page_size)
-    }
-
-    /// The first entry of the pages of sequence `b`.
-    pub(crate) fn first_entry(&self, b: usize) -> usize {
-        self.list(b).start
+        (self.page(self.list(b).start + j / self.page_size), j % self.page_size)
     }
 
     /// The page of an entry, which is one that a sequence uses.
     #[inline]
-    pub(crate) fn page(&self, entry: usize) -> usize {
+    fn page(&self, entry: usize) -> usize {
         self.pages.get(entry) as usize
     }
 }

@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use super::Places;
-use super::page_table::PageTable;
 use super::run::Run;
 use crate::element::with_elements;
 use crate::tensor::any::AnyTensor;
@@ -14,24 +13,22 @@ use std::ops::Range;
 pub(crate) enum KeyRows<'a> {
     /// One run.
     Run(Run<'a>),
-    /// A run for each page.
-    Pages(PageRows<'a>),
+    /// Several runs, such as pages.
+    Runs(ManyRuns<'a>),
 }
 
-/// Rows in the pages of a table.
+/// Rows in several runs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PageRows<'a> {
-    /// `[pages, heads, page_size, cols]`.
-    pages: &'a AnyTensor<'a>,
+pub(crate) struct ManyRuns<'a> {
+    tensor: &'a AnyTensor<'a>,
+    places: &'a Places<'a>,
+    sequence: usize,
     head: usize,
-    table: &'a PageTable<'a>,
-    /// The first entry of the sequence's pages.
-    first_entry: usize,
     rows: usize,
 }
 
-/// Pages of fewer rows are copied together before a product reads them.
-const SHORT_PAGE: usize = 16;
+/// Runs of fewer rows are copied together before a product reads them.
+const SHORT_RUN: usize = 16;
 
 /// Rows that are copied together.
 const COPIED_ROWS: usize = 32;
@@ -46,15 +43,12 @@ impl<'a> KeyRows<'a> {
         rows: usize,
     ) -> Self {
         match places {
-            Places::Dense => KeyRows::Run(Run::new(tensor, b, head)),
+            Places::Dense | Places::Filled(_) => KeyRows::Run(Run::new(tensor, b, head)),
             Places::Packed(starts) => {
                 let first = starts.get(b) as usize;
                 KeyRows::Run(Run::new(tensor, 0, head).slice_rows(first..first + rows))
             }
-            Places::Pages(table) => {
-                let first_entry = table.first_entry(b);
-                KeyRows::Pages(PageRows { pages: tensor, head, table, first_entry, rows })
-            }
+            Places::Pages(_) | Places::Ring(_) => KeyRows::Runs(ManyRuns { tensor, places, sequence: b, head, rows }),
         }
     }
 
@@ -62,7 +56,7 @@ impl<'a> KeyRows<'a> {
     pub(crate) fn cols(&self) -> usize {
         match self {
             KeyRows::Run(run) => run.cols(),
-            KeyRows::Pages(rows) => rows.pages.shape()[3],
+            KeyRows::Runs(rows) => rows.tensor.shape()[3],
         }
     }
 
@@ -71,7 +65,7 @@ impl<'a> KeyRows<'a> {
     pub(crate) fn element_bytes(&self) -> usize {
         match self {
             KeyRows::Run(run) => run.element_bytes(),
-            KeyRows::Pages(rows) => rows.pages.dtype().size(),
+            KeyRows::Runs(rows) => rows.tensor.dtype().size(),
         }
     }
 
@@ -80,7 +74,7 @@ impl<'a> KeyRows<'a> {
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         match self {
             KeyRows::Run(run) => run.has_contiguous_rows(),
-            KeyRows::Pages(rows) => with_elements!(rows.pages, pages => pages.strides()[3] == 1) || self.cols() <= 1,
+            KeyRows::Runs(rows) => with_elements!(rows.tensor, tensor => tensor.strides()[3] == 1) || self.cols() <= 1,
         }
     }
 
@@ -92,8 +86,8 @@ impl<'a> KeyRows<'a> {
 
     /// Whether rows are in more than one run.
     #[inline]
-    pub(crate) fn are_paged(&self) -> bool {
-        matches!(self, KeyRows::Pages(_))
+    pub(crate) fn are_scattered(&self) -> bool {
+        matches!(self, KeyRows::Runs(_))
     }
 
     /// The rows `range` as one run, if they are.
@@ -101,7 +95,7 @@ impl<'a> KeyRows<'a> {
     pub(crate) fn one_run(&self, range: Range<usize>) -> Option<Run<'a>> {
         match self {
             KeyRows::Run(run) => Some(run.slice_rows(range)),
-            KeyRows::Pages(rows) => rows.first_run(range.clone()).filter(|run| run.rows() == range.len()),
+            KeyRows::Runs(rows) => rows.first_run(range.clone()).filter(|run| run.rows() == range.len()),
         }
     }
 
@@ -116,7 +110,7 @@ impl<'a> KeyRows<'a> {
             let run = match self {
                 KeyRows::Run(run) if !rest.is_empty() => Some(run.slice_rows(rest.clone())),
                 KeyRows::Run(_) => None,
-                KeyRows::Pages(rows) => rows.first_run(rest.clone()),
+                KeyRows::Runs(rows) => rows.first_run(rest.clone()),
             }?;
             rest.start += run.rows();
             Some(run)
@@ -132,10 +126,8 @@ impl<'a> KeyRows<'a> {
             let len = match self {
                 _ if rest.is_empty() => return None,
                 KeyRows::Run(_) => rest.len(),
-                KeyRows::Pages(rows) => {
-                    let page = rows.table.page_size();
-                    if page < SHORT_PAGE { COPIED_ROWS } else { page - rest.start % page }
-                }
+                KeyRows::Runs(ManyRuns { places, .. }) if places.run_len() < SHORT_RUN => COPIED_ROWS,
+                KeyRows::Runs(rows) => rows.places.first_run(rows.sequence, &rest).1.len(),
             };
             let part = rest.start..rest.end.min(rest.start + len);
             rest.start = part.end;
@@ -144,7 +136,7 @@ impl<'a> KeyRows<'a> {
     }
 }
 
-impl<'a> PageRows<'a> {
+impl<'a> ManyRuns<'a> {
     /// The run that `range` starts with; `None` if it is empty.
     #[inline]
     fn first_run(&self, range: Range<usize>) -> Option<Run<'a>> {
@@ -152,9 +144,7 @@ impl<'a> PageRows<'a> {
         if range.is_empty() {
             return None;
         }
-        let size = self.table.page_size();
-        let (entry, slot) = (self.first_entry + range.start / size, range.start % size);
-        let page = Run::new(self.pages, self.table.page(entry), self.head);
-        Some(page.slice_rows(slot..size.min(slot + range.len())))
+        let (index, rows) = self.places.first_run(self.sequence, &range);
+        Some(Run::new(self.tensor, index, self.head).slice_rows(rows))
     }
 }

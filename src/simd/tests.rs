@@ -9,3 +9,4 @@ use crate::simd::{Isa, Kernel, LINE, MAX_LANES, PairDots, PairKernel, Simd, Stre
 mod conversions;
 mod exponentials;
 mod operations;
+mod rows;

@@ -91,6 +91,25 @@ impl<'a> AnyTensorRef<'a> {
         with_elements!(&self.tensor, tensor => &tensor.strides()[MAX_RANK - self.rank..])
     }
 
+    /// The same tensor with its type known at compile time, if that is `T`. A tensor of a rank below 4 has axes of size 1 in front,
+    /// as after its conversion to rank 4.
+    ///
+    /// ```
+    /// use flashtile::{DType, KvCache, KvFormat, f16};
+    ///
+    /// let cache = KvCache::new(KvFormat::new(DType::F16, 2, 64), 1, 100)?;
+    /// let keys = cache.keys().typed::<f16>().expect("a cache of f16");
+    /// assert_eq!(keys.get([0, 1, 99, 63]), Some(f16::ZERO));
+    /// assert!(cache.keys().typed::<f32>().is_none());
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    pub fn typed<T: Element>(self) -> Option<TensorRef<'a, T>> {
+        // SAFETY: the cast is made only if `DTYPE`, which names `T` (what an `Element` promises), is the type of the elements.
+        let strided =
+            with_elements!(self.tensor, tensor => (self.dtype() == T::DTYPE).then(|| unsafe { tensor.cast() }));
+        Some(TensorRef::of_rank(strided?, self.rank))
+    }
+
     /// The same tensor with its axes in another order: axis `n` of the result is axis `axes[n]` of this one.
     ///
     /// # Errors
@@ -177,6 +196,11 @@ impl<'a> AnyTensorMut<'a> {
         AnyTensorMut { tensor: map_elements!(&mut self.tensor, tensor => tensor.reborrow()), rank: self.rank }
     }
 
+    /// The tensor with axes of size 1 in front of its own, of its type.
+    pub(crate) fn typed_mut(&mut self) -> &mut AnyStridedMut<'a> {
+        &mut self.tensor
+    }
+
     /// The same tensor as rows that several threads write.
     pub(crate) fn into_shared(self) -> AnySharedRows<'a> {
         map_elements!(self.tensor, tensor => SharedRows::new(tensor))
@@ -255,7 +279,7 @@ impl<'a> AnyTensor<'a> {
 }
 
 /// A [`StridedMut`] of any element type.
-type AnyStridedMut<'a> = ByElement<StridedMut<'a, f32, 4>, StridedMut<'a, f16, 4>, StridedMut<'a, bf16, 4>>;
+pub(crate) type AnyStridedMut<'a> = ByElement<StridedMut<'a, f32, 4>, StridedMut<'a, f16, 4>, StridedMut<'a, bf16, 4>>;
 
 impl<'a> AnyStridedMut<'a> {
     fn new<T: Element>(strided: StridedMut<'a, T, 4>) -> Self {

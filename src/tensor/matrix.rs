@@ -200,6 +200,25 @@ impl<'a, T> RowMut<'a, T> {
         (0..self.len).map(move |k| unsafe { &mut *origin.wrapping_offset((k as isize).wrapping_mul(stride)) })
     }
 
+    /// The same row, for reading.
+    #[inline(always)]
+    pub(crate) fn as_row(&self) -> Row<'_, T> {
+        // The invariant of `Row`: the elements are readable, and nobody writes while `self` is borrowed.
+        Row { origin: self.origin.cast_const(), len: self.len, stride: self.stride, borrow: PhantomData }
+    }
+
+    /// Elements `range.start` to `range.end`, borrowed for the lifetime of the result.
+    ///
+    /// # Panics
+    /// If there are no such elements.
+    #[inline(always)]
+    pub(crate) fn slice_mut(&mut self, range: std::ops::Range<usize>) -> RowMut<'_, T> {
+        assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
+        let origin = self.origin.wrapping_offset((range.start as isize).wrapping_mul(self.stride));
+        // The invariant: some of the elements of `self`, which is borrowed mutably.
+        RowMut { origin, len: range.len(), stride: self.stride, borrow: PhantomData }
+    }
+
     /// Writes every element from `values`.
     ///
     /// # Panics
@@ -211,9 +230,31 @@ impl<'a, T> RowMut<'a, T> {
     }
 }
 
+impl<'a, T> From<&'a mut [T]> for RowMut<'a, T> {
+    #[inline(always)]
+    fn from(row: &'a mut [T]) -> Self {
+        // The invariant: a slice's elements are side by side, and borrowed mutably for 'a.
+        RowMut { origin: row.as_mut_ptr(), len: row.len(), stride: 1, borrow: PhantomData }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Parts of a row, at strides of either sign, are read and written where they lie.
+    #[test]
+    fn parts_of_rows_are_written_in_place() {
+        let mut data = [0, 1, 2, 3, 4, 5, 6u16];
+        // SAFETY: elements 6, 4, 2 and 0 of `data`, which is borrowed mutably.
+        let mut row = unsafe { RowMut::from_parts(data.as_mut_ptr().wrapping_add(6), 4, -2) };
+        let mut part = row.slice_mut(1..3);
+        assert_eq!(part.as_row().iter().collect::<Vec<_>>(), [4, 2]);
+        part.fill_from([40, 20].into_iter());
+        assert_eq!(row.as_row().iter().collect::<Vec<_>>(), [6, 40, 20, 0]);
+        RowMut::from(&mut data[..2]).slice_mut(1..2).fill_from([10].into_iter());
+        assert_eq!(data, [0, 10, 20, 3, 40, 5, 6]);
+    }
 
     #[test]
     #[should_panic(expected = "rows of 2 in 0 elements")]

@@ -43,6 +43,11 @@ impl<'a, T, const N: usize> TensorRef<'a, T, N> {
         TensorRef { strided, rank: N }
     }
 
+    /// A tensor of rank `rank`, converted to rank `N`.
+    pub(super) fn of_rank(strided: Strided<'a, T, N>, rank: usize) -> Self {
+        TensorRef { strided, rank }
+    }
+
     /// The rank before a conversion: below `N` if there was one.
     pub(crate) fn original_rank(&self) -> usize {
         self.rank

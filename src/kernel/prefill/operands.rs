@@ -85,13 +85,13 @@ impl<'a> TileOperands<'a> {
                 TileValues::Rows(without_gaps(isa, run.slice_rows(keys.clone()), buffers.values))
             }
             KeyRows::Run(run) => TileValues::Rows(Run::F32(as_f32(isa, run.slice_rows(keys.clone()), buffers.values))),
-            KeyRows::Pages(_) => {
+            KeyRows::Runs(_) => {
                 TileValues::Rows(Run::F32(copied_as_f32(isa, task.values, keys.clone(), buffers.values)))
             }
         };
         let keys = match (task.operands, &task.keys) {
             (Operands::F32, KeyRows::Run(run)) => PanelKeys::F32(as_f32(isa, run.slice_rows(keys), buffers.keys)),
-            (Operands::F32, KeyRows::Pages(_)) => PanelKeys::F32(copied_as_f32(isa, task.keys, keys, buffers.keys)),
+            (Operands::F32, KeyRows::Runs(_)) => PanelKeys::F32(copied_as_f32(isa, task.keys, keys, buffers.keys)),
             (Operands::Bf16Pairs, rows) => match rows.one_run(keys.clone()) {
                 Some(Run::Bf16(run)) => PanelKeys::Pairs(key_pairs(run, buffers.keys), task.factor),
                 _ => PanelKeys::Pairs(copied_key_pairs(task.keys, keys, buffers.keys), task.factor),

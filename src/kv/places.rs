@@ -1,0 +1,74 @@
+//! Where the keys (and values) of each sequence lie.
+
+#![forbid(unsafe_code)]
+
+use super::page_table::PageTable;
+use crate::integers::Integers;
+use std::ops::Range;
+
+/// Where the keys (and values) of each sequence lie: in which rows of which batch index of their tensors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Places<'a> {
+    /// In the rows of a batch index of their own.
+    Dense,
+    /// In the first rows of a batch index of their own, these many.
+    Filled(Integers<'a>),
+    /// In rows `starts[b]..starts[b + 1]` of batch 0.
+    Packed(Integers<'a>),
+    /// In pages, which are the tensor's batch indices.
+    Pages(PageTable<'a>),
+    /// In a batch index of their own, in the rows of a [`Ring`].
+    Ring(Ring<'a>),
+}
+
+/// The first and the last tokens of each sequence, as a [`RotatingKvCache`](super::RotatingKvCache) keeps them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ring<'a> {
+    /// The tokens of each sequence, lost ones included.
+    pub(crate) lengths: Integers<'a>,
+    /// The number of first tokens.
+    pub(crate) first: usize,
+    /// The number of last tokens, at least 1.
+    pub(crate) window: usize,
+}
+
+impl Ring<'_> {
+    /// The row of token `j`, while it is kept. Otherwise the row of the token that has replaced it.
+    pub(crate) fn row(&self, j: usize) -> usize {
+        if j < self.first { j } else { self.first + (j - self.first) % self.window }
+    }
+}
+
+impl Places<'_> {
+    /// The batch index and the row of key `j` of sequence `b`: the definition.
+    pub(crate) fn of_key(&self, b: usize, j: usize) -> (usize, usize) {
+        match self {
+            Places::Dense | Places::Filled(_) => (b, j),
+            Places::Packed(starts) => (0, starts.get(b) as usize + j),
+            Places::Pages(table) => table.of_key(b, j),
+            Places::Ring(ring) => (b, ring.row(j)),
+        }
+    }
+
+    /// The run that the keys `keys` of sequence `b` start with, where a sequence may have several: the batch index, and the rows.
+    #[inline]
+    pub(super) fn first_run(&self, b: usize, keys: &Range<usize>) -> (usize, Range<usize>) {
+        let (index, row) = self.of_key(b, keys.start);
+        let end = match self {
+            Places::Dense | Places::Filled(_) | Places::Packed(_) => usize::MAX,
+            Places::Pages(table) => table.page_size(),
+            Places::Ring(ring) if keys.start < ring.first => ring.first,
+            Places::Ring(ring) => ring.first + ring.window,
+        };
+        (index, row..end.min(row + keys.len()))
+    }
+
+    /// The length of most runs.
+    pub(super) fn run_len(&self) -> usize {
+        match self {
+            Places::Dense | Places::Filled(_) | Places::Packed(_) => usize::MAX,
+            Places::Pages(table) => table.page_size(),
+            Places::Ring(ring) => ring.window,
+        }
+    }
+}
