@@ -104,10 +104,12 @@ impl<'a> AnyTensorRef<'a> {
     /// # Ok::<(), flashtile::Error>(())
     /// ```
     pub fn typed<T: Element>(self) -> Option<TensorRef<'a, T>> {
-        // SAFETY: the cast is made only if `DTYPE`, which names `T` (what an `Element` promises), is the type of the elements.
-        let strided =
-            with_elements!(self.tensor, tensor => (self.dtype() == T::DTYPE).then(|| unsafe { tensor.cast() }));
-        Some(TensorRef::of_rank(strided?, self.rank))
+        if self.dtype() != T::DTYPE {
+            return None;
+        }
+        // SAFETY: `DTYPE` names `T` (what an `Element` promises), and the elements have that type, so the cast changes nothing.
+        let strided = with_elements!(self.tensor, tensor => unsafe { tensor.cast() });
+        Some(TensorRef::of_rank(strided, self.rank))
     }
 
     /// The same tensor with its axes in another order: axis `n` of the result is axis `axes[n]` of this one.

@@ -158,6 +158,14 @@ impl<'a, T: Copy> Row<'a, T> {
     }
 }
 
+impl<'a, T> From<&'a [T]> for Row<'a, T> {
+    #[inline(always)]
+    fn from(row: &'a [T]) -> Self {
+        // The invariant: a slice's elements are side by side, and readable for 'a.
+        Row { origin: row.as_ptr(), len: row.len(), stride: 1, borrow: PhantomData }
+    }
+}
+
 /// A row for writing.
 ///
 /// Invariant: `origin` and `stride` lead to `len` different initialised elements, which only this value reads or writes for
