@@ -29,6 +29,7 @@ mod lines;
 mod open_sets;
 mod outside;
 mod report;
+mod serving;
 mod workloads;
 
 use arguments::{Arguments, USAGE};

@@ -139,6 +139,10 @@ impl Row {
                     let got = self.outcome.best * 1e9 / self.workload.softmax_elements() as f64;
                     Some(Judgement { what: " ns an element".into(), got, bound: Bound::Most(most) })
                 }
+                Reach::Microseconds(most) => {
+                    let got = self.outcome.best * 1e6;
+                    Some(Judgement { what: " us".into(), got, bound: Bound::Most(most) })
+                }
                 _ => None,
             };
         };

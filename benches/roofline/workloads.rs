@@ -1,6 +1,7 @@
 //! The table of workloads and their targets.
 
 use crate::open_sets::Open;
+use crate::serving::Serving;
 use crate::support::{Dims, Layout};
 use flashtile::DType::{self, Bf16, F16, F32};
 use flashtile::Level;
@@ -17,6 +18,7 @@ pub(crate) struct Workload {
 #[derive(Clone, Copy)]
 pub(crate) enum Task {
     Attention(Dims, Options),
+    Serving(Serving),
     /// Of a matrix along one of its axes.
     Softmax(SoftmaxTask),
 }
@@ -80,6 +82,8 @@ pub(crate) enum Reach {
     BelowPeersAndOfF32(f64),
     /// At most this time of an element of softmax, in nanoseconds.
     Nanoseconds(f64),
+    /// At most this time of a call.
+    Microseconds(f64),
     /// Less time than any peer takes, as `benches/peers` measures. A call of microseconds is bound by neither roof.
     BelowPeers,
 }
@@ -120,6 +124,10 @@ const fn attention(
     reach: Reach,
 ) -> Workload {
     Workload { name, task: Task::Attention(dims, options), types, reach }
+}
+
+const fn serving(name: &'static str, serving: Serving, types: &'static [DType], reach: Reach) -> Workload {
+    Workload { name, task: Task::Serving(serving), types, reach }
 }
 
 const fn softmax(
@@ -286,6 +294,33 @@ pub(crate) const GROUPS: &[&[Workload]] = {
         &[attention("decode_batch", batch(16, grouped(32, 8, 1, 1024, 128)), Plain, &[F16], Fraction(0.85))],
         &[attention("decode_short", grouped(9, 3, 1, 256, 64), Plain, &[F32], BelowPeers)],
         &[attention("portable_decode", DECODE, At(Level::Portable), ALL, TimeOfF32(1.3))],
+        &[
+            serving("packed_alone", Serving::PackedAlone, &[F32], Judge),
+            serving("packed", Serving::Packed, &[F32], TimeOf("packed_alone", 1.03)),
+        ],
+        &[
+            serving("mixed_alone", Serving::MixedAlone, &[Bf16], Judge),
+            serving("mixed", Serving::Mixed, &[Bf16], TimeOf("mixed_alone", 1.05)),
+        ],
+        &[
+            serving("pages_none", Serving::Pages(0), &[F16, Bf16], Judge),
+            serving("paged_256", Serving::Pages(256), &[F16, Bf16], TimeOf("pages_none", 1.03)),
+            serving("paged_16", Serving::Pages(16), &[F16, Bf16], TimeOf("pages_none", 1.10)),
+            serving("paged_1", Serving::Pages(1), &[F16, Bf16], TimeOf("pages_none", 1.50)),
+            serving("decode_cache", Serving::Cache, &[F16], TimeOf("pages_none", 1.02)),
+        ],
+        &[
+            serving("chunk_none", Serving::ChunkPages(0), ALL, Judge),
+            serving("chunk_paged_256", Serving::ChunkPages(256), ALL, TimeOf("chunk_none", 1.03)),
+            serving("chunk_paged_16", Serving::ChunkPages(16), ALL, TimeOf("chunk_none", 1.10)),
+        ],
+        &[
+            serving("decode_right_padded", Serving::RightPadded, &[F16], Judge),
+            serving("decode_left_padded", Serving::LeftPadded, &[F16], TimeOf("decode_right_padded", 1.03)),
+        ],
+        &[serving("mla", Serving::Latent, &[Bf16], Fraction(1.0))],
+        // 2 us a layer, in nanoseconds of the call.
+        &[serving("append", Serving::Append, &[F16], Reach::Microseconds(64.0))],
         &[attention("portable_prefill", Dims::new(8, 512, 512, 64), At(Level::Portable), ALL, TimeOfF32(1.3))],
         // Per element, at most 1.3 times the time of the next multiple of 8, whose rows have the same number of vectors.
         &[
@@ -346,7 +381,7 @@ impl Workload {
     pub(crate) fn softmax_elements(&self) -> usize {
         match self.task {
             Task::Softmax(SoftmaxTask { shape: [rows, len], .. }) => rows * len,
-            Task::Attention(..) => 0,
+            Task::Attention(..) | Task::Serving(_) => 0,
         }
     }
 
@@ -357,7 +392,7 @@ impl Workload {
                 Some((self.name, F32))
             }
             Reach::Fraction(_) | Reach::OfF32(_) | Reach::TimeOfF32(_) | Reach::Judge | Reach::BelowPeers => None,
-            Reach::BelowPeersAndOfF32(_) | Reach::Nanoseconds(_) => None,
+            Reach::BelowPeersAndOfF32(_) | Reach::Nanoseconds(_) | Reach::Microseconds(_) => None,
             Reach::FractionOf(other, _) | Reach::TimeOf(other, _) => Some((other, dtype)),
         }
     }
