@@ -4,8 +4,9 @@
 mod support;
 
 use flashtile::{
-    AlibiSlopes, AnyTensorRef, Attention, Element, Error, Form, KeysValues, Level, PageTable, QueryOffset, TensorMut,
-    TensorRef, Threads, Workspace, bf16, f16, reference,
+    AlibiSlopes, AnyTensorRef, Attention, DType, Element, Error, Form, KeysValues, KvCache, KvFormat, Level, PageLists,
+    PageTable, PagedKvCache, QueryOffset, RotatingKvCache, TensorMut, TensorRef, Threads, Workspace, bf16, f16,
+    reference,
 };
 use support::Rng;
 
@@ -465,4 +466,66 @@ fn a_step_is_prepared_once_for_all_layers() {
     let error = prepared.compute(q, kv(pool(&layers[0]), &list, &first), into, None, &mut workspace).unwrap_err();
     let expected = Error::ShapeMismatch { tensor: "keys", dimension: "seq_kv", expected: 129, got: 100 };
     assert_eq!(error, expected);
+}
+
+/// Attention over the caches has the bits of attention over plain tensors: what a rotating cache has lost is hidden.
+#[test]
+fn caches_are_read_where_they_lie() {
+    let mut rng = Rng(21);
+    let (heads_q, heads_kv, dim) = (6, 2, 16);
+    for case in 0..40 {
+        let (batch, format) = (2, KvFormat::new([DType::F32, DType::F16][case % 2], heads_kv, dim));
+        let (first, window) = ([0, 1, 5, 40][rng.below(4)], [1, 7, 20, 64][rng.below(4)]);
+        let mut cache = KvCache::new(format, batch, 400).unwrap();
+        let mut rotating = RotatingKvCache::new(format, batch, first, window).unwrap();
+        let mut paged = PagedKvCache::new(format, 1, 100, [1, 4, 16, 33][rng.below(4)]).unwrap();
+        let ids: Vec<_> = (0..batch).map(|_| paged.new_sequence()).collect();
+        for b in 0..batch {
+            for _ in 0..1 + rng.below(3) {
+                let tokens = 1 + rng.below(60);
+                let data: Vec<f32> = rng.normals(tokens * heads_kv * dim);
+                let kv = heads_first(&data, [1, tokens, heads_kv, dim]);
+                cache.append_to(b, kv, kv).unwrap();
+                rotating.append_to(b, kv, kv).unwrap();
+                if paged.free_pages() > 61 {
+                    paged.append(ids[b], kv, kv).unwrap();
+                }
+            }
+        }
+        let queries = 1 + rng.below(3);
+        let q: Vec<f32> = rng.normals(batch * queries * heads_q * dim);
+        let q = TensorRef::from_slice(&q, [batch, heads_q, queries, dim]).unwrap();
+        let attention =
+            Attention::new().causal().window(rng.one_in(2).then_some(30), None).alibi(AlibiSlopes::Standard);
+        let run = |attention: &Attention<'_>, kv: KeysValues<'_>| {
+            let mut out = vec![CANARY; batch * heads_q * queries * dim];
+            let into = TensorMut::from_slice(&mut out, [batch, heads_q, queries, dim]).unwrap();
+            attention.compute(q, kv, into, None, &mut Workspace::new()).unwrap();
+            out
+        };
+        let dense = (cache.keys(), cache.values());
+        let plain = attention.clone().key_lengths(cache.lengths());
+        assert_eq!(run(&attention, (&cache).into()), run(&plain, dense.into()), "case {case}");
+
+        let held = |b: usize, j: usize| {
+            let kept = rotating.kept(b).unwrap();
+            kept.iter().any(|range| range.contains(&j))
+        };
+        let shows: Vec<bool> =
+            (0..batch).flat_map(|b| (0..400).map(move |j| (b, j))).map(|(b, j)| held(b, j)).collect();
+        let masked = plain.clone().mask(TensorRef::from_slice(&shows, [batch, 1, 1, 400]).unwrap());
+        let exact = run(&masked, dense.into());
+        let got = run(&attention, (&rotating).into());
+        assert_eq!(got, exact, "case {case}: first {first}, window {window}, lengths {:?}", cache.lengths());
+        let reference = reference::attention(&attention, q, &rotating).unwrap();
+        for (got, right) in got.iter().zip(&reference.out) {
+            assert!((*got as f64 - right).abs() < 1e-5, "case {case}: {got}, not {right}");
+        }
+
+        let mut lists = PageLists::new();
+        paged.list(&ids, &mut lists).unwrap();
+        let lengths = lists.lengths().to_vec();
+        let shorter = attention.clone().key_lengths(&lengths);
+        assert_eq!(run(&attention, paged.view(0, &lists).unwrap()), run(&shorter, dense.into()), "case {case}");
+    }
 }
