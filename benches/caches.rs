@@ -1,7 +1,7 @@
 //! Tokens into caches, and rotation: `cargo bench --bench caches`.
 //!
-//! One token of 8 heads of 128, keys and values, is appended to each cache: converted, rotated and converted, or out of rows whose
-//! elements are apart. One call is timed as the mean of 256 in a row, so data is in the caches of the processor.
+//! One token of 8 heads of 128, keys and values, is appended to each cache: converted, rotated and converted, or out of rows
+//! whose elements are apart. One call is timed as the mean of 256 in a row, so data is in the caches of the processor.
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! Rotary position embeddings: each pair of elements of a row is turned by an angle that grows with the row's position.
 //!
-//! The table of cosines and sines is computed in f64 and rounded once. Rotating is f32 arithmetic without fused operations, so its
-//! bits are the same at every level.
+//! The table of cosines and sines is computed in f64 and rounded once. Rotating is f32 arithmetic without fused operations, so
+//! its bits are the same at every level.
 
 #![forbid(unsafe_code)]
 
@@ -59,15 +59,28 @@ pub struct Rotary {
 }
 
 /// The positions of the rows of `[batch, heads, seq, dim]`. All heads of a token have the same position.
+///
+/// Two sequences of one new token, after 20 and 7 others:
+///
+/// ```
+/// use flashtile::{Positions, Rotary, TensorMut};
+///
+/// let rotary = Rotary::new(64, 10_000.0, 4096)?;
+/// let mut q = vec![0.5f32; 2 * 8 * 64];
+/// let lengths: Vec<u32> = vec![20, 7];
+/// rotary.rotate(TensorMut::from_slice(&mut q, [2, 8, 1, 64])?, Positions::per_batch(&lengths))?;
+/// # Ok::<(), flashtile::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Positions<'a> {
     /// Token `i` of every sequence has the position `start + i`.
     Start(usize),
-    /// Token `i` of sequence `b` has the position `starts[b] + i`. The list has `batch` entries. [`Positions::per_batch`] makes it.
-    PerBatch(Integers<'a>),
-    /// Token `i` of sequence `b` has the position `ids[b * seq + i]`. The list has `batch * seq` entries. [`Positions::each`] makes
+    /// Token `i` of sequence `b` has the position `starts[b] + i`. The list has `batch` entries. [`Positions::per_batch`] makes
     /// it.
+    PerBatch(Integers<'a>),
+    /// Token `i` of sequence `b` has the position `ids[b * seq + i]`. The list has `batch * seq` entries. [`Positions::each`]
+    /// makes it.
     Each(Integers<'a>),
 }
 
@@ -120,8 +133,14 @@ impl<'a> Positions<'a> {
 
 /// The inverse frequencies of rotary embeddings: `base^(-2 p / dim)` for the pairs `p = 0 .. dim / 2`.
 ///
+/// ```
+/// # use flashtile::rotary_frequencies;
+/// assert_eq!(rotary_frequencies(4, 10_000.0)?, [1.0, 0.01]);
+/// # Ok::<(), flashtile::Error>(())
+/// ```
+///
 /// # Errors
-/// [`Error::InvalidOption`] if `dim` is odd, or `base` is not positive and finite.
+/// [`Error::InvalidOption`] if `dim` is odd, or `base` is not positive and finite; [`Error::TooLarge`].
 pub fn rotary_frequencies(dim: usize, base: f64) -> Result<Vec<f64>, Error> {
     if !dim.is_multiple_of(2) {
         return Err(Error::InvalidOption { option: "rotary dim", got: dim as f32, expected: "even" });

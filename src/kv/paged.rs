@@ -27,8 +27,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// [`append`](PagedKvCache::append) does both in a cache of one layer.
 ///
-/// [`fork`](PagedKvCache::fork) shares all pages of a sequence. Full pages stay shared. The last page, if partly filled, is copied
-/// when one of its sequences reserves further tokens (copy on write). A page is free when no sequence has it.
+/// [`fork`](PagedKvCache::fork) shares all pages of a sequence. Full pages stay shared. The last page, if partly filled, is
+/// copied when one of its sequences reserves further tokens (copy on write). A page is free when no sequence has it.
 ///
 /// All memory is allocated by [`new`](PagedKvCache::new), but for tables. Keys and values may have any type and strides, as in
 /// [`KvCache`](crate::KvCache). A refused call has changed nothing.
@@ -128,8 +128,8 @@ impl PagedKvCache {
     /// An empty pool: `pages * page_size * layers *` [`format.token_bytes()`](KvFormat::token_bytes) bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] if there is no layer or the page size is 0; [`Error::TooMany`] if pages have no number of 32 bits;
-    /// [`Error::TooLarge`].
+    /// [`Error::InvalidOption`] if there is no layer or the page size is 0; [`Error::TooMany`] if pages have no number of 32
+    /// bits; [`Error::TooLarge`].
     pub fn new(format: KvFormat, layers: usize, pages: usize, page_size: usize) -> Result<Self, Error> {
         const TOO_LARGE: Error = Error::TooLarge { what: "the cache" };
         for (option, number) in [("layers", layers), ("page size", page_size)] {
@@ -323,8 +323,8 @@ impl PagedKvCache {
     /// To share a prefix only, [`truncate`](PagedKvCache::truncate) the result.
     ///
     /// # Errors
-    /// [`Error::RemovedSequence`]; [`Error::NotWritten`] if tokens are reserved that a layer lacks; [`Error::TooMany`] if a page has
-    /// 2^32 - 1 sequences.
+    /// [`Error::RemovedSequence`]; [`Error::NotWritten`] if tokens are reserved that a layer lacks; [`Error::TooMany`] if a page
+    /// has 2^32 - 1 sequences.
     pub fn fork(&mut self, id: SequenceId) -> Result<SequenceId, Error> {
         self.check_complete(id)?;
         let slot = self.slot(id)?;
@@ -337,7 +337,8 @@ impl PagedKvCache {
         Ok(self.insert(len, written, table))
     }
 
-    /// Forgets the tokens of a sequence after the first `len`, in all layers, reserved ones too. Pages without tokens are given back.
+    /// Forgets the tokens of a sequence after the first `len`, in all layers, reserved ones too. Pages without tokens are given
+    /// back.
     ///
     /// # Errors
     /// [`Error::RemovedSequence`]; [`Error::CannotTruncate`] if it has fewer tokens.

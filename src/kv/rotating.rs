@@ -24,9 +24,9 @@ use std::ops::Range;
 /// A sequence of `n` tokens holds the tokens `0 .. min(S, n)` and `max(S, n - W) .. n`, and no others: what is held depends on
 /// its length alone. Token `j` replaces token `j - W`.
 ///
-/// Appending `n` tokens at once writes those that remain. Attention after it sees the last `W` tokens: the first of `n` new queries
-/// has lost up to `n - 1` keys of its window. So a model whose queries see `w` tokens back, and which appends `n` tokens at a time,
-/// needs `W >= w + n - 1`.
+/// Appending `n` tokens at once writes those that remain. Attention after it sees the last `W` tokens: the first of `n` new
+/// queries has lost up to `n - 1` keys of its window. So a model whose queries see `w` tokens back, and which appends `n` tokens
+/// at a time, needs `W >= w + n - 1`.
 ///
 /// Attention takes `&cache` as its keys and values. Token `j` keeps the position `j`, whatever has been lost, so causal order,
 /// windows and ALiBi are right; lost tokens are hidden from every query.
@@ -82,8 +82,9 @@ impl RotatingKvCache {
         self.write(0, &tokens)
     }
 
-    /// As [`append`](RotatingKvCache::append), with rotated keys: see [`KvCache::append_rotated`](crate::KvCache::append_rotated).
-    /// Without positions, a token's position is its number in the sequence, whatever has been overwritten.
+    /// As [`append`](RotatingKvCache::append), with rotated keys: see
+    /// [`KvCache::append_rotated`](crate::KvCache::append_rotated). Without positions, a token's position is its number in the
+    /// sequence, whatever has been overwritten.
     ///
     /// # Errors
     /// As [`append`](RotatingKvCache::append) and [`Rotary::rotate`].

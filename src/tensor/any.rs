@@ -91,8 +91,8 @@ impl<'a> AnyTensorRef<'a> {
         with_elements!(&self.tensor, tensor => &tensor.strides()[MAX_RANK - self.rank..])
     }
 
-    /// The same tensor with its type known at compile time, if that is `T`. A tensor of a rank below 4 has axes of size 1 in front,
-    /// as after its conversion to rank 4.
+    /// The same tensor with its type known at compile time, if that is `T`. A tensor of a rank below 4 has axes of size 1 in
+    /// front, as after its conversion to rank 4.
     ///
     /// ```
     /// use flashtile::{DType, KvCache, KvFormat, f16};
