@@ -24,6 +24,17 @@ macro_rules! integers {
         }
 
         impl Integers<'_> {
+            /// Calls `visit` with the entries of `range`, which are all indices of memory.
+            ///
+            /// # Panics
+            /// If there are no such entries.
+            #[inline]
+            pub(crate) fn for_each_index(&self, range: std::ops::Range<usize>, mut visit: impl FnMut(usize)) {
+                match self.0 {
+                    $(List::$variant(list) => list[range].iter().for_each(|&entry| visit(entry as usize))),+
+                }
+            }
+
             /// The number of entries.
             pub(crate) fn len(&self) -> usize {
                 match self.0 {

@@ -22,6 +22,7 @@ mod from_ndarray;
 pub(crate) mod group;
 pub(crate) mod matrix;
 mod pairs;
+pub(crate) mod row_list;
 pub(crate) mod shared;
 pub(crate) mod strided;
 mod view;

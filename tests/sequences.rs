@@ -480,7 +480,7 @@ fn caches_are_read_where_they_lie() {
         let mut rotating = RotatingKvCache::new(format, batch, first, window).unwrap();
         let mut paged = PagedKvCache::new(format, 1, 100, [1, 4, 16, 33][rng.below(4)]).unwrap();
         let ids: Vec<_> = (0..batch).map(|_| paged.new_sequence()).collect();
-        for b in 0..batch {
+        for (b, id) in ids.iter().enumerate() {
             for _ in 0..1 + rng.below(3) {
                 let tokens = 1 + rng.below(60);
                 let data: Vec<f32> = rng.normals(tokens * heads_kv * dim);
@@ -488,7 +488,7 @@ fn caches_are_read_where_they_lie() {
                 cache.append_to(b, kv, kv).unwrap();
                 rotating.append_to(b, kv, kv).unwrap();
                 if paged.free_pages() > 61 {
-                    paged.append(ids[b], kv, kv).unwrap();
+                    paged.append(*id, kv, kv).unwrap();
                 }
             }
         }

@@ -29,7 +29,7 @@ use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods::{self, GRAIN};
 use super::output::TaskOutput;
 use super::partial::PartialLayout;
-use super::prefetch::Prefetch;
+use super::prefetch::{Prefetch, PrefetchRuns};
 use super::row_scores::scores_from_f32;
 use super::score_tensors::read_row;
 use super::scratch::Scratch;
@@ -41,6 +41,7 @@ use super::widen::{as_one_run, widen_group};
 use crate::element::ByElement;
 use crate::kv::rows::KeyRows;
 use crate::kv::run::Run;
+use crate::tensor::row_list::RowAddresses;
 use scores::RowKeys;
 use std::ops::Range;
 
@@ -64,6 +65,14 @@ pub(crate) struct Decode<'t, 'a> {
     row_spans: &'t [LaneSpans<1>],
     buffers: RowBuffers<'t>,
     prefetch: &'t mut Prefetch,
+    /// Where the prefetch's memory goes back to.
+    prefetch_runs: &'t mut PrefetchRuns,
+}
+
+impl Drop for Decode<'_, '_> {
+    fn drop(&mut self) {
+        self.prefetch.give_back(self.prefetch_runs);
+    }
 }
 
 /// The keys and values of the next piece.
@@ -108,6 +117,8 @@ struct RowBuffers<'t> {
     /// Copies of keys and values that have gaps between their elements, and of keys that can't be read as pairs in place.
     copied_keys: &'t mut [f32],
     copied_values: &'t mut [f32],
+    /// The addresses of keys, then of values, that are in several runs.
+    addresses: &'t mut RowAddresses,
 }
 
 impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
@@ -124,7 +135,8 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         scratch: &'t mut Scratch,
     ) -> Self {
         let Piece { task, keys } = piece;
-        let Scratch { tile: floats, partials, row_spans, .. } = scratch;
+        let Scratch { tile: floats, partials, row_spans, addresses, prefetch_runs, .. } = scratch;
+        prefetch.borrow(prefetch_runs);
         let (rows, tile_keys, head_dim) = (task.rows, task.tile_keys, task.head_dim());
         let pairs = task.operands == Operands::Bf16Pairs;
         let in_place = |rows: &KeyRows<'_>| rows.has_contiguous_rows() && !rows.are_scattered();
@@ -155,7 +167,8 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             started: false,
             queries: RowQueries::load(task, queries, pair_queries),
             row_spans,
-            buffers: RowBuffers { scores, kept_scores, bias, copied_keys, copied_values },
+            buffers: RowBuffers { scores, kept_scores, bias, copied_keys, copied_values, addresses },
+            prefetch_runs,
             prefetch,
         }
     }
@@ -173,11 +186,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
 
         // 1. Scores.
         let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.keys, |next| &next.keys);
-        for part in task.keys.parts(keys.clone()) {
-            fill_prefetch(self.prefetch, &task.keys, &part, &upcoming, next);
-            let to = &mut self.buffers.scores[part.start - keys.start..];
-            self.queries.scores(task, part, self.buffers.copied_keys, to, self.prefetch);
-        }
+        fill_prefetch(self.prefetch, &task.keys, &keys, &upcoming, next);
+        let RowBuffers { scores, copied_keys, addresses, .. } = &mut self.buffers;
+        self.queries.scores(task, keys.clone(), (copied_keys, addresses), scores, self.prefetch);
 
         // 2. Score modifications, and the softmax.
         let extent = self.softmax_rows(&keys);
@@ -186,20 +197,20 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         if extent.max == f32::NEG_INFINITY {
             return; // No row sees any of the keys, or the scores are NaN, and then the rows' sums are NaN already.
         }
-        let RowBuffers { scores: probs, kept_scores, copied_values, .. } = &mut self.buffers;
+        let RowBuffers { scores: probs, kept_scores, copied_values, addresses, .. } = &mut self.buffers;
         let (out, width) = (self.layout.values(self.split, task.rows), self.layout.width());
         let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.values, |next| &next.values);
-        for part in task.values.parts(keys.clone()) {
-            let values = as_one_run(isa, &task.values, part.clone(), copied_values);
-            let (first, probs) = (part.start - keys.start, &probs[part.start - keys.start..]);
-            if extent.hides && !values::all_finite(isa, values) {
-                let probs = (probs, &kept_scores[first..]);
-                values::add_visible_values(isa, values, probs, [tile_keys, 1], (&mut *out, width));
-            } else {
-                fill_prefetch(self.prefetch, &task.values, &part, &upcoming, next);
-                values::add_values(isa, values, probs, &mut *out, tile_keys, self.prefetch);
-            }
+        if let Some(rows) = task.values.listable(&keys).filter(|_| !extent.hides) {
+            fill_prefetch(self.prefetch, &task.values, &keys, &upcoming, next);
+            let values = rows.list(keys, addresses);
+            return values::add_listed_values(isa, values, probs, out, tile_keys, self.prefetch);
         }
+        let values = as_one_run(isa, &task.values, keys.clone(), copied_values);
+        if extent.hides && !values::all_finite(isa, values) {
+            return values::add_visible_values(isa, values, (probs, kept_scores), [tile_keys, 1], (out, width));
+        }
+        fill_prefetch(self.prefetch, &task.values, &keys, &upcoming, next);
+        values::add_values(isa, values, probs, out, tile_keys, self.prefetch);
     }
 
     fn end_split(&mut self) {
@@ -389,17 +400,27 @@ impl<'t> RowQueries<'t> {
         RowQueries { wide, pairs, f32_rows }
     }
 
-    /// The scores of all rows for a part of a tile's keys: row `n` of them at `to[n * tile_keys]`.
+    /// The scores of all rows, `[rows][tile_keys]`.
     fn scores(
         &mut self,
         task: &TaskInput<'_>,
         keys: Range<usize>,
-        copy: &mut [f32],
+        (copy, addresses): (&mut [f32], &mut RowAddresses),
         to: &mut [f32],
         prefetch: &Prefetch,
     ) {
         let (isa, tile_keys) = (task.isa, task.tile_keys);
-        if task.operands == Operands::F32 {
+        let pairs = task.operands == Operands::Bf16Pairs;
+        let rows = task.keys.listable(&keys);
+        if let Some(rows) = rows.filter(|_| !pairs || self.f32_rows == 0 && task.head_dim().is_multiple_of(2)) {
+            let list = rows.list(keys, addresses);
+            let (keys, queries) = match pairs {
+                true => (RowKeys::ListedPairs(list, task.factor), self.pairs),
+                false => (RowKeys::Listed(list), &*self.wide),
+            };
+            return scores::scores(isa, keys, queries, to, tile_keys, prefetch);
+        }
+        if !pairs {
             let keys = RowKeys::Any(as_one_run(isa, &task.keys, keys, copy));
             return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);
         }
@@ -409,9 +430,7 @@ impl<'t> RowQueries<'t> {
         };
         scores::scores(isa, RowKeys::Pairs(keys, task.factor), self.pairs, to, tile_keys, prefetch);
         for n in (0..task.rows).filter(|n| self.f32_rows >> n & 1 == 1) {
-            let row = &mut to[n * tile_keys..];
-            let end = row.len().min(tile_keys);
-            scores_from_f32(task, n, keys, self.wide, &mut row[..end]);
+            scores_from_f32(task, n, keys, self.wide, &mut to[n * tile_keys..][..tile_keys]);
         }
     }
 }

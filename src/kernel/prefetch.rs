@@ -16,7 +16,7 @@ use crate::tensor::group::{AnyGroupRows, AnyGroupRowsMut};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
-/// Matrices that one [`Prefetch`] holds. Any further ones are not prefetched.
+/// Matrices that a [`Prefetch`] holds by itself. Any further ones go to memory of the worker, or are not prefetched.
 const MAX_RUNS: usize = 12;
 
 /// Rows of memory at one stride.
@@ -182,7 +182,7 @@ impl ProductPrefetch {
     #[inline(always)]
     fn next_line(&mut self, of: &Prefetch) -> Option<*const u8> {
         if self.cursor.lines_left == 0 {
-            self.cursor = Cursor::start_of(of.runs[..of.count].get(self.next_run)?);
+            self.cursor = Cursor::start_of(of.all_runs().get(self.next_run)?);
             self.next_run += 1;
         }
         Some(self.cursor.next_line())
@@ -295,11 +295,39 @@ impl PrefetchLines<'_> {
     }
 }
 
+/// Memory for the rows of a [`Prefetch`] that has many: keys in short pages.
+#[derive(Debug, Default)]
+pub(crate) struct PrefetchRuns(Vec<ByteRows>);
+
+// SAFETY: nothing is read through the addresses: prefetching is a hint, for any address.
+unsafe impl Send for PrefetchRuns {}
+// SAFETY: as above.
+unsafe impl Sync for PrefetchRuns {}
+
+impl PrefetchRuns {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.capacity() * size_of::<ByteRows>()
+    }
+
+    /// The number of runs that there is memory for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    /// Makes memory for `len` runs.
+    pub(crate) fn grow(&mut self, len: usize) {
+        self.0.reserve_exact(len.saturating_sub(self.0.len()));
+    }
+}
+
 /// Rows of memory to prefetch.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Prefetch {
     runs: [ByteRows; MAX_RUNS],
     count: usize,
+    /// All runs, if there are more than `runs` holds. `None` if the others are left out.
+    many: Option<PrefetchRuns>,
     /// The index of the next run.
     next_run: usize,
     /// The position in the run before that.
@@ -311,12 +339,22 @@ pub(crate) struct Prefetch {
 impl Prefetch {
     /// Nothing to prefetch.
     pub(crate) fn none() -> Self {
-        Prefetch { runs: [ByteRows::NONE; MAX_RUNS], count: 0, next_run: 0, cursor: Cursor::END, lines_per_part: 0 }
+        Prefetch {
+            runs: [ByteRows::NONE; MAX_RUNS],
+            count: 0,
+            many: None,
+            next_run: 0,
+            cursor: Cursor::END,
+            lines_per_part: 0,
+        }
     }
 
     /// Removes all rows.
     pub(crate) fn clear(&mut self) {
         (self.count, self.next_run, self.cursor) = (0, 0, Cursor::END);
+        if let Some(many) = &mut self.many {
+            many.0.clear();
+        }
     }
 
     /// Adds the rows `range` of keys or values.
@@ -324,9 +362,11 @@ impl Prefetch {
     pub(crate) fn add_key_rows(&mut self, rows: &KeyRows<'_>, range: Range<usize>) {
         match rows {
             KeyRows::Run(run) => self.add_run(run.slice_rows(range)),
-            KeyRows::Runs(_) => {
-                rows.runs(range).take(MAX_RUNS - self.count).for_each(|run| self.add_run(run));
+            KeyRows::Runs(rows) if rows.has_contiguous_rows() => {
+                let (stride, bytes) = rows.row_bytes();
+                rows.for_each_address(range, |at, count| self.add_bytes(at, stride, [count, bytes]));
             }
+            KeyRows::Runs(_) => {}
         }
     }
 
@@ -369,26 +409,59 @@ impl Prefetch {
 
     fn add_at<T>(&mut self, at: *const T, row_stride: isize, [rows, cols]: [usize; 2]) {
         let size = size_of::<T>();
-        if self.count == MAX_RUNS || rows == 0 || cols == 0 {
+        self.add_bytes(at.cast(), row_stride.wrapping_mul(size as isize), [rows, cols * size]);
+    }
+
+    /// Adds rows of `bytes` bytes, `stride` bytes apart.
+    #[inline]
+    fn add_bytes(&mut self, at: *const u8, stride: isize, [rows, bytes]: [usize; 2]) {
+        if rows == 0 || bytes == 0 || (self.count == MAX_RUNS && self.many.is_none()) {
             return;
         }
         // Rows that follow each other without a gap are one long row.
-        let (rows, cols) = if row_stride == cols as isize { (1, rows * cols) } else { (rows, cols) };
-        let stride = row_stride.wrapping_mul(size as isize);
-        self.runs[self.count] = ByteRows { at: at.cast(), stride, bytes: cols * size, rows };
-        self.count += 1;
+        let (rows, bytes) = if stride == bytes as isize { (1, rows * bytes) } else { (rows, bytes) };
+        let run = ByteRows { at, stride, bytes, rows };
+        if self.count < MAX_RUNS {
+            self.runs[self.count] = run;
+            self.count += 1;
+        } else if let Some(many) = &mut self.many {
+            if many.0.is_empty() {
+                many.0.extend_from_slice(&self.runs);
+            }
+            many.0.push(run);
+        }
+    }
+
+    #[inline(always)]
+    fn all_runs(&self) -> &[ByteRows] {
+        match &self.many {
+            Some(many) if !many.0.is_empty() => &many.0,
+            _ => &self.runs[..self.count],
+        }
+    }
+
+    /// Uses memory of the worker for runs beyond those that this holds. [`give_back`](Self::give_back) returns it.
+    pub(in crate::kernel) fn borrow(&mut self, many: &mut PrefetchRuns) {
+        self.many = Some(std::mem::take(many));
+    }
+
+    /// Returns the memory of [`borrow`](Self::borrow).
+    pub(in crate::kernel) fn give_back(&mut self, many: &mut PrefetchRuns) {
+        if let Some(own) = self.many.take() {
+            *many = own;
+        }
     }
 
     /// All lines, from the first on.
     pub(in crate::kernel) fn lines(&self) -> PrefetchLines<'_> {
-        let mut lines = PrefetchLines { runs_left: &self.runs[..self.count], ..PrefetchLines::none() };
+        let mut lines = PrefetchLines { runs_left: self.all_runs(), ..PrefetchLines::none() };
         lines.start_next_row();
         lines
     }
 
     /// Divides the lines evenly over `parts` parts of products.
     pub(crate) fn spread(&mut self, parts: usize) {
-        let lines = self.runs[..self.count].iter().map(ByteRows::lines).sum::<usize>();
+        let lines = self.all_runs().iter().map(ByteRows::lines).sum::<usize>();
         self.lines_per_part = lines.div_ceil(parts.max(1));
     }
 

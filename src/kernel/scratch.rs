@@ -4,6 +4,8 @@
 
 use super::lanes::LaneSpans;
 use super::panel::Panel;
+use super::prefetch::PrefetchRuns;
+use crate::tensor::row_list::RowAddresses;
 
 /// The scratch memory of one worker.
 #[derive(Debug, Default)]
@@ -14,6 +16,8 @@ pub(crate) struct Scratch {
     pub(super) partials: Floats,
     pub(super) panels: Vec<Panel>,
     pub(super) row_spans: Vec<LaneSpans<1>>,
+    pub(super) addresses: RowAddresses,
+    pub(super) prefetch_runs: PrefetchRuns,
 }
 
 impl Scratch {
@@ -23,6 +27,8 @@ impl Scratch {
             + self.partials.bytes()
             + self.panels.capacity() * size_of::<Panel>()
             + self.row_spans.capacity() * size_of::<LaneSpans<1>>()
+            + self.addresses.bytes()
+            + self.prefetch_runs.bytes()
     }
 
     /// Grows every worker's scratch to the largest size that any worker needed. Tasks are claimed dynamically, so the next call
@@ -33,11 +39,15 @@ impl Scratch {
         let partials = largest(|scratch| scratch.partials.memory.len());
         let panels = largest(|scratch| scratch.panels.capacity());
         let row_spans = largest(|scratch| scratch.row_spans.capacity());
+        let addresses = largest(|scratch| scratch.addresses.capacity());
+        let prefetch_runs = largest(|scratch| scratch.prefetch_runs.capacity());
         for scratch in workers {
             scratch.tile.grow(tile);
             scratch.partials.grow(partials);
             scratch.panels.reserve_exact(panels - scratch.panels.len());
             scratch.row_spans.reserve_exact(row_spans - scratch.row_spans.len());
+            scratch.addresses.grow(addresses);
+            scratch.prefetch_runs.grow(prefetch_runs);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::error::{Error, check_count};
 use crate::integers::Integers;
+use std::ops::Range;
 
 /// The pages of each sequence of a batch, in the order of its keys: key `j` is in slot `j % page_size` of page `j / page_size` of the
 /// sequence's list.
@@ -107,7 +108,7 @@ impl<'a> PageTable<'a> {
 
     /// The entries of the pages of sequence `b`.
     #[inline]
-    fn list(&self, b: usize) -> std::ops::Range<usize> {
+    fn list(&self, b: usize) -> Range<usize> {
         match self.lists {
             Lists::Rows(width) => b * width..(b + 1) * width,
             Lists::Starts(starts) => starts.get(b) as usize..starts.get(b + 1) as usize,
@@ -146,6 +147,22 @@ impl<'a> PageTable<'a> {
     #[inline]
     pub(crate) fn of_key(&self, b: usize, j: usize) -> (usize, usize) {
         (self.page(self.list(b).start + j / self.page_size), j % self.page_size)
+    }
+
+    /// Calls `visit` with the page and the slots of each run of keys of sequence `b`.
+    #[inline]
+    pub(super) fn for_each_run(&self, b: usize, keys: Range<usize>, mut visit: impl FnMut(usize, Range<usize>)) {
+        if keys.is_empty() {
+            return;
+        }
+        let (size, first) = (self.page_size, self.list(b).start);
+        let entries = first + keys.start / size..first + keys.end.div_ceil(size);
+        let (mut slot, mut left) = (keys.start % size, keys.len());
+        self.pages.for_each_index(entries, |page| {
+            let rows = slot..size.min(slot + left);
+            (slot, left) = (0, left - rows.len());
+            visit(page, rows);
+        });
     }
 
     /// The page of an entry, which is one that a sequence uses.

@@ -63,12 +63,25 @@ impl Places<'_> {
         (index, row..end.min(row + keys.len()))
     }
 
+    /// Calls `visit` with each run of the keys `keys` of sequence `b`: the batch index, and the rows.
+    #[inline]
+    pub(super) fn for_each_run(&self, b: usize, keys: Range<usize>, mut visit: impl FnMut(usize, Range<usize>)) {
+        if let Places::Pages(table) = self {
+            return table.for_each_run(b, keys, visit);
+        }
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let (index, rows) = self.first_run(b, &rest);
+            rest.start += rows.len();
+            visit(index, rows);
+        }
+    }
+
     /// The length of most runs.
     pub(super) fn run_len(&self) -> usize {
         match self {
-            Places::Dense | Places::Filled(_) | Places::Packed(_) => usize::MAX,
             Places::Pages(table) => table.page_size(),
-            Places::Ring(ring) => ring.window,
+            _ => usize::MAX,
         }
     }
 }

@@ -6,6 +6,7 @@ use super::Places;
 use super::run::Run;
 use crate::element::with_elements;
 use crate::tensor::any::AnyTensor;
+use crate::tensor::row_list::{EachRun, RowAddresses, RowList};
 use std::ops::Range;
 
 /// The keys or values of one head of a sequence.
@@ -26,12 +27,6 @@ pub(crate) struct ManyRuns<'a> {
     head: usize,
     rows: usize,
 }
-
-/// Runs of fewer rows are copied together before a product reads them.
-const SHORT_RUN: usize = 16;
-
-/// Rows that are copied together.
-const COPIED_ROWS: usize = 32;
 
 impl<'a> KeyRows<'a> {
     /// The first `rows` rows of head `head` of sequence `b`.
@@ -74,7 +69,7 @@ impl<'a> KeyRows<'a> {
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         match self {
             KeyRows::Run(run) => run.has_contiguous_rows(),
-            KeyRows::Runs(rows) => with_elements!(rows.tensor, tensor => tensor.strides()[3] == 1) || self.cols() <= 1,
+            KeyRows::Runs(rows) => rows.has_contiguous_rows(),
         }
     }
 
@@ -99,6 +94,18 @@ impl<'a> KeyRows<'a> {
         }
     }
 
+    /// The rows, if `range` is in several runs, whose rows have no gaps.
+    #[inline]
+    pub(crate) fn listable(&self, range: &Range<usize>) -> Option<&ManyRuns<'a>> {
+        match self {
+            KeyRows::Run(_) => None,
+            KeyRows::Runs(rows) => {
+                let several = rows.places.first_run(rows.sequence, range).1.len() < range.len();
+                (several && self.has_contiguous_rows()).then_some(rows)
+            }
+        }
+    }
+
     /// The runs of the rows `range`.
     ///
     /// # Panics
@@ -116,27 +123,46 @@ impl<'a> KeyRows<'a> {
             Some(run)
         })
     }
-
-    /// The parts of `range` that products over a few rows of queries read one after the other: runs, or some short runs that are copied
-    /// together.
-    #[inline]
-    pub(crate) fn parts(self, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let mut rest = range;
-        std::iter::from_fn(move || {
-            let len = match self {
-                _ if rest.is_empty() => return None,
-                KeyRows::Run(_) => rest.len(),
-                KeyRows::Runs(ManyRuns { places, .. }) if places.run_len() < SHORT_RUN => COPIED_ROWS,
-                KeyRows::Runs(rows) => rows.places.first_run(rows.sequence, &rest).1.len(),
-            };
-            let part = rest.start..rest.end.min(rest.start + len);
-            rest.start = part.end;
-            Some(part)
-        })
-    }
 }
 
 impl<'a> ManyRuns<'a> {
+    /// Lists the rows `range`.
+    ///
+    /// # Panics
+    /// If there are no such rows, or gaps between the elements of a row.
+    pub(crate) fn list<'l>(&'l self, range: Range<usize>, addresses: &'l mut RowAddresses) -> RowList<'l> {
+        assert!(range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let runs = RunsOf { places: self.places, sequence: self.sequence, range };
+        addresses.list(self.tensor, self.head, (runs, self.places.run_len()))
+    }
+
+    /// Calls `visit` with the address of the first row of each run of `range`, and its number of rows. They are for prefetching, which
+    /// reads nothing.
+    #[inline]
+    pub(crate) fn for_each_address(&self, range: Range<usize>, mut visit: impl FnMut(*const u8, usize)) {
+        with_elements!(self.tensor, tensor => {
+            let [index_stride, _, row_stride, _] = *tensor.strides();
+            let first = if tensor.shape()[0] == 0 { std::ptr::null() } else { tensor.matrix(0, self.head).as_ptr() };
+            self.places.for_each_run(self.sequence, range, |index, rows| {
+                let at = (index as isize).wrapping_mul(index_stride);
+                let at = at.wrapping_add((rows.start as isize).wrapping_mul(row_stride));
+                visit(first.wrapping_offset(at).cast(), rows.len());
+            });
+        });
+    }
+
+    /// The stride of the rows of a run, and the length of a row, in bytes.
+    pub(crate) fn row_bytes(&self) -> (isize, usize) {
+        let size = self.tensor.dtype().size();
+        let stride = with_elements!(self.tensor, tensor => tensor.strides()[2]);
+        (stride.wrapping_mul(size as isize), self.tensor.shape()[3] * size)
+    }
+
+    /// Whether the elements of a row are contiguous.
+    pub(crate) fn has_contiguous_rows(&self) -> bool {
+        self.tensor.shape()[3] <= 1 || with_elements!(self.tensor, tensor => tensor.strides()[3] == 1)
+    }
+
     /// The run that `range` starts with; `None` if it is empty.
     #[inline]
     fn first_run(&self, range: Range<usize>) -> Option<Run<'a>> {
@@ -146,5 +172,19 @@ impl<'a> ManyRuns<'a> {
         }
         let (index, rows) = self.places.first_run(self.sequence, &range);
         Some(Run::new(self.tensor, index, self.head).slice_rows(rows))
+    }
+}
+
+/// The runs of some keys of a sequence.
+struct RunsOf<'a> {
+    places: &'a Places<'a>,
+    sequence: usize,
+    range: Range<usize>,
+}
+
+impl EachRun for RunsOf<'_> {
+    #[inline]
+    fn for_each(self, visit: impl FnMut(usize, Range<usize>)) {
+        self.places.for_each_run(self.sequence, self.range, visit);
     }
 }

@@ -1,7 +1,9 @@
 //! Blocks of keys or values, and groups of query rows that share each load from them.
 
-use crate::simd::MAX_SHARED_ROWS;
+use crate::simd::{MAX_LANES, MAX_SHARED_ROWS};
 use crate::tensor::matrix::Matrix;
+use crate::tensor::row_list::RowList;
+use std::marker::PhantomData;
 
 /// Query rows that share a load of keys or values: the largest register tile of the levels.
 pub(super) const ROWS: usize = MAX_SHARED_ROWS;
@@ -9,31 +11,175 @@ pub(super) const ROWS: usize = MAX_SHARED_ROWS;
 /// Keys of a block. All query rows use a block before the next one, so its lines stay in the L1 cache.
 pub(super) const BLOCK_KEYS: usize = 32;
 
-/// Neighbouring keys, or their values: rows of `cols` elements without gaps, `stride` elements apart.
+/// The fewest keys of a block whose rows lie in short runs.
+const LEAST_LISTED_KEYS: usize = 16;
+
+/// The addresses of neighbouring keys, or of their values: at one stride ([`Strided`]), or anywhere ([`Listed`]).
+pub(super) trait Rows<T>: Copy {
+    /// What [`tile_row`](Self::tile_row) needs to know about a block.
+    type Tile;
+
+    /// For tiles of `tile` of the `count` rows, which is 1 or more.
+    fn tile(self, count: usize, tile: usize) -> Self::Tile;
+    /// Row `n` of the tile that starts here. If the block has fewer rows, its last one is repeated.
+    fn tile_row(self, tile: &Self::Tile, n: usize) -> *const T;
+    /// Row 0.
+    fn first(self) -> *const T;
+    /// The rows from row `n` on.
+    fn after(self, n: usize) -> Self;
+    /// The most rows of a block.
+    fn block_keys(self) -> usize;
+    /// The same rows from column `col` on.
+    fn columns_from(self, col: usize) -> Self;
+}
+
+/// Rows at one stride.
+pub(super) struct Strided<T> {
+    at: *const T,
+    stride: isize,
+}
+
+impl<T> Clone for Strided<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Strided<T> {}
+
+impl<T> Rows<T> for Strided<T> {
+    /// The offset of each row from the first one.
+    type Tile = [isize; MAX_LANES];
+
+    #[inline(always)]
+    fn tile(self, count: usize, tile: usize) -> Self::Tile {
+        let mut offsets = [0; MAX_LANES];
+        for (n, offset) in offsets[..tile].iter_mut().enumerate() {
+            *offset = self.stride.wrapping_mul(n.min(count - 1) as isize);
+        }
+        offsets
+    }
+    #[inline(always)]
+    fn tile_row(self, offsets: &Self::Tile, n: usize) -> *const T {
+        self.at.wrapping_offset(offsets[n])
+    }
+    #[inline(always)]
+    fn first(self) -> *const T {
+        self.at
+    }
+    #[inline(always)]
+    fn after(self, n: usize) -> Self {
+        Self { at: self.at.wrapping_offset(self.stride.wrapping_mul(n as isize)), ..self }
+    }
+    #[inline(always)]
+    fn block_keys(self) -> usize {
+        BLOCK_KEYS
+    }
+    #[inline(always)]
+    fn columns_from(self, col: usize) -> Self {
+        Self { at: self.at.wrapping_add(col), ..self }
+    }
+}
+
+/// Rows at addresses of their own.
+pub(super) struct Listed<T> {
+    rows: *const *const u8,
+    col: usize,
+    block_keys: usize,
+    element: PhantomData<T>,
+}
+
+impl<T> Clone for Listed<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Listed<T> {}
+
+impl<T> Listed<T> {
+    /// # Safety
+    /// * the list has row `n`
+    #[inline(always)]
+    unsafe fn row(self, n: usize) -> *const T {
+        // SAFETY: the caller's promise.
+        unsafe { *self.rows.wrapping_add(n) }.cast::<T>().wrapping_add(self.col)
+    }
+}
+
+impl<T> Rows<T> for Listed<T> {
+    /// The last row.
+    type Tile = usize;
+
+    #[inline(always)]
+    fn tile(self, count: usize, _: usize) -> usize {
+        count - 1
+    }
+    #[inline(always)]
+    fn tile_row(self, last: &usize, n: usize) -> *const T {
+        // SAFETY: a row of the block: blocks are cut from lists (`RowBlock::listed`), and tiles from blocks.
+        unsafe { self.row(n.min(*last)) }
+    }
+    #[inline(always)]
+    fn first(self) -> *const T {
+        // SAFETY: as above.
+        unsafe { self.row(0) }
+    }
+    #[inline(always)]
+    fn after(self, n: usize) -> Self {
+        Self { rows: self.rows.wrapping_add(n), ..self }
+    }
+    #[inline(always)]
+    fn block_keys(self) -> usize {
+        self.block_keys
+    }
+    #[inline(always)]
+    fn columns_from(self, col: usize) -> Self {
+        Self { col: self.col + col, ..self }
+    }
+}
+
+/// Neighbouring keys, or their values: rows of `cols` elements without gaps.
 ///
 /// This and [`RowGroup`] hold pointers, not views. With views cut from views, the address of a block's first load was itself
 /// loaded from memory, and the multipliers waited for it: a tenth of the time of decoding.
 #[derive(Clone, Copy)]
-pub(super) struct RowBlock<T> {
-    pub(super) at: *const T,
-    pub(super) stride: isize,
+pub(super) struct RowBlock<P> {
+    pub(super) rows: P,
     pub(super) count: usize,
     pub(super) cols: usize,
 }
 
-impl<T: Copy> RowBlock<T> {
+impl<T: Copy> RowBlock<Strided<T>> {
     #[inline(always)]
     pub(super) fn all(rows: Matrix<'_, T>) -> Self {
         assert!(rows.has_contiguous_rows());
-        Self { at: rows.as_ptr(), stride: rows.row_stride(), count: rows.rows(), cols: rows.cols() }
+        let at = Strided { at: rows.as_ptr(), stride: rows.row_stride() };
+        Self { rows: at, count: rows.rows(), cols: rows.cols() }
     }
+}
 
-    /// The first [`BLOCK_KEYS`] rows, and the rest.
+impl<T> RowBlock<Listed<T>> {
+    /// The rows of a list, as `cols` elements of type `T` each.
+    ///
+    /// # Safety
+    /// * a row of the list is `cols` elements of type `T`
     #[inline(always)]
-    pub(super) fn split(self) -> (Self, Self) {
-        let count = BLOCK_KEYS.min(self.count);
-        let at = self.at.wrapping_offset(self.stride.wrapping_mul(count as isize));
-        (Self { count, ..self }, Self { at, count: self.count - count, ..self })
+    pub(super) unsafe fn listed(list: RowList<'_>, cols: usize) -> Self {
+        // A block is at most one run: where the rows to prefetch end inside a loop, all of its lines are prefetched at once.
+        let block_keys = list.run_len().clamp(LEAST_LISTED_KEYS, BLOCK_KEYS);
+        let rows = Listed { rows: list.addresses().as_ptr(), col: 0, block_keys, element: PhantomData };
+        Self { rows, count: list.addresses().len(), cols }
+    }
+}
+
+impl<P> RowBlock<P> {
+    /// The rows of the first block, and the rest.
+    #[inline(always)]
+    pub(super) fn split<T>(self) -> (Self, Self)
+    where
+        P: Rows<T>,
+    {
+        let count = self.rows.block_keys().min(self.count);
+        (Self { count, ..self }, Self { rows: self.rows.after(count), count: self.count - count, ..self })
     }
 }
 

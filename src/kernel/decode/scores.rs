@@ -7,14 +7,15 @@
 //! Each score has its own chains in a fixed order, so its bits don't depend on the rows beside it. `decode.rs` says why
 //! elements lie along the lanes.
 
-use super::block::{ROWS, RowBlock, RowGroup};
-use crate::element::Bf16Pair;
+use super::block::{ROWS, RowBlock, RowGroup, Rows};
+use crate::element::{Bf16Pair, DType, bf16, f16};
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use crate::kernel::prefetch::{LoopPrefetch, Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
 use crate::simd::{ByDotTile, Isa, MAX_LANES, Simd, kernel};
 use crate::tensor::matrix::Matrix;
+use crate::tensor::row_list::RowList;
 
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
 ///
@@ -33,6 +34,10 @@ pub(crate) fn scores(
     match keys {
         RowKeys::Any(keys) => f32_scores(isa, keys, queries, scores, stride, prefetch),
         RowKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, stride, prefetch),
+        RowKeys::Listed(keys) => listed_scores(isa, keys, queries, scores, stride, prefetch),
+        RowKeys::ListedPairs(keys, factor) => {
+            listed_pair_scores(isa, (keys, factor), queries, scores, stride, prefetch)
+        }
     }
 }
 
@@ -43,6 +48,10 @@ pub(crate) enum RowKeys<'a> {
     Any(Run<'a>),
     /// Pairs of bf16, and the factor that the sums of products are multiplied with.
     Pairs(Matrix<'a, Bf16Pair>, f32),
+    /// As `Any`, at addresses of their own.
+    Listed(RowList<'a>),
+    /// As `Pairs`, at addresses of their own: keys of bf16 with an even number of elements.
+    ListedPairs(RowList<'a>, f32),
 }
 
 kernel! {
@@ -55,7 +64,7 @@ kernel! {
         stride: usize,
         prefetch: &'a Prefetch,
     ) {
-        with_run!(keys, keys => all_dots((simd, F32Fma::new()), keys, queries, scores, stride, prefetch));
+        with_run!(keys, keys => all_dots((simd, F32Fma::new()), RowBlock::all(keys), queries, scores, stride, prefetch));
     }
 }
 
@@ -71,30 +80,80 @@ kernel! {
         prefetch: &'a Prefetch,
     ) {
         let (keys, factor) = keys;
+        all_dots((simd, Bf16Dots { dots, factor }), RowBlock::all(keys), queries, scores, stride, prefetch);
+    }
+}
+
+kernel! {
+    /// [`scores`] of keys at addresses of their own.
+    fn listed_scores<'a, S: Simd>(
+        simd: S,
+        keys: RowList<'a>,
+        queries: &'a [f32],
+        scores: &'a mut [f32],
+        stride: usize,
+        prefetch: &'a Prefetch,
+    ) {
+        let cols = keys.cols();
+        match keys.dtype() {
+            DType::F32 => {
+                // SAFETY: rows of the list's type, and of its columns (its invariant).
+                let keys = unsafe { RowBlock::listed(keys, cols) };
+                all_dots((simd, F32Fma::<f32>::new()), keys, queries, scores, stride, prefetch)
+            }
+            DType::F16 => {
+                // SAFETY: as above.
+                let keys = unsafe { RowBlock::listed(keys, cols) };
+                all_dots((simd, F32Fma::<f16>::new()), keys, queries, scores, stride, prefetch)
+            }
+            DType::Bf16 => {
+                // SAFETY: as above.
+                let keys = unsafe { RowBlock::listed(keys, cols) };
+                all_dots((simd, F32Fma::<bf16>::new()), keys, queries, scores, stride, prefetch)
+            }
+        }
+    }
+}
+
+kernel! {
+    /// [`scores`] of keys as pairs of bf16, at addresses of their own.
+    fn listed_pair_scores<'a, S: Simd, D: PairDots>(
+        simd: S,
+        dots: D,
+        keys: (RowList<'a>, f32),
+        queries: &'a [f32],
+        scores: &'a mut [f32],
+        stride: usize,
+        prefetch: &'a Prefetch,
+    ) {
+        let (keys, factor) = keys;
+        assert!(keys.dtype() == DType::Bf16 && keys.cols().is_multiple_of(2));
+        // SAFETY: a pair is two elements side by side (asserted, and the list's invariant), and needs no more alignment than one.
+        let keys = unsafe { RowBlock::listed(keys, keys.cols() / 2) };
         all_dots((simd, Bf16Dots { dots, factor }), keys, queries, scores, stride, prefetch);
     }
 }
 
 /// The dot products of all queries with all keys, [`ROWS`] queries at a time.
 #[inline(always)]
-fn all_dots<S: Simd, M: Multiply<S>>(
+fn all_dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>>(
     arithmetic: (S, M),
-    keys: Matrix<'_, M::Step>,
+    keys: RowBlock<P>,
     queries: &[f32],
     scores: &mut [f32],
     stride: usize,
     prefetch: &Prefetch,
 ) {
-    let width = round_up_lanes(keys.cols());
+    let width = round_up_lanes(keys.cols);
     if width == 0 {
         return scores.fill(0.0);
     }
     // The last row may end after its keys.
     let rows = scores.len().div_ceil(stride);
-    assert!(rows > 0 && keys.rows() <= stride && keys.rows() <= scores.len() - (rows - 1) * stride);
+    assert!(rows > 0 && keys.count <= stride && keys.count <= scores.len() - (rows - 1) * stride);
     assert!(holds(queries.len(), rows, width));
     let mut prefetch_lines = prefetch.lines();
-    let (mut rest, mut to) = (RowBlock::all(keys), scores.as_mut_ptr());
+    let (mut rest, mut to) = (keys, scores.as_mut_ptr());
     while rest.count > 0 {
         let (block, after) = rest.split();
         let mut group = RowGroup { from: queries.as_ptr(), from_stride: width, to, to_stride: stride };
@@ -112,20 +171,20 @@ fn all_dots<S: Simd, M: Multiply<S>>(
 }
 
 /// The product of a group's queries and a block of keys.
-struct Dots<'a, 'l, S: Simd, M: Multiply<S>> {
+struct Dots<'a, 'l, S: Simd, M: Multiply<S>, P> {
     arithmetic: (S, M),
-    keys: RowBlock<M::Step>,
+    keys: RowBlock<P>,
     group: RowGroup,
     lines: &'a mut PrefetchLines<'l>,
 }
 
-impl<S: Simd, M: Multiply<S>> ByDotTile for Dots<'_, '_, S, M> {
+impl<S: Simd, M: Multiply<S>, P: Rows<M::Step>> ByDotTile for Dots<'_, '_, S, M, P> {
     /// # Safety
     /// * as [`dots`]
     #[inline(always)]
     unsafe fn call<const R: usize, const N: usize, const G: usize>(self) {
         // SAFETY: the caller's promise.
-        unsafe { dots::<S, M, R, N, G>(self.arithmetic, self.keys, self.group, self.lines) }
+        unsafe { dots::<S, M, P, R, N, G>(self.arithmetic, self.keys, self.group, self.lines) }
     }
 }
 
@@ -135,31 +194,27 @@ impl<S: Simd, M: Multiply<S>> ByDotTile for Dots<'_, '_, S, M> {
 /// * `keys` has a row at least, and all of its rows are valid for reads of `cols` elements
 /// * `group` has R queries of `keys.cols` elements, rounded up, and R rows of scores, one for each key, that may be written
 #[inline(always)]
-unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G: usize>(
+unsafe fn dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>, const R: usize, const N: usize, const G: usize>(
     (simd, multiply): (S, M),
-    keys: RowBlock<M::Step>,
+    keys: RowBlock<P>,
     group: RowGroup,
     lines: &mut PrefetchLines<'_>,
 ) {
     const { assert!(R * N * G <= MAX_LANES, "a dot tile has more results than `MAX_LANES`") };
-    let RowBlock { mut at, stride, count, cols } = keys;
+    let RowBlock { rows: mut at, count, cols } = keys;
     let RowGroup { from: queries, from_stride: width, to: mut scores, to_stride } = group;
     let keys_per_tile = N * G;
     debug_assert!(count > 0 && width >= round_up_lanes(cols));
     let bytes = N * S::LANES * size_of::<M::Step>();
-    let mut loop_prefetch = lines.for_loop(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at);
-    // The offset of each key from the first one. If the block has fewer keys, its last key is repeated.
-    let mut offsets = [0; MAX_LANES];
-    for (n, offset) in offsets[..keys_per_tile].iter_mut().enumerate() {
-        *offset = stride.wrapping_mul(n.min(count - 1) as isize);
-    }
+    let mut loop_prefetch = lines.for_loop(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at.first());
+    let tile = at.tile(count, keys_per_tile);
     let mut keys_left = count;
     loop {
         let mut sums = [simd.zero(); MAX_LANES];
         for g in 0..G {
-            let mut rows = [at; N];
-            for n in 0..N {
-                rows[n] = at.wrapping_offset(offsets[g * N + n]);
+            let mut rows = [at.first(); N];
+            for (n, row) in rows.iter_mut().enumerate() {
+                *row = at.tile_row(&tile, g * N + n);
             }
             // SAFETY: the rows are keys, and the queries R rows (the caller's promise).
             let own =
@@ -188,7 +243,7 @@ unsafe fn dots<S: Simd, M: Multiply<S>, const R: usize, const N: usize, const G:
         // The last tile ends at the last key, so it may form some scores a second time.
         keys_left -= keys_per_tile;
         let step = keys_per_tile.min(keys_left);
-        at = at.wrapping_offset(stride.wrapping_mul(step as isize));
+        at = at.after(step);
         scores = scores.wrapping_add(step);
     }
 }

@@ -1,13 +1,14 @@
 //! `O += P V` for few query rows, with values along the lanes.
 
-use super::block::{ROWS, RowBlock, RowGroup};
-use crate::element::Element;
+use super::block::{ROWS, RowBlock, RowGroup, Rows};
+use crate::element::{DType, Element, bf16, f16};
 use crate::kernel::convert::load_from;
 use crate::kernel::prefetch::{Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
 use crate::simd::{ByStrip, Isa, Kernel, Simd, kernel};
-use crate::tensor::matrix::Matrix;
+use crate::tensor::row_list::RowList;
+use std::marker::PhantomData;
 
 /// Adds `sum over j of probs[r * stride + j] * values[j][d]` to `out[r][d]`.
 ///
@@ -26,6 +27,54 @@ pub(crate) fn add_values(
     isa.run(AddValues { values, probs, out, stride, prefetch });
 }
 
+/// As [`add_values`], for values at addresses of their own.
+pub(crate) fn add_listed_values(
+    isa: Isa,
+    values: RowList<'_>,
+    probs: &[f32],
+    out: &mut [f32],
+    stride: usize,
+    prefetch: &Prefetch,
+) {
+    isa.run(AddListedValues { values, probs, out, stride, prefetch });
+}
+
+/// The arguments of [`add_listed_values`].
+struct AddListedValues<'a> {
+    values: RowList<'a>,
+    probs: &'a [f32],
+    out: &'a mut [f32],
+    stride: usize,
+    prefetch: &'a Prefetch,
+}
+
+impl Kernel for AddListedValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let AddListedValues { values, probs, out, stride, prefetch } = self;
+        let (cols, lines) = (values.cols(), &mut prefetch.lines());
+        match values.dtype() {
+            DType::F32 => {
+                // SAFETY: rows of the list's type, and of its columns (its invariant).
+                let values = unsafe { RowBlock::listed(values, cols) };
+                add_all::<S, f32, _>(simd, values, (probs, stride), out, lines);
+            }
+            DType::F16 => {
+                // SAFETY: as above.
+                let values = unsafe { RowBlock::listed(values, cols) };
+                add_all::<S, f16, _>(simd, values, (probs, stride), out, lines);
+            }
+            DType::Bf16 => {
+                // SAFETY: as above.
+                let values = unsafe { RowBlock::listed(values, cols) };
+                add_all::<S, bf16, _>(simd, values, (probs, stride), out, lines);
+            }
+        }
+    }
+}
+
 /// The arguments of [`add_values`]. As in prefill, they stay in a struct: as variables of a [`kernel!`] they spill one of the
 /// pointers to probs in the loop of four rows, and decode in f16 takes an eighth longer (Sapphire Rapids).
 struct AddValues<'a> {
@@ -41,48 +90,53 @@ impl Kernel for AddValues<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        with_run!(self.values, values => self.add_all(simd, values));
+        let AddValues { values, probs, out, stride, prefetch } = self;
+        let lines = &mut prefetch.lines();
+        with_run!(values, values => add_all(simd, RowBlock::all(values), (probs, stride), out, lines));
     }
 }
 
-impl AddValues<'_> {
-    /// Adds to the sums of all rows, [`ROWS`] rows at a time.
-    #[inline(always)]
-    fn add_all<S: Simd, T: Element>(self, simd: S, values: Matrix<'_, T>) {
-        let AddValues { probs, out, stride, prefetch, .. } = self;
-        let width = round_up_lanes(values.cols());
-        // The last row may end after its keys.
-        let rows = probs.len().div_ceil(stride);
-        assert!(rows > 0 && values.rows() <= stride && values.rows() <= probs.len() - (rows - 1) * stride);
-        assert!(holds(out.len(), rows, width));
-        let mut prefetch_lines = prefetch.lines();
-        let (mut rest, mut from) = (RowBlock::all(values), probs.as_ptr());
-        while rest.count > 0 {
-            let (block, after) = rest.split();
-            let mut group = RowGroup { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
-            for row in (0..rows).step_by(ROWS) {
-                // The first group of rows prefetches.
-                let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
-                let sums = Sums { simd, values: block, group, lines };
-                // SAFETY: the block is of values without gaps; the group starts at `row`, so probs and `out` have `rows - row`
-                // rows from there on, and a row has a prob for every key (asserted).
-                unsafe { S::strip(ROWS.min(rows - row), sums) };
-                group = group.next();
-            }
-            (rest, from) = (after, from.wrapping_add(block.count));
+/// Adds to the sums of all rows, [`ROWS`] rows at a time.
+#[inline(always)]
+fn add_all<S: Simd, T: Element, P: Rows<T>>(
+    simd: S,
+    values: RowBlock<P>,
+    (probs, stride): (&[f32], usize),
+    out: &mut [f32],
+    lines: &mut PrefetchLines<'_>,
+) {
+    let width = round_up_lanes(values.cols);
+    // The last row may end after its keys.
+    let rows = probs.len().div_ceil(stride);
+    assert!(rows > 0 && values.count <= stride && values.count <= probs.len() - (rows - 1) * stride);
+    assert!(holds(out.len(), rows, width));
+    let (mut rest, mut from) = (values, probs.as_ptr());
+    while rest.count > 0 {
+        let (block, after) = rest.split();
+        let mut group = RowGroup { from, from_stride: stride, to: out.as_mut_ptr(), to_stride: width };
+        for row in (0..rows).step_by(ROWS) {
+            // The first group of rows prefetches.
+            let lines = if row == 0 { &mut *lines } else { &mut PrefetchLines::none() };
+            let sums = Sums { simd, values: block, group, lines, element: PhantomData };
+            // SAFETY: the block is of values without gaps; the group starts at `row`, so probs and `out` have `rows - row`
+            // rows from there on, and a row has a prob for every key (asserted).
+            unsafe { S::strip(ROWS.min(rows - row), sums) };
+            group = group.next();
         }
+        (rest, from) = (after, from.wrapping_add(block.count));
     }
 }
 
 /// The product of a group's probs and a block of values.
-struct Sums<'a, 'l, S, T> {
+struct Sums<'a, 'l, S, T, P> {
     simd: S,
-    values: RowBlock<T>,
+    values: RowBlock<P>,
     group: RowGroup,
     lines: &'a mut PrefetchLines<'l>,
+    element: PhantomData<T>,
 }
 
-impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
+impl<S: Simd, T: Element, P: Rows<T>> ByStrip for Sums<'_, '_, S, T, P> {
     #[inline(always)]
     fn vectors(&self, lanes: usize) -> usize {
         self.values.cols / lanes
@@ -93,7 +147,7 @@ impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
     #[inline(always)]
     unsafe fn call<const R: usize, const N: usize>(self) {
         // SAFETY: the caller's promise.
-        unsafe { strips::<S, T, R, N>(self.simd, self.values, self.group, self.lines) }
+        unsafe { strips::<S, T, P, R, N>(self.simd, self.values, self.group, self.lines) }
     }
 }
 
@@ -104,9 +158,9 @@ impl<S: Simd, T: Element> ByStrip for Sums<'_, '_, S, T> {
 /// * all rows of `values` are valid for reads of `cols` elements
 /// * `group` has R rows of a prob for each of them, and R rows of `values.cols` elements, rounded up, to add to
 #[inline(always)]
-unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
+unsafe fn strips<S: Simd, T: Element, P: Rows<T>, const R: usize, const N: usize>(
     simd: S,
-    values: RowBlock<T>,
+    values: RowBlock<P>,
     group: RowGroup,
     lines: &mut PrefetchLines<'_>,
 ) {
@@ -114,24 +168,24 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
     let whole = values.cols / S::LANES * S::LANES;
     let mut d = 0;
     while d < whole {
-        let values = RowBlock { at: values.at.wrapping_add(d), cols: values.cols - d, ..values };
+        let values = RowBlock { rows: values.rows.columns_from(d), cols: values.cols - d, ..values };
         let group = RowGroup { to: group.to.wrapping_add(d), ..group };
         // SAFETY: the vectors from d on that the strip reads are within the row; the caller's promise.
         unsafe {
             if d < wide {
-                strip::<S, T, R, N, true>(simd, values, group, lines);
+                strip::<S, T, P, R, N, true>(simd, values, group, lines);
                 d += N * S::LANES;
             } else {
-                strip::<S, T, R, 1, true>(simd, values, group, lines);
+                strip::<S, T, P, R, 1, true>(simd, values, group, lines);
                 d += S::LANES;
             }
         }
     }
     if whole < values.cols {
-        let values = RowBlock { at: values.at.wrapping_add(whole), cols: values.cols - whole, ..values };
+        let values = RowBlock { rows: values.rows.columns_from(whole), cols: values.cols - whole, ..values };
         let group = RowGroup { to: group.to.wrapping_add(whole), ..group };
         // SAFETY: the rest of each row, rounded up; the caller's promise.
-        unsafe { strip::<S, T, R, 1, false>(simd, values, group, lines) };
+        unsafe { strip::<S, T, P, R, 1, false>(simd, values, group, lines) };
     }
 }
 
@@ -141,13 +195,13 @@ unsafe fn strips<S: Simd, T: Element, const R: usize, const N: usize>(
 /// * all rows of `values` are valid for reads of N vectors, or of `cols` elements, less than a vector
 /// * `group` has R rows of a prob for each of them, and R rows of N vectors to add to
 #[inline(always)]
-unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE: bool>(
+unsafe fn strip<S: Simd, T: Element, P: Rows<T>, const R: usize, const N: usize, const WHOLE: bool>(
     simd: S,
-    values: RowBlock<T>,
+    values: RowBlock<P>,
     group: RowGroup,
     lines: &mut PrefetchLines<'_>,
 ) {
-    let RowBlock { mut at, stride, count, cols } = values;
+    let RowBlock { rows: mut at, count, cols } = values;
     let RowGroup { from: probs, from_stride, to: out, to_stride: width } = group;
     let mut sums = [[simd.zero(); N]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
@@ -157,19 +211,20 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
         }
     }
     let bytes = N * S::LANES * size_of::<T>();
-    let mut loop_prefetch = lines.for_loop(simd, count, bytes, at);
+    let mut loop_prefetch = lines.for_loop(simd, count, bytes, at.first());
     let mut j = 0;
     while j < count {
         let run = loop_prefetch.run(count - j, bytes);
         for j in j..j + run {
             loop_prefetch.issue(simd, j, bytes);
+            let row = at.first();
             let mut vectors = [simd.zero(); N];
             for (n, vector) in vectors.iter_mut().enumerate() {
                 // SAFETY: vector n of row j, or all of the row: the caller's promise.
                 *vector = unsafe {
                     match WHOLE {
-                        true => simd.load_as(at.wrapping_add(n * S::LANES)),
-                        false => simd.load_elements_part(std::slice::from_raw_parts(at, cols), 0.0),
+                        true => simd.load_as(row.wrapping_add(n * S::LANES)),
+                        false => simd.load_elements_part(std::slice::from_raw_parts(row, cols), 0.0),
                     }
                 };
             }
@@ -180,7 +235,7 @@ unsafe fn strip<S: Simd, T: Element, const R: usize, const N: usize, const WHOLE
                     *sum = simd.mul_add(prob, vectors[n], *sum);
                 }
             }
-            at = at.wrapping_offset(stride);
+            at = at.after(1);
         }
         loop_prefetch.end_run(simd, run, bytes);
         j += run;
