@@ -85,15 +85,19 @@ mod backward_calls;
 mod buffers;
 mod chosen_level;
 mod column;
+mod convert;
 mod cross_entropy;
+mod cross_entropy_options;
 mod dispatch;
 mod double;
 mod double_exp;
 mod exponential;
 mod fold;
 mod forward_calls;
+mod gathered;
 mod line_states;
 mod lines;
+mod masked;
 mod number;
 mod rare;
 mod row;
@@ -116,11 +120,13 @@ pub use backward_calls::{
     softmax_backward_into,
 };
 pub use cross_entropy::{cross_entropy, cross_entropy_gradient_into, cross_entropy_into};
+pub use cross_entropy_options::{CrossEntropy, Reduction};
 pub use exponential::{exp_in_place, exp_into};
 pub(crate) use forward_calls::plain;
 pub use forward_calls::{
     log_softmax, log_softmax_in_place, log_softmax_into, logsumexp, logsumexp_into, softmax, softmax_in_place,
     softmax_into,
 };
+pub use masked::Softmax;
 pub use number::Number;
 pub use row_state::RowState;

@@ -122,7 +122,7 @@ fn views() {
     narrowed(
         usize::MAX,
         0..0,
-        no_axis(usize::MAX, 4),
+        no_axis(usize::MAX as i128, 4),
         &format!("there is no axis {}, counted from 0: the array has 4", usize::MAX),
     );
     // A range whose end overflows, although every representable end is inside the axis.

@@ -6,6 +6,7 @@ use super::axis_loop::{self, Options, VisitState, visit_states, worth};
 use super::backward;
 use super::buffers::Buffers;
 use super::chosen_level::isa;
+use super::convert;
 use super::number::Number;
 use super::row_state::RowState;
 use super::scale::Formula;
@@ -35,6 +36,12 @@ macro_rules! through_f32 {
             }
             fn real_to_f64(x: f32) -> f64 {
                 f64::from(x)
+            }
+            fn widen(from: &[Self], to: &mut [f32]) {
+                convert::widen(isa(), from, to);
+            }
+            fn narrow(from: &[f32], to: &mut [Self]) {
+                convert::narrow(isa(), from, to);
             }
             fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 let options = Options::new(Formula::new(scale, log));
@@ -89,6 +96,12 @@ impl sealed::Sealed for f64 {
     }
     fn real_to_f64(x: f64) -> f64 {
         x
+    }
+    fn widen(from: &[Self], to: &mut [f64]) {
+        to.copy_from_slice(from);
+    }
+    fn narrow(from: &[f64], to: &mut [Self]) {
+        to.copy_from_slice(from);
     }
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
         double::softmax(isa(), buffers, axis, (scale, log), None, None);

@@ -1,0 +1,226 @@
+//! Lines of strided tensors as dense rows: for the calls with options, which are computed row by row.
+//!
+//! A block of lines is copied into rows of the type of the arithmetic (f32 for the half types), computed there, and written to the
+//! output. So the bits of a line depend on its elements alone: not on strides, on other lines or on threads. A tensor is cut into
+//! pieces, which workers claim.
+#![forbid(unsafe_code)]
+
+use super::axis::Axis;
+use super::axis_loop::worth;
+use super::buffers::Buffers;
+use super::sealed::Sealed;
+use crate::tensor::strided::{Strided, StridedMut};
+use crate::threads::{Claims, work_through, workers};
+use std::sync::{Mutex, PoisonError};
+
+/// Elements of a block: in f32, half of a common first cache.
+const BLOCK: usize = 1 << 12;
+
+/// The fewest lines of a block whose elements are not neighbours in memory: those of a cache line.
+const LEAST_COLUMNS: usize = 16;
+
+/// Rows of at most this length are handed to the row passes together, because these transpose short rows.
+const TOGETHER: usize = 1 << 10;
+
+/// Pieces for each worker: see `CLAIMS_PER_WORKER` of `axis_loop.rs`.
+const PIECES_PER_WORKER: usize = 8;
+
+/// The axes of a tensor in the order in which lines are computed: the softmax axis is the last. Lines have their numbers from the
+/// other axes, row-major in their own order. Those of size 1 are put first, so that a block has as many lines as possible.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order([usize; 4]);
+
+impl Order {
+    pub(super) fn new(shape: [usize; 4], axis: usize) -> Self {
+        let mut axes = [0, 1, 2, 3];
+        axes.sort_by_key(|&n| (n == axis, shape[n] != 1, n));
+        Order(axes)
+    }
+
+    pub(super) fn axes(self) -> [usize; 4] {
+        self.0
+    }
+}
+
+/// Neighbouring lines: those at `[i0, i1, i2..i2 + count]` of the first three axes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    pub(super) first: [usize; 3],
+    pub(super) count: usize,
+    /// The number of the first line.
+    pub(super) line: usize,
+}
+
+/// Gets a block of lines as rows, from any worker. What it leaves in the rows is written to the output.
+pub(super) type Compute<'a, R> = &'a (dyn Fn(Block, &mut [R]) + Sync);
+
+/// Hands the lines along the last axis of `x` to `compute`, block by block, and writes the rows to `out`, of the same shape. The
+/// number of lines fits a `usize`.
+pub(super) fn for_each_block<T: Sealed, O: Sealed<Real = T::Real>>(
+    x: Strided<'_, T, 4>,
+    out: Option<StridedMut<'_, O, 4>>,
+    compute: Compute<'_, T::Real>,
+) -> Result<(), crate::error::Error> {
+    let [n0, n1, n2, len] = *x.shape();
+    let axis = Axis::new(&[n0, n1, n2, len], 3)?;
+    let whole = Piece { x, out, first: [0; 3], lines: [n0, n1, n2] };
+    if axis.lines() == 0 {
+        return Ok(());
+    }
+    let worth = worth(axis);
+    let workers = workers(worth, axis.lines());
+    if workers == 1 {
+        whole.compute(compute);
+        return Ok(());
+    }
+    let mut pieces = vec![whole];
+    while pieces.len() < workers * PIECES_PER_WORKER {
+        let before = pieces.len();
+        pieces = pieces.into_iter().flat_map(|piece| piece.halves()).flatten().collect();
+        if pieces.len() == before {
+            break; // each is one line
+        }
+    }
+    let pieces = Pieces(Mutex::new(pieces));
+    work_through(worth, &mut vec![(); workers], &pieces, &|piece: Piece<'_, T, O>, ()| piece.compute(compute));
+    Ok(())
+}
+
+/// Some of the lines, with their place among all.
+struct Piece<'a, T, O> {
+    x: Strided<'a, T, 4>,
+    out: Option<StridedMut<'a, O, 4>>,
+    first: [usize; 3],
+    /// The sizes of the first three axes of the whole tensor.
+    lines: [usize; 3],
+}
+
+/// Pieces that have not been claimed.
+struct Pieces<P>(Mutex<Vec<P>>);
+
+impl<'c, P: Send> Claims<'c> for Pieces<P> {
+    type Claim = P;
+
+    fn claim(&'c self) -> Option<P> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
+impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
+    /// The piece in two; one line stays one piece.
+    fn halves(self) -> [Option<Self>; 2] {
+        let shape = *self.x.shape();
+        let Some(axis) = (0..3).find(|&axis| shape[axis] > 1) else { return [Some(self), None] };
+        let (Piece { x, out, first, lines }, middle) = (self, shape[axis] / 2);
+        let (left, right) = out.map_or((None, None), |out| {
+            let (left, right) = out.split_at(axis, middle);
+            (Some(left), Some(right))
+        });
+        let mut second = first;
+        second[axis] += middle;
+        let right = Piece { x: x.narrow(axis, middle..shape[axis]), out: right, first: second, lines };
+        [Some(Piece { x: x.narrow(axis, 0..middle), out: left, first, lines }), Some(right)]
+    }
+
+    fn compute(mut self, compute: Compute<'_, T::Real>) {
+        let [n0, n1, n2, len] = *self.x.shape();
+        let least = if self.x.matrix(0, 0).has_contiguous_rows() { 1 } else { LEAST_COLUMNS };
+        let step = (BLOCK / len.max(1)).max(least).min(n2);
+        let (mut rows, mut scratch) = (vec![T::Real::default(); step * len], Vec::new());
+        for (i0, i1) in (0..n0).flat_map(|i0| (0..n1).map(move |i1| (i0, i1))) {
+            for i2 in (0..n2).step_by(step) {
+                let (count, [all0, all1, all2]) = (step.min(n2 - i2), [i0, i1, i2]);
+                let rows = &mut rows[..count * len];
+                self.gather([i0, i1, i2], count, rows, &mut scratch);
+                let first = [self.first[0] + all0, self.first[1] + all1, self.first[2] + all2];
+                let line = (first[0] * self.lines[1] + first[1]) * self.lines[2] + first[2];
+                compute(Block { first, count, line }, rows);
+                self.scatter([i0, i1, i2], count, rows);
+            }
+        }
+    }
+
+    /// Copies `count` lines into rows. `scratch` is memory.
+    fn gather(&self, [i0, i1, i2]: [usize; 3], count: usize, rows: &mut [T::Real], scratch: &mut Vec<T>) {
+        let lines = self.x.matrix(i0, i1).slice_rows(i2..i2 + count);
+        let len = lines.cols();
+        if len == 0 {
+            return;
+        }
+        if lines.has_contiguous_rows() {
+            for (i, row) in rows.chunks_exact_mut(len).enumerate() {
+                if let Some(line) = lines.row(i).as_slice() {
+                    T::widen(line, row);
+                }
+            }
+            return;
+        }
+        scratch.resize(count * len, T::default());
+        for i in 0..len {
+            for (line, x) in lines.transposed().row(i).iter().enumerate() {
+                scratch[line * len + i] = x;
+            }
+        }
+        T::widen(scratch, rows);
+    }
+
+    /// Writes rows to `count` lines of the output.
+    fn scatter(&mut self, [i0, i1, i2]: [usize; 3], count: usize, rows: &[T::Real]) {
+        let Some(out) = &mut self.out else { return };
+        let [.., len] = *out.as_ref().shape();
+        if out.as_ref().matrix(i0, i1).has_contiguous_rows() {
+            for (line, row) in rows.chunks_exact(len).enumerate() {
+                if let Ok(out) = out.row_mut([i0, i1, i2 + line]).into_mut_slice() {
+                    O::narrow(row, out);
+                }
+            }
+            return;
+        }
+        let mut narrow = vec![O::default(); rows.len()];
+        O::narrow(rows, &mut narrow);
+        let mut columns = out.reborrow().narrow(2, i2..i2 + count).permuted([0, 1, 3, 2]);
+        for i in 0..len {
+            columns.row_mut([i0, i1, i]).fill_from((0..count).map(|line| narrow[line * len + i]));
+        }
+    }
+}
+
+/// The ranges of rows that one call of the row passes computes.
+fn together(rows: usize, len: usize) -> impl Iterator<Item = (std::ops::Range<usize>, Axis)> {
+    let step = if len <= TOGETHER { rows.max(1) } else { 1 };
+    (0..rows).step_by(step).map(move |row| {
+        let range = row..rows.min(row + step);
+        (range.clone(), Axis::of_rows(range.len(), len))
+    })
+}
+
+/// Softmax, or log_softmax, of rows in place.
+pub(super) fn softmax_rows<R: Sealed<Real = R>>(rows: &mut [R], count: usize, scale: R, log: bool) {
+    let len = rows.len() / count;
+    for (range, axis) in together(count, len) {
+        R::softmax(Buffers::InPlace(&mut rows[range.start * len..range.end * len]), axis, scale, log);
+    }
+}
+
+/// Softmax of rows at scale 1, times a number for each row, with the states of the rows.
+pub(super) fn softmax_rows_times<R: Sealed<Real = R>>(x: &[R], out: &mut [R], upstream: &[R]) -> Vec<(f64, f64)> {
+    let (count, mut states) = (upstream.len(), vec![(0.0, 0.0); upstream.len()]);
+    let len = x.len() / count;
+    for (range, axis) in together(count, len) {
+        let (elements, first) = (range.start * len..range.end * len, range.start);
+        let mut visit = |row: usize, max, sum| states[first + row] = (max, sum);
+        let (x, out) = (&x[elements.clone()], &mut out[elements]);
+        R::softmax_times(x, out, axis, R::real(1.0), &upstream[range], Some(&mut visit));
+    }
+    states
+}
+
+/// (scale * max, sum) of each row.
+pub(super) fn states_of_rows<R: Sealed<Real = R>>(x: &[R], count: usize, scale: R) -> Vec<(f64, f64)> {
+    let (len, mut states) = (x.len() / count, vec![(0.0, 0.0); count]);
+    for (range, axis) in together(count, len) {
+        let (elements, first) = (range.start * len..range.end * len, range.start);
+        R::states(&x[elements], axis, scale, &mut |row, max, sum| states[first + row] = (max, sum));
+    }
+    states
+}
