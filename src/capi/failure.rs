@@ -53,6 +53,8 @@ pub enum Code {
     Threads = 18,
     /// A panic inside the library, which was caught.
     Panic = 19,
+    /// A target is neither a class nor ignored.
+    ClassOutOfRange = 20,
 }
 
 /// The reason why a call failed.
@@ -88,11 +90,9 @@ impl From<Error> for Failure {
             Error::GivenTwice { .. } | Error::InvalidMask { .. } => Code::InvalidOption,
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,
             Error::AxisOutOfRange { .. } => Code::AxisOutOfRange,
-            // Errors about slices, ranges and classes, which C does not pass.
-            Error::SliceLength { .. }
-            | Error::OutOfBounds { .. }
-            | Error::RangeOutOfBounds { .. }
-            | Error::ClassOutOfRange { .. } => Code::Panic,
+            Error::ClassOutOfRange { .. } => Code::ClassOutOfRange,
+            // Errors about slices and ranges, which C does not pass.
+            Error::SliceLength { .. } | Error::OutOfBounds { .. } | Error::RangeOutOfBounds { .. } => Code::Panic,
         };
         Failure::new(code, error.to_string())
     }

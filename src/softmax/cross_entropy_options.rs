@@ -141,6 +141,16 @@ impl<'a> CrossEntropy<'a> {
         call.gradient(logits, 2, &upstream, StridedMut::new(gradient, 0, shape, strides)?)
     }
 
+    #[cfg(feature = "capi")]
+    pub(crate) fn is_reduced(&self) -> bool {
+        self.reduction != Reduction::None
+    }
+
+    #[cfg(feature = "capi")]
+    pub(crate) fn weights(&self) -> Option<&'a [f32]> {
+        self.class_weights
+    }
+
     /// Checks the options and targets for logits of `rows` lines.
     pub(crate) fn checked<'t>(
         &self,
