@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
+use super::chains::{subtract_weights, sum_below, times};
+use super::chosen_level::isa;
 use super::cross_entropy::loss;
 use super::gathered::{Block, Order, for_each_block, softmax_rows_times, states_of_rows};
 use super::number::Number;
@@ -276,14 +278,13 @@ impl Call<'_, '_> {
         if self.spread == 0.0 { own } else { own + self.spread * self.weighted_losses(logits, row) }
     }
 
-    /// The sum of w[c] * (log(sum_c exp(x[c])) - x[c]), in eight chains of additions.
+    /// The sum of w[c] * (log(sum_c exp(x[c])) - x[c]).
     fn weighted_losses<R: Sealed>(&self, logits: &[R], row: Row) -> f64 {
-        const CHAINS: usize = 8;
-        let mut sums = [0.0; CHAINS];
-        for (class, &x) in logits.iter().enumerate() {
-            sums[class % CHAINS] += times(self.weight(class), row.loss_of(x));
+        if row.max == f64::NEG_INFINITY && !row.sum.is_nan() {
+            // All are hidden.
+            return times(self.all_weights, f64::INFINITY);
         }
-        sums.iter().sum()
+        sum_below(isa(), logits, self.weights, row.max) + self.all_weights * row.sum.ln()
     }
 
     /// The gradient with respect to the logits, of the same shape.
@@ -332,9 +333,7 @@ impl Call<'_, '_> {
     /// Turns the softmax of a row, times its factor, into the gradient.
     fn finish<R: Sealed>(&self, out: &mut [R], at_target: R, row: Row, upstream: f64) {
         if self.spread != 0.0 {
-            for (class, out) in out.iter_mut().enumerate() {
-                *out = R::from_f64(out.to_f64() - upstream * self.spread * self.weight(class));
-            }
+            subtract_weights(isa(), out, self.weights, upstream * self.spread);
         }
         out[row.target] = R::from_f64(upstream * self.slope_at_target(at_target, row));
     }
@@ -361,10 +360,4 @@ impl Call<'_, '_> {
             *out = R::from_f64(if slope == 0.0 { 0.0 } else { upstream * slope });
         }
     }
-}
-
-/// weight * x, where a weight of 0 leaves nothing of infinity.
-#[inline(always)]
-fn times(weight: f64, x: f64) -> f64 {
-    if weight == 0.0 && x.is_infinite() { 0.0 } else { weight * x }
 }

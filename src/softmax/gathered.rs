@@ -9,15 +9,16 @@ use super::axis::Axis;
 use super::axis_loop::worth;
 use super::buffers::Buffers;
 use super::sealed::Sealed;
+use crate::tensor::matrix::Matrix;
 use crate::tensor::strided::{Strided, StridedMut};
 use crate::threads::{Claims, work_through, workers};
 use std::sync::{Mutex, PoisonError};
 
-/// Elements of a block: in f32, half of a common first cache.
-const BLOCK: usize = 1 << 12;
+/// Elements of a block: 64 KiB of f32, a small part of the second cache. Each block costs some allocations.
+const BLOCK: usize = 1 << 14;
 
-/// The fewest lines of a block whose elements are not neighbours in memory: those of a cache line.
-const LEAST_COLUMNS: usize = 16;
+/// Elements and lines of a tile that is transposed, where the elements of a line are not neighbours in memory: the f32 of a cache line.
+const TILE: usize = 16;
 
 /// Rows of at most this length are handed to the row passes together, because these transpose short rows.
 const TOGETHER: usize = 1 << 10;
@@ -124,48 +125,35 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
 
     fn compute(mut self, compute: Compute<'_, T::Real>) {
         let [n0, n1, n2, len] = *self.x.shape();
-        let least = if self.x.matrix(0, 0).has_contiguous_rows() { 1 } else { LEAST_COLUMNS };
+        let least = if self.x.matrix(0, 0).has_contiguous_rows() { 1 } else { TILE };
         let step = (BLOCK / len.max(1)).max(least).min(n2);
-        let (mut rows, mut scratch) = (vec![T::Real::default(); step * len], Vec::new());
+        let mut memory = Memory { rows: Vec::new(), elements: Vec::new(), out: Vec::new() };
         for (i0, i1) in (0..n0).flat_map(|i0| (0..n1).map(move |i1| (i0, i1))) {
             for i2 in (0..n2).step_by(step) {
                 let (count, [all0, all1, all2]) = (step.min(n2 - i2), [i0, i1, i2]);
-                let rows = &mut rows[..count * len];
-                self.gather([i0, i1, i2], count, rows, &mut scratch);
                 let first = [self.first[0] + all0, self.first[1] + all1, self.first[2] + all2];
                 let line = (first[0] * self.lines[1] + first[1]) * self.lines[2] + first[2];
-                compute(Block { first, count, line }, rows);
-                self.scatter([i0, i1, i2], count, rows);
-            }
-        }
-    }
-
-    /// Copies `count` lines into rows. `scratch` is memory.
-    fn gather(&self, [i0, i1, i2]: [usize; 3], count: usize, rows: &mut [T::Real], scratch: &mut Vec<T>) {
-        let lines = self.x.matrix(i0, i1).slice_rows(i2..i2 + count);
-        let len = lines.cols();
-        if len == 0 {
-            return;
-        }
-        if lines.has_contiguous_rows() {
-            for (i, row) in rows.chunks_exact_mut(len).enumerate() {
-                if let Some(line) = lines.row(i).as_slice() {
-                    T::widen(line, row);
+                let block = Block { first, count, line };
+                let lines = self.x.matrix(i0, i1).slice_rows(i2..i2 + count);
+                // Rows are computed in the output, if they can be there.
+                let dense = self.out.as_mut().filter(|out| out.as_ref().is_dense_from(2));
+                let dense = dense.and_then(|out| O::as_real_mut(out.dense_block_mut([i0, i1, 0, 0], 2)));
+                if let Some(out) = dense {
+                    let rows = &mut out[i2 * len..][..count * len];
+                    gather(lines, rows, &mut memory.elements);
+                    compute(block, rows);
+                    continue;
                 }
-            }
-            return;
-        }
-        scratch.resize(count * len, T::default());
-        for i in 0..len {
-            for (line, x) in lines.transposed().row(i).iter().enumerate() {
-                scratch[line * len + i] = x;
+                memory.rows.resize(count * len, T::Real::default());
+                gather(lines, &mut memory.rows, &mut memory.elements);
+                compute(block, &mut memory.rows);
+                self.scatter([i0, i1, i2], count, &memory.rows, &mut memory.out);
             }
         }
-        T::widen(scratch, rows);
     }
 
-    /// Writes rows to `count` lines of the output.
-    fn scatter(&mut self, [i0, i1, i2]: [usize; 3], count: usize, rows: &[T::Real]) {
+    /// Writes rows to `count` lines of the output. `memory` is for elements of its type.
+    fn scatter(&mut self, [i0, i1, i2]: [usize; 3], count: usize, rows: &[T::Real], memory: &mut Vec<O>) {
         let Some(out) = &mut self.out else { return };
         let [.., len] = *out.as_ref().shape();
         if out.as_ref().matrix(i0, i1).has_contiguous_rows() {
@@ -176,13 +164,80 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
             }
             return;
         }
-        let mut narrow = vec![O::default(); rows.len()];
-        O::narrow(rows, &mut narrow);
-        let mut columns = out.reborrow().narrow(2, i2..i2 + count).permuted([0, 1, 3, 2]);
-        for i in 0..len {
-            columns.row_mut([i0, i1, i]).fill_from((0..count).map(|line| narrow[line * len + i]));
+        let rows = O::of_real(rows).unwrap_or_else(|| {
+            memory.resize(rows.len(), O::default());
+            O::narrow(rows, memory);
+            memory
+        });
+        let mut tile = [[O::default(); TILE]; TILE];
+        for (i, line) in tiles(len, count) {
+            let (height, width) = (TILE.min(len - i), TILE.min(count - line));
+            for n in 0..width {
+                let row = &rows[(line + n) * len + i..][..height];
+                tile.iter_mut().zip(row).for_each(|(tile, &y)| tile[n] = y);
+            }
+            let lines = i2 + line..i2 + line + width;
+            let mut columns = out.reborrow().narrow(2, lines).permuted([0, 1, 3, 2]);
+            for (n, tile) in tile[..height].iter().enumerate() {
+                columns.row_mut([i0, i1, i + n]).fill_from(tile[..width].iter().copied());
+            }
         }
     }
+}
+
+/// Memory of a worker for blocks.
+struct Memory<T, O, R> {
+    rows: Vec<R>,
+    /// Of the input's type.
+    elements: Vec<T>,
+    /// Of the output's type.
+    out: Vec<O>,
+}
+
+/// Copies lines into rows. `memory` is for elements of their type.
+fn gather<T: Sealed>(lines: Matrix<'_, T>, rows: &mut [T::Real], memory: &mut Vec<T>) {
+    let len = lines.cols();
+    if len == 0 {
+        return;
+    }
+    if lines.has_contiguous_rows() {
+        for (i, row) in rows.chunks_exact_mut(len).enumerate() {
+            if let Some(line) = lines.row(i).as_slice() {
+                T::widen(line, row);
+            }
+        }
+    } else if let Some(rows) = T::of_real_mut(rows) {
+        transpose(lines, rows);
+    } else {
+        memory.resize(rows.len(), T::default());
+        transpose(lines, memory);
+        T::widen(memory, rows);
+    }
+}
+
+/// Copies lines whose elements are not neighbours in memory, tile by tile: so each cache line is read and written once.
+fn transpose<T: Sealed>(lines: Matrix<'_, T>, rows: &mut [T]) {
+    let (count, len, columns) = (lines.rows(), lines.cols(), lines.transposed());
+    let mut tile = [[T::default(); TILE]; TILE];
+    for (i, line) in tiles(len, count) {
+        let (height, width) = (TILE.min(len - i), TILE.min(count - line));
+        for (n, tile) in tile[..height].iter_mut().enumerate() {
+            let column = columns.row(i + n).slice(line..line + width);
+            match column.as_slice() {
+                Some(column) => tile[..width].copy_from_slice(column),
+                None => tile.iter_mut().zip(column.iter()).for_each(|(tile, x)| *tile = x),
+            }
+        }
+        for n in 0..width {
+            let row = &mut rows[(line + n) * len + i..][..height];
+            row.iter_mut().zip(&tile).for_each(|(x, tile)| *x = tile[n]);
+        }
+    }
+}
+
+/// The first element and the first line of each tile.
+fn tiles(len: usize, count: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len).step_by(TILE).flat_map(move |i| (0..count).step_by(TILE).map(move |line| (i, line)))
 }
 
 /// The ranges of rows that one call of the row passes computes.

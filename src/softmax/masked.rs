@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, axis_number, same_len};
+use super::chains::{largest_score, score, subtract};
 use super::chosen_level::isa;
 use super::convert;
 use super::forward_calls::{check_scale, log_sum_exp};
@@ -277,25 +278,11 @@ fn copy_row<T: super::buffers::Stored>(from: &Strided<'_, T, 4>, [i0, i1, i2]: [
 
 /// Turns a row into score - max, and gives max: -inf if all is hidden.
 fn add_bias<R: Sealed>(row: &mut [R], bias: &[f32], scale: f64) -> f64 {
-    let mut max = f64::NEG_INFINITY;
-    for (x, bias) in row.iter().zip(bias) {
-        let score = score(x.to_f64(), *bias, scale);
-        max = if score > max { score } else { max };
-    }
-    if max == f64::INFINITY && overflows(row, bias, scale) {
-        return max;
-    }
-    for (x, bias) in row.iter_mut().zip(bias) {
-        let score = score(x.to_f64(), *bias, scale);
-        *x = R::from_f64(if score == f64::NEG_INFINITY { score } else { score - max });
+    let max = largest_score(isa(), row, bias, scale);
+    if max < f64::INFINITY || !overflows(row, bias, scale) {
+        subtract(isa(), row, bias, scale, max);
     }
     max
-}
-
-/// scale * x + bias, in f64. -inf hides at any scale.
-#[inline(always)]
-fn score(x: f64, bias: f32, scale: f64) -> f64 {
-    if x == f64::NEG_INFINITY || bias == f32::NEG_INFINITY { f64::NEG_INFINITY } else { scale * x + f64::from(bias) }
 }
 
 /// Turns a row of f64 into score - max where the largest score is above the range of numbers; false, without a change, if it is

@@ -16,6 +16,12 @@ pub trait Sealed: Sized + Copy + Default + Send + Sync {
     fn from_f64(x: f64) -> Self;
     fn real(x: f64) -> Self::Real;
     fn real_to_f64(x: Self::Real) -> f64;
+    /// The same slice if the type of the arithmetic is this type.
+    fn of_real(x: &[Self::Real]) -> Option<&[Self]>;
+    /// [`of_real`](Self::of_real) of a slice that is written.
+    fn of_real_mut(x: &mut [Self::Real]) -> Option<&mut [Self]>;
+    /// The other way round.
+    fn as_real_mut(x: &mut [Self]) -> Option<&mut [Self::Real]>;
     /// `to` = `from`, exactly.
     fn widen(from: &[Self], to: &mut [Self::Real]);
     /// `to` = `from`, each element rounded once.

@@ -415,7 +415,6 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
 }
 
 /// Blocks without gaps: all elements of the axes from `axis` on, at one index of those before.
-#[cfg(feature = "capi")]
 impl<'a, T> Strided<'a, T, 4> {
     /// Whether the blocks are without gaps, last axis innermost.
     pub(crate) fn is_dense_from(&self, axis: usize) -> bool {
@@ -438,6 +437,7 @@ impl<'a, T> Strided<'a, T, 4> {
 
     /// # Panics
     /// As [`Strided::block`].
+    #[cfg(feature = "capi")]
     pub(crate) fn dense_block(&self, outer: [usize; 4], axis: usize) -> &'a [T] {
         let (first, len) = self.block(outer, axis);
         // SAFETY: the invariant: elements side by side, readable for 'a.
@@ -445,7 +445,6 @@ impl<'a, T> Strided<'a, T, 4> {
     }
 }
 
-#[cfg(feature = "capi")]
 impl<T> StridedMut<'_, T, 4> {
     /// # Panics
     /// As [`Strided::block`].
