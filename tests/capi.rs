@@ -703,7 +703,7 @@ fn softmax_is_that_of_rust() {
             ..tensor(&own, F16, &[2, 4, 6, 6])
         };
         // SAFETY: a view of `own`, which nothing else uses.
-        let code = unsafe { flashtile_softmax(&x, &x, axis as i32, 3.0) };
+        let code = unsafe { flashtile_softmax(&x, &x, axis, 3.0) };
         assert_eq!(code, 0, "{}", last_error());
         assert!(
             indices().zip(&expected).all(|([a, b, c, d], y)| own[index([1 - a, b, c, 2 * d])] == *y),

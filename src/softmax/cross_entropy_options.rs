@@ -5,7 +5,7 @@ use super::axis::{Axis, same_len};
 use super::chains::{subtract_weights, sum_below, times};
 use super::chosen_level::isa;
 use super::cross_entropy::loss;
-use super::gathered::{Block, Order, for_each_block, softmax_rows_times, states_of_rows};
+use super::gathered::{Block, Compute, Order, for_each_block, softmax_rows_times, states_of_rows};
 use super::number::Number;
 use super::sealed::Sealed;
 use crate::error::{Error, check_count};
@@ -247,20 +247,12 @@ impl Call<'_, '_> {
     pub(crate) fn losses<T: Sealed>(&self, logits: Strided<'_, T, 4>, axis: usize) -> Result<Vec<f64>, Error> {
         let logits = logits.permuted(Order::new(*logits.shape(), axis).axes());
         let losses = Mutex::new(vec![0.0; self.targets.len()]);
-        for_each_block::<T, T>(logits, None, &|block: Block, rows| {
-            let states = states_of_rows(rows, block.count, T::Real::real(1.0));
-            let classes = rows.len() / block.count;
-            let losses_of_block: Vec<f64> = states
-                .into_iter()
-                .enumerate()
-                .map(|(row, (max, sum))| {
-                    let class = self.class_of(block.line + row);
-                    class.map_or(0.0, |target| self.loss(&rows[row * classes..][..classes], Row { target, max, sum }))
-                })
-                .collect();
+        let compute = |block: Block, rows: &[T::Real]| {
+            let of_block = self.losses_of_block(block, rows);
             let mut losses = losses.lock().unwrap_or_else(PoisonError::into_inner);
-            losses[block.line..][..block.count].copy_from_slice(&losses_of_block);
-        })?;
+            losses[block.line..][..block.count].copy_from_slice(&of_block);
+        };
+        for_each_block::<T, T>(logits, None, Compute::Read(&compute))?;
         let losses = losses.into_inner().unwrap_or_else(PoisonError::into_inner);
         if self.reduction == Reduction::None {
             return Ok(losses);
@@ -270,6 +262,16 @@ impl Call<'_, '_> {
             f64::INFINITY => losses.iter().map(|loss| loss / self.divisor).sum(),
             total => total / self.divisor,
         }])
+    }
+
+    fn losses_of_block<R: Sealed<Real = R>>(&self, block: Block, rows: &[R]) -> Vec<f64> {
+        let classes = rows.len() / block.count;
+        let loss = |(n, (max, sum)): (usize, (f64, f64))| {
+            let row = |target| Row { target, max, sum };
+            let target = self.class_of(block.line + n);
+            target.map_or(0.0, |target| self.loss(&rows[n * classes..][..classes], row(target)))
+        };
+        states_of_rows(rows, block.count, R::real(1.0)).into_iter().enumerate().map(loss).collect()
     }
 
     /// The loss of a row that is not ignored.
@@ -299,35 +301,34 @@ impl Call<'_, '_> {
             return Ok(());
         }
         let axes = Order::new(*logits.shape(), axis).axes();
-        let upstream_of = |row: usize| match self.reduction {
-            Reduction::None => upstream[row],
+        let compute = |block: Block, rows: &mut [T::Real]| self.gradient_of_block(block, rows, upstream);
+        for_each_block(logits.permuted(axes), Some(gradient.permuted(axes)), Compute::Write(&compute))
+    }
+
+    /// Turns the logits of rows into their gradient.
+    fn gradient_of_block<R: Sealed<Real = R>>(&self, block: Block, rows: &mut [R], upstream: &[f64]) {
+        let (logits, classes) = (rows.to_vec(), rows.len() / block.count);
+        let upstream_of = |n: usize| match self.reduction {
+            Reduction::None => upstream[block.line + n],
             _ => upstream[0] / self.divisor,
         };
-        for_each_block(logits.permuted(axes), Some(gradient.permuted(axes)), &|block: Block, rows| {
-            let (logits, classes) = (rows.to_vec(), rows.len() / block.count);
-            // What multiplies the softmax of each row. Where it is not finite, the row is computed again.
-            let factors = (block.line..block.line + block.count).map(|row| {
-                let target = self.class_of(row);
-                target
-                    .map(|target| upstream_of(row) * (self.kept * self.weight(target) + self.spread * self.all_weights))
-            });
-            let factors: Vec<_> = factors.map(|factor| T::real(factor.unwrap_or(0.0))).collect();
-            let states = softmax_rows_times(&logits, rows, &factors);
-            for (n, (max, sum)) in states.into_iter().enumerate() {
-                let (out, logits) = (&mut rows[n * classes..][..classes], &logits[n * classes..][..classes]);
-                match self.class_of(block.line + n) {
-                    None => out.fill(T::Real::default()),
-                    Some(target) => {
-                        let (row, upstream) = (Row { target, max, sum }, upstream_of(block.line + n));
-                        if T::real_to_f64(factors[n]).is_finite() {
-                            self.finish(out, logits[target], row, upstream);
-                        } else {
-                            self.rare_gradient(out, logits, row, upstream);
-                        }
-                    }
+        // What multiplies the softmax of each row. Where it is not finite, the row is computed again.
+        let factor = |n: usize| {
+            let all = |target| self.kept * self.weight(target) + self.spread * self.all_weights;
+            R::from_f64(self.class_of(block.line + n).map_or(0.0, |target| upstream_of(n) * all(target)))
+        };
+        let factors: Vec<R> = (0..block.count).map(factor).collect();
+        let states = softmax_rows_times(&logits, rows, &factors);
+        for (n, (max, sum)) in states.into_iter().enumerate() {
+            let (out, logits) = (&mut rows[n * classes..][..classes], &logits[n * classes..][..classes]);
+            match self.class_of(block.line + n) {
+                None => out.fill(R::default()),
+                Some(target) if factors[n].to_f64().is_finite() => {
+                    self.finish(out, logits[target], Row { target, max, sum }, upstream_of(n));
                 }
+                Some(target) => self.rare_gradient(out, logits, Row { target, max, sum }, upstream_of(n)),
             }
-        })
+        }
     }
 
     /// Turns the softmax of a row, times its factor, into the gradient.

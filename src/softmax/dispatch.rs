@@ -45,6 +45,9 @@ macro_rules! through_f32 {
             fn of_real_mut(x: &mut [f32]) -> Option<&mut [Self]> {
                 <$t>::of_f32_mut(x)
             }
+            fn as_real(x: &[Self]) -> Option<&[f32]> {
+                <$t>::as_f32(x)
+            }
             fn as_real_mut(x: &mut [Self]) -> Option<&mut [f32]> {
                 <$t>::as_f32_mut(x)
             }
@@ -114,6 +117,9 @@ impl sealed::Sealed for f64 {
         Some(x)
     }
     fn of_real_mut(x: &mut [f64]) -> Option<&mut [Self]> {
+        Some(x)
+    }
+    fn as_real(x: &[Self]) -> Option<&[f64]> {
         Some(x)
     }
     fn as_real_mut(x: &mut [Self]) -> Option<&mut [f64]> {

@@ -52,8 +52,23 @@ pub(super) struct Block {
     pub(super) line: usize,
 }
 
-/// Gets a block of lines as rows, from any worker. What it leaves in the rows is written to the output.
-pub(super) type Compute<'a, R> = &'a (dyn Fn(Block, &mut [R]) + Sync);
+/// Gets a block of lines as rows, from any worker.
+#[derive(Clone, Copy)]
+pub(super) enum Compute<'a, R> {
+    /// It reads the rows, which are the input itself where that is possible.
+    Read(&'a (dyn Fn(Block, &[R]) + Sync)),
+    /// What it leaves in the rows is written to the output.
+    Write(&'a (dyn Fn(Block, &mut [R]) + Sync)),
+}
+
+impl<R> Compute<'_, R> {
+    fn run(self, block: Block, rows: &mut [R]) {
+        match self {
+            Compute::Read(compute) => compute(block, rows),
+            Compute::Write(compute) => compute(block, rows),
+        }
+    }
+}
 
 /// Hands the lines along the last axis of `x` to `compute`, block by block, and writes the rows to `out`, of the same shape. The
 /// number of lines fits a `usize`.
@@ -135,18 +150,24 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
                 let line = (first[0] * self.lines[1] + first[1]) * self.lines[2] + first[2];
                 let block = Block { first, count, line };
                 let lines = self.x.matrix(i0, i1).slice_rows(i2..i2 + count);
+                if let (Compute::Read(compute), true) = (compute, self.x.is_dense_from(2))
+                    && let Some(x) = T::as_real(self.x.dense_block([i0, i1, 0, 0], 2))
+                {
+                    compute(block, &x[i2 * len..][..count * len]);
+                    continue;
+                }
                 // Rows are computed in the output, if they can be there.
                 let dense = self.out.as_mut().filter(|out| out.as_ref().is_dense_from(2));
                 let dense = dense.and_then(|out| O::as_real_mut(out.dense_block_mut([i0, i1, 0, 0], 2)));
                 if let Some(out) = dense {
                     let rows = &mut out[i2 * len..][..count * len];
                     gather(lines, rows, &mut memory.elements);
-                    compute(block, rows);
+                    compute.run(block, rows);
                     continue;
                 }
                 memory.rows.resize(count * len, T::Real::default());
                 gather(lines, &mut memory.rows, &mut memory.elements);
-                compute(block, &mut memory.rows);
+                compute.run(block, &mut memory.rows);
                 self.scatter([i0, i1, i2], count, &memory.rows, &mut memory.out);
             }
         }

@@ -6,7 +6,7 @@ use super::chains::{largest_score, score, subtract};
 use super::chosen_level::isa;
 use super::convert;
 use super::forward_calls::{check_scale, log_sum_exp};
-use super::gathered::{Block, Order, for_each_block, softmax_rows, states_of_rows};
+use super::gathered::{Block, Compute, Order, for_each_block, softmax_rows, states_of_rows};
 use super::number::Number;
 use super::sealed::Sealed;
 use crate::element::{Element, map_elements, with_elements};
@@ -162,14 +162,22 @@ impl<'a> Softmax<'a> {
         let lines = self.lines(x)?;
         same_len(lines.count, out.len())?;
         let out = Mutex::new(out);
-        for_each_block::<T, O>(lines.x, None, &|block, rows| {
-            let shifts = lines.apply(block, rows);
+        let finish = |block: Block, rows: &[T::Real], shifts: Vec<f64>| {
             let states = states_of_rows(rows, block.count, lines.scale_of_rows());
             let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
             for ((out, (max, sum)), shift) in out[block.line..].iter_mut().zip(states).zip(shifts) {
                 *out = O::from_f64(log_sum_exp(max + shift, sum));
             }
-        })
+        };
+        if lines.mask.is_none() && lines.bias.is_none() {
+            let read = |block: Block, rows: &[T::Real]| finish(block, rows, vec![0.0; block.count]);
+            return for_each_block::<T, O>(lines.x, None, Compute::Read(&read));
+        }
+        let change = |block, rows: &mut [T::Real]| {
+            let shifts = lines.apply(block, rows);
+            finish(block, rows, shifts);
+        };
+        for_each_block::<T, O>(lines.x, None, Compute::Write(&change))
     }
 
     fn write<T: Number, O: Number<Real = T::Real>, const N: usize>(
@@ -188,10 +196,11 @@ impl<'a> Softmax<'a> {
             return Ok(());
         }
         let out = out.strided.with_rank::<4>().permuted(lines.order.axes());
-        for_each_block(lines.x, Some(out), &|block, rows| {
+        let compute = |block: Block, rows: &mut [T::Real]| {
             lines.apply(block, rows);
             softmax_rows(rows, block.count, lines.scale_of_rows(), log);
-        })
+        };
+        for_each_block(lines.x, Some(out), Compute::Write(&compute))
     }
 
     /// Checks the options for a tensor.

@@ -21,6 +21,8 @@ pub trait Sealed: Sized + Copy + Default + Send + Sync {
     /// [`of_real`](Self::of_real) of a slice that is written.
     fn of_real_mut(x: &mut [Self::Real]) -> Option<&mut [Self]>;
     /// The other way round.
+    fn as_real(x: &[Self]) -> Option<&[Self::Real]>;
+    /// [`as_real`](Self::as_real) of a slice that is written.
     fn as_real_mut(x: &mut [Self]) -> Option<&mut [Self::Real]>;
     /// `to` = `from`, exactly.
     fn widen(from: &[Self], to: &mut [Self::Real]);

@@ -437,7 +437,6 @@ impl<'a, T> Strided<'a, T, 4> {
 
     /// # Panics
     /// As [`Strided::block`].
-    #[cfg(feature = "capi")]
     pub(crate) fn dense_block(&self, outer: [usize; 4], axis: usize) -> &'a [T] {
         let (first, len) = self.block(outer, axis);
         // SAFETY: the invariant: elements side by side, readable for 'a.
