@@ -53,8 +53,8 @@
 //! rounding scale * (x - max): 2 |scale * (x - max)| u, or 0 at scale 1 if the differences are exact. (Along axes other than
 //! the last, and in rows of more than 16384 elements, x - max is computed in two steps.)
 //!
-//! [`CrossEntropy`]: -log p of a class is off by the bound of the sum, (64 + n/1024 + 16) u, and a loss by that times the weights in it,
-//! before it is rounded once. With a bias, [`Softmax`] rounds score - max once.
+//! [`CrossEntropy`]: -log p of a class is off by the bound of the sum, (64 + n/1024 + 16) u, and a loss by that times the weights
+//! in it, before it is rounded once. With a bias, [`Softmax`] rounds score - max once.
 //!
 //! In f64, exponentials are at most 1 ulp from the correctly rounded ones, and the same bound holds with u = 2^-53.
 //!

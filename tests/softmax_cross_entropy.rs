@@ -141,8 +141,8 @@ impl<T: Tried> Case<T> {
 
     /// The definition, with a bound on the error: (loss, bound) of each result.
     ///
-    /// The sum of a row's exponentials is off by (64 + n/1024 + 16) u, relatively. So each -log p is off by that, and the loss by that
-    /// times the weights in it. What is computed in f64, here and there, is off by 2^-53 times the terms and their number.
+    /// The sum of a row's exponentials is off by (64 + n/1024 + 16) u, relatively. So each -log p is off by that, and the loss by
+    /// that times the weights in it. What is computed in f64, here and there, is off by 2^-53 times the terms and their number.
     fn exact_loss(&self, unit: f64) -> Vec<(f64, f64)> {
         let [kept, spread] = self.shares();
         let sums = (64.0 + self.shape[1] as f64 / 1024.0 + 16.0) * unit;
@@ -165,8 +165,8 @@ impl<T: Tried> Case<T> {
         vec![(loss, bound + (unit + losses.len() as f64 * U64) * loss)]
     }
 
-    /// The definition of the gradient, with a bound: softmax p is off by the error of the sums and of x - max, relatively; then a few
-    /// roundings of p and of the result.
+    /// The definition of the gradient, with a bound: softmax p is off by the error of the sums and of x - max, relatively; then a
+    /// few roundings of p and of the result.
     fn exact_gradient(&self, upstream: &[f64], unit: f64) -> Vec<(f64, f64)> {
         let [kept, spread] = self.shares();
         let weights: f64 = (0..self.shape[1]).map(|class| self.weight(class)).sum();

@@ -1,4 +1,5 @@
-//! Promise: `Softmax` is its formula, for every mask, bias, axis, stride and type of the output; a hidden element counts for nothing.
+//! Promise: `Softmax` is its formula, for every mask, bias, axis, stride and type of the output. A hidden element counts for
+//! nothing.
 
 mod support;
 

@@ -358,8 +358,8 @@ int32_t flashtile_softmax_backward(const flashtile_tensor *y, const flashtile_te
 int32_t flashtile_log_softmax_backward(const flashtile_tensor *y, const flashtile_tensor *dy, const flashtile_tensor *dx,
                                        int32_t axis, double scale);
 
-/* log(sum of exp(scale * x)) along an axis. out has the shape of x, but 1 along the axis. Its type is that of x, or f32 where x is f16
- * or bf16. A line with only -inf, and one of length 0, gives -inf. Axis, scale and NaN are as for flashtile_softmax. */
+/* log(sum of exp(scale * x)) along an axis. out has the shape of x, but 1 along the axis. Its type is that of x, or f32 where x
+ * is f16 or bf16. A line with only -inf, and one of length 0, gives -inf. Axis, scale and NaN are as for flashtile_softmax. */
 int32_t flashtile_logsumexp(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
 
 /* flashtile_cross_entropy_options.flags. */
@@ -377,8 +377,7 @@ enum flashtile_reduction {
 typedef struct flashtile_cross_entropy_options {
     uint32_t flags;             /* FLASHTILE_IGNORE_INDEX, or 0 */
     int32_t reduction;          /* enum flashtile_reduction */
-    int64_t ignore_index;       /* a target that is ignored; it need not be a class. PyTorch ignores -100 by default; here no target
-                                   is ignored by default */
+    int64_t ignore_index;       /* a target that is ignored; it need not be a class. By default none is (in PyTorch, -100 is) */
     double label_smoothing;     /* e, from 0 to 1 */
     const float *class_weights; /* w, one for each class: finite and not negative; NULL: all 1 */
     int64_t class_weight_count; /* the number of classes, or 0 */
@@ -388,21 +387,21 @@ typedef struct flashtile_cross_entropy_options {
 #define FLASHTILE_CROSS_ENTROPY_OPTIONS_INIT \
     { 0, 0, 0, 0, NULL, 0, { 0, 0 } }
 
-/* The cross-entropy loss of PyTorch. Logits of any rank have an axis of K classes, as in [N, K] or [N, K, H, W]. There is a row for each
- * line along that axis, and targets has the class of each row, row-major in the order of the other axes. A row with the target t has
- * the loss
+/* The cross-entropy loss of PyTorch. Logits of any rank have an axis of K classes, as in [N, K] or [N, K, H, W]. There is a row
+ * for each line along that axis, and targets has the class of each row, row-major in the order of the other axes. A row with the
+ * target t has the loss
  *
  *   (1 - e) * w[t] * (lse - x[t])  +  e/K * sum_c w[c] * (lse - x[c])          lse = log( sum_c exp(x[c]) )
  *
- * loss is f32, or f64 for logits of f64. With FLASHTILE_NO_REDUCTION it has the shape of the logits, but 1 along the axis; otherwise
- * it has one element. An ignored row has a loss of exactly 0, even if its logits are NaN. A logit of -inf hides its class: where that
- * has a share in the loss, the loss is +inf. options may be NULL. */
+ * loss is f32, or f64 for logits of f64. With FLASHTILE_NO_REDUCTION it has the shape of the logits, but 1 along the axis;
+ * otherwise it has one element. An ignored row has a loss of exactly 0, even if its logits are NaN. A logit of -inf hides its
+ * class: where that has a share in the loss, the loss is +inf. options may be NULL. */
 int32_t flashtile_cross_entropy(const flashtile_tensor *logits, const int64_t *targets, int64_t target_count,
                                 const flashtile_tensor *loss, int32_t axis,
                                 const flashtile_cross_entropy_options *options);
 
-/* Its gradient with respect to the logits, of their type and shape. upstream is the gradient with respect to the loss, of the loss's
- * type and shape. With p = softmax(x) and W = sum of w:
+/* Its gradient with respect to the logits, of their type and shape. upstream is the gradient with respect to the loss, of the
+ * loss's type and shape. With p = softmax(x) and W = sum of w:
  *
  *   gradient[c] = g * ((1 - e) * w[t] * (p[c] - (c == t)) + e/K * (W * p[c] - w[c]))
  *

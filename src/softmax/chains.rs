@@ -1,5 +1,5 @@
-//! Loops over a row in f64 for the calls with options: plain Rust, which the compiler turns into vectors at each level. Sums and maxima
-//! are formed in eight chains, in one order, so the bits are the same at every level.
+//! Loops over a row in f64 for the calls with options: plain Rust, which the compiler turns into vectors at each level. Sums and
+//! maxima are formed in eight chains, in one order, so the bits are the same at every level.
 #![forbid(unsafe_code)]
 
 use super::sealed::Sealed;

@@ -36,9 +36,10 @@ pub enum Reduction {
 /// (1 - e) * w[t] * (log(sum_c exp(x[c])) - x[t])  +  e/K * sum_c w[c] * (log(sum_c exp(x[c])) - x[c])
 /// ```
 ///
-/// A row whose target is the ignored one has a loss and a gradient of exactly 0, even if its logits are NaN. Losses are computed and
-/// added in f64, from the logits and the sum of their exponentials, and rounded once. A class of logit -inf is hidden: where it has a
-/// share in the loss, the loss is +inf. A class with weight 0 has no share, hidden or not (in PyTorch, 0 times infinity is NaN).
+/// A row whose target is the ignored one has a loss and a gradient of exactly 0, even if its logits are NaN. Losses are computed
+/// and added in f64, from the logits and the sum of their exponentials, and rounded once. A class of logit -inf is hidden: where
+/// it has a share in the loss, the loss is +inf. A class with weight 0 has no share, hidden or not (in PyTorch, 0 times infinity
+/// is NaN).
 ///
 /// Two images of two pixels, with three classes. The last pixel has no label:
 ///
@@ -113,14 +114,15 @@ impl<'a> CrossEntropy<'a> {
     }
 
     /// The gradient with respect to the logits. `upstream` is the gradient of a further loss with respect to the result of
-    /// [`loss_into`](Self::loss_into), and has its length. With softmax p and W = sum of w, a row with the upstream gradient g has
+    /// [`loss_into`](Self::loss_into), and has its length. With softmax p and W = sum of w, a row with the upstream gradient g
+    /// has
     ///
     /// ```text
     /// gradient[c] = g * ((1 - e) * w[t] * (p[c] - (c == t)) + e/K * (W * p[c] - w[c]))
     /// ```
     ///
-    /// With [`Reduction::Mean`], g is the upstream gradient divided by the sum of the weights of the targets. Where the second factor
-    /// is 0, the gradient is 0 for any g. A half type is rounded once.
+    /// With [`Reduction::Mean`], g is the upstream gradient divided by the sum of the weights of the targets. Where the second
+    /// factor is 0, the gradient is 0 for any g. A half type is rounded once.
     ///
     /// # Errors
     /// As [`loss_into`](Self::loss_into); [`Error::WrongCount`] for upstream gradients, [`Error::SliceLength`] for `gradient`.

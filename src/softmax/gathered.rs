@@ -1,8 +1,8 @@
 //! Lines of strided tensors as dense rows: for the calls with options, which are computed row by row.
 //!
-//! A block of lines is copied into rows of the type of the arithmetic (f32 for the half types), computed there, and written to the
-//! output. So the bits of a line depend on its elements alone: not on strides, on other lines or on threads. A tensor is cut into
-//! pieces, which workers claim.
+//! A block of lines is copied into rows of the type of the arithmetic (f32 for the half types), computed there, and written to
+//! the output. So the bits of a line depend on its elements alone: not on strides, on other lines or on threads. A tensor is cut
+//! into pieces, which workers claim.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
@@ -17,7 +17,8 @@ use std::sync::{Mutex, PoisonError};
 /// Elements of a block: 64 KiB of f32, a small part of the second cache. Each block costs some allocations.
 const BLOCK: usize = 1 << 14;
 
-/// Elements and lines of a tile that is transposed, where the elements of a line are not neighbours in memory: the f32 of a cache line.
+/// Elements and lines of a tile that is transposed, where the elements of a line are not neighbours in memory: the f32 of a cache
+/// line.
 const TILE: usize = 16;
 
 /// Rows of at most this length are handed to the row passes together, because these transpose short rows.

@@ -25,20 +25,20 @@ use std::sync::{Mutex, PoisonError};
 /// logsumexp    max + log(sum)
 /// ```
 ///
-/// Inputs and outputs are tensors of rank 1 to 4, of any strides. The output has the type of the input, or another one with the same
-/// [`Number`] arithmetic: f32, f16 and bf16 go together. So f16 logits can give f32 probabilities.
+/// Inputs and outputs are tensors of rank 1 to 4, of any strides. The output has the type of the input, or another one with the
+/// same [`Number`] arithmetic: f32, f16 and bf16 go together. So f16 logits can give f32 probabilities.
 ///
 /// | | |
 /// |---|---|
-/// | hidden: mask false, bias -inf, or x -inf | softmax exactly 0, log_softmax -inf, even if x or the bias is NaN or infinite there; it does not affect the others |
+/// | hidden: mask false, bias -inf, or x -inf | softmax exactly 0, log_softmax -inf; x and bias may be anything there, also NaN |
 /// | a line with only hidden elements | zeros; log_softmax and logsumexp are -inf |
 /// | a visible NaN, or a score of +inf from an infinite x or bias | that line is NaN, and no other |
 /// | finite x, bias and scale | never NaN, also where a score leaves the range of the type |
 /// | an axis of length 0 | nothing is written; logsumexp is -inf |
 ///
-/// Scores with a bias are f64, and their differences from the maximum are rounded once, to f32 (f64 for f64). Lines are computed as
-/// rows: a line has the bits of [`softmax`](super::softmax()) of the same elements as a row, with -inf for hidden ones, if there is
-/// no bias. Its bits depend on no stride, no other line and no thread.
+/// Scores with a bias are f64, and their differences from the maximum are rounded once, to f32 (f64 for f64). Lines are computed
+/// as rows: a line has the bits of [`softmax`](super::softmax()) of the same elements as a row, with -inf for hidden ones, if
+/// there is no bias. Its bits depend on no stride, no other line and no thread.
 ///
 /// Probabilities of f16 logits in f32, along the last axis, where the second row has only two classes:
 ///
@@ -82,15 +82,15 @@ impl<'a> Softmax<'a> {
         self
     }
 
-    /// The inverse temperature, which multiplies x, not the bias. It is rounded to f32, except for f64. A scale that is not finite, or
-    /// not finite after rounding, is refused with [`Error::InvalidOption`].
+    /// The inverse temperature, which multiplies x, not the bias. It is rounded to f32, except for f64. A scale that is not
+    /// finite, or not finite after rounding, is refused with [`Error::InvalidOption`].
     pub fn scale(mut self, scale: f64) -> Self {
         self.scale = scale;
         self
     }
 
-    /// The elements that take part: those where `visible` is true. Axes of size 1 are repeated, and axes in front that it lacks, too,
-    /// as in NumPy.
+    /// The elements that take part: those where `visible` is true. Axes of size 1 are repeated, and axes in front that it lacks,
+    /// too, as in NumPy.
     ///
     /// A mask given twice is refused with [`Error::GivenTwice`].
     pub fn mask(mut self, visible: impl Into<TensorRef<'a, bool>>) -> Self {
@@ -128,8 +128,8 @@ impl<'a> Softmax<'a> {
     /// Softmax of `x`, into `out` of the same shape. (A rank above 4 does not compile.)
     ///
     /// # Errors
-    /// [`Error::AxisOutOfRange`]; [`Error::ShapeMismatch`] if `out` has another shape; [`Error::NotBroadcastable`] for mask and bias;
-    /// [`Error::InvalidOption`] for a scale that is not finite; [`Error::GivenTwice`].
+    /// [`Error::AxisOutOfRange`]; [`Error::ShapeMismatch`] if `out` has another shape; [`Error::NotBroadcastable`] for mask and
+    /// bias; [`Error::InvalidOption`] for a scale that is not finite; [`Error::GivenTwice`].
     pub fn softmax_into<T: Number, O: Number<Real = T::Real>, const N: usize>(
         &self,
         x: TensorRef<'_, T, N>,
