@@ -523,8 +523,13 @@ fn tensors_without_elements() {
 #[test]
 fn bits_do_not_depend_on_threads() {
     let pools: Vec<_> = (1..=3).map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()).collect();
-    for (shape, axis) in [([3, 300, 1, 101], 3), ([3, 300, 1, 101], 1), ([1, 2, 5, 20_000], 1), ([1, 1, 1100, 2000], 2)]
-    {
+    for (shape, axis) in [
+        ([3, 300, 1, 101], 3),
+        ([3, 300, 1, 101], 1),
+        ([1, 2, 5, 20_000], 1),
+        ([1, 1, 1100, 2000], 2),
+        ([2, 3, 60, 300], 3),
+    ] {
         let mut rng = Rng(3);
         let case = Case::<bf16>::random(shape, axis, &mut rng);
         let run = || bits(&case.run::<f32>(&mut Layout::dense));

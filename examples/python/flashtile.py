@@ -353,7 +353,7 @@ class Library:
         return self._along_axis("log_softmax_backward", [y, dy], out, axis, scale)
 
     def logsumexp(self, x, out=None, axis=-1, scale=1.0):
-        """log(sum(exp(scale * x))) into `out`: of x's shape, but 1 along the axis; by default a new array, float32 for half types."""
+        """log(sum(exp(scale * x))) into `out`: of x's shape, but 1 along the axis; float32, or float64 where x is that."""
         array = x.bits if isinstance(x, bf16) else x
         if out is None:
             out = np.empty(_without_axis(array.shape, axis), np.float64 if array.dtype == np.float64 else np.float32)

@@ -91,32 +91,34 @@ unsafe fn logsumexp(x: *const Tensor, out: *const Tensor, axis: i32, scale: f64)
     let axis = 4 - x.rank() + axis_of(axis, x.rank())?;
     out.check_shape(x.rank(), without_axis(x.shape(), axis), "that of the input, but 1 along the axis")?;
     out.check_disjoint(&x)?;
+    out.check_type(type_of_results(&x))?;
     let softmax = Softmax::new().axis(axis).scale(scale);
-    // SAFETY: as above; `out` is disjoint from `x` (checked).
+    // SAFETY: as above; `out` is disjoint from `x`, and has the type of its results (checked).
     unsafe {
-        match (x.dtype(), out.dtype()) {
-            (Type::F16, Type::F32) => fill_lse::<f16, f32>(&softmax, axis, x.strided(), out.strided_mut()?),
-            (Type::Bf16, Type::F32) => fill_lse::<bf16, f32>(&softmax, axis, x.strided(), out.strided_mut()?),
-            _ => {
-                out.check_type_of(&x)?;
-                match x.dtype() {
-                    Type::F32 => fill_lse::<f32, f32>(&softmax, axis, x.strided(), out.strided_mut()?),
-                    Type::F16 => fill_lse::<f16, f16>(&softmax, axis, x.strided(), out.strided_mut()?),
-                    Type::Bf16 => fill_lse::<bf16, bf16>(&softmax, axis, x.strided(), out.strided_mut()?),
-                    Type::F64 => fill_lse::<f64, f64>(&softmax, axis, x.strided(), out.strided_mut()?),
-                    Type::Byte => Err(x.unsupported()),
-                }
-            }
+        match x.dtype() {
+            Type::F32 => fill_lse::<f32>(&softmax, axis, x.strided(), out.strided_mut()?),
+            Type::F16 => fill_lse::<f16>(&softmax, axis, x.strided(), out.strided_mut()?),
+            Type::Bf16 => fill_lse::<bf16>(&softmax, axis, x.strided(), out.strided_mut()?),
+            Type::F64 => fill_lse::<f64>(&softmax, axis, x.strided(), out.strided_mut()?),
+            Type::Byte => Err(x.unsupported()),
         }
     }
 }
 
-fn fill_lse<T: Number, O: Number<Real = T::Real>>(
+/// f64 for f64, f32 for the other types.
+fn type_of_results(x: &CheckedTensor) -> Type {
+    if x.dtype() == Type::F64 { Type::F64 } else { Type::F32 }
+}
+
+fn fill_lse<T: Number>(
     softmax: &Softmax<'_>,
     axis: usize,
     x: Strided<'_, T, 4>,
-    mut out: StridedMut<'_, O, 4>,
-) -> Result<(), Failure> {
+    mut out: StridedMut<'_, T::Real, 4>,
+) -> Result<(), Failure>
+where
+    T::Real: Number<Real = T::Real>,
+{
     let dense = Axis::new(x.shape(), axis)?;
     let mut lse = buffer(dense.lines())?;
     on_threads(dense, || Ok(softmax.logsumexp_into(TensorRef::new(x), &mut lse)?))?;
@@ -221,7 +223,7 @@ impl<'a> LossCall<'a> {
         let (targets, options) =
             unsafe { (list("targets", targets, target_count)?, CrossEntropyOptions::read(options)?) };
         let axis = 4 - logits.rank() + axis_of(axis, logits.rank())?;
-        loss.check_type(if logits.dtype() == Type::F64 { Type::F64 } else { Type::F32 })?;
+        loss.check_type(type_of_results(&logits))?;
         if options.is_reduced() {
             loss.check_shape(loss.rank(), [1; 4], "one element")?;
         } else {

@@ -358,8 +358,8 @@ int32_t flashtile_softmax_backward(const flashtile_tensor *y, const flashtile_te
 int32_t flashtile_log_softmax_backward(const flashtile_tensor *y, const flashtile_tensor *dy, const flashtile_tensor *dx,
                                        int32_t axis, double scale);
 
-/* log(sum of exp(scale * x)) along an axis. out has the shape of x, but 1 along the axis. Its type is that of x, or f32 where x
- * is f16 or bf16. A line with only -inf, and one of length 0, gives -inf. Axis, scale and NaN are as for flashtile_softmax. */
+/* log(sum of exp(scale * x)) along an axis. out has the shape of x, but 1 along the axis. It is f32, or f64 where x is f64.
+ * A line with only -inf, and one of length 0, gives -inf. Axis, scale and NaN are as for flashtile_softmax. */
 int32_t flashtile_logsumexp(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
 
 /* flashtile_cross_entropy_options.flags. */

@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::axis_loop::worth;
+use super::axis_loop::{visit_units, worth};
 use super::buffers::Buffers;
+use super::lines::Lines;
 use super::sealed::Sealed;
+use super::shared::Counter;
 use crate::tensor::matrix::Matrix;
 use crate::tensor::strided::{Strided, StridedMut};
-use crate::threads::{Claims, work_through, workers};
+use crate::threads::workers;
 use std::sync::{Mutex, PoisonError};
 
 /// Elements of a block: 64 KiB of f32, a small part of the second cache. Each block costs some allocations.
@@ -91,15 +93,22 @@ pub(super) fn for_each_block<T: Sealed, O: Sealed<Real = T::Real>>(
         return Ok(());
     }
     let mut pieces = vec![whole];
-    while pieces.len() < workers * PIECES_PER_WORKER {
-        let before = pieces.len();
-        pieces = pieces.into_iter().flat_map(|piece| piece.halves()).flatten().collect();
-        if pieces.len() == before {
-            break; // each is one line
-        }
+    while pieces.len() < (workers * PIECES_PER_WORKER).min(axis.lines()) {
+        let mut halves = Vec::with_capacity(2 * pieces.len());
+        pieces.into_iter().for_each(|piece| piece.push_halves(&mut halves));
+        pieces = halves;
     }
-    let pieces = Pieces(Mutex::new(pieces));
-    work_through(worth, &mut vec![(); workers], &pieces, &|piece: Piece<'_, T, O>, ()| piece.compute(compute));
+    let pieces: Vec<_> = pieces.into_iter().map(|piece| Mutex::new(Some(piece))).collect();
+    // A counter of pieces, because the loop of its workers is compiled once for all types.
+    let counter = Counter::new(Lines::Rows(Axis::of_rows(pieces.len(), 1)), 1);
+    visit_units(counter, (worth, workers), &|units, _| {
+        for piece in &pieces[units] {
+            let piece = piece.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(piece) = piece {
+                piece.compute(compute);
+            }
+        }
+    });
     Ok(())
 }
 
@@ -112,31 +121,17 @@ struct Piece<'a, T, O> {
     lines: [usize; 3],
 }
 
-/// Pieces that have not been claimed.
-struct Pieces<P>(Mutex<Vec<P>>);
-
-impl<'c, P: Send> Claims<'c> for Pieces<P> {
-    type Claim = P;
-
-    fn claim(&'c self) -> Option<P> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-}
-
 impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
     /// The piece in two; one line stays one piece.
-    fn halves(self) -> [Option<Self>; 2] {
+    fn push_halves(self, halves: &mut Vec<Self>) {
         let shape = *self.x.shape();
-        let Some(axis) = (0..3).find(|&axis| shape[axis] > 1) else { return [Some(self), None] };
+        let Some(axis) = (0..3).find(|&axis| shape[axis] > 1) else { return halves.push(self) };
         let (Piece { x, out, first, lines }, middle) = (self, shape[axis] / 2);
-        let (left, right) = out.map_or((None, None), |out| {
-            let (left, right) = out.split_at(axis, middle);
-            (Some(left), Some(right))
-        });
+        let (left, right) = out.map(|out| out.split_at(axis, middle)).unzip();
         let mut second = first;
         second[axis] += middle;
-        let right = Piece { x: x.narrow(axis, middle..shape[axis]), out: right, first: second, lines };
-        [Some(Piece { x: x.narrow(axis, 0..middle), out: left, first, lines }), Some(right)]
+        halves.push(Piece { x: x.narrow(axis, 0..middle), out: left, first, lines });
+        halves.push(Piece { x: x.narrow(axis, middle..shape[axis]), out: right, first: second, lines });
     }
 
     fn compute(mut self, compute: Compute<'_, T::Real>) {
