@@ -10,6 +10,7 @@
 //!
 //! Rust programs call these functions only to test them.
 
+mod c_losses;
 mod c_mask;
 mod c_options;
 mod c_tensor;
@@ -28,6 +29,9 @@ mod score_row;
 mod softmax_call;
 mod thread_count;
 
+pub use c_losses::{
+    CrossEntropyOptions, flashtile_cross_entropy, flashtile_cross_entropy_backward, flashtile_logsumexp,
+};
 pub use c_mask::Mask;
 pub use c_options::{Options, flags};
 pub use c_tensor::Tensor;
@@ -42,7 +46,7 @@ use crate::problem::Problem;
 use crate::softmax::Number;
 use crate::tensor::{TensorMut, TensorRef};
 use c_options::{Lists, OpenSets, ScoreTensors};
-use c_tensor::{CheckedTensor, F32, FLOATS, NUMBERS, Type, check_pointer};
+use c_tensor::{CheckedTensor, F32, FLOATS, NUMBERS, Type, axis_of, check_pointer};
 use failure::{Failure, guarded};
 use softmax_call::{SoftmaxCall, SoftmaxOperands};
 use std::cell::Cell;
@@ -327,9 +331,15 @@ unsafe fn along_axis(
     };
     // SAFETY: as above.
     let y = y.map(|y| unsafe { CheckedTensor::new("forward result", y, NUMBERS, 1..=4) }).transpose()?;
-    for other in [&out].into_iter().chain(&y) {
-        other.check_type_of(&from)?;
-        other.check_shape_of(&from)?;
+    // Half types may give f32.
+    let is_wide = y.is_none() && out.dtype() == Type::F32 && matches!(from.dtype(), Type::F16 | Type::Bf16);
+    if !is_wide {
+        out.check_type_of(&from)?;
+    }
+    out.check_shape_of(&from)?;
+    if let Some(y) = &y {
+        y.check_type_of(&from)?;
+        y.check_shape_of(&from)?;
     }
     y.as_ref().map_or(Ok(()), |y| out.check_disjoint(y))?;
     let from = if from.is_same(&out) { None } else { Some(from) };
@@ -337,6 +347,11 @@ unsafe fn along_axis(
     let call = SoftmaxCall { axis: 4 - out.rank() + axis_of(axis, out.rank())?, scale, log };
     // SAFETY: as above; `out` is disjoint from `y` and `from` (checked). An input that is `out` itself is `None`.
     unsafe {
+        match from.map(|from| (is_wide, from.dtype(), from)) {
+            Some((true, Type::F16, from)) => return call.run_converted::<f16, f32>(from.strided(), out.strided_mut()?),
+            Some((true, _, from)) => return call.run_converted::<bf16, f32>(from.strided(), out.strided_mut()?),
+            _ => {}
+        }
         match out.dtype() {
             Type::F32 => call.run(operands::<f32>(y, from, out)?),
             Type::F16 => call.run(operands::<f16>(y, from, out)?),
@@ -362,14 +377,6 @@ unsafe fn operands<'a, T: Number>(
             out: out.strided_mut()?,
         })
     }
-}
-
-/// An axis counted from 0, or from the end if it is negative.
-fn axis_of(axis: i32, rank: usize) -> Result<usize, Failure> {
-    let counted = if axis < 0 { axis as i64 + rank as i64 } else { axis as i64 };
-    let message = || format!("there is no axis {axis}, counted from 0, or from -1 at the end: the tensor has {rank}");
-    let fits = usize::try_from(counted).ok().filter(|&axis| axis < rank);
-    fits.ok_or_else(|| Failure::new(Code::AxisOutOfRange, message()))
 }
 
 /// The message of the last failure on this thread: `flashtile_last_error` of the header.

@@ -77,15 +77,15 @@ pub enum Error {
         /// Heads of the keys and values.
         heads_kv: usize,
     },
-    /// A dimension of a mask or bias is neither 1 nor that of the scores.
+    /// A dimension of a mask or bias is neither 1 nor that of the scores, or of the input of a softmax.
     NotBroadcastable {
         /// "mask" or "bias".
         tensor: &'static str,
-        /// The dimension: "batch", "heads_q", "seq_q" or "seq_kv".
+        /// The dimension: "batch", "heads_q", "seq_q" or "seq_kv"; for a softmax "axis -1", "axis -2", …
         dimension: &'static str,
         /// The size that it has.
         got: usize,
-        /// The size of the scores there.
+        /// The size of the scores or of the input there.
         expected: usize,
     },
     /// A list does not have one entry for each batch, head, row or axis.
@@ -158,8 +158,8 @@ pub enum Error {
     },
     /// An axis that the array does not have.
     AxisOutOfRange {
-        /// The requested axis.
-        axis: usize,
+        /// The requested axis; below 0 if it was counted from the end.
+        axis: i128,
         /// The number of axes.
         rank: usize,
     },
@@ -174,12 +174,12 @@ pub enum Error {
         /// The size of the axis.
         size: usize,
     },
-    /// A class number that is not below the number of classes.
+    /// A class number that is negative, or not below the number of classes.
     ClassOutOfRange {
-        /// The row of the class.
+        /// The row of the class: its place in the list of targets.
         row: usize,
         /// The class given.
-        class: usize,
+        class: i128,
         /// The number of classes.
         classes: usize,
     },
@@ -310,7 +310,8 @@ impl fmt::Display for Error {
                 write!(f, "this processor does not have the level {level}; Level::available() lists those that it has")
             }
             Error::AxisOutOfRange { axis, rank } => {
-                write!(f, "there is no axis {axis}, counted from 0: the array has {rank}")
+                let first = if *axis < 0 { "-1 at the end" } else { "0" };
+                write!(f, "there is no axis {axis}, counted from {first}: the array has {rank}")
             }
             Error::RangeOutOfBounds { axis, start, end, size } => {
                 write!(f, "the range {start}..{end} does not lie within axis {axis}, which has size {size}")

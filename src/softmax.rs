@@ -20,10 +20,13 @@
 //! | logsumexp | [`logsumexp`] | | [`logsumexp_into`] |
 //! | gradients | | [`softmax_backward_in_place`], [`log_softmax_backward_in_place`] | [`softmax_backward_into`], [`log_softmax_backward_into`], [`logsumexp_backward_into`] |
 //! | loss of a classifier | | | [`cross_entropy`], [`cross_entropy_into`], [`cross_entropy_gradient_into`] |
+//! | loss, with options | | | [`CrossEntropy`]: ignored targets, label smoothing, class weights, classes along any axis |
+//! | with a mask or a bias | | | [`Softmax`]: softmax, log_softmax and logsumexp of tensors of any strides |
+//! | f32 results of half types | | | [`Softmax`] |
 //! | online, piece by piece | [`RowState`] | | |
 //! | natural exponential | [`exp_in_place`] | | [`exp_into`] |
 //!
-//! Slices are dense and row-major. With the `ndarray` feature, [`softmax_axis`], [`log_softmax_axis`], [`logsumexp_axis`],
+//! Axes are counted from 0, or from -1 at the end, as in NumPy. Slices are dense and row-major. With the `ndarray` feature, [`softmax_axis`], [`log_softmax_axis`], [`logsumexp_axis`],
 //! [`softmax_axis_in_place`] and [`log_softmax_axis_in_place`] take arrays of any strides. Elements are f32, f16, bf16 or f64:
 //! see [`Number`].
 //!
@@ -41,6 +44,7 @@
 //! | a half type | computed in f32, each result rounded once |
 //! | a gradient where the softmax is 0 | 0 for any upstream gradient; see [`softmax_backward_into`] and [`log_softmax_backward_into`] |
 //! | in place or into an output | the same bits |
+//! | an element that a mask or bias hides | as one of -inf, whatever it is; see [`Softmax`] |
 //!
 //! # How exact
 //!
@@ -48,6 +52,9 @@
 //! relative error of a softmax of n elements is at most (64 + n/1024 + 16) u, in practice 1 or 2 u, plus the effect of
 //! rounding scale * (x - max): 2 |scale * (x - max)| u, or 0 at scale 1 if the differences are exact. (Along axes other than
 //! the last, and in rows of more than 16384 elements, x - max is computed in two steps.)
+//!
+//! [`CrossEntropy`]: -log p of a class is off by the bound of the sum, (64 + n/1024 + 16) u, and a loss by that times the weights
+//! in it, before it is rounded once. With a bias, [`Softmax`] rounds score - max once.
 //!
 //! In f64, exponentials are at most 1 ulp from the correctly rounded ones, and the same bound holds with u = 2^-53.
 //!
@@ -83,17 +90,22 @@ mod axis_loop;
 mod backward;
 mod backward_calls;
 mod buffers;
+mod chains;
 mod chosen_level;
 mod column;
+mod convert;
 mod cross_entropy;
+mod cross_entropy_options;
 mod dispatch;
 mod double;
 mod double_exp;
 mod exponential;
 mod fold;
 mod forward_calls;
+mod gathered;
 mod line_states;
 mod lines;
+mod masked;
 mod number;
 mod rare;
 mod row;
@@ -116,11 +128,13 @@ pub use backward_calls::{
     softmax_backward_into,
 };
 pub use cross_entropy::{cross_entropy, cross_entropy_gradient_into, cross_entropy_into};
+pub use cross_entropy_options::{CrossEntropy, Reduction};
 pub use exponential::{exp_in_place, exp_into};
 pub(crate) use forward_calls::plain;
 pub use forward_calls::{
     log_softmax, log_softmax_in_place, log_softmax_into, logsumexp, logsumexp_into, softmax, softmax_in_place,
     softmax_into,
 };
+pub use masked::Softmax;
 pub use number::Number;
 pub use row_state::RowState;

@@ -577,7 +577,12 @@ fn every_wrong_call_has_its_code() {
     let wide = tensor(&double, F64, &[2]);
     // SAFETY: overwrites what nothing else uses. 1e39 is a number of f64.
     assert_eq!(unsafe { flashtile_softmax(&wide, &tensor_mut(&mut [0.0f64; 2], F64, &[2]), 0, 1e39) }, 0);
-    let expected: BTreeSet<i32> = (1..=17).collect(); // then come threads and panics, which take some doing
+    // SAFETY: refused before memory is read.
+    seen.insert(unsafe { flashtile_cross_entropy(&q, null(), 0, &out, 4, null()) });
+    assert!(last_error().contains("axis 4"));
+    seen.insert(wrong_losses());
+    let threads_and_panics = [Code::Threads as i32, Code::Panic as i32]; // these take some doing
+    let expected: BTreeSet<i32> = (1..=20).filter(|code| !threads_and_panics.contains(code)).collect();
     assert_eq!(seen, expected);
 }
 
@@ -697,13 +702,177 @@ fn softmax_is_that_of_rust() {
             ..tensor(&own, F16, &[2, 4, 6, 6])
         };
         // SAFETY: a view of `own`, which nothing else uses.
-        let code = unsafe { flashtile_softmax(&x, &x, axis as i32, 3.0) };
+        let code = unsafe { flashtile_softmax(&x, &x, axis, 3.0) };
         assert_eq!(code, 0, "{}", last_error());
         assert!(
             indices().zip(&expected).all(|([a, b, c, d], y)| own[index([1 - a, b, c, 2 * d])] == *y),
             "axis {axis}"
         );
         assert!((0..own.len()).all(|n| n % 2 == 0 || own[n] == whole[n]), "gaps stay as they are");
+    }
+}
+
+/// f32 results of half types, and logsumexp, of a view with gaps.
+#[test]
+fn half_types_give_f32() {
+    use flashtile::softmax::Softmax;
+    let whole: Vec<f16> = random(3 * 4 * 10).into_iter().map(f16::from_f32).collect();
+    let view = TensorRef::with_strides(&whole, 1, [3, 4, 5], [40, 10, 2]).unwrap();
+    let mut x = tensor(&whole[1..], F16, &[3, 4, 5]);
+    x.strides[..3].copy_from_slice(&[40, 10, 2]);
+    for axis in -3i32..3 {
+        let options = Softmax::new().axis(axis).scale(0.5);
+        let (mut got, mut expected) = ([9.0f32; 60], [9.0f32; 60]);
+        for log in [false, true] {
+            let (run, out) = if log {
+                options.log_softmax_into(view, TensorMut::from_slice(&mut expected, [3, 4, 5]).unwrap()).unwrap();
+                (flashtile_log_softmax as unsafe extern "C" fn(_, _, _, _) -> _, tensor_mut(&mut got, F32, &[3, 4, 5]))
+            } else {
+                options.softmax_into(view, TensorMut::from_slice(&mut expected, [3, 4, 5]).unwrap()).unwrap();
+                (flashtile_softmax as unsafe extern "C" fn(_, _, _, _) -> _, tensor_mut(&mut got, F32, &[3, 4, 5]))
+            };
+            // SAFETY: all of these are what they say.
+            assert_eq!(unsafe { run(&raw const x, &raw const out, axis, 0.5) }, 0, "{}", last_error());
+            assert_eq!(bits(&got), bits(&expected), "axis {axis}");
+        }
+        let number = axis.rem_euclid(3) as usize;
+        let mut shape = [3, 4, 5];
+        shape[number] = 1;
+        let len = shape.iter().product::<i64>() as usize;
+        let (mut expected, mut got) = (vec![9.0f32; len], vec![9.0f32; len]);
+        options.logsumexp_into(view, &mut expected).unwrap();
+        let out = tensor_mut(&mut got, F32, &shape);
+        // SAFETY: all of these are what they say.
+        assert_eq!(unsafe { flashtile_logsumexp(&x, &out, axis, 0.5) }, 0, "{}", last_error());
+        assert_eq!(bits(&got), bits(&expected), "axis {axis}");
+    }
+}
+
+#[test]
+fn cross_entropy_is_that_of_rust() {
+    use flashtile::softmax::{Axis, CrossEntropy, Reduction};
+    let logits: Vec<f32> = random(3 * 5 * 4).into_iter().map(|x| 8.0 * x).collect();
+    let targets: Vec<i64> = (0..12).map(|n| if n % 5 == 2 { -100 } else { n % 5 }).collect();
+    let weights = [1.0, 0.5, 0.0, 2.0, 3.0];
+    let axis = Axis::new(&[3, 5, 4], 1).unwrap();
+    // The same elements, last axis first in memory.
+    let turned: Vec<f32> = (0..60).map(|n| logits[n % 15 * 4 + n / 15]).collect();
+    let strided = Tensor { strides: [5, 1, 15, 0], ..tensor(&turned, F32, &[3, 5, 4]) };
+    for (code, reduction) in [Reduction::Mean, Reduction::Sum, Reduction::None].into_iter().enumerate() {
+        let mut rust = CrossEntropy::new().ignore_index(-100).reduction(reduction);
+        let mut c = CrossEntropyOptions {
+            flags: 1,
+            reduction: code as i32,
+            ignore_index: -100,
+            label_smoothing: 0.0,
+            class_weights: null(),
+            class_weight_count: 0,
+            reserved: [0; 2],
+        };
+        for (smoothing, weighted) in [(0.0, false), (0.25, false), (0.0, true), (0.25, true)] {
+            (rust, c.label_smoothing) = (rust.label_smoothing(smoothing), smoothing);
+            if weighted {
+                rust = rust.class_weights(&weights);
+                (c.class_weights, c.class_weight_count) = (weights.as_ptr(), 5);
+            }
+            let (results, shape): (_, &[i64]) = if code == 2 { (12, &[3, 1, 4]) } else { (1, &[1]) };
+            let upstream = random(results);
+            let (mut loss, mut gradient) = (vec![9.0; results], vec![9.0; 60]);
+            rust.loss_into(&logits, &targets, axis, &mut loss).unwrap();
+            rust.gradient_into(&logits, &targets, axis, &upstream, &mut gradient).unwrap();
+            for logits in [tensor(&logits, F32, &[3, 5, 4]), strided] {
+                let (mut got, mut got_gradient) = (vec![9.0; results], vec![9.0; 60]);
+                let (l, g) = (tensor_mut(&mut got, F32, shape), tensor_mut(&mut got_gradient, F32, &[3, 5, 4]));
+                let (list, up) = (targets.as_ptr(), tensor(&upstream, F32, shape));
+                // SAFETY: all of these are what they say.
+                unsafe {
+                    assert_eq!(flashtile_cross_entropy(&logits, list, 12, &l, -2, &c), 0, "{}", last_error());
+                    let code = flashtile_cross_entropy_backward(&logits, list, 12, &up, &g, 1, &c);
+                    assert_eq!(code, 0, "{}", last_error());
+                }
+                assert_eq!((bits(&got), bits(&got_gradient)), (bits(&loss), bits(&gradient)), "{c:?}");
+            }
+        }
+    }
+    // Without options: the mean. f64 has f64 losses.
+    let (wide, mut loss) = ([0.0f64, 1.0, 2.0, 0.0], [9.0f64]);
+    let l = tensor_mut(&mut loss, F64, &[1]);
+    // SAFETY: all of these are what they say.
+    let code = unsafe { flashtile_cross_entropy(&tensor(&wide, F64, &[2, 2]), [1, 0].as_ptr(), 2, &l, 1, null()) };
+    assert_eq!(code, 0, "{}", last_error());
+    let mut expected = [0.0];
+    CrossEntropy::new().loss_into(&wide, &[1i64, 0], Axis::rows(2, 2).unwrap(), &mut expected).unwrap();
+    assert_eq!(loss, expected);
+}
+
+/// Wrong calls of cross-entropy and logsumexp; returns the code of a wrong class.
+fn wrong_losses() -> i32 {
+    let mut memory = [0.5f32; 64];
+    let x = tensor_mut(&mut memory[..6], F32, &[2, 3]);
+    let one = tensor_mut(&mut memory[6..7], F32, &[1]);
+    let two = tensor_mut(&mut memory[7..9], F32, &[2, 1]);
+    let gradient = tensor_mut(&mut memory[9..15], F32, &[2, 3]);
+    let before = memory;
+    let plain = CrossEntropyOptions {
+        flags: 0,
+        reduction: 0,
+        ignore_index: 0,
+        label_smoothing: 0.0,
+        class_weights: null(),
+        class_weight_count: 0,
+        reserved: [0; 2],
+    };
+    let (targets, wrong, weights) = ([0i64, 2], [0i64, 3], [1.0f32, -2.0, 1.0]);
+    let list = targets.as_ptr();
+    let check = |got: i32, code: Code, words: &str| {
+        assert_eq!(got, code as i32, "{words}: {}", last_error());
+        assert!(last_error().contains(words), "{words}: {}", last_error());
+    };
+    let with = |options: CrossEntropyOptions| options;
+    use Code::*;
+    // SAFETY: memory is what it says wherever it is looked at before the call is refused.
+    unsafe {
+        let loss = |options: CrossEntropyOptions| flashtile_cross_entropy(&x, list, 2, &one, 1, &options);
+        check(loss(with(CrossEntropyOptions { flags: 2, ..plain })), InvalidOption, "flags are 0x2");
+        check(loss(with(CrossEntropyOptions { ignore_index: 1, ..plain })), InvalidOption, "FLASHTILE_IGNORE_INDEX");
+        check(loss(with(CrossEntropyOptions { reduction: 3, ..plain })), InvalidOption, "reduction is 3");
+        check(loss(with(CrossEntropyOptions { reserved: [0, 1], ..plain })), InvalidOption, "reserved");
+        check(loss(with(CrossEntropyOptions { label_smoothing: 2.0, ..plain })), InvalidOption, "label smoothing is 2");
+        check(loss(with(CrossEntropyOptions { class_weight_count: 3, ..plain })), NullPointer, "class weights");
+        let weighted = CrossEntropyOptions { class_weights: weights.as_ptr(), class_weight_count: 3, ..plain };
+        check(loss(with(weighted)), InvalidOption, "a class weight is -2");
+        check(loss(with(CrossEntropyOptions { class_weight_count: 2, ..weighted })), WrongCount, "2 class weights");
+        check(loss(with(CrossEntropyOptions { reduction: 2, ..plain })), ShapeMismatch, "[1] but must be that of");
+        check(flashtile_cross_entropy(&x, list, 2, &two, 1, &plain), ShapeMismatch, "[2, 1] but must be one element");
+        check(flashtile_cross_entropy(&x, list, 1, &one, 1, &plain), WrongCount, "1 targets");
+        check(flashtile_cross_entropy(&x, list, -1, &one, 1, &plain), NegativeSize, "targets");
+        check(flashtile_cross_entropy(&x, null(), 2, &one, 1, &plain), NullPointer, "targets");
+        check(flashtile_cross_entropy(null(), list, 2, &one, 1, &plain), NullPointer, "logits");
+        check(flashtile_cross_entropy(&x, list, 2, null(), 1, &plain), NullPointer, "loss");
+        check(flashtile_cross_entropy(&x, list, 2, &one, 2, &plain), AxisOutOfRange, "axis 2");
+        let halves = Tensor { dtype: F16, ..one };
+        check(flashtile_cross_entropy(&x, list, 2, &halves, 1, &plain), BadDtype, "must be FLASHTILE_F32 (1)");
+        let inside = Tensor { data: x.data, ..one };
+        check(flashtile_cross_entropy(&x, list, 2, &inside, 1, &plain), Overlap, "logits");
+        let inside = Tensor { data: list.cast_mut().cast(), ..one };
+        check(flashtile_cross_entropy(&x, list, 2, &inside, 1, &plain), Overlap, "targets");
+        let back = |up: &Tensor, to: &Tensor| flashtile_cross_entropy_backward(&x, list, 2, up, to, 1, &plain);
+        check(back(&two, &gradient), ShapeMismatch, "upstream gradient");
+        check(back(&one, &two), ShapeMismatch, "gradient");
+        check(back(&one, &x), Overlap, "logits");
+        check(back(&gradient, &gradient), ShapeMismatch, "upstream gradient");
+        let inside = Tensor { data: gradient.data, ..one };
+        check(back(&inside, &gradient), Overlap, "upstream gradient");
+        check(back(&one, &Tensor { dtype: BF16, ..gradient }), BadDtype, "gradient");
+        check(flashtile_logsumexp(&x, &gradient, 1, 1.0), ShapeMismatch, "1 along the axis: [2, 1]");
+        check(flashtile_logsumexp(&x, &two, -3, 1.0), AxisOutOfRange, "axis -3");
+        check(flashtile_logsumexp(&x, &two, 1, f64::NAN), InvalidOption, "scale is NaN");
+        check(flashtile_logsumexp(&x, &Tensor { dtype: BF16, ..two }, 1, 1.0), BadDtype, "output");
+        check(flashtile_logsumexp(&x, &Tensor { data: x.data, ..two }, 1, 1.0), Overlap, "input");
+        assert_eq!(bits(&memory), bits(&before), "nothing is written");
+        let code = flashtile_cross_entropy(&x, wrong.as_ptr(), 2, &one, 1, &plain);
+        check(code, ClassOutOfRange, "row 1 has class 3");
+        code
     }
 }
 
@@ -821,6 +990,8 @@ fn layout() -> Vec<(String, usize)> {
         )
         .chain(layout!("mask" Mask: kind reserved numbers lists counts))
         .chain(layout!("row" Row: batch head query position first_key))
+        .chain(layout!("cross_entropy_options" CrossEntropyOptions: flags reduction ignore_index label_smoothing
+            class_weights class_weight_count reserved))
         .collect()
 }
 

@@ -1,11 +1,13 @@
-//! Promise: ONNX's own node tests of Attention, FlexAttention, RotaryEmbedding, Softmax and LogSoftmax pass through the public API,
-//! but for two that this crate does not support.
+//! Promise: ONNX's own node tests of Attention, FlexAttention, RotaryEmbedding, Softmax, LogSoftmax and SoftmaxCrossEntropyLoss pass
+//! through the public API, but for two that this crate does not support.
 //!
 //! The vectors are in `tests/data/onnx`; its README describes the format. `ONNX_VECTORS=DIR` tests another directory of the same
 //! format. Every case runs before the test fails. The last line is the count.
 
 #[path = "onnx/attention.rs"]
 mod attention;
+#[path = "onnx/cross_entropy.rs"]
+mod cross_entropy;
 #[path = "onnx/flexattention.rs"]
 mod flexattention;
 #[path = "onnx/rotary.rs"]
@@ -24,12 +26,13 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Adapter = fn(&Case, &[Option<Tensor>]) -> Result<Vec<Computed>>;
 
 /// The name of the files, of the operator, and what runs it.
-const OPERATORS: [(&str, &str, Adapter); 5] = [
+const OPERATORS: [(&str, &str, Adapter); 6] = [
     ("attention", "Attention", attention::attention),
     ("flexattention", "FlexAttention", flexattention::flex_attention),
     ("rotaryembedding", "RotaryEmbedding", rotary::rotary_embedding),
     ("softmax", "Softmax", softmax::softmax),
     ("logsoftmax", "LogSoftmax", softmax::log_softmax),
+    ("softmaxcrossentropyloss", "SoftmaxCrossEntropyLoss", cross_entropy::softmax_cross_entropy_loss),
 ];
 
 /// A case that this crate does not support, and why. It neither passes nor fails.

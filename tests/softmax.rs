@@ -856,7 +856,7 @@ mod arrays {
             let lse = Array::from_shape_vec(smaller, lse).unwrap();
             assert_near(&logsumexp_axis(&x, number, 0.5).unwrap(), &lse);
         }
-        let wrong = Error::AxisOutOfRange { axis: x.ndim(), rank: x.ndim() };
+        let wrong = Error::AxisOutOfRange { axis: x.ndim() as i128, rank: x.ndim() };
         assert_eq!(softmax_axis(&x, x.ndim(), 1.0), Err(wrong.clone()));
         assert_eq!(logsumexp_axis(&x, x.ndim(), 1.0), Err(wrong));
         for number in 0..x.ndim() {

@@ -5,6 +5,7 @@
 
 mod support;
 
+use flashtile::softmax::{Axis, CrossEntropy, Softmax};
 use flashtile::{
     AlibiSlopes, AnyTensorMut, AnyTensorRef, Attention, Error, Form, QueryOffset, ScoreStage, TensorMut, TensorRef,
     Workspace, alibi_slope, merge, reference,
@@ -31,6 +32,7 @@ fn wrong_calls() {
         prepared();
         too_large();
         endless_keys();
+        softmax();
         extreme_options();
         extreme_tensors();
         extreme_problems();
@@ -43,6 +45,46 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Error>, error: Error, sentence:
     let got = result.expect_err(sentence);
     assert_eq!(got, error);
     assert_eq!(got.to_string(), sentence);
+}
+
+/// Softmax and cross-entropy with options. `tests/softmax_masked.rs` and `tests/softmax_cross_entropy.rs` have the other refusals.
+fn softmax() {
+    let x = [0.5f32; 6];
+    let axis = Axis::new(&[2, 3], 1).unwrap();
+    let (mut loss, mut out) = ([9.0f32], [9.0f32; 6]);
+    refused(
+        Axis::new(&[2, 3], -3),
+        Error::AxisOutOfRange { axis: -3, rank: 2 },
+        "there is no axis -3, counted from -1 at the end: the array has 2",
+    );
+    refused(
+        CrossEntropy::new().loss_into(&x, &[0i64, -1], axis, &mut loss),
+        Error::ClassOutOfRange { row: 1, class: -1, classes: 3 },
+        "row 1 has class -1 but there are only 3, counted from 0",
+    );
+    refused(
+        CrossEntropy::new().label_smoothing(-0.5).loss_into(&x, &[0i64, 1], axis, &mut loss),
+        Error::InvalidOption { option: "label smoothing", got: -0.5, expected: "between 0 and 1" },
+        "label smoothing is -0.5 but must be between 0 and 1",
+    );
+    let bias = TensorRef::from_slice(&x, [3, 2]).unwrap();
+    let tensor = TensorRef::from_slice(&x, [2, 3]).unwrap();
+    refused(
+        Softmax::new().bias(bias).softmax_into(tensor, TensorMut::from_slice(&mut out, [2, 3]).unwrap()),
+        Error::NotBroadcastable { tensor: "bias", dimension: "axis -2", got: 3, expected: 2 },
+        "axis -2 of the bias is 3 but must be 2, or 1 to repeat",
+    );
+    // Many lines without elements, and targets for none of them.
+    let axis = Axis::new(&[usize::MAX, 0], 1).unwrap();
+    refused(
+        CrossEntropy::new().loss_into::<f32>(&[], &[0i64; 0], axis, &mut loss),
+        Error::WrongCount { what: "targets", expected: usize::MAX, got: 0 },
+        &format!("0 targets were given but there must be {}", usize::MAX),
+    );
+    let empty = TensorRef::<f32, 2>::with_strides(&[], 0, [usize::MAX, 0], [0, 0]).unwrap();
+    let none = TensorMut::<f32, 2>::with_strides(&mut [], 0, [usize::MAX, 0], [0, 0]).unwrap();
+    Softmax::new().softmax_into(empty, none).unwrap();
+    assert!(loss == [9.0] && out == [9.0; 6]);
 }
 
 /// Tensors that don't fit their slice, or overlap.
@@ -122,7 +164,7 @@ fn views() {
     narrowed(
         usize::MAX,
         0..0,
-        no_axis(usize::MAX, 4),
+        no_axis(usize::MAX as i128, 4),
         &format!("there is no axis {}, counted from 0: the array has 4", usize::MAX),
     );
     // A range whose end overflows, although every representable end is inside the axis.

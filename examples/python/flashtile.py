@@ -16,10 +16,11 @@ import numpy as np
 CODES = (
     "OK NULL_POINTER MISALIGNED BAD_STRUCT_SIZE BAD_DTYPE BAD_RANK NEGATIVE_SIZE OVERLAP OVERLAPPING_OUTPUT TOO_LARGE "
     "SHAPE_MISMATCH HEADS_NOT_DIVISIBLE NOT_BROADCASTABLE WRONG_COUNT KEY_LENGTH_PAST_END INVALID_OPTION "
-    "LEVEL_UNAVAILABLE AXIS_OUT_OF_RANGE THREADS PANIC"
+    "LEVEL_UNAVAILABLE AXIS_OUT_OF_RANGE THREADS PANIC CLASS_OUT_OF_RANGE"
 ).split()
 F32, F16, BF16, F64, BYTE = 1, 2, 3, 4, 5
 DTYPES = {"float32": F32, "float16": F16, "float64": F64, "bool": BYTE, "uint8": BYTE}
+IGNORE_INDEX = 1
 CAUSAL, SCALE, SOFTCAP, WINDOW_LEFT, WINDOW_RIGHT = 1, 2, 4, 8, 16
 FROM_END, FROM_START, AT, PER_BATCH = 0, 1, 2, 3
 (DOCUMENTS, PREFIX_LM, CHUNKED, FIRST_AND_LAST, TREE, BLOCK_SPARSE, KEY_STARTS, BLOCK_SPARSE_ROWS) = range(1, 9)
@@ -91,6 +92,18 @@ class Options(ctypes.Structure):
         ("mask_count", c_int64),
         ("score_row", SCORE_ROW),
         ("score_context", c_void_p),
+    ]
+
+
+class CrossEntropyOptions(ctypes.Structure):
+    _fields_ = [
+        ("flags", c_uint32),
+        ("reduction", c_int32),
+        ("ignore_index", c_int64),
+        ("label_smoothing", c_double),
+        ("class_weights", POINTER(c_float)),
+        ("class_weight_count", c_int64),
+        ("reserved", c_int64 * 2),
     ]
 
 
@@ -265,6 +278,14 @@ def options(
     return o
 
 
+def _without_axis(shape, axis):
+    """The shape with 1 along the axis."""
+    shape = list(shape)
+    if -len(shape) <= axis < len(shape):  # otherwise the library refuses it
+        shape[axis] = 1
+    return tuple(shape)
+
+
 def _pointer(tensor):
     return None if tensor is None else byref(tensor)
 
@@ -311,12 +332,15 @@ class Library:
         self._call("merge", *(byref(describe(x)) for x in (out_a, lse_a, out_b, lse_b)))
 
     def _along_axis(self, name, inputs, out, axis, scale):
-        out = np.empty_like(inputs[-1]) if out is None else out
+        if out is None:
+            is_bf16 = isinstance(inputs[-1], bf16)
+            out = bf16(np.empty_like(inputs[-1].bits)) if is_bf16 else np.empty_like(inputs[-1])
         tensors = [describe(x) for x in (*inputs, out)]
         self._call(name, *map(byref, tensors), c_int32(axis), c_double(scale))
         return out
 
     def softmax(self, x, out=None, axis=-1, scale=1.0):
+        """Softmax into `out`: by default a new array of x's type. It may be float32 where x is float16 or bf16."""
         return self._along_axis("softmax", [x], out, axis, scale)
 
     def log_softmax(self, x, out=None, axis=-1, scale=1.0):
@@ -327,6 +351,63 @@ class Library:
 
     def log_softmax_backward(self, y, dy, out=None, axis=-1, scale=1.0):
         return self._along_axis("log_softmax_backward", [y, dy], out, axis, scale)
+
+    def logsumexp(self, x, out=None, axis=-1, scale=1.0):
+        """log(sum(exp(scale * x))) into `out`: of x's shape, but 1 along the axis; float32, or float64 where x is that."""
+        array = x.bits if isinstance(x, bf16) else x
+        if out is None:
+            out = np.empty(_without_axis(array.shape, axis), np.float64 if array.dtype == np.float64 else np.float32)
+        self._call("logsumexp", byref(describe(x)), byref(describe(out)), c_int32(axis), c_double(scale))
+        return out
+
+    def _cross_entropy(self, logits, targets, axis, weight, ignore_index, reduction, label_smoothing):
+        """What both functions of the loss get, and the shape and type of the loss."""
+        array = logits.bits if isinstance(logits, bf16) else logits
+        targets = np.ascontiguousarray(targets, np.int64)
+        o = CrossEntropyOptions(label_smoothing=label_smoothing)
+        o.reduction = {"mean": 0, "sum": 1, "none": 2}[reduction]
+        if ignore_index is not None:
+            o.flags, o.ignore_index = IGNORE_INDEX, ignore_index
+        if weight is not None:
+            o.class_weights, o.class_weight_count = _list(weight, c_float)
+        shape = _without_axis(array.shape, axis) if reduction == "none" else (1,)
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+        return targets, [c_void_p(targets.ctypes.data), c_int64(targets.size)], o, shape, dtype
+
+    def cross_entropy(
+        self, logits, targets, *, axis=1, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+    ):
+        """The loss, with the arguments of PyTorch's `cross_entropy`: a number, or with reduction="none" an array of the targets'
+        shape. targets has the shape of the logits without their class axis."""
+        how = self._cross_entropy(logits, targets, axis, weight, ignore_index, reduction, label_smoothing)
+        targets, listed, o, shape, dtype = how
+        loss = np.empty(shape, dtype)
+        self._call(
+            "cross_entropy", byref(describe(logits)), *listed, byref(describe(loss)), c_int32(axis), byref(o)
+        )
+        return loss.reshape(targets.shape) if reduction == "none" else loss[0]
+
+    def cross_entropy_backward(
+        self, logits, targets, upstream=1.0, out=None, *, axis=1, weight=None, ignore_index=-100, reduction="mean",
+        label_smoothing=0.0
+    ):
+        """The gradient of the loss with respect to the logits. upstream: of the loss's shape."""
+        how = self._cross_entropy(logits, targets, axis, weight, ignore_index, reduction, label_smoothing)
+        targets, listed, o, shape, dtype = how
+        upstream = np.ascontiguousarray(np.broadcast_to(upstream, targets.shape if reduction == "none" else (1,)), dtype)
+        upstream = upstream.reshape(shape)
+        if out is None:
+            out = bf16(np.empty_like(logits.bits)) if isinstance(logits, bf16) else np.empty_like(logits)
+        self._call(
+            "cross_entropy_backward",
+            byref(describe(logits)),
+            *listed,
+            byref(describe(upstream)),
+            byref(describe(out)),
+            c_int32(axis),
+            byref(o),
+        )
+        return out
 
     @property
     def version(self):

@@ -340,6 +340,21 @@ impl CheckedTensor {
         Err(Failure::new(Code::ShapeMismatch, message))
     }
 
+    /// Refuses an element type other than `expected`.
+    pub(super) fn check_type(&self, expected: Type) -> Result<(), Failure> {
+        if self.dtype == expected { Ok(()) } else { Err(self.wrong_type(&[expected])) }
+    }
+
+    /// Refuses another rank or shape, which `expected` describes.
+    pub(super) fn check_shape(&self, rank: usize, shape: [usize; 4], expected: &str) -> Result<(), Failure> {
+        if (self.rank, self.shape) == (rank, shape) {
+            return Ok(());
+        }
+        let (name, got) = (self.name, &self.shape[4 - self.rank..]);
+        let message = format!("the shape of the {name} is {got:?} but must be {expected}: {:?}", &shape[4 - rank..]);
+        Err(Failure::new(Code::ShapeMismatch, message))
+    }
+
     pub(super) fn unsupported(&self) -> Failure {
         self.wrong_type(NUMBERS)
     }
@@ -355,6 +370,14 @@ pub(super) fn size(name: &str, size: i64) -> Result<usize, Failure> {
         return Err(Failure::new(Code::NegativeSize, format!("a size of the {name} is {size}")));
     }
     usize::try_from(size).map_err(|_| too_large(name))
+}
+
+/// An axis counted from 0, or from the end if it is negative.
+pub(super) fn axis_of(axis: i32, rank: usize) -> Result<usize, Failure> {
+    let counted = if axis < 0 { axis as i64 + rank as i64 } else { axis as i64 };
+    let message = || format!("there is no axis {axis}, counted from 0, or from -1 at the end: the tensor has {rank}");
+    let fits = usize::try_from(counted).ok().filter(|&axis| axis < rank);
+    fits.ok_or_else(|| Failure::new(Code::AxisOutOfRange, message()))
 }
 
 /// Refuses a pointer that is null or misaligned.

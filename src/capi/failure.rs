@@ -53,6 +53,8 @@ pub enum Code {
     Threads = 18,
     /// A panic inside the library, which was caught.
     Panic = 19,
+    /// A target is neither a class nor ignored.
+    ClassOutOfRange = 20,
 }
 
 /// The reason why a call failed.
@@ -89,11 +91,11 @@ impl From<Error> for Failure {
             Error::GivenTwice { .. } | Error::InvalidMask { .. } => Code::InvalidOption,
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,
             Error::AxisOutOfRange { .. } => Code::AxisOutOfRange,
-            // Errors about slices, ranges, classes, caches and rotations, which C does not pass.
+            Error::ClassOutOfRange { .. } => Code::ClassOutOfRange,
+            // Errors about slices, ranges, caches and rotations, which C does not pass.
             Error::SliceLength { .. }
             | Error::OutOfBounds { .. }
             | Error::RangeOutOfBounds { .. }
-            | Error::ClassOutOfRange { .. }
             | Error::NotInCache { .. }
             | Error::RemovedSequence
             | Error::CacheFull { .. }

@@ -91,7 +91,8 @@ enum flashtile_code {
     FLASHTILE_LEVEL_UNAVAILABLE = 16,    /* the processor or this build has no such level */
     FLASHTILE_AXIS_OUT_OF_RANGE = 17,    /* the tensor has no such axis */
     FLASHTILE_THREADS = 18,              /* threads could not be started, or this build has no threads */
-    FLASHTILE_PANIC = 19                 /* a bug in the library, caught before it reached the caller: please report it */
+    FLASHTILE_PANIC = 19,                /* a bug in the library, caught before it reached the caller: please report it */
+    FLASHTILE_CLASS_OUT_OF_RANGE = 20    /* a target is neither a class nor ignored */
 };
 
 /* The message of the last failed call on this thread, in English, UTF-8; "" if no call failed. The library owns the string,
@@ -336,7 +337,8 @@ int32_t flashtile_merge(const flashtile_tensor *out_a, const flashtile_tensor *l
  *   softmax       out = exp(scale * (x - max)) / sum          sum = sum of exp(scale * (x - max)) along the axis
  *   log_softmax   out = scale * (x - max) - log(sum)
  *
- * `scale` is the inverse temperature: 1 for the plain softmax. x and out are f32, f16, bf16 or f64, of the same type and shape.
+ * `scale` is the inverse temperature: 1 for the plain softmax. x and out are f32, f16, bf16 or f64, of the same type and shape; out
+ * may also be f32 where x is f16 or bf16.
  * An element of -inf gives 0 (-inf for log_softmax), also in a line with only -inf. A NaN makes its line NaN, but no other line. A
  * +inf makes its line NaN; with a negative scale it is hidden instead. `scale` is rounded to f32, except for f64. A scale that is
  * not finite, or not finite after rounding, is refused with FLASHTILE_INVALID_OPTION. So a temperature of 0 has no scale: take the
@@ -355,6 +357,58 @@ int32_t flashtile_softmax_backward(const flashtile_tensor *y, const flashtile_te
                                    int32_t axis, double scale);
 int32_t flashtile_log_softmax_backward(const flashtile_tensor *y, const flashtile_tensor *dy, const flashtile_tensor *dx,
                                        int32_t axis, double scale);
+
+/* log(sum of exp(scale * x)) along an axis. out has the shape of x, but 1 along the axis. It is f32, or f64 where x is f64.
+ * A line with only -inf, and one of length 0, gives -inf. Axis, scale and NaN are as for flashtile_softmax. */
+int32_t flashtile_logsumexp(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
+
+/* flashtile_cross_entropy_options.flags. */
+#define FLASHTILE_IGNORE_INDEX 1u /* ignore_index counts */
+
+/* flashtile_cross_entropy_options.reduction. */
+enum flashtile_reduction {
+    FLASHTILE_MEAN = 0,         /* the sum, divided by the sum of the class weights of the targets that are not ignored (without
+                                   class weights, by their number); NaN if that is 0 */
+    FLASHTILE_SUM = 1,
+    FLASHTILE_NO_REDUCTION = 2  /* one loss for each row */
+};
+
+/* All zero is the mean, without smoothing, weights and ignored targets. The layout of the struct is fixed. */
+typedef struct flashtile_cross_entropy_options {
+    uint32_t flags;             /* FLASHTILE_IGNORE_INDEX, or 0 */
+    int32_t reduction;          /* enum flashtile_reduction */
+    int64_t ignore_index;       /* a target that is ignored; it need not be a class. By default none is (in PyTorch, -100 is) */
+    double label_smoothing;     /* e, from 0 to 1 */
+    const float *class_weights; /* w, one for each class: finite and not negative; NULL: all 1 */
+    int64_t class_weight_count; /* the number of classes, or 0 */
+    int64_t reserved[2];        /* must be 0 */
+} flashtile_cross_entropy_options;
+
+#define FLASHTILE_CROSS_ENTROPY_OPTIONS_INIT \
+    { 0, 0, 0, 0, NULL, 0, { 0, 0 } }
+
+/* The cross-entropy loss of PyTorch. Logits of any rank have an axis of K classes, as in [N, K] or [N, K, H, W]. There is a row
+ * for each line along that axis, and targets has the class of each row, row-major in the order of the other axes. A row with the
+ * target t has the loss
+ *
+ *   (1 - e) * w[t] * (lse - x[t])  +  e/K * sum_c w[c] * (lse - x[c])          lse = log( sum_c exp(x[c]) )
+ *
+ * loss is f32, or f64 for logits of f64. With FLASHTILE_NO_REDUCTION it has the shape of the logits, but 1 along the axis;
+ * otherwise it has one element. An ignored row has a loss of exactly 0, even if its logits are NaN. A logit of -inf hides its
+ * class: where that has a share in the loss, the loss is +inf. options may be NULL. */
+int32_t flashtile_cross_entropy(const flashtile_tensor *logits, const int64_t *targets, int64_t target_count,
+                                const flashtile_tensor *loss, int32_t axis,
+                                const flashtile_cross_entropy_options *options);
+
+/* Its gradient with respect to the logits, of their type and shape. upstream is the gradient with respect to the loss, of the
+ * loss's type and shape. With p = softmax(x) and W = sum of w:
+ *
+ *   gradient[c] = g * ((1 - e) * w[t] * (p[c] - (c == t)) + e/K * (W * p[c] - w[c]))
+ *
+ * g is upstream; for FLASHTILE_MEAN it is upstream divided by the sum of the targets' weights. The gradient of an ignored row is 0. */
+int32_t flashtile_cross_entropy_backward(const flashtile_tensor *logits, const int64_t *targets, int64_t target_count,
+                                         const flashtile_tensor *upstream, const flashtile_tensor *gradient, int32_t axis,
+                                         const flashtile_cross_entropy_options *options);
 
 /* ---- The library ---- */
 

@@ -8,10 +8,11 @@
 use super::failure::{Code, Failure};
 use super::pools;
 use crate::softmax::{
-    Axis, Number, is_parallel, log_softmax_backward_in_place, log_softmax_backward_into, log_softmax_in_place,
+    Axis, Number, Softmax, is_parallel, log_softmax_backward_in_place, log_softmax_backward_into, log_softmax_in_place,
     log_softmax_into, softmax_backward_in_place, softmax_backward_into, softmax_in_place, softmax_into,
 };
 use crate::tensor::strided::{Strided, StridedMut};
+use crate::tensor::{TensorMut, TensorRef};
 use std::ops::Range;
 
 /// Softmax or log_softmax along an axis, or its gradient.
@@ -46,6 +47,21 @@ impl SoftmaxCall {
             Some(start) => self.run_in_blocks(shape, start, &mut operands),
             None => self.run_in_copies(shape, &mut operands),
         }
+    }
+
+    /// The forward function with an output of another type.
+    pub(super) fn run_converted<T: Number, O: Number<Real = T::Real>>(
+        self,
+        x: Strided<'_, T, 4>,
+        out: StridedMut<'_, O, 4>,
+    ) -> Result<(), Failure> {
+        let softmax = Softmax::new().axis(self.axis).scale(self.scale);
+        let axis = Axis::new(x.shape(), self.axis)?;
+        let (x, out, mut result) = (TensorRef::new(x), TensorMut { strided: out }, Ok(()));
+        pools::run_on(0, is_parallel(axis), || {
+            result = if self.log { softmax.log_softmax_into(x, out) } else { softmax.softmax_into(x, out) };
+        })?;
+        Ok(result?)
     }
 
     /// Computes each dense block in place in memory.

@@ -1,13 +1,15 @@
 //! Softmax of ndarray arrays of any rank and strides.
 #![forbid(unsafe_code)]
 
-use super::axis::Axis;
+use super::axis::{Axis, axis_number};
 use super::forward_calls::{log_softmax_in_place, log_softmax_into, logsumexp_into, softmax_in_place, softmax_into};
 use super::number::Number;
 use crate::error::Error;
 use ndarray::{Array, ArrayRef, Dimension, RemoveAxis};
 
 /// Softmax of an array along one of its axes: exp(scale * (x - max)) / sum.
+///
+/// The axis is counted from 0, or from -1 at the end, as in NumPy.
 ///
 /// `x` is an array or a view of any shape and strides. The result has the same shape, and its axes have the order in memory that those
 /// of `x` have: the softmax of a transposed array is transposed, too. If the elements of `x` are not neighbours in memory, they are
@@ -25,12 +27,12 @@ use ndarray::{Array, ArrayRef, Dimension, RemoveAxis};
 ///
 /// let x = array![[0.0f32, 1.0], [0.0, f32::NEG_INFINITY]];
 /// assert_eq!(softmax_axis(&x, 0, 1.0)?, array![[0.5, 1.0], [0.5, 0.0]]);
-/// assert_eq!(softmax_axis(&x.t(), 1, 1.0)?, array![[0.5, 0.5], [1.0, 0.0]]);
+/// assert_eq!(softmax_axis(&x.t(), -1, 1.0)?, array![[0.5, 0.5], [1.0, 0.0]]);
 /// # Ok::<(), flashtile::Error>(())
 /// ```
 pub fn softmax_axis<T: Number, D: Dimension>(
     x: &ArrayRef<T, D>,
-    axis: usize,
+    axis: impl TryInto<i128>,
     scale: T::Real,
 ) -> Result<Array<T, D>, Error> {
     map(x, axis, |x, out, axis| softmax_into(x, out, axis, scale), |x, axis| softmax_in_place(x, axis, scale))
@@ -44,7 +46,7 @@ pub fn softmax_axis<T: Number, D: Dimension>(
 /// As [`softmax_axis`].
 pub fn log_softmax_axis<T: Number, D: Dimension>(
     x: &ArrayRef<T, D>,
-    axis: usize,
+    axis: impl TryInto<i128>,
     scale: T::Real,
 ) -> Result<Array<T, D>, Error> {
     map(x, axis, |x, out, axis| log_softmax_into(x, out, axis, scale), |x, axis| log_softmax_in_place(x, axis, scale))
@@ -69,10 +71,10 @@ pub fn log_softmax_axis<T: Number, D: Dimension>(
 /// ```
 pub fn logsumexp_axis<T: Number, D: RemoveAxis>(
     x: &ArrayRef<T, D>,
-    axis: usize,
+    axis: impl TryInto<i128>,
     scale: T::Real,
 ) -> Result<Array<T, D::Smaller>, Error> {
-    Axis::new(x.shape(), axis)?;
+    let axis = checked_axis(x.shape(), axis)?;
     let order = MemoryOrder::new(x);
     let x = x.view().permuted_axes(order.forwards.clone());
     let axis = order.position(axis);
@@ -102,7 +104,7 @@ pub fn logsumexp_axis<T: Number, D: RemoveAxis>(
 /// ```
 pub fn softmax_axis_in_place<T: Number, D: Dimension>(
     x: &mut ArrayRef<T, D>,
-    axis: usize,
+    axis: impl TryInto<i128>,
     scale: T::Real,
 ) -> Result<(), Error> {
     overwrite(x, axis, |x, axis| softmax_in_place(x, axis, scale))
@@ -114,7 +116,7 @@ pub fn softmax_axis_in_place<T: Number, D: Dimension>(
 /// As [`softmax_axis`]. After an error the array is unchanged.
 pub fn log_softmax_axis_in_place<T: Number, D: Dimension>(
     x: &mut ArrayRef<T, D>,
-    axis: usize,
+    axis: impl TryInto<i128>,
     scale: T::Real,
 ) -> Result<(), Error> {
     overwrite(x, axis, |x, axis| log_softmax_in_place(x, axis, scale))
@@ -122,14 +124,20 @@ pub fn log_softmax_axis_in_place<T: Number, D: Dimension>(
 
 const TOO_LARGE: Error = Error::TooLarge { what: "the result" };
 
+/// The number of an axis, counted from 0.
+fn checked_axis(shape: &[usize], axis: impl TryInto<i128>) -> Result<usize, Error> {
+    let axis = axis_number(axis, shape.len())?;
+    Axis::new(shape, axis).map(|_| axis)
+}
+
 /// A new array: `into` computes it if `x` is a dense slice, `in_place` computes it in a dense copy otherwise.
 fn map<T: Number, D: Dimension>(
     x: &ArrayRef<T, D>,
-    axis: usize,
+    axis: impl TryInto<i128>,
     into: impl FnOnce(&[T], &mut [T], Axis) -> Result<(), Error>,
     in_place: impl FnOnce(&mut [T], Axis) -> Result<(), Error>,
 ) -> Result<Array<T, D>, Error> {
-    Axis::new(x.shape(), axis)?;
+    let axis = checked_axis(x.shape(), axis)?;
     let order = MemoryOrder::new(x);
     let x = x.view().permuted_axes(order.forwards.clone());
     let axis = Axis::new(x.shape(), order.position(axis))?;
@@ -151,10 +159,10 @@ fn map<T: Number, D: Dimension>(
 
 fn overwrite<T: Number, D: Dimension>(
     x: &mut ArrayRef<T, D>,
-    axis: usize,
+    axis: impl TryInto<i128>,
     in_place: impl FnOnce(&mut [T], Axis) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    Axis::new(x.shape(), axis)?;
+    let axis = checked_axis(x.shape(), axis)?;
     let order = MemoryOrder::new(x);
     let mut x = x.view_mut().permuted_axes(order.forwards.clone());
     let axis = Axis::new(x.shape(), order.position(axis))?;

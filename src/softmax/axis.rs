@@ -16,12 +16,27 @@ pub struct Axis {
 }
 
 impl Axis {
-    /// Axis number `axis`, counted from 0, of an array of this shape.
+    /// Axis number `axis` of an array of this shape: counted from 0, or from -1 at the end, as in NumPy. `axis` is of any integer
+    /// type.
     ///
     /// # Errors
     /// [`Error::AxisOutOfRange`], and [`Error::TooLarge`] if the number of elements does not fit a `usize`.
-    pub fn new(shape: &[usize], axis: usize) -> Result<Self, Error> {
-        let &len = shape.get(axis).ok_or(Error::AxisOutOfRange { axis, rank: shape.len() })?;
+    ///
+    /// The last axis:
+    ///
+    /// ```
+    /// use flashtile::softmax::Axis;
+    ///
+    /// assert_eq!(Axis::new(&[2, 3, 4], -1)?, Axis::new(&[2, 3, 4], 2)?);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    pub fn new(shape: &[usize], axis: impl TryInto<i128>) -> Result<Self, Error> {
+        Self::numbered(shape, axis_number(axis, shape.len())?)
+    }
+
+    /// The axis with a number below the rank.
+    pub(super) fn numbered(shape: &[usize], axis: usize) -> Result<Self, Error> {
+        let len = shape[axis];
         Ok(Self { before: product(&shape[..axis])?, len, after: product(&shape[axis + 1..])? }).and_then(Self::checked)
     }
 
@@ -36,6 +51,11 @@ impl Axis {
     /// [`Error::TooLarge`] if the number of elements does not fit a `usize`.
     pub fn rows(rows: usize, len: usize) -> Result<Self, Error> {
         Self { before: rows, len, after: 1 }.checked()
+    }
+
+    /// [`rows`](Self::rows) of an array that exists.
+    pub(super) fn of_rows(rows: usize, len: usize) -> Self {
+        Self { before: rows, len, after: 1 }
     }
 
     fn checked(self) -> Result<Self, Error> {
@@ -89,6 +109,15 @@ impl Line {
     pub(super) fn indices(self) -> impl Iterator<Item = usize> + Clone {
         (0..self.len).map(move |i| self.first + i * self.stride)
     }
+}
+
+/// The number of an axis, counted from 0, of one that may be counted from the end.
+pub(super) fn axis_number(axis: impl TryInto<i128>, rank: usize) -> Result<usize, Error> {
+    // Only a u128 can be larger.
+    let axis = axis.try_into().unwrap_or(i128::MAX);
+    let counted = if axis < 0 { axis + rank as i128 } else { axis };
+    let number = usize::try_from(counted).ok().filter(|&number| number < rank);
+    number.ok_or(Error::AxisOutOfRange { axis, rank })
 }
 
 pub(super) fn same_len(expected: usize, got: usize) -> Result<(), Error> {

@@ -43,6 +43,16 @@ pub(super) trait Stored: Element {
     fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
+
+    /// The other way round.
+    fn of_f32(_: &[f32]) -> Option<&[Self]> {
+        None
+    }
+
+    /// [`of_f32`](Self::of_f32) of a slice that is written.
+    fn of_f32_mut(_: &mut [f32]) -> Option<&mut [Self]> {
+        None
+    }
 }
 
 impl Stored for f16 {}
@@ -57,6 +67,14 @@ impl Stored for f32 {
 
     #[inline(always)]
     fn as_f32_mut(x: &mut [f32]) -> Option<&mut [f32]> {
+        Some(x)
+    }
+
+    fn of_f32(x: &[f32]) -> Option<&[f32]> {
+        Some(x)
+    }
+
+    fn of_f32_mut(x: &mut [f32]) -> Option<&mut [f32]> {
         Some(x)
     }
 }

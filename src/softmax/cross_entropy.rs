@@ -91,7 +91,7 @@ pub fn cross_entropy_gradient_into<T: Number>(
 }
 
 /// log(sum * exp(max)) - target.
-fn loss(target: f64, max: f64, sum: f64) -> f64 {
+pub(super) fn loss(target: f64, max: f64, sum: f64) -> f64 {
     if target == f64::NEG_INFINITY && !sum.is_nan() { f64::INFINITY } else { (max - target) + sum.ln() }
 }
 
@@ -99,7 +99,7 @@ fn check<T>(logits: &[T], targets: &[usize], classes: usize) -> Result<Axis, Err
     let axis = Axis::rows(targets.len(), classes)?;
     axis.check(logits)?;
     match targets.iter().position(|&class| class >= classes) {
-        Some(row) => Err(Error::ClassOutOfRange { row, class: targets[row], classes }),
+        Some(row) => Err(Error::ClassOutOfRange { row, class: targets[row] as i128, classes }),
         None => Ok(axis),
     }
 }

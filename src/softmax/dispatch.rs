@@ -4,8 +4,9 @@
 use super::axis::Axis;
 use super::axis_loop::{self, Options, VisitState, visit_states, worth};
 use super::backward;
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Stored};
 use super::chosen_level::isa;
+use super::convert;
 use super::number::Number;
 use super::row_state::RowState;
 use super::scale::Formula;
@@ -24,9 +25,11 @@ macro_rules! through_f32 {
         impl Number for $t {}
         impl sealed::Sealed for $t {
             type Real = f32;
+            #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from($to(self))
             }
+            #[inline(always)]
             fn from_f64(x: f64) -> Self {
                 $from(x as f32)
             }
@@ -35,6 +38,24 @@ macro_rules! through_f32 {
             }
             fn real_to_f64(x: f32) -> f64 {
                 f64::from(x)
+            }
+            fn of_real(x: &[f32]) -> Option<&[Self]> {
+                <$t>::of_f32(x)
+            }
+            fn of_real_mut(x: &mut [f32]) -> Option<&mut [Self]> {
+                <$t>::of_f32_mut(x)
+            }
+            fn as_real(x: &[Self]) -> Option<&[f32]> {
+                <$t>::as_f32(x)
+            }
+            fn as_real_mut(x: &mut [Self]) -> Option<&mut [f32]> {
+                <$t>::as_f32_mut(x)
+            }
+            fn widen(from: &[Self], to: &mut [f32]) {
+                convert::widen(isa(), from, to);
+            }
+            fn narrow(from: &[f32], to: &mut [Self]) {
+                convert::narrow(isa(), from, to);
             }
             fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 let options = Options::new(Formula::new(scale, log));
@@ -78,9 +99,11 @@ through_f32!(bf16, bf16::to_f32, bf16::from_f32);
 impl Number for f64 {}
 impl sealed::Sealed for f64 {
     type Real = f64;
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self
     }
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x
     }
@@ -89,6 +112,24 @@ impl sealed::Sealed for f64 {
     }
     fn real_to_f64(x: f64) -> f64 {
         x
+    }
+    fn of_real(x: &[f64]) -> Option<&[Self]> {
+        Some(x)
+    }
+    fn of_real_mut(x: &mut [f64]) -> Option<&mut [Self]> {
+        Some(x)
+    }
+    fn as_real(x: &[Self]) -> Option<&[f64]> {
+        Some(x)
+    }
+    fn as_real_mut(x: &mut [Self]) -> Option<&mut [f64]> {
+        Some(x)
+    }
+    fn widen(from: &[Self], to: &mut [f64]) {
+        to.copy_from_slice(from);
+    }
+    fn narrow(from: &[f64], to: &mut [Self]) {
+        to.copy_from_slice(from);
     }
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
         double::softmax(isa(), buffers, axis, (scale, log), None, None);

@@ -126,6 +126,6 @@ pub(super) fn check_scale<T: Number>(scale: T::Real) -> Result<(), Error> {
 }
 
 /// max + log(sum). `max` is scaled. A line without a visible element has the state (-inf, 0) or (-inf, NaN).
-fn log_sum_exp(max: f64, sum: f64) -> f64 {
+pub(super) fn log_sum_exp(max: f64, sum: f64) -> f64 {
     if max == f64::NEG_INFINITY { max + sum } else { max + sum.ln() }
 }

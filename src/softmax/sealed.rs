@@ -9,13 +9,25 @@ use super::buffers::Buffers;
 pub(super) type Visit<'a> = &'a mut (dyn FnMut(usize, f64, f64) + Send);
 
 /// The operations of an element type. The callers have checked all lengths.
-pub trait Sealed: Sized {
-    /// The type of scales and losses: f32, or f64 for f64.
-    type Real: Copy + Send + Sync;
+pub trait Sealed: Sized + Copy + Default + Send + Sync {
+    /// The type of scales and losses, and of the arithmetic: f32, or f64 for f64.
+    type Real: Sealed<Real = Self::Real>;
     fn to_f64(self) -> f64;
     fn from_f64(x: f64) -> Self;
     fn real(x: f64) -> Self::Real;
     fn real_to_f64(x: Self::Real) -> f64;
+    /// The same slice if the type of the arithmetic is this type.
+    fn of_real(x: &[Self::Real]) -> Option<&[Self]>;
+    /// [`of_real`](Self::of_real) of a slice that is written.
+    fn of_real_mut(x: &mut [Self::Real]) -> Option<&mut [Self]>;
+    /// The other way round.
+    fn as_real(x: &[Self]) -> Option<&[Self::Real]>;
+    /// [`as_real`](Self::as_real) of a slice that is written.
+    fn as_real_mut(x: &mut [Self]) -> Option<&mut [Self::Real]>;
+    /// `to` = `from`, exactly.
+    fn widen(from: &[Self], to: &mut [Self::Real]);
+    /// `to` = `from`, each element rounded once.
+    fn narrow(from: &[Self::Real], to: &mut [Self]);
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: Self::Real, log: bool);
     /// Softmax times a number per line. For the last axis, `visit` gets (line, max, sum).
     fn softmax_times(

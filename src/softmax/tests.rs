@@ -7,6 +7,7 @@ use super::*;
 use crate::element::{bf16, f16};
 use crate::level::Level;
 use crate::simd::Isa;
+use crate::tensor::{TensorMut, TensorRef};
 use std::cell::Cell;
 
 thread_local! {
@@ -352,5 +353,48 @@ fn exp_of_slices() {
         exp_in_place(&mut x);
         assert_eq!(x[..6], [1.0, 1.0, 0.0, INF, INF, 0.0], "{level}");
         assert!(x[6].is_nan(), "{level}");
+    });
+}
+
+/// Calls with options, whose rows are converted, masked and weighted by loops of their own.
+#[test]
+fn calls_with_options() {
+    at_every_level(|level| {
+        for len in [1, 3, 4, 7, 8, 9, 16, 17, 33, 130, 1030] {
+            let case = format!("{len} elements, {level}");
+            let half: Vec<bf16> = numbers(3 * len, 9).into_iter().map(bf16::from_f32).collect();
+            let x: Vec<f64> = half.iter().map(|x| x.to_f64()).collect();
+            let bias: Vec<f16> = numbers(len, 5).into_iter().map(f16::from_f32).collect();
+            let visible: Vec<bool> = (0..len).map(|n| n % 5 != 3).collect();
+            let options = Softmax::new().scale(0.5).mask(TensorRef::from_slice(&visible, [len]).unwrap());
+            let options = options.bias(TensorRef::from_slice(&bias, [len]).unwrap());
+            for axis in 0..2 {
+                let (shape, options) = ([3, len], options.clone().axis(axis as u8));
+                let (mut exact, mut got, mut narrow) = (vec![9.0; 3 * len], vec![9.0f32; 3 * len], half.clone());
+                let (wide, x) =
+                    (TensorRef::from_slice(&half, shape).unwrap(), TensorRef::from_slice(&x, shape).unwrap());
+                options.softmax_into(x, TensorMut::from_slice(&mut exact, shape).unwrap()).unwrap();
+                options.softmax_into(wide, TensorMut::from_slice(&mut got, shape).unwrap()).unwrap();
+                options.softmax_into(wide, TensorMut::from_slice(&mut narrow, shape).unwrap()).unwrap();
+                assert_near(&got, &exact, 0.0, BOUND, &case);
+                assert!(got.iter().zip(&narrow).all(|(got, narrow)| bf16::from_f32(*got) == *narrow), "{case}");
+            }
+            let weights: Vec<f32> = (0..len).map(|n| (n % 4) as f32).collect();
+            let targets: [u32; 3] = [0, (len / 2) as u32, (len - 1) as u32];
+            let axis = Axis::rows(3, len).unwrap();
+            let options = CrossEntropy::new().label_smoothing(0.25).reduction(Reduction::Sum);
+            for options in [options, options.class_weights(&weights)] {
+                let (mut exact, mut got) = ([9.0f64], [9.0f32]);
+                options.loss_into(&x, &targets, axis, &mut exact).unwrap();
+                options.loss_into(&half, &targets, axis, &mut got).unwrap();
+                assert_near(&got, &exact, 1.0, BOUND, &case);
+                let (mut exact, mut got) = (vec![9.0; 3 * len], vec![9.0f32; 3 * len]);
+                let single: Vec<f32> = half.iter().map(|x| x.to_f32()).collect();
+                options.gradient_into(&x, &targets, axis, &[0.5], &mut exact).unwrap();
+                options.gradient_into(&single, &targets, axis, &[0.5], &mut got).unwrap();
+                // Terms are up to the weight of a target, 3, and its share of all.
+                assert_near(&got, &exact, 3.0, BOUND, &case);
+            }
+        }
     });
 }

@@ -63,7 +63,7 @@ fn axes_with_inserted(axis: usize, rank: usize) -> Result<[usize; 4], Error> {
         return Err(Error::Rank { tensor: "tensor", expected: MAX_RANK, got: rank + 1 });
     }
     if axis > rank {
-        return Err(Error::AxisOutOfRange { axis, rank: rank + 1 });
+        return Err(Error::AxisOutOfRange { axis: axis as i128, rank: rank + 1 });
     }
     let mut axes = [0, 1, 2, 3];
     axes[MAX_RANK - 1 - rank..MAX_RANK - rank + axis].rotate_left(1);

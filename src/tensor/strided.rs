@@ -312,6 +312,16 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
         Self { strided: self.strided.narrow(axis, range), exclusive: PhantomData }
     }
 
+    /// The indices of one axis before `index`, and the others. No index of one part is an index of the other.
+    ///
+    /// # Panics
+    /// If the axis has fewer indices.
+    pub(crate) fn split_at(self, axis: usize, index: usize) -> (Self, Self) {
+        let (strided, len) = (self.strided, self.strided.shape[axis]);
+        let part = |range| Self { strided: strided.narrow(axis, range), exclusive: PhantomData };
+        (part(0..index), part(index..len))
+    }
+
     /// As [`Strided::with_rank`]: an axis of size 1 adds no index.
     pub(crate) fn with_rank<const M: usize>(self) -> StridedMut<'a, T, M> {
         StridedMut { strided: self.strided.with_rank(), exclusive: PhantomData }
@@ -405,7 +415,6 @@ impl<'a, T, const N: usize> StridedMut<'a, T, N> {
 }
 
 /// Blocks without gaps: all elements of the axes from `axis` on, at one index of those before.
-#[cfg(feature = "capi")]
 impl<'a, T> Strided<'a, T, 4> {
     /// Whether the blocks are without gaps, last axis innermost.
     pub(crate) fn is_dense_from(&self, axis: usize) -> bool {
@@ -435,7 +444,6 @@ impl<'a, T> Strided<'a, T, 4> {
     }
 }
 
-#[cfg(feature = "capi")]
 impl<T> StridedMut<'_, T, 4> {
     /// # Panics
     /// As [`Strided::block`].

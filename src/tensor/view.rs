@@ -202,12 +202,12 @@ fn contiguous_in<const N: usize>(len: usize, shape: &[usize; N]) -> Result<[isiz
 pub(super) fn check_permutation(axes: &[usize]) -> Result<(), Error> {
     // The first entry that is too large, or equal to an earlier one.
     let wrong = (0..axes.len()).find(|&n| axes[n] >= axes.len() || axes[..n].contains(&axes[n]));
-    wrong.map_or(Ok(()), |n| Err(Error::AxisOutOfRange { axis: axes[n], rank: axes.len() }))
+    wrong.map_or(Ok(()), |n| Err(Error::AxisOutOfRange { axis: axes[n] as i128, rank: axes.len() }))
 }
 
 /// The bounds of `range`, if it lies within the axis.
 pub(super) fn check_range(axis: usize, range: impl RangeBounds<usize>, shape: &[usize]) -> Result<Range<usize>, Error> {
-    let size = *shape.get(axis).ok_or(Error::AxisOutOfRange { axis, rank: shape.len() })?;
+    let size = *shape.get(axis).ok_or(Error::AxisOutOfRange { axis: axis as i128, rank: shape.len() })?;
     // `None` if the bound overflows: one more than usize::MAX.
     let start = match range.start_bound() {
         Bound::Included(&first) => Some(first),
@@ -267,7 +267,7 @@ insert_axis!(1 => 2, 2 => 3, 3 => 4);
 /// The order of axes that moves the first one to `axis`.
 fn first_axis_to<const N: usize>(axis: usize) -> Result<[usize; N], Error> {
     if axis >= N {
-        return Err(Error::AxisOutOfRange { axis, rank: N });
+        return Err(Error::AxisOutOfRange { axis: axis as i128, rank: N });
     }
     let mut axes = std::array::from_fn(|n| n);
     axes[..=axis].rotate_left(1);

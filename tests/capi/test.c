@@ -66,6 +66,14 @@ static void print_layout(void) {
     PRINT_OFFSET(row, query);
     PRINT_OFFSET(row, position);
     PRINT_OFFSET(row, first_key);
+    printf("cross_entropy_options %lu\n", (unsigned long)sizeof(flashtile_cross_entropy_options));
+    PRINT_OFFSET(cross_entropy_options, flags);
+    PRINT_OFFSET(cross_entropy_options, reduction);
+    PRINT_OFFSET(cross_entropy_options, ignore_index);
+    PRINT_OFFSET(cross_entropy_options, label_smoothing);
+    PRINT_OFFSET(cross_entropy_options, class_weights);
+    PRINT_OFFSET(cross_entropy_options, class_weight_count);
+    PRINT_OFFSET(cross_entropy_options, reserved);
 }
 
 /* Attention of 6 queries over 9 keys in double, causal from the end, window of 4 keys. */
@@ -213,6 +221,29 @@ static void check_softmax(void) {
     CHECK(flashtile_softmax(&t, &t, -1, INFINITY) == FLASHTILE_INVALID_OPTION);
 }
 
+static void check_cross_entropy(void) {
+    float x[6] = {0, 0, -INFINITY, 5, 5, 5}, upstream[1] = {1}, loss[1], gradient[6], lse[2];
+    int64_t targets[2] = {1, -1};
+    flashtile_cross_entropy_options options = FLASHTILE_CROSS_ENTROPY_OPTIONS_INIT;
+    flashtile_tensor t = flashtile_contiguous(x, FLASHTILE_F32, 1, 1, 2, 3);
+    flashtile_tensor l = flashtile_contiguous(loss, FLASHTILE_F32, 1, 1, 1, 1);
+    flashtile_tensor u = flashtile_contiguous(upstream, FLASHTILE_F32, 1, 1, 1, 1);
+    flashtile_tensor g = flashtile_contiguous(gradient, FLASHTILE_F32, 1, 1, 2, 3);
+    flashtile_tensor s = flashtile_contiguous(lse, FLASHTILE_F32, 1, 1, 2, 1);
+    CHECK(flashtile_logsumexp(&t, &s, -1, 1.0) == FLASHTILE_OK);
+    CHECK(fabs(lse[0] - log(2.0)) < 1e-6 && fabs(lse[1] - (5 + log(3.0))) < 1e-6);
+    CHECK(flashtile_cross_entropy(&t, targets, 2, &l, -1, NULL) == FLASHTILE_CLASS_OUT_OF_RANGE);
+    options.flags = FLASHTILE_IGNORE_INDEX;
+    options.ignore_index = -1;
+    CHECK(flashtile_cross_entropy(&t, targets, 2, &l, -1, &options) == FLASHTILE_OK);
+    CHECK(fabs(loss[0] - log(2.0)) < 1e-6);
+    CHECK(flashtile_cross_entropy_backward(&t, targets, 2, &u, &g, -1, &options) == FLASHTILE_OK);
+    CHECK(fabs(gradient[0] - 0.5) < 1e-6 && fabs(gradient[1] + 0.5) < 1e-6 && gradient[2] == 0 && gradient[3] == 0);
+    options.reduction = FLASHTILE_NO_REDUCTION;
+    CHECK(flashtile_cross_entropy(&t, targets, 2, &s, -1, &options) == FLASHTILE_OK);
+    CHECK(fabs(lse[0] - log(2.0)) < 1e-6 && lse[1] == 0);
+}
+
 int main(void) {
     print_layout();
     printf("version %s\nlevel %s\n", flashtile_version(), flashtile_level());
@@ -222,6 +253,7 @@ int main(void) {
     check_errors();
     check_large_shapes();
     check_softmax();
+    check_cross_entropy();
     flashtile_release();
     check_attention();
     return failures != 0;

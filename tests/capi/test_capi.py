@@ -344,6 +344,56 @@ def test_softmax():
     check(out, softmax_of(flashtile.from_bf16(bits), -1, 1, False), 2.0**-8)
 
 
+def test_logsumexp():
+    for dtype, unit in ((np.float32, 2.0**-24), (np.float16, 2.0**-24), (np.float64, 2.0**-24)):
+        x = random(3, 4, 5, 34, dtype=dtype).transpose(2, 0, 3, 1)[:, ::-1]
+        for axis in range(-4, 4):
+            lse = lib.logsumexp(x, axis=axis, scale=0.5)
+            check(lse / 4, np.log(np.exp(0.5 * wide(x)).sum(axis, keepdims=True)) / 4, unit)
+    x = random(4, 9).astype(np.float16)
+    check(lib.softmax(x, np.empty((4, 9), np.float32)), softmax_of(x, -1, 1, False))
+    bits = flashtile.to_bf16(random(4, 9))
+    assert lib.softmax(bits).bits.shape == (4, 9)
+    check(lib.logsumexp(bits)[:, 0], np.log(np.exp(wide(bits)).sum(-1)))
+
+
+def cross_entropy_of(logits, targets, axis, weight, ignore_index, reduction, smoothing):
+    """PyTorch's definition."""
+    logits = np.moveaxis(wide(logits), axis, -1)
+    logs = softmax_of(logits, -1, 1, True)
+    weight = np.ones(logits.shape[-1]) if weight is None else np.asarray(weight, np.float64)
+    seen = targets != ignore_index
+    safe = np.where(seen, targets, 0)
+    own = weight[safe] * -np.take_along_axis(logs, safe[..., None], -1)[..., 0]
+    loss = np.where(seen, (1 - smoothing) * own + smoothing / logits.shape[-1] * (-logs * weight).sum(-1), 0)
+    return loss if reduction == "none" else loss.sum() / (weight[safe] * seen).sum() if reduction == "mean" else loss.sum()
+
+
+def test_cross_entropy():
+    for dtype in (np.float32, np.float16, np.float64):
+        logits = (4 * random(3, 6, 5, 4, dtype=dtype)).astype(dtype).transpose(0, 2, 1, 3)
+        for axis in (1, 2, -1):
+            targets = rng.integers(0, logits.shape[axis], np.delete(logits.shape, axis))
+            targets[0, 1] = -100
+            for weight in (None, rng.uniform(0, 2, logits.shape[axis]).astype(np.float32)):
+                for smoothing in (0.0, 0.1, 1.0):
+                    for reduction in ("none", "mean", "sum"):
+                        how = dict(axis=axis, weight=weight, reduction=reduction, label_smoothing=smoothing)
+                        of = lambda x: cross_entropy_of(x, targets, axis, weight, -100, reduction, smoothing)
+                        loss = lib.cross_entropy(logits, targets, **how)
+                        check(np.asarray(loss) / 256, of(logits) / 256)
+                        # The gradient along one direction, by differences.
+                        upstream = np.float32(0.5) if reduction != "none" else random(*targets.shape)
+                        gradient = wide(lib.cross_entropy_backward(logits, targets, upstream, **how))
+                        step = random(*logits.shape, dtype=np.float64)
+                        at = lambda h: (of(wide(logits) + h * step) * upstream).sum()
+                        slope, expected = (gradient * step).sum(), (at(1e-5) - at(-1e-5)) / 2e-5
+                        bound = 2.0**-10 if dtype == np.float16 else 1e-5
+                        assert abs(slope - expected) <= bound * (1 + np.abs(gradient * step).sum()), (slope, expected)
+    refused("CLASS_OUT_OF_RANGE", lambda: lib.cross_entropy(random(2, 3), [0, 3]), "row 1 has class 3")
+    refused("INVALID_OPTION", lambda: lib.cross_entropy(random(2, 3), [0, 1], label_smoothing=1.5), "1.5")
+
+
 def test_errors():
     q, k, v = random(2, 4, 3, 8), random(2, 2, 5, 8), random(2, 2, 5, 8)
     run = lambda *args, **kwargs: lambda: lib.attention(*(args or (q, k, v)), **kwargs)

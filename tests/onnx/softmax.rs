@@ -34,8 +34,7 @@ fn run(case: &Case, inputs: &[Option<Tensor>], log: bool) -> Result<Vec<Computed
     let [Some(x)] = inputs else {
         return Err(format!("{} inputs were given but there must be one", inputs.len()).into());
     };
-    let from_start = if axis < 0 { x.shape.len().checked_add_signed(axis) } else { axis.try_into().ok() };
-    let axis = Axis::new(&x.shape, from_start.ok_or_else(|| format!("axis {axis} of {} axes", x.shape.len()))?)?;
+    let axis = Axis::new(&x.shape, axis)?;
     let values = match &x.values {
         Values::F32(x) => along(x, axis, log)?,
         Values::F16(x) => along(x, axis, log)?,
