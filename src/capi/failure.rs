@@ -41,7 +41,7 @@ pub enum Code {
     NotBroadcastable = 12,
     /// A list has the wrong number of entries.
     WrongCount = 13,
-    /// A key length is above the number of keys.
+    /// A key length is above the number of keys, or a query length above the number of queries.
     KeyLengthPastEnd = 14,
     /// An option has a value that it cannot take.
     InvalidOption = 15,
@@ -53,6 +53,10 @@ pub enum Code {
     Threads = 18,
     /// A panic inside the library, which was caught.
     Panic = 19,
+    /// The starts of packed sequences or of a page table don't ascend, or end after the last row or entry.
+    InvalidStarts = 20,
+    /// A page table names a page that the pool lacks, has a length above its pages, or a page size of 0.
+    InvalidPages = 21,
 }
 
 /// The reason why a call failed.
@@ -83,8 +87,10 @@ impl From<Error> for Failure {
             Error::NotBroadcastable { .. } => Code::NotBroadcastable,
             Error::WrongCount { .. } => Code::WrongCount,
             Error::Rank { .. } => Code::BadRank,
+            Error::LengthOutOfRange { got, .. } if got < 0 => Code::NegativeSize,
             Error::LengthOutOfRange { .. } => Code::KeyLengthPastEnd,
-            Error::InvalidStarts { .. } | Error::InvalidPages { .. } => Code::InvalidOption,
+            Error::InvalidStarts { .. } => Code::InvalidStarts,
+            Error::InvalidPages { .. } => Code::InvalidPages,
             Error::InvalidOption { .. } => Code::InvalidOption,
             Error::GivenTwice { .. } | Error::InvalidMask { .. } => Code::InvalidOption,
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,
