@@ -358,9 +358,9 @@ typedef struct flashtile_options {
  *   packed keys     key_starts                   k and v [total, heads_kv, dim], or [1, heads_kv, total, dim]
  *   pages           page_table                   k and v [pages, heads_kv, page_size, dim]
  *
- * Queries and keys may be kept in different ways; only the number of sequences must be the same. Any strides will do, so a pool
- * [pages, page_size, heads_kv, dim], or one with keys and values beside each other, is described by its strides. A mask or bias is
- * [sequences, heads_q, most queries, most keys of a sequence]. Query positions are counted in each sequence. The bits of a
+ * Queries and keys may be kept in different ways; only the number of sequences must be the same. Any strides will do: a pool
+ * [pages, page_size, heads_kv, dim], or one with keys and values beside each other, is described by its strides. A mask or bias
+ * is [sequences, heads_q, most queries, most keys of a sequence]. Query positions are counted in each sequence. The bits of a
  * sequence's rows are those of a call with that sequence alone.
  *
  * The lists must not overlap an output. As all memory, they must not change during the call: an entry that changes after it was
@@ -372,7 +372,8 @@ int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k
  * change with any version.
  *
  * Writes the text to `text`, truncated to capacity bytes with the terminating zero, and the whole length without the zero to
- * *length, which may be NULL. If capacity is 0, text may be NULL. Elements are not read, but `data` is checked as in all calls, and lists are read. */
+ * *length, which may be NULL. If capacity is 0, text may be NULL. Elements are not read, but `data` is checked as in all calls,
+ * and lists are read. */
 int32_t flashtile_plan(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
                        const flashtile_options *options, char *text, size_t capacity, size_t *length);
 
