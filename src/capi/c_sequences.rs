@@ -190,6 +190,10 @@ impl<'a> CheckedTable<'a> {
         }
         let width = size("rows of the page table (width)", from.width)?;
         let page_size = size("pages of the page table (page_size)", from.page_size)?;
+        if page_size == 0 {
+            let message = "page_size of the page table is 0 but must be at least 1: the keys of a page";
+            return Err(Failure::new(Code::InvalidPages, message));
+        }
         // SAFETY: the caller's promise, here and below.
         let starts = unsafe { given("starts of the page table", from.starts, from.start_count)? };
         // SAFETY: as above.

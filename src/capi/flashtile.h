@@ -152,6 +152,13 @@ static inline flashtile_tensor flashtile_contiguous(void *data, int32_t dtype, i
     return t;
 }
 
+/* A dense tensor of rank 3, last axis innermost: packed sequences [total, heads, dim], or an lse [batch, heads, seq_q]. */
+static inline flashtile_tensor flashtile_contiguous3(void *data, int32_t dtype, int64_t n0, int64_t n1, int64_t n2) {
+    flashtile_tensor t = flashtile_contiguous(data, dtype, n0, n1, n2, 1);
+    t.rank = 3; /* the axis of size 1 is not used */
+    return t;
+}
+
 /* ---- Attention ---- */
 
 /* flashtile_options.flags: the options that are set. A number without its flag is refused, not ignored. */

@@ -1,4 +1,4 @@
-//! Sequences of their own lengths through C: padded, packed and in pages they have the bits of calls of their own, and what does not
+//! Sequences of their own lengths through C: padded, packed and in pages they have the bits of calls of their own. What does not
 //! fit is refused.
 
 use super::{BF16, F16, F32, bits, last_error, mask_of, random, tensor, tensor_mut};
@@ -501,7 +501,7 @@ fn what_does_not_fit_is_refused() {
     refuse(InvalidOption, "set the width", tensors, PageTable { width: 0, ..wide });
     refuse(NegativeSize, "width", tensors, PageTable { width: -1, ..wide });
     refuse(NegativeSize, "page_size", tensors, PageTable { page_size: -4, ..wide });
-    refuse(InvalidPages, "page size", tensors, PageTable { page_size: 0, ..wide });
+    refuse(InvalidPages, "page_size of the page table is 0", tensors, PageTable { page_size: 0, ..wide });
     refuse(
         WrongCount,
         "60 entries of the page table were given but there must be 55",

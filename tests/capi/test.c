@@ -187,19 +187,21 @@ static void check_open_sets(void) {
 
 /* Sequences of 3, 1 and 4 queries over 7, 5 and 4 keys: packed, padded and in pages they have the bits of calls of their own. */
 static void check_sequences(void) {
-    enum { HEADS = 4, HEADS_KV = 2, DIM = 8, SEQUENCES = 3, QUERIES = 8, KEYS = 16, PAGES = 7, PAGE = 3, LONGEST_Q = 4, LONGEST_K = 7 };
+    enum { HEADS = 4, HEADS_KV = 2, DIM = 8, SEQUENCES = 3, QUERIES = 8, KEYS = 16 };
+    enum { PAGES = 7, PAGE = 3, LONGEST_Q = 4, LONGEST_K = 7 };
     static const int64_t query_lengths[SEQUENCES] = {3, 1, 4}, query_starts[SEQUENCES + 1] = {0, 3, 4, 8};
     static const int64_t key_lengths[SEQUENCES] = {7, 5, 4}, key_starts[SEQUENCES + 1] = {0, 7, 12, 16};
     static const int32_t pages32[SEQUENCES * 3] = {6, 0, 2, 3, 1, -1, 4, 5, -1};
     static const int64_t pages64[7] = {6, 0, 2, 3, 1, 4, 5}, page_starts[SEQUENCES + 1] = {0, 3, 5, 7};
     float q[QUERIES][HEADS][DIM], k[KEYS][HEADS_KV][DIM], alone[QUERIES][HEADS][DIM], out[QUERIES][HEADS][DIM];
     float lse_alone[HEADS][QUERIES], lse[HEADS][QUERIES];
-    float pool[PAGES][HEADS_KV][PAGE][DIM], padded_q[SEQUENCES][HEADS][LONGEST_Q][DIM], padded_k[SEQUENCES][HEADS_KV][LONGEST_K][DIM];
+    float pool[PAGES][HEADS_KV][PAGE][DIM], padded_q[SEQUENCES][HEADS][LONGEST_Q][DIM];
+    float padded_k[SEQUENCES][HEADS_KV][LONGEST_K][DIM];
     float padded_out[SEQUENCES][HEADS][LONGEST_Q][DIM];
-    flashtile_tensor tq = flashtile_contiguous(q, FLASHTILE_F32, QUERIES, HEADS, DIM, 1);
-    flashtile_tensor tk = flashtile_contiguous(k, FLASHTILE_F32, KEYS, HEADS_KV, DIM, 1);
-    flashtile_tensor to = flashtile_contiguous(out, FLASHTILE_F32, QUERIES, HEADS, DIM, 1);
-    flashtile_tensor tl = flashtile_contiguous(lse, FLASHTILE_F32, 1, HEADS, QUERIES, 1);
+    flashtile_tensor tq = flashtile_contiguous3(q, FLASHTILE_F32, QUERIES, HEADS, DIM);
+    flashtile_tensor tk = flashtile_contiguous3(k, FLASHTILE_F32, KEYS, HEADS_KV, DIM);
+    flashtile_tensor to = flashtile_contiguous3(out, FLASHTILE_F32, QUERIES, HEADS, DIM);
+    flashtile_tensor tl = flashtile_contiguous3(lse, FLASHTILE_F32, 1, HEADS, QUERIES);
     flashtile_tensor tpool = flashtile_contiguous(pool, FLASHTILE_F32, PAGES, HEADS_KV, PAGE, DIM);
     flashtile_tensor tpq = flashtile_contiguous(padded_q, FLASHTILE_F32, SEQUENCES, HEADS, LONGEST_Q, DIM);
     flashtile_tensor tpk = flashtile_contiguous(padded_k, FLASHTILE_F32, SEQUENCES, HEADS_KV, LONGEST_K, DIM);
@@ -226,19 +228,17 @@ static void check_sequences(void) {
             }
         }
     }
-    tq.rank = tk.rank = to.rank = tl.rank = 3; /* the dimension of 1 at the end is left out */
     options.flags = FLASHTILE_CAUSAL;
 
     for (b = 0; b < SEQUENCES; b++) {
         flashtile_tensor sq = flashtile_contiguous(q[query_starts[b]], FLASHTILE_F32, 1, HEADS, query_lengths[b], DIM);
         flashtile_tensor sk = flashtile_contiguous(k[key_starts[b]], FLASHTILE_F32, 1, HEADS_KV, key_lengths[b], DIM);
         flashtile_tensor so = flashtile_contiguous(alone[query_starts[b]], FLASHTILE_F32, 1, HEADS, query_lengths[b], DIM);
-        flashtile_tensor sl = flashtile_contiguous(&lse_alone[0][query_starts[b]], FLASHTILE_F32, 1, HEADS, query_lengths[b], 1);
+        flashtile_tensor sl = flashtile_contiguous3(&lse_alone[0][query_starts[b]], FLASHTILE_F32, 1, HEADS, query_lengths[b]);
         sq.strides[1] = sk.strides[1] = so.strides[1] = DIM;
         sq.strides[2] = so.strides[2] = HEADS * DIM;
         sk.strides[2] = HEADS_KV * DIM;
         sl.strides[1] = QUERIES;
-        sl.rank = 3;
         CHECK(flashtile_attention(&sq, &sk, &sk, &so, &sl, &options) == FLASHTILE_OK);
     }
 
@@ -253,7 +253,8 @@ static void check_sequences(void) {
     CHECK(flashtile_attention(&tq, &tk, &tk, &to, &tl, &options) == FLASHTILE_INVALID_OPTION);
     options.key_starts = NULL;
     options.key_start_count = 0;
-    CHECK(flashtile_attention(&tq, &tk, &tk, &to, &tl, &options) == FLASHTILE_BAD_RANK);
+    CHECK(flashtile_attention(&tq, &tk, &tk, &to, &tl, &options) == FLASHTILE_INVALID_PAGES);
+    CHECK(strstr(flashtile_last_error(), "page_size") != NULL);
 
     table.lengths = key_lengths;
     table.length_count = SEQUENCES;
@@ -279,8 +280,10 @@ static void check_sequences(void) {
     tpool.shape[0] = PAGES - 1;
     CHECK(flashtile_attention(&tq, &tpool, &tpool, &to, &tl, &options) == FLASHTILE_INVALID_PAGES);
     CHECK(strstr(flashtile_last_error(), "page 6") != NULL);
+    tpool.shape[0] = PAGES;
+    CHECK(flashtile_attention(&tq, &tk, &tpool, &to, &tl, &options) == FLASHTILE_BAD_RANK);
     options.query_start_count = SEQUENCES;
-    CHECK(flashtile_attention(&tq, &tpool, &tpool, &to, &tl, &options) != FLASHTILE_OK);
+    CHECK(flashtile_attention(&tq, &tpool, &tpool, &to, &tl, &options) == FLASHTILE_WRONG_COUNT);
 
     memset(&options, 0, sizeof options);
     options.struct_size = sizeof options;
