@@ -42,8 +42,8 @@
  *             guarantees that pointers lead to all the memory that shapes, strides and counts reach. Everything else is
  *             checked: null and misaligned pointers, sizes, strides that overflow, outputs that overlap.
  * Overlap.    Inputs may overlap each other. An output (or lse) may not: the range from its first to its last byte must not
- *             overlap that of any other tensor. So an output interleaved with its inputs in one buffer is refused even if
- *             no element is shared. Softmax may overwrite its input: pass the same memory and strides twice.
+ *             overlap that of any other tensor or list. So an output interleaved with its inputs in one buffer is refused
+ *             even if no element is shared. Softmax may overwrite its input: pass the same memory and strides twice.
  * Threads.    Any function may be called from several threads at once, if no call writes what another call reads or writes.
  *             Each thread keeps its own scratch memory, so repeated calls of flashtile_attention with `threads = 1` don't
  *             allocate. flashtile_release() frees it. If scratch memory cannot be allocated, the process aborts.
@@ -75,7 +75,7 @@ enum flashtile_code {
     FLASHTILE_BAD_DTYPE = 4,             /* no such dtype, or not accepted for this tensor */
     FLASHTILE_BAD_RANK = 5,              /* a rank that is not accepted for this tensor */
     FLASHTILE_NEGATIVE_SIZE = 6,         /* a dimension, count, length or window below 0 */
-    FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor */
+    FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor or a list */
     FLASHTILE_OVERLAPPING_OUTPUT = 8,    /* two indices of an output (may) have the same element */
     FLASHTILE_TOO_LARGE = 9,             /* larger than any memory, or than the available memory for lists and copies; or above
                                             a limit of one call, which the message names: 2^32 - 1 query rows or 2^24

@@ -471,7 +471,7 @@ def test_errors():
     refused("OVERLAP", run(q, k, v, q), "output", "queries")
     refused("OVERLAPPING_OUTPUT", run(q, k, v, np.lib.stride_tricks.as_strided(np.empty(8, np.float32), q.shape, (0, 0, 0, 4))))
     refused("WRONG_COUNT", run(key_lengths=[1]), "1 key lengths were given but there must be 2")
-    refused("KEY_LENGTH_PAST_END", run(key_lengths=[1, 6]), "batch 1 is 6")
+    refused("KEY_LENGTH_PAST_END", run(key_lengths=[1, 6]), "batch 1 are 6")
     refused("NEGATIVE_SIZE", run(key_lengths=[1, -1]), "-1")
     refused("NOT_BROADCASTABLE", run(mask=np.ones((3, 4), bool)), "seq_kv of the mask is 4")
     refused("BAD_DTYPE", run(mask=random(3, 5)), "mask")
