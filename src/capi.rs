@@ -122,7 +122,7 @@ unsafe fn attention(
     // SAFETY: the caller's promise, here and below.
     let options = unsafe { Options::read(options)? };
     // SAFETY: as above.
-    let sequences = unsafe { CheckedSequences::new(&options)? };
+    let sequences = unsafe { options.sequences()? };
     // SAFETY: as above.
     let inputs = unsafe { inputs(qkv, &sequences)? };
     // SAFETY: as above.
@@ -193,7 +193,7 @@ unsafe fn plan(
     // SAFETY: the caller's promise, here and below.
     let options = unsafe { Options::read(options)? };
     // SAFETY: as above.
-    let sequences = unsafe { CheckedSequences::new(&options)? };
+    let sequences = unsafe { options.sequences()? };
     // SAFETY: as above.
     let [q, k, v] = unsafe { inputs(qkv, &sequences)? };
     // SAFETY: as above.

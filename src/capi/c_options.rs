@@ -1,7 +1,7 @@
 //! C's options of attention, and the [`Attention`] that they make.
 
 use super::c_mask::{CheckedMask, Mask};
-use super::c_sequences::{CheckedSequences, PageTable};
+use super::c_sequences::{CheckedSequences, PageTable, SequenceOptions};
 use super::c_tensor::{BYTES, CheckedTensor, FLOATS, Tensor, Type, check_pointer, list, size};
 use super::failure::{Code, Failure};
 use super::score_row::{ScoreRow, ScoreRowMod};
@@ -344,6 +344,20 @@ impl Options {
     pub(super) unsafe fn sinks<'a>(&self) -> Result<&'a [f32], Failure> {
         // SAFETY: the caller's promise.
         unsafe { list("sinks", self.sinks, self.sink_count) }
+    }
+
+    /// # Safety
+    /// As [`CheckedSequences::new`], of the lists of sequences and the page table.
+    pub(super) unsafe fn sequences<'a>(&self) -> Result<CheckedSequences<'a>, Failure> {
+        let options = SequenceOptions {
+            query_lengths: (self.query_lengths, self.query_length_count),
+            query_starts: (self.query_starts, self.query_start_count),
+            key_lengths: (self.key_lengths, self.key_length_count),
+            key_starts: (self.key_starts, self.key_start_count),
+            page_table: self.page_table,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { CheckedSequences::new(options) }
     }
 
     /// # Safety

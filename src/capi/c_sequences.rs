@@ -1,6 +1,5 @@
 //! C's sequences of their own lengths: padded, packed, or in pages.
 
-use super::c_options::Options;
 use super::c_tensor::{CheckedTensor, check_pointer, list, size};
 use super::failure::{Code, Failure};
 use crate::attention::Attention;
@@ -56,6 +55,16 @@ impl Default for PageTable {
     }
 }
 
+/// The options of sequences: lists as pointers with their counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SequenceOptions {
+    pub(super) query_lengths: (*const i64, i64),
+    pub(super) query_starts: (*const i64, i64),
+    pub(super) key_lengths: (*const i64, i64),
+    pub(super) key_starts: (*const i64, i64),
+    pub(super) page_table: *const PageTable,
+}
+
 /// The lists of the sequences. Their entries are read where they lie, during the whole call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CheckedSequences<'a> {
@@ -78,17 +87,16 @@ struct CheckedTable<'a> {
 
 impl<'a> CheckedSequences<'a> {
     /// # Safety
-    /// As [`list`], of the lists of sequences in the options; the page table is null, misaligned, or readable, and its lists are
-    /// as [`list`] requires.
-    pub(super) unsafe fn new(options: &Options) -> Result<Self, Failure> {
+    /// As [`list`], of the lists but the key lengths, which are not read; the page table is null, misaligned, or readable, and
+    /// its lists are as [`list`] requires.
+    pub(super) unsafe fn new(options: SequenceOptions) -> Result<Self, Failure> {
         // SAFETY: the caller's promise.
-        let query_lengths = unsafe { given("query lengths", options.query_lengths, options.query_length_count)? };
+        let query_lengths = unsafe { given("query lengths", options.query_lengths)? };
         // SAFETY: as above.
-        let query_starts = unsafe { given("query starts", options.query_starts, options.query_start_count)? };
+        let query_starts = unsafe { given("query starts", options.query_starts)? };
         // SAFETY: as above.
-        let key_starts = unsafe { given("key starts", options.key_starts, options.key_start_count)? };
-        let has_table = !options.page_table.is_null();
-        let has_key_lengths = !options.key_lengths.is_null() || options.key_length_count != 0;
+        let key_starts = unsafe { given("key starts", options.key_starts)? };
+        let (has_key_lengths, has_table) = (is_given(options.key_lengths), !options.page_table.is_null());
         let conflicts = [
             (
                 query_lengths.is_some() && query_starts.is_some(),
@@ -195,7 +203,7 @@ impl<'a> CheckedTable<'a> {
             return Err(Failure::new(Code::InvalidPages, message));
         }
         // SAFETY: the caller's promise, here and below.
-        let starts = unsafe { given("starts of the page table", from.starts, from.start_count)? };
+        let starts = unsafe { given("starts of the page table", (from.starts, from.start_count))? };
         // SAFETY: as above.
         let lengths: &[i64] = unsafe { list("lengths of the page table", from.lengths, from.length_count)? };
         lengths.iter().try_for_each(|&length| size("lengths of the page table", length).map(drop))?;
@@ -236,12 +244,16 @@ impl<'a> CheckedTable<'a> {
     }
 }
 
-/// A list that is given: `None` if its pointer is null and its count is 0.
+/// Whether a list is given: its pointer is not null, or its count is not 0.
+fn is_given((from, count): (*const i64, i64)) -> bool {
+    !from.is_null() || count != 0
+}
+
+/// A list, if it is given.
 ///
 /// # Safety
 /// As [`list`].
-unsafe fn given<'a>(name: &str, from: *const i64, count: i64) -> Result<Option<&'a [i64]>, Failure> {
-    let is_given = !from.is_null() || count != 0;
+unsafe fn given<'a>(name: &str, (from, count): (*const i64, i64)) -> Result<Option<&'a [i64]>, Failure> {
     // SAFETY: the caller's promise.
-    is_given.then(|| unsafe { list(name, from, count) }).transpose()
+    is_given((from, count)).then(|| unsafe { list(name, from, count) }).transpose()
 }
