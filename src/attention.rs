@@ -7,7 +7,7 @@ use crate::driver::{self, Output, Workspace};
 use crate::element::{DType, Element};
 use crate::error::Error;
 use crate::integers::Integers;
-use crate::kv::KeysValues;
+use crate::kv::{KeysValues, Places};
 use crate::level::Level;
 use crate::mask::{Mask, MaskTensor, OpenMask, Window};
 use crate::options::Options;
@@ -370,7 +370,7 @@ impl<'a> Attention<'a> {
         k: (DType, [usize; 4]),
         v: (DType, [usize; 4]),
     ) -> Result<Plan, Error> {
-        self.plan_for(&Problem::of_shapes(&self.options, [q, k, v])?)
+        self.plan_for(&Problem::of_shapes(&self.options, [q, k, v], Places::Dense)?)
     }
 
     pub(crate) fn plan_for(&self, problem: &Problem<'_>) -> Result<Plan, Error> {

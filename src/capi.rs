@@ -13,6 +13,7 @@
 mod c_losses;
 mod c_mask;
 mod c_options;
+mod c_sequences;
 mod c_tensor;
 mod failure;
 #[cfg(not(feature = "rayon"))]
@@ -34,19 +35,20 @@ pub use c_losses::{
 };
 pub use c_mask::Mask;
 pub use c_options::{Options, flags};
+pub use c_sequences::PageTable;
 pub use c_tensor::Tensor;
 pub use failure::Code;
 pub use score_row::{Row, ScoreRow};
 
 use crate::driver::Workspace;
 use crate::element::{bf16, f16};
-use crate::kv::Places;
 use crate::level::Level;
 use crate::problem::Problem;
 use crate::softmax::Number;
 use crate::tensor::{TensorMut, TensorRef};
 use c_options::{Lists, OpenSets, ScoreTensors};
-use c_tensor::{CheckedTensor, F32, FLOATS, NUMBERS, Type, axis_of, check_pointer};
+use c_sequences::CheckedSequences;
+use c_tensor::{CheckedTensor, F32, NUMBERS, Type, axis_of, check_pointer};
 use failure::{Failure, guarded};
 use softmax_call::{SoftmaxCall, SoftmaxOperands};
 use std::cell::Cell;
@@ -76,14 +78,18 @@ fn with_scratch<R>(work: impl FnOnce(&mut ThreadScratch) -> R) -> R {
 /// Queries, keys and values.
 ///
 /// # Safety
-/// As [`CheckedTensor::new`], of each.
-unsafe fn inputs(q: *const Tensor, k: *const Tensor, v: *const Tensor) -> Result<[CheckedTensor; 3], Failure> {
+/// As [`CheckedTensor::of_heads`], of each.
+unsafe fn inputs(
+    [q, k, v]: [*const Tensor; 3],
+    sequences: &CheckedSequences<'_>,
+) -> Result<[CheckedTensor; 3], Failure> {
+    let (packed_q, packed_kv) = (sequences.has_packed_queries(), sequences.has_packed_keys());
     // SAFETY: the caller's promise.
     unsafe {
         Ok([
-            CheckedTensor::new("queries", q, FLOATS, 4..=4)?,
-            CheckedTensor::new("keys", k, FLOATS, 4..=4)?,
-            CheckedTensor::new("values", v, FLOATS, 4..=4)?,
+            CheckedTensor::of_heads("queries", q, packed_q)?,
+            CheckedTensor::of_heads("keys", k, packed_kv)?,
+            CheckedTensor::of_heads("values", v, packed_kv)?,
         ])
     }
 }
@@ -112,17 +118,21 @@ pub unsafe extern "C" fn flashtile_attention(
 /// As [`flashtile_attention`].
 unsafe fn attention(
     scratch: &mut ThreadScratch,
-    [q, k, v]: [*const Tensor; 3],
+    qkv: [*const Tensor; 3],
     out: *const Tensor,
     lse: *const Tensor,
     options: *const Options,
 ) -> Result<(), Failure> {
     // SAFETY: the caller's promise, here and below.
-    let (inputs, out) = unsafe { (inputs(q, k, v)?, CheckedTensor::new("output", out, FLOATS, 4..=4)?) };
+    let options = unsafe { Options::read(options)? };
+    // SAFETY: as above.
+    let sequences = unsafe { options.sequences()? };
+    // SAFETY: as above.
+    let inputs = unsafe { inputs(qkv, &sequences)? };
+    // SAFETY: as above.
+    let out = unsafe { CheckedTensor::of_heads("output", out, sequences.has_packed_queries())? };
     // SAFETY: as above.
     let lse = unsafe { (!lse.is_null()).then(|| CheckedTensor::new("lse", lse, F32, 3..=3)).transpose()? };
-    // SAFETY: as above.
-    let options = unsafe { Options::read(options)? };
     // SAFETY: as above.
     let tensors = unsafe { ScoreTensors::new(&options)? };
     // SAFETY: as above.
@@ -134,17 +144,19 @@ unsafe fn attention(
         written.check_disjoint_from_list("sinks", sinks)?;
         let mut lists = masks.iter().flat_map(|mask| mask.lists);
         lists.try_for_each(|list| written.check_disjoint_from_list("list of a mask", list))?;
+        sequences.check_disjoint(written)?;
     }
     lse.as_ref().map_or(Ok(()), |lse| lse.check_disjoint(&out))?;
 
     let ThreadScratch { workspace, lists } = scratch;
     let [q, k, v] = inputs;
     // SAFETY: as above.
-    let open = unsafe { OpenSets::new(&options, &masks, [&q, &k])? };
+    let open = unsafe { OpenSets::new(&options, &masks, sequences.check([&q, &k])?)? };
     // SAFETY: as above.
-    let attention = unsafe { options.attention(lists, &tensors, &open)? };
+    let attention = unsafe { options.attention(lists, &tensors, &sequences, &open)? };
     // SAFETY: as above; `out` and `lse` are disjoint from the inputs (checked).
-    let problem = Problem::of_any(&attention.options, unsafe { [q.any()?, k.any()?, v.any()?] }, Places::Dense)?;
+    let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
+    let problem = Problem::of_any(&attention.options, inputs, sequences.places())?;
     // SAFETY: as above; the two outputs are disjoint (checked).
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.
@@ -179,20 +191,24 @@ pub unsafe extern "C" fn flashtile_plan(
 /// As [`flashtile_plan`].
 unsafe fn plan(
     scratch: &mut ThreadScratch,
-    [q, k, v]: [*const Tensor; 3],
+    qkv: [*const Tensor; 3],
     options: *const Options,
 ) -> Result<String, Failure> {
     // SAFETY: the caller's promise, here and below.
-    let ([q, k, v], options) = unsafe { (inputs(q, k, v)?, Options::read(options)?) };
+    let options = unsafe { Options::read(options)? };
+    // SAFETY: as above.
+    let sequences = unsafe { options.sequences()? };
+    // SAFETY: as above.
+    let [q, k, v] = unsafe { inputs(qkv, &sequences)? };
     // SAFETY: as above.
     let tensors = unsafe { ScoreTensors::new(&options)? };
     // SAFETY: as above.
-    let open = unsafe { OpenSets::new(&options, &options.masks()?, [&q, &k])? };
+    let open = unsafe { OpenSets::new(&options, &options.masks()?, sequences.check([&q, &k])?)? };
     // SAFETY: as above.
-    let attention = unsafe { options.attention(&mut scratch.lists, &tensors, &open)? };
+    let attention = unsafe { options.attention(&mut scratch.lists, &tensors, &sequences, &open)? };
     // The shapes alone: C may pass any pointers.
-    let problem =
-        Problem::of_shapes(&attention.options, [q.type_and_shape()?, k.type_and_shape()?, v.type_and_shape()?])?;
+    let shapes = [q.type_and_shape()?, k.type_and_shape()?, v.type_and_shape()?];
+    let problem = Problem::of_shapes(&attention.options, shapes, sequences.places())?;
     Ok(attention.plan_for(&problem)?.to_string())
 }
 

@@ -6,7 +6,7 @@ use crate::call::{LseOutput, checked_output};
 use crate::driver::{self, Schedule, Workspace};
 use crate::element::DType;
 use crate::error::Error;
-use crate::kv::KeysValues;
+use crate::kv::{KeysValues, Places};
 use crate::options::Options;
 use crate::plan::Plan;
 use crate::problem::{Dims, Problem, check_shape};
@@ -78,7 +78,7 @@ impl<'a> Prepared<'a> {
     pub fn set_keys(&mut self, seq_kv: usize) -> Result<(), Error> {
         let [q, mut k, mut v] = self.shapes;
         (k.1[2], v.1[2]) = (seq_kv, seq_kv);
-        let problem = Problem::of_shapes(&self.options, [q, k, v])?;
+        let problem = Problem::of_shapes(&self.options, [q, k, v], Places::Dense)?;
         let plan = self.plan.replanned(&problem);
         fill(&mut self.schedule, &problem, &plan)?;
         (self.plan, self.dims, self.shapes) = (plan, problem.dims, [q, k, v]);

@@ -97,10 +97,14 @@ impl<'a> Problem<'a> {
         Self::of_any(options, [q, k, v], kv.places)
     }
 
-    /// A problem of types and shapes alone, for planning. All elements of a tensor are the same zero.
-    pub(crate) fn of_shapes(options: &'a Options<'a>, shapes: [(DType, [usize; 4]); 3]) -> Result<Self, Error> {
+    /// A problem of types, shapes and places alone, for planning. All elements of a tensor are the same zero.
+    pub(crate) fn of_shapes(
+        options: &'a Options<'a>,
+        shapes: [(DType, [usize; 4]); 3],
+        places: Places<'a>,
+    ) -> Result<Self, Error> {
         let tensors = shapes.map(|(dtype, shape)| AnyTensor::repeated(dtype, shape));
-        Self::of_any(options, tensors, Places::Dense)
+        Self::of_any(options, tensors, places)
     }
 
     /// As [`Problem::new`], for tensors whose rank has been checked.

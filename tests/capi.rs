@@ -4,6 +4,8 @@
 //! Without a C compiler, or without Python and numpy, part of this is skipped with a message. With FLASHTILE_EXPECT_CC=1 and
 //! FLASHTILE_EXPECT_PYTHON=1 a skip is a failure. FLASHTILE_LIBRARY names a library that is built already.
 
+#[path = "capi/sequences.rs"]
+mod sequences;
 mod support;
 
 use flashtile::capi::*;
@@ -604,14 +606,14 @@ fn an_options_struct_of_another_version() {
         unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) }
     };
     assert_eq!(call([0; 4]), 0, "{}", last_error());
-    // No version ends inside a member. The first one ended before the sinks.
-    let first = offset_of!(Options, sinks);
+    // No version ends inside a member. The first one ended before the sinks, the second one before the query lengths.
+    let (first, second) = (offset_of!(Options, sinks), offset_of!(Options, query_lengths));
     for struct_size in (size_of::<Options>() + 1..size_of::<Newer>()).chain(0..size_of::<Options>()) {
         let whole = struct_size > size_of::<Options>() && struct_size.is_multiple_of(8);
         let newer = Newer { options: Options { struct_size, ..Options::new() }, more: [0; 4] };
         // SAFETY: all of these are what they say.
         let code = unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) };
-        let accepted = whole || struct_size == first;
+        let accepted = whole || struct_size == first || struct_size == second;
         assert_eq!(code, if accepted { 0 } else { Code::BadStructSize as i32 }, "{struct_size}");
     }
     assert_eq!(call([0; 4]), 0);
@@ -627,6 +629,15 @@ fn an_options_struct_of_another_version() {
         sinks: stray.as_ptr(),
         sink_count: -1,
         mask_count: -1,
+        ..Options::new()
+    };
+    assert_eq!(inputs.through_c(&older), inputs.through_rust(&Attention::new().causal()));
+    let older = Options {
+        struct_size: second,
+        flags: flags::CAUSAL,
+        query_length_count: -1,
+        key_start_count: 9,
+        page_table: null::<PageTable>().wrapping_byte_add(1),
         ..Options::new()
     };
     assert_eq!(inputs.through_c(&older), inputs.through_rust(&Attention::new().causal()));
@@ -986,8 +997,11 @@ fn layout() -> Vec<(String, usize)> {
         .chain(
             layout!("options" Options: struct_size flags threads scale softcap window_left window_right query_position
             alibi query_offset query_offsets query_offset_count key_lengths key_length_count alibi_slopes
-            alibi_slope_count mask bias level form reserved sinks sink_count masks mask_count score_row score_context),
+            alibi_slope_count mask bias level form reserved sinks sink_count masks mask_count score_row score_context
+            query_lengths query_length_count query_starts query_start_count key_starts key_start_count page_table),
         )
+        .chain(layout!("page_table" PageTable: pages32 pages64 page_count width starts start_count lengths length_count
+            page_size))
         .chain(layout!("mask" Mask: kind reserved numbers lists counts))
         .chain(layout!("row" Row: batch head query position first_key))
         .chain(layout!("cross_entropy_options" CrossEntropyOptions: flags reduction ignore_index label_smoothing

@@ -4,8 +4,8 @@
     lib = flashtile.load("target/release/libflashtile.so")
     out = lib.attention(q, k, v, causal=True)
 
-Arrays are [batch, heads, seq, dim]. Strides must be whole elements. numpy has no bf16, so a bf16 array is an array of uint16
-wrapped as `flashtile.bf16(array)`.
+Arrays are [batch, heads, seq, dim]; packed sequences may be [total, heads, dim]. Strides must be whole elements. numpy has no
+bf16, so a bf16 array is an array of uint16 wrapped as `flashtile.bf16(array)`.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import numpy as np
 CODES = (
     "OK NULL_POINTER MISALIGNED BAD_STRUCT_SIZE BAD_DTYPE BAD_RANK NEGATIVE_SIZE OVERLAP OVERLAPPING_OUTPUT TOO_LARGE "
     "SHAPE_MISMATCH HEADS_NOT_DIVISIBLE NOT_BROADCASTABLE WRONG_COUNT KEY_LENGTH_PAST_END INVALID_OPTION "
-    "LEVEL_UNAVAILABLE AXIS_OUT_OF_RANGE THREADS PANIC CLASS_OUT_OF_RANGE"
+    "LEVEL_UNAVAILABLE AXIS_OUT_OF_RANGE THREADS PANIC CLASS_OUT_OF_RANGE INVALID_STARTS INVALID_PAGES"
 ).split()
 F32, F16, BF16, F64, BYTE = 1, 2, 3, 4, 5
 DTYPES = {"float32": F32, "float16": F16, "float64": F64, "bool": BYTE, "uint8": BYTE}
@@ -24,6 +24,14 @@ IGNORE_INDEX = 1
 CAUSAL, SCALE, SOFTCAP, WINDOW_LEFT, WINDOW_RIGHT = 1, 2, 4, 8, 16
 FROM_END, FROM_START, AT, PER_BATCH = 0, 1, 2, 3
 (DOCUMENTS, PREFIX_LM, CHUNKED, FIRST_AND_LAST, TREE, BLOCK_SPARSE, KEY_STARTS, BLOCK_SPARSE_ROWS) = range(1, 9)
+
+
+def _integers(values, dtype=np.int64):
+    """A dense array of integers: the same array where it is one."""
+    values = np.asarray(values)
+    if values.size and values.dtype.kind not in "iu":
+        raise TypeError(f"a list of integers is needed, not of {values.dtype}")
+    return np.ascontiguousarray(values, dtype)
 
 
 class Tensor(ctypes.Structure):
@@ -52,6 +60,48 @@ class Mask(ctypes.Structure):
         self.arrays = [np.ascontiguousarray(entries, np.int64).ravel() for entries in lists]  # kept alive with the mask
         for n, array in enumerate(self.arrays):
             self.lists[n], self.counts[n] = array.ctypes.data, array.size
+
+
+class PageTable(ctypes.Structure):
+    """The pages of each sequence: key j is in slot j % page_size of page j // page_size of its list.
+
+    pages: [sequences, width]; or, with `starts`, one list of all pages, and those of sequence b are pages[starts[b]:starts[b + 1]]
+    lengths: the keys of each sequence
+
+    Dense arrays (pages of int32 or int64, the others of int64) are used in place, so they must not change during a call. Others
+    are copied once, here. Entries past a sequence's length may be anything, such as -1.
+    """
+
+    _fields_ = [
+        ("pages32", c_void_p),
+        ("pages64", c_void_p),
+        ("page_count", c_int64),
+        ("width", c_int64),
+        ("starts", c_void_p),
+        ("start_count", c_int64),
+        ("lengths", c_void_p),
+        ("length_count", c_int64),
+        ("page_size", c_int64),
+    ]
+
+    def __init__(self, pages, lengths, page_size, starts=None):
+        super().__init__(page_size=page_size)
+        pages = np.asarray(pages)
+        rank = 2 if starts is None else 1
+        if pages.ndim != rank:
+            raise ValueError(f"pages have {pages.ndim} axes but must have {rank}: [sequences, width], or one list with starts")
+        pages = _integers(pages, pages.dtype if pages.dtype in (np.int32, np.int64) else np.int64)
+        lengths = _integers(lengths)
+        self.arrays = [pages, lengths]  # kept alive with the table
+        setattr(self, "pages32" if pages.dtype == np.int32 else "pages64", pages.ctypes.data)
+        self.page_count = pages.size
+        self.lengths, self.length_count = lengths.ctypes.data, lengths.size
+        if starts is None:
+            self.width = pages.shape[1]
+        else:
+            starts = _integers(starts)
+            self.arrays.append(starts)
+            self.starts, self.start_count = starts.ctypes.data, starts.size
 
 
 class Row(ctypes.Structure):
@@ -92,6 +142,13 @@ class Options(ctypes.Structure):
         ("mask_count", c_int64),
         ("score_row", SCORE_ROW),
         ("score_context", c_void_p),
+        ("query_lengths", c_void_p),
+        ("query_length_count", c_int64),
+        ("query_starts", c_void_p),
+        ("query_start_count", c_int64),
+        ("key_starts", c_void_p),
+        ("key_start_count", c_int64),
+        ("page_table", POINTER(PageTable)),
     ]
 
 
@@ -150,6 +207,7 @@ def describe(x):
 
 def _list(values, ctype):
     """A list for the options, and its length."""
+    values = np.asarray(values).tolist()  # numpy's own numbers are none to ctypes
     return (ctype * len(values))(*values), len(values)
 
 
@@ -195,7 +253,7 @@ def block_sparse_rows(block, starts, columns):
 
 
 def key_starts(starts):
-    """Left padding: the first visible key of each batch."""
+    """Left padding: the first visible key of each batch. (The option key_starts= is another thing: packed keys.)"""
     return Mask(KEY_STARTS, [], [starts])
 
 
@@ -219,6 +277,10 @@ def options(
     window=(None, None),
     query_offset=None,
     key_lengths=None,
+    query_lengths=None,
+    query_starts=None,
+    key_starts=None,
+    pages=None,
     mask=None,
     bias=None,
     alibi=None,
@@ -233,6 +295,12 @@ def options(
 
     window: (left, right); query_offset: None (the last query is the last key), a number, or one for each batch; alibi: True
     or a slope for each head; form: None, "decode" or "prefill".
+
+    Sequences of their own lengths, in any of these ways:
+    query_lengths, key_lengths: the first rows of each batch; rows of `out` and `lse` past a query length are left as they are
+    query_starts: packed queries, those of sequence b are the rows query_starts[b]:query_starts[b + 1]
+    key_starts: packed keys and values, likewise (left padding is a mask instead: masks=[flashtile.key_starts(...)])
+    pages: a PageTable; k and v are pools [pages, heads, page_size, dim]
 
     sinks: a score for each head that has no key; masks: a list of masks by rule, see `documents` and the functions after it;
     score_row: a function (row, scores) that changes the array `scores` in place: those of the query `row` and of the keys
@@ -257,6 +325,15 @@ def options(
         o.query_offsets, o.query_offset_count = _list(query_offset, c_int64)
     if key_lengths is not None:
         o.key_lengths, o.key_length_count = _list(key_lengths, c_int64)
+    o.sequence_lists = []  # kept alive with the options
+    for name, values in (("query_length", query_lengths), ("query_start", query_starts), ("key_start", key_starts)):
+        if values is not None:
+            values = _integers(values)
+            o.sequence_lists.append(values)
+            setattr(o, name + "s", values.ctypes.data)
+            setattr(o, name + "_count", values.size)
+    if pages is not None:
+        o.page_table = ctypes.pointer(pages)
     if alibi is True:
         o.alibi = 1
     elif alibi is not None and alibi is not False:
@@ -306,14 +383,17 @@ class Library:
 
     def attention(self, q, k, v, out=None, *, lse=None, **kwargs):
         """Attention into `out`, by default a new array of q's type. lse: an array [batch, heads, seq] to write, or True
-        for a new one: then (out, lse) is returned. Other arguments: see `options`."""
+        for a new one: then (out, lse) is returned. Packed queries [total, heads, dim] have an out [total, heads, dim] and an lse
+        [1, heads, total]. In new arrays, rows of padding and of no sequence are 0, their lse is -inf. Other arguments: see
+        `options`."""
         shape = lambda x: (x.bits if isinstance(x, bf16) else x).shape
         if out is None:
-            full = (*shape(q)[:3], shape(v)[3])
-            out = bf16(np.empty(full, np.uint16)) if isinstance(q, bf16) else np.empty(full, q.dtype)
+            full = (*shape(q)[:-1], *shape(v)[-1:])
+            out = bf16(np.zeros(full, np.uint16)) if isinstance(q, bf16) else np.zeros(full, q.dtype)
         returns_lse = lse is True
         if returns_lse:
-            lse = np.empty(shape(q)[:3], np.float32)
+            rows = shape(q)
+            lse = np.full((1, rows[1], rows[0]) if len(rows) == 3 else rows[:3], -np.inf, np.float32)
         tensors = [None if x is None else describe(x) for x in (q, k, v, out, lse)]
         o = options(**kwargs)
         self._call("attention", *map(_pointer, tensors), byref(o))

@@ -1,6 +1,7 @@
 //! C's options of attention, and the [`Attention`] that they make.
 
 use super::c_mask::{CheckedMask, Mask};
+use super::c_sequences::{CheckedSequences, PageTable, SequenceOptions};
 use super::c_tensor::{BYTES, CheckedTensor, FLOATS, Tensor, Type, check_pointer, list, size};
 use super::failure::{Code, Failure};
 use super::score_row::{ScoreRow, ScoreRowMod};
@@ -73,6 +74,20 @@ pub struct Options {
     pub score_row: Option<ScoreRow>,
     /// What `score_row` is called with.
     pub score_context: *mut c_void,
+    /// The number of queries of each sequence; the others are padding.
+    pub query_lengths: *const i64,
+    /// The number of entries of `query_lengths`.
+    pub query_length_count: i64,
+    /// Packed queries: the first row of each sequence, and the end of the last one.
+    pub query_starts: *const i64,
+    /// The number of entries of `query_starts`.
+    pub query_start_count: i64,
+    /// Packed keys: the first row of each sequence, and the end of the last one.
+    pub key_starts: *const i64,
+    /// The number of entries of `key_starts`.
+    pub key_start_count: i64,
+    /// The pages of each sequence, where keys and values are a pool of pages.
+    pub page_table: *const PageTable,
 }
 
 /// The flags of [`Options`].
@@ -99,7 +114,11 @@ const LARGEST: usize = 4096;
 
 /// The sizes of the struct in all versions up to this one. **A new member adds a size.** It must not need padding before or
 /// after it, because a caller leaves padding unset, and a library of another version could read it as a member.
-const SIZES: [usize; 2] = [SMALLEST, mem::offset_of!(Options, score_context) + size_of::<*mut c_void>()];
+const SIZES: [usize; 3] = [
+    SMALLEST,
+    mem::offset_of!(Options, score_context) + size_of::<*mut c_void>(),
+    mem::offset_of!(Options, page_table) + size_of::<*const PageTable>(),
+];
 
 /// Whether a version of the struct has this size. Of later versions it is only known that they have no padding at the end.
 fn is_size(size: usize) -> bool {
@@ -124,7 +143,8 @@ macro_rules! assert_no_padding {
 }
 assert_no_padding!(struct_size flags threads scale softcap window_left window_right query_position alibi query_offset
     query_offsets query_offset_count key_lengths key_length_count alibi_slopes alibi_slope_count mask bias level form
-    reserved sinks sink_count masks mask_count score_row score_context);
+    reserved sinks sink_count masks mask_count score_row score_context query_lengths query_length_count query_starts
+    query_start_count key_starts key_start_count page_table);
 
 impl Options {
     /// Plain attention.
@@ -217,6 +237,7 @@ impl Options {
         &self,
         lists: &'a mut Lists,
         tensors: &ScoreTensors,
+        sequences: &CheckedSequences<'a>,
         open: &'a OpenSets<'_>,
     ) -> Result<Attention<'a>, Failure> {
         // SAFETY: the caller's promise, here and below.
@@ -226,7 +247,7 @@ impl Options {
         // Also where 0 stands for one thread: with `Threads::Pool`, rayon would start its own pool, which `release` can't end.
         let serial = count(self.threads) == 1;
         attention = attention.threads(if serial { Threads::Serial } else { Threads::Pool });
-        attention = attention.query_offset(self.query_position(lists)?);
+        attention = sequences.set(attention.query_offset(self.query_position(lists)?));
         if self.has(flags::CAUSAL) {
             attention = attention.causal();
         }
@@ -326,6 +347,20 @@ impl Options {
     }
 
     /// # Safety
+    /// As [`CheckedSequences::new`], of the lists of sequences and the page table.
+    pub(super) unsafe fn sequences<'a>(&self) -> Result<CheckedSequences<'a>, Failure> {
+        let options = SequenceOptions {
+            query_lengths: (self.query_lengths, self.query_length_count),
+            query_starts: (self.query_starts, self.query_start_count),
+            key_lengths: (self.key_lengths, self.key_length_count),
+            key_starts: (self.key_starts, self.key_start_count),
+            page_table: self.page_table,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { CheckedSequences::new(options) }
+    }
+
+    /// # Safety
     /// As [`list`], of the masks and of their lists.
     pub(super) unsafe fn masks<'a>(&self) -> Result<Vec<CheckedMask<'a>>, Failure> {
         // SAFETY: the caller's promise, here and below.
@@ -354,17 +389,16 @@ pub(super) struct OpenSets<'a> {
 }
 
 impl<'a> OpenSets<'a> {
-    /// * `[q, k]`: queries and keys
+    /// * `longest`: the most queries, and the most keys, of a sequence
     ///
     /// # Safety
     /// The score function and its context are as [`ScoreRowMod::new`] requires.
     pub(super) unsafe fn new(
         options: &Options,
         masks: &[CheckedMask<'a>],
-        [q, k]: [&CheckedTensor; 2],
+        longest: [usize; 2],
     ) -> Result<Self, Failure> {
-        let sizes = [q.shape()[2], k.shape()[2]];
-        let build = |(n, mask): (usize, &CheckedMask<'a>)| mask.build(sizes).map_err(|failure| of_mask(n, failure));
+        let build = |(n, mask): (usize, &CheckedMask<'a>)| mask.build(longest).map_err(|failure| of_mask(n, failure));
         let masks = masks.iter().enumerate().map(build).collect::<Result<_, _>>()?;
         // SAFETY: the caller's promise.
         let function = options.score_row.map(|function| unsafe { ScoreRowMod::new(function, options.score_context) });

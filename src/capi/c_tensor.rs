@@ -136,8 +136,8 @@ impl CheckedTensor {
             .ok_or_else(|| wrong_dtype(name, tensor.dtype, types))?;
         let rank = usize::try_from(tensor.rank).ok().filter(|rank| ranks.contains(rank)).ok_or_else(|| {
             let (least, most) = (ranks.start(), ranks.end());
-            let message = format!("the rank of the {name} is {} but must be {least} to {most}", tensor.rank);
-            Failure::new(Code::BadRank, message)
+            let expected = if least == most { most.to_string() } else { format!("{least} to {most}") };
+            Failure::new(Code::BadRank, format!("the rank of the {name} is {} but must be {expected}", tensor.rank))
         })?;
         let (mut shape, mut strides) = ([1; 4], [0; 4]);
         for axis in 0..rank {
@@ -145,6 +145,29 @@ impl CheckedTensor {
             strides[4 - rank + axis] = isize::try_from(tensor.strides[axis]).map_err(|_| too_large(name))?;
         }
         CheckedTensor { name, dtype, rank, shape, strides, data: tensor.data, byte_range: None }.with_byte_range()
+    }
+
+    /// Reads queries, keys, values or an output, `[batch, heads, seq, dim]`.
+    ///
+    /// * `packed`: whether they may be `[total, heads, dim]`, too, which becomes `[1, heads, total, dim]`
+    ///
+    /// # Safety
+    /// As [`CheckedTensor::new`].
+    pub(super) unsafe fn of_heads(name: &'static str, tensor: *const Tensor, packed: bool) -> Result<Self, Failure> {
+        let least = if packed { 3 } else { 4 };
+        // SAFETY: the caller's promise.
+        let mut checked = unsafe { Self::new(name, tensor, FLOATS, least..=4) }.map_err(|failure| {
+            let hint = if packed { "" } else { "; [total, heads, dim] is for sequences packed with starts" };
+            let hint = if failure.code == Code::BadRank { hint } else { "" };
+            Failure { message: failure.message + hint, ..failure }
+        })?;
+        if checked.rank == 3 {
+            // The axis of size 1 is in front already.
+            checked.shape.swap(1, 2);
+            checked.strides.swap(1, 2);
+            checked.rank = 4;
+        }
+        Ok(checked)
     }
 
     fn with_byte_range(mut self) -> Result<Self, Failure> {

@@ -41,7 +41,7 @@ pub enum Code {
     NotBroadcastable = 12,
     /// A list has the wrong number of entries.
     WrongCount = 13,
-    /// A key length is above the number of keys.
+    /// A key length is above the number of keys, or a query length above the number of queries.
     KeyLengthPastEnd = 14,
     /// An option has a value that it cannot take.
     InvalidOption = 15,
@@ -55,6 +55,10 @@ pub enum Code {
     Panic = 19,
     /// A target is neither a class nor ignored.
     ClassOutOfRange = 20,
+    /// The starts of packed sequences or of a page table don't ascend, or end after the last row or entry.
+    InvalidStarts = 21,
+    /// A page table names a page that the pool lacks, has a length above its pages, or a page size of 0.
+    InvalidPages = 22,
 }
 
 /// The reason why a call failed.
@@ -85,8 +89,10 @@ impl From<Error> for Failure {
             Error::NotBroadcastable { .. } => Code::NotBroadcastable,
             Error::WrongCount { .. } => Code::WrongCount,
             Error::Rank { .. } => Code::BadRank,
+            Error::LengthOutOfRange { got, .. } if got < 0 => Code::NegativeSize,
             Error::LengthOutOfRange { .. } => Code::KeyLengthPastEnd,
-            Error::InvalidStarts { .. } | Error::InvalidPages { .. } => Code::InvalidOption,
+            Error::InvalidStarts { .. } => Code::InvalidStarts,
+            Error::InvalidPages { .. } => Code::InvalidPages,
             Error::InvalidOption { .. } => Code::InvalidOption,
             Error::GivenTwice { .. } | Error::InvalidMask { .. } => Code::InvalidOption,
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,

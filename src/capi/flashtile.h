@@ -42,8 +42,8 @@
  *             guarantees that pointers lead to all the memory that shapes, strides and counts reach. Everything else is
  *             checked: null and misaligned pointers, sizes, strides that overflow, outputs that overlap.
  * Overlap.    Inputs may overlap each other. An output (or lse) may not: the range from its first to its last byte must not
- *             overlap that of any other tensor. So an output interleaved with its inputs in one buffer is refused even if
- *             no element is shared. Softmax may overwrite its input: pass the same memory and strides twice.
+ *             overlap that of any other tensor or list. So an output interleaved with its inputs in one buffer is refused
+ *             even if no element is shared. Softmax may overwrite its input: pass the same memory and strides twice.
  * Threads.    Any function may be called from several threads at once, if no call writes what another call reads or writes.
  *             Each thread keeps its own scratch memory, so repeated calls of flashtile_attention with `threads = 1` don't
  *             allocate. flashtile_release() frees it. If scratch memory cannot be allocated, the process aborts.
@@ -75,7 +75,7 @@ enum flashtile_code {
     FLASHTILE_BAD_DTYPE = 4,             /* no such dtype, or not accepted for this tensor */
     FLASHTILE_BAD_RANK = 5,              /* a rank that is not accepted for this tensor */
     FLASHTILE_NEGATIVE_SIZE = 6,         /* a dimension, count, length or window below 0 */
-    FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor */
+    FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor or a list */
     FLASHTILE_OVERLAPPING_OUTPUT = 8,    /* two indices of an output (may) have the same element */
     FLASHTILE_TOO_LARGE = 9,             /* larger than any memory, or than the available memory for lists and copies; or above
                                             a limit of one call, which the message names: 2^32 - 1 query rows or 2^24
@@ -84,15 +84,19 @@ enum flashtile_code {
     FLASHTILE_SHAPE_MISMATCH = 10,       /* dimensions that must agree don't */
     FLASHTILE_HEADS_NOT_DIVISIBLE = 11,  /* heads_q is not a multiple of heads_kv */
     FLASHTILE_NOT_BROADCASTABLE = 12,    /* a dimension of mask or bias is neither 1 nor that of the scores */
-    FLASHTILE_WRONG_COUNT = 13,          /* a list does not have one entry for each batch or head */
-    FLASHTILE_KEY_LENGTH_PAST_END = 14,  /* a key length is above seq_kv */
+    FLASHTILE_WRONG_COUNT = 13,          /* a list does not have one entry for each sequence or head (starts: one more) */
+    FLASHTILE_KEY_LENGTH_PAST_END = 14,  /* a key length is above seq_kv, or a query length above seq_q */
     FLASHTILE_INVALID_OPTION = 15,       /* an option has an invalid value, a flag is unknown, or an option has no effect
-                                            without another option */
+                                            without another option, or excludes another one */
     FLASHTILE_LEVEL_UNAVAILABLE = 16,    /* the processor or this build has no such level */
     FLASHTILE_AXIS_OUT_OF_RANGE = 17,    /* the tensor has no such axis */
     FLASHTILE_THREADS = 18,              /* threads could not be started, or this build has no threads */
     FLASHTILE_PANIC = 19,                /* a bug in the library, caught before it reached the caller: please report it */
-    FLASHTILE_CLASS_OUT_OF_RANGE = 20    /* a target is neither a class nor ignored */
+    FLASHTILE_CLASS_OUT_OF_RANGE = 20,   /* a target is neither a class nor ignored */
+    FLASHTILE_INVALID_STARTS = 21,       /* starts of packed sequences or of a page table that don't ascend from 0 or more, or
+                                            end after the last row or entry */
+    FLASHTILE_INVALID_PAGES = 22         /* a page table with a page that the pool lacks, a length above the listed pages, or a
+                                            page size of 0 */
 };
 
 /* The message of the last failed call on this thread, in English, UTF-8; "" if no call failed. The library owns the string,
@@ -149,6 +153,13 @@ static inline flashtile_tensor flashtile_contiguous(void *data, int32_t dtype, i
     return t;
 }
 
+/* A dense tensor of rank 3, last axis innermost: packed sequences [total, heads, dim], or an lse [batch, heads, seq_q]. */
+static inline flashtile_tensor flashtile_contiguous3(void *data, int32_t dtype, int64_t n0, int64_t n1, int64_t n2) {
+    flashtile_tensor t = flashtile_contiguous(data, dtype, n0, n1, n2, 1);
+    t.rank = 3; /* the axis of size 1 is not used */
+    return t;
+}
+
 /* ---- Attention ---- */
 
 /* flashtile_options.flags: the options that are set. A number without its flag is refused, not ignored. */
@@ -160,7 +171,7 @@ static inline flashtile_tensor flashtile_contiguous(void *data, int32_t dtype, i
 
 /* flashtile_options.query_position: query i has the key position p = offset + i. */
 enum flashtile_query_position {
-    FLASHTILE_FROM_END = 0,   /* the last query is at the last key: offset = seq_kv - seq_q, or key_lengths[b] - seq_q */
+    FLASHTILE_FROM_END = 0,   /* the last query is at the last key: offset = the sequence's keys - its queries */
     FLASHTILE_FROM_START = 1, /* offset = 0 */
     FLASHTILE_AT = 2,         /* offset = query_offset, which may be negative */
     FLASHTILE_PER_BATCH = 3   /* offset = query_offsets[b] */
@@ -192,9 +203,12 @@ enum flashtile_form {
  *   BLOCK_SPARSE           0: queries, 1: keys of a block;      0: not 0 where a block is visible,
  *                          2: batch, 3: heads of the list;         [batch, heads, ceil(seq_q / queries), ceil(seq_kv / keys)]
  *                             0 or 1: one for all
- *   KEY_STARTS                                                  0: first visible key, [batch]
+ *   KEY_STARTS                                                  0: first visible key, [batch] (left padding; these are not
+ *                                                                  the key_starts of the options)
  *   BLOCK_SPARSE_ROWS      0: queries, 1: keys of a block       0: starts of compressed rows (CSR), [ceil(seq_q / queries) + 1]
  *                                                               1: columns: visible blocks of keys of each row
+ *
+ * With packed sequences and pages, batch is the number of sequences, and seq_q and seq_kv are the most queries and keys of one.
  *
  * Causal order is a part of PREFIX_LM, FIRST_AND_LAST and TREE. With FLASHTILE_CAUSAL beside it, PREFIX_LM would hide what its
  * ranges show. */
@@ -225,7 +239,7 @@ typedef struct flashtile_mask {
 
 /* The query whose scores a score function gets, and the first of their keys. Later versions may add members at the end. */
 typedef struct flashtile_row {
-    int64_t batch;
+    int64_t batch;     /* the sequence */
     int64_t head;      /* query head */
     int64_t query;     /* index in its sequence */
     int64_t position;  /* p: see flashtile_query_position */
@@ -244,6 +258,30 @@ typedef struct flashtile_row {
  * flashtile_attention, but not with tensors that the outer call writes. It can't end the call; to report an error, note it in
  * `context`. */
 typedef void (*flashtile_score_row)(void *context, const flashtile_row *row, float *scores, int64_t count);
+
+/* The pages of each sequence, in the order of its keys: key j is in slot j % page_size of page j / page_size of the sequence's
+ * list. Start from FLASHTILE_PAGE_TABLE_INIT. The layout of the struct is fixed. The lists are read where they lie, so one table
+ * serves all layers of a model; each layer has a pool of its own.
+ *
+ *   rectangular (vLLM)             width: entries of each sequence; pages [sequences, width]; starts is NULL
+ *   compressed (FlashInfer, CSR)   starts [sequences + 1]: the pages of sequence b are the entries from starts[b] up to
+ *                                  starts[b + 1] (exclusive); width is 0
+ *
+ * Entries past a sequence's length are never used. They may be anything, such as -1. */
+typedef struct flashtile_page_table {
+    const int32_t *pages32; /* the pages of all sequences: one of these two lists, the other is NULL */
+    const int64_t *pages64;
+    int64_t page_count;     /* entries of pages32 or pages64 */
+    int64_t width;          /* of a rectangular table */
+    const int64_t *starts;  /* of a compressed table: ascending, at most page_count */
+    int64_t start_count;    /* sequences + 1 */
+    const int64_t *lengths; /* [sequences]: the keys of each; at most page_size times its entries */
+    int64_t length_count;   /* sequences */
+    int64_t page_size;      /* keys of a page, at least 1: axis 2 of k and v */
+} flashtile_page_table;
+
+#define FLASHTILE_PAGE_TABLE_INIT \
+    { NULL, NULL, 0, 0, NULL, 0, NULL, 0, 0 }
 
 /* All zero except struct_size is plain attention: start from FLASHTILE_OPTIONS_INIT.
  *
@@ -287,12 +325,24 @@ typedef struct flashtile_options {
     int64_t mask_count;           /* 0: none */
     flashtile_score_row score_row; /* a score function; NULL: none */
     void *score_context;          /* what score_row is called with */
+    /* Sequences of their own lengths: see "Sequences" at flashtile_attention. */
+    const int64_t *query_lengths; /* [batch]: queries from this index on are padding: they are not computed, and their rows of
+                                     out and lse are left as they are; NULL: seq_q. Not with query_starts */
+    int64_t query_length_count;   /* batch */
+    const int64_t *query_starts;  /* packed queries: those of sequence b are the rows from query_starts[b] up to
+                                     query_starts[b + 1] (exclusive). Ascending, at most the number of rows; rows of no
+                                     sequence are left as they are. NULL: not packed */
+    int64_t query_start_count;    /* sequences + 1 */
+    const int64_t *key_starts;    /* packed keys and values, as query_starts; NULL: not packed. Not with key_lengths or
+                                     page_table. Left padding is another thing: the mask FLASHTILE_KEY_STARTS */
+    int64_t key_start_count;      /* sequences + 1 */
+    const flashtile_page_table *page_table; /* k and v are a pool of pages; NULL: they are not. Not with key_lengths */
 } flashtile_options;
 
 /* Every member is listed, so that neither C nor C++ warns about missing initializers. */
 #define FLASHTILE_OPTIONS_INIT                                                                                           \
     { sizeof(flashtile_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0, 0, NULL, 0, NULL, \
-      0, NULL, NULL }
+      0, NULL, NULL, NULL, 0, NULL, 0, NULL, 0, NULL }
 
 /* Attention.
  *
@@ -306,7 +356,23 @@ typedef struct flashtile_options {
  * q, k, v and out are each f32, f16 or bf16. Every dimension may be 0 (heads_kv only together with heads_q). A query that sees
  * no key has an output of 0 and an lse of -inf (with sinks: of its head's sink). A hidden key never affects the output, even if it
  * holds NaN. A score of -inf hides its key. A visible NaN, or a score of +inf, makes the rows that see it NaN. After the softcap,
- * the bias is added, then ALiBi, then score_row is called. */
+ * the bias is added, then ALiBi, then score_row is called.
+ *
+ * Sequences. A batch is a list of sequences, each with its own numbers of queries and keys. The options say where they are:
+ *
+ *   padded          query_lengths, key_lengths   the first rows of a batch index
+ *   packed queries  query_starts                 q and out [total, heads_q, dim], or [1, heads_q, total, dim];
+ *                                                lse [1, heads_q, total]
+ *   packed keys     key_starts                   k and v [total, heads_kv, dim], or [1, heads_kv, total, dim]
+ *   pages           page_table                   k and v [pages, heads_kv, page_size, dim]
+ *
+ * Queries and keys may be kept in different ways; only the number of sequences must be the same. Any strides will do: a pool
+ * [pages, page_size, heads_kv, dim], or one with keys and values beside each other, is described by its strides. A mask or bias
+ * is [sequences, heads_q, most queries, most keys of a sequence]. Query positions are counted in each sequence. The bits of a
+ * sequence's rows are those of a call with that sequence alone.
+ *
+ * The lists must not overlap an output. As all memory, they must not change during the call: an entry that changes after it was
+ * checked is undefined behavior. */
 int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
                             const flashtile_tensor *out, const flashtile_tensor *lse, const flashtile_options *options);
 
@@ -314,7 +380,8 @@ int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k
  * change with any version.
  *
  * Writes the text to `text`, truncated to capacity bytes with the terminating zero, and the whole length without the zero to
- * *length, which may be NULL. If capacity is 0, text may be NULL. Elements are not read, but `data` is checked as in all calls. */
+ * *length, which may be NULL. If capacity is 0, text may be NULL. Elements are not read, but `data` is checked as in all calls,
+ * and lists are read. */
 int32_t flashtile_plan(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
                        const flashtile_options *options, char *text, size_t capacity, size_t *length);
 

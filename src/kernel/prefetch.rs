@@ -296,7 +296,7 @@ impl PrefetchLines<'_> {
 }
 
 /// Memory for the rows of a [`Prefetch`] that has many: keys in short pages.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct PrefetchRuns(Vec<ByteRows>);
 
 // SAFETY: nothing is read through the addresses: prefetching is a hint, for any address.
@@ -322,7 +322,7 @@ impl PrefetchRuns {
 }
 
 /// Rows of memory to prefetch.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Prefetch {
     runs: [ByteRows; MAX_RUNS],
     count: usize,

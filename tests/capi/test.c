@@ -54,6 +54,23 @@ static void print_layout(void) {
     PRINT_OFFSET(options, mask_count);
     PRINT_OFFSET(options, score_row);
     PRINT_OFFSET(options, score_context);
+    PRINT_OFFSET(options, query_lengths);
+    PRINT_OFFSET(options, query_length_count);
+    PRINT_OFFSET(options, query_starts);
+    PRINT_OFFSET(options, query_start_count);
+    PRINT_OFFSET(options, key_starts);
+    PRINT_OFFSET(options, key_start_count);
+    PRINT_OFFSET(options, page_table);
+    printf("page_table %lu\n", (unsigned long)sizeof(flashtile_page_table));
+    PRINT_OFFSET(page_table, pages32);
+    PRINT_OFFSET(page_table, pages64);
+    PRINT_OFFSET(page_table, page_count);
+    PRINT_OFFSET(page_table, width);
+    PRINT_OFFSET(page_table, starts);
+    PRINT_OFFSET(page_table, start_count);
+    PRINT_OFFSET(page_table, lengths);
+    PRINT_OFFSET(page_table, length_count);
+    PRINT_OFFSET(page_table, page_size);
     printf("mask %lu\n", (unsigned long)sizeof(flashtile_mask));
     PRINT_OFFSET(mask, kind);
     PRINT_OFFSET(mask, reserved);
@@ -176,6 +193,125 @@ static void check_open_sets(void) {
     CHECK(strstr(flashtile_last_error(), "masks[1]") == flashtile_last_error());
 }
 
+/* Sequences of 3, 1 and 4 queries over 7, 5 and 4 keys: packed, padded and in pages they have the bits of calls of their own. */
+static void check_sequences(void) {
+    enum { HEADS = 4, HEADS_KV = 2, DIM = 8, SEQUENCES = 3, QUERIES = 8, KEYS = 16 };
+    enum { PAGES = 7, PAGE = 3, LONGEST_Q = 4, LONGEST_K = 7 };
+    static const int64_t query_lengths[SEQUENCES] = {3, 1, 4}, query_starts[SEQUENCES + 1] = {0, 3, 4, 8};
+    static const int64_t key_lengths[SEQUENCES] = {7, 5, 4}, key_starts[SEQUENCES + 1] = {0, 7, 12, 16};
+    static const int32_t pages32[SEQUENCES * 3] = {6, 0, 2, 3, 1, -1, 4, 5, -1};
+    static const int64_t pages64[7] = {6, 0, 2, 3, 1, 4, 5}, page_starts[SEQUENCES + 1] = {0, 3, 5, 7};
+    float q[QUERIES][HEADS][DIM], k[KEYS][HEADS_KV][DIM], alone[QUERIES][HEADS][DIM], out[QUERIES][HEADS][DIM];
+    float lse_alone[HEADS][QUERIES], lse[HEADS][QUERIES];
+    float pool[PAGES][HEADS_KV][PAGE][DIM], padded_q[SEQUENCES][HEADS][LONGEST_Q][DIM];
+    float padded_k[SEQUENCES][HEADS_KV][LONGEST_K][DIM];
+    float padded_out[SEQUENCES][HEADS][LONGEST_Q][DIM];
+    flashtile_tensor tq = flashtile_contiguous3(q, FLASHTILE_F32, QUERIES, HEADS, DIM);
+    flashtile_tensor tk = flashtile_contiguous3(k, FLASHTILE_F32, KEYS, HEADS_KV, DIM);
+    flashtile_tensor to = flashtile_contiguous3(out, FLASHTILE_F32, QUERIES, HEADS, DIM);
+    flashtile_tensor tl = flashtile_contiguous3(lse, FLASHTILE_F32, 1, HEADS, QUERIES);
+    flashtile_tensor tpool = flashtile_contiguous(pool, FLASHTILE_F32, PAGES, HEADS_KV, PAGE, DIM);
+    flashtile_tensor tpq = flashtile_contiguous(padded_q, FLASHTILE_F32, SEQUENCES, HEADS, LONGEST_Q, DIM);
+    flashtile_tensor tpk = flashtile_contiguous(padded_k, FLASHTILE_F32, SEQUENCES, HEADS_KV, LONGEST_K, DIM);
+    flashtile_tensor tpo = flashtile_contiguous(padded_out, FLASHTILE_F32, SEQUENCES, HEADS, LONGEST_Q, DIM);
+    flashtile_options options = FLASHTILE_OPTIONS_INIT;
+    flashtile_page_table table = FLASHTILE_PAGE_TABLE_INIT;
+    char text[256];
+    int n, b, h, i;
+
+    for (n = 0; n < QUERIES * HEADS * DIM; n++) (&q[0][0][0])[n] = (float)sin(n);
+    for (n = 0; n < KEYS * HEADS_KV * DIM; n++) (&k[0][0][0])[n] = (float)cos(3 * n);
+    memset(pool, 0xff, sizeof pool); /* NaN */
+    memset(padded_q, 0xff, sizeof padded_q);
+    memset(padded_k, 0xff, sizeof padded_k);
+    memset(padded_out, 0, sizeof padded_out);
+    for (b = 0; b < SEQUENCES; b++) {
+        for (h = 0; h < HEADS; h++) {
+            for (i = 0; i < query_lengths[b]; i++) memcpy(padded_q[b][h][i], q[query_starts[b] + i][h], sizeof q[0][0]);
+        }
+        for (h = 0; h < HEADS_KV; h++) {
+            for (i = 0; i < key_lengths[b]; i++) {
+                memcpy(padded_k[b][h][i], k[key_starts[b] + i][h], sizeof k[0][0]);
+                memcpy(pool[pages32[3 * b + i / PAGE]][h][i % PAGE], k[key_starts[b] + i][h], sizeof k[0][0]);
+            }
+        }
+    }
+    options.flags = FLASHTILE_CAUSAL;
+
+    for (b = 0; b < SEQUENCES; b++) {
+        flashtile_tensor sq = flashtile_contiguous(q[query_starts[b]], FLASHTILE_F32, 1, HEADS, query_lengths[b], DIM);
+        flashtile_tensor sk = flashtile_contiguous(k[key_starts[b]], FLASHTILE_F32, 1, HEADS_KV, key_lengths[b], DIM);
+        flashtile_tensor so = flashtile_contiguous(alone[query_starts[b]], FLASHTILE_F32, 1, HEADS, query_lengths[b], DIM);
+        flashtile_tensor sl = flashtile_contiguous3(&lse_alone[0][query_starts[b]], FLASHTILE_F32, 1, HEADS, query_lengths[b]);
+        sq.strides[1] = sk.strides[1] = so.strides[1] = DIM;
+        sq.strides[2] = so.strides[2] = HEADS * DIM;
+        sk.strides[2] = HEADS_KV * DIM;
+        sl.strides[1] = QUERIES;
+        CHECK(flashtile_attention(&sq, &sk, &sk, &so, &sl, &options) == FLASHTILE_OK);
+    }
+
+    options.query_starts = query_starts;
+    options.query_start_count = SEQUENCES + 1;
+    options.key_starts = key_starts;
+    options.key_start_count = SEQUENCES + 1;
+    CHECK(flashtile_attention(&tq, &tk, &tk, &to, &tl, &options) == FLASHTILE_OK);
+    CHECK(memcmp(out, alone, sizeof out) == 0 && memcmp(lse, lse_alone, sizeof lse) == 0);
+    CHECK(flashtile_plan(&tq, &tk, &tk, &options, text, sizeof text, NULL) == FLASHTILE_OK);
+    options.page_table = &table;
+    CHECK(flashtile_attention(&tq, &tk, &tk, &to, &tl, &options) == FLASHTILE_INVALID_OPTION);
+    options.key_starts = NULL;
+    options.key_start_count = 0;
+    CHECK(flashtile_attention(&tq, &tk, &tk, &to, &tl, &options) == FLASHTILE_INVALID_PAGES);
+    CHECK(strstr(flashtile_last_error(), "page_size") != NULL);
+
+    table.lengths = key_lengths;
+    table.length_count = SEQUENCES;
+    table.page_size = PAGE;
+    table.pages32 = pages32;
+    table.page_count = SEQUENCES * 3;
+    CHECK(flashtile_attention(&tq, &tpool, &tpool, &to, &tl, &options) == FLASHTILE_INVALID_OPTION);
+    CHECK(strstr(flashtile_last_error(), "set the width") != NULL);
+    table.width = 3;
+    memset(out, 0, sizeof out);
+    CHECK(flashtile_attention(&tq, &tpool, &tpool, &to, &tl, &options) == FLASHTILE_OK);
+    CHECK(memcmp(out, alone, sizeof out) == 0 && memcmp(lse, lse_alone, sizeof lse) == 0);
+    table.pages32 = NULL;
+    table.width = 0;
+    table.pages64 = pages64;
+    table.page_count = 7;
+    table.starts = page_starts;
+    table.start_count = SEQUENCES + 1;
+    memset(out, 0, sizeof out);
+    CHECK(flashtile_attention(&tq, &tpool, &tpool, &to, &tl, &options) == FLASHTILE_OK);
+    CHECK(memcmp(out, alone, sizeof out) == 0 && memcmp(lse, lse_alone, sizeof lse) == 0);
+    CHECK(flashtile_plan(&tq, &tpool, &tpool, &options, text, sizeof text, NULL) == FLASHTILE_OK);
+    tpool.shape[0] = PAGES - 1;
+    CHECK(flashtile_attention(&tq, &tpool, &tpool, &to, &tl, &options) == FLASHTILE_INVALID_PAGES);
+    CHECK(strstr(flashtile_last_error(), "page 6") != NULL);
+    tpool.shape[0] = PAGES;
+    CHECK(flashtile_attention(&tq, &tk, &tpool, &to, &tl, &options) == FLASHTILE_BAD_RANK);
+    options.query_start_count = SEQUENCES;
+    CHECK(flashtile_attention(&tq, &tpool, &tpool, &to, &tl, &options) == FLASHTILE_WRONG_COUNT);
+
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.flags = FLASHTILE_CAUSAL;
+    options.query_lengths = query_lengths;
+    options.query_length_count = SEQUENCES;
+    options.key_lengths = key_lengths;
+    options.key_length_count = SEQUENCES;
+    CHECK(flashtile_attention(&tpq, &tpk, &tpk, &tpo, NULL, &options) == FLASHTILE_OK);
+    for (b = 0; b < SEQUENCES; b++) {
+        for (h = 0; h < HEADS; h++) {
+            for (i = 0; i < LONGEST_Q; i++) {
+                static const float untouched[DIM] = {0};
+                const float *expected = i < query_lengths[b] ? alone[query_starts[b] + i][h] : untouched;
+                CHECK(memcmp(padded_out[b][h][i], expected, sizeof untouched) == 0);
+            }
+        }
+    }
+}
+
 static void check_errors(void) {
     float x[4] = {0, 0, 0, 0}, y[4];
     char text[16];
@@ -250,6 +386,7 @@ int main(void) {
     CHECK(flashtile_default_threads() >= 1);
     check_attention();
     check_open_sets();
+    check_sequences();
     check_errors();
     check_large_shapes();
     check_softmax();

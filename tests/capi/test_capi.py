@@ -286,6 +286,121 @@ def test_edges():
     check(out, expected)
 
 
+def test_sequences():
+    """Packed, padded and in pages: the bits of each sequence alone."""
+    heads, heads_kv, dim, value_dim, page = 4, 2, 16, 8, 5
+    queries, keys = np.array([3, 0, 6, 1, 2]), np.array([7, 4, 6, 44, 0])
+    starts_q, starts_k = (np.concatenate(([0], np.cumsum(lengths))) for lengths in (queries, keys))
+    total_q, total_k, count = starts_q[-1], starts_k[-1], len(queries)
+    q, k, v = random(total_q, heads, dim), random(total_k, heads_kv, dim), random(total_k, heads_kv, value_dim)
+    batched = lambda x: x[None].transpose(0, 2, 1, 3)  # [1, heads, total, dim]
+    rows = lambda x, starts, b: batched(x[starts[b] : starts[b + 1]])
+
+    def padded(x, starts, lengths):
+        result = np.full((count, x.shape[1], lengths.max(), x.shape[2]), np.nan, x.dtype)
+        for b, length in enumerate(lengths):
+            result[b, :, :length] = rows(x, starts, b)[0]
+        return result
+
+    page_counts = -(-keys // page)
+    order = rng.permutation(page_counts.sum() + 2)[: page_counts.sum()]
+    lists = np.split(order, np.cumsum(page_counts)[:-1])
+    wide = np.full((count, page_counts.max() + 1), -1)
+    for b, pages in enumerate(lists):
+        wide[b, : len(pages)] = pages
+    starts_p = np.concatenate(([0], np.cumsum(page_counts)))
+
+    def pool(x):
+        result = np.full((len(order) + 2, page, heads_kv, x.shape[-1]), np.nan, x.dtype)
+        for b, pages in enumerate(lists):
+            for j in range(keys[b]):
+                result[pages[j // page], j % page] = x[starts_k[b] + j]
+        return result.transpose(0, 2, 1, 3)
+
+    paged_kv, packed_kv = (pool(k), pool(v)), (k, v)
+    padded_kv = padded(k, starts_k, keys), padded(v, starts_k, keys)
+    tables = [flashtile.PageTable(wide.astype(dtype), keys, page) for dtype in (np.int32, np.int64, np.int16)]
+    tables += [flashtile.PageTable(order.astype(dtype), keys, page, starts_p) for dtype in (np.int32, np.int64)]
+    tables.append(flashtile.PageTable(wide.tolist(), keys.tolist(), page))
+    tables.append(flashtile.PageTable(np.asfortranarray(wide), keys, page))
+    first = np.array([2, 0, 0, 30, 0])
+    for case in (
+        {},
+        {"causal": True},
+        {"causal": True, "form": "decode", "threads": 1},
+        {"causal": True, "form": "prefill", "query_offset": 0},
+        {"window": (4, 1), "softcap": 2.0},
+        {"causal": True, "left": True},
+    ):
+        left = case.pop("left", False)
+        masks = {"masks": [flashtile.key_starts(first)]} if left else {}
+        out, lse = np.empty((total_q, heads, value_dim), np.float32), np.empty((heads, total_q), np.float32)
+        for b in range(count):
+            own = {"masks": [flashtile.key_starts(first[b : b + 1])]} if left else {}
+            alone = rows(q, starts_q, b), rows(k, starts_k, b), rows(v, starts_k, b)
+            got = lib.attention(*alone, lse=True, **case, **own)
+            out[starts_q[b] : starts_q[b + 1]] = got[0][0].transpose(1, 0, 2)
+            lse[:, starts_q[b] : starts_q[b + 1]] = got[1][0]
+            if not left:
+                check(got[0], reference(*alone, **case)[0])
+
+        def same(got, got_lse):
+            assert got.shape == out.shape and got_lse.shape == (1, heads, total_q)
+            assert got.tobytes() == out.tobytes() and got_lse.tobytes() == lse.tobytes()
+
+        case = {**case, **masks, "lse": True}
+        same(*lib.attention(q, *packed_kv, query_starts=starts_q, key_starts=starts_k, **case))
+        lists = {"query_starts": list(starts_q), "key_starts": starts_k.astype(np.int32)}
+        same(*lib.attention(q, *map(batched, packed_kv), **lists, **case))
+        same(*lib.attention(q, *padded_kv, query_starts=starts_q, key_lengths=keys, **case))
+        for table in tables:
+            same(*lib.attention(q, *paged_kv, query_starts=starts_q, pages=table, **case))
+        in_batch, in_batch_lse = lib.attention(batched(q), *packed_kv, query_starts=starts_q, key_starts=starts_k, **case)
+        same(np.ascontiguousarray(in_batch[0].transpose(1, 0, 2)), in_batch_lse)
+
+        expected = padded(out, starts_q, queries)
+        hows = {"key_lengths": keys}, {"key_starts": starts_k}, {"pages": tables[0]}
+        for kv, how in zip((padded_kv, packed_kv, paged_kv), hows):
+            got, got_lse = lib.attention(padded(q, starts_q, queries), *kv, query_lengths=queries, **how, **case)
+            padding = np.isnan(expected)
+            assert (got[~padding] == expected[~padding]).all() and (got[padding] == 0).all()
+            assert (got_lse[padding[..., 0]] == -np.inf).all()
+
+    # Rows of no sequence stay as they are.
+    own = np.full((total_q, heads, value_dim), 7, np.float32)
+    lib.attention(q, *packed_kv, own, query_starts=[1, 3], key_starts=[0, 7])
+    assert (own[0] == 7).all() and (own[3:] == 7).all() and (own[1:3] != 7).all()
+    assert "kv44" in lib.plan(q, *paged_kv, query_starts=starts_q, pages=tables[0]), "the longest sequence"
+
+    run = lambda *tensors, **kwargs: lambda: lib.attention(*tensors, **kwargs)
+    packed = {"query_starts": starts_q, "key_starts": starts_k}
+    refused("BAD_RANK", run(q, k, v), "queries", "packed")
+    refused("WRONG_COUNT", run(q, k, v, **{**packed, "key_starts": starts_k[:-1]}), "5 key starts", "6")
+    refused("INVALID_STARTS", run(q, k, v, **{**packed, "query_starts": starts_q[::-1]}), "query starts")
+    refused("INVALID_STARTS", run(q, k, v, **{**packed, "key_starts": starts_k * 2}), "key starts")
+    refused("INVALID_OPTION", run(q, k, v, **packed, pages=tables[0]), "key_starts and page_table")
+    refused("INVALID_OPTION", run(q, k, v, **packed, query_lengths=queries), "query_lengths and query_starts")
+    refused("INVALID_OPTION", run(q, k, v, **packed, key_lengths=keys), "key_lengths and key_starts")
+    paged = lambda *table, **kwargs: run(q, *paged_kv, query_starts=starts_q, pages=flashtile.PageTable(*table, **kwargs))
+    refused("INVALID_PAGES", paged(wide + len(order) + 2, keys, page), "but the pool has")
+    refused("INVALID_PAGES", paged(wide, keys + 50, page), "length of sequence 0")
+    refused("INVALID_PAGES", paged(np.full_like(wide, -1), keys, page), "a page of sequence 0", "-1")
+    refused("INVALID_PAGES", paged(wide, keys, 0), "page_size of the page table is 0")
+    refused("NEGATIVE_SIZE", paged(wide, -keys, page), "lengths of the page table")
+    refused("SHAPE_MISMATCH", paged(wide, keys // 2, page - 1), "page_size of the keys is 5 but must be 4")
+    refused("WRONG_COUNT", paged(wide[1:], keys[1:], page), "4 sequences of the page table", "5")
+    refused("WRONG_COUNT", paged(wide[1:], keys, page), "entries of the page table")
+    refused("INVALID_STARTS", paged(order, keys, page, starts_p[::-1]), "starts of the page table")
+    refused("KEY_LENGTH_PAST_END", run(batched(q), batched(k), batched(v), query_lengths=[total_q + 1]), "query lengths")
+    for wrong in (lambda: flashtile.PageTable(order, keys, page), lambda: flashtile.PageTable(wide, keys, page, starts_p)):
+        try:
+            wrong()
+        except ValueError as error:
+            assert "axes" in str(error)
+        else:
+            raise AssertionError("not refused")
+
+
 def test_merge():
     q, k, v = random(1, 2, 3, 8), random(1, 2, 20, 8), random(1, 2, 20, 8)
     (out, lse), other = (lib.attention(q, k[:, :, part], v[:, :, part], lse=True) for part in (slice(0, 7), slice(7, 20)))
@@ -406,7 +521,7 @@ def test_errors():
     refused("OVERLAP", run(q, k, v, q), "output", "queries")
     refused("OVERLAPPING_OUTPUT", run(q, k, v, np.lib.stride_tricks.as_strided(np.empty(8, np.float32), q.shape, (0, 0, 0, 4))))
     refused("WRONG_COUNT", run(key_lengths=[1]), "1 key lengths were given but there must be 2")
-    refused("KEY_LENGTH_PAST_END", run(key_lengths=[1, 6]), "batch 1 is 6")
+    refused("KEY_LENGTH_PAST_END", run(key_lengths=[1, 6]), "batch 1 are 6")
     refused("NEGATIVE_SIZE", run(key_lengths=[1, -1]), "-1")
     refused("NOT_BROADCASTABLE", run(mask=np.ones((3, 4), bool)), "seq_kv of the mask is 4")
     refused("BAD_DTYPE", run(mask=random(3, 5)), "mask")
