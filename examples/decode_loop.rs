@@ -6,8 +6,8 @@
 //! token in turns, as the layers of a model do, so a long cache is read from memory and not from the processor's.
 
 use flashtile::{
-    Attention, DType, Error, KeysValues, KvCache, KvFormat, PageLists, PagedKvCache, SequenceId, TensorMut, TensorRef,
-    Threads, Workspace, reference,
+    Attention, DType, Error, KeysValues, KvCache, KvFormat, Level, PageLists, PagedKvCache, SequenceId, TensorMut,
+    TensorRef, Threads, Workspace, reference,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
@@ -151,8 +151,9 @@ fn numbers(row: usize, len: usize) -> Vec<f32> {
 
 fn print_times(lines: &[Line], max: usize, page: usize) {
     println!(
-        "{HEADS_Q} query heads on {HEADS_KV} of {DIM}, one thread; pages of {page} tokens. Each token is appended, then \
-         attention sees\nall tokens so far. Microseconds a token, median of up to 64 tokens.\n"
+        "{HEADS_Q} query heads on {HEADS_KV} of {DIM}, one thread, {}; pages of {page} tokens. Each token is appended, \
+         then attention\nsees all tokens so far. Microseconds a token, median of up to 64 tokens.\n",
+        Level::best()
     );
     println!("{:>7} | {:^21} | {:^21} | {:^21} |", "", "f32", "f16", "bf16");
     println!("{:>7} |{}", "tokens", " contiguous      paged |".repeat(3));
