@@ -7,8 +7,8 @@
 //! element of the last layer's output. Caches, rotation, attention, scheduling and checks are real.
 
 use flashtile::{
-    Attention, DType, Error, KeysValues, KvFormat, PageLists, PagedKvCache, Positions, Rotary, SequenceId, TensorMut,
-    TensorRef, Workspace, reference,
+    Attention, DType, Error, KeysValues, KvFormat, PageLists, PagedKvCache, Positions, Prepared, Rotary, SequenceId,
+    TensorMut, TensorRef, Workspace, reference,
 };
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -49,8 +49,20 @@ struct Turn {
     rows: Range<usize>,
 }
 
+impl Turn {
+    /// Its rows of a packed `[total, heads, dim]`, as `[1, heads, tokens, dim]`.
+    fn of<'a>(&self, packed: &'a [f32], heads: usize) -> Result<TensorRef<'a, f32>, Error> {
+        let rows = &packed[self.rows.start * heads * DIM..self.rows.end * heads * DIM];
+        heads_first(rows, [1, self.rows.len(), heads, DIM])
+    }
+}
+
 struct Server {
     cache: PagedKvCache,
+    /// The pages of the step's requests.
+    lists: PageLists,
+    /// The plan of steps in which each request has one token.
+    single: Prepared<'static>,
     rotary: Rotary,
     /// The sequence of the system prompt. Requests are forks of it.
     prefix: SequenceId,
@@ -120,18 +132,28 @@ impl Server {
         let mut cache = PagedKvCache::new(KvFormat::new(DType::F16, HEADS_KV, DIM), LAYERS, pages, PAGE)?;
         let (mut rng, rotary, prefix) = (Rng(seed), Rotary::new(DIM, 10_000.0, LONGEST)?, cache.new_sequence());
         let prefix_tokens: Vec<usize> = (0..PREFIX).map(|_| rng.below(HEADS_Q * DIM)).collect();
-        let mut coming = VecDeque::new();
-        let mut arrival = 0;
-        for _ in 0..REQUESTS {
-            arrival += rng.below(6);
-            let mut tokens = prefix_tokens.clone();
-            tokens.extend((0..8 + rng.below(152)).map(|_| rng.below(HEADS_Q * DIM)));
-            let goal = tokens.len() + 16 + rng.below(48);
-            coming.push_back(Request { id: prefix, tokens, cached: 0, goal, arrival });
-        }
+        let coming = requests(&mut rng, prefix, &prefix_tokens);
+        // Any batch of the right heads will do: each step plans again.
+        let mut lists = PageLists::new();
+        cache.list(&[prefix], &mut lists)?;
+        let (q, pages) = (vec![0.0; HEADS_Q * DIM], cache.view(0, &lists)?);
+        let single = Attention::new().causal().prepare(heads_first(&q, [1, 1, HEADS_Q, DIM])?, pages)?;
         let (waiting, running, short, workspace, stats) = Default::default();
-        let mut server =
-            Server { cache, rotary, prefix, prefix_tokens, coming, waiting, running, short, workspace, rng, stats };
+        let mut server = Server {
+            cache,
+            rotary,
+            prefix,
+            prefix_tokens,
+            coming,
+            waiting,
+            running,
+            short,
+            workspace,
+            rng,
+            stats,
+            lists,
+            single,
+        };
         server.compute_prefix()?;
         Ok(server)
     }
@@ -233,71 +255,52 @@ impl Server {
         let total = tokens.len();
         let ids: Vec<SequenceId> = turns.iter().map(|turn| turn.id).collect();
         let starts: Vec<usize> = turns.iter().map(|turn| turn.rows.start).chain([total]).collect();
-        let mut lists = PageLists::new();
-        self.cache.list(&ids, &mut lists)?;
-        let mut out = vec![0.0f32; total * HEADS_Q * DIM];
-        let checked_layer = self.rng.below(LAYERS);
+        self.cache.list(&ids, &mut self.lists)?;
+        let checked_layer = self.rng.below(8 * LAYERS);
 
-        // One plan for all layers: they differ in data alone. The pages need not be written for it.
+        // One plan for all layers, which differ in data alone. Query starts are options, and a plan keeps its options. So steps of
+        // single tokens, which need no starts, share one that is replanned, and a step with chunks makes its own.
         let planning = Instant::now();
-        let q = vec![0.0f32; total * HEADS_Q * DIM];
-        let pages = KeysValues::paged(self.cache.key_pages(0)?, self.cache.value_pages(0)?, lists.table());
-        let attention = Attention::new().causal().query_starts(&starts);
-        let prepared = attention.prepare(TensorRef::from_slice(&q, [total, HEADS_Q, DIM])?, pages)?;
+        let single = total == turns.len();
+        let shape = if single { [total, 1, HEADS_Q, DIM] } else { [1, total, HEADS_Q, DIM] };
+        let mut out = vec![0.0f32; total * HEADS_Q * DIM];
+        let like_q = heads_first(&out, shape)?;
+        let pages = KeysValues::paged(self.cache.key_pages(0)?, self.cache.value_pages(0)?, self.lists.table());
+        let of_step;
+        let prepared = if single {
+            self.single.replan(like_q, pages)?;
+            &self.single
+        } else {
+            of_step = Attention::new().causal().query_starts(&starts).prepare(like_q, pages)?;
+            &of_step
+        };
         self.stats.planning += planning.elapsed();
 
         for layer in 0..LAYERS {
             let [mut q, k, v] = project(layer, tokens);
             let writing = Instant::now();
-            let heads = TensorMut::from_slice(&mut q, [1, total, HEADS_Q, DIM])?.permuted([0, 2, 1, 3])?;
-            self.rotary.rotate(heads, Positions::each(positions))?;
+            let queries = TensorMut::from_slice(&mut q, [1, total, HEADS_Q, DIM])?.permuted([0, 2, 1, 3])?;
+            self.rotary.rotate(queries, Positions::each(positions))?;
             for turn in turns {
-                let [k, v] = [&k, &v].map(|rows| turn_rows(rows, turn));
+                let [k, v] = [&k, &v].map(|packed| turn.of(packed, HEADS_KV));
                 self.cache.write_rotated(layer, turn.id, &self.rotary, None, k?, v?)?;
             }
             self.stats.writing += writing.elapsed();
 
             let computing = Instant::now();
-            let query = TensorRef::from_slice(&q, [total, HEADS_Q, DIM])?;
-            let output = TensorMut::from_slice(&mut out, [total, HEADS_Q, DIM])?;
-            prepared.compute(query, self.cache.view(layer, &lists)?, output, None, &mut self.workspace)?;
+            let output = TensorMut::from_slice(&mut out, shape)?.permuted([0, 2, 1, 3])?;
+            let kv = self.cache.view(layer, &self.lists)?;
+            prepared.compute(heads_first(&q, shape)?, kv, output, None, &mut self.workspace)?;
             self.stats.attention += computing.elapsed();
-            if layer == checked_layer && self.rng.below(8) == 0 {
-                let (turn, checking) = (&turns[self.rng.below(turns.len())], Instant::now());
-                self.check(layer, turn, query, &out)?;
+            if layer == checked_layer {
+                let (checking, turn) = (Instant::now(), &turns[self.rng.below(turns.len())]);
+                let error = check(&self.cache, layer, turn, &q, &out)?;
+                self.stats.largest_error = self.stats.largest_error.max(error);
+                self.stats.checked_rows += turn.rows.len() * HEADS_Q;
                 self.stats.checking += checking.elapsed();
             }
         }
         Ok(out)
-    }
-
-    /// Compares a request's rows with those of a call with this request alone, bit for bit, and with the definition in f64.
-    fn check(&mut self, layer: usize, turn: &Turn, q: TensorRef<'_, f32, 3>, out: &[f32]) -> Result<(), Failure> {
-        let (q, starts) = (q.narrow(0, turn.rows.clone())?, [0, turn.rows.len()]);
-        let got = &out[turn.rows.start * HEADS_Q * DIM..turn.rows.end * HEADS_Q * DIM];
-        let mut lists = PageLists::new();
-        self.cache.list(&[turn.id], &mut lists)?;
-        let (kv, attention) = (self.cache.view(layer, &lists)?, Attention::new().causal().query_starts(&starts));
-
-        let mut alone = vec![0.0f32; got.len()];
-        let output = TensorMut::from_slice(&mut alone, q.shape())?;
-        attention.compute(q, kv, output, None, &mut Workspace::new())?;
-        if alone != got {
-            return Err(format!("layer {layer}: a request's rows depend on the rest of its batch").into());
-        }
-        // The definition has a head's rows next to each other, and packed rows have a token's heads.
-        let expected = reference::attention(&attention, q, kv)?.out;
-        let rows = turn.rows.len();
-        for (n, &x) in got.iter().enumerate() {
-            let (row, head, element) = (n / (HEADS_Q * DIM), n / DIM % HEADS_Q, n % DIM);
-            let error = (x as f64 - expected[(head * rows + row) * DIM + element]).abs();
-            self.stats.largest_error = self.stats.largest_error.max(error);
-        }
-        if self.stats.largest_error.is_nan() || self.stats.largest_error > 1e-5 {
-            return Err(format!("layer {layer}: the result is not that of the definition").into());
-        }
-        self.stats.checked_rows += rows * HEADS_Q;
-        Ok(())
     }
 
     /// A request whose tokens are all in the cache gets its next one from the last row of its turn.
@@ -356,7 +359,7 @@ impl Server {
         let count = times.len().max(1);
         let ms = |time: Duration| 1e3 * time.as_secs_f64();
         let of = |part: usize| times.get((count - 1) * part / 100).map_or(0.0, |&time| ms(time));
-        let (seconds, micros) = (times.iter().sum::<Duration>().as_secs_f64(), 1e6 / count as f64);
+        let (seconds, micros) = (times.iter().sum::<Duration>().as_secs_f64().max(1e-9), 1e6 / count as f64);
         println!("\n{finished} of {REQUESTS} requests finished in {steps} steps");
         println!("step       median {:.2} ms, 95% within {:.2} ms, longest {:.2} ms", of(50), of(95), of(100));
         println!(
@@ -379,6 +382,19 @@ impl Server {
     }
 }
 
+/// Requests of random lengths and times, after the system prompt.
+fn requests(rng: &mut Rng, prefix: SequenceId, prefix_tokens: &[usize]) -> VecDeque<Request> {
+    let mut arrival = 0;
+    let request = |_| {
+        arrival += rng.below(6);
+        let mut tokens = prefix_tokens.to_vec();
+        tokens.extend((0..8 + rng.below(152)).map(|_| rng.below(HEADS_Q * DIM)));
+        let goal = tokens.len() + 16 + rng.below(48);
+        Request { id: prefix, tokens, cached: 0, goal, arrival }
+    };
+    (0..REQUESTS).map(request).collect()
+}
+
 /// The queries, keys and values of some tokens in one layer: `[tokens, heads, dim]`.
 fn project(layer: usize, tokens: &[usize]) -> [Vec<f32>; 3] {
     [HEADS_Q, HEADS_KV, HEADS_KV].map(|heads| {
@@ -387,10 +403,34 @@ fn project(layer: usize, tokens: &[usize]) -> [Vec<f32>; 3] {
     })
 }
 
-/// The rows of a turn in packed keys or values, as `[1, heads_kv, tokens, dim]`.
-fn turn_rows<'a>(packed: &'a [f32], turn: &Turn) -> Result<TensorRef<'a, f32>, Error> {
-    let rows = &packed[turn.rows.start * HEADS_KV * DIM..turn.rows.end * HEADS_KV * DIM];
-    TensorRef::from_slice(rows, [1, turn.rows.len(), HEADS_KV, DIM])?.permuted([0, 2, 1, 3])
+/// `[batch, tokens, heads, dim]` as `[batch, heads, tokens, dim]`.
+fn heads_first(data: &[f32], shape: [usize; 4]) -> Result<TensorRef<'_, f32>, Error> {
+    TensorRef::from_slice(data, shape)?.permuted([0, 2, 1, 3])
+}
+
+/// Compares a turn's rows with those of a call with this turn alone, bit for bit, and returns their largest difference from the
+/// definition in f64.
+fn check(cache: &PagedKvCache, layer: usize, turn: &Turn, q: &[f32], out: &[f32]) -> Result<f64, Failure> {
+    let mut lists = PageLists::new();
+    cache.list(&[turn.id], &mut lists)?;
+    let (q, kv, attention) = (turn.of(q, HEADS_Q)?, cache.view(layer, &lists)?, Attention::new().causal());
+    let mut alone = vec![0.0f32; turn.rows.len() * HEADS_Q * DIM];
+    let output = TensorMut::from_slice(&mut alone, [1, turn.rows.len(), HEADS_Q, DIM])?.permuted([0, 2, 1, 3])?;
+    attention.compute(q, kv, output, None, &mut Workspace::new())?;
+    if alone != out[turn.rows.start * HEADS_Q * DIM..turn.rows.end * HEADS_Q * DIM] {
+        return Err(format!("layer {layer}: a request's rows depend on the rest of its batch").into());
+    }
+    let (got, expected) = (turn.of(out, HEADS_Q)?, reference::attention(&attention, q, kv)?.out);
+    let mut largest: f64 = 0.0;
+    for (n, expected) in expected.iter().enumerate() {
+        let (head, row, element) = (n / DIM / turn.rows.len(), n / DIM % turn.rows.len(), n % DIM);
+        let error = (got.get([0, head, row, element]).ok_or("no such element")? as f64 - expected).abs();
+        if error.is_nan() || error > 1e-5 {
+            return Err(format!("layer {layer}: the result is not that of the definition").into());
+        }
+        largest = largest.max(error);
+    }
+    Ok(largest)
 }
 
 /// SplitMix64.
