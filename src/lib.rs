@@ -49,6 +49,10 @@
 //! # Ok::<(), flashtile::Error>(())
 //! ```
 //!
+//! With caches: [`KvCache`] for a batch of sequences, [`RotatingKvCache`] for windows, [`PagedKvCache`] for a server. Prompts,
+//! chunks and single tokens of many sequences go in one call: see [`Attention::query_starts`]. `docs/inference.md` leads from
+//! one request to a server's batch, and `docs/embedding.md` has the views of other engines' memory.
+//!
 //! # When to use it, and when not
 //!
 //! * Use it for prefill, encoders and decoding on x86-64 processors with AVX2 or AVX-512. On other processors it runs portable
@@ -56,7 +60,7 @@
 //! * Use it if results must not change with the number of threads, the batch or the chunking. The edge rules of [`Attention`]
 //!   are tested promises.
 //! * It is not for training: there is no backward pass yet. (The public [`softmax`] functions have one.)
-//! * It does not support quantised or paged caches yet.
+//! * It does not read quantised caches yet.
 //!
 //! # Levels and features
 //!
@@ -135,3 +139,13 @@ pub use tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 #[cfg(all(doctest, feature = "ndarray"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The same for `docs/inference.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/inference.md")]
+struct Inference;
+
+/// The same for `docs/embedding.md`.
+#[cfg(all(doctest, feature = "ndarray"))]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;
