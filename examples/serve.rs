@@ -7,8 +7,8 @@
 //! element of the last layer's output. Caches, rotation, attention, scheduling and checks are real.
 
 use flashtile::{
-    Attention, DType, Error, KeysValues, KvFormat, PageLists, PagedKvCache, Positions, Prepared, Rotary, SequenceId,
-    TensorMut, TensorRef, Workspace, reference,
+    Attention, DType, Error, KvFormat, PageLists, PagedKvCache, Positions, Prepared, Rotary, SequenceId, TensorMut,
+    TensorRef, Workspace, reference,
 };
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -62,7 +62,7 @@ struct Server {
     /// The pages of the step's requests.
     lists: PageLists,
     /// The plan of steps in which each request has one token.
-    single: Prepared<'static>,
+    prepared: Prepared<'static>,
     rotary: Rotary,
     /// The sequence of the system prompt. Requests are forks of it.
     prefix: SequenceId,
@@ -137,7 +137,8 @@ impl Server {
         let mut lists = PageLists::new();
         cache.list(&[prefix], &mut lists)?;
         let (q, pages) = (vec![0.0; HEADS_Q * DIM], cache.view(0, &lists)?);
-        let single = Attention::new().causal().prepare(heads_first(&q, [1, 1, HEADS_Q, DIM])?, pages)?;
+        let attention = Attention::new().causal().query_starts(&[0usize, 1]);
+        let prepared = attention.prepare(heads_first(&q, [1, 1, HEADS_Q, DIM])?, pages)?;
         let (waiting, running, short, workspace, stats) = Default::default();
         let mut server = Server {
             cache,
@@ -152,7 +153,7 @@ impl Server {
             rng,
             stats,
             lists,
-            single,
+            prepared,
         };
         server.compute_prefix()?;
         Ok(server)
@@ -258,22 +259,11 @@ impl Server {
         self.cache.list(&ids, &mut self.lists)?;
         let checked_layer = self.rng.below(8 * LAYERS);
 
-        // One plan for all layers, which differ in data alone. Query starts are options, and a plan keeps its options. So steps of
-        // single tokens, which need no starts, share one that is replanned, and a step with chunks makes its own.
+        // One plan for all layers, which differ in data alone.
         let planning = Instant::now();
-        let single = total == turns.len();
-        let shape = if single { [total, 1, HEADS_Q, DIM] } else { [1, total, HEADS_Q, DIM] };
+        let shape = [1, total, HEADS_Q, DIM];
         let mut out = vec![0.0f32; total * HEADS_Q * DIM];
-        let like_q = heads_first(&out, shape)?;
-        let pages = KeysValues::paged(self.cache.key_pages(0)?, self.cache.value_pages(0)?, self.lists.table());
-        let of_step;
-        let prepared = if single {
-            self.single.replan(like_q, pages)?;
-            &self.single
-        } else {
-            of_step = Attention::new().causal().query_starts(&starts).prepare(like_q, pages)?;
-            &of_step
-        };
+        self.prepared.replan_packed(heads_first(&out, shape)?, &starts, self.cache.view_to_plan(&self.lists))?;
         self.stats.planning += planning.elapsed();
 
         for layer in 0..LAYERS {
@@ -290,7 +280,7 @@ impl Server {
             let computing = Instant::now();
             let output = TensorMut::from_slice(&mut out, shape)?.permuted([0, 2, 1, 3])?;
             let kv = self.cache.view(layer, &self.lists)?;
-            prepared.compute(heads_first(&q, shape)?, kv, output, None, &mut self.workspace)?;
+            self.prepared.compute(heads_first(&q, shape)?, kv, output, None, &mut self.workspace)?;
             self.stats.attention += computing.elapsed();
             if layer == checked_layer {
                 let (checking, turn) = (Instant::now(), &turns[self.rng.below(turns.len())]);

@@ -156,7 +156,7 @@ unsafe fn attention(
     let attention = unsafe { options.attention(lists, &tensors, &sequences, &open)? };
     // SAFETY: as above; `out` and `lse` are disjoint from the inputs (checked).
     let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
-    let problem = Problem::of_any(&attention.options, inputs, sequences.places())?;
+    let problem = Problem::of_any(&attention.options, inputs, (attention.options.query_starts, sequences.places()))?;
     // SAFETY: as above; the two outputs are disjoint (checked).
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.

@@ -6,6 +6,7 @@ use crate::call::{LseOutput, checked_output};
 use crate::driver::{self, Schedule, Workspace};
 use crate::element::DType;
 use crate::error::Error;
+use crate::integers::Integers;
 use crate::kv::{KeysValues, Places};
 use crate::options::Options;
 use crate::plan::Plan;
@@ -50,13 +51,15 @@ pub struct Prepared<'a> {
     shapes: [(DType, [usize; 4]); 3],
     /// The number of keys of each sequence; empty if all have the same.
     key_lengths: Vec<usize>,
+    /// The query starts, if [`Prepared::replan_packed`] has set other ones than the options have.
+    query_starts: Vec<usize>,
 }
 
 impl<'a> Prepared<'a> {
     pub(crate) fn new(options: Options<'a>, problem: &Problem<'_>, plan: Plan) -> Result<Self, Error> {
         let (shapes, dims) = (shapes_of(problem), problem.dims);
-        let (schedule, key_lengths) = (Schedule::default(), Vec::new());
-        let mut prepared = Prepared { options, plan, schedule, dims, shapes, key_lengths };
+        let (schedule, key_lengths, query_starts) = (Schedule::default(), Vec::new(), Vec::new());
+        let mut prepared = Prepared { options, plan, schedule, dims, shapes, key_lengths, query_starts };
         fill(&mut prepared.schedule, problem, &plan)?;
         prepared.note_key_lengths(problem);
         Ok(prepared)
@@ -85,7 +88,7 @@ impl<'a> Prepared<'a> {
         Ok(())
     }
 
-    /// Plans again for other tensors, lengths or pages. Options stay, query starts and lengths included.
+    /// Plans again for other tensors, key lengths or pages. Options stay, query starts and lengths included.
     ///
     /// It is for the step of a server: lengths grow by a token, and all layers of the step are computed with the same plan. It takes some
     /// microseconds for each thousand tasks, and allocates only if there are more tasks or sequences than at any time before.
@@ -93,20 +96,46 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// As [`Attention::prepare`](crate::Attention::prepare); the prepared attention is then unchanged.
     pub fn replan<'t>(&mut self, q: impl Into<AnyTensorRef<'t>>, kv: impl Into<KeysValues<'t>>) -> Result<(), Error> {
-        // Moved out and back, so that the problem borrows it and not the rest.
-        let options = std::mem::take(&mut self.options);
-        let planned = self.replan_with(&options, q.into(), kv.into());
-        self.options = options;
+        let starts = std::mem::take(&mut self.query_starts);
+        let planned = self.replan_with(&starts, q.into(), kv.into());
+        self.query_starts = starts;
         planned
     }
 
-    fn replan_with(&mut self, options: &Options<'_>, q: AnyTensorRef<'_>, kv: KeysValues<'_>) -> Result<(), Error> {
-        let problem = Problem::new(options, q, kv)?;
-        let plan = self.plan.replanned(&problem);
-        fill(&mut self.schedule, &problem, &plan)?;
-        (self.plan, self.dims, self.shapes) = (plan, problem.dims, shapes_of(&problem));
-        self.note_key_lengths(&problem);
+    /// As [`replan`](Prepared::replan), with other [`query_starts`](crate::Attention::query_starts), which are copied: a step of a
+    /// server, with any numbers of queries. The attention must have been prepared with query starts.
+    ///
+    /// # Errors
+    /// As [`Attention::prepare`](crate::Attention::prepare), and [`Error::WrongCount`] if there are no query starts, or there were none
+    /// before; the prepared attention is then unchanged.
+    pub fn replan_packed<'t>(
+        &mut self,
+        q: impl Into<AnyTensorRef<'t>>,
+        query_starts: &[usize],
+        kv: impl Into<KeysValues<'t>>,
+    ) -> Result<(), Error> {
+        let expected = usize::from(self.options.query_starts.is_some());
+        if query_starts.is_empty() || expected == 0 {
+            return Err(Error::WrongCount { what: "query starts", expected, got: query_starts.len() });
+        }
+        self.replan_with(query_starts, q.into(), kv.into())?;
+        self.query_starts.clear();
+        self.query_starts.extend_from_slice(query_starts);
         Ok(())
+    }
+
+    fn replan_with(&mut self, starts: &[usize], q: AnyTensorRef<'_>, kv: KeysValues<'_>) -> Result<(), Error> {
+        // Moved out and back, so that the problem borrows it and not the rest.
+        let options = std::mem::take(&mut self.options);
+        let planned = Problem::with_query_starts(&options, starts_of(&options, starts), q, kv).and_then(|problem| {
+            let plan = self.plan.replanned(&problem);
+            fill(&mut self.schedule, &problem, &plan)?;
+            (self.plan, self.dims, self.shapes) = (plan, problem.dims, shapes_of(&problem));
+            self.note_key_lengths(&problem);
+            Ok(())
+        });
+        self.options = options;
+        planned
     }
 
     fn note_key_lengths(&mut self, problem: &Problem<'_>) {
@@ -130,7 +159,8 @@ impl<'a> Prepared<'a> {
         lse: impl Into<LseOutput<'t>>,
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
-        let problem = Problem::new(&self.options, q.into(), kv.into())?;
+        let starts = starts_of(&self.options, &self.query_starts);
+        let problem = Problem::with_query_starts(&self.options, starts, q.into(), kv.into())?;
         self.check_sizes(&problem)?;
         let output = checked_output(&problem, out.into(), lse.into())?;
         let plan = self.plan.for_types_of(&problem);
@@ -157,6 +187,11 @@ impl<'a> Prepared<'a> {
         }
         Ok(())
     }
+}
+
+/// The starts that were copied, or else those of the options.
+fn starts_of<'s>(options: &Options<'s>, copied: &'s [usize]) -> Option<Integers<'s>> {
+    if copied.is_empty() { options.query_starts } else { Some(copied.into()) }
 }
 
 fn shapes_of(problem: &Problem<'_>) -> [(DType, [usize; 4]); 3] {

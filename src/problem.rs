@@ -91,10 +91,20 @@ impl<'a> Problem<'a> {
     }
 
     pub(crate) fn new(options: &'a Options<'a>, q: AnyTensorRef<'a>, kv: KeysValues<'a>) -> Result<Self, Error> {
-        let q = of_rank_4_or_packed("queries", q, options.query_starts.is_some())?;
+        Self::with_query_starts(options, options.query_starts, q, kv)
+    }
+
+    /// As [`Problem::new`], with other query starts than those of the options.
+    pub(crate) fn with_query_starts(
+        options: &'a Options<'a>,
+        query_starts: Option<Integers<'a>>,
+        q: AnyTensorRef<'a>,
+        kv: KeysValues<'a>,
+    ) -> Result<Self, Error> {
+        let q = of_rank_4_or_packed("queries", q, query_starts.is_some())?;
         let packed = matches!(kv.places, Places::Packed(_));
         let [k, v] = [of_rank_4_or_packed("keys", kv.k, packed)?, of_rank_4_or_packed("values", kv.v, packed)?];
-        Self::of_any(options, [q, k, v], kv.places)
+        Self::of_any(options, [q, k, v], (query_starts, kv.places))
     }
 
     /// A problem of types, shapes and places alone, for planning. All elements of a tensor are the same zero.
@@ -104,18 +114,18 @@ impl<'a> Problem<'a> {
         places: Places<'a>,
     ) -> Result<Self, Error> {
         let tensors = shapes.map(|(dtype, shape)| AnyTensor::repeated(dtype, shape));
-        Self::of_any(options, tensors, places)
+        Self::of_any(options, tensors, (options.query_starts, places))
     }
 
     /// As [`Problem::new`], for tensors whose rank has been checked.
     pub(crate) fn of_any(
         options: &'a Options<'a>,
         [q, k, v]: [AnyTensor<'a>; 3],
-        places: Places<'a>,
+        (query_starts, places): (Option<Integers<'a>>, Places<'a>),
     ) -> Result<Self, Error> {
         let shapes = [q.shape(), k.shape(), v.shape()];
-        check_shapes(shapes, options.query_starts.is_none() && matches!(places, Places::Dense))?;
-        let (batch, sequences) = check_sequences(options, shapes, places)?;
+        check_shapes(shapes, query_starts.is_none() && matches!(places, Places::Dense))?;
+        let (batch, sequences) = check_sequences(options, query_starts, shapes, places)?;
         let dims = check_dims(shapes, batch, &sequences, places)?;
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
         // Scores are formed in units of log2. A number that overflows there would make them NaN.
@@ -136,7 +146,7 @@ impl<'a> Problem<'a> {
         let [q, k] = [of_rank_4_or_packed("queries", q, options.query_starts.is_some())?, of_rank_4("keys", k)?];
         let [batch, heads_kv, seq_kv, _] = k.shape();
         let no_values = AnyTensor::repeated(DType::F32, [batch, heads_kv, seq_kv, 0]);
-        let problem = Self::of_any(options, [q, k, no_values], Places::Dense)?;
+        let problem = Self::of_any(options, [q, k, no_values], (options.query_starts, Places::Dense))?;
         check_size("the scores", problem.dims.scores_shape())?;
         Ok(problem)
     }
@@ -290,10 +300,11 @@ fn check_size(what: &'static str, shape: [usize; 4]) -> Result<(), Error> {
 /// The number of sequences, and their lengths.
 fn check_sequences<'a>(
     options: &Options<'a>,
+    query_starts: Option<Integers<'a>>,
     [[q_batch, _, q_rows, _], [k_batch, _, k_rows, _], _]: [[usize; 4]; 3],
     places: Places<'a>,
 ) -> Result<(usize, Sequences<'a>), Error> {
-    let Options { key_lengths, query_lengths, query_starts, query_offset, .. } = *options;
+    let Options { key_lengths, query_lengths, query_offset, .. } = *options;
     // The queries say how many sequences there are.
     let (batch, queries) = match (query_starts, query_lengths) {
         (Some(_), Some(_)) => return Err(Error::GivenTwice { option: "query_lengths" }),

@@ -5,7 +5,9 @@
 
 mod support;
 
-use flashtile::{Attention, Form, Level, Prepared, TensorMut, Threads, Workspace, bf16};
+use flashtile::{
+    Attention, Form, KeysValues, Level, PageTable, Prepared, TensorMut, TensorRef, Threads, Workspace, bf16,
+};
 use support::counting::{Counting, Usage};
 use support::problems::{Bits, forms_and_levels};
 use support::{Dims, Inputs, Rng, len};
@@ -57,6 +59,7 @@ fn allocation() {
     bytes_are_what_is_held();
     // Last, because the threads of a pool are watched and end some time after the pool.
     #[cfg(feature = "rayon")]
+    nothing_for_steps_over_pages();
     nothing_within_a_pool();
 }
 
@@ -124,6 +127,43 @@ fn nothing_for_other_numbers_of_keys() {
             });
             done.unwrap();
             assert_eq!(usage.calls, 0, "{usage:?} {n} keys {form:?} {level}");
+        }
+    }
+}
+
+/// A server's step: lengths grow in pages of any size, all is planned again, and nothing is allocated once the most has been seen.
+fn nothing_for_steps_over_pages() {
+    let (heads_q, heads_kv, dim, sequences, most) = (4, 2, 32, 3, 700usize);
+    for (form, level) in forms_and_levels() {
+        for size in [1, 16, 300] {
+            let attention = Attention::new().causal().form(form).level(level).threads(Threads::Serial);
+            let attention = attention.query_starts(&[0usize, 1]);
+            let pages = sequences * most.div_ceil(size);
+            let pool: Vec<f32> = Rng(2).normals(pages * heads_kv * size * dim);
+            let pool = TensorRef::from_slice(&pool, [pages, heads_kv, size, dim]).unwrap();
+            let list: Vec<u32> = (0..pages as u32).rev().collect();
+            let q: Vec<f32> = Rng(3).normals(5 * heads_q * dim);
+            let (mut out, mut workspace) = (vec![0.0f32; 5 * heads_q * dim], Workspace::new());
+            let longest = [most];
+            let one = PageTable::new(&list[..pages / sequences], pages / sequences, &longest, size).unwrap();
+            let first = TensorRef::from_slice(&q[..heads_q * dim], [1, heads_q, dim]).unwrap();
+            let mut prepared = attention.prepare(first, KeysValues::paged(pool, pool, one)).unwrap();
+            let mut step = |starts: &[usize; 4], lengths: &[usize; 3]| {
+                let total = starts[3];
+                let q = TensorRef::from_slice(&q[..total * heads_q * dim], [total, heads_q, dim])?;
+                let out = TensorMut::from_slice(&mut out[..total * heads_q * dim], [total, heads_q, dim])?;
+                let table = PageTable::new(&list, pages / sequences, lengths, size)?;
+                prepared.replan_packed(q, starts, KeysValues::paged(pool, pool, table))?;
+                prepared.compute(q, KeysValues::paged(pool, pool, table), out, None, &mut workspace)
+            };
+            step(&[0, 1, 2, 5], &[most; 3]).unwrap();
+            for (starts, lengths) in
+                [([0, 1, 2, 3], [5, 400, 513]), ([0, 1, 4, 5], [most, 1, 90]), ([0, 1, 2, 5], [most; 3])]
+            {
+                let (done, usage) = COUNTING.usage(|| step(&starts, &lengths));
+                done.unwrap();
+                assert_eq!(usage.calls, 0, "{usage:?} pages of {size} {form:?} {level}");
+            }
         }
     }
 }

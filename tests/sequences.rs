@@ -460,11 +460,23 @@ fn a_step_is_prepared_once_for_all_layers() {
             assert_eq!(run(true, &mut workspace), run(false, &mut workspace), "step {step}");
         }
     }
+    // Other query starts: packed queries of another step.
+    let (starts, lengths) = ([0usize, 2, 2, 4], [120u32, 31, 8]);
+    prepared.replan_packed(q, &starts, kv(pool(&layers[1]), &list, &lengths)).unwrap();
+    let packed = Attention::new().causal().query_starts(&starts);
+    let mut outs = [(); 2].map(|()| vec![0.0f32; 4 * 6 * dim]);
+    let [a, b] = outs.each_mut().map(|out| TensorMut::from_slice(out, [4, 6, dim]).unwrap());
+    prepared.compute(q, kv(pool(&layers[1]), &list, &lengths), a, None, &mut workspace).unwrap();
+    packed.compute(q, kv(pool(&layers[1]), &list, &lengths), b, None, &mut workspace).unwrap();
+    assert_eq!(outs[0], outs[1]);
+    let none = prepared.replan_packed(q, &[], kv(pool(&layers[1]), &list, &lengths)).unwrap_err();
+    assert_eq!(none, Error::WrongCount { what: "query starts", expected: 1, got: 0 });
+
     // Other lengths than the prepared ones are refused.
     let mut out = vec![0.0f32; 4 * 6 * dim];
     let into = TensorMut::from_slice(&mut out, [4, 6, dim]).unwrap();
     let error = prepared.compute(q, kv(pool(&layers[0]), &list, &first), into, None, &mut workspace).unwrap_err();
-    let expected = Error::ShapeMismatch { tensor: "keys", dimension: "seq_kv", expected: 129, got: 100 };
+    let expected = Error::ShapeMismatch { tensor: "keys", dimension: "seq_kv", expected: 120, got: 100 };
     assert_eq!(error, expected);
 }
 
@@ -527,5 +539,112 @@ fn caches_are_read_where_they_lie() {
         let lengths = lists.lengths().to_vec();
         let shorter = attention.clone().key_lengths(&lengths);
         assert_eq!(run(&attention, paged.view(0, &lists).unwrap()), run(&shorter, dense.into()), "case {case}");
+    }
+}
+
+/// Sequences that don't fit are refused, with a sentence that says what to do, and nothing is written.
+#[test]
+fn wrong_sequences_are_refused() {
+    let data = vec![0.5f32; 6 * 4 * 8];
+    let (packed, pool) = ([6, 4, 8], [3, 4, 2, 8]);
+    let x = || TensorRef::from_slice(&data, packed).unwrap();
+    let pages = || TensorRef::from_slice(&data, pool).unwrap();
+    let refuse = |attention: Attention<'_>, kv: KeysValues<'_>, error: Error, sentence: &str| {
+        let mut out = vec![CANARY; 6 * 4 * 8];
+        let into = TensorMut::from_slice(&mut out, packed).unwrap();
+        let got = attention.compute(x(), kv, into, None, &mut Workspace::new()).unwrap_err();
+        assert_eq!((&got, got.to_string().as_str()), (&error, sentence));
+        assert_eq!(reference::attention(&attention, x(), kv).unwrap_err(), error);
+        assert!(out.iter().all(|x| *x == CANARY));
+    };
+    let plain = Attention::new;
+    let both = || KeysValues::packed(x(), x(), &[0u32, 2, 6]);
+    let starts = |index, got, least, most| Error::InvalidStarts { what: "query starts", index, got, least, most };
+    refuse(
+        plain().query_starts(&[0i64, 3, 2]),
+        both(),
+        starts(2, 2, 3, 6),
+        "entry 2 of the query starts is 2 but must be between 3, the one before it, and 6",
+    );
+    refuse(
+        plain().query_starts(&[-1i64, 3, 6]),
+        both(),
+        starts(0, -1, 0, 6),
+        "entry 0 of the query starts is -1 but must be between 0, the one before it, and 6",
+    );
+    refuse(
+        plain().query_starts(&[0i64, 3, 7]),
+        both(),
+        starts(2, 7, 3, 6),
+        "entry 2 of the query starts is 7 but must be between 3, the one before it, and 6",
+    );
+    let list: [u32; 0] = [];
+    let count = |what, expected, got| Error::WrongCount { what, expected, got };
+    refuse(
+        plain().query_starts(&list),
+        both(),
+        count("query starts", 1, 0),
+        "0 query starts were given but there must be 1",
+    );
+    refuse(
+        plain().query_starts(&[0u32, 2, 4, 6]),
+        both(),
+        count("key starts", 4, 3),
+        "3 key starts were given but there must be 4",
+    );
+    let packed_queries = || plain().query_starts(&[0u32, 2, 6]);
+    refuse(
+        packed_queries().key_lengths(&[1u32, 1]),
+        both(),
+        Error::GivenTwice { option: "key_lengths" },
+        "the option key_lengths was given twice; combine both into one, or set it once",
+    );
+    refuse(
+        packed_queries().query_lengths(&[1u32, 1]),
+        both(),
+        Error::GivenTwice { option: "query_lengths" },
+        "the option query_lengths was given twice; combine both into one, or set it once",
+    );
+    refuse(
+        plain(),
+        both(),
+        Error::Rank { tensor: "queries", expected: 4, got: 3 },
+        "the rank of the queries is 3 but must be 4: [batch, seq, hidden] needs splitting into heads, [heads, seq, dim] needs a batch axis \
+         (insert_axis)",
+    );
+    let table = PageTable::new(&[0u32, 3], 1, &[2, 1], 2).unwrap();
+    assert_eq!((table.pages_needed(), table.page_size()), (4, 2));
+    refuse(
+        packed_queries(),
+        KeysValues::paged(pages(), pages(), table),
+        Error::ShapeMismatch { tensor: "keys", dimension: "pages (at least)", expected: 4, got: 3 },
+        "pages (at least) of the keys is 3 but must be 4",
+    );
+    let table = PageTable::new(&[0u32, 1], 1, &[2, 1], 3).unwrap();
+    refuse(
+        packed_queries(),
+        KeysValues::paged(pages(), pages(), table),
+        Error::ShapeMismatch { tensor: "keys", dimension: "page_size", expected: 3, got: 2 },
+        "page_size of the keys is 2 but must be 3",
+    );
+
+    let invalid = |what, sequence, got, limit| Error::InvalidPages { what, sequence, got, limit };
+    let page = isize::MAX as usize;
+    assert_eq!(PageTable::new(&[0, -1], 1, &[2, 1], 2).unwrap_err(), invalid("page", 1, -1, page));
+    assert_eq!(PageTable::new(&[0, -1], 1, &[2, 0], 2).map(|table| table.pages_needed()), Ok(1));
+    assert_eq!(PageTable::new(&[0, 1], 1, &[2, 3], 2).unwrap_err(), invalid("length", 1, 3, 2));
+    assert_eq!(PageTable::new(&[0, 1], 1, &[2, -1], 2).unwrap_err(), invalid("length", 1, -1, 2));
+    assert_eq!(PageTable::new(&[0, 1], 1, &[2, 1], 0).unwrap_err(), invalid("page size", 0, 0, usize::MAX));
+    assert_eq!(PageTable::new(&[0, 1, 2], 1, &[2, 1], 2).unwrap_err(), count("entries of the page table", 2, 3),);
+    assert_eq!(
+        PageTable::compressed(&[0u32, 2, 1], &[0u32, 1], &[2, 1], 2).unwrap_err(),
+        Error::InvalidStarts { what: "starts of the page table", index: 2, got: 1, least: 2, most: 2 },
+    );
+    let sentences = [
+        (invalid("page", 1, -1, 9), "a page of sequence 1 in the page table is -1 but must be between 0 and 9"),
+        (invalid("page size", 0, 0, 9), "a page size of sequence 0 in the page table is 0 but must be between 1 and 9"),
+    ];
+    for (error, sentence) in sentences {
+        assert_eq!(error.to_string(), sentence);
     }
 }

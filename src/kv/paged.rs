@@ -514,6 +514,12 @@ impl PagedKvCache {
         Ok(KeysValues::paged(self.key_pages(layer)?, self.value_pages(layer)?, lists.table()))
     }
 
+    /// The same for planning ([`Prepared::replan`](crate::Prepared::replan)): of the first layer, where tokens that are reserved need not
+    /// be written yet.
+    pub fn view_to_plan<'a>(&'a self, lists: &'a PageLists) -> KeysValues<'a> {
+        KeysValues::paged(self.layers[0].keys(), self.layers[0].values(), lists.table())
+    }
+
     fn layer(&self, layer: usize) -> Result<&Storage, Error> {
         let none = Error::NotInCache { what: "layer", index: layer, count: self.layers.len() };
         self.layers.get(layer).ok_or(none)
