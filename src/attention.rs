@@ -370,7 +370,7 @@ impl<'a> Attention<'a> {
         k: (DType, [usize; 4]),
         v: (DType, [usize; 4]),
     ) -> Result<Plan, Error> {
-        self.plan_for(&Problem::of_shapes(&self.options, [q, k, v], Places::Dense)?)
+        self.plan_for(&Problem::of_shapes(&self.options, [q, k, v], (self.options.query_starts, Places::Dense))?)
     }
 
     pub(crate) fn plan_for(&self, problem: &Problem<'_>) -> Result<Plan, Error> {

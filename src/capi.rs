@@ -208,7 +208,7 @@ unsafe fn plan(
     let attention = unsafe { options.attention(&mut scratch.lists, &tensors, &sequences, &open)? };
     // The shapes alone: C may pass any pointers.
     let shapes = [q.type_and_shape()?, k.type_and_shape()?, v.type_and_shape()?];
-    let problem = Problem::of_shapes(&attention.options, shapes, sequences.places())?;
+    let problem = Problem::of_shapes(&attention.options, shapes, (attention.options.query_starts, sequences.places()))?;
     Ok(attention.plan_for(&problem)?.to_string())
 }
 

@@ -51,6 +51,8 @@ pub struct Prepared<'a> {
     shapes: [(DType, [usize; 4]); 3],
     /// The number of keys of each sequence; empty if all have the same.
     key_lengths: Vec<usize>,
+    /// The tokens that the keys' cache holds, if it loses some.
+    held: Option<[usize; 2]>,
     /// The query starts, if [`Prepared::replan_packed`] has set other ones than the options have.
     query_starts: Vec<usize>,
 }
@@ -59,9 +61,10 @@ impl<'a> Prepared<'a> {
     pub(crate) fn new(options: Options<'a>, problem: &Problem<'_>, plan: Plan) -> Result<Self, Error> {
         let (shapes, dims) = (shapes_of(problem), problem.dims);
         let (schedule, key_lengths, query_starts) = (Schedule::default(), Vec::new(), Vec::new());
-        let mut prepared = Prepared { options, plan, schedule, dims, shapes, key_lengths, query_starts };
+        let held = held_by(problem);
+        let mut prepared = Prepared { options, plan, schedule, dims, shapes, key_lengths, held, query_starts };
         fill(&mut prepared.schedule, problem, &plan)?;
-        prepared.note_key_lengths(problem);
+        note_key_lengths(&mut prepared.key_lengths, problem);
         Ok(prepared)
     }
 
@@ -81,10 +84,13 @@ impl<'a> Prepared<'a> {
     pub fn set_keys(&mut self, seq_kv: usize) -> Result<(), Error> {
         let [q, mut k, mut v] = self.shapes;
         (k.1[2], v.1[2]) = (seq_kv, seq_kv);
-        let problem = Problem::of_shapes(&self.options, [q, k, v], Places::Dense)?;
+        // The starts that calls will have: rows of the schedule are rows of these sequences.
+        let starts = starts_of(&self.options, &self.query_starts);
+        let problem = Problem::of_shapes(&self.options, [q, k, v], (starts, Places::Dense))?;
         let plan = self.plan.replanned(&problem);
         fill(&mut self.schedule, &problem, &plan)?;
-        (self.plan, self.dims, self.shapes) = (plan, problem.dims, [q, k, v]);
+        note_key_lengths(&mut self.key_lengths, &problem);
+        (self.plan, self.dims, self.shapes, self.held) = (plan, problem.dims, [q, k, v], None);
         Ok(())
     }
 
@@ -130,19 +136,13 @@ impl<'a> Prepared<'a> {
         let planned = Problem::with_query_starts(&options, starts_of(&options, starts), q, kv).and_then(|problem| {
             let plan = self.plan.replanned(&problem);
             fill(&mut self.schedule, &problem, &plan)?;
-            (self.plan, self.dims, self.shapes) = (plan, problem.dims, shapes_of(&problem));
-            self.note_key_lengths(&problem);
+            (self.plan, self.dims, self.shapes, self.held) =
+                (plan, problem.dims, shapes_of(&problem), held_by(&problem));
+            note_key_lengths(&mut self.key_lengths, &problem);
             Ok(())
         });
         self.options = options;
         planned
-    }
-
-    fn note_key_lengths(&mut self, problem: &Problem<'_>) {
-        self.key_lengths.clear();
-        if !problem.sequences.keys.are_alike() {
-            self.key_lengths.extend((0..problem.dims.batch).map(|b| problem.sequences.keys.get(b)));
-        }
     }
 
     /// Computes attention as [`Attention::compute`](crate::Attention::compute), for tensors of the prepared shapes and sequences of the
@@ -185,7 +185,22 @@ impl<'a> Prepared<'a> {
             let (got, prepared) = (problem.sequences.keys.get(b), self.key_lengths.get(b));
             check_shape("keys", ["length of a sequence"], [got], [*prepared.unwrap_or(&self.dims.seq_kv)])?;
         }
-        Ok(())
+        // Tasks leave out the keys that a rotating cache has lost.
+        let (got, held) = (held_by(problem).unwrap_or([0, 0]), self.held.unwrap_or([0, 0]));
+        check_shape("keys", ["first tokens of the cache", "window of the cache"], got, held)
+    }
+}
+
+/// The first tokens and the last ones that a rotating cache holds.
+fn held_by(problem: &Problem<'_>) -> Option<[usize; 2]> {
+    if let Places::Ring(ring) = problem.places { Some([ring.first, ring.window]) } else { None }
+}
+
+/// Lists the number of keys of each sequence, if they may differ.
+fn note_key_lengths(lengths: &mut Vec<usize>, problem: &Problem<'_>) {
+    lengths.clear();
+    if !problem.sequences.keys.are_alike() {
+        lengths.extend((0..problem.dims.batch).map(|b| problem.sequences.keys.get(b)));
     }
 }
 

@@ -111,10 +111,10 @@ impl<'a> Problem<'a> {
     pub(crate) fn of_shapes(
         options: &'a Options<'a>,
         shapes: [(DType, [usize; 4]); 3],
-        places: Places<'a>,
+        (query_starts, places): (Option<Integers<'a>>, Places<'a>),
     ) -> Result<Self, Error> {
         let tensors = shapes.map(|(dtype, shape)| AnyTensor::repeated(dtype, shape));
-        Self::of_any(options, tensors, (options.query_starts, places))
+        Self::of_any(options, tensors, (query_starts, places))
     }
 
     /// As [`Problem::new`], for tensors whose rank has been checked.

@@ -648,3 +648,43 @@ fn wrong_sequences_are_refused() {
         assert_eq!(error.to_string(), sentence);
     }
 }
+
+/// What is prepared stays right, whatever is planned in between: new starts, then another number of keys; and keys that a cache has
+/// lost are not taken for others.
+#[test]
+fn prepared_steps_keep_what_they_were_told() {
+    let mut rng = Rng(31);
+    let (heads, dim) = (2, 8);
+    let data: Vec<f32> = rng.normals(2 * heads * 40 * dim);
+    let kv = |n: usize| TensorRef::from_slice(&data, [2, heads, 40, dim]).unwrap().narrow(2, ..n).unwrap();
+    let q: Vec<f32> = rng.normals(3 * heads * dim);
+    let q = TensorRef::from_slice(&q, [3, heads, dim]).unwrap();
+    let run = |compute: &dyn Fn(TensorMut<'_, f32, 3>) -> Result<(), Error>| {
+        let mut out = vec![CANARY; 3 * heads * dim];
+        compute(TensorMut::from_slice(&mut out, [3, heads, dim]).unwrap()).map(|()| out)
+    };
+    let (first, second) = ([0usize, 2, 3], [0usize, 1, 3]);
+    let mut prepared = Attention::new().query_starts(&first).prepare(q, (kv(40), kv(40))).unwrap();
+    prepared.replan_packed(q, &second, (kv(40), kv(40))).unwrap();
+    prepared.set_keys(30).unwrap();
+    let fresh = Attention::new().query_starts(&second);
+    let workspace = || Workspace::new();
+    assert_eq!(
+        run(&|out| prepared.compute(q, (kv(30), kv(30)), out, None, &mut workspace())),
+        run(&|out| fresh.compute(q, (kv(30), kv(30)), out, None, &mut workspace())),
+    );
+
+    let format = KvFormat::new(DType::F32, heads, dim);
+    let (mut plain, mut rotating) =
+        (KvCache::new(format, 2, 40).unwrap(), RotatingKvCache::new(format, 2, 0, 5).unwrap());
+    plain.append(kv(40), kv(40)).unwrap();
+    rotating.append(kv(40), kv(40)).unwrap();
+    prepared.replan(q, &rotating).unwrap();
+    let error = run(&|out| prepared.compute(q, &plain, out, None, &mut workspace())).unwrap_err();
+    let expected = Error::ShapeMismatch { tensor: "keys", dimension: "window of the cache", expected: 5, got: 0 };
+    assert_eq!(error, expected);
+    assert_eq!(
+        run(&|out| prepared.compute(q, &rotating, out, None, &mut workspace())),
+        run(&|out| fresh.compute(q, &rotating, out, None, &mut workspace())),
+    );
+}
