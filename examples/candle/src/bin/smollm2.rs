@@ -46,7 +46,7 @@ struct Arguments {
     #[arg(long)]
     window: Option<usize>,
     /// Products with the weights of the file, or widened to f32
-    #[arg(long, value_enum, default_value_t = Products::Quantised)]
+    #[arg(long, value_enum, default_value_t = Products::F32)]
     products: Products,
 }
 
