@@ -171,7 +171,8 @@ impl Call {
 /// -inf hides a key; the first one stays visible.
 fn random_mask(random: &mut Random, shape: &[usize], dtype: DType) -> Result<AttnMask> {
     let keys = shape[shape.len() - 1];
-    let number = |n: usize| if n % keys > 0 && random.below(3) == 0 { f32::NEG_INFINITY } else { random.number() };
+    let number =
+        |n: usize| if !n.is_multiple_of(keys) && random.below(3) == 0 { f32::NEG_INFINITY } else { random.number() };
     let numbers: Vec<f32> = (0..shape.iter().product()).map(number).collect();
     Ok(AttnMask::Mask(Tensor::from_vec(numbers, shape, &Device::Cpu)?.to_dtype(dtype)?))
 }

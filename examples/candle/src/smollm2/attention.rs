@@ -6,7 +6,7 @@ mod tiled;
 
 pub use fused::Fused;
 pub use naive::Naive;
-pub use tiled::{Cache, FIRST, Tiled};
+pub use tiled::Tiled;
 
 use super::model::Sizes;
 use crate::View;

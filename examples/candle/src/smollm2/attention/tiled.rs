@@ -11,7 +11,7 @@ use flashtile::{
 };
 
 /// The first tokens that every query sees if there is a window.
-pub const FIRST: usize = 4;
+const FIRST: usize = 4;
 
 /// The tokens of a page.
 const PAGE: usize = 16;
@@ -72,7 +72,8 @@ impl Attend for Tiled {
 }
 
 /// The keys and values of all layers.
-pub enum Cache {
+#[allow(clippy::large_enum_variant)] // a session has one of them
+enum Cache {
     /// A cache for each layer.
     Contiguous(Vec<KvCache>),
     /// A cache for each layer.
