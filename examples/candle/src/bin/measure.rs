@@ -1,6 +1,6 @@
 //! Tokens per second of SmolLM2 with each attention, as a table. See README.md.
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use flashtile_candle::smollm2::attention::{Choice, Kind};
 use flashtile_candle::smollm2::model::{Model, Products};
 use flashtile_candle::smollm2::session::{Session, Times};
@@ -11,14 +11,14 @@ use std::process::ExitCode;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-const KINDS: [(Kind, &str); 3] = [(Kind::Flashtile, "flashtile"), (Kind::Candle, "candle"), (Kind::Naive, "naive")];
-
 /// Measures prefill and decoding with each attention, in turns. Prints medians.
 #[derive(Parser)]
 struct Arguments {
     /// Tokens of the prompt
     #[arg(long, value_delimiter = ',', default_value = "32,512,2048,4096")]
     lengths: Vec<usize>,
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "flashtile,candle,naive")]
+    attention: Vec<Kind>,
     /// Tokens that are decoded after each prompt
     #[arg(long, default_value_t = 32)]
     decode: usize,
@@ -51,15 +51,15 @@ fn run(arguments: &Arguments) -> Result<()> {
     for &length in &arguments.lengths {
         let tokens = tokens.get_ids().get(..length + arguments.decode).ok_or("the text is too short")?;
         let (prompt, next) = tokens.split_at(length);
-        let mut runs = KINDS.map(|_| Vec::new());
+        let mut runs = vec![Vec::new(); arguments.attention.len()];
         for round in 0..arguments.rounds {
-            for ((kind, name), runs) in KINDS.into_iter().zip(&mut runs) {
-                eprintln!("{length} tokens, round {} of {}, {name}", round + 1, arguments.rounds);
-                runs.push(measure(&model, kind, prompt, next)?);
+            for (kind, runs) in arguments.attention.iter().zip(&mut runs) {
+                eprintln!("{length} tokens, round {} of {}, {}", round + 1, arguments.rounds, name(*kind));
+                runs.push(measure(&model, *kind, prompt, next)?);
             }
         }
-        for ((_, name), runs) in KINDS.iter().zip(&runs) {
-            println!("| {length} | {name} | {} |", row(runs));
+        for (kind, runs) in arguments.attention.iter().zip(&runs) {
+            println!("| {length} | {} | {} |", name(*kind), row(runs));
         }
     }
     Ok(())
@@ -74,6 +74,11 @@ fn measure(model: &Model, kind: Kind, prompt: &[u32], next: &[u32]) -> Result<[T
         decode += session.feed(&[token], || ())?.1;
     }
     Ok([prefill, decode])
+}
+
+/// As on the command line.
+fn name(kind: Kind) -> String {
+    kind.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
 }
 
 fn row(runs: &[[Times; 2]]) -> String {
