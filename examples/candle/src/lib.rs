@@ -29,7 +29,7 @@ pub use tensors::{View, new_tensor};
 /// | | |
 /// |---|---|
 /// | `Causal { kv_offset }` | query i sees the keys up to `kv_offset + i`; a single query sees all keys |
-/// | `Mask(m)` | m is added to the scores; m is `[seq_q, seq_kv]`, or anything that broadcasts to `[batch, heads_q, seq_q, seq_kv]` |
+/// | `Mask(m)` | m is added to the scores; it is broadcast to `[batch, heads_q, seq_q, seq_kv]` |
 /// | `max_bias` with `Causal`, or with `None` and `batch > 1` | ALiBi, the last query at the last key |
 /// | `max_bias` with `Mask(m)` | m is multiplied by the head's slope first |
 /// | `max_bias` with `None` and `batch == 1` | nothing |
@@ -37,8 +37,8 @@ pub use tensors::{View, new_tensor};
 /// candle refuses batches with softcap, masks or bf16. Here they work.
 ///
 /// # Errors
-/// Tensors that don't fit together, and keys and values with different numbers of heads. A causal batch whose `kv_offset` does not
-/// put its last query at the last key is refused: candle ignores the offset there.
+/// Tensors that don't fit together, and keys and values with different numbers of heads. A causal batch whose `kv_offset` does
+/// not put its last query at the last key is refused: candle ignores the offset there.
 pub fn flash_attn<T: WithDType>(
     q: &Tensor,
     k: &Tensor,
@@ -52,9 +52,8 @@ pub fn flash_attn<T: WithDType>(
         bail!("the queries are {:?}, but the call is for {:?}", q.dtype(), T::DTYPE);
     }
     let (batch, seq_q, heads_q, _) = q.dims4()?;
-    let seq_kv = k.dim(1)?;
     let slopes = max_bias.filter(|&bias| bias > 0.0).map(|bias| candle_slopes(heads_q, bias));
-    let alibi = slopes.as_deref().map(AlibiSlopes::PerHead);
+    let slopes = slopes.as_deref();
     let mut attention = Attention::new().scale(softmax_scale);
     if let Some(cap) = softcap.filter(|&cap| cap != 0.0) {
         attention = attention.softcap(cap);
@@ -62,31 +61,40 @@ pub fn flash_attn<T: WithDType>(
     let result = if batch == 1 { DType::F32 } else { q.dtype() };
     match attn_mask {
         AttnMask::None => {
-            if let Some(slopes) = alibi.filter(|_| batch > 1) {
-                attention = attention.alibi(slopes);
-            }
+            let attention = with_alibi(attention, slopes.filter(|_| batch > 1));
             attend_as(&attention, [q, k, v], result)
         }
         AttnMask::Causal { kv_offset } => {
-            if batch > 1 && seq_q > 1 && kv_offset + seq_q != seq_kv {
-                bail!("kv_offset {kv_offset} does not put the last of {seq_q} queries at the last of {seq_kv} keys");
-            }
-            let offset = if seq_q == 1 { QueryOffset::FromEnd } else { QueryOffset::At(kv_offset as isize) };
-            attention = attention.causal().query_offset(offset);
-            if let Some(slopes) = alibi {
-                attention = attention.alibi(slopes);
-            }
-            attend_as(&attention, [q, k, v], result)
+            let attention = attention.causal().query_offset(query_offset(kv_offset, batch, seq_q, k.dim(1)?)?);
+            attend_as(&with_alibi(attention, slopes), [q, k, v], result)
         }
         AttnMask::Mask(mask) => {
-            let mask = mask.broadcast_as((batch, heads_q, seq_q, seq_kv))?; // a view
+            let mask = mask.broadcast_as((batch, heads_q, seq_q, k.dim(1)?))?; // a view
             match mask.dtype() {
-                DType::F32 => attend_masked::<f32>(attention, [q, k, v], &mask, slopes.as_deref(), result),
-                DType::F16 => attend_masked::<f16>(attention, [q, k, v], &mask, slopes.as_deref(), result),
-                DType::BF16 => attend_masked::<bf16>(attention, [q, k, v], &mask, slopes.as_deref(), result),
+                DType::F32 => attend_masked::<f32>(attention, [q, k, v], &mask, slopes, result),
+                DType::F16 => attend_masked::<f16>(attention, [q, k, v], &mask, slopes, result),
+                DType::BF16 => attend_masked::<bf16>(attention, [q, k, v], &mask, slopes, result),
                 other => bail!("a mask is added to the scores: it is f32, f16 or bf16, not {other:?}"),
             }
         }
+    }
+}
+
+/// The position of causal queries, as [`flash_attn`] says.
+fn query_offset(kv_offset: usize, batch: usize, seq_q: usize, seq_kv: usize) -> Result<QueryOffset<'static>> {
+    if seq_q == 1 {
+        return Ok(QueryOffset::FromEnd);
+    }
+    if batch > 1 && kv_offset.checked_add(seq_q) != Some(seq_kv) {
+        bail!("kv_offset {kv_offset} does not put the last of {seq_q} queries at the last of {seq_kv} keys");
+    }
+    Ok(QueryOffset::At(kv_offset.min(isize::MAX as usize) as isize))
+}
+
+fn with_alibi<'a>(attention: Attention<'a>, slopes: Option<&'a [f32]>) -> Attention<'a> {
+    match slopes {
+        Some(slopes) => attention.alibi(AlibiSlopes::PerHead(slopes)),
+        None => attention,
     }
 }
 
@@ -114,8 +122,8 @@ fn candle_slopes(heads: usize, max_bias: f32) -> Vec<f32> {
     (0..heads).map(|head| 2.0f32.powf(-max_bias * (head + 1) as f32 / power as f32)).collect()
 }
 
-/// Any attention of flashtile, in the layout of [`flash_attn`]: `[batch, seq, heads, dim]` in, `[batch, heads_q, seq_q, value_dim]` of
-/// the queries' type out.
+/// Any attention of flashtile, in the layout of [`flash_attn`]: `[batch, seq, heads, dim]` in,
+/// `[batch, heads_q, seq_q, value_dim]` of the queries' type out.
 ///
 /// # Errors
 /// Those of [`Attention::compute`].
@@ -138,11 +146,11 @@ fn attend_as(attention: &Attention<'_>, [q, k, v]: [&Tensor; 3], result: DType) 
 /// * `seqlens_q`, `seqlens_k`: `[batch]`, u32: the queries and keys of each sequence, lengths and not their sums
 /// * result: `[total_q, heads_q, value_dim]` of the queries' type
 ///
-/// The last query of a sequence is at its last key. As with candle, a window with a left side alone hides the keys after the query.
-/// The longest lengths are found, so `_max_seqlen_q` and `_max_seqlen_k` are not read.
+/// The last query of a sequence is at its last key. As with candle, a window with a left side alone hides the keys after the
+/// query. The longest lengths are found, so `_max_seqlen_q` and `_max_seqlen_k` are not read.
 ///
-/// candle refuses bf16, mixed types and causal sequences with fewer keys than queries, and returns zeros for a window with a right
-/// side alone. Here they work.
+/// candle refuses bf16, mixed types and causal sequences with fewer keys than queries, and returns zeros for a window with a
+/// right side alone. Here they work.
 ///
 /// # Errors
 /// Tensors that don't fit together; lengths that don't add up to the rows of `q` and `k`.
@@ -169,9 +177,7 @@ pub fn flash_attn_varlen_cpu(
     if causal {
         attention = attention.causal();
     }
-    if let Some(slopes) = &slopes {
-        attention = attention.alibi(AlibiSlopes::PerHead(slopes));
-    }
+    let attention = with_alibi(attention, slopes.as_deref());
     let (shape, result) = ([q.dim(0)?, q.dim(1)?, v.dim(2)?], q.dtype());
     let [q, k, v] = &[q, k, v].map(View::of);
     compute(&attention, q.any()?, KeysValues::packed(k.any()?, v.any()?, &starts_k), &shape, result)

@@ -1,4 +1,5 @@
-//! A call copies no input: it allocates its result, and small lists. (A file of its own, because it counts for the whole process.)
+//! A call copies no input: it allocates its result, and small lists. (A file of its own, because it counts for the whole
+//! process.)
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::attention::AttnMask;

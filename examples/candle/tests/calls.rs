@@ -43,7 +43,8 @@ impl Random {
         Tensor::from_vec(numbers, shape, &Device::Cpu)?.to_dtype(dtype)
     }
 
-    /// `[batch, seq, heads, dim]`, or `[seq, heads, dim]`: contiguous, or with heads before seq in memory, or a part of a longer one.
+    /// `[batch, seq, heads, dim]`, or `[seq, heads, dim]`: contiguous, or with heads before seq in memory, or a part of a longer
+    /// one.
     fn tensor(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let seq = shape.len() - 3;
         let mut stored = shape.to_vec();
@@ -78,9 +79,9 @@ impl Bound {
     /// How far two results in f32 may be apart, if queries, keys and values are from -1 to 1.
     ///
     /// With the unit roundoff `u = 2^-24` and the largest score `s = scale * head_dim`, a score is off by
-    /// `d = u ((head_dim + 4) s + 8 softcap + 4 (s + bias))`: a sum of products, a tanh, and the addition of a bias. A weighted mean of
-    /// `n` values has an error of `2 d`, of two sums of `n` terms, and of as many rescalings: `2 d + (4 n + 16) u`. There are two
-    /// results. Each is rounded to its type.
+    /// `d = u ((head_dim + 4) s + 8 softcap + 4 (s + bias))`: a sum of products, a tanh, and the addition of a bias. A weighted
+    /// mean of `n` values has an error of `2 d`, of two sums of `n` terms, and of as many rescalings: `2 d + (4 n + 16) u`. There
+    /// are two results. Each is rounded to its type.
     fn value(self) -> f32 {
         let u = 2.0f32.powi(-24);
         let score = self.scale.abs() * self.head_dim as f32;
@@ -131,9 +132,9 @@ impl Call {
         }
     }
 
-    /// candle's result. Its causal call for a single query (candle 0.11.1) can't be the measure: it rounds the scores of halves to their
-    /// type, and with a softcap alone it adds ALiBi with a slope of 1. A single query sees all keys, so a call in f32, and without a
-    /// mask if there is no ALiBi, has the same meaning.
+    /// candle's result. Its causal call for a single query (candle 0.11.1) can't be the measure: it rounds the scores of halves
+    /// to their type, and with a softcap alone it adds ALiBi with a slope of 1. A single query sees all keys, so a call in f32,
+    /// and without a mask if there is no ALiBi, has the same meaning.
     fn candle(&self, qkv: [&Tensor; 3]) -> Result<Tensor> {
         let Call { scale, mask, max_bias, softcap } = self.clone();
         let [q, k, v] = qkv;
@@ -291,6 +292,22 @@ fn types_and_sizes_may_differ() -> Result<()> {
     let theirs = call.candle([&q, &k, &padded])?.narrow(3, 0, 24)?;
     let bound = Bound { keys: 30, head_dim: 64, scale: 0.125, softcap: None, bias: 0.0, dtype: DType::F32 };
     compare(&out, &theirs, bound, &"mixed")
+}
+
+/// candle uses the mask of the first head for all.
+#[test]
+fn heads_have_masks_of_their_own() -> Result<()> {
+    let random = &mut Random(0);
+    let (q, k) = (random.tensor(&[1, 20, 4, 64], DType::F32)?, random.tensor(&[1, 30, 2, 64], DType::F32)?);
+    let mask = random.contiguous(&[1, 4, 20, 30], DType::F32)?;
+    let call = |mask: &Tensor| Call { scale: 0.125, mask: AttnMask::Mask(mask.clone()), max_bias: None, softcap: None };
+    let ours = call(&mask).ours([&q, &k, &k])?;
+    let bound = Bound { keys: 30, head_dim: 64, scale: 0.125, softcap: None, bias: 1.0, dtype: DType::F32 };
+    for head in 0..4 {
+        let (q, k, mask) = (q.narrow(2, head, 1)?, k.narrow(2, head / 2, 1)?, mask.narrow(1, head, 1)?);
+        compare(&ours.narrow(1, head, 1)?, &call(&mask).candle([&q, &k, &k])?, bound, &head)?;
+    }
+    Ok(())
 }
 
 /// Any option of flashtile: a mask by rule and sinks, against a mask tensor and a key of its own.

@@ -1,8 +1,8 @@
 //! The model computes the same with flashtile's attention and with candle's. Without the weights these tests say so and pass;
 //! with FLASHTILE_EXPECT_WEIGHTS set they fail.
 //!
-//! Products are computed in f32. Quantised products round activations to 8 bits, so a difference in the last bit of an attention may
-//! become one of a step of 8 bits, and the text may part where two tokens are nearly as probable.
+//! Products are computed in f32. Quantised products round activations to 8 bits, so a difference in the last bit of an attention
+//! may become one of a step of 8 bits, and the text may part where two tokens are nearly as probable.
 
 use candle_core::Result;
 use flashtile_candle::smollm2::attention::{CacheKind, CacheType, Choice, Kind};
@@ -105,8 +105,8 @@ fn answers_make_sense() -> Result<()> {
     Ok(())
 }
 
-/// There are no exact logits to compare with. So the rule is that of FlashAttention's tests: flashtile may be twice as far from the
-/// naive attention in f32 as candle's is, and a rounding of the largest logit for each layer in addition.
+/// There are no exact logits to compare with. So the rule is that of FlashAttention's tests: flashtile may be twice as far from
+/// the naive attention in f32 as candle's is, and a rounding of the largest logit for each layer in addition.
 #[test]
 fn logits_are_as_near_as_candles() -> Result<()> {
     let Some(loaded) = loaded() else { return Ok(()) };

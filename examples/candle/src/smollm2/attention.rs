@@ -100,7 +100,7 @@ impl From<CacheType> for DType {
     }
 }
 
-/// The rotation of tokens whose first one is at `position`. As candle's operation it works in place, on `[batch, seq, heads, head_dim]`.
+/// The rotation of tokens whose first one is at `position`. It is an operation of candle's that works in place.
 #[derive(Clone, Copy)]
 pub struct Rotation<'a> {
     pub rotary: &'a Rotary,

@@ -86,7 +86,8 @@ impl Model {
         Ok(Model { embedding, layers, norm, rotary: rotary.interleaved(), epsilon, sizes, end })
     }
 
-    /// The logits of the token after `tokens`, `[vocabulary]`. The first of `tokens` is at `position`; `attention` has those before.
+    /// The logits of the token after `tokens`, `[vocabulary]`. The first of `tokens` is at `position`; `attention` has those
+    /// before.
     ///
     /// `progress` is called after each layer.
     pub fn forward(

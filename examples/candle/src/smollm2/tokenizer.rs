@@ -13,7 +13,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 /// The token type of control tokens in GGUF files.
 const CONTROL: i32 = 3;
 
-/// The tokenizer of the file. Digits are tokens of their own (`tokenizer.ggml.pre` is `smollm`); the rest is split as GPT-2 splits it.
+/// The tokenizer of the file. Digits are tokens of their own (`tokenizer.ggml.pre` is `smollm`); the rest is split as GPT-2
+/// splits it.
 pub fn load(gguf: &Content) -> Result<Tokenizer> {
     let kind = (entry(gguf, "tokenizer.ggml.model")?.to_string()?, entry(gguf, "tokenizer.ggml.pre")?.to_string()?);
     if (kind.0.as_str(), kind.1.as_str()) != ("gpt2", "smollm") {

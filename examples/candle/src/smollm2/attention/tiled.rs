@@ -16,8 +16,8 @@ const FIRST: usize = 4;
 /// The tokens of a page.
 const PAGE: usize = 16;
 
-/// The most tokens of a step with a rotating cache. The cache holds these in addition to a window, because the first of them still
-/// sees the whole window before it.
+/// The most tokens of a step with a window. A rotating cache holds these in addition to the window, because the first of them
+/// still sees the whole window before it.
 const STEP: usize = 128;
 
 /// flashtile's attention, and the keys and values of all layers.
