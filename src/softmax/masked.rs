@@ -107,7 +107,7 @@ impl<'a> Softmax<'a> {
     /// use flashtile::softmax::Softmax;
     /// use flashtile::{TensorMut, TensorRef};
     ///
-    /// let (x, bias, mut y) = ([0.0f32, 1.0, 2.0, 0.0], [0.0, f32::NEG_INFINITY], [9.0; 4]);
+    /// let (x, bias, mut y) = ([0.0f32, 1.0, 2.0, 0.0], [0.0, f32::NEG_INFINITY], [9.0f32; 4]);
     /// let x = TensorRef::from_slice(&x, [2, 2])?;
     /// Softmax::new().bias(TensorRef::from_slice(&bias, [2])?).softmax_into(x, TensorMut::from_slice(&mut y, [2, 2])?)?;
     /// assert_eq!(y, [1.0, 0.0, 1.0, 0.0]);
