@@ -263,7 +263,7 @@ impl Server {
         let planning = Instant::now();
         let shape = [1, total, HEADS_Q, DIM];
         let mut out = vec![0.0f32; total * HEADS_Q * DIM];
-        self.prepared.replan_packed(heads_first(&out, shape)?, &starts, self.cache.view_to_plan(&self.lists))?;
+        self.prepared.replan_packed(heads_first(&out, shape)?, &starts, self.cache.view_to_plan(&self.lists)?)?;
         self.stats.planning += planning.elapsed();
 
         for layer in 0..LAYERS {

@@ -228,6 +228,11 @@ pub enum Error {
         /// The tokens of the sequence.
         len: usize,
     },
+    /// Page lists were filled before a sequence was given other pages.
+    StaleLists {
+        /// The sequence, counted in the lists.
+        sequence: usize,
+    },
     /// A truncation to more tokens than a sequence has, or to tokens that it no longer holds.
     CannotTruncate {
         /// The length asked for.
@@ -334,6 +339,9 @@ impl fmt::Display for Error {
             }
             Error::NotWritten { layer, written, len } => {
                 write!(f, "layer {layer} has {written} of the {len} tokens of the sequence; a fork needs all")
+            }
+            Error::StaleLists { sequence } => {
+                write!(f, "sequence {sequence} of the page lists has other pages now; list the pages again")
             }
             Error::CannotTruncate { to, len, .. } if to > len => {
                 write!(f, "a sequence of {len} tokens can't be truncated to {to}")

@@ -44,6 +44,15 @@ use crate::tensor::{AnyTensorMut, AnyTensorRef};
 #[derive(Debug)]
 pub struct Prepared<'a> {
     options: Options<'a>,
+    planned: Planned,
+    /// Where the next plan is made. So a plan that fails, or a mask that panics, leaves this one whole: each row of the output must be
+    /// in one task.
+    next: Planned,
+}
+
+/// A plan with its tasks, and what they were made for.
+#[derive(Debug)]
+struct Planned {
     plan: Plan,
     schedule: Schedule,
     dims: Dims,
@@ -57,20 +66,62 @@ pub struct Prepared<'a> {
     query_starts: Vec<usize>,
 }
 
+impl Planned {
+    /// No tasks.
+    fn empty(problem: &Problem<'_>, plan: Plan) -> Self {
+        Planned {
+            plan,
+            schedule: Schedule::default(),
+            dims: problem.dims,
+            shapes: shapes_of(problem),
+            key_lengths: Vec::new(),
+            held: None,
+            query_starts: Vec::new(),
+        }
+    }
+
+    /// Makes as much memory as `other` has, so that the next plan allocates nothing if it is no larger.
+    fn reserve_like(&mut self, other: &Self) {
+        fn reserve(list: &mut Vec<usize>, other: &Vec<usize>) {
+            list.reserve_exact(other.capacity().saturating_sub(list.len()));
+        }
+        self.schedule.reserve_like(&other.schedule);
+        reserve(&mut self.key_lengths, &other.key_lengths);
+        reserve(&mut self.query_starts, &other.query_starts);
+    }
+
+    /// Makes the tasks of `plan`.
+    fn plan(&mut self, problem: &Problem<'_>, plan: Plan, query_starts: &[usize]) -> Result<(), Error> {
+        fill(&mut self.schedule, problem, &plan)?;
+        self.plan = plan;
+        (self.dims, self.shapes, self.held) = (problem.dims, shapes_of(problem), held_by(problem));
+        self.key_lengths.clear();
+        if !problem.sequences.keys.are_alike() {
+            self.key_lengths.extend((0..problem.dims.batch).map(|b| problem.sequences.keys.get(b)));
+        }
+        self.query_starts.clear();
+        self.query_starts.extend_from_slice(query_starts);
+        Ok(())
+    }
+}
+
 impl<'a> Prepared<'a> {
     pub(crate) fn new(options: Options<'a>, problem: &Problem<'_>, plan: Plan) -> Result<Self, Error> {
-        let (shapes, dims) = (shapes_of(problem), problem.dims);
-        let (schedule, key_lengths, query_starts) = (Schedule::default(), Vec::new(), Vec::new());
-        let held = held_by(problem);
-        let mut prepared = Prepared { options, plan, schedule, dims, shapes, key_lengths, held, query_starts };
-        fill(&mut prepared.schedule, problem, &plan)?;
-        note_key_lengths(&mut prepared.key_lengths, problem);
-        Ok(prepared)
+        let [mut planned, mut next] = [(); 2].map(|()| Planned::empty(problem, plan));
+        planned.plan(problem, plan, &[])?;
+        next.reserve_like(&planned);
+        Ok(Prepared { options, planned, next })
+    }
+
+    /// Takes the plan that has been made.
+    fn take_next(&mut self) {
+        std::mem::swap(&mut self.planned, &mut self.next);
+        self.next.reserve_like(&self.planned);
     }
 
     /// The plan that every call follows.
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        &self.planned.plan
     }
 
     /// Plans again for `seq_kv` keys and values, for `(k, v)` with as many keys in each sequence. Everything else stays, key lengths and
@@ -82,15 +133,13 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// As [`Attention::prepare`](crate::Attention::prepare); the prepared attention is then unchanged.
     pub fn set_keys(&mut self, seq_kv: usize) -> Result<(), Error> {
-        let [q, mut k, mut v] = self.shapes;
+        let [q, mut k, mut v] = self.planned.shapes;
         (k.1[2], v.1[2]) = (seq_kv, seq_kv);
         // The starts that calls will have: rows of the schedule are rows of these sequences.
-        let starts = starts_of(&self.options, &self.query_starts);
+        let starts = starts_of(&self.options, &self.planned.query_starts);
         let problem = Problem::of_shapes(&self.options, [q, k, v], (starts, Places::Dense))?;
-        let plan = self.plan.replanned(&problem);
-        fill(&mut self.schedule, &problem, &plan)?;
-        note_key_lengths(&mut self.key_lengths, &problem);
-        (self.plan, self.dims, self.shapes, self.held) = (plan, problem.dims, [q, k, v], None);
+        self.next.plan(&problem, self.planned.plan.replanned(&problem), &self.planned.query_starts)?;
+        self.take_next();
         Ok(())
     }
 
@@ -102,10 +151,11 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// As [`Attention::prepare`](crate::Attention::prepare); the prepared attention is then unchanged.
     pub fn replan<'t>(&mut self, q: impl Into<AnyTensorRef<'t>>, kv: impl Into<KeysValues<'t>>) -> Result<(), Error> {
-        let starts = std::mem::take(&mut self.query_starts);
-        let planned = self.replan_with(&starts, q.into(), kv.into());
-        self.query_starts = starts;
-        planned
+        let starts = starts_of(&self.options, &self.planned.query_starts);
+        let problem = Problem::with_query_starts(&self.options, starts, q.into(), kv.into())?;
+        self.next.plan(&problem, self.planned.plan.replanned(&problem), &self.planned.query_starts)?;
+        self.take_next();
+        Ok(())
     }
 
     /// As [`replan`](Prepared::replan), with other [`query_starts`](crate::Attention::query_starts), which are copied: a step of a
@@ -124,25 +174,11 @@ impl<'a> Prepared<'a> {
         if query_starts.is_empty() || expected == 0 {
             return Err(Error::WrongCount { what: "query starts", expected, got: query_starts.len() });
         }
-        self.replan_with(query_starts, q.into(), kv.into())?;
-        self.query_starts.clear();
-        self.query_starts.extend_from_slice(query_starts);
+        let (q, kv) = (q.into(), kv.into());
+        let problem = Problem::with_query_starts(&self.options, Some(query_starts.into()), q, kv)?;
+        self.next.plan(&problem, self.planned.plan.replanned(&problem), query_starts)?;
+        self.take_next();
         Ok(())
-    }
-
-    fn replan_with(&mut self, starts: &[usize], q: AnyTensorRef<'_>, kv: KeysValues<'_>) -> Result<(), Error> {
-        // Moved out and back, so that the problem borrows it and not the rest.
-        let options = std::mem::take(&mut self.options);
-        let planned = Problem::with_query_starts(&options, starts_of(&options, starts), q, kv).and_then(|problem| {
-            let plan = self.plan.replanned(&problem);
-            fill(&mut self.schedule, &problem, &plan)?;
-            (self.plan, self.dims, self.shapes, self.held) =
-                (plan, problem.dims, shapes_of(&problem), held_by(&problem));
-            note_key_lengths(&mut self.key_lengths, &problem);
-            Ok(())
-        });
-        self.options = options;
-        planned
     }
 
     /// Computes attention as [`Attention::compute`](crate::Attention::compute), for tensors of the prepared shapes and sequences of the
@@ -159,15 +195,18 @@ impl<'a> Prepared<'a> {
         lse: impl Into<LseOutput<'t>>,
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
-        let starts = starts_of(&self.options, &self.query_starts);
+        let planned = &self.planned;
+        let starts = starts_of(&self.options, &planned.query_starts);
         let problem = Problem::with_query_starts(&self.options, starts, q.into(), kv.into())?;
-        self.check_sizes(&problem)?;
+        planned.check_sizes(&problem)?;
         let output = checked_output(&problem, out.into(), lse.into())?;
-        let plan = self.plan.for_types_of(&problem);
-        driver::run_scheduled(&problem, &plan, &self.schedule, output, workspace);
+        let plan = planned.plan.for_types_of(&problem);
+        driver::run_scheduled(&problem, &plan, &planned.schedule, output, workspace);
         Ok(())
     }
+}
 
+impl Planned {
     /// Refuses other sizes than the schedule is for.
     fn check_sizes(&self, problem: &Problem<'_>) -> Result<(), Error> {
         let shapes = |dims: &Dims| {
@@ -194,14 +233,6 @@ impl<'a> Prepared<'a> {
 /// The first tokens and the last ones that a rotating cache holds.
 fn held_by(problem: &Problem<'_>) -> Option<[usize; 2]> {
     if let Places::Ring(ring) = problem.places { Some([ring.first, ring.window]) } else { None }
-}
-
-/// Lists the number of keys of each sequence, if they may differ.
-fn note_key_lengths(lengths: &mut Vec<usize>, problem: &Problem<'_>) {
-    lengths.clear();
-    if !problem.sequences.keys.are_alike() {
-        lengths.extend((0..problem.dims.batch).map(|b| problem.sequences.keys.get(b)));
-    }
 }
 
 /// The starts that were copied, or else those of the options.

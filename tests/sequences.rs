@@ -688,3 +688,63 @@ fn prepared_steps_keep_what_they_were_told() {
         run(&|out| fresh.compute(q, &rotating, out, None, &mut workspace())),
     );
 }
+
+/// A mask that panics while a step is planned leaves what was prepared before as it was.
+#[test]
+fn a_panic_while_planning_changes_nothing() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    struct Panics(AtomicBool);
+    impl flashtile::mask::Mask for Panics {
+        fn sees(&self, _: flashtile::mask::Pair) -> bool {
+            true
+        }
+        fn span(&self, query: flashtile::mask::Query) -> std::ops::Range<isize> {
+            assert!(!self.0.load(Ordering::Relaxed) || query.batch() < 2, "asked to");
+            0..isize::MAX
+        }
+    }
+    let mut rng = Rng(41);
+    let (heads, dim) = (2, 8);
+    let data: Vec<f32> = rng.normals(3 * heads * 20 * dim);
+    let kv = TensorRef::from_slice(&data, [3, heads, 20, dim]).unwrap();
+    let q: Vec<f32> = rng.normals(5 * heads * dim);
+    let q = TensorRef::from_slice(&q, [5, heads, dim]).unwrap();
+    let (mask, starts) = (Panics(AtomicBool::new(false)), [0usize, 2, 3, 5]);
+    let attention = Attention::new().causal().masked_by(&mask).query_starts(&starts);
+    let mut prepared = attention.prepare(q, (kv, kv)).unwrap();
+    let run = |prepared: &flashtile::Prepared<'_>| {
+        let mut out = vec![CANARY; 5 * heads * dim];
+        let into = TensorMut::from_slice(&mut out, [5, heads, dim]).unwrap();
+        prepared.compute(q, (kv, kv), into, None, &mut Workspace::new()).unwrap();
+        out
+    };
+    let before = run(&prepared);
+    mask.0.store(true, Ordering::Relaxed);
+    let replan = AssertUnwindSafe(|| prepared.replan_packed(q, &[0, 2, 4, 5], (kv, kv)));
+    assert!(catch_unwind(replan).is_err());
+    mask.0.store(false, Ordering::Relaxed);
+    assert_eq!(run(&prepared), before);
+}
+
+/// Lists of pages that sequences no longer have are refused: they would show another sequence's tokens.
+#[test]
+fn stale_page_lists_are_refused() {
+    let (ones, twos) = (vec![1.0f32; 4 * 8], vec![2.0f32; 4 * 8]);
+    let [ones, twos] = [&ones, &twos].map(|data| TensorRef::from_slice(data, [1, 1, 4, 8]).unwrap());
+    let mut cache = PagedKvCache::new(KvFormat::new(DType::F32, 1, 8), 1, 4, 4).unwrap();
+    let (first, second) = (cache.new_sequence(), cache.new_sequence());
+    let mut lists = PageLists::new();
+    cache.append(first, ones, ones).unwrap();
+    cache.list(&[first], &mut lists).unwrap();
+    cache.truncate(first, 0).unwrap();
+    cache.append(second, twos, twos).unwrap();
+    cache.append(first, ones, ones).unwrap();
+    let stale = Error::StaleLists { sequence: 0 };
+    assert_eq!(cache.view(0, &lists).unwrap_err(), stale);
+    assert_eq!(cache.view_to_plan(&lists).unwrap_err(), stale);
+    assert_eq!(stale.to_string(), "sequence 0 of the page lists has other pages now; list the pages again");
+    cache.list(&[first], &mut lists).unwrap();
+    assert!(cache.view(0, &lists).is_ok());
+}

@@ -108,6 +108,7 @@ impl From<Error> for Failure {
             | Error::PagesExhausted { .. }
             | Error::NotReserved { .. }
             | Error::NotWritten { .. }
+            | Error::StaleLists { .. }
             | Error::CannotTruncate { .. }
             | Error::PositionOutOfRange { .. } => Code::Panic,
         };

@@ -75,6 +75,11 @@ impl Schedule {
         });
     }
 
+    /// Makes memory for as many tasks as `other` has memory for.
+    pub(crate) fn reserve_like(&mut self, other: &Self) {
+        self.tasks.reserve_exact(other.tasks.capacity().saturating_sub(self.tasks.len()));
+    }
+
     pub(super) fn tasks(&self) -> &[Task] {
         &self.tasks
     }

@@ -89,7 +89,8 @@ impl<'a> PageTable<'a> {
         let mut table = PageTable { pages, lists, lengths, page_size, end: 0 };
         for b in 0..lengths.len() {
             let (list, length) = (table.list(b), lengths.get(b));
-            let limit = list.len().saturating_mul(page_size);
+            // Longer lists name the same page again and again. Positions are counted in isize.
+            let limit = list.len().saturating_mul(page_size).min(isize::MAX as usize);
             if !(0..=limit as i128).contains(&length) {
                 return Err(Error::InvalidPages { what: "length", sequence: b, got: length, limit });
             }

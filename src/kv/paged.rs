@@ -452,7 +452,8 @@ impl PagedKvCache {
 
     /// Lists the pages of some sequences, in this order: the batch of a step. They are the same for all layers.
     ///
-    /// A sequence may be listed more than once. Lists are to be filled again after sequences have grown.
+    /// A sequence may be listed more than once. Lists are to be filled again after sequences have grown or were truncated: they are the
+    /// lengths and pages of this moment.
     ///
     /// # Errors
     /// [`Error::RemovedSequence`]; the lists are then unchanged.
@@ -501,8 +502,8 @@ impl PagedKvCache {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotInCache`] if there is no such layer; [`Error::RemovedSequence`]; [`Error::NotWritten`] if the layer lacks tokens of
-    /// a sequence. The call refuses lists of another cache whose pages are not here.
+    /// [`Error::NotInCache`] if there is no such layer; [`Error::RemovedSequence`], for sequences of another cache, too;
+    /// [`Error::NotWritten`] if the layer lacks tokens of a sequence; [`Error::StaleLists`] if a sequence has other pages now.
     pub fn view<'a>(&'a self, layer: usize, lists: &'a PageLists) -> Result<KeysValues<'a>, Error> {
         self.layer(layer)?;
         for (&id, &len) in lists.ids.iter().zip(&lists.lengths) {
@@ -511,13 +512,29 @@ impl PagedKvCache {
                 return Err(Error::NotWritten { layer, written, len });
             }
         }
+        self.check_lists(lists)?;
         Ok(KeysValues::paged(self.key_pages(layer)?, self.value_pages(layer)?, lists.table()))
     }
 
     /// The same for planning ([`Prepared::replan`](crate::Prepared::replan)): of the first layer, where tokens that are reserved need not
     /// be written yet.
-    pub fn view_to_plan<'a>(&'a self, lists: &'a PageLists) -> KeysValues<'a> {
-        KeysValues::paged(self.layers[0].keys(), self.layers[0].values(), lists.table())
+    ///
+    /// # Errors
+    /// [`Error::RemovedSequence`]; [`Error::StaleLists`].
+    pub fn view_to_plan<'a>(&'a self, lists: &'a PageLists) -> Result<KeysValues<'a>, Error> {
+        self.check_lists(lists)?;
+        Ok(KeysValues::paged(self.layers[0].keys(), self.layers[0].values(), lists.table()))
+    }
+
+    /// Refuses lists whose pages are no longer those of their sequences: a truncation or a copy on write has given them others.
+    fn check_lists(&self, lists: &PageLists) -> Result<(), Error> {
+        for (n, &id) in lists.ids.iter().enumerate() {
+            let listed = &lists.pages[lists.starts[n]..lists.starts[n + 1]];
+            if self.slot(id)?.table.get(..listed.len()) != Some(listed) {
+                return Err(Error::StaleLists { sequence: n });
+            }
+        }
+        Ok(())
     }
 
     fn layer(&self, layer: usize) -> Result<&Storage, Error> {

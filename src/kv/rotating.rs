@@ -24,9 +24,10 @@ use std::ops::Range;
 /// A sequence of `n` tokens holds the tokens `0 .. min(S, n)` and `max(S, n - W) .. n`, and no others: what is held depends on
 /// its length alone. Token `j` replaces token `j - W`.
 ///
-/// Appending `n` tokens at once writes those that remain. Attention after it sees the last `W` tokens: the first of `n` new
-/// queries has lost up to `n - 1` keys of its window. So a model whose queries see `w` tokens back, and which appends `n` tokens
-/// at a time, needs `W >= w + n - 1`.
+/// Appending `n` tokens at once writes those that remain. Attention after it sees the last `W` tokens: the first of `n` new queries
+/// has lost up to `n - 1` keys of its window. So a model whose queries see `w` tokens, their own included, and which appends `n` tokens
+/// at a time, needs `W >= w + n - 1`. Attention takes sequences of less than 2^30 tokens from this cache, lost ones included; with
+/// first tokens, it looks at each 512 lost ones (some 0.7 µs for each head).
 ///
 /// Attention takes `&cache` as its keys and values. Token `j` keeps the position `j`, whatever has been lost, so causal order,
 /// windows and ALiBi are right; lost tokens are hidden from every query.

@@ -204,8 +204,9 @@ impl fmt::Debug for Memory {
 /// The elements of some rows of head `h`.
 fn rows_of([outer, heads, all, dim]: [usize; 4], o: usize, h: usize, rows: Range<usize>) -> Range<usize> {
     assert!(o < outer && h < heads && rows.start <= rows.end && rows.end <= all, "rows {rows:?} of {all}");
-    let first = (o * heads + h) * all;
-    (first + rows.start) * dim..(first + rows.end) * dim
+    // In this order, no product is larger than the memory, which may be empty with any numbers of heads and rows.
+    let first = (o * heads + h) * (all * dim);
+    first + rows.start * dim..first + rows.end * dim
 }
 
 /// The heads of the sequence or page of a place: the rows to write of each, side by side.
@@ -216,7 +217,7 @@ fn heads_of<'a, U>(
     place: &Place,
 ) -> impl Iterator<Item = &'a mut [U]> + use<'a, U> {
     assert!(place.outer < outer && place.row + place.tokens.len() <= rows, "{place:?} of {outer} times {rows} rows");
-    let (head, all) = (rows * dim, heads * rows * dim);
+    let (head, all) = (rows * dim, heads * (rows * dim));
     let written = place.row * dim..(place.row + place.tokens.len()) * dim;
     // (Without elements there is nothing to write.)
     to[place.outer * all..][..all].chunks_exact_mut(head.max(1)).map(move |head| &mut head[written.clone()])
