@@ -139,7 +139,8 @@ impl<'a> Attention<'a> {
     /// The list is a slice, array or vector of any common integer type ([`Integers`]). Lengths given twice are refused with
     /// [`Error::GivenTwice`].
     ///
-    /// **Right-padded prompts with causal order or windows need [`QueryOffset::FromStart`].** The default,
+    /// **Right-padded prompts with causal order or windows need [`query_lengths`](Self::query_lengths), or
+    /// [`QueryOffset::FromStart`].** The default,
     /// [`QueryOffset::FromEnd`], puts the last query at the last key of the length. In a padded prompt the last query is
     /// padding itself, so the default moves every query of that batch to an earlier position, and real queries see too few
     /// keys.
