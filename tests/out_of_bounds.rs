@@ -7,7 +7,8 @@
 mod support;
 
 use flashtile::{
-    AlibiSlopes, Attention, Form, Level, ScoreStage, TensorMut, TensorRef, Threads, Workspace, bf16, f16, merge,
+    AlibiSlopes, Attention, Form, KeysValues, Level, PageTable, ScoreStage, TensorMut, TensorRef, Threads, Workspace,
+    bf16, f16, merge,
 };
 use support::guarded::{Guarded, Side, note};
 use support::layouts::{ARRANGEMENTS, Arrangement};
@@ -248,4 +249,56 @@ fn scores_and_merge() {
             }
         }
     }
+}
+
+/// Pools of pages of any size and layout, whose last page ends at the guard page or whose first one starts there. Slots of no key hold
+/// poison. The result is that of keys and values in one piece.
+#[test]
+fn pools_of_pages() {
+    fn check_pool<T: Bits>(pages: &mut Pages, rng: &mut Rng) {
+        let mut workspace = Workspace::new();
+        for (form, level) in forms_and_levels() {
+            let attention = Attention::new().causal().form(form).level(level).threads(Threads::Serial);
+            for (size, dim, keys) in [(1, 3, 70), (3, 8, 50), (16, 20, 300), (40, 64, 90)] {
+                let dims = Dims { heads_q: 4, heads_kv: 2, ..Dims::new(2, 5, keys, dim) };
+                let inputs = Inputs::<T>::random(dims, rng);
+                let (expected, expected_lse) = inputs.bits(&attention);
+                let count = keys.div_ceil(size);
+                let shape = [count, 2, size, dim];
+                // Pages backwards: the first keys are at the end of the pool.
+                let table: Vec<i32> = (0..count as i32).rev().collect();
+                let pool = |from: &[T]| {
+                    let mut pool = vec![T::POISON[0]; len(shape)];
+                    for (n, x) in from.iter().enumerate() {
+                        let (h, j, e) = (n / dim / keys, n / dim % keys, n % dim);
+                        let page = count - 1 - j / size;
+                        pool[((page * 2 + h) * size + j % size) * dim + e] = *x;
+                    }
+                    pool
+                };
+                let (k, v) = (pool(&inputs.k), pool(&inputs.v));
+                for (layout, side) in ARRANGEMENTS.into_iter().flat_map(|a| [(a, Side::Start), (a, Side::End)]) {
+                    note(format_args!("{} {form:?} {level} pages of {size} x {dim}, {layout:?} {side:?}", T::DTYPE));
+                    let laid = layout.of(shape);
+                    let [k, v] = [(&mut pages.k, &k), (&mut pages.v, &v)]
+                        .map(|(memory, pool)| laid.tensor(memory.place(&laid.scatter(pool, T::POISON[0]), side)));
+                    let (lengths, mut out) = ([keys], vec![T::from_f32(CANARY); len(dims.out())]);
+                    let table = PageTable::new(&table, count, &lengths, size).unwrap();
+                    let mut lse = vec![CANARY; len(dims.lse())];
+                    let into = TensorMut::from_slice(&mut out, dims.out()).unwrap();
+                    let lse_into = TensorMut::from_slice(&mut lse, dims.lse()).unwrap();
+                    attention
+                        .compute(inputs.q(), KeysValues::paged(k, v, table), into, lse_into, &mut workspace)
+                        .unwrap();
+                    let case = format!("{} {form:?} {level} {size} x {dim} {layout:?}", T::DTYPE);
+                    assert_eq!(bits(&out), expected, "{case}");
+                    assert_eq!(bits(&lse), expected_lse, "{case}");
+                }
+            }
+        }
+    }
+    let (mut pages, mut rng) = (Pages::new(), Rng(51));
+    check_pool::<f32>(&mut pages, &mut rng);
+    check_pool::<f16>(&mut pages, &mut rng);
+    check_pool::<bf16>(&mut pages, &mut rng);
 }
