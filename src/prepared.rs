@@ -80,10 +80,10 @@ impl Planned {
         }
     }
 
-    /// Makes as much memory as `other` has, so that the next plan allocates nothing if it is no larger.
+    /// Makes as much memory as `other` uses, so that the next plan allocates nothing if it is no larger.
     fn reserve_like(&mut self, other: &Self) {
-        fn reserve(list: &mut Vec<usize>, other: &Vec<usize>) {
-            list.reserve_exact(other.capacity().saturating_sub(list.len()));
+        fn reserve(list: &mut Vec<usize>, other: &[usize]) {
+            list.reserve_exact(other.len().saturating_sub(list.len()));
         }
         self.schedule.reserve_like(&other.schedule);
         reserve(&mut self.key_lengths, &other.key_lengths);

@@ -75,9 +75,9 @@ impl Schedule {
         });
     }
 
-    /// Makes memory for as many tasks as `other` has memory for.
+    /// Makes memory for as many tasks as `other` has.
     pub(crate) fn reserve_like(&mut self, other: &Self) {
-        self.tasks.reserve_exact(other.tasks.capacity().saturating_sub(self.tasks.len()));
+        self.tasks.reserve_exact(other.tasks.len().saturating_sub(self.tasks.len()));
     }
 
     pub(super) fn tasks(&self) -> &[Task] {
