@@ -159,7 +159,7 @@ impl Server {
         Ok(server)
     }
 
-    /// The system prompt is a batch of one sequence, whose outputs nobody needs.
+    /// The system prompt is a batch of one sequence, whose outputs are not used.
     fn compute_prefix(&mut self) -> Result<(), Failure> {
         self.cache.reserve(self.prefix, PREFIX)?;
         let turn = Turn { request: 0, id: self.prefix, rows: 0..PREFIX };

@@ -124,7 +124,7 @@ impl<'a> Prepared<'a> {
         &self.planned.plan
     }
 
-    /// Plans again for `seq_kv` keys and values, for `(k, v)` with as many keys in each sequence. Everything else stays, key lengths and
+    /// Plans again for `seq_kv` keys and values, for `(k, v)` of `[batch, heads_kv, seq_kv, dim]`. Everything else stays, key lengths and
     /// query offsets included.
     ///
     /// It takes less than a microsecond for a decoding step, and allocates only if there are more tasks than at any time

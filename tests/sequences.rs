@@ -634,6 +634,11 @@ fn wrong_sequences_are_refused() {
     assert_eq!(PageTable::new(&[0, -1], 1, &[2, 0], 2).map(|table| table.pages_needed()), Ok(1));
     assert_eq!(PageTable::new(&[0, 1], 1, &[2, 3], 2).unwrap_err(), invalid("length", 1, 3, 2));
     assert_eq!(PageTable::new(&[0, 1], 1, &[2, -1], 2).unwrap_err(), invalid("length", 1, -1, 2));
+    // Positions are counted in isize, so a page that is listed often can't make a sequence longer than that.
+    assert_eq!(
+        PageTable::new(&[0, 0], 2, &[u64::MAX - 300], usize::MAX / 2).unwrap_err(),
+        invalid("length", 0, (u64::MAX - 300) as i128, page),
+    );
     assert_eq!(PageTable::new(&[0, 1], 1, &[2, 1], 0).unwrap_err(), invalid("page size", 0, 0, usize::MAX));
     assert_eq!(PageTable::new(&[0, 1, 2], 1, &[2, 1], 2).unwrap_err(), count("entries of the page table", 2, 3),);
     assert_eq!(

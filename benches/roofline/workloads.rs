@@ -305,6 +305,7 @@ pub(crate) const GROUPS: &[&[Workload]] = {
         &[
             serving("pages_none", Serving::Pages(0), &[F16, Bf16], Judge),
             serving("paged_256", Serving::Pages(256), &[F16, Bf16], TimeOf("pages_none", 1.03)),
+            serving("paged_64", Serving::Pages(64), &[F16, Bf16], TimeOf("pages_none", 1.10)),
             serving("paged_16", Serving::Pages(16), &[F16, Bf16], TimeOf("pages_none", 1.10)),
             serving("paged_1", Serving::Pages(1), &[F16, Bf16], TimeOf("pages_none", 1.50)),
             serving("decode_cache", Serving::Cache, &[F16], TimeOf("pages_none", 1.02)),
@@ -319,7 +320,7 @@ pub(crate) const GROUPS: &[&[Workload]] = {
             serving("decode_left_padded", Serving::LeftPadded, &[F16], TimeOf("decode_right_padded", 1.03)),
         ],
         &[serving("mla", Serving::Latent, &[Bf16], Fraction(1.0))],
-        // 2 us a layer, in nanoseconds of the call.
+        // 2 us a layer.
         &[serving("append", Serving::Append, &[F16], Reach::Microseconds(64.0))],
         &[attention("portable_prefill", Dims::new(8, 512, 512, 64), At(Level::Portable), ALL, TimeOfF32(1.3))],
         // Per element, at most 1.3 times the time of the next multiple of 8, whose rows have the same number of vectors.

@@ -75,7 +75,7 @@ impl Schedule {
         });
     }
 
-    /// Makes memory for as many tasks as `other` has.
+    /// Makes memory for the number of tasks that `other` has.
     pub(crate) fn reserve_like(&mut self, other: &Self) {
         self.tasks.reserve_exact(other.tasks.len().saturating_sub(self.tasks.len()));
     }

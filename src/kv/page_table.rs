@@ -35,7 +35,7 @@ enum Lists<'a> {
 impl<'a> PageTable<'a> {
     /// A rectangular table: `[sequences, width]`, row by row (vLLM's block table).
     ///
-    /// * `lengths`: the number of keys of each sequence, at most `width * page_size`
+    /// * `lengths`: the number of keys of each sequence, at most `width * page_size`, and at most `isize::MAX`
     ///
     /// # Errors
     /// [`Error::WrongCount`] unless there are `width` entries for each sequence; [`Error::InvalidPages`] for a page size of 0, a
@@ -96,7 +96,7 @@ impl<'a> PageTable<'a> {
             }
             for entry in list.take((length as usize).div_ceil(page_size)) {
                 let page = pages.get(entry);
-                // No tensor has as many pages as the limit.
+                // Every tensor has fewer pages than this.
                 let limit = isize::MAX as usize;
                 if !(0..limit as i128).contains(&page) {
                     return Err(Error::InvalidPages { what: "page", sequence: b, got: page, limit });

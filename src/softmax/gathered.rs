@@ -30,7 +30,7 @@ const TOGETHER: usize = 1 << 10;
 const PIECES_PER_WORKER: usize = 8;
 
 /// The axes of a tensor in the order in which lines are computed: the softmax axis is the last. Lines have their numbers from the
-/// other axes, row-major in their own order. Those of size 1 are put first, so that a block has as many lines as possible.
+/// other axes, row-major in their own order. Those of size 1 are put first, so that a block has the most lines.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Order([usize; 4]);
 

@@ -211,7 +211,7 @@ impl<'a, T> RowMut<'a, T> {
     /// The same row, for reading.
     #[inline(always)]
     pub(crate) fn as_row(&self) -> Row<'_, T> {
-        // The invariant of `Row`: the elements are readable, and nobody writes while `self` is borrowed.
+        // The invariant of `Row`: the elements are readable, and no element is written while `self` is borrowed.
         Row { origin: self.origin.cast_const(), len: self.len, stride: self.stride, borrow: PhantomData }
     }
 

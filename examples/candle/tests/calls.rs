@@ -80,7 +80,7 @@ impl Bound {
     ///
     /// With the unit roundoff `u = 2^-24` and the largest score `s = scale * head_dim`, a score is off by
     /// `d = u ((head_dim + 4) s + 8 softcap + 4 (s + bias))`: a sum of products, a tanh, and the addition of a bias. A weighted
-    /// mean of `n` values has an error of `2 d`, of two sums of `n` terms, and of as many rescalings: `2 d + (4 n + 16) u`. There
+    /// mean of `n` values has an error of `2 d`, of two sums of `n` terms, and of `n` rescalings: `2 d + (4 n + 16) u`. There
     /// are two results. Each is rounded to its type.
     fn value(self) -> f32 {
         let u = 2.0f32.powi(-24);

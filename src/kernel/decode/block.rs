@@ -171,6 +171,25 @@ impl<T> RowBlock<Listed<T>> {
     }
 }
 
+/// Evaluates an expression with a name bound to the rows of a [`RowList`], for each type of element.
+macro_rules! with_listed {
+    ($list:expr, $rows:ident => $value:expr) => {
+        $crate::kernel::decode::block::with_listed!(@types $list, $rows => $value;
+            F32 f32, F16 $crate::element::f16, Bf16 $crate::element::bf16)
+    };
+    (@types $list:expr, $rows:ident => $value:expr; $($dtype:ident $t:ty),+) => {
+        match $list.dtype() {
+            $($crate::element::DType::$dtype => {
+                use $crate::kernel::decode::block::{Listed, RowBlock};
+                // SAFETY: rows of the list's type, and of its columns (its invariant).
+                let $rows = unsafe { RowBlock::<Listed<$t>>::listed($list, $list.cols()) };
+                $value
+            })+
+        }
+    };
+}
+pub(super) use with_listed;
+
 impl<P> RowBlock<P> {
     /// The rows of the first block, and the rest.
     #[inline(always)]

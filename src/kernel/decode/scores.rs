@@ -7,8 +7,8 @@
 //! Each score has its own chains in a fixed order, so its bits don't depend on the rows beside it. `decode.rs` says why
 //! elements lie along the lanes.
 
-use super::block::{ROWS, RowBlock, RowGroup, Rows};
-use crate::element::{Bf16Pair, DType, bf16, f16};
+use super::block::{ROWS, RowBlock, RowGroup, Rows, with_listed};
+use crate::element::{Bf16Pair, DType};
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use crate::kernel::prefetch::{LoopPrefetch, Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
@@ -21,7 +21,7 @@ use crate::tensor::row_list::RowList;
 ///
 /// * `keys`: `[keys, head_dim]`, or their pairs, rows without gaps
 /// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros after the last element
-/// * `scores`: `[rows][stride]`, `stride >= keys`; the last row may be shorter
+/// * `scores`: `[rows][stride]`, `stride >= keys`
 /// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn scores(
     isa: Isa,
@@ -94,24 +94,7 @@ kernel! {
         stride: usize,
         prefetch: &'a Prefetch,
     ) {
-        let cols = keys.cols();
-        match keys.dtype() {
-            DType::F32 => {
-                // SAFETY: rows of the list's type, and of its columns (its invariant).
-                let keys = unsafe { RowBlock::listed(keys, cols) };
-                all_dots((simd, F32Fma::<f32>::new()), keys, queries, scores, stride, prefetch)
-            }
-            DType::F16 => {
-                // SAFETY: as above.
-                let keys = unsafe { RowBlock::listed(keys, cols) };
-                all_dots((simd, F32Fma::<f16>::new()), keys, queries, scores, stride, prefetch)
-            }
-            DType::Bf16 => {
-                // SAFETY: as above.
-                let keys = unsafe { RowBlock::listed(keys, cols) };
-                all_dots((simd, F32Fma::<bf16>::new()), keys, queries, scores, stride, prefetch)
-            }
-        }
+        with_listed!(keys, keys => all_dots((simd, F32Fma::new()), keys, queries, scores, stride, prefetch));
     }
 }
 
@@ -148,10 +131,8 @@ fn all_dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>>(
     if width == 0 {
         return scores.fill(0.0);
     }
-    // The last row may end after its keys.
-    let rows = scores.len().div_ceil(stride);
-    assert!(rows > 0 && keys.count <= stride && keys.count <= scores.len() - (rows - 1) * stride);
-    assert!(holds(queries.len(), rows, width));
+    let rows = scores.len() / stride;
+    assert!(holds(queries.len(), rows, width) && keys.count <= stride);
     let mut prefetch_lines = prefetch.lines();
     let (mut rest, mut to) = (keys, scores.as_mut_ptr());
     while rest.count > 0 {

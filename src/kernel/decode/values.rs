@@ -1,7 +1,7 @@
 //! `O += P V` for few query rows, with values along the lanes.
 
-use super::block::{ROWS, RowBlock, RowGroup, Rows};
-use crate::element::{DType, Element, bf16, f16};
+use super::block::{ROWS, RowBlock, RowGroup, Rows, with_listed};
+use crate::element::Element;
 use crate::kernel::convert::load_from;
 use crate::kernel::prefetch::{Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 /// Adds `sum over j of probs[r * stride + j] * values[j][d]` to `out[r][d]`.
 ///
 /// * `values`: `[keys, value_dim]`, rows without gaps, any type
-/// * `probs`: `[rows][stride]`, `stride >= keys`; the last row may be shorter
+/// * `probs`: `[rows][stride]`, `stride >= keys`
 /// * `out`: `[rows][value_dim rounded up]`
 /// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn add_values(
@@ -54,24 +54,8 @@ impl Kernel for AddListedValues<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let AddListedValues { values, probs, out, stride, prefetch } = self;
-        let (cols, lines) = (values.cols(), &mut prefetch.lines());
-        match values.dtype() {
-            DType::F32 => {
-                // SAFETY: rows of the list's type, and of its columns (its invariant).
-                let values = unsafe { RowBlock::listed(values, cols) };
-                add_all::<S, f32, _>(simd, values, (probs, stride), out, lines);
-            }
-            DType::F16 => {
-                // SAFETY: as above.
-                let values = unsafe { RowBlock::listed(values, cols) };
-                add_all::<S, f16, _>(simd, values, (probs, stride), out, lines);
-            }
-            DType::Bf16 => {
-                // SAFETY: as above.
-                let values = unsafe { RowBlock::listed(values, cols) };
-                add_all::<S, bf16, _>(simd, values, (probs, stride), out, lines);
-            }
-        }
+        let lines = &mut prefetch.lines();
+        with_listed!(values, values => add_all(simd, values, (probs, stride), out, lines));
     }
 }
 
@@ -106,10 +90,8 @@ fn add_all<S: Simd, T: Element, P: Rows<T>>(
     lines: &mut PrefetchLines<'_>,
 ) {
     let width = round_up_lanes(values.cols);
-    // The last row may end after its keys.
-    let rows = probs.len().div_ceil(stride);
-    assert!(rows > 0 && values.count <= stride && values.count <= probs.len() - (rows - 1) * stride);
-    assert!(holds(out.len(), rows, width));
+    let rows = probs.len() / stride;
+    assert!(values.count <= stride && holds(out.len(), rows, width));
     let (mut rest, mut from) = (values, probs.as_ptr());
     while rest.count > 0 {
         let (block, after) = rest.split();

@@ -49,7 +49,7 @@ pub enum CacheKind {
     Contiguous,
     /// Pages of 16 tokens, from one pool for all layers.
     Paged,
-    /// The first 4 tokens and the last ones, as many as the window needs.
+    /// The first 4 tokens, and the last ones that the window needs.
     Rotating,
 }
 

@@ -66,7 +66,7 @@ impl<'m> Session<'m> {
         Ok((logits, times))
     }
 
-    /// The layers that feeding so many tokens computes.
+    /// The layers that are computed for this number of tokens.
     pub fn layers(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.attention.most_tokens()) * self.model.sizes.layers
     }
