@@ -22,9 +22,15 @@ pub(super) trait Rows<T>: Copy {
     /// For tiles of `tile` of the `count` rows, which is 1 or more.
     fn tile(self, count: usize, tile: usize) -> Self::Tile;
     /// Row `n` of the tile that starts here. If the block has fewer rows, its last one is repeated.
-    fn tile_row(self, tile: &Self::Tile, n: usize) -> *const T;
+    ///
+    /// # Safety
+    /// * `tile` is that of the block, and the tile lies inside it, or is the block if that is shorter
+    unsafe fn tile_row(self, tile: &Self::Tile, n: usize) -> *const T;
     /// Row 0.
-    fn first(self) -> *const T;
+    ///
+    /// # Safety
+    /// * there is a row
+    unsafe fn first(self) -> *const T;
     /// The rows from row `n` on.
     fn after(self, n: usize) -> Self;
     /// The most rows of a block.
@@ -59,11 +65,11 @@ impl<T> Rows<T> for Strided<T> {
         offsets
     }
     #[inline(always)]
-    fn tile_row(self, offsets: &Self::Tile, n: usize) -> *const T {
+    unsafe fn tile_row(self, offsets: &Self::Tile, n: usize) -> *const T {
         self.at.wrapping_offset(offsets[n])
     }
     #[inline(always)]
-    fn first(self) -> *const T {
+    unsafe fn first(self) -> *const T {
         self.at
     }
     #[inline(always)]
@@ -114,13 +120,13 @@ impl<T> Rows<T> for Listed<T> {
         count - 1
     }
     #[inline(always)]
-    fn tile_row(self, last: &usize, n: usize) -> *const T {
-        // SAFETY: a row of the block: blocks are cut from lists (`RowBlock::listed`), and tiles from blocks.
+    unsafe fn tile_row(self, last: &usize, n: usize) -> *const T {
+        // SAFETY: a row of the block: the caller's promise.
         unsafe { self.row(n.min(*last)) }
     }
     #[inline(always)]
-    fn first(self) -> *const T {
-        // SAFETY: as above.
+    unsafe fn first(self) -> *const T {
+        // SAFETY: the caller's promise.
         unsafe { self.row(0) }
     }
     #[inline(always)]

@@ -64,7 +64,10 @@ kernel! {
         stride: usize,
         prefetch: &'a Prefetch,
     ) {
-        with_run!(keys, keys => all_dots((simd, F32Fma::new()), RowBlock::all(keys), queries, scores, stride, prefetch));
+        with_run!(keys, keys => {
+            // SAFETY: `keys` is a view of rows without gaps (`all` asserts that).
+            unsafe { all_dots((simd, F32Fma::new()), RowBlock::all(keys), queries, scores, stride, prefetch) }
+        });
     }
 }
 
@@ -80,7 +83,8 @@ kernel! {
         prefetch: &'a Prefetch,
     ) {
         let (keys, factor) = keys;
-        all_dots((simd, Bf16Dots { dots, factor }), RowBlock::all(keys), queries, scores, stride, prefetch);
+        // SAFETY: as in `f32_scores`.
+        unsafe { all_dots((simd, Bf16Dots { dots, factor }), RowBlock::all(keys), queries, scores, stride, prefetch) };
     }
 }
 
@@ -94,7 +98,10 @@ kernel! {
         stride: usize,
         prefetch: &'a Prefetch,
     ) {
-        with_listed!(keys, keys => all_dots((simd, F32Fma::new()), keys, queries, scores, stride, prefetch));
+        with_listed!(keys, keys => {
+            // SAFETY: the rows of a list, which are readable for 'a (its invariant).
+            unsafe { all_dots((simd, F32Fma::new()), keys, queries, scores, stride, prefetch) }
+        });
     }
 }
 
@@ -113,13 +120,17 @@ kernel! {
         assert!(keys.dtype() == DType::Bf16 && keys.cols().is_multiple_of(2));
         // SAFETY: a pair is two elements side by side (asserted, and the list's invariant), and needs no more alignment than one.
         let keys = unsafe { RowBlock::listed(keys, keys.cols() / 2) };
-        all_dots((simd, Bf16Dots { dots, factor }), keys, queries, scores, stride, prefetch);
+        // SAFETY: the rows of a list, which are readable for 'a (its invariant).
+        unsafe { all_dots((simd, Bf16Dots { dots, factor }), keys, queries, scores, stride, prefetch) };
     }
 }
 
 /// The dot products of all queries with all keys, [`ROWS`] queries at a time.
+///
+/// # Safety
+/// * all rows of `keys` are valid for reads of `cols` elements
 #[inline(always)]
-fn all_dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>>(
+unsafe fn all_dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>>(
     arithmetic: (S, M),
     keys: RowBlock<P>,
     queries: &[f32],
@@ -142,7 +153,7 @@ fn all_dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>>(
             // The first group of rows prefetches.
             let lines = if row == 0 { &mut prefetch_lines } else { &mut PrefetchLines::none() };
             let dots = Dots { arithmetic, keys: block, group, lines };
-            // SAFETY: the block is of keys without gaps; the group starts at `row`, so there are `rows - row` queries and rows
+            // SAFETY: the block is of these keys (the caller's promise), and not empty; the group starts at `row`, so there are `rows - row` queries and rows
             // of scores from there on, and a row has a score for every key (asserted).
             unsafe { S::dot_tile(ROWS.min(rows - row), dots) };
             group = group.next();
@@ -187,15 +198,18 @@ unsafe fn dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>, const R: usize, const 
     let keys_per_tile = N * G;
     debug_assert!(count > 0 && width >= round_up_lanes(cols));
     let bytes = N * S::LANES * size_of::<M::Step>();
-    let mut loop_prefetch = lines.for_loop(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, at.first());
+    // SAFETY: the block has a row (the caller's promise).
+    let first = unsafe { at.first() };
+    let mut loop_prefetch = lines.for_loop(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, first);
     let tile = at.tile(count, keys_per_tile);
     let mut keys_left = count;
     loop {
         let mut sums = [simd.zero(); MAX_LANES];
         for g in 0..G {
-            let mut rows = [at.first(); N];
+            let mut rows = [first; N];
             for (n, row) in rows.iter_mut().enumerate() {
-                *row = at.tile_row(&tile, g * N + n);
+                // SAFETY: tiles lie inside the block: the last one starts where it ends with the block's last row.
+                *row = unsafe { at.tile_row(&tile, g * N + n) };
             }
             // SAFETY: the rows are keys, and the queries R rows (the caller's promise).
             let own =

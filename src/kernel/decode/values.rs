@@ -55,7 +55,10 @@ impl Kernel for AddListedValues<'_> {
     fn run<S: Simd>(self, simd: S) {
         let AddListedValues { values, probs, out, stride, prefetch } = self;
         let lines = &mut prefetch.lines();
-        with_listed!(values, values => add_all(simd, values, (probs, stride), out, lines));
+        with_listed!(values, values => {
+            // SAFETY: the rows of a list, which stay readable (its invariant).
+            unsafe { add_all(simd, values, (probs, stride), out, lines) }
+        });
     }
 }
 
@@ -76,13 +79,19 @@ impl Kernel for AddValues<'_> {
     fn run<S: Simd>(self, simd: S) {
         let AddValues { values, probs, out, stride, prefetch } = self;
         let lines = &mut prefetch.lines();
-        with_run!(values, values => add_all(simd, RowBlock::all(values), (probs, stride), out, lines));
+        with_run!(values, values => {
+            // SAFETY: `values` is a view of rows without gaps (`all` asserts that).
+            unsafe { add_all(simd, RowBlock::all(values), (probs, stride), out, lines) }
+        });
     }
 }
 
 /// Adds to the sums of all rows, [`ROWS`] rows at a time.
+///
+/// # Safety
+/// * all rows of `values` are valid for reads of `cols` elements
 #[inline(always)]
-fn add_all<S: Simd, T: Element, P: Rows<T>>(
+unsafe fn add_all<S: Simd, T: Element, P: Rows<T>>(
     simd: S,
     values: RowBlock<P>,
     (probs, stride): (&[f32], usize),
@@ -100,7 +109,7 @@ fn add_all<S: Simd, T: Element, P: Rows<T>>(
             // The first group of rows prefetches.
             let lines = if row == 0 { &mut *lines } else { &mut PrefetchLines::none() };
             let sums = Sums { simd, values: block, group, lines, element: PhantomData };
-            // SAFETY: the block is of values without gaps; the group starts at `row`, so probs and `out` have `rows - row`
+            // SAFETY: the block is of these values (the caller's promise), and not empty; the group starts at `row`, so probs and `out` have `rows - row`
             // rows from there on, and a row has a prob for every key (asserted).
             unsafe { S::strip(ROWS.min(rows - row), sums) };
             group = group.next();
@@ -174,7 +183,7 @@ unsafe fn strips<S: Simd, T: Element, P: Rows<T>, const R: usize, const N: usize
 /// Adds to the first N vectors of each sum. Unless `WHOLE`, rows of values have less than one vector, and N is 1.
 ///
 /// # Safety
-/// * all rows of `values` are valid for reads of N vectors, or of `cols` elements, less than a vector
+/// * `values` has a row at least, and all of them are valid for reads of N vectors, or of `cols` elements, less than a vector
 /// * `group` has R rows of a prob for each of them, and R rows of N vectors to add to
 #[inline(always)]
 unsafe fn strip<S: Simd, T: Element, P: Rows<T>, const R: usize, const N: usize, const WHOLE: bool>(
@@ -193,13 +202,16 @@ unsafe fn strip<S: Simd, T: Element, P: Rows<T>, const R: usize, const N: usize,
         }
     }
     let bytes = N * S::LANES * size_of::<T>();
-    let mut loop_prefetch = lines.for_loop(simd, count, bytes, at.first());
+    // SAFETY: a block has a row.
+    let first = unsafe { at.first() };
+    let mut loop_prefetch = lines.for_loop(simd, count, bytes, first);
     let mut j = 0;
     while j < count {
         let run = loop_prefetch.run(count - j, bytes);
         for j in j..j + run {
             loop_prefetch.issue(simd, j, bytes);
-            let row = at.first();
+            // SAFETY: row j of the block.
+            let row = unsafe { at.first() };
             let mut vectors = [simd.zero(); N];
             for (n, vector) in vectors.iter_mut().enumerate() {
                 // SAFETY: vector n of row j, or all of the row: the caller's promise.
