@@ -29,7 +29,7 @@ use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods::{self, GRAIN};
 use super::output::TaskOutput;
 use super::partial::PartialLayout;
-use super::prefetch::{Prefetch, PrefetchRuns};
+use super::prefetch::Prefetch;
 use super::row_scores::scores_from_f32;
 use super::score_tensors::read_row;
 use super::scratch::Scratch;
@@ -39,9 +39,9 @@ use super::task::{Operands, Piece, TaskInput};
 use super::tile::{Pass, RowExtent, modify_row};
 use super::widen::{as_one_run, widen_group};
 use crate::element::ByElement;
-use crate::kv::rows::KeyRows;
+use crate::kv::rows::{KeyRows, ListedTiles};
 use crate::kv::run::Run;
-use crate::tensor::row_list::RowAddresses;
+use crate::tensor::row_list::RowList;
 use scores::RowKeys;
 use std::ops::Range;
 
@@ -64,15 +64,10 @@ pub(crate) struct Decode<'t, 'a> {
     queries: RowQueries<'t>,
     row_spans: &'t [LaneSpans<1>],
     buffers: RowBuffers<'t>,
+    /// Keys and values that may be in several runs. Tiles that are in one run are not listed.
+    listed_keys: Option<ListedTiles<'t, 'a>>,
+    listed_values: Option<ListedTiles<'t, 'a>>,
     prefetch: &'t mut Prefetch,
-    /// Where the prefetch's memory goes back to.
-    prefetch_runs: &'t mut PrefetchRuns,
-}
-
-impl Drop for Decode<'_, '_> {
-    fn drop(&mut self) {
-        self.prefetch.give_back(self.prefetch_runs);
-    }
 }
 
 /// The keys and values of the next piece.
@@ -104,6 +99,14 @@ impl Upcoming {
         let is_own = !own.is_empty();
         Upcoming { end: keys.end, range: if is_own { own } else { next }, is_own }
     }
+
+    /// The first tile of what is read after `keys`, and whether it is of the same piece.
+    fn tile_after(&self, keys: &Range<usize>, tile_keys: usize) -> (Range<usize>, bool) {
+        let (rest, is_own) =
+            if keys.end < self.end { (keys.end..self.end, true) } else { (self.range.clone(), self.is_own) };
+        let end = (rest.start / tile_keys).saturating_add(1).saturating_mul(tile_keys);
+        (rest.start..rest.end.min(end), is_own)
+    }
 }
 
 /// Buffers that are written anew for each tile: `[rows][tile_keys]`, and copies.
@@ -117,8 +120,6 @@ struct RowBuffers<'t> {
     /// Copies of keys and values that have gaps between their elements, and of keys that can't be read as pairs in place.
     copied_keys: &'t mut [f32],
     copied_values: &'t mut [f32],
-    /// The addresses of keys, then of values, that are in several runs.
-    addresses: &'t mut RowAddresses,
 }
 
 impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
@@ -135,8 +136,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         scratch: &'t mut Scratch,
     ) -> Self {
         let Piece { task, keys } = piece;
-        let Scratch { tile: floats, partials, row_spans, addresses, prefetch_runs, .. } = scratch;
-        prefetch.borrow(prefetch_runs);
+        let Scratch { tile: floats, partials, row_spans, addresses: [key_addresses, value_addresses], .. } = scratch;
         let (rows, tile_keys, head_dim) = (task.rows, task.tile_keys, task.head_dim());
         let pairs = task.operands == Operands::Bf16Pairs;
         let in_place = |rows: &KeyRows<'_>| rows.has_contiguous_rows() && !rows.are_scattered();
@@ -167,8 +167,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             started: false,
             queries: RowQueries::load(task, queries, pair_queries),
             row_spans,
-            buffers: RowBuffers { scores, kept_scores, bias, copied_keys, copied_values, addresses },
-            prefetch_runs,
+            buffers: RowBuffers { scores, kept_scores, bias, copied_keys, copied_values },
+            listed_keys: task.keys.listable().map(|rows| rows.tiles(key_addresses)),
+            listed_values: task.values.listable().map(|rows| rows.tiles(value_addresses)),
             prefetch,
         }
     }
@@ -185,10 +186,18 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let upcoming = Upcoming::new(task, &keys, tile_end, self.end, self.next.as_ref());
 
         // 1. Scores.
+        let (next_tile, is_own) = upcoming.tile_after(&keys, tile_keys);
         let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.keys, |next| &next.keys);
-        fill_prefetch(self.prefetch, &task.keys, &keys, &upcoming, next);
-        let RowBuffers { scores, copied_keys, addresses, .. } = &mut self.buffers;
-        self.queries.scores(task, keys.clone(), (copied_keys, addresses), scores, self.prefetch);
+        let RowBuffers { scores, copied_keys, .. } = &mut self.buffers;
+        let in_runs = task.keys.are_in_several_runs(&keys) && self.queries.may_be_listed(task);
+        if let Some(tiles) = self.listed_keys.as_mut().filter(|_| in_runs) {
+            let next = if is_own { &task.keys } else { next };
+            let rows = tiles.list(keys.clone(), (next, next_tile.clone()));
+            self.queries.listed_scores(task, rows, scores);
+        } else {
+            fill_prefetch(self.prefetch, &task.keys, &keys, &upcoming, next);
+            self.queries.scores(task, keys.clone(), copied_keys, scores, self.prefetch);
+        }
 
         // 2. Score modifications, and the softmax.
         let extent = self.softmax_rows(&keys);
@@ -197,13 +206,13 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         if extent.max == f32::NEG_INFINITY {
             return; // No row sees any of the keys, or the scores are NaN, and then the rows' sums are NaN already.
         }
-        let RowBuffers { scores: probs, kept_scores, copied_values, addresses, .. } = &mut self.buffers;
+        let RowBuffers { scores: probs, kept_scores, copied_values, .. } = &mut self.buffers;
         let (out, width) = (self.layout.values(self.split, task.rows), self.layout.width());
         let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.values, |next| &next.values);
-        if let Some(rows) = task.values.listable(&keys).filter(|_| !extent.hides) {
-            fill_prefetch(self.prefetch, &task.values, &keys, &upcoming, next);
-            let values = rows.list(keys, addresses);
-            return values::add_listed_values(isa, values, probs, out, tile_keys, self.prefetch);
+        let in_runs = task.values.are_in_several_runs(&keys) && !extent.hides;
+        if let Some(tiles) = self.listed_values.as_mut().filter(|_| in_runs) {
+            let next = if is_own { &task.values } else { next };
+            return values::add_listed_values(isa, tiles.list(keys, (next, next_tile)), probs, out, tile_keys);
         }
         let values = as_one_run(isa, &task.values, keys.clone(), copied_values);
         if extent.hides && !values::all_finite(isa, values) {
@@ -400,26 +409,31 @@ impl<'t> RowQueries<'t> {
         RowQueries { wide, pairs, f32_rows }
     }
 
+    /// Whether [`listed_scores`](Self::listed_scores) can form the scores.
+    fn may_be_listed(&self, task: &TaskInput<'_>) -> bool {
+        task.operands != Operands::Bf16Pairs || self.f32_rows == 0 && task.head_dim().is_multiple_of(2)
+    }
+
+    /// As [`scores`](Self::scores), of listed keys.
+    fn listed_scores(&self, task: &TaskInput<'_>, keys: RowList<'_>, to: &mut [f32]) {
+        let (keys, queries) = match task.operands {
+            Operands::Bf16Pairs => (RowKeys::ListedPairs(keys, task.factor), self.pairs),
+            Operands::F32 => (RowKeys::Listed(keys), &*self.wide),
+        };
+        scores::scores(task.isa, keys, queries, to, task.tile_keys, &Prefetch::none());
+    }
+
     /// The scores of all rows, `[rows][tile_keys]`.
     fn scores(
         &mut self,
         task: &TaskInput<'_>,
         keys: Range<usize>,
-        (copy, addresses): (&mut [f32], &mut RowAddresses),
+        copy: &mut [f32],
         to: &mut [f32],
         prefetch: &Prefetch,
     ) {
         let (isa, tile_keys) = (task.isa, task.tile_keys);
         let pairs = task.operands == Operands::Bf16Pairs;
-        let rows = task.keys.listable(&keys);
-        if let Some(rows) = rows.filter(|_| !pairs || self.f32_rows == 0 && task.head_dim().is_multiple_of(2)) {
-            let list = rows.list(keys, addresses);
-            let (keys, queries) = match pairs {
-                true => (RowKeys::ListedPairs(list, task.factor), self.pairs),
-                false => (RowKeys::Listed(list), &*self.wide),
-            };
-            return scores::scores(isa, keys, queries, to, tile_keys, prefetch);
-        }
         if !pairs {
             let keys = RowKeys::Any(as_one_run(isa, &task.keys, keys, copy));
             return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);

@@ -16,7 +16,7 @@ use crate::tensor::group::{AnyGroupRows, AnyGroupRowsMut};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
-/// Matrices that a [`Prefetch`] holds by itself. Any further ones go to memory of the worker, or are not prefetched.
+/// Runs of rows that a [`Prefetch`] holds. Any further ones are not prefetched.
 const MAX_RUNS: usize = 12;
 
 /// Rows of memory at one stride.
@@ -295,39 +295,11 @@ impl PrefetchLines<'_> {
     }
 }
 
-/// Memory for the rows of a [`Prefetch`] that has many: keys in short pages.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PrefetchRuns(Vec<ByteRows>);
-
-// SAFETY: nothing is read through the addresses: prefetching is a hint, for any address.
-unsafe impl Send for PrefetchRuns {}
-// SAFETY: as above.
-unsafe impl Sync for PrefetchRuns {}
-
-impl PrefetchRuns {
-    /// Bytes held.
-    pub(crate) fn bytes(&self) -> usize {
-        self.0.capacity() * size_of::<ByteRows>()
-    }
-
-    /// The number of runs that there is memory for.
-    pub(crate) fn capacity(&self) -> usize {
-        self.0.capacity()
-    }
-
-    /// Makes memory for `len` runs.
-    pub(crate) fn grow(&mut self, len: usize) {
-        self.0.reserve_exact(len.saturating_sub(self.0.len()));
-    }
-}
-
 /// Rows of memory to prefetch.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefetch {
     runs: [ByteRows; MAX_RUNS],
     count: usize,
-    /// All runs, if there are more than `runs` holds. `None` if the others are left out.
-    many: Option<PrefetchRuns>,
     /// The index of the next run.
     next_run: usize,
     /// The position in the run before that.
@@ -342,7 +314,6 @@ impl Prefetch {
         Prefetch {
             runs: [ByteRows::NONE; MAX_RUNS],
             count: 0,
-            many: None,
             next_run: 0,
             cursor: Cursor::END,
             lines_per_part: 0,
@@ -352,9 +323,6 @@ impl Prefetch {
     /// Removes all rows.
     pub(crate) fn clear(&mut self) {
         (self.count, self.next_run, self.cursor) = (0, 0, Cursor::END);
-        if let Some(many) = &mut self.many {
-            many.0.clear();
-        }
     }
 
     /// Adds the rows `range` of keys or values.
@@ -415,41 +383,19 @@ impl Prefetch {
     /// Adds rows of `bytes` bytes, `stride` bytes apart.
     #[inline]
     fn add_bytes(&mut self, at: *const u8, stride: isize, [rows, bytes]: [usize; 2]) {
-        if rows == 0 || bytes == 0 || (self.count == MAX_RUNS && self.many.is_none()) {
+        if rows == 0 || bytes == 0 || self.count == MAX_RUNS {
             return;
         }
         // Rows that follow each other without a gap are one long row.
         let (rows, bytes) = if stride == bytes as isize { (1, rows * bytes) } else { (rows, bytes) };
         let run = ByteRows { at, stride, bytes, rows };
-        if self.count < MAX_RUNS {
-            self.runs[self.count] = run;
-            self.count += 1;
-        } else if let Some(many) = &mut self.many {
-            if many.0.is_empty() {
-                many.0.extend_from_slice(&self.runs);
-            }
-            many.0.push(run);
-        }
+        self.runs[self.count] = run;
+        self.count += 1;
     }
 
     #[inline(always)]
     fn all_runs(&self) -> &[ByteRows] {
-        match &self.many {
-            Some(many) if !many.0.is_empty() => &many.0,
-            _ => &self.runs[..self.count],
-        }
-    }
-
-    /// Uses memory of the worker for runs beyond those that this holds. [`give_back`](Self::give_back) returns it.
-    pub(in crate::kernel) fn borrow(&mut self, many: &mut PrefetchRuns) {
-        self.many = Some(std::mem::take(many));
-    }
-
-    /// Returns the memory of [`borrow`](Self::borrow).
-    pub(in crate::kernel) fn give_back(&mut self, many: &mut PrefetchRuns) {
-        if let Some(own) = self.many.take() {
-            *many = own;
-        }
+        &self.runs[..self.count]
     }
 
     /// All lines, from the first on.

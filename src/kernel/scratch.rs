@@ -4,7 +4,6 @@
 
 use super::lanes::LaneSpans;
 use super::panel::Panel;
-use super::prefetch::PrefetchRuns;
 use crate::tensor::row_list::RowAddresses;
 
 /// The scratch memory of one worker.
@@ -16,8 +15,8 @@ pub(crate) struct Scratch {
     pub(super) partials: Floats,
     pub(super) panels: Vec<Panel>,
     pub(super) row_spans: Vec<LaneSpans<1>>,
-    pub(super) addresses: RowAddresses,
-    pub(super) prefetch_runs: PrefetchRuns,
+    /// Of keys, and of values.
+    pub(super) addresses: [RowAddresses; 2],
 }
 
 impl Scratch {
@@ -27,8 +26,7 @@ impl Scratch {
             + self.partials.bytes()
             + self.panels.capacity() * size_of::<Panel>()
             + self.row_spans.capacity() * size_of::<LaneSpans<1>>()
-            + self.addresses.bytes()
-            + self.prefetch_runs.bytes()
+            + self.addresses.iter().map(RowAddresses::bytes).sum::<usize>()
     }
 
     /// Grows every worker's scratch to the largest size that any worker needed. Tasks are claimed dynamically, so the next call
@@ -39,15 +37,13 @@ impl Scratch {
         let partials = largest(|scratch| scratch.partials.memory.len());
         let panels = largest(|scratch| scratch.panels.capacity());
         let row_spans = largest(|scratch| scratch.row_spans.capacity());
-        let addresses = largest(|scratch| scratch.addresses.capacity());
-        let prefetch_runs = largest(|scratch| scratch.prefetch_runs.capacity());
+        let addresses = largest(|scratch| scratch.addresses.iter().map(RowAddresses::capacity).max().unwrap_or(0));
         for scratch in workers {
             scratch.tile.grow(tile);
             scratch.partials.grow(partials);
             scratch.panels.reserve_exact(panels - scratch.panels.len());
             scratch.row_spans.reserve_exact(row_spans - scratch.row_spans.len());
-            scratch.addresses.grow(addresses);
-            scratch.prefetch_runs.grow(prefetch_runs);
+            scratch.addresses.iter_mut().for_each(|own| own.grow(addresses));
         }
     }
 }

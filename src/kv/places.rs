@@ -76,12 +76,4 @@ impl Places<'_> {
             visit(index, rows);
         }
     }
-
-    /// The length of most runs.
-    pub(super) fn run_len(&self) -> usize {
-        match self {
-            Places::Pages(table) => table.page_size(),
-            _ => usize::MAX,
-        }
-    }
 }

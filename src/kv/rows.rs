@@ -6,7 +6,7 @@ use super::Places;
 use super::run::Run;
 use crate::element::with_elements;
 use crate::tensor::any::AnyTensor;
-use crate::tensor::row_list::{EachRun, RowAddresses, RowList};
+use crate::tensor::row_list::{EachRun, ListedRows, RowAddresses, RowList};
 use std::ops::Range;
 
 /// The keys or values of one head of a sequence.
@@ -94,15 +94,20 @@ impl<'a> KeyRows<'a> {
         }
     }
 
-    /// The rows, if `range` is in several runs, whose rows have no gaps.
-    #[inline]
-    pub(crate) fn listable(&self, range: &Range<usize>) -> Option<&ManyRuns<'a>> {
+    /// The rows, if they may be in several runs, and have no gaps.
+    pub(crate) fn listable(&self) -> Option<&ManyRuns<'a>> {
         match self {
-            KeyRows::Run(_) => None,
-            KeyRows::Runs(rows) => {
-                let several = rows.places.first_run(rows.sequence, range).1.len() < range.len();
-                (several && self.has_contiguous_rows()).then_some(rows)
-            }
+            KeyRows::Runs(rows) if rows.has_contiguous_rows() => Some(rows),
+            _ => None,
+        }
+    }
+
+    /// Whether the rows `range` are in more than one run.
+    #[inline]
+    pub(crate) fn are_in_several_runs(&self, range: &Range<usize>) -> bool {
+        match self {
+            KeyRows::Run(_) => false,
+            KeyRows::Runs(rows) => rows.places.first_run(rows.sequence, range).1.len() < range.len(),
         }
     }
 
@@ -126,14 +131,19 @@ impl<'a> KeyRows<'a> {
 }
 
 impl<'a> ManyRuns<'a> {
-    /// Lists the rows `range`.
-    ///
-    /// # Panics
-    /// If there are no such rows, or gaps between the elements of a row.
-    pub(crate) fn list<'l>(&'l self, range: Range<usize>, addresses: &'l mut RowAddresses) -> RowList<'l> {
+    /// To list these rows tile by tile, in `memory`.
+    pub(crate) fn tiles<'m>(&self, memory: &'m mut RowAddresses) -> ListedTiles<'m, 'a> {
+        ListedTiles { rows: *self, listed: ListedRows::new(memory, self.tensor, self.head), ahead: 0..0 }
+    }
+
+    fn runs_of(&self, range: Range<usize>) -> RunsOf<'_> {
         assert!(range.end <= self.rows, "rows {range:?} of {}", self.rows);
-        let runs = RunsOf { places: self.places, sequence: self.sequence, range };
-        addresses.list(self.tensor, self.head, (runs, self.places.run_len()))
+        RunsOf { places: self.places, sequence: self.sequence, range }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let place = (self.sequence, self.head) == (other.sequence, other.head);
+        place && std::ptr::eq(self.tensor, other.tensor) && std::ptr::eq(self.places, other.places)
     }
 
     /// Calls `visit` with the address of the first row of each run of `range`, and its number of rows. They are for prefetching, which
@@ -172,6 +182,44 @@ impl<'a> ManyRuns<'a> {
         }
         let (index, rows) = self.places.first_run(self.sequence, &range);
         Some(Run::new(self.tensor, index, self.head).slice_rows(rows))
+    }
+}
+
+/// The rows of a head that are in several runs, listed tile by tile. Each row is listed once: as what the tile before prefetches.
+#[derive(Debug)]
+pub(crate) struct ListedTiles<'m, 'a> {
+    rows: ManyRuns<'a>,
+    listed: ListedRows<'m, 'a>,
+    /// The rows ahead; empty if they are not of this head.
+    ahead: Range<usize>,
+}
+
+impl<'m, 'a> ListedTiles<'m, 'a> {
+    /// Lists the rows `tile`, and what is prefetched while they are read: the rows `next` of `next_rows`.
+    ///
+    /// # Panics
+    /// If there are no such rows, or gaps between the elements of a row of this head.
+    pub(crate) fn list(
+        &mut self,
+        tile: Range<usize>,
+        (next_rows, next): (&KeyRows<'_>, Range<usize>),
+    ) -> RowList<'_> {
+        if tile == self.ahead && !tile.is_empty() {
+            self.listed.advance();
+        } else {
+            self.listed.list(self.rows.runs_of(tile));
+        }
+        self.ahead = 0..0;
+        match next_rows {
+            KeyRows::Runs(rows) if rows.has_contiguous_rows() => {
+                self.listed.list_ahead(rows.tensor, rows.head, rows.runs_of(next.clone()));
+                if rows.is_same(&self.rows) {
+                    self.ahead = next;
+                }
+            }
+            _ => self.listed.list_ahead(self.rows.tensor, self.rows.head, self.rows.runs_of(0..0)),
+        }
+        self.listed.rows()
     }
 }
 

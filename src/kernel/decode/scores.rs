@@ -7,10 +7,10 @@
 //! Each score has its own chains in a fixed order, so its bits don't depend on the rows beside it. `decode.rs` says why
 //! elements lie along the lanes.
 
-use super::block::{ROWS, RowBlock, RowGroup, Rows, with_listed};
+use super::block::{ROWS, RowBlock, RowGroup, RowPrefetches, Rows, with_listed};
 use crate::element::{Bf16Pair, DType};
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
-use crate::kernel::prefetch::{LoopPrefetch, Prefetch, PrefetchLines};
+use crate::kernel::prefetch::{Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
 use crate::kv::run::{Run, with_run};
 use crate::simd::{ByDotTile, Isa, MAX_LANES, Simd, kernel};
@@ -200,7 +200,9 @@ unsafe fn dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>, const R: usize, const 
     let bytes = N * S::LANES * size_of::<M::Step>();
     // SAFETY: the block has a row (the caller's promise).
     let first = unsafe { at.first() };
-    let mut loop_prefetch = lines.for_loop(simd, count.div_ceil(N) * cols.div_ceil(S::LANES), bytes, first);
+    let iterations = count.div_ceil(N) * cols.div_ceil(S::LANES);
+    // SAFETY: as above.
+    let mut prefetches = unsafe { at.prefetches(simd, lines, iterations, bytes) };
     let tile = at.tile(count, keys_per_tile);
     let mut keys_left = count;
     loop {
@@ -213,7 +215,8 @@ unsafe fn dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>, const R: usize, const 
             }
             // SAFETY: the rows are keys, and the queries R rows (the caller's promise).
             let own =
-                unsafe { lane_sums::<S, M, R, N>((simd, multiply), rows, cols, (queries, width), &mut loop_prefetch) };
+                unsafe { lane_sums::<S, M, R, N>((simd, multiply), rows, cols, (queries, width), &mut prefetches) };
+            prefetches.next_rows(N);
             for r in 0..R {
                 sums[r * keys_per_tile + g * N..][..N].copy_from_slice(&own[r]);
             }
@@ -264,6 +267,7 @@ fn fold_lanes<S: Simd, M: Multiply<S>>(
 ///
 /// # Safety
 /// * each of `keys` is valid for reads of `steps`
+/// * `prefetches` are of a loop over N rows at least
 /// * `queries` are R rows of `steps`, rounded up; the second number is the distance between rows
 #[inline(always)]
 unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
@@ -271,17 +275,18 @@ unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     keys: [*const M::Step; N],
     steps: usize,
     queries: (*const f32, usize),
-    loop_prefetch: &mut LoopPrefetch,
+    prefetches: &mut impl RowPrefetches,
 ) -> [[S::F32; N]; R] {
     let whole = steps / S::LANES * S::LANES;
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut sums = [[simd.zero(); N]; R];
     let mut e = 0;
     while e < whole {
-        let run = loop_prefetch.run((whole - e) / S::LANES, bytes);
+        let run = prefetches.run((whole - e) / S::LANES, bytes);
         let end = e + run * S::LANES;
         while e < end {
-            loop_prefetch.issue(simd, e / S::LANES, bytes);
+            // SAFETY: a loop over N rows: the caller's promise.
+            unsafe { prefetches.issue_across::<S, N>(simd, e / S::LANES, bytes / N) };
             let mut vectors = [simd.zero(); N];
             for n in 0..N {
                 // SAFETY: e + LANES <= end <= whole <= steps, so within the row.
@@ -291,11 +296,12 @@ unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
             unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, e, &mut sums) };
             e += S::LANES;
         }
-        loop_prefetch.end_run(simd, run, bytes);
+        prefetches.end_run(simd, run, bytes);
     }
     if whole < steps {
-        loop_prefetch.issue(simd, whole / S::LANES, bytes);
-        loop_prefetch.end_run(simd, 1, bytes);
+        // SAFETY: as above.
+        unsafe { prefetches.issue_across::<S, N>(simd, whole / S::LANES, bytes / N) };
+        prefetches.end_run(simd, 1, bytes);
         let mut vectors = [simd.zero(); N];
         for n in 0..N {
             // SAFETY: the rest of the row: the caller's promise.

@@ -1,6 +1,6 @@
 //! `O += P V` for few query rows, with values along the lanes.
 
-use super::block::{ROWS, RowBlock, RowGroup, Rows, with_listed};
+use super::block::{ROWS, RowBlock, RowGroup, RowPrefetches, Rows, with_listed};
 use crate::element::Element;
 use crate::kernel::convert::load_from;
 use crate::kernel::prefetch::{Prefetch, PrefetchLines};
@@ -27,16 +27,15 @@ pub(crate) fn add_values(
     isa.run(AddValues { values, probs, out, stride, prefetch });
 }
 
-/// As [`add_values`], for values at addresses of their own.
+/// As [`add_values`], for values at addresses of their own. Their list says what is prefetched.
 pub(crate) fn add_listed_values(
     isa: Isa,
     values: RowList<'_>,
     probs: &[f32],
     out: &mut [f32],
     stride: usize,
-    prefetch: &Prefetch,
 ) {
-    isa.run(AddListedValues { values, probs, out, stride, prefetch });
+    isa.run(AddListedValues { values, probs, out, stride });
 }
 
 /// The arguments of [`add_listed_values`].
@@ -45,7 +44,6 @@ struct AddListedValues<'a> {
     probs: &'a [f32],
     out: &'a mut [f32],
     stride: usize,
-    prefetch: &'a Prefetch,
 }
 
 impl Kernel for AddListedValues<'_> {
@@ -53,8 +51,8 @@ impl Kernel for AddListedValues<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let AddListedValues { values, probs, out, stride, prefetch } = self;
-        let lines = &mut prefetch.lines();
+        let AddListedValues { values, probs, out, stride } = self;
+        let lines = &mut PrefetchLines::none();
         with_listed!(values, values => {
             // SAFETY: the rows of a list, which stay readable (its invariant).
             unsafe { add_all(simd, values, (probs, stride), out, lines) }
@@ -203,13 +201,13 @@ unsafe fn strip<S: Simd, T: Element, P: Rows<T>, const R: usize, const N: usize,
     }
     let bytes = N * S::LANES * size_of::<T>();
     // SAFETY: a block has a row.
-    let first = unsafe { at.first() };
-    let mut loop_prefetch = lines.for_loop(simd, count, bytes, first);
+    let mut prefetches = unsafe { at.prefetches(simd, lines, count, bytes) };
     let mut j = 0;
     while j < count {
-        let run = loop_prefetch.run(count - j, bytes);
+        let run = prefetches.run(count - j, bytes);
         for j in j..j + run {
-            loop_prefetch.issue(simd, j, bytes);
+            // SAFETY: one of the block's rows.
+            unsafe { prefetches.issue_along(simd, j, bytes) };
             // SAFETY: row j of the block.
             let row = unsafe { at.first() };
             let mut vectors = [simd.zero(); N];
@@ -231,7 +229,7 @@ unsafe fn strip<S: Simd, T: Element, P: Rows<T>, const R: usize, const N: usize,
             }
             at = at.after(1);
         }
-        loop_prefetch.end_run(simd, run, bytes);
+        prefetches.end_run(simd, run, bytes);
         j += run;
     }
     for (r, sums) in sums.into_iter().enumerate() {
