@@ -86,8 +86,10 @@ pub(crate) struct Problem<'a> {
 impl<'a> Problem<'a> {
     /// Whether the heads of a key lie side by side in memory, as in `[batch, seq, heads, dim]`.
     pub(crate) fn has_heads_side_by_side(&self) -> bool {
-        let [_, head, row, _] = with_elements!(&self.k, k => *k.strides());
-        self.dims.heads_kv > 1 && head.unsigned_abs() < row.unsigned_abs()
+        let [page, head, row, _] = with_elements!(&self.k, k => *k.strides());
+        // A page of one key has no next row.
+        let key = if self.places.has_pages_of_one() { page } else { row };
+        self.dims.heads_kv > 1 && head.unsigned_abs() < key.unsigned_abs()
     }
 
     pub(crate) fn new(options: &'a Options<'a>, q: AnyTensorRef<'a>, kv: KeysValues<'a>) -> Result<Self, Error> {

@@ -76,4 +76,9 @@ impl Places<'_> {
             visit(index, rows);
         }
     }
+
+    /// Whether each key has a page of its own.
+    pub(crate) fn has_pages_of_one(&self) -> bool {
+        matches!(self, Places::Pages(table) if table.page_size() == 1)
+    }
 }
