@@ -17,6 +17,7 @@
 //! | `halves.rs` | conversions of the half types at the portable level |
 //! | `level_token.rs` | the macros for tokens and instructions |
 //! | `entry.rs` `isa.rs` | how a kernel enters a level; which levels the processor has |
+//! | `processor.rs` | what depends on the processor, not on its instructions |
 //! | `bf16_dot.rs` | dot products of pairs of bf16 |
 //! | `streaming.rs` | stores past the caches |
 //! | `rows.rs` | conversions of rows |
@@ -33,6 +34,7 @@ mod halves;
 mod isa;
 mod level_token;
 mod portable;
+mod processor;
 mod register_tiles;
 pub(crate) mod rows;
 mod streaming;
@@ -43,6 +45,7 @@ mod vector;
 pub(crate) use bf16_dot::{PairDots, PairKernel};
 pub(crate) use entry::kernel;
 pub(crate) use isa::Isa;
+pub(crate) use processor::prefetches_into_second_cache;
 pub(crate) use register_tiles::{ByDotTile, ByStrip, MAX_SHARED_ROWS};
 pub(crate) use streaming::Streaming;
 pub(crate) use vector::{Kernel, LINE, MAX_LANES, Part, Simd};

@@ -11,7 +11,7 @@
 use crate::element::with_elements;
 use crate::kv::rows::KeyRows;
 use crate::kv::run::{Run, with_run};
-use crate::simd::{LINE, Simd};
+use crate::simd::{LINE, Simd, prefetches_into_second_cache};
 use crate::tensor::group::{AnyGroupRows, AnyGroupRowsMut};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
@@ -58,6 +58,8 @@ pub(in crate::kernel) struct LoopPrefetch {
     row_stride: isize,
     /// Iterations of each of the next rows that will prefetch.
     per_row: usize,
+    /// Whether lines go into the second cache, not the first ([`prefetches_into_second_cache`]).
+    far: bool,
 }
 
 impl LoopPrefetch {
@@ -66,8 +68,8 @@ impl LoopPrefetch {
 
     /// The prefetches of a loop from `at` on, in one row.
     #[inline(always)]
-    fn in_one_row(at: *const u8, advance: usize) -> Self {
-        LoopPrefetch { at, advance, left_in_row: Self::NO_END, next_row: at, row_stride: 0, per_row: Self::NO_END }
+    fn in_one_row(at: *const u8, advance: usize, far: bool) -> Self {
+        LoopPrefetch { at, advance, left_in_row: Self::NO_END, next_row: at, row_stride: 0, per_row: Self::NO_END, far }
     }
 
     /// The number of iterations, at most `most`, of the run that starts now. [`end_run`](Self::end_run) ends it. Each iteration
@@ -81,8 +83,15 @@ impl LoopPrefetch {
     #[inline(always)]
     pub(in crate::kernel) fn issue<S: Simd>(&mut self, simd: S, iteration: usize, bytes: usize) {
         if iteration.is_multiple_of(iterations_per_line(bytes)) {
-            for n in 0..lines_per_iteration(bytes) {
-                simd.prefetch_near(self.at.wrapping_add(n * LINE));
+            // One branch for all lines of an iteration, not one for each: 0.93 of the time of decode in f32 (Zen 4).
+            if self.far {
+                for n in 0..lines_per_iteration(bytes) {
+                    simd.prefetch(self.at.wrapping_add(n * LINE));
+                }
+            } else {
+                for n in 0..lines_per_iteration(bytes) {
+                    simd.prefetch_near(self.at.wrapping_add(n * LINE));
+                }
             }
             self.at = self.at.wrapping_add(self.advance);
         }
@@ -94,11 +103,16 @@ impl LoopPrefetch {
         self.left_in_row -= iterations.div_ceil(iterations_per_line(bytes));
         if self.left_in_row == 0 {
             // A row that starts inside a line also ends inside one.
-            simd.prefetch_near(self.at.wrapping_sub(1));
+            prefetch_line(simd, self.at.wrapping_sub(1), self.far);
             (self.at, self.left_in_row) = (self.next_row, self.per_row);
             self.next_row = self.next_row.wrapping_offset(self.row_stride);
         }
     }
+}
+
+#[inline(always)]
+fn prefetch_line<S: Simd>(simd: S, line: *const u8, far: bool) {
+    if far { simd.prefetch(line) } else { simd.prefetch_near(line) }
 }
 
 /// Lines that an iteration prefetches, if it prefetches any, when each iteration reads `bytes` bytes.
@@ -189,7 +203,7 @@ impl ProductPrefetch {
     }
 }
 
-/// The lines of a [`Prefetch`] in the order of memory, to be prefetched into the L1 cache by loop after loop.
+/// The lines of a [`Prefetch`] in the order of memory, to be prefetched by loop after loop.
 ///
 /// The order is that of memory even where a loop reads several rows side by side: on Zen 5, lines prefetched side by side came a
 /// tenth later.
@@ -202,12 +216,14 @@ pub(in crate::kernel) struct PrefetchLines<'a> {
     rows_left: ByteRows,
     /// The runs after that.
     runs_left: &'a [ByteRows],
+    /// Whether lines go into the second cache, not the first ([`prefetches_into_second_cache`]).
+    far: bool,
 }
 
 impl PrefetchLines<'_> {
     /// No lines.
     pub(in crate::kernel) fn none() -> Self {
-        PrefetchLines { at: std::ptr::null(), lines_left: 0, rows_left: ByteRows::NONE, runs_left: &[] }
+        PrefetchLines { at: std::ptr::null(), lines_left: 0, rows_left: ByteRows::NONE, runs_left: &[], far: false }
     }
 
     /// Returns the prefetches for a loop of `iterations` iterations that read `bytes` bytes each: one line per line read.
@@ -224,7 +240,7 @@ impl PrefetchLines<'_> {
         let (issues, lines) = (iterations.div_ceil(iterations_per_line(bytes)), lines_per_iteration(bytes));
         if issues * lines <= self.lines_left {
             // The usual case: all lines are in one row.
-            let of_loop = LoopPrefetch::in_one_row(self.at, lines * LINE);
+            let of_loop = LoopPrefetch::in_one_row(self.at, lines * LINE, self.far);
             self.at = self.at.wrapping_add(issues * lines * LINE);
             self.lines_left -= issues * lines;
             if self.lines_left == 0 {
@@ -238,9 +254,9 @@ impl PrefetchLines<'_> {
         // The end of the run, or rows with fewer lines than an iteration: all at once.
         for _ in 0..issues * lines {
             let Some(line) = self.next_line() else { break };
-            simd.prefetch_near(line);
+            prefetch_line(simd, line, self.far);
         }
-        LoopPrefetch::in_one_row(cached.cast(), 0)
+        LoopPrefetch::in_one_row(cached.cast(), 0, self.far)
     }
 
     /// The prefetches of a loop that go on from row to row: `issues` times `lines` lines. `None` if the run ends before, or its rows
@@ -251,8 +267,8 @@ impl PrefetchLines<'_> {
         if row.lines_per_row() < lines || issues > left_in_row + per_row * row.rows {
             return None;
         }
-        let of_loop =
-            LoopPrefetch { at: self.at, advance, left_in_row, next_row: row.at, row_stride: row.stride, per_row };
+        let (next_row, row_stride, far) = (row.at, row.stride, self.far);
+        let of_loop = LoopPrefetch { at: self.at, advance, left_in_row, next_row, row_stride, per_row, far };
         // The loop ends inside a later row or at its end: that it ends in this one is the usual case.
         let (rows, in_row) = ((issues - left_in_row) / per_row, (issues - left_in_row) % per_row);
         row.at = row.at.wrapping_offset(row.stride.wrapping_mul(rows as isize));
@@ -311,13 +327,7 @@ pub(crate) struct Prefetch {
 impl Prefetch {
     /// Nothing to prefetch.
     pub(crate) fn none() -> Self {
-        Prefetch {
-            runs: [ByteRows::NONE; MAX_RUNS],
-            count: 0,
-            next_run: 0,
-            cursor: Cursor::END,
-            lines_per_part: 0,
-        }
+        Prefetch { runs: [ByteRows::NONE; MAX_RUNS], count: 0, next_run: 0, cursor: Cursor::END, lines_per_part: 0 }
     }
 
     /// Removes all rows.
@@ -400,7 +410,8 @@ impl Prefetch {
 
     /// All lines, from the first on.
     pub(in crate::kernel) fn lines(&self) -> PrefetchLines<'_> {
-        let mut lines = PrefetchLines { runs_left: self.all_runs(), ..PrefetchLines::none() };
+        let far = prefetches_into_second_cache();
+        let mut lines = PrefetchLines { runs_left: self.all_runs(), far, ..PrefetchLines::none() };
         lines.start_next_row();
         lines
     }

@@ -199,11 +199,7 @@ impl<'m, 'a> ListedTiles<'m, 'a> {
     ///
     /// # Panics
     /// If there are no such rows, or gaps between the elements of a row of this head.
-    pub(crate) fn list(
-        &mut self,
-        tile: Range<usize>,
-        (next_rows, next): (&KeyRows<'_>, Range<usize>),
-    ) -> RowList<'_> {
+    pub(crate) fn list(&mut self, tile: Range<usize>, (next_rows, next): (&KeyRows<'_>, Range<usize>)) -> RowList<'_> {
         if tile == self.ahead && !tile.is_empty() {
             self.listed.advance();
         } else {

@@ -94,8 +94,8 @@ impl RowPrefetches for LoopPrefetch {
 
 /// The prefetches of a loop over listed rows: while a part of a row is read, the same part of the row ahead.
 ///
-/// They go to the second cache. From there and from memory in random order, Zen 4 brought 25 GB/s, but 16 into the first cache, which
-/// has fewer buffers for misses.
+/// They go into the second cache, because a tile ahead does not fit the first one. Pages of 4 KiB in random order came at 25 GB/s that
+/// way, and at 16 into the first cache, which waits for fewer lines (Zen 4).
 pub(super) struct ListedPrefetches {
     ahead: *const *const u8,
     /// The part of each row that the loop reads starts at this byte.
@@ -126,7 +126,8 @@ impl RowPrefetches for ListedPrefetches {
     unsafe fn issue_across<S: Simd, const N: usize>(&mut self, simd: S, iteration: usize, bytes: usize) {
         if iteration.is_multiple_of((LINE / bytes).max(1)) {
             for n in 0..N {
-                // SAFETY: N is at most the padding of the rows ahead, which go on after the block's.
+                // SAFETY: there is a row ahead for each row, and for a whole tile after them: a loop has at most one tile more
+                // rows than the block.
                 unsafe { self.issue(simd, n, iteration * bytes, bytes) };
             }
         }

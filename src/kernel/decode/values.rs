@@ -28,13 +28,7 @@ pub(crate) fn add_values(
 }
 
 /// As [`add_values`], for values at addresses of their own. Their list says what is prefetched.
-pub(crate) fn add_listed_values(
-    isa: Isa,
-    values: RowList<'_>,
-    probs: &[f32],
-    out: &mut [f32],
-    stride: usize,
-) {
+pub(crate) fn add_listed_values(isa: Isa, values: RowList<'_>, probs: &[f32], out: &mut [f32], stride: usize) {
     isa.run(AddListedValues { values, probs, out, stride });
 }
 
