@@ -2,7 +2,7 @@
 each sequence.
 
     cargo rustc --release --lib --features capi --crate-type cdylib
-    python benches/peers/serving.py --kernel DIR/vllm/_C_AVX512.abi3.so
+    python benches/peers/serving.py --kernel DIR/vllm/_C.abi3.so
 
 README.md beside this file says how to get the kernel. Both read the same pages of the same numbers by the same tables. vLLM's kernel
 keeps keys in an order of its own inside a page; it is handed a pool in that order, written by its own function. What each needs to

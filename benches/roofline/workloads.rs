@@ -166,7 +166,9 @@ const fn encoders(seq: usize, dim: usize) -> Dims {
 /// Workloads of a group take turns, each in all its types. A group holds the workloads that are compared with each other.
 pub(crate) const GROUPS: &[&[Workload]] = {
     use Layout::{Bshd, Padded};
-    use Options::{Alibi, At, Bias, BiasTransposed, Causal, Denormals, In, Mask, MaskTransposed, Plain, Softcap, Window};
+    use Options::{
+        Alibi, At, Bias, BiasTransposed, Causal, Denormals, In, Mask, MaskTransposed, Plain, Softcap, Window,
+    };
     use Reach::{BelowPeers, Fraction, FractionOf, Judge, OfF32, TimeOf, TimeOfF32};
     use Way::{InPlace, Into, Transposed};
     const D64: Dims = Dims::new(8, 2048, 2048, 64);

@@ -6,25 +6,24 @@
 //! * Few such lanes are computed as rows, by the dot products of decode.
 //! * With many, the whole panel is computed like any other, chain by chain.
 
-use crate::kernel::arithmetic::F32Fma;
 use crate::kernel::decode::scores as decode;
 use crate::kernel::panel::Panel;
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::scores::{PanelKeys, scores};
-use crate::kernel::product::{ByRows, Left, Right, by_rows, product};
 use crate::kernel::row_scores::{rows_of, widen_rows_of};
-use crate::kernel::shape::{EvenBlocks, MAX_PANEL_LANES, holds, product_rows, round_up_lanes};
+use crate::kernel::shape::{MAX_PANEL_LANES, holds, round_up_lanes};
 use crate::kernel::task::TaskInput;
 use crate::kernel::transpose::transpose_into_lanes;
 use crate::kv::run::Run;
 use crate::simd::{MAX_LANES, PairDots, PairKernel, Simd};
 use crate::tensor::matrix::Matrix;
 
-/// Whether the panel is computed from the keys as f32: if more than three quarters of its rows are outside the range of pairs. (As
-/// rows, a score takes 1.3 times as long as in a panel.) Queries with gaps between their elements are always computed as rows.
+/// Whether the panel is computed from the keys as f32: if more than half of its rows are outside the range of pairs. (Computing the
+/// panel takes the time of 12, 16 and 20 rows on their own with a head_dim of 32, 64 and 128; Zen 4.) Queries with gaps between their
+/// elements are always computed as rows.
 pub(super) fn needs_f32_keys(task: &TaskInput<'_>, panel: &Panel) -> bool {
     let outside = panel.f32_lanes.count_ones() as usize;
-    4 * outside > 3 * panel.lanes.rows.len() && task.queries.has_contiguous_rows()
+    2 * outside > panel.lanes.rows.len() && task.queries.has_contiguous_rows()
 }
 
 /// As [`scores`], for a panel with lanes whose queries are outside the range of pairs.
@@ -44,6 +43,7 @@ pub(super) fn scores_with_f32_lanes(
     let mut before = [0.0; MAX_PANEL_LANES];
     before[..lanes].copy_from_slice(max);
     let as_panel = f32_keys.filter(|_| needs_f32_keys(task, panel));
+    // Then the queries have not been transposed as pairs.
     let all = panel.f32_lanes.count_ones() as usize == rows.len();
     if !(all && as_panel.is_some()) {
         scores(task.isa, keys, queries, to, max, &mut Prefetch::none());
@@ -103,16 +103,17 @@ impl PairKernel for ChosenLanes<'_> {
 }
 
 impl ChosenLanes<'_> {
-    /// One block of keys after the other, as in `prefill/scores.rs`.
+    /// Few keys at a time: the chains of four lanes of a vector, for each vector of the panel, fill half of the registers.
     #[inline(always)]
     fn in_blocks<S: Simd, D: PairDots<S>, const V: usize>(self, simd: S, _: D) {
+        const { assert!(S::LANES == 8 || S::LANES == 16, "`scores_of` adds two or four sums of four chains") };
         let (lanes, width, rows) = (self.max.len(), self.keys.cols(), self.keys.rows());
         assert!(lanes == V * S::LANES && width.is_multiple_of(S::LANES) && self.keys.has_contiguous_rows());
         assert!(holds(self.queries.len(), width, lanes) && holds(self.scores.len(), rows, lanes));
-        let mut block = Chains::<S, D, V> {
+        let mut block = Chains::<S, V> {
             simd,
-            dots: std::marker::PhantomData,
-            keys: Left { at: self.keys.as_ptr(), row: self.keys.row_stride(), step: S::LANES as isize },
+            keys: self.keys.as_ptr(),
+            row: self.keys.row_stride(),
             queries: self.queries.as_ptr(),
             steps: width / S::LANES,
             scores: self.scores.as_mut_ptr(),
@@ -127,16 +128,17 @@ impl ChosenLanes<'_> {
             block.chosen[v] = simd.lt(simd.zero(), simd.load_slice(&is_chosen));
             block.max[v] = simd.load_slice(&self.max[v * S::LANES..]);
         }
-        let blocks = EvenBlocks::new(rows, product_rows::<S>(V));
-        for b in 0..blocks.count {
-            let of_block = blocks.range(b);
-            // Wrapping: keys of no elements may have any stride.
-            let offset = self.keys.row_stride().wrapping_mul(of_block.start as isize);
-            block.keys.at = self.keys.as_ptr().wrapping_offset(offset);
-            // SAFETY: these rows of the keys and of the scores exist, and the queries have a vector for each element of a key
-            // (asserted). The rows are no more than `product_rows`.
-            unsafe { by_rows::<S, V>(of_block.len(), &mut block) };
-            block.scores = block.scores.wrapping_add(of_block.len() * lanes);
+        let mut left = rows;
+        while left > 0 {
+            // SAFETY: `left` rows of the keys and of the scores follow, and the queries have a vector for each element of a key
+            // (asserted).
+            left -= unsafe {
+                match V {
+                    1 if left >= 4 => block.scores_of::<D, 4>(),
+                    2 if left >= 2 => block.scores_of::<D, 2>(),
+                    _ => block.scores_of::<D, 1>(),
+                }
+            };
         }
         for (v, max) in block.max.into_iter().enumerate() {
             simd.store_slice(&mut self.max[v * S::LANES..], max);
@@ -144,12 +146,12 @@ impl ChosenLanes<'_> {
     }
 }
 
-/// The chains of a block of keys and the panel's queries.
-struct Chains<S: Simd, D, const V: usize> {
+/// The keys that are left, and the panel's queries.
+struct Chains<S: Simd, const V: usize> {
     simd: S,
-    dots: std::marker::PhantomData<D>,
-    /// The keys; a step is from one element of a chain to the next.
-    keys: Left<f32>,
+    keys: *const f32,
+    /// The distance between two keys.
+    row: isize,
     queries: *const f32,
     /// Elements of a chain.
     steps: usize,
@@ -158,39 +160,26 @@ struct Chains<S: Simd, D, const V: usize> {
     max: [S::F32; V],
 }
 
-/// Sums that are kept while others are added up: of 1, 2, 4, 8 and 16 chains.
-const KEPT: usize = MAX_LANES.ilog2() as usize + 1;
-
-impl<S: Simd, D: PairDots<S>, const V: usize> ByRows<S> for Chains<S, D, V> {
+impl<S: Simd, const V: usize> Chains<S, V> {
+    /// The scores of the next R keys. Returns R.
+    ///
     /// # Safety
-    /// * `keys` is valid for R rows of `steps * LANES` elements, `queries` for that number of rows of `V` vectors, `scores` for reads and
-    ///   writes of R rows
+    /// * `keys` is valid for R rows of `steps * LANES` elements, `queries` for that number of rows of `V` vectors, `scores` for
+    ///   reads and writes of R rows
     #[inline(always)]
-    unsafe fn call<const R: usize>(&mut self) {
+    unsafe fn scores_of<D: PairDots<S>, const R: usize>(&mut self) -> usize {
         let simd = self.simd;
-        let mut kept = [[[simd.zero(); V]; R]; KEPT];
-        for n in 0..S::LANES {
-            let lane = D::SUM_ORDER[n];
-            let keys = Left { at: self.keys.at.wrapping_add(lane), ..self.keys };
-            let queries = Right {
-                at: self.queries.wrapping_add(lane * V * S::LANES),
-                step: (V * S::LANES * S::LANES) as isize,
-            };
-            let (arithmetic, prefetch) = ((simd, F32Fma::new()), &mut Prefetch::none());
-            // SAFETY: element `lane` of every `LANES` elements of a row: the caller's promise.
-            let mut sums = unsafe { product::<S, _, f32, R, V>(arithmetic, keys, queries, self.steps, prefetch) };
-            // A sum is added to that of the same number of chains before it, as a binary counter carries.
-            let carries = n.trailing_ones() as usize;
-            for kept in &kept[..carries] {
-                for (sums, kept) in sums.iter_mut().zip(kept) {
-                    for (sum, kept) in sums.iter_mut().zip(kept) {
-                        *sum = simd.add(*kept, *sum);
-                    }
-                }
+        let mut sums = [[simd.zero(); V]; R];
+        let mut half = sums;
+        for quarter in 0..S::LANES / 4 {
+            // SAFETY: the caller's promise.
+            let own = unsafe { self.sum_of_four::<D, R>(4 * quarter) };
+            half = if quarter % 2 == 0 { own } else { add(simd, half, own) };
+            if quarter % 2 == 1 {
+                sums = if quarter == 1 { half } else { add(simd, sums, half) };
             }
-            kept[carries] = sums;
         }
-        for (r, row) in kept[S::LANES.ilog2() as usize].into_iter().enumerate() {
+        for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
                 let to = self.scores.wrapping_add((r * V + v) * S::LANES);
                 // SAFETY: a vector of row r < R of the scores: the caller's promise.
@@ -200,5 +189,57 @@ impl<S: Simd, D: PairDots<S>, const V: usize> ByRows<S> for Chains<S, D, V> {
                 unsafe { simd.store(to, score) };
             }
         }
+        self.keys = self.keys.wrapping_offset(R as isize * self.row);
+        self.scores = self.scores.wrapping_add(R * V * S::LANES);
+        R
     }
+
+    /// The sum of four chains: those from place `first` on in the order of sums.
+    ///
+    /// # Safety
+    /// * as [`scores_of`](Self::scores_of); `first + 4 <= LANES`
+    #[inline(always)]
+    unsafe fn sum_of_four<D: PairDots<S>, const R: usize>(&self, first: usize) -> [[S::F32; V]; R] {
+        let simd = self.simd;
+        let mut chains = [[[simd.zero(); V]; R]; 4];
+        let mut at = [(self.keys, self.queries); 4];
+        for (n, (key, query)) in at.iter_mut().enumerate() {
+            let lane = D::SUM_ORDER[first + n];
+            (*key, *query) = (key.wrapping_add(lane), query.wrapping_add(lane * V * S::LANES));
+        }
+        for _ in 0..self.steps {
+            for n in 0..4 {
+                let (key, query) = at[n];
+                let mut lanes = [simd.zero(); V];
+                for (v, lanes) in lanes.iter_mut().enumerate() {
+                    // SAFETY: the queries' vectors for an element of a key: the caller's promise.
+                    *lanes = unsafe { simd.load(query.wrapping_add(v * S::LANES)) };
+                }
+                for r in 0..R {
+                    // SAFETY: an element of row r < R: the caller's promise.
+                    let element = simd.splat(unsafe { *key.wrapping_offset(r as isize * self.row) });
+                    for v in 0..V {
+                        chains[n][r][v] = simd.mul_add(element, lanes[v], chains[n][r][v]);
+                    }
+                }
+                at[n] = (key.wrapping_add(S::LANES), query.wrapping_add(V * S::LANES * S::LANES));
+            }
+        }
+        let [a, b, c, d] = chains;
+        add(simd, add(simd, a, b), add(simd, c, d))
+    }
+}
+
+#[inline(always)]
+fn add<S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    mut a: [[S::F32; V]; R],
+    b: [[S::F32; V]; R],
+) -> [[S::F32; V]; R] {
+    for (a, b) in a.iter_mut().zip(b) {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = simd.add(*a, b);
+        }
+    }
+    a
 }
