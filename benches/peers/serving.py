@@ -69,7 +69,7 @@ class Step:
 
 def ours(crate, step, threads):
     out = flashtile.bf16(np.zeros(step.q.bits.shape, np.uint16))
-    pages = flashtile.PageTable(step.table, np.array(step.keys, np.int64))
+    pages = flashtile.PageTable(step.table, np.array(step.keys, np.int64), step.page)
     options = flashtile.options(causal=True, query_starts=step.starts.astype(np.int64), pages=pages, threads=threads)
     tensors = [flashtile.describe(x) for x in (step.q, step.k, step.v, out)]
     arguments = [*map(flashtile.byref, tensors), None, flashtile.byref(options)]
