@@ -215,11 +215,11 @@ impl<S: Simd, const V: usize> Chains<S, V> {
                     // SAFETY: the queries' vectors for an element of a key: the caller's promise.
                     *lanes = unsafe { simd.load(query.wrapping_add(v * S::LANES)) };
                 }
-                for r in 0..R {
+                for (r, sums) in chains[n].iter_mut().enumerate() {
                     // SAFETY: an element of row r < R: the caller's promise.
                     let element = simd.splat(unsafe { *key.wrapping_offset(r as isize * self.row) });
                     for v in 0..V {
-                        chains[n][r][v] = simd.mul_add(element, lanes[v], chains[n][r][v]);
+                        sums[v] = simd.mul_add(element, lanes[v], sums[v]);
                     }
                 }
                 at[n] = (key.wrapping_add(S::LANES), query.wrapping_add(V * S::LANES * S::LANES));
