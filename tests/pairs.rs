@@ -70,6 +70,37 @@ fn rows_for_which_pairs_do_not_do_stand_alone() {
     }
 }
 
+/// Rows that pairs can't represent have the same bits, whether few or all rows are so. Lengths on either side of a vector of pairs,
+/// of a panel, and of a tile; a window, which divides tiles.
+#[test]
+fn few_and_many_such_rows_give_the_same_bits() {
+    for (head_dim, seq_q, seq_kv) in [(1, 5, 40), (33, 40, 300), (64, 50, 70), (130, 33, 500)] {
+        let dims = Dims { head_dim, seq_q, seq_kv, ..SIZES };
+        let inputs = Inputs::<bf16>::random(dims, &mut Rng(6));
+        let rows = dims.heads_q * seq_q;
+        for (form, level) in forms_and_levels() {
+            for attention in [Attention::new(), Attention::new().causal().window(Some(60), None).softcap(2.0)] {
+                let attention = attention.form(form).level(level);
+                let with_denormals = |every: usize| {
+                    let mut q = inputs.q.clone();
+                    (0..rows).step_by(every).for_each(|row| q[row * head_dim] = bf16::from_bits(0x8001));
+                    let mut out = vec![0.0f32; rows * dims.value_dim];
+                    let to = TensorMut::from_slice(&mut out, dims.out()).unwrap();
+                    let q = TensorRef::from_slice(&q, dims.q()).unwrap();
+                    attention.compute(q, (inputs.k(), inputs.v()), to, None, &mut Workspace::new()).unwrap();
+                    out.chunks(dims.value_dim).map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+                };
+                let all: Vec<Vec<u32>> = with_denormals(1);
+                for every in [2, 7, rows] {
+                    for (row, bits) in with_denormals(every).iter().enumerate().step_by(every) {
+                        assert!(all[row] == *bits, "row {row}, 1 of {every}: {dims:?} {form:?} {level}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Pairs are read in place, or rows are copied because of their strides or an odd length. Both give the same bits.
 #[test]
 fn layouts_give_the_same_bits() {

@@ -6,7 +6,9 @@
 
 import argparse
 import csv
+import ctypes
 import datetime
+import math
 import os
 import pathlib
 import statistics
@@ -29,7 +31,7 @@ SAMPLE_SECONDS = 2e-3  # shorter calls are repeated until a sample lasts so long
 PAUSE = 0.02  # before each turn: a pool whose threads still spin for more work would slow the next contestant
 SAMPLED_ROWS = 32
 ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
-COLUMNS = "workload type contestant detail threads best_ms median_ms ratio max_error tolerance note".split()
+COLUMNS = "workload type contestant detail threads best_ms median_ms paused_ms ratio max_error tolerance note".split()
 PEERS = ("torch", "onnxruntime", "candle", "burn-flex")
 
 
@@ -56,6 +58,9 @@ class Workload:
     def title(self):
         return f"{self.name} {self.dtype}"
 
+    def problem(self):
+        return Problem(self)
+
     @property
     def causal(self):
         return self.option == "causal" or self.window is not None
@@ -74,6 +79,38 @@ def workloads():
                 yield Workload(line["name"], dtype, *sizes, line["option"])
 
 
+@dataclass
+class SoftmaxWorkload:
+    """Softmax of a matrix along one of its axes."""
+
+    name: str
+    dtype: str
+    shape: tuple
+    axis: int
+
+    @property
+    def title(self):
+        return f"{self.name} {self.dtype}"
+
+    def problem(self):
+        return SoftmaxProblem(self)
+
+
+def softmax_workloads():
+    """Those of the roofline bench."""
+    square, short = (4096, 4096), 10 << 20  # elements of short rows
+    rows = [
+        ("softmax_last", square, 1, "f32 bf16"),
+        ("softmax_first", square, 0, "f32 bf16"),
+        ("softmax_vocab_128256", ((1 << 24) // 128256, 128256), 1, "f32 bf16"),
+        ("softmax_short_10", (short // 10, 10), 1, "f32 f16 bf16"),
+        ("softmax_short_100", (short // 100, 100), 1, "f32 f16 bf16"),
+    ]
+    for name, shape, axis, dtypes in rows:
+        for dtype in dtypes.split():
+            yield SoftmaxWorkload(name, dtype, shape, axis)
+
+
 class Problem:
     """A workload with its arrays, what is right for some of its rows, and how far from that an answer may be."""
 
@@ -81,20 +118,15 @@ class Problem:
         self.workload = w = workload
         rng = np.random.default_rng(20261123)
         normal = lambda *shape: rng.standard_normal(shape, np.float32)
-        self.q = self._typed(normal(w.batch, w.heads_q, w.seq_q, w.dim))
-        self.k = self._typed(normal(w.batch, w.heads_kv, w.seq_kv, w.dim))
-        self.v = self._typed(normal(w.batch, w.heads_kv, w.seq_kv, w.dim))
+        self.q = typed(normal(w.batch, w.heads_q, w.seq_q, w.dim), w.dtype)
+        self.k = typed(normal(w.batch, w.heads_kv, w.seq_kv, w.dim), w.dtype)
+        self.v = typed(normal(w.batch, w.heads_kv, w.seq_kv, w.dim), w.dtype)
         self.mask = rng.random((1, 1, w.seq_q, w.seq_kv), np.float32) >= 1 / 8 if w.option == "mask" else None
         self.bias = normal(1, w.heads_q, w.seq_q, w.seq_kv) if w.option == "bias" else None
         ends = [(0, 0, 0), (w.batch - 1, w.heads_q - 1, w.seq_q - 1)]
         limits = (w.batch, w.heads_q, w.seq_q)
         self.rows = ends + [tuple(rng.integers(limits)) for _ in range(SAMPLED_ROWS - len(ends))]
         self.expected, self.tolerance = map(np.array, zip(*map(self._row, self.rows)))
-
-    def _typed(self, x):
-        return {"f32": lambda: x, "f16": lambda: x.astype(np.float16), "bf16": lambda: flashtile.to_bf16(x)}[
-            self.workload.dtype
-        ]()
 
     def sees(self):
         """What a causal order, a window or a mask shows, as a tensor, for those who have to be told so."""
@@ -131,10 +163,48 @@ class Problem:
         return weights @ v, relative * (weights @ np.abs(v))
 
     def judge(self, rows):
-        """The largest error of the sampled rows, and the largest in proportion to what is tolerated."""
-        error = np.abs(rows - self.expected)
-        error[np.isnan(error)] = np.inf
-        return error.max(), (error / self.tolerance).max()
+        return judged(rows, self.expected, self.tolerance)
+
+
+class SoftmaxProblem:
+    """As Problem, for a softmax; `rows` are lines along the axis."""
+
+    def __init__(self, workload):
+        self.workload = w = workload
+        rng = np.random.default_rng(20261123)
+        self.x = typed(rng.standard_normal(w.shape, np.float32), w.dtype)
+        lines = w.shape[1 - w.axis]
+        self.rows = [0, lines - 1, *rng.integers(lines, size=SAMPLED_ROWS - 2)]
+        weights = np.exp(self.sampled(self.x))
+        self.expected = weights / weights.sum(axis=1, keepdims=True)
+        # Sums are in f32, and so are exponentials, of differences that are rounded. Exponentials and results may be rounded to
+        # the type, whose smallest step is 2^-24 in f16.
+        relative = (w.shape[w.axis] + 32) * ROUNDOFF["f32"] + 2 * ROUNDOFF[w.dtype]
+        self.tolerance = relative * self.expected + (2.0**-24 if w.dtype == "f16" else 0)
+
+    def sampled(self, x):
+        """The sampled lines of x in f64, one a row."""
+        if self.workload.axis == 1:
+            return wide(x, self.rows)
+        return wide(x, (slice(None), self.rows)).T
+
+    def judge(self, rows):
+        return judged(rows, self.expected, self.tolerance)
+
+
+def typed(x, dtype):
+    return {"f32": lambda: x, "f16": lambda: x.astype(np.float16), "bf16": lambda: flashtile.to_bf16(x)}[dtype]()
+
+
+def zeros(shape, dtype):
+    return flashtile.bf16(np.zeros(shape, np.uint16)) if dtype == "bf16" else typed(np.zeros(shape, np.float32), dtype)
+
+
+def judged(rows, expected, tolerance):
+    """The largest error of the sampled rows, and the largest in proportion to what is tolerated."""
+    error = np.abs(rows - expected)
+    error[np.isnan(error)] = np.inf
+    return error.max(), (error / tolerance).max()
 
 
 def wide(x, at):
@@ -159,8 +229,10 @@ class Flashtile:
 
     def prepare(self, p):
         """The call's descriptions made once: what a program that calls it in a loop would do."""
+        if isinstance(p, SoftmaxProblem):
+            return self.softmax(p)
         w, shape = p.workload, (p.workload.batch, p.workload.heads_q, p.workload.seq_q, p.workload.dim)
-        out = flashtile.bf16(np.zeros(shape, np.uint16)) if w.dtype == "bf16" else np.zeros(shape, p.q.dtype)
+        out = zeros(shape, w.dtype)
         options = flashtile.options(
             causal=w.causal, window=(w.window, None), mask=p.mask, bias=p.bias, threads=0
         )
@@ -171,6 +243,16 @@ class Flashtile:
             self.crate._call("attention", *arguments)
 
         return call, lambda: np.stack([wide(out, at) for at in p.rows]), ""
+
+    def softmax(self, p):
+        out = zeros(p.workload.shape, p.workload.dtype)
+        tensors = [flashtile.describe(x) for x in (p.x, out)]
+        arguments = [*map(flashtile.byref, tensors), ctypes.c_int32(p.workload.axis), ctypes.c_double(1)]
+
+        def call(_kept=(p, out)):
+            self.crate._call("softmax", *arguments)
+
+        return call, lambda: p.sampled(out), ""
 
 
 class Torch:
@@ -193,6 +275,8 @@ class Torch:
         return None if x is None else self.torch.from_numpy(x)
 
     def prepare(self, p):
+        if isinstance(p, SoftmaxProblem):
+            return self.softmax(p)
         w, q, k, v = p.workload, *map(self.tensor, (p.q, p.k, p.v))
         options = {"enable_gqa": True} if w.heads_q != w.heads_kv else {}
         if w.option == "causal" and w.seq_q == w.seq_kv:
@@ -208,6 +292,12 @@ class Torch:
 
         detail = "boolean mask" if w.causal and "attn_mask" in options else ""
         return call, lambda: np.stack([last[0][at].double().numpy() for at in p.rows]), detail
+
+    def softmax(self, p):
+        """Into given memory, as flashtile."""
+        x, out = self.tensor(p.x), self.tensor(zeros(p.workload.shape, p.workload.dtype))
+        call = lambda: self.torch.softmax(x, p.workload.axis, out=out)
+        return call, lambda: p.sampled(out.float().numpy()), ""
 
 
 class Onnxruntime:
@@ -228,6 +318,8 @@ class Onnxruntime:
 
     def prepare(self, p):
         """The fastest of its operators that has an answer."""
+        if isinstance(p, SoftmaxProblem):
+            return self.softmax(p)
         tried, reasons = [], []
         for operator in (self.attention_23, self.multi_head, self.group_query):
             try:
@@ -241,6 +333,14 @@ class Onnxruntime:
         if not tried:
             raise Lacks(" / ".join(reasons))
         return min(tried, key=lambda one: one[0])[1:]
+
+    def softmax(self, p):
+        outputs = {"out": zeros(p.workload.shape, p.workload.dtype)}
+        try:
+            call, out = self.session(p, "Softmax", "", {"x": p.x}, outputs, {"axis": p.workload.axis})
+        except Exception as why:
+            raise Lacks(" ".join(str(why).split())[:160]) from why
+        return call, lambda: p.sampled(out()), ""
 
     def session(self, p, operator, domain, inputs, outputs, attributes):
         """inputs: by name, None for one left out; outputs: by name, arrays to write. A call, over bound arrays."""
@@ -352,7 +452,7 @@ def timed(call, times):
 
 def measure(workload, contestants, rounds, threads):
     """Lines of the table, and whether all agree."""
-    p, racers, lines = Problem(workload), [], []
+    p, racers, lines = workload.problem(), [], []
     for contestant in contestants:
         line = dict.fromkeys(COLUMNS, "") | {"workload": workload.name, "type": workload.dtype, "threads": threads}
         line["contestant"] = contestant.name
@@ -363,20 +463,21 @@ def measure(workload, contestants, rounds, threads):
         except (Lacks, RuntimeError) as why:
             line["note"] = "lacks: " + " ".join(str(why).split())
             continue
-        racers.append((line, call, max(1, round(SAMPLE_SECONDS / best_of(call, 1))), []))
+        racers.append((line, call, max(1, round(SAMPLE_SECONDS / best_of(call, 1))), ([], [])))
         line["max_error"], line["tolerance"] = p.judge(rows())
     start = time.perf_counter()
     for done in range(rounds):
         if done >= MIN_ROUNDS and time.perf_counter() - start > ROW_SECONDS:
             break
         # Nobody is always first, or always after the same.
-        for line, call, times, samples in racers[done % len(racers) :] + racers[: done % len(racers)]:
+        for line, call, times, (samples, paused) in racers[done % len(racers) :] + racers[: done % len(racers)]:
             time.sleep(PAUSE)
-            call()
+            paused.append(timed(call, 1))
             samples.append(timed(call, times))
-    best = {line["contestant"]: min(samples) for line, _, _, samples in racers}
-    for line, _, _, samples in racers:
+    best = {line["contestant"]: min(samples) for line, _, _, (samples, _) in racers}
+    for line, _, _, (samples, paused) in racers:
         line["best_ms"], line["median_ms"] = min(samples) * 1e3, statistics.median(samples) * 1e3
+        line["paused_ms"] = statistics.median(paused) * 1e3
         line["ratio"] = min(samples) / best["flashtile"]
     return lines, all(line["tolerance"] <= 1 for line, *_ in racers)
 
@@ -388,7 +489,8 @@ def plain(line):
     if line["best_ms"] == "":
         return f"{line['contestant']:>12}  {line['note']}"
     return (
-        f"{line['contestant']:>12} {line['best_ms']:10.3f} ms (median {line['median_ms']:.3f})  x {line['ratio']:.2f}"
+        f"{line['contestant']:>12} {line['best_ms']:10.3f} ms (median {line['median_ms']:.3f}, after a pause"
+        f" {line['paused_ms']:.3f})  x {line['ratio']:.2f}"
         f"  error {line['max_error']:.1e}, {line['tolerance']:.2f} of the tolerance  {line['detail']}"
     )
 
@@ -401,24 +503,30 @@ def by_row(lines):
 
 
 def markdown(lines):
-    """A table: the time of each peer over flashtile's and, in brackets, its largest error."""
+    """A table: the time of each peer over flashtile's and, in brackets, its largest error. The same of medians of single calls
+    after a pause."""
     peers = [peer for peer in PEERS if any(line["contestant"] == peer for line in lines)]
-    print(f"| workload | type | flashtile | {' | '.join(peers)} |")
-    print(f"|---|---|---:|{'---:|' * len(peers)}")
+    print(f"| workload | type | flashtile | {' | '.join(peers)} | after {PAUSE * 1e3:.0f} ms: flashtile | {' | '.join(peers)} |")
+    print(f"|---|---|---:|{'---:|' * len(peers)}---:|{'---:|' * len(peers)}")
     reasons = {}
     for (name, dtype), row in by_row(lines).items():
         own = next(line for line in row if line["contestant"] == "flashtile")
-        cells = []
+        cells, paused_cells = [], []
+        own_paused = float(own.get("paused_ms") or "nan")
         for peer in peers:
             line = next((line for line in row if line["contestant"] == peer), None)
             if line is None or line["best_ms"] == "":
                 if line is not None:
                     reasons.setdefault((peer, line["note"].removeprefix("lacks: ")), []).append(f"{name} {dtype}")
                 cells.append("lacks")
+                paused_cells.append("lacks")
             else:
+                paused = float(line.get("paused_ms") or "nan")  # the Rust crate measures none
+                paused_cells.append("" if math.isnan(paused) else f"{paused / own_paused:.2f}")
                 cells.append(f"{float(line['ratio']):.2f} ({float(line['max_error']):.0e})")
-        time_ms = float(own["best_ms"])
-        own_cell = f"{time_ms:.{3 if time_ms < 10 else 1}f} ms ({float(own['max_error']):.0e})"
+        time_ms = lambda ms: f"{ms:.{3 if ms < 10 else 1}f} ms"
+        own_cell = f"{time_ms(float(own['best_ms']))} ({float(own['max_error']):.0e})"
+        cells += ["" if math.isnan(own_paused) else time_ms(own_paused), *paused_cells]
         print(f"| {name} | {dtype} | {own_cell} | {' | '.join(cells)} |")
     print()
     for (peer, reason), titles in reasons.items():
@@ -504,7 +612,7 @@ def main():
     if arguments.source:
         with open(arguments.source, newline="") as file:
             lines = [x for x in csv.DictReader(file) if arguments.filter in f"{x['workload']} {x['type']}"]
-    for workload in workloads():
+    for workload in [*workloads(), *softmax_workloads()]:
         if arguments.source or arguments.filter not in workload.title:
             continue
         print(workload.title, file=out)

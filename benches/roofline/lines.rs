@@ -60,6 +60,11 @@ pub(crate) fn checked_case<T: Element>(
     if let Options::In(layout) = options {
         case = case.in_layout(layout);
     }
+    if let Options::Denormals(every) = options {
+        for row in case.inputs.q.chunks_exact_mut(dims.head_dim).step_by(every) {
+            row[0] = T::from_f32(1e-40);
+        }
+    }
     case.checked_by(|h, i| options.of_row(&dims, h, i).unwrap_or_else(|| attention.clone()))
 }
 
@@ -100,7 +105,7 @@ impl Options {
     fn attention(self, dims: &Dims) -> Result<Attention<'static>, flashtile::Error> {
         let plane = [dims.seq_q, dims.seq_kv];
         Ok(match self {
-            Options::Plain | Options::In(_) => Attention::new(),
+            Options::Plain | Options::In(_) | Options::Denormals(_) => Attention::new(),
             Options::At(level) => Attention::new().level(level),
             Options::Causal => Attention::new().causal(),
             Options::Window(left) => Attention::new().causal().window(Some(left), None),

@@ -61,6 +61,8 @@ pub(crate) enum Options {
     At(Level),
     /// With keys and values in a layout.
     In(Layout),
+    /// With a denormal element in every n-th query row.
+    Denormals(usize),
 }
 
 /// The target of a line.
@@ -164,7 +166,9 @@ const fn encoders(seq: usize, dim: usize) -> Dims {
 /// Workloads of a group take turns, each in all its types. A group holds the workloads that are compared with each other.
 pub(crate) const GROUPS: &[&[Workload]] = {
     use Layout::{Bshd, Padded};
-    use Options::{Alibi, At, Bias, BiasTransposed, Causal, In, Mask, MaskTransposed, Plain, Softcap, Window};
+    use Options::{
+        Alibi, At, Bias, BiasTransposed, Causal, Denormals, In, Mask, MaskTransposed, Plain, Softcap, Window,
+    };
     use Reach::{BelowPeers, Fraction, FractionOf, Judge, OfF32, TimeOf, TimeOfF32};
     use Way::{InPlace, Into, Transposed};
     const D64: Dims = Dims::new(8, 2048, 2048, 64);
@@ -293,6 +297,21 @@ pub(crate) const GROUPS: &[&[Workload]] = {
         ],
         &[attention("decode_batch", batch(16, grouped(32, 8, 1, 1024, 128)), Plain, &[F16], Fraction(0.85))],
         &[attention("decode_short", grouped(9, 3, 1, 256, 64), Plain, &[F32], BelowPeers)],
+        // Where pairs of bf16 can't represent queries, or rows have an odd length: held against multiply-adds of f32.
+        &[
+            attention("bf16_as_f32", D64, At(Level::Avx512), &[Bf16], Judge),
+            attention("bf16_denormals", D64, Denormals(1), &[Bf16], TimeOf("bf16_as_f32", 1.10)),
+            attention("bf16_denormals_10th", D64, Denormals(10), &[Bf16], TimeOf("bf16_as_f32", 1.10)),
+        ],
+        &[
+            attention("decode_as_f32", DECODE, At(Level::Avx512), &[Bf16], Judge),
+            attention("decode_denormals", DECODE, Denormals(1), &[Bf16], TimeOf("decode_as_f32", 1.10)),
+            attention("decode_denormals_10th", DECODE, Denormals(10), &[Bf16], TimeOf("decode_as_f32", 1.10)),
+        ],
+        &[
+            attention("decode_127_as_f32", Dims::new(8, 1, 4096, 127), At(Level::Avx512), &[Bf16], Judge),
+            attention("decode_127", Dims::new(8, 1, 4096, 127), Plain, &[Bf16], TimeOf("decode_127_as_f32", 1.00)),
+        ],
         &[attention("portable_decode", DECODE, At(Level::Portable), ALL, TimeOfF32(1.3))],
         &[
             serving("packed_alone", Serving::PackedAlone, &[F32], Judge),

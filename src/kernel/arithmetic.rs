@@ -1,6 +1,6 @@
 //! The arithmetic of one step of a product: a multiply-add of f32, or a dot product of bf16 pairs.
 
-use crate::element::{Bf16Pair, Element};
+use crate::element::{Bf16Pair, Element, bf16};
 use crate::simd::{PairDots, Simd};
 use std::marker::PhantomData;
 
@@ -10,9 +10,12 @@ use std::marker::PhantomData;
 /// Unsafe code relies on what an implementation reads:
 /// * [`mul_add_at`](Self::mul_add_at) reads one step at `a` and nothing else.
 /// * [`load`](Self::load) reads `LANES` steps at `p` and nothing else.
+/// * [`load_part`](Self::load_part) reads `elements` elements at `p` and nothing else.
 pub(in crate::kernel) unsafe trait Multiply<S: Simd>: Copy {
-    /// The elements of a row that one step reads; zero by default.
+    /// What one step reads of a row; zero by default.
     type Step: Copy + Default;
+    /// Elements of a step.
+    const ELEMENTS: usize;
 
     /// `c[v] += a * b[v]` for each of V vectors, a being one step, in every lane.
     ///
@@ -24,8 +27,11 @@ pub(in crate::kernel) unsafe trait Multiply<S: Simd>: Copy {
     /// # Safety
     /// * `p` is valid for reads of `LANES` steps
     unsafe fn load(self, simd: S, p: *const Self::Step) -> S::F32;
-    /// The steps of `row`, at most `LANES`, then zeros.
-    fn load_part(self, simd: S, row: &[Self::Step]) -> S::F32;
+    /// The first `elements` elements at `p`, at most those of `LANES` steps, then zeros.
+    ///
+    /// # Safety
+    /// * `p` is valid for reads of `elements` elements, which may end inside a step
+    unsafe fn load_part(self, simd: S, p: *const Self::Step, elements: usize) -> S::F32;
     /// `a * b + c`.
     fn mul_add(self, simd: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32;
     /// The result of a finished sum.
@@ -42,9 +48,10 @@ impl<T> F32Fma<T> {
     }
 }
 
-// SAFETY: the reads are one element, and `LANES` elements (`load_as`).
+// SAFETY: the reads are one element, `LANES` elements (`load_as`), and a slice of `elements` elements.
 unsafe impl<S: Simd, T: Element> Multiply<S> for F32Fma<T> {
     type Step = T;
+    const ELEMENTS: usize = 1;
 
     #[inline(always)]
     unsafe fn mul_add_at<const V: usize>(self, simd: S, a: *const T, b: [S::F32; V], c: &mut [S::F32; V]) {
@@ -60,8 +67,9 @@ unsafe impl<S: Simd, T: Element> Multiply<S> for F32Fma<T> {
         unsafe { simd.load_as(p) }
     }
     #[inline(always)]
-    fn load_part(self, simd: S, row: &[T]) -> S::F32 {
-        simd.load_elements_part(row, 0.0)
+    unsafe fn load_part(self, simd: S, p: *const T, elements: usize) -> S::F32 {
+        // SAFETY: the caller's promise.
+        simd.load_elements_part(unsafe { std::slice::from_raw_parts(p, elements) }, 0.0)
     }
     #[inline(always)]
     fn mul_add(self, simd: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32 {
@@ -81,9 +89,10 @@ pub(in crate::kernel) struct Bf16Dots<D> {
     pub(in crate::kernel) factor: f32,
 }
 
-// SAFETY: the reads are one pair (`add_dots_at`, `broadcast`), and `LANES` pairs (`load_pairs`).
+// SAFETY: the reads are one pair (`add_dots_at`, `broadcast`), `LANES` pairs (`load_pairs`), and a slice of `elements` elements.
 unsafe impl<S: Simd, D: PairDots<S>> Multiply<S> for Bf16Dots<D> {
     type Step = Bf16Pair;
+    const ELEMENTS: usize = 2;
 
     #[inline(always)]
     unsafe fn mul_add_at<const V: usize>(self, _: S, a: *const Bf16Pair, b: [S::F32; V], c: &mut [S::F32; V]) {
@@ -104,8 +113,9 @@ unsafe impl<S: Simd, D: PairDots<S>> Multiply<S> for Bf16Dots<D> {
         unsafe { self.dots.load_pairs(p) }
     }
     #[inline(always)]
-    fn load_part(self, _: S, row: &[Bf16Pair]) -> S::F32 {
-        self.dots.load_pairs_part(row)
+    unsafe fn load_part(self, _: S, p: *const Bf16Pair, elements: usize) -> S::F32 {
+        // SAFETY: the caller's promise.
+        self.dots.load_pairs_part(unsafe { std::slice::from_raw_parts(p.cast::<bf16>(), elements) })
     }
     #[inline(always)]
     fn mul_add(self, _: S, a: S::F32, b: S::F32, c: S::F32) -> S::F32 {

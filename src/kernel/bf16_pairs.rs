@@ -10,8 +10,8 @@
 //! * The factor is at least [`SMALLEST_FACTOR`]. It is applied after the sum, which would otherwise overflow where the score
 //!   does not.
 //!
-//! Queries outside the range have their scores formed from f32. The fallback is per row, so a row's bits never depend on its
-//! neighbours.
+//! Queries outside the range have their scores formed from f32, in the decode form's order of sums. The fallback is per row, so a
+//! row's bits never depend on its neighbours.
 
 use crate::element::{Bf16Pair, bf16};
 use crate::kv::rows::KeyRows;

@@ -23,14 +23,14 @@ pub(super) mod scores;
 pub(super) mod softmax;
 pub(super) mod values;
 
-use super::bf16_pairs::{copied_key_pairs, copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
+use super::bf16_pairs::{copied_key_pairs, copy_pair_rows, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods::{self, GRAIN};
 use super::output::TaskOutput;
 use super::partial::PartialLayout;
 use super::prefetch::Prefetch;
-use super::row_scores::scores_from_f32;
+use super::row_scores::{rows_of, widen_rows_of};
 use super::score_tensors::read_row;
 use super::scratch::Scratch;
 use super::shape::round_up_lanes;
@@ -113,11 +113,12 @@ impl Upcoming {
 struct RowBuffers<'t> {
     /// Scores, then probs.
     scores: &'t mut [f32],
-    /// A copy of the scores, needed because a prob of 0 may mean a hidden key or underflow.
+    /// A copy of the scores, needed because a prob of 0 may mean a hidden key or underflow. Before that, scores of the rows outside
+    /// the range of pairs.
     kept_scores: &'t mut [f32],
     /// Bias and boolean mask.
     bias: &'t mut [f32],
-    /// Copies of keys and values that have gaps between their elements, and of keys that can't be read as pairs in place.
+    /// Copies of keys and values that have gaps between their elements.
     copied_keys: &'t mut [f32],
     copied_values: &'t mut [f32],
 }
@@ -142,12 +143,12 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let in_place = |rows: &KeyRows<'_>| rows.has_contiguous_rows() && !rows.are_scattered();
         let copy = |rows: &KeyRows<'_>| if in_place(rows) { 0 } else { tile_keys * rows.cols() };
         let [queries, pair_queries, scores, kept_scores, bias, copied_keys, copied_values] = floats.buffers([
-            if pairs { 1 } else { rows } * round_up_lanes(head_dim),
+            rows * round_up_lanes(head_dim),
             if pairs { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
             rows * tile_keys,
             rows * tile_keys,
             rows * tile_keys,
-            if pairs { tile_keys * pairs_in(head_dim) } else { copy(&task.keys) },
+            copy(&task.keys),
             copy(&task.values),
         ]);
         let layout = PartialLayout::new(rows, task.value_dim());
@@ -188,16 +189,18 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         // 1. Scores.
         let (next_tile, is_own) = upcoming.tile_after(&keys, tile_keys);
         let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.keys, |next| &next.keys);
-        let RowBuffers { scores, copied_keys, .. } = &mut self.buffers;
-        let in_runs = task.keys.are_in_several_runs(&keys) && self.queries.may_be_listed(task);
-        if let Some(tiles) = self.listed_keys.as_mut().filter(|_| in_runs) {
-            let next = if is_own { &task.keys } else { next };
-            let rows = tiles.list(keys.clone(), (next, next_tile.clone()));
-            self.queries.listed_scores(task, rows, scores);
-        } else {
-            fill_prefetch(self.prefetch, &task.keys, &keys, &upcoming, next);
-            self.queries.scores(task, keys.clone(), copied_keys, scores, self.prefetch);
-        }
+        let in_runs = task.keys.are_in_several_runs(&keys);
+        let listed = match &mut self.listed_keys {
+            Some(tiles) if in_runs => {
+                let next = if is_own { &task.keys } else { next };
+                Some(tiles.list(keys.clone(), (next, next_tile.clone())))
+            }
+            _ => {
+                fill_prefetch(self.prefetch, &task.keys, &keys, &upcoming, next);
+                None
+            }
+        };
+        self.queries.scores(task, keys.clone(), listed, &mut self.buffers, self.prefetch);
 
         // 2. Score modifications, and the softmax.
         let extent = self.softmax_rows(&keys);
@@ -388,64 +391,69 @@ fn fill_prefetch(
 
 /// The queries of a task's rows, as the dot products read them.
 struct RowQueries<'t> {
-    /// As f32, scaled: `[rows][head_dim rounded up]`. If `pairs` is used, a buffer for one row.
-    wide: &'t mut [f32],
+    /// The queries that scores are formed from f32 for: `[rows][head_dim rounded up]`, scaled. If `pairs` is used, those of
+    /// `f32_rows` alone, one after the other.
+    wide: &'t [f32],
     /// As pairs: `[rows][pairs rounded up]`.
     pairs: &'t [f32],
-    /// Rows outside the range of pairs, one bit each. Their scores are formed from f32.
+    /// Rows outside the range of pairs, one bit each.
     f32_rows: u32,
+    /// Whether scores are formed from pairs: not if all rows are outside the range.
+    use_pairs: bool,
 }
 
 impl<'t> RowQueries<'t> {
     fn load(task: &TaskInput<'_>, wide: &'t mut [f32], pairs: &'t mut [f32]) -> Self {
-        let mut f32_rows = 0;
-        match (task.operands, task.queries) {
-            (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
-                copy_pair_rows(rows, pairs);
-                f32_rows = rows_outside_pair_range(rows);
-            }
-            (_, rows) => widen_group(task.isa, rows, task.factor, (&mut *wide, round_up_lanes(task.head_dim()))),
-        }
-        RowQueries { wide, pairs, f32_rows }
-    }
-
-    /// Whether [`listed_scores`](Self::listed_scores) can form the scores.
-    fn may_be_listed(&self, task: &TaskInput<'_>) -> bool {
-        task.operands != Operands::Bf16Pairs || self.f32_rows == 0 && task.head_dim().is_multiple_of(2)
-    }
-
-    /// As [`scores`](Self::scores), of listed keys.
-    fn listed_scores(&self, task: &TaskInput<'_>, keys: RowList<'_>, to: &mut [f32]) {
-        let (keys, queries) = match task.operands {
-            Operands::Bf16Pairs => (RowKeys::ListedPairs(keys, task.factor), self.pairs),
-            Operands::F32 => (RowKeys::Listed(keys), &*self.wide),
+        let f32_rows = match (task.operands, task.queries) {
+            (Operands::Bf16Pairs, ByElement::Bf16(rows)) => rows_outside_pair_range(rows),
+            _ => 0,
         };
-        scores::scores(task.isa, keys, queries, to, task.tile_keys, &Prefetch::none());
+        let use_pairs = task.operands == Operands::Bf16Pairs && (f32_rows.count_ones() as usize) < task.rows;
+        match task.queries {
+            ByElement::Bf16(rows) if use_pairs => {
+                copy_pair_rows(rows, pairs);
+                widen_rows_of(task, 0..task.rows, f32_rows, wide);
+            }
+            rows => widen_group(task.isa, rows, task.factor, (&mut *wide, round_up_lanes(task.head_dim()))),
+        }
+        RowQueries { wide, pairs, f32_rows, use_pairs }
     }
 
-    /// The scores of all rows, `[rows][tile_keys]`.
+    /// The scores of all rows, `[rows][tile_keys]`, with `keys`, which are `listed` if they are in several runs.
     fn scores(
-        &mut self,
+        &self,
         task: &TaskInput<'_>,
         keys: Range<usize>,
-        copy: &mut [f32],
-        to: &mut [f32],
+        listed: Option<RowList<'_>>,
+        buffers: &mut RowBuffers<'_>,
         prefetch: &Prefetch,
     ) {
         let (isa, tile_keys) = (task.isa, task.tile_keys);
-        let pairs = task.operands == Operands::Bf16Pairs;
-        if !pairs {
-            let keys = RowKeys::Any(as_one_run(isa, &task.keys, keys, copy));
+        let RowBuffers { scores: to, kept_scores: f32_scores, copied_keys: copy, .. } = buffers;
+        let keys = match listed {
+            Some(rows) => RowKeys::Listed(rows),
+            None if self.use_pairs => RowKeys::Run(pairs_as_one_run(task, keys, copy)),
+            None => RowKeys::Run(as_one_run(isa, &task.keys, keys, copy)),
+        };
+        if !self.use_pairs {
             return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);
         }
-        let keys = match task.keys.one_run(keys.clone()) {
-            Some(Run::Bf16(run)) => key_pairs(run, copy),
-            _ => copied_key_pairs(task.keys, keys, copy),
-        };
-        scores::scores(isa, RowKeys::Pairs(keys, task.factor), self.pairs, to, tile_keys, prefetch);
-        for n in (0..task.rows).filter(|n| self.f32_rows >> n & 1 == 1) {
-            scores_from_f32(task, n, keys, self.wide, &mut to[n * tile_keys..][..tile_keys]);
+        scores::scores_of_pairs(isa, (keys, task.factor), self.pairs, to, tile_keys, prefetch);
+        if self.f32_rows != 0 {
+            let f32_scores = &mut f32_scores[..self.f32_rows.count_ones() as usize * tile_keys];
+            scores::scores(isa, keys, self.wide, f32_scores, tile_keys, &Prefetch::none());
+            for (n, from) in rows_of(self.f32_rows).zip(f32_scores.chunks_exact(tile_keys)) {
+                to[n * tile_keys..][..tile_keys].copy_from_slice(from);
+            }
         }
+    }
+}
+
+/// The keys `range` of bf16 as one run without gaps between elements: in place, or copied to `copy`.
+fn pairs_as_one_run<'a>(task: &TaskInput<'a>, range: Range<usize>, copy: &'a mut [f32]) -> Run<'a> {
+    match task.keys.one_run(range.clone()) {
+        Some(run) if run.has_contiguous_rows() => run,
+        _ => Run::Bf16(copied_key_pairs(task.keys, range, copy).elements(task.head_dim())),
     }
 }
 

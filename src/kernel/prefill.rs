@@ -16,6 +16,7 @@
 //! maximum and sum are vertical operations, there are no horizontal ones, and the second product reads what the first one
 //! wrote.
 
+mod f32_lanes;
 pub(super) mod finish;
 mod operands;
 pub(super) mod pack;
@@ -31,7 +32,6 @@ use super::output::TaskOutput;
 use super::panel::{Layout, Panel, list_panels};
 use super::prefetch::Prefetch;
 use super::product::prefetch_parts;
-use super::row_scores::scores_from_f32;
 use super::score_tensors::PanelTensors;
 use super::scratch::Scratch;
 use super::shape::{MAX_PANEL_LANES, panel_lanes, panel_product_rows, round_up_lanes};
@@ -41,9 +41,9 @@ use super::tile::{Pass, modify_panel};
 use super::transpose::{transpose_into_lanes, transpose_pairs_into_lanes};
 use crate::element::ByElement;
 use crate::kv::run::Run;
+use f32_lanes::{needs_f32_keys, scores_with_f32_lanes};
 use finish::{write_panel, write_panel_rows};
 use operands::{OperandBuffers, TileOperands, TileValues, score_steps};
-use scores::PanelKeys;
 use softmax::{Summed, softmax};
 use std::ops::Range;
 use values::add_values_by_rows;
@@ -62,6 +62,8 @@ pub(crate) struct Prefill<'t, 'a> {
     out: &'t mut [f32],
     /// Whether the rows of the values' product are queries; see [`sums_by_rows`].
     by_rows: bool,
+    /// Whether a panel needs the keys of pairs as f32.
+    needs_f32_keys: bool,
     operands: OperandBuffers<'t>,
     buffers: PanelBuffers<'t>,
 }
@@ -104,12 +106,13 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         let layout = Layout { width, value_width: round_up_lanes(task.value_dim()), panel_lanes };
         let tile_rows = round_up_lanes(task.tile_keys);
         let by_rows = sums_by_rows(task, panels.len(), &piece.keys);
-        let [keys, values, packed_values] = OperandBuffers::lens(task, by_rows);
-        let [queries, out, keys, values, packed_values, scores, kept_scores, tensor_rows, row_buffer] =
+        let [keys, f32_keys, values, packed_values] = OperandBuffers::lens(task, by_rows);
+        let [queries, out, keys, f32_keys, values, packed_values, scores, kept_scores, tensor_rows, row_buffer] =
             floats.buffers([
                 panels.len() * layout.width * panel_lanes,
                 panels.len() * layout.value_width * panel_lanes,
                 keys,
+                f32_keys,
                 values,
                 packed_values,
                 tile_rows * panel_lanes,
@@ -120,6 +123,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         for (p, panel) in panels.iter_mut().enumerate() {
             load_panel(task, panel, &mut queries[layout.queries(p, panel.lanes.count)], row_buffer);
         }
+        let needs_f32_keys = panels.iter().any(|panel| needs_f32_keys(task, panel));
         Prefill {
             task,
             end: piece.keys.end,
@@ -129,13 +133,15 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
             queries,
             out,
             by_rows,
-            operands: OperandBuffers { keys, values, packed_values },
+            needs_f32_keys,
+            operands: OperandBuffers { keys, f32_keys, values, packed_values },
             buffers: PanelBuffers { scores, kept_scores, tensor_rows, row_buffer },
         }
     }
 
     fn step(&mut self, keys: Range<usize>) {
-        let Prefill { task, end, last_prefetch, layout, panels, queries, out, by_rows, operands, buffers } = self;
+        let Prefill { task, end, last_prefetch, layout, panels, queries, out, by_rows, operands, buffers, .. } = self;
+        let of_panels = (panels.len(), *by_rows, self.needs_f32_keys);
         let tile_end = keys.end;
         let keys = open_mods::trim(task, &(0..task.rows), keys);
         if keys.is_empty() {
@@ -148,7 +154,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
         } else {
             last_prefetch
         };
-        let tile = Tile { operands: TileOperands::new(task, keys.clone(), (panels.len(), *by_rows), operands), keys };
+        let tile = Tile { operands: TileOperands::new(task, keys.clone(), of_panels, operands), keys };
         prefetch.spread(panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &tile.keys, *by_rows)).sum());
         for (p, panel) in panels.iter_mut().enumerate() {
             let lanes = panel.lanes.count;
@@ -188,7 +194,7 @@ impl Prefill<'_, '_> {
         let Prefill { task, layout, panels, queries, by_rows, operands, buffers, .. } = self;
         let [panel] = &**panels else { unreachable!("a task of {} panels", panels.len()) };
         let lanes = panel.lanes.count;
-        let tile = Tile { operands: TileOperands::new(task, keys.clone(), (1, *by_rows), operands), keys };
+        let tile = Tile { operands: TileOperands::new(task, keys.clone(), (1, *by_rows, false), operands), keys };
         let queries = &queries[layout.queries(0, lanes)];
         let max = &mut [f32::NEG_INFINITY; MAX_PANEL_LANES][..lanes];
         if let Some(seen) = panel_scores(task, &tile, panel, queries, buffers, max, &mut Prefetch::none()) {
@@ -327,7 +333,8 @@ fn panel_scores(
     let of_part = |part: &Range<usize>| (part.start - seen.start) * lanes..(part.end - seen.start) * lanes;
     for part in parts() {
         let scores = &mut scores[of_part(&part)];
-        let keys = tile.operands.keys.slice_rows(part.start - tile.keys.start..part.end - tile.keys.start);
+        let rows = part.start - tile.keys.start..part.end - tile.keys.start;
+        let keys = tile.operands.keys.slice_rows(rows.clone());
         let tensors = tensors.as_ref().map(|tensors| (tensors, part.start - seen.start));
         let mods = mods.as_ref().map(|mods| mods.part(&part, None));
         let mods = mods.filter(|mods| !mods.is_none() || tensors.is_some());
@@ -335,8 +342,9 @@ fn panel_scores(
         if panel.f32_lanes == 0 {
             scores::scores(isa, keys, queries, scores, scores_max, prefetch);
         } else {
+            let f32_keys = tile.operands.f32_keys.map(|keys| keys.slice_rows(rows));
             let buffers = (&mut *buffers.kept_scores, &mut *buffers.row_buffer);
-            scores_with_f32_lanes(task, panel, (keys, queries), scores, scores_max, buffers);
+            scores_with_f32_lanes(task, panel, (keys, f32_keys), queries, scores, scores_max, buffers);
         }
         if let Some(mods) = mods {
             modify_panel(isa, pass, mods, tensors, scores, if open { scores_max } else { &mut *max });
@@ -413,33 +421,5 @@ fn add_rows(
     add_visible_values(isa, values, (probs, scores), [1, lanes.count], (&mut sums[..len], width));
     for (out, sum) in out.iter_mut().zip(&sums[..len]) {
         *out = if is_first { *sum } else { *out + sum };
-    }
-}
-
-/// As [`scores::scores`], for a panel with lanes whose queries are outside the range of pairs: their scores are formed from
-/// f32.
-///
-/// * `row_scores`, `query`: buffers
-fn scores_with_f32_lanes(
-    task: &TaskInput<'_>,
-    panel: &Panel,
-    (keys, queries): (PanelKeys<'_>, &[f32]),
-    scores: &mut [f32],
-    max: &mut [f32],
-    (row_scores, query): (&mut [f32], &mut [f32]),
-) {
-    let lanes = max.len();
-    let mut before = [0.0; MAX_PANEL_LANES];
-    before[..lanes].copy_from_slice(max);
-    scores::scores(task.isa, keys, queries, scores, max, &mut Prefetch::none());
-    let PanelKeys::Pairs(keys, _) = keys else { unreachable!("f32 lanes in a panel whose keys are not pairs") };
-    let row_scores = &mut row_scores[..keys.rows()];
-    for lane in (0..panel.lanes.rows.len()).filter(|lane| panel.f32_lanes >> lane & 1 == 1) {
-        let row = panel.lanes.rows.start + lane;
-        scores_from_f32(task, row, keys, query, row_scores);
-        for (scores, &score) in scores.chunks_exact_mut(lanes).zip(&*row_scores) {
-            scores[lane] = score;
-        }
-        max[lane] = row_scores.iter().copied().fold(before[lane], f32::max);
     }
 }

@@ -1,31 +1,24 @@
-//! The scores of a single bf16 row from elements widened to f32: the fallback for queries outside the range of pairs.
+//! Rows of bf16 queries outside the range of pairs: sets of rows, and their queries widened to f32.
 
 #![forbid(unsafe_code)]
 
-use super::decode::scores::{RowKeys, scores};
-use super::prefetch::Prefetch;
 use super::shape::round_up_lanes;
 use super::task::TaskInput;
 use super::widen::widen_group;
-use crate::element::Bf16Pair;
-use crate::kv::run::Run;
-use crate::tensor::matrix::Matrix;
+use std::ops::Range;
 
-/// Writes the scores of row `n` of the task for `keys`, which are stored as pairs.
+/// The rows of a set, which has bit n for row n, in ascending order.
+pub(super) fn rows_of(set: u32) -> impl Iterator<Item = usize> {
+    (0..u32::BITS as usize).filter(move |n| set >> n & 1 == 1)
+}
+
+/// Widens the queries of the rows `set` of `rows`, one after the other, times the task's factor.
 ///
-/// * `query`: a buffer of at least head_dim elements, rounded up
-/// * `to`: at least one element for each key
-pub(super) fn scores_from_f32(
-    task: &TaskInput<'_>,
-    n: usize,
-    keys: Matrix<'_, Bf16Pair>,
-    query: &mut [f32],
-    to: &mut [f32],
-) {
+/// * `to`: `[rows of the set or more][head_dim rounded up]`
+pub(super) fn widen_rows_of(task: &TaskInput<'_>, rows: Range<usize>, set: u32, to: &mut [f32]) {
     let width = round_up_lanes(task.head_dim());
-    let query = &mut query[..width];
-    widen_group(task.isa, task.queries.slice(n..n + 1), task.factor, (&mut *query, width));
-    let elements = RowKeys::Any(Run::Bf16(keys.elements(task.head_dim())));
-    let stride = to.len();
-    scores(task.isa, elements, query, to, stride, &Prefetch::none());
+    for (n, to) in rows_of(set).zip(to.chunks_exact_mut(width.max(1))) {
+        let row = rows.start + n;
+        widen_group(task.isa, task.queries.slice(row..row + 1), task.factor, (to, width));
+    }
 }

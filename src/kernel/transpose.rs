@@ -70,7 +70,8 @@ impl Kernel for GroupIntoLanes<'_> {
 }
 
 /// As [`transpose_into_lanes`], for pairs of bf16: `to[p][lane]` holds the bits of pair p of the lane's row. Returns the rows
-/// outside the range of pairs, one bit each.
+/// outside the range of pairs, one bit each. If all rows are, and have no gaps between their elements, nothing is written: no
+/// score is formed from their pairs (`prefill/f32_lanes.rs`).
 ///
 /// * `to`: `[pairs rounded up][lanes]`
 /// * `copies`: a buffer of the same length
@@ -96,6 +97,10 @@ impl PairKernel for PairsIntoLanes<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> u32 {
         let (count, pairs) = (self.rows.count(), pairs_in(self.rows.cols()));
+        let outside = rows_outside_pair_range(self.rows);
+        if outside.count_ones() as usize == count && self.rows.has_contiguous_rows() {
+            return outside;
+        }
         // Read in place if they can be, copied otherwise. All rows have the same layout, so the first one decides.
         let in_place = self.rows.row(0).pairs().is_some();
         let copies = &mut self.copies[..if in_place { 0 } else { count * pairs }];
@@ -107,7 +112,7 @@ impl PairKernel for PairsIntoLanes<'_> {
         let rows = LaneRows::new(count, row).expect("pairs without gaps");
         // The factor is for sums: there are none here.
         transpose_rows((simd, Bf16Dots { dots, factor: 1.0 }), &rows, None, (self.to, self.lanes));
-        rows_outside_pair_range(self.rows)
+        outside
     }
 }
 

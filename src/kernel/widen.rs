@@ -116,13 +116,16 @@ pub(crate) fn as_f32<'a>(isa: Isa, rows: Run<'a>, wide: &'a mut [f32]) -> Matrix
 }
 
 kernel! {
-    /// Widens the rows `range`, wherever they lie: `to[r][e] = rows[range.start + r][e]`, without gaps.
-    fn widen_key_rows<'a, S: Simd>(simd: S, rows: KeyRows<'a>, range: Range<usize>, to: &'a mut [f32]) {
-        let cols = rows.cols();
-        assert!(to.len() == range.len() * cols);
-        let mut rest = to.chunks_exact_mut(cols.max(1));
+    /// Widens the rows `range`, wherever they lie: `to[r][e] = rows[range.start + r][e]`, with zeros after a row's elements.
+    ///
+    /// * `to`: `[range][width]`
+    fn widen_key_rows<'a, S: Simd>(simd: S, rows: KeyRows<'a>, range: Range<usize>, to: &'a mut [f32], width: usize) {
+        assert!(to.len() == range.len() * width);
+        let mut rest = to.chunks_exact_mut(width.max(1));
         for run in rows.runs(range) {
             with_run!(run, matrix => for (r, to) in (0..matrix.rows()).zip(&mut rest) {
+                let (to, padding) = to.split_at_mut(matrix.cols());
+                padding.fill(0.0);
                 widen(simd, matrix.row(r), 1.0, to);
             });
         }
@@ -136,10 +139,21 @@ pub(crate) fn copied_as_f32<'a>(
     range: Range<usize>,
     wide: &'a mut [f32],
 ) -> Matrix<'a, f32> {
-    let (count, cols) = (range.len(), rows.cols());
-    let wide = &mut wide[..count * cols];
-    widen_key_rows(isa, rows, range, wide);
-    Matrix::from_slice(wide, count, cols)
+    let width = rows.cols();
+    padded_as_f32(isa, rows, range, (wide, width))
+}
+
+/// A copy of the rows `range`, `[range][width]`, with zeros after the elements of each row.
+pub(crate) fn padded_as_f32<'a>(
+    isa: Isa,
+    rows: KeyRows<'_>,
+    range: Range<usize>,
+    (wide, width): (&'a mut [f32], usize),
+) -> Matrix<'a, f32> {
+    let count = range.len();
+    let wide = &mut wide[..count * width];
+    widen_key_rows(isa, rows, range, wide, width);
+    Matrix::from_slice(wide, count, width)
 }
 
 /// The rows `range` as one run: in place, or their copy in `wide` if they are in several runs, or there are gaps between elements.

@@ -87,15 +87,19 @@ impl Avx512 {
 
 // SAFETY: sixteen pairs are one vector of 512 bits, and `load_pairs` is one load of it. The other two read one pair: 32 bits.
 unsafe impl PairDots<Avx512> for Avx512Bf16 {
+    const SUM_ORDER: [usize; MAX_LANES] = [0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15];
+
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const Bf16Pair) -> __m512 {
         // SAFETY: the caller's promise (sixteen pairs are 64 bytes, and the instruction asks for no alignment); the token.
         unsafe { _mm512_loadu_ps(p.cast()) }
     }
     #[inline(always)]
-    fn load_pairs_part(self, x: &[Bf16Pair]) -> __m512 {
-        // SAFETY: pairs that the mask leaves out are not read; the token for the instruction.
-        unsafe { _mm512_maskz_loadu_ps(self.base().first(x.len()), x.as_ptr().cast()) }
+    fn load_pairs_part(self, x: &[bf16]) -> __m512 {
+        assert!(x.len() <= 2 * Avx512::LANES);
+        let mask = ((1u64 << x.len()) - 1) as __mmask32;
+        // SAFETY: elements that the mask leaves out are not read; the token for the instruction.
+        unsafe { _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, x.as_ptr().cast())) }
     }
     #[inline(always)]
     fn add_dots(self, a: __m512, b: __m512, c: __m512) -> __m512 {

@@ -1,7 +1,7 @@
 //! Dot products of pairs of bf16, for the levels that have an instruction for them.
 
-use crate::element::Bf16Pair;
-use crate::simd::vector::Simd;
+use crate::element::{Bf16Pair, bf16};
+use crate::simd::vector::{MAX_LANES, Simd};
 
 /// Work that is compiled for every level that has [`PairDots`]. Implementations mark `run` as `#[inline(always)]`.
 pub(crate) trait PairKernel {
@@ -16,13 +16,17 @@ pub(crate) trait PairKernel {
 /// * [`load_pairs`](Self::load_pairs) reads `LANES` pairs and nothing else.
 /// * [`broadcast`](Self::broadcast) and [`add_dots_at`](Self::add_dots_at) read one pair and nothing else.
 pub(crate) unsafe trait PairDots<S: Simd>: Copy {
+    /// The lanes of a vector in the order in which [`Simd::sums`] adds them: neighbours of this list first, then neighbouring
+    /// pairs, and so on.
+    const SUM_ORDER: [usize; MAX_LANES];
+
     /// Reads `LANES` pairs from `p`.
     ///
     /// # Safety
     /// * `p` is valid for reads of `LANES` pairs
     unsafe fn load_pairs(self, p: *const Bf16Pair) -> S::F32;
-    /// The pairs of `x`, at most `LANES`, then zeros in the remaining lanes.
-    fn load_pairs_part(self, x: &[Bf16Pair]) -> S::F32;
+    /// The elements of `x`, at most `2 * LANES`, as pairs; zeros after the last one.
+    fn load_pairs_part(self, x: &[bf16]) -> S::F32;
     /// In every lane, `c + a.second * b.second`, rounded, plus `a.first * b.first`, rounded. The products are exact.
     /// **Denormal numbers count as 0**, as operands and as results. The rounding is to nearest in every rounding mode of the
     /// thread.

@@ -1,5 +1,6 @@
 //! Blocks of keys or values, and groups of query rows that share each load from them.
 
+use crate::element::{Bf16Pair, bf16};
 use crate::kernel::prefetch::{LoopPrefetch, PrefetchLines};
 use crate::simd::{LINE, MAX_LANES, MAX_SHARED_ROWS, Simd};
 use crate::tensor::matrix::Matrix;
@@ -145,7 +146,7 @@ impl RowPrefetches for ListedPrefetches {
     }
 }
 
-/// Rows at one stride.
+/// Rows at one stride, which is counted in bytes: pairs of bf16 may lie an odd number of elements apart.
 pub(super) struct Strided<T> {
     at: *const T,
     stride: isize,
@@ -173,7 +174,7 @@ impl<T> Rows<T> for Strided<T> {
     }
     #[inline(always)]
     unsafe fn tile_row(self, offsets: &Self::Tile, n: usize) -> *const T {
-        self.at.wrapping_offset(offsets[n])
+        self.at.wrapping_byte_offset(offsets[n])
     }
     #[inline(always)]
     unsafe fn first(self) -> *const T {
@@ -181,7 +182,7 @@ impl<T> Rows<T> for Strided<T> {
     }
     #[inline(always)]
     fn after(self, n: usize) -> Self {
-        Self { at: self.at.wrapping_offset(self.stride.wrapping_mul(n as isize)), ..self }
+        Self { at: self.at.wrapping_byte_offset(self.stride.wrapping_mul(n as isize)), ..self }
     }
     #[inline(always)]
     unsafe fn prefetches<S: Simd>(
@@ -258,7 +259,7 @@ impl<T> Rows<T> for Listed<T> {
     }
 }
 
-/// Neighbouring keys, or their values: rows of `cols` elements without gaps.
+/// Neighbouring keys, or their values: rows of `cols` elements without gaps, read one by one or in pairs.
 ///
 /// This and [`RowGroup`] hold pointers, not views. With views cut from views, the address of a block's first load was itself
 /// loaded from memory, and the multipliers waited for it: a tenth of the time of decoding.
@@ -273,21 +274,30 @@ impl<T: Copy> RowBlock<Strided<T>> {
     #[inline(always)]
     pub(super) fn all(rows: Matrix<'_, T>) -> Self {
         assert!(rows.has_contiguous_rows());
-        let at = Strided { at: rows.as_ptr(), stride: rows.row_stride() };
-        Self { rows: at, count: rows.rows(), cols: rows.cols() }
+        let stride = rows.row_stride().wrapping_mul(size_of::<T>() as isize);
+        Self { rows: Strided { at: rows.as_ptr(), stride }, count: rows.rows(), cols: rows.cols() }
+    }
+}
+
+impl RowBlock<Strided<Bf16Pair>> {
+    /// Rows of bf16 that are read as pairs of neighbours. If their number is odd, the last element of a row is half of a pair.
+    #[inline(always)]
+    pub(super) fn pairs(rows: Matrix<'_, bf16>) -> Self {
+        let RowBlock { rows: Strided { at, stride }, count, cols } = RowBlock::all(rows);
+        Self { rows: Strided { at: at.cast(), stride }, count, cols }
     }
 }
 
 impl<T> RowBlock<Listed<T>> {
-    /// The rows of a list, as `cols` elements of type `T` each.
+    /// The rows of a list.
     ///
     /// # Safety
-    /// * a row of the list is `cols` elements of type `T`
+    /// * a row of the list is elements of type `T`, or `T` is a pair of them
     #[inline(always)]
-    pub(super) unsafe fn listed(list: RowList<'_>, cols: usize) -> Self {
+    pub(super) unsafe fn listed(list: RowList<'_>) -> Self {
         let (addresses, ahead) = (list.addresses(), list.ahead());
         let rows = Listed { rows: addresses.as_ptr(), ahead: ahead.as_ptr(), col: 0, element: PhantomData };
-        Self { rows, count: addresses.len(), cols }
+        Self { rows, count: addresses.len(), cols: list.cols() }
     }
 }
 
@@ -301,8 +311,8 @@ macro_rules! with_listed {
         match $list.dtype() {
             $($crate::element::DType::$dtype => {
                 use $crate::kernel::decode::block::{Listed, RowBlock};
-                // SAFETY: rows of the list's type, and of its columns (its invariant).
-                let $rows = unsafe { RowBlock::<Listed<$t>>::listed($list, $list.cols()) };
+                // SAFETY: rows of the list's type (its invariant).
+                let $rows = unsafe { RowBlock::<Listed<$t>>::listed($list) };
                 $value
             })+
         }

@@ -7,8 +7,8 @@
 //! Each score has its own chains in a fixed order, so its bits don't depend on the rows beside it. `decode.rs` says why
 //! elements lie along the lanes.
 
-use super::block::{ROWS, RowBlock, RowGroup, RowPrefetches, Rows, with_listed};
-use crate::element::{Bf16Pair, DType};
+use super::block::{Listed, ROWS, RowBlock, RowGroup, RowPrefetches, Rows, with_listed};
+use crate::element::{Bf16Pair, DType, bf16};
 use crate::kernel::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use crate::kernel::prefetch::{Prefetch, PrefetchLines};
 use crate::kernel::shape::{holds, round_up_lanes};
@@ -19,8 +19,8 @@ use crate::tensor::row_list::RowList;
 
 /// Writes `scores[r * stride + j] = dot(queries[r], keys[j])`.
 ///
-/// * `keys`: `[keys, head_dim]`, or their pairs, rows without gaps
-/// * `queries`: `[rows][width]`, where width is `head_dim`, or the number of pairs, rounded up; zeros after the last element
+/// * `keys`: `[keys, head_dim]`, rows without gaps
+/// * `queries`: `[rows][width]`, where width is `head_dim` rounded up; zeros after the last element
 /// * `scores`: `[rows][stride]`, `stride >= keys`
 /// * `prefetch`: rows to prefetch between the multiply-adds
 pub(crate) fn scores(
@@ -32,26 +32,37 @@ pub(crate) fn scores(
     prefetch: &Prefetch,
 ) {
     match keys {
-        RowKeys::Any(keys) => f32_scores(isa, keys, queries, scores, stride, prefetch),
-        RowKeys::Pairs(keys, factor) => pair_scores(isa, (keys, factor), queries, scores, stride, prefetch),
+        RowKeys::Run(keys) => f32_scores(isa, keys, queries, scores, stride, prefetch),
         RowKeys::Listed(keys) => listed_scores(isa, keys, queries, scores, stride, prefetch),
-        RowKeys::ListedPairs(keys, factor) => {
-            listed_pair_scores(isa, (keys, factor), queries, scores, stride, prefetch)
-        }
+    }
+}
+
+/// As [`scores`], times `factor`, from pairs of neighbouring elements.
+///
+/// * `keys`: bf16
+/// * `queries`: `[rows][width]`, where width is the number of pairs rounded up
+pub(crate) fn scores_of_pairs(
+    isa: Isa,
+    (keys, factor): (RowKeys<'_>, f32),
+    queries: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+    prefetch: &Prefetch,
+) {
+    match keys {
+        RowKeys::Run(Run::Bf16(keys)) => pair_scores(isa, (keys, factor), queries, scores, stride, prefetch),
+        RowKeys::Run(_) => unreachable!("pairs of keys that are not bf16"),
+        RowKeys::Listed(keys) => listed_pair_scores(isa, (keys, factor), queries, scores, stride, prefetch),
     }
 }
 
 /// Keys, as the dot products read them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowKeys<'a> {
-    /// Elements of any type, to be widened.
-    Any(Run<'a>),
-    /// Pairs of bf16, and the factor that the sums of products are multiplied with.
-    Pairs(Matrix<'a, Bf16Pair>, f32),
-    /// As `Any`, at addresses of their own.
+    /// At one stride.
+    Run(Run<'a>),
+    /// At addresses of their own.
     Listed(RowList<'a>),
-    /// As `Pairs`, at addresses of their own: keys of bf16 with an even number of elements.
-    ListedPairs(RowList<'a>, f32),
 }
 
 kernel! {
@@ -72,19 +83,19 @@ kernel! {
 }
 
 kernel! {
-    /// [`scores`] of keys as pairs of bf16.
+    /// [`scores_of_pairs`] of keys at one stride.
     fn pair_scores<'a, S: Simd, D: PairDots>(
         simd: S,
         dots: D,
-        keys: (Matrix<'a, Bf16Pair>, f32),
+        keys: (Matrix<'a, bf16>, f32),
         queries: &'a [f32],
         scores: &'a mut [f32],
         stride: usize,
         prefetch: &'a Prefetch,
     ) {
         let (keys, factor) = keys;
-        // SAFETY: as in `f32_scores`.
-        unsafe { all_dots((simd, Bf16Dots { dots, factor }), RowBlock::all(keys), queries, scores, stride, prefetch) };
+        // SAFETY: `keys` is a view of rows without gaps (`pairs` asserts that).
+        unsafe { all_dots((simd, Bf16Dots { dots, factor }), RowBlock::pairs(keys), queries, scores, stride, prefetch) };
     }
 }
 
@@ -106,7 +117,7 @@ kernel! {
 }
 
 kernel! {
-    /// [`scores`] of keys as pairs of bf16, at addresses of their own.
+    /// [`scores_of_pairs`] of keys at addresses of their own.
     fn listed_pair_scores<'a, S: Simd, D: PairDots>(
         simd: S,
         dots: D,
@@ -117,9 +128,9 @@ kernel! {
         prefetch: &'a Prefetch,
     ) {
         let (keys, factor) = keys;
-        assert!(keys.dtype() == DType::Bf16 && keys.cols().is_multiple_of(2));
-        // SAFETY: a pair is two elements side by side (asserted, and the list's invariant), and needs no more alignment than one.
-        let keys = unsafe { RowBlock::listed(keys, keys.cols() / 2) };
+        assert!(keys.dtype() == DType::Bf16);
+        // SAFETY: a pair is two bf16 (asserted), and needs no more alignment than one.
+        let keys = unsafe { RowBlock::<Listed<Bf16Pair>>::listed(keys) };
         // SAFETY: the rows of a list, which are readable for 'a (its invariant).
         unsafe { all_dots((simd, Bf16Dots { dots, factor }), keys, queries, scores, stride, prefetch) };
     }
@@ -138,7 +149,7 @@ unsafe fn all_dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>>(
     stride: usize,
     prefetch: &Prefetch,
 ) {
-    let width = round_up_lanes(keys.cols);
+    let width = round_up_lanes(keys.cols.div_ceil(M::ELEMENTS));
     if width == 0 {
         return scores.fill(0.0);
     }
@@ -184,7 +195,8 @@ impl<S: Simd, M: Multiply<S>, P: Rows<M::Step>> ByDotTile for Dots<'_, '_, S, M,
 ///
 /// # Safety
 /// * `keys` has a row at least, and all of its rows are valid for reads of `cols` elements
-/// * `group` has R queries of `keys.cols` elements, rounded up, and R rows of scores, one for each key, that may be written
+/// * `group` has R queries of the steps that `keys.cols` elements are, rounded up, and R rows of scores, one for each key, that may
+///   be written
 #[inline(always)]
 unsafe fn dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>, const R: usize, const N: usize, const G: usize>(
     (simd, multiply): (S, M),
@@ -196,11 +208,12 @@ unsafe fn dots<S: Simd, M: Multiply<S>, P: Rows<M::Step>, const R: usize, const 
     let RowBlock { rows: mut at, count, cols } = keys;
     let RowGroup { from: queries, from_stride: width, to: mut scores, to_stride } = group;
     let keys_per_tile = N * G;
-    debug_assert!(count > 0 && width >= round_up_lanes(cols));
+    let steps = cols.div_ceil(M::ELEMENTS);
+    debug_assert!(count > 0 && width >= round_up_lanes(steps));
     let bytes = N * S::LANES * size_of::<M::Step>();
     // SAFETY: the block has a row (the caller's promise).
     let first = unsafe { at.first() };
-    let iterations = count.div_ceil(N) * cols.div_ceil(S::LANES);
+    let iterations = count.div_ceil(N) * steps.div_ceil(S::LANES);
     // SAFETY: as above.
     let mut prefetches = unsafe { at.prefetches(simd, lines, iterations, bytes) };
     let tile = at.tile(count, keys_per_tile);
@@ -266,18 +279,18 @@ fn fold_lanes<S: Simd, M: Multiply<S>>(
 /// The products of R queries with N keys, summed lane by lane.
 ///
 /// # Safety
-/// * each of `keys` is valid for reads of `steps`
+/// * each of `keys` is valid for reads of `cols` elements
 /// * `prefetches` are of a loop over N rows at least
-/// * `queries` are R rows of `steps`, rounded up; the second number is the distance between rows
+/// * `queries` are R rows of the steps that these are, rounded up; the second number is the distance between rows
 #[inline(always)]
 unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
     (simd, multiply): (S, M),
     keys: [*const M::Step; N],
-    steps: usize,
+    cols: usize,
     queries: (*const f32, usize),
     prefetches: &mut impl RowPrefetches,
 ) -> [[S::F32; N]; R] {
-    let whole = steps / S::LANES * S::LANES;
+    let whole = cols / (S::LANES * M::ELEMENTS) * S::LANES; // steps in whole vectors
     let bytes = N * S::LANES * size_of::<M::Step>();
     let mut sums = [[simd.zero(); N]; R];
     let mut e = 0;
@@ -289,7 +302,7 @@ unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
             unsafe { prefetches.issue_across::<S, N>(simd, e / S::LANES, bytes / N) };
             let mut vectors = [simd.zero(); N];
             for n in 0..N {
-                // SAFETY: e + LANES <= end <= whole <= steps, so within the row.
+                // SAFETY: e + LANES <= end <= whole, so within the row.
                 vectors[n] = unsafe { multiply.load(simd, keys[n].wrapping_add(e)) };
             }
             // SAFETY: as above, and there are R queries (the caller's promise).
@@ -298,17 +311,17 @@ unsafe fn lane_sums<S: Simd, M: Multiply<S>, const R: usize, const N: usize>(
         }
         prefetches.end_run(simd, run, bytes);
     }
-    if whole < steps {
+    let rest = cols - whole * M::ELEMENTS;
+    if rest > 0 {
         // SAFETY: as above.
         unsafe { prefetches.issue_across::<S, N>(simd, whole / S::LANES, bytes / N) };
         prefetches.end_run(simd, 1, bytes);
         let mut vectors = [simd.zero(); N];
         for n in 0..N {
             // SAFETY: the rest of the row: the caller's promise.
-            let rest = unsafe { std::slice::from_raw_parts(keys[n].wrapping_add(whole), steps - whole) };
-            vectors[n] = multiply.load_part(simd, rest);
+            vectors[n] = unsafe { multiply.load_part(simd, keys[n].wrapping_add(whole), rest) };
         }
-        // SAFETY: rounded up, the queries have `whole` elements and one more vector (the caller's promise).
+        // SAFETY: rounded up, the queries have `whole` steps and one more vector (the caller's promise).
         unsafe { add_products::<S, M, R, N>((simd, multiply), vectors, queries, whole, &mut sums) };
     }
     sums

@@ -7,16 +7,20 @@ use super::scores::PanelKeys;
 use super::values::{add_values, add_visible_values};
 use crate::kernel::bf16_pairs::{copied_key_pairs, key_pairs, pairs_in};
 use crate::kernel::prefetch::Prefetch;
+use crate::kernel::shape::round_up_lanes;
 use crate::kernel::task::{Operands, TaskInput};
-use crate::kernel::widen::{as_f32, copied_as_f32, without_gaps};
+use crate::kernel::widen::{as_f32, copied_as_f32, padded_as_f32, without_gaps};
 use crate::kv::rows::KeyRows;
 use crate::kv::run::Run;
 use crate::simd::Isa;
+use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
 /// The operands of a tile.
 pub(super) struct TileOperands<'a> {
     pub(super) keys: PanelKeys<'a>,
+    /// The keys of pairs as f32, `[keys][head_dim rounded up]`, if a panel needs them.
+    pub(super) f32_keys: Option<Matrix<'a, f32>>,
     pub(super) values: TileValues<'a>,
 }
 
@@ -38,6 +42,8 @@ impl TileValues<'_> {
 /// Buffers for operands that can't be read in place.
 pub(super) struct OperandBuffers<'t> {
     pub(super) keys: &'t mut [f32],
+    /// For the keys of pairs as f32.
+    pub(super) f32_keys: &'t mut [f32],
     pub(super) values: &'t mut [f32],
     pub(super) packed_values: &'t mut [f32],
 }
@@ -45,11 +51,15 @@ pub(super) struct OperandBuffers<'t> {
 impl OperandBuffers<'_> {
     /// The length of each buffer for the tiles of a task.
     #[inline]
-    pub(super) fn lens(task: &TaskInput<'_>, by_rows: bool) -> [usize; 3] {
+    pub(super) fn lens(task: &TaskInput<'_>, by_rows: bool) -> [usize; 4] {
         let values = task.tile_keys * task.value_dim();
         let packed = ValueBlocks::new(task.isa, task.tile_keys, task.value_dim()).len();
         [
             if task.keys.are_in_place() { 0 } else { task.tile_keys * score_steps(task) },
+            match task.operands {
+                Operands::F32 => 0,
+                Operands::Bf16Pairs => task.tile_keys * round_up_lanes(task.head_dim()),
+            },
             if task.values.are_in_place() || (task.values.has_contiguous_rows() && !by_rows) { 0 } else { values },
             if by_rows { 0 } else { packed },
         ]
@@ -69,10 +79,11 @@ impl<'a> TileOperands<'a> {
     /// copied if they are in several runs.
     ///
     /// * `by_rows`: whether the rows of the values' product are queries
+    /// * `needs_f32_keys`: whether the keys of pairs are also needed as f32
     pub(super) fn new(
         task: &TaskInput<'a>,
         keys: Range<usize>,
-        (panels, by_rows): (usize, bool),
+        (panels, by_rows, needs_f32_keys): (usize, bool, bool),
         buffers: &'a mut OperandBuffers<'_>,
     ) -> Self {
         let isa = task.isa;
@@ -89,6 +100,13 @@ impl<'a> TileOperands<'a> {
                 TileValues::Rows(Run::F32(copied_as_f32(isa, task.values, keys.clone(), buffers.values)))
             }
         };
+        let f32_keys = match needs_f32_keys {
+            true => {
+                let to = (&mut *buffers.f32_keys, round_up_lanes(task.head_dim()));
+                Some(padded_as_f32(isa, task.keys, keys.clone(), to))
+            }
+            false => None,
+        };
         let keys = match (task.operands, &task.keys) {
             (Operands::F32, KeyRows::Run(run)) => PanelKeys::F32(as_f32(isa, run.slice_rows(keys), buffers.keys)),
             (Operands::F32, KeyRows::Runs(_)) => PanelKeys::F32(copied_as_f32(isa, task.keys, keys, buffers.keys)),
@@ -97,7 +115,7 @@ impl<'a> TileOperands<'a> {
                 _ => PanelKeys::Pairs(copied_key_pairs(task.keys, keys, buffers.keys), task.factor),
             },
         };
-        TileOperands { keys, values }
+        TileOperands { keys, f32_keys, values }
     }
 }
 

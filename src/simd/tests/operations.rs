@@ -238,6 +238,8 @@ impl PairKernel for PairChecks {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) {
+        check_sum_order(simd, dots);
+        check_parts(simd, dots);
         let flush = |x: f32| if x.abs() < f32::MIN_POSITIVE { 0.0 * x } else { x };
         let halves: Vec<bf16> = NUMBERS.iter().map(|&x| bf16::from_f32(x)).collect();
         for shift in 0..NUMBERS.len() {
@@ -262,6 +264,36 @@ impl PairKernel for PairChecks {
                 same("broadcast", &read(simd, dots.add_dots(everywhere, y, simd.splat(c))), &one);
             }
         }
+    }
+}
+
+/// The sums of lanes, added up in the order that is stated, have the bits of `sums`.
+#[inline(always)]
+fn check_sum_order<S: Simd, D: PairDots<S>>(simd: S, _: D) {
+    let mut vectors = [simd.zero(); MAX_LANES];
+    let mut expected = Vec::new();
+    for (n, vector) in vectors[..S::LANES].iter_mut().enumerate() {
+        // Thirds and sevenths: every order of additions rounds differently.
+        let x: Vec<f32> =
+            (0..S::LANES).map(|lane| (1 + lane * lane + 31 * n) as f32 / [3.0, 7.0e3][lane % 2]).collect();
+        let mut sums: Vec<f32> = D::SUM_ORDER[..S::LANES].iter().map(|&lane| x[lane]).collect();
+        while sums.len() > 1 {
+            sums = sums.chunks(2).map(|two| two[0] + two[1]).collect();
+        }
+        expected.push(sums[0]);
+        *vector = simd.load_slice(&x);
+    }
+    same("sums in the stated order", &read(simd, simd.sums(vectors)), &expected);
+}
+
+/// Part of a vector of pairs: the elements, then zeros, also where the last pair has one element.
+#[inline(always)]
+fn check_parts<S: Simd, D: PairDots<S>>(simd: S, dots: D) {
+    let x: Vec<bf16> = (0..2 * S::LANES).map(|n| bf16::from_f32(n as f32 + 1.0)).collect();
+    for len in 0..=x.len() {
+        let bits = |n: usize| if n < len { u32::from(x[n].to_bits()) } else { 0 };
+        let expected: Vec<_> = (0..S::LANES).map(|n| f32::from_bits(bits(2 * n) | bits(2 * n + 1) << 16)).collect();
+        same("load_pairs_part", &read(simd, dots.load_pairs_part(&x[..len])), &expected);
     }
 }
 
