@@ -21,7 +21,7 @@
 #![forbid(unsafe_code)]
 
 use super::line_states::{Factors, PanelScratch, Total, get, put, visible};
-use super::lines::LinePanel;
+use super::lines::{LinePanel, PanelPlace};
 use super::row::PAIR;
 use super::row_state::RowState;
 use super::scale::{Formula, One, Scale, Scaling, with_formula};
@@ -48,11 +48,8 @@ pub(super) fn softmax<S: Simd, T: Element>(
     upstream: Option<&[f32]>,
     stream: Option<&Streaming<S>>,
 ) {
-    fold(simd, buffers.input(), panel, scratch, formula);
-    for (offset, strip) in panel.strips::<S>() {
-        let upstream = upstream.map(|upstream| &upstream[strip.column..][..strip.width]);
-        with_vectors!(strip, S, V => simd.call(Factors::<V> { scratch, offset, formula, upstream }));
-    }
+    fold(simd, &mut Blocks::Of(buffers.input()), panel, scratch, formula);
+    factors(simd, panel, scratch, formula, upstream);
     for (b, block) in panel.blocks().enumerate() {
         for (offset, strip) in block.strips::<S>() {
             with_vectors!(strip, S, V => {
@@ -68,6 +65,88 @@ pub(super) fn softmax<S: Simd, T: Element>(
     }
 }
 
+/// [`softmax`] of the lines of a panel whose rows need not be in one array.
+#[inline(always)]
+pub(super) fn softmax_of_blocks<S: Simd, T: Element, O: Element>(
+    simd: S,
+    mut blocks: Blocks<'_, T>,
+    out: &mut PanelMut<'_, O>,
+    panel: LinePanel,
+    scratch: &mut PanelScratch<'_>,
+    formula: Formula,
+    stream: Option<&Streaming<S>>,
+) {
+    fold(simd, &mut blocks, panel, scratch, formula);
+    factors(simd, panel, scratch, formula, None);
+    for (b, block) in panel.blocks().enumerate() {
+        if !scratch.holds_all {
+            let (x, made) = blocks.get(block);
+            for (offset, strip) in made.strips::<S>() {
+                with_vectors!(strip, S, V => {
+                    let tile = scratch.exponentials((b, offset), strip.len, V * S::LANES);
+                    let max = simd.call(MaxOfStrip::<T, V> { x, strip, scale: formula.scale });
+                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut NextBlock::new(x, strip.first, strip.column, strip.width));
+                });
+            }
+        }
+        for (offset, strip) in block.strips::<S>() {
+            with_vectors!(strip, S, V => {
+                simd.call(Write::<S, O, V> { scratch, at: (b, offset), out, strip, log: formula.log, stream })
+            });
+        }
+    }
+}
+
+/// Writes rows of a panel, from the first one of a block, to memory of a block.
+pub(super) type MakeBlock<'a, T> = &'a mut dyn FnMut(LinePanel, &mut [T]);
+
+/// Where the blocks of a panel are read.
+pub(super) enum Blocks<'a, T> {
+    /// In an array.
+    Of(Panel<'a, T>),
+    /// In memory of one block, which is made when it is read.
+    Made { make: MakeBlock<'a, T>, memory: &'a mut [T] },
+}
+
+impl<T> Blocks<'_, T> {
+    /// The array that a block is in, and the block as a part of it.
+    fn get(&mut self, block: LinePanel) -> (Panel<'_, T>, LinePanel) {
+        match self {
+            Blocks::Of(x) => (*x, block),
+            Blocks::Made { make, memory } => {
+                let numbers = &mut memory[..block.len * block.width];
+                make(block, numbers);
+                let block = LinePanel { first: 0, ..block };
+                let place = PanelPlace { line: 0, first: 0, stride: block.width, panel: block };
+                (Panel::new(numbers, place), block)
+            }
+        }
+    }
+
+    /// The row to prefetch while a block is computed. A block that is made has no next one.
+    fn next_of(&self, block: LinePanel) -> usize {
+        match self {
+            Blocks::Of(_) => block.first + block.len,
+            Blocks::Made { .. } => 0,
+        }
+    }
+}
+
+/// Turns the states of the blocks into factors.
+#[inline(always)]
+fn factors<S: Simd>(
+    simd: S,
+    panel: LinePanel,
+    scratch: &mut PanelScratch<'_>,
+    formula: Formula,
+    upstream: Option<&[f32]>,
+) {
+    for (offset, strip) in panel.strips::<S>() {
+        let upstream = upstream.map(|upstream| &upstream[strip.column..][..strip.width]);
+        with_vectors!(strip, S, V => simd.call(Factors::<V> { scratch, offset, formula, upstream }));
+    }
+}
+
 /// Hands the state of each line of a panel to `visit`, with the number of the line in the panel.
 #[inline(always)]
 pub(super) fn states<S: Simd, T: Element>(
@@ -78,7 +157,7 @@ pub(super) fn states<S: Simd, T: Element>(
     formula: Formula,
     mut visit: impl FnMut(usize, RowState),
 ) {
-    fold(simd, x, panel, scratch, formula);
+    fold(simd, &mut Blocks::Of(x), panel, scratch, formula);
     for (offset, strip) in panel.strips::<S>() {
         let visit = |i, state| {
             if i < strip.width {
@@ -93,7 +172,7 @@ pub(super) fn states<S: Simd, T: Element>(
 #[inline(always)]
 fn fold<S: Simd, T: Element>(
     simd: S,
-    x: Panel<'_, T>,
+    blocks: &mut Blocks<'_, T>,
     panel: LinePanel,
     scratch: &mut PanelScratch<'_>,
     formula: Formula,
@@ -101,6 +180,8 @@ fn fold<S: Simd, T: Element>(
     let scale = formula.scale;
     for (b, block) in panel.blocks().enumerate() {
         let row = b * scratch.width..(b + 1) * scratch.width;
+        let next = blocks.next_of(block);
+        let (x, block) = blocks.get(block);
         for (offset, strip) in block.strips_for_max::<S>() {
             let maxima = &mut scratch.maxima[row.clone()][offset..];
             if strip.width == WIDEST * S::LANES {
@@ -109,7 +190,7 @@ fn fold<S: Simd, T: Element>(
                 with_vectors!(strip, S, V => put(simd, maxima, simd.call(MaxOfStrip::<T, V> { x, strip, scale })));
             }
         }
-        let mut prefetch = NextBlock::new(x, block.first + block.len, 0, block.width);
+        let mut prefetch = NextBlock::new(x, next, 0, block.width);
         for (offset, strip) in block.strips::<S>() {
             with_vectors!(strip, S, V => {
                 let max = get::<S, V>(simd, &scratch.maxima[row.clone()][offset..]);

@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
+use super::block::{Block, Lay, Order, softmax_rows_times, states_of_rows};
 use super::chains::{subtract_weights, sum_below, times};
 use super::chosen_level::isa;
 use super::cross_entropy::loss;
-use super::gathered::{Block, Compute, Lay, Order, Tensors, for_each_block, softmax_rows_times, states_of_rows};
+use super::gathered::{Compute, Tensors, for_each_block};
 use super::number::Number;
 use super::sealed::Sealed;
 use crate::error::{Error, check_count};

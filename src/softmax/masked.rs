@@ -2,11 +2,12 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, axis_number, same_len};
+use super::block::{Block, Lay, Order, softmax_block, states_of_block};
 use super::chains::{hide, larger_scores, largest_score, score, subtract, subtract_each};
 use super::chosen_level::isa;
 use super::convert;
 use super::forward_calls::{check_scale, log_sum_exp};
-use super::gathered::{Block, Compute, Lay, Order, Tensors, for_each_block, softmax_block, states_of_block};
+use super::gathered::{Compute, SoftmaxOf, Tensors, for_each_block};
 use super::number::Number;
 use super::sealed::Sealed;
 use crate::element::{Element, map_elements, with_elements};
@@ -288,16 +289,30 @@ impl<T: Sealed> MaskedLines<'_, T> {
         if tensors.shape().contains(&0) {
             return Ok(());
         }
-        let compute = |block: Block, numbers: &mut [T::Real]| {
-            self.apply(block, numbers);
-            softmax_block(block, numbers, self.scale_of_numbers(), log);
-        };
-        for_each_block(tensors, self.lay, Compute::Write(&compute))
+        if self.bias.is_some() {
+            let compute = |block: Block, numbers: &mut [T::Real]| {
+                self.apply(block, numbers);
+                softmax_block(block, numbers, self.scale_of_numbers(), log);
+            };
+            return for_each_block(tensors, self.lay, Compute::Write(&compute));
+        }
+        let hide = |block: Block, first: usize, numbers: &mut [T::Real]| self.hide(block, first, numbers);
+        let softmax = SoftmaxOf { change: &hide, scale: self.scale, log };
+        for_each_block(tensors, self.lay, Compute::Softmax(&softmax))
     }
 
     /// The scale of what [`apply`](Self::apply) leaves in the numbers.
     fn scale_of_numbers(&self) -> T::Real {
         if self.bias.is_some() { T::real(1.0) } else { self.scale }
+    }
+
+    /// Applies the mask to rows of the numbers of a block, from `first` on.
+    fn hide(&self, block: Block, first: usize, numbers: &mut [T::Real]) {
+        let Some(mask) = &self.mask else { return };
+        let mask = block.of(mask);
+        for (row, visible) in numbers.chunks_exact_mut(mask.cols()).zip(first..) {
+            hide_row::<T::Real>(row, mask.row(visible));
+        }
     }
 
     /// Applies mask and bias to the numbers of a block. With a bias, they are then score - max, and the result has the max of each
@@ -306,12 +321,7 @@ impl<T: Sealed> MaskedLines<'_, T> {
         if numbers.is_empty() {
             return vec![0.0; block.count];
         }
-        if let Some(mask) = &self.mask {
-            let mask = block.of(mask);
-            for (n, row) in numbers.chunks_exact_mut(block.width(numbers.len())).enumerate() {
-                hide_row::<T::Real>(row, mask.row(n));
-            }
-        }
+        self.hide(block, 0, numbers);
         let scale = T::real_to_f64(self.scale);
         match (&self.bias, block.lay) {
             (None, _) => vec![0.0; block.count],
