@@ -231,7 +231,7 @@ fn masks_are_those_of_rust() {
     assert_eq!(inputs.through_c(&with_masks(&[shared])), plain);
 }
 
-fn table_of<'a>(kind: i32, numbers: &[i64], table: &'a [f32]) -> ScoreTable {
+fn table_of(kind: i32, numbers: &[i64], table: &[f32]) -> ScoreTable {
     let mut result = ScoreTable { table: table.as_ptr(), count: table.len() as i64, ..ScoreTable::new(kind) };
     result.numbers[..numbers.len()].copy_from_slice(numbers);
     result

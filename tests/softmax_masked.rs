@@ -14,6 +14,8 @@ const INF: f64 = f64::INFINITY;
 trait Tried: Number + PartialEq + Debug {
     fn of(x: f64) -> Self;
     fn wide(self) -> f64;
+    /// 1 in the type of the arithmetic.
+    fn real_one() -> Self::Real;
     const UNIT: f64;
     const LEAST: f64;
 }
@@ -25,6 +27,9 @@ macro_rules! tried {
             }
             fn wide(self) -> f64 {
                 $wide(self)
+            }
+            fn real_one() -> Self::Real {
+                1.0
             }
             const UNIT: f64 = $unit;
             const LEAST: f64 = $least;
@@ -375,6 +380,48 @@ fn of_three<T: Tried>(x: [T; 3], scale: f64, visible: [bool; 3], bias: [f32; 3])
     let (alone, beside) = (of_line(1), of_line(2));
     assert_eq!(format!("{alone:?}"), format!("{beside:?}"), "a line alone and beside another");
     alone
+}
+
+/// Columns whose output is written past the caches: it starts anywhere in a cache line, and its rows end anywhere in one. More
+/// elements than the exponentials of a panel are kept for.
+#[test]
+fn large_columns() {
+    fn check<T: Tried, O: Number<Real = T::Real> + Tried>([len, lines]: [usize; 2]) {
+        let shape = [len, lines];
+        let x: Vec<T> = (0..len * lines).map(|n| T::of((n * 7919 % 1000) as f64 / 64.0)).collect();
+        let visible: Vec<bool> = (0..len * lines).map(|n| n * 31 % 7 != 3).collect();
+        let hidden = |(x, visible): (&T, &bool)| if *visible { *x } else { T::of(-INF) };
+        let expected_of: Vec<T> = x.iter().zip(&visible).map(hidden).collect();
+        let mut expected = vec![O::of(9.0); x.len()];
+        let plain = Softmax::new().axis(0);
+        for offset in [0, 1, 16] {
+            let mut memory = vec![O::of(9.0); x.len() + offset];
+            let out = TensorMut::with_strides(&mut memory, offset, shape, [lines as isize, 1]).unwrap();
+            let options = plain.clone().mask(TensorRef::from_slice(&visible, shape).unwrap());
+            options.softmax_into(TensorRef::from_slice(&x, shape).unwrap(), out).unwrap();
+            if offset == 0 {
+                let out = TensorMut::from_slice(&mut expected, shape).unwrap();
+                plain.softmax_into(TensorRef::from_slice(&expected_of, shape).unwrap(), out).unwrap();
+            }
+            assert!(memory[offset..] == expected, "{shape:?} from {offset} on");
+            assert!(memory[..offset].iter().all(|y| *y == O::of(9.0)));
+        }
+        // The same bits as the function for arrays, where the types are the same.
+        let mut own = expected_of.clone();
+        Softmax::new().axis(0).softmax_in_place(TensorMut::from_slice(&mut own, shape).unwrap()).unwrap();
+        let axis = Axis::new(&shape, 0).unwrap();
+        let mut array = expected_of.clone();
+        softmax_into(&expected_of, &mut array, axis, T::real_one()).unwrap();
+        assert!(own == array, "{shape:?}");
+        if size_of::<O>() == size_of::<T>() {
+            assert!(array.iter().zip(&expected).all(|(a, b)| a.wide() == b.wide()), "{shape:?}");
+        }
+    }
+    check::<f32, f32>([1030, 4096]);
+    check::<f32, f32>([1030, 4100]);
+    check::<f32, f32>([13_000, 330]);
+    check::<bf16, bf16>([2050, 4128]);
+    check::<bf16, f32>([1030, 4128]);
 }
 
 /// The exact values of what has no rounding.

@@ -4,6 +4,7 @@
 
 use super::sealed::Sealed;
 use crate::simd::{Isa, Kernel, Simd};
+use crate::tensor::matrix::Matrix;
 
 /// Partial sums or maxima of a row.
 const CHAINS: usize = 8;
@@ -17,23 +18,37 @@ pub(super) fn score(x: f64, bias: f32, scale: f64) -> f64 {
     if (x == HIDDEN) | (bias == f32::NEG_INFINITY) { HIDDEN } else { score }
 }
 
-/// Writes -inf where `visible` is 0.
-pub(super) fn hide<R: Sealed>(isa: Isa, row: &mut [R], visible: &[u8]) {
-    isa.run(Hide { row, visible });
+/// Rows ahead of the one that is read of a mask, for prefetching: the rows of a block of columns.
+const AHEAD: usize = super::lines::BLOCK;
+
+/// Writes -inf where `visible` is 0: in dense rows of its width.
+pub(super) fn hide<R: Sealed>(isa: Isa, rows: &mut [R], visible: Matrix<'_, u8>) {
+    isa.run(Hide { rows, visible });
 }
 
 struct Hide<'a, R> {
-    row: &'a mut [R],
-    visible: &'a [u8],
+    rows: &'a mut [R],
+    visible: Matrix<'a, u8>,
 }
 
 impl<R: Sealed> Kernel for Hide<'_, R> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let hidden = R::from_f64(HIDDEN);
-        for (x, visible) in self.row.iter_mut().zip(self.visible) {
-            *x = if *visible == 0 { hidden } else { *x };
+    fn run<S: Simd>(self, simd: S) {
+        let (hidden, visible) = (R::from_f64(HIDDEN), self.visible);
+        for (n, row) in self.rows.chunks_exact_mut(visible.cols()).enumerate() {
+            let of_row = visible.row(n);
+            if let Some(of_row) = of_row.as_slice() {
+                let ahead = visible.row_stride().wrapping_mul(AHEAD as isize);
+                simd.prefetch_elements(of_row.as_ptr().wrapping_offset(ahead), of_row.len());
+                for (x, visible) in row.iter_mut().zip(of_row) {
+                    *x = if *visible == 0 { hidden } else { *x };
+                }
+            } else {
+                for (x, visible) in row.iter_mut().zip(of_row.iter()) {
+                    *x = if visible == 0 { hidden } else { *x };
+                }
+            }
         }
     }
 }

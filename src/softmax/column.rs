@@ -56,7 +56,7 @@ pub(super) fn softmax<S: Simd, T: Element>(
                 if !scratch.holds_all {
                     let (x, tile) = (buffers.input(), scratch.exponentials((b, offset), strip.len, V * S::LANES));
                     let max = simd.call(MaxOfStrip::<T, V> { x, strip, scale: formula.scale });
-                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut NextBlock::new(x, strip.first + strip.len, strip.column, strip.width));
+                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut NextBlock::of(x, strip.first + strip.len, strip.column, strip.width));
                 }
                 let out = buffers.output();
                 simd.call(Write::<S, T, V> { scratch, at: (b, offset), out, strip, log: formula.log, stream })
@@ -80,12 +80,12 @@ pub(super) fn softmax_of_blocks<S: Simd, T: Element, O: Element>(
     factors(simd, panel, scratch, formula, None);
     for (b, block) in panel.blocks().enumerate() {
         if !scratch.holds_all {
-            let (x, made) = blocks.get(block);
+            let (x, made, mut prefetch) = blocks.get(block);
             for (offset, strip) in made.strips::<S>() {
                 with_vectors!(strip, S, V => {
                     let tile = scratch.exponentials((b, offset), strip.len, V * S::LANES);
                     let max = simd.call(MaxOfStrip::<T, V> { x, strip, scale: formula.scale });
-                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut NextBlock::new(x, strip.first, strip.column, strip.width));
+                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut prefetch);
                 });
             }
         }
@@ -97,8 +97,8 @@ pub(super) fn softmax_of_blocks<S: Simd, T: Element, O: Element>(
     }
 }
 
-/// Writes rows of a panel, from the first one of a block, to memory of a block.
-pub(super) type MakeBlock<'a, T> = &'a mut dyn FnMut(LinePanel, &mut [T]);
+/// Writes rows of a panel, from the first one of a block, to memory of a block. The result is where the rows after them are.
+pub(super) type MakeBlock<'a, T> = &'a mut dyn FnMut(LinePanel, &mut [T]) -> NextBlock;
 
 /// Where the blocks of a panel are read.
 pub(super) enum Blocks<'a, T> {
@@ -109,25 +109,17 @@ pub(super) enum Blocks<'a, T> {
 }
 
 impl<T> Blocks<'_, T> {
-    /// The array that a block is in, and the block as a part of it.
-    fn get(&mut self, block: LinePanel) -> (Panel<'_, T>, LinePanel) {
+    /// The array that a block is in, the block as a part of it, and what comes after it.
+    fn get(&mut self, block: LinePanel) -> (Panel<'_, T>, LinePanel, NextBlock) {
         match self {
-            Blocks::Of(x) => (*x, block),
+            Blocks::Of(x) => (*x, block, NextBlock::of(*x, block.first + block.len, 0, block.width)),
             Blocks::Made { make, memory } => {
                 let numbers = &mut memory[..block.len * block.width];
-                make(block, numbers);
+                let next = make(block, numbers);
                 let block = LinePanel { first: 0, ..block };
                 let place = PanelPlace { line: 0, first: 0, stride: block.width, panel: block };
-                (Panel::new(numbers, place), block)
+                (Panel::new(numbers, place), block, next)
             }
-        }
-    }
-
-    /// The row to prefetch while a block is computed. A block that is made has no next one.
-    fn next_of(&self, block: LinePanel) -> usize {
-        match self {
-            Blocks::Of(_) => block.first + block.len,
-            Blocks::Made { .. } => 0,
         }
     }
 }
@@ -180,8 +172,7 @@ fn fold<S: Simd, T: Element>(
     let scale = formula.scale;
     for (b, block) in panel.blocks().enumerate() {
         let row = b * scratch.width..(b + 1) * scratch.width;
-        let next = blocks.next_of(block);
-        let (x, block) = blocks.get(block);
+        let (x, block, mut prefetch) = blocks.get(block);
         for (offset, strip) in block.strips_for_max::<S>() {
             let maxima = &mut scratch.maxima[row.clone()][offset..];
             if strip.width == WIDEST * S::LANES {
@@ -190,7 +181,6 @@ fn fold<S: Simd, T: Element>(
                 with_vectors!(strip, S, V => put(simd, maxima, simd.call(MaxOfStrip::<T, V> { x, strip, scale })));
             }
         }
-        let mut prefetch = NextBlock::new(x, next, 0, block.width);
         for (offset, strip) in block.strips::<S>() {
             with_vectors!(strip, S, V => {
                 let max = get::<S, V>(simd, &scratch.maxima[row.clone()][offset..]);
@@ -203,25 +193,33 @@ fn fold<S: Simd, T: Element>(
 }
 
 /// Prefetches the next block of a panel a few elements at a time, row by row.
-struct NextBlock<T> {
-    row: *const T,
+#[derive(Clone, Copy)]
+pub(super) struct NextBlock {
+    row: *const u8,
     column: usize,
-    stride: usize,
+    /// In bytes, as the column and the width of a row.
+    stride: isize,
     width: usize,
 }
 
-impl<T> NextBlock<T> {
+impl NextBlock {
     /// Some columns of the rows from `first`.
-    fn new(x: Panel<'_, T>, first: usize, column: usize, width: usize) -> Self {
-        Self { row: x.address(first, column), column: 0, stride: x.stride(), width }
+    fn of<T>(x: Panel<'_, T>, first: usize, column: usize, width: usize) -> Self {
+        Self::new(x.address(first, column), (x.stride() as isize).wrapping_mul(size_of::<T>() as isize), width)
     }
 
+    /// Rows of `width` elements from an address, `stride` bytes apart. They need not be readable.
+    pub(super) fn new<T>(row: *const T, stride: isize, width: usize) -> Self {
+        Self { row: row.cast(), column: 0, stride, width: width * size_of::<T>() }
+    }
+
+    /// Prefetches this many bytes: a constant, so that it is no loop.
     #[inline(always)]
-    fn step<S: Simd>(&mut self, simd: S, elements: usize) {
-        simd.prefetch_elements(self.row.wrapping_add(self.column), elements);
-        self.column += elements;
+    fn step<S: Simd>(&mut self, simd: S, bytes: usize) {
+        simd.prefetch_elements(self.row.wrapping_add(self.column), bytes);
+        self.column += bytes;
         if self.column >= self.width {
-            (self.row, self.column) = (self.row.wrapping_add(self.stride), 0);
+            (self.row, self.column) = (self.row.wrapping_offset(self.stride), 0);
         }
     }
 }
@@ -269,7 +267,7 @@ fn exponentials<S: Simd, T: Element, const V: usize>(
     tile: &mut [f32],
     max: [S::F32; V],
     formula: Formula,
-    prefetch: &mut NextBlock<T>,
+    prefetch: &mut NextBlock,
 ) -> [S::F32; V] {
     with_formula!(formula, |scale: C, LOG| {
         simd.call(ExpTile::<S, T, C, V, LOG> { x, strip, tile, max, scale, prefetch })
@@ -283,7 +281,7 @@ struct ExpTile<'a, S: Simd, T, C, const V: usize, const LOG: bool> {
     tile: &'a mut [f32],
     max: [S::F32; V],
     scale: C,
-    prefetch: &'a mut NextBlock<T>,
+    prefetch: &'a mut NextBlock,
 }
 
 impl<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool> Part<S> for ExpTile<'_, S, T, C, V, LOG> {
@@ -305,7 +303,7 @@ fn exp_tile<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
     tile: &mut [f32],
     mut max: [S::F32; V],
     scale: C,
-    prefetch: &mut NextBlock<T>,
+    prefetch: &mut NextBlock,
 ) -> [S::F32; V] {
     for max in &mut max {
         *max = visible(simd, *max);
@@ -315,7 +313,7 @@ fn exp_tile<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
     for first in (0..V).step_by(PAIR) {
         let pair = PAIR.min(V);
         for (i, tile) in tile.chunks_exact_mut(V * S::LANES).enumerate() {
-            prefetch.step(simd, PAIR * S::LANES);
+            prefetch.step(simd, PAIR * S::LANES * size_of::<T>());
             let x = strip.row(x, i);
             let tile = &mut tile[first * S::LANES..][..pair * S::LANES];
             for v in 0..pair {

@@ -8,6 +8,7 @@
 use super::axis::Axis;
 use super::axis_loop::{Scratch, is_large, visit_units, worth};
 use super::block::{Block, Lay, softmax_block};
+use super::column::NextBlock;
 use super::copies::{TILE, gather, scatter};
 use super::lines::{LinePanel, Lines};
 use super::sealed::{Made, Sealed};
@@ -203,7 +204,9 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
         let [.., lines, len] = self.tensors.shape();
         let fit = BLOCK / len.max(1);
         let step = match (self.lay, &self.tensors) {
-            (Lay::Columns, Tensors::Into { .. }) if self.large => RUN_BYTES / size_of::<O>(),
+            (Lay::Columns, Tensors::Into { out, .. }) if self.large && out.as_ref().strides()[2] == 1 => {
+                RUN_BYTES / size_of::<O>()
+            }
             (Lay::Columns, _) => fit.clamp(COLUMNS.1, COLUMNS.0),
             (Lay::Rows, Tensors::Read(x) | Tensors::Into { x, .. }) if x.matrix(0, 0).has_contiguous_rows() => {
                 fit.max(1)
@@ -252,6 +255,10 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
         let mut make = |rows: LinePanel, numbers: &mut [T::Real]| {
             gather(elements.slice_rows(rows.first..rows.first + rows.len), numbers, copies);
             (softmax.change)(block, rows.first, numbers);
+            let stride = elements.row_stride().wrapping_mul(size_of::<T>() as isize);
+            let next = elements.as_ptr().wrapping_byte_offset(stride.wrapping_mul((rows.first + rows.len) as isize));
+            // A row whose elements are not neighbours has no address range to prefetch.
+            NextBlock::new(next, stride, if elements.has_contiguous_rows() { part.count } else { 0 })
         };
         let panel = LinePanel { first: 0, len: elements.rows(), width: part.count, head };
         O::softmax_of_made(Made { panel, make: &mut make, out, stream }, softmax.scale, softmax.log, scratch)

@@ -310,9 +310,8 @@ impl<T: Sealed> MaskedLines<'_, T> {
     fn hide(&self, block: Block, first: usize, numbers: &mut [T::Real]) {
         let Some(mask) = &self.mask else { return };
         let mask = block.of(mask);
-        for (row, visible) in numbers.chunks_exact_mut(mask.cols()).zip(first..) {
-            hide_row::<T::Real>(row, mask.row(visible));
-        }
+        let rows = numbers.len() / mask.cols();
+        hide(isa(), numbers, mask.slice_rows(first..first + rows));
     }
 
     /// Applies mask and bias to the numbers of a block. With a bias, they are then score - max, and the result has the max of each
@@ -328,15 +327,6 @@ impl<T: Sealed> MaskedLines<'_, T> {
             (Some(bias), Lay::Rows) => add_bias(block, numbers, bias, scale),
             (Some(bias), Lay::Columns) => add_bias_to_columns(block, numbers, bias, scale),
         }
-    }
-}
-
-fn hide_row<R: Sealed>(row: &mut [R], visible: Row<'_, u8>) {
-    if let Some(visible) = visible.as_slice() {
-        return hide(isa(), row, visible);
-    }
-    for (x, visible) in row.iter_mut().zip(visible.iter()) {
-        *x = if visible == 0 { R::from_f64(f64::NEG_INFINITY) } else { *x };
     }
 }
 

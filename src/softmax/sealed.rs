@@ -4,6 +4,7 @@
 use super::axis::Axis;
 use super::axis_loop::Scratch;
 use super::buffers::Buffers;
+use super::column::MakeBlock;
 use super::lines::LinePanel;
 use super::shared::PanelMut;
 
@@ -14,7 +15,7 @@ pub(super) type Visit<'a> = &'a mut (dyn FnMut(usize, f64, f64) + Send);
 /// A panel of an output, and what writes some rows of the input to memory.
 pub struct Made<'a, T: Sealed> {
     pub(super) panel: LinePanel,
-    pub(super) make: &'a mut dyn FnMut(LinePanel, &mut [T::Real]),
+    pub(super) make: MakeBlock<'a, T::Real>,
     pub(super) out: PanelMut<'a, T>,
     /// Whether the output is streamed past the caches.
     pub(super) stream: bool,
