@@ -113,6 +113,7 @@ mod rare;
 mod row;
 mod row_state;
 mod scale;
+mod scratch;
 mod sealed;
 mod shared;
 mod short_rows;

@@ -639,7 +639,7 @@ fn every_wrong_call_has_its_code() {
     refuse_table(WrongCount, "24 relative biases", table_of(1, &[i64::MAX], &tables));
     refuse_table(WrongCount, "3 bucket biases", table_of(2, &[20], &tables[..3]));
     refuse_table(WrongCount, "24 window biases", table_of(3, &[1, 2], &tables));
-    refuse_table(TooLarge, "places of a window", table_of(3, &[i64::MAX, 2], &tables));
+    refuse_table(TooLarge, "4194304 places of a window", table_of(3, &[1 << 21, 2], &tables));
     let wrong_window = with_tables(&[table_of(3, &[1, 1], &tables[..4])]);
     refuse(WrongCount, "1 places of a window for queries", wrong_window);
     refuse(NullPointer, "score tables", Options { score_table_count: 1, ..plain });
@@ -903,9 +903,9 @@ fn masked_softmax_is_that_of_rust() {
 #[test]
 fn wrong_masked_softmaxes_have_their_codes() {
     use Code::*;
-    let (x, bytes, mut out) = ([0.5f32; 6], [1u8; 6], [9.0f32; 6]);
-    let (x, to) = (tensor(&x, F32, &[2, 3]), tensor_mut(&mut out, F32, &[2, 3]));
-    let (mask, bias) = (tensor(&bytes, BYTE, &[2, 3]), tensor(&bytes, F32, &[1, 1]));
+    let (numbers, bytes, mut out) = ([0.5f32; 6], [1u8; 6], [9.0f32; 6]);
+    let (x, to) = (tensor(&numbers, F32, &[2, 3]), tensor_mut(&mut out, F32, &[2, 3]));
+    let (mask, bias) = (tensor(&bytes, BYTE, &[2, 3]), tensor(&numbers, F32, &[1, 1]));
     let check = |code: Code, words: &str, [x, to, mask, bias]: [&Tensor; 4], axis: i32, scale: f64| {
         // SAFETY: tensors that are what they say, or are refused.
         let got = unsafe {
@@ -921,10 +921,10 @@ fn wrong_masked_softmaxes_have_their_codes() {
     // SAFETY: a null pointer is refused.
     assert_eq!(unsafe { flashtile_masked_softmax(none, &to, none, none, 0, 1.0) }, NullPointer as i32);
     let zero = tensor(&[0.0f32], F32, &[1]);
-    check(BadDtype, "mask", [&x, &to, &tensor(&bytes, F32, &[1]), &zero], 0, 1.0);
+    check(BadDtype, "mask", [&x, &to, &tensor(&numbers, F32, &[1]), &zero], 0, 1.0);
     check(BadDtype, "bias", [&x, &to, &mask, &mask], 0, 1.0);
     check(BadDtype, "output", [&x, &Tensor { dtype: F16, ..to }, &mask, &zero], 0, 1.0);
-    check(ShapeMismatch, "output", [&x, &tensor(&bytes, F32, &[1, 1]), &mask, &zero], 0, 1.0);
+    check(ShapeMismatch, "output", [&x, &Tensor { shape: [1; 4], ..to }, &mask, &zero], 0, 1.0);
     check(NotBroadcastable, "mask", [&x, &to, &tensor(&bytes, BYTE, &[3, 2]), &zero], 0, 1.0);
     check(NotBroadcastable, "bias", [&x, &to, &mask, &tensor(&[0.0f32; 2], F32, &[2])], 0, 1.0);
     check(AxisOutOfRange, "axis 2", [&x, &to, &mask, &zero], 2, 1.0);

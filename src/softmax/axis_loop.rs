@@ -10,6 +10,7 @@ use super::lines::{BLOCK, LinePanels, Lines};
 use super::row::{self, Rows};
 use super::row_state::RowState;
 use super::scale::Formula;
+use super::scratch::{LINE_NUMBERS, Scratch, Small};
 use super::sealed::{Made, Sealed};
 use super::shared::{Counter, Panel, Share, Shared};
 use super::short_rows::SHORT;
@@ -24,9 +25,6 @@ const MAX_PANEL_NUMBERS: usize = 10 << 18;
 
 /// The output of an array of at least this size is streamed past the caches: half of a common third-level cache.
 const STREAM_BYTES: usize = 16 << 20;
-
-/// Numbers of a buffer on the stack. A short row is not worth an allocation.
-const STACK_NUMBERS: usize = 256;
 
 /// With fewer elements than this, the caller works alone. They take some 20 µs.
 const PARALLEL_ELEMENTS: usize = 1 << 16;
@@ -308,34 +306,4 @@ impl<T: Stored> Kernel for VisitStates<'_, T> {
 pub(super) fn panel_lines<T: Element>(isa: Isa, axis: Axis) -> usize {
     const LARGE_BYTES: usize = 8 << 20;
     if axis.elements() * size_of::<T>() >= LARGE_BYTES { 1024 / size_of::<T>() } else { WIDE * isa.lanes() }
-}
-
-/// f32 numbers in a cache line.
-const LINE_NUMBERS: usize = LINE / size_of::<f32>();
-
-/// Memory for tiles and states of a worker, kept between its shares.
-#[derive(Clone, Default)]
-pub struct Scratch(Vec<f32>);
-
-/// Memory of a kernel that needs little.
-#[derive(Default)]
-struct Small(Option<[f32; STACK_NUMBERS + LINE_NUMBERS]>);
-
-impl Scratch {
-    /// `len` numbers, aligned to cache lines, because loads and stores across two cache lines take longer.
-    fn numbers<'a>(&'a mut self, small: &'a mut Small, len: usize) -> &'a mut [f32] {
-        if len == 0 {
-            return &mut [];
-        }
-        let buffer = if len <= STACK_NUMBERS {
-            &mut small.0.insert([0.0; STACK_NUMBERS + LINE_NUMBERS])[..]
-        } else {
-            if self.0.len() < len + LINE_NUMBERS {
-                self.0 = vec![0.0; len + LINE_NUMBERS];
-            }
-            &mut self.0[..]
-        };
-        let start = buffer.as_ptr().align_offset(LINE).min(LINE_NUMBERS);
-        &mut buffer[start..][..len]
-    }
 }

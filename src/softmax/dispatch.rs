@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::axis_loop::{self, Options, Scratch, VisitState, visit_states, worth};
+use super::axis_loop::{self, Options, VisitState, visit_states, worth};
 use super::backward;
 use super::buffers::{Buffers, Stored};
 use super::chosen_level::isa;
@@ -10,6 +10,7 @@ use super::convert;
 use super::number::Number;
 use super::row_state::RowState;
 use super::scale::Formula;
+use super::scratch::Scratch;
 use super::sealed::{Made, Visit};
 use super::{double, sealed};
 use crate::element::{bf16, f16};

@@ -6,11 +6,12 @@
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::axis_loop::{Scratch, is_large, visit_units, worth};
+use super::axis_loop::{is_large, visit_units, worth};
 use super::block::{Block, Lay, softmax_block};
 use super::column::NextBlock;
 use super::copies::{TILE, gather, scatter};
 use super::lines::{LinePanel, Lines};
+use super::scratch::Scratch;
 use super::sealed::{Made, Sealed};
 use super::shared::{Counter, PanelMut};
 use crate::simd::LINE;

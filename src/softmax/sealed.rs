@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::axis_loop::Scratch;
 use super::buffers::Buffers;
 use super::column::MakeBlock;
 use super::lines::LinePanel;
+use super::scratch::Scratch;
 use super::shared::PanelMut;
 
 /// Gets a line's number, its maximum and its sum, in any order of the lines. A reference, because a type parameter would compile every loop at every level
