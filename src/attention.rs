@@ -303,7 +303,8 @@ impl<'a> Attention<'a> {
 
     /// Subtracts `slope[h] * |p - j|` from the score of key j, for a query of head h at position p.
     ///
-    /// [`AlibiSlopes::PerHead`] has `heads_q` finite slopes. [`query_offset`](Attention::query_offset) sets the positions.
+    /// [`AlibiSlopes::PerHead`] has `heads_q` finite slopes, and [`AlibiSlopes::PerBatchAndHead`] `batch * heads_q`, those of sequence
+    /// b in row b. [`query_offset`](Attention::query_offset) sets the positions.
     /// Slopes given twice are refused with [`Error::GivenTwice`].
     ///
     /// ```

@@ -12,7 +12,9 @@
 
 mod c_losses;
 mod c_mask;
+mod c_masked_softmax;
 mod c_options;
+mod c_score_table;
 mod c_sequences;
 mod c_tensor;
 mod failure;
@@ -32,9 +34,12 @@ mod thread_count;
 
 pub use c_losses::{
     CrossEntropyOptions, flashtile_cross_entropy, flashtile_cross_entropy_backward, flashtile_logsumexp,
+    flashtile_masked_logsumexp,
 };
 pub use c_mask::Mask;
+pub use c_masked_softmax::{flashtile_masked_log_softmax, flashtile_masked_softmax};
 pub use c_options::{Options, flags};
+pub use c_score_table::ScoreTable;
 pub use c_sequences::PageTable;
 pub use c_tensor::Tensor;
 pub use failure::Code;
@@ -136,14 +141,13 @@ unsafe fn attention(
     // SAFETY: as above.
     let tensors = unsafe { ScoreTensors::new(&options)? };
     // SAFETY: as above.
-    let (slopes, sinks, masks) = unsafe { (options.slopes()?, options.sinks()?, options.masks()?) };
+    let (slopes, sinks, open) = unsafe { (options.slopes()?, options.sinks()?, options.open_sets()?) };
     let read = || inputs.iter().chain(&tensors.mask).chain(&tensors.bias);
     for written in lse.iter().chain([&out]) {
         read().try_for_each(|input| written.check_disjoint(input))?;
         written.check_disjoint_from_list("ALiBi slopes", slopes)?;
         written.check_disjoint_from_list("sinks", sinks)?;
-        let mut lists = masks.iter().flat_map(|mask| mask.lists);
-        lists.try_for_each(|list| written.check_disjoint_from_list("list of a mask", list))?;
+        open.check_disjoint(written)?;
         sequences.check_disjoint(written)?;
     }
     lse.as_ref().map_or(Ok(()), |lse| lse.check_disjoint(&out))?;
@@ -151,7 +155,7 @@ unsafe fn attention(
     let ThreadScratch { workspace, lists } = scratch;
     let [q, k, v] = inputs;
     // SAFETY: as above.
-    let open = unsafe { OpenSets::new(&options, &masks, sequences.check([&q, &k])?)? };
+    let open = unsafe { OpenSets::new(&options, &open, sequences.check([&q, &k])?, q.shape()[1])? };
     // SAFETY: as above.
     let attention = unsafe { options.attention(lists, &tensors, &sequences, &open)? };
     // SAFETY: as above; `out` and `lse` are disjoint from the inputs (checked).
@@ -203,7 +207,7 @@ unsafe fn plan(
     // SAFETY: as above.
     let tensors = unsafe { ScoreTensors::new(&options)? };
     // SAFETY: as above.
-    let open = unsafe { OpenSets::new(&options, &options.masks()?, sequences.check([&q, &k])?)? };
+    let open = unsafe { OpenSets::new(&options, &options.open_sets()?, sequences.check([&q, &k])?, q.shape()[1])? };
     // SAFETY: as above.
     let attention = unsafe { options.attention(&mut scratch.lists, &tensors, &sequences, &open)? };
     // The shapes alone: C may pass any pointers.

@@ -398,11 +398,8 @@ fn check_score_mods<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<ScoreMo
         let usable = cap.is_normal() && cap > 0.0 && (cap * LOG2_E).is_finite();
         check_number("softcap", cap, usable, "a normal number above 0 and below 2.3e38")?;
     }
-    if let Some(AlibiSlopes::PerHead(slopes)) = options.alibi {
-        check_count("ALiBi slopes", slopes.len(), dims.heads_q)?;
-        for &slope in slopes {
-            check_number("an ALiBi slope", slope, slope.is_finite(), "finite")?;
-        }
+    if let Some(slopes) = options.alibi {
+        check_slopes(slopes, dims)?;
     }
     if let Some(Sinks(sinks)) = options.sinks {
         check_count("sinks", sinks.len(), dims.heads_q)?;
@@ -421,6 +418,21 @@ fn check_score_mods<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<ScoreMo
         open: &options.open_score_mods,
         sinks: options.sinks,
     })
+}
+
+fn check_slopes(slopes: AlibiSlopes<'_>, dims: &Dims) -> Result<(), Error> {
+    let slopes = match slopes {
+        AlibiSlopes::Standard => return Ok(()),
+        AlibiSlopes::PerHead(slopes) => {
+            check_count("ALiBi slopes", slopes.len(), dims.heads_q)?;
+            slopes
+        }
+        AlibiSlopes::PerBatchAndHead(slopes) => {
+            check_count("ALiBi slopes of all sequences", slopes.len(), dims.batch.saturating_mul(dims.heads_q))?;
+            slopes
+        }
+    };
+    slopes.iter().try_for_each(|&slope| check_number("an ALiBi slope", slope, slope.is_finite(), "finite"))
 }
 
 /// Has users' masks and score modifications check the problem. Their indices and positions have 32 bits.

@@ -4,7 +4,7 @@
 //! raw      = scale * dot(q, k)
 //! capped   = softcap * tanh(raw / softcap)                         Attention::softcap
 //! biased   = capped + bias[b, h, i, j]                             Attention::bias
-//!                   - slope[h] * |p - j|                           Attention::alibi       p: the query's key position
+//!                   - slope[b, h] * |p - j|                        Attention::alibi       p: the query's key position
 //! modified = f(biased, pair), one after the other                  Attention::modified_by
 //! out      = sum_j exp(modified[j]) * v[j] / (exp(sink[h]) + sum_j exp(modified[j]))      Attention::sinks
 //! ```
@@ -86,7 +86,7 @@ impl ScoreMods<'_> {
             score = bias.define(score, [sequence.batch, h, i], j);
         }
         if let Some(alibi) = &self.alibi {
-            score = alibi.define(score, h, sequence.position(i), j);
+            score = alibi.define(score, [sequence.batch, h], sequence.position(i), j);
         }
         for OpenScoreMod(open) in self.open {
             score = open.define(score, sequence.query(h, i).with_key(j));

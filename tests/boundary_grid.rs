@@ -5,11 +5,13 @@
 
 mod support;
 
+use flashtile::mask::{BlockSparse, Chunked, Documents, FirstAndLast, KeyStarts, PrefixLm, Tree};
 use flashtile::{DType, Form, Level};
-use support::any_problem::{Problem, Tensor};
+use support::any_problem::{Offset, Problem, Tensor};
 use support::bound::tile_keys;
 use support::check::{Found, check};
 use support::layouts::Layout;
+use support::open::{OwnedMask, READY_MASKS, ready_mask, three_ready_masks};
 use support::{Dims, Rng};
 
 /// A size at which the code takes another path, and which.
@@ -112,12 +114,100 @@ fn diagonals() {
             let dims = Dims { seq_q: 33, seq_kv: 530, ..SMALL };
             check_all(dims, "a diagonal that crosses the edge of a tile", |problem| {
                 problem.causal = true;
-                problem.offset = support::any_problem::Offset::At(offset);
+                problem.offset = Offset::At(offset);
             });
             check_all(dims, "a window that starts and ends in a tile", |problem| {
                 problem.window = (Some(20), Some(3));
-                problem.offset = support::any_problem::Offset::At(offset);
+                problem.offset = Offset::At(offset);
             });
+        }
+    }
+}
+
+/// Every ready mask, and three that intersect, at each number of queries.
+#[test]
+fn masks_at_numbers_of_queries() {
+    let dims = |seq_q| Dims { batch: 2, heads_q: 2, seq_q, head_dim: 3, value_dim: 2, ..SMALL };
+    for at in [1, 4, 8, 12, 16, 24, 32, 48] {
+        check_masks(&[at - 1, at, at + 1], dims);
+    }
+    check_masks(&[255, 256, 257], |seq_q| Dims { batch: 1, heads_q: 1, ..dims(seq_q) });
+}
+
+/// Every ready mask, and three that intersect, at each number of keys.
+#[test]
+fn masks_at_numbers_of_keys() {
+    let dims = |seq_kv| Dims { batch: 2, heads_q: 2, seq_q: 3, seq_kv, head_dim: 3, value_dim: 2, ..SMALL };
+    for at in [1, 6, 8, 12, 16, 32, 240, 256, 480, 512, 1024] {
+        check_masks(&[at - 1, at, at + 1], dims);
+    }
+}
+
+/// Masks with an edge at the edge of a vector, a panel, a tile and a split.
+#[test]
+fn edges_of_masks() {
+    for at in [8, 16, 32, 48, 240, 256, 512] {
+        for edge in [at - 1, at, at + 1] {
+            let dims = Dims { seq_q: 34, seq_kv: edge + 20, head_dim: 3, value_dim: 2, ..SMALL };
+            let masks = masks_with_an_edge(edge, dims);
+            for mask in &masks {
+                check_masked(dims, |problem| problem.masks = vec![mask.clone()]);
+            }
+            // Queries around the edge, too: causal order and ranges of positions start and end there.
+            for (n, mask) in masks.iter().enumerate() {
+                check_masked(dims, |problem| {
+                    problem.masks = vec![mask.clone(), masks[(n + 1) % masks.len()].clone()];
+                    problem.offset = Offset::At(edge as isize - 17);
+                });
+            }
+        }
+    }
+}
+
+/// Each ready mask, where what a query sees changes at key `edge`.
+fn masks_with_an_edge(edge: usize, Dims { seq_q, seq_kv, .. }: Dims) -> Vec<OwnedMask> {
+    let document_of = |n: usize| u32::from(n >= edge);
+    let keys: Vec<u32> = (0..seq_kv).map(document_of).collect();
+    let queries: Vec<u32> = (0..seq_q).map(|i| document_of((seq_kv + i).saturating_sub(seq_q))).collect();
+    let blocks = [seq_q.div_ceil(16), seq_kv.div_ceil(edge)];
+    let kept: Vec<bool> = (0..blocks[0] * blocks[1]).map(|n| n % 3 != 1).collect();
+    // Two branches that grow by turns.
+    let parents: Vec<i32> = (0..seq_q as i32).map(|i| (i - 2).max(-1)).collect();
+    let starts: &'static [i64] = Box::leak(Box::new([edge as i64])); // a few bytes in each of some problems
+    vec![
+        OwnedMask::new("documents", Documents::new(&queries, &keys)),
+        OwnedMask::new("prefix", PrefixLm::new(&[0..edge, edge + 1..edge + 9]).expect("in order")),
+        OwnedMask::new("chunks", Chunked::new(edge)),
+        OwnedMask::new("first and last", FirstAndLast::new(edge, 2)),
+        OwnedMask::new("first and last", FirstAndLast::new(3, edge)),
+        OwnedMask::new("tree", Tree::new(&parents).expect("earlier drafts")),
+        OwnedMask::new(
+            "blocks",
+            BlockSparse::new([16, edge], [1, 1, blocks[0], blocks[1]], &kept).expect("of the shape"),
+        ),
+        OwnedMask::new("key starts", KeyStarts::new(starts)),
+    ]
+}
+
+fn check_masks(sizes: &[usize], dims: impl Fn(usize) -> Dims) {
+    for dims in sizes.iter().map(|&size| dims(size)) {
+        let mut rng = Rng(dims.seq_q as u64 * 2000 + dims.seq_kv as u64);
+        for kind in 0..READY_MASKS {
+            check_masked(dims, |problem| problem.masks = vec![ready_mask(kind, &mut rng, &dims)]);
+        }
+        check_masked(dims, |problem| problem.masks = three_ready_masks(&mut rng, &dims));
+    }
+}
+
+/// Both forms, every level.
+fn check_masked(dims: Dims, options: impl FnOnce(&mut Problem)) {
+    let mut rng = Rng(7);
+    let mut problem = Problem::plain(dims, || rng.normal());
+    options(&mut problem);
+    for form in [Form::Decode, Form::Prefill] {
+        problem.form = Some(form);
+        if let Err(error) = check(&problem) {
+            panic!("{error}\n{problem}");
         }
     }
 }

@@ -10,7 +10,7 @@ mod support;
 
 use flashtile::capi::*;
 use flashtile::mask::{BlockSparse, Chunked, Documents, FirstAndLast, KeyStarts, PrefixLm, Tree};
-use flashtile::score::score_fn;
+use flashtile::score::{RelativeBias, ScoreMod, WindowBias, score_fn};
 use flashtile::{AlibiSlopes, Attention, Form, Level, QueryOffset, TensorMut, TensorRef, Workspace, bf16, f16};
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_void};
@@ -118,6 +118,7 @@ fn results_are_those_of_rust() {
     let (lengths, c_lengths) = ([30usize, 11], [30i64, 11]);
     let (offsets, c_offsets) = ([-3isize, 8], [-3i64, 8]);
     let slopes = [0.5f32, -0.25, 0.0, 1.0];
+    let all_slopes = [0.5f32, -0.25, 0.0, 1.0, 0.1, 0.2, 0.3, 0.4];
     let bytes: Vec<u8> = (0..len(SCORES)).map(|n| if n % 3 == 0 { 0 } else { n as u8 | 1 }).collect();
     let bools: Vec<bool> = bytes.iter().map(|&byte| byte != 0).collect();
     let mask = tensor(&bytes, BYTE, &as_i64(SCORES));
@@ -156,6 +157,10 @@ fn results_are_those_of_rust() {
         (
             Options { alibi: 2, alibi_slopes: slopes.as_ptr(), alibi_slope_count: 4, ..plain },
             attention().alibi(AlibiSlopes::PerHead(&slopes)),
+        ),
+        (
+            Options { alibi: 3, alibi_slopes: all_slopes.as_ptr(), alibi_slope_count: 8, ..plain },
+            attention().alibi(AlibiSlopes::PerBatchAndHead(&all_slopes)),
         ),
         (Options { mask: &mask, ..plain }, attention().mask(TensorRef::from_slice(&bools, SCORES).unwrap())),
         (Options { bias: &bias, ..plain }, attention().bias(TensorRef::from_slice(&row, [30]).unwrap())),
@@ -224,6 +229,68 @@ fn masks_are_those_of_rust() {
     // Numbers that say nothing: one batch and one head are all.
     let shared = mask_of(6, &[7, 30], [&[1]]);
     assert_eq!(inputs.through_c(&with_masks(&[shared])), plain);
+}
+
+fn table_of(kind: i32, numbers: &[i64], table: &[f32]) -> ScoreTable {
+    let mut result = ScoreTable { table: table.as_ptr(), count: table.len() as i64, ..ScoreTable::new(kind) };
+    result.numbers[..numbers.len()].copy_from_slice(numbers);
+    result
+}
+
+fn with_tables(tables: &[ScoreTable]) -> Options {
+    Options { score_tables: tables.as_ptr(), score_table_count: tables.len() as i64, ..Options::new() }
+}
+
+#[test]
+fn score_tables_are_those_of_rust() {
+    let inputs = Inputs::new();
+    let [distances, buckets] = [4 * 11, 6 * 4].map(random);
+    let relative = RelativeBias::new(4, 5, &distances).unwrap();
+    let decoder = RelativeBias::t5(4, false, 20, &buckets).unwrap();
+    let encoder = RelativeBias::t5(4, true, 20, &buckets).unwrap();
+    let cases: [(ScoreTable, &dyn ScoreMod); 3] = [
+        (table_of(1, &[5], &distances), &relative),
+        (table_of(2, &[20], &buckets), &decoder),
+        (table_of(2, &[20, 1], &buckets), &encoder),
+    ];
+    for (n, (table, score_mod)) in cases.iter().enumerate() {
+        let attention = Attention::new().query_offset(QueryOffset::At(10)).modified_by(*score_mod);
+        let at = |options| Options { query_position: 2, query_offset: 10, ..options };
+        assert_eq!(inputs.through_c(&at(with_tables(&[*table]))), inputs.through_rust(&attention), "{table:?}");
+        // A second table comes after the first, and a function after both.
+        let (other, other_mod) = cases[(n + 1) % cases.len()];
+        let function = score_fn(|score, pair| {
+            let [batch, head, query, key] = [pair.batch(), pair.head(), pair.query(), pair.key()].map(|n| n as i64);
+            modified(score, [batch, head, query, pair.position() as i64, key])
+        });
+        let all = inputs.through_rust(&attention.modified_by(other_mod).modified_by(&function));
+        let calls = AtomicUsize::new(0);
+        let options = Options {
+            score_row: Some(modify_row),
+            score_context: (&raw const calls).cast_mut().cast(),
+            ..at(with_tables(&[*table, other]))
+        };
+        assert_eq!(inputs.through_c(&options), all, "{options:?}");
+    }
+}
+
+/// Queries and keys are the places of a window of 2 x 3.
+#[test]
+fn window_biases_are_those_of_rust() {
+    let x = random(4 * 6 * 8);
+    let table = random(3 * 5 * 4);
+    let bias = WindowBias::new(4, [2, 3], &table).unwrap();
+    let shape = [1, 4, 6, 8];
+    let view = TensorRef::from_slice(&x, shape).unwrap();
+    let expected = Attention::new().modified_by(&bias).run(view, view, view);
+    let own = tensor(&x, F32, &as_i64(shape));
+    let mut out = vec![0.0f32; x.len()];
+    let written = Tensor { data: out.as_mut_ptr().cast(), ..own };
+    let options = with_tables(&[table_of(3, &[2, 3], &table)]);
+    // SAFETY: tensors and options lead to memory that outlives the call.
+    let code = unsafe { flashtile_attention(&own, &own, &own, &written, null(), &options) };
+    assert_eq!(code, 0);
+    assert_eq!(out, expected.unwrap().into_iter().collect::<Vec<_>>());
 }
 
 #[test]
@@ -446,7 +513,7 @@ fn every_wrong_call_has_its_code() {
     refuse(InvalidOption, "FLASHTILE_PER_BATCH", Options { query_offset_count: 1, ..plain });
     refuse(InvalidOption, "FLASHTILE_ALIBI_PER_HEAD", Options { alibi_slope_count: 4, ..plain });
     refuse(InvalidOption, "query_position is 4", Options { query_position: 4, ..plain });
-    refuse(InvalidOption, "alibi is 3", Options { alibi: 3, ..plain });
+    refuse(InvalidOption, "alibi is 4 but must be 0 to 3", Options { alibi: 4, ..plain });
     refuse(InvalidOption, "form is -1", Options { form: -1, ..plain });
     refuse(InvalidOption, "softcap", Options { flags: flags::SOFTCAP, ..plain });
     refuse(InvalidOption, "scale", Options { flags: flags::SCALE, scale: f32::NAN, ..plain });
@@ -455,6 +522,8 @@ fn every_wrong_call_has_its_code() {
     refuse(WrongCount, "key lengths", Options { key_lengths: list.as_ptr(), key_length_count: 1, ..plain });
     refuse(WrongCount, "query offsets", Options { query_position: 3, ..plain });
     refuse(WrongCount, "slopes", Options { alibi: 2, ..plain });
+    let per_head_only = Options { alibi: 3, alibi_slopes: [0.0f32; 4].as_ptr(), alibi_slope_count: 4, ..plain };
+    refuse(WrongCount, "4 ALiBi slopes of all sequences", per_head_only);
     refuse(NullPointer, "key lengths", Options { key_length_count: 2, ..plain });
     refuse(NegativeSize, "key lengths", Options { key_length_count: -2, ..plain });
     refuse(NegativeSize, "-1", Options { key_lengths: negative, key_length_count: 2, ..plain });
@@ -541,6 +610,43 @@ fn every_wrong_call_has_its_code() {
     let (lists, counts) = ([null(), out.data.cast_const().cast()], [0, 2]);
     refuse(Overlap, "list of a mask", with_masks(&[Mask { lists, counts, ..Mask::new(1) }]));
 
+    let tables = [0.0f32; 24];
+    let mut refuse_table = |code, words: &str, table: ScoreTable| {
+        let tables = [table_of(1, &[0], &tables[..4]), table];
+        refuse(code, &format!("score_tables[1]: {words}"), with_tables(&tables));
+    };
+    for kind in [0, -1, 4, i32::MIN, i32::MAX] {
+        let words = format!("{kind} is no kind of score table; it must be 1 to 3");
+        refuse_table(InvalidOption, &words, ScoreTable::new(kind));
+    }
+    refuse_table(InvalidOption, "reserved", ScoreTable { reserved: 1, ..table_of(1, &[0], &tables[..4]) });
+    refuse_table(InvalidOption, "a number is set that", table_of(1, &[0, 1], &tables[..4]));
+    refuse_table(InvalidOption, "numbers[1] is 2 but must be 0 or 1", table_of(2, &[20, 2], &tables));
+    refuse_table(InvalidOption, "the buckets", table_of(2, &[1], &tables));
+    refuse_table(InvalidOption, "the buckets", table_of(2, &[i64::MAX], &tables));
+    refuse_table(NegativeSize, "a size of the score table is -2", table_of(1, &[-2], &[]));
+    refuse_table(NegativeSize, "a size of the score table is -1", ScoreTable { count: -1, ..ScoreTable::new(1) });
+    refuse_table(NullPointer, "the pointer to the score table", ScoreTable { count: 4, ..ScoreTable::new(1) });
+    let odd = tables.as_ptr().wrapping_byte_add(1);
+    refuse_table(
+        Misaligned,
+        "the pointer to the score table",
+        ScoreTable { table: odd, count: 4, ..ScoreTable::new(1) },
+    );
+    let endless = ScoreTable { count: i64::MAX, ..table_of(1, &[0], &tables) };
+    refuse_table(TooLarge, "shape and strides of the score table", endless);
+    refuse_table(WrongCount, "24 relative biases were given but there must be 12", table_of(1, &[1], &tables));
+    refuse_table(WrongCount, "24 relative biases", table_of(1, &[i64::MAX], &tables));
+    refuse_table(WrongCount, "3 bucket biases", table_of(2, &[20], &tables[..3]));
+    refuse_table(WrongCount, "24 window biases", table_of(3, &[1, 2], &tables));
+    refuse_table(TooLarge, "4194304 places of a window", table_of(3, &[1 << 21, 2], &tables));
+    let wrong_window = with_tables(&[table_of(3, &[1, 1], &tables[..4])]);
+    refuse(WrongCount, "1 places of a window for queries", wrong_window);
+    refuse(NullPointer, "score tables", Options { score_table_count: 1, ..plain });
+    refuse(NegativeSize, "score tables", Options { score_table_count: -1, ..plain });
+    let written = ScoreTable { table: out.data.cast(), count: 4, ..ScoreTable::new(1) };
+    refuse(Overlap, "score table", with_tables(&[written]));
+
     let [pq, pk, pv, po, pl] = all;
     check(Misaligned, "options", all, (&raw const plain).wrapping_byte_add(1));
     check(Overlap, "queries", [po, pk, pv, po, pl], &plain);
@@ -606,14 +712,16 @@ fn an_options_struct_of_another_version() {
         unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) }
     };
     assert_eq!(call([0; 4]), 0, "{}", last_error());
-    // No version ends inside a member. The first one ended before the sinks, the second one before the query lengths.
-    let (first, second) = (offset_of!(Options, sinks), offset_of!(Options, query_lengths));
+    // No version ends inside a member. The first one ended before the sinks, the second one before the query lengths, the third one
+    // before the score tables.
+    let ends = [offset_of!(Options, sinks), offset_of!(Options, query_lengths), offset_of!(Options, score_tables)];
+    let [first, second, third] = ends;
     for struct_size in (size_of::<Options>() + 1..size_of::<Newer>()).chain(0..size_of::<Options>()) {
         let whole = struct_size > size_of::<Options>() && struct_size.is_multiple_of(8);
         let newer = Newer { options: Options { struct_size, ..Options::new() }, more: [0; 4] };
         // SAFETY: all of these are what they say.
         let code = unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) };
-        let accepted = whole || struct_size == first || struct_size == second;
+        let accepted = whole || ends.contains(&struct_size);
         assert_eq!(code, if accepted { 0 } else { Code::BadStructSize as i32 }, "{struct_size}");
     }
     assert_eq!(call([0; 4]), 0);
@@ -638,6 +746,14 @@ fn an_options_struct_of_another_version() {
         query_length_count: -1,
         key_start_count: 9,
         page_table: null::<PageTable>().wrapping_byte_add(1),
+        ..Options::new()
+    };
+    assert_eq!(inputs.through_c(&older), inputs.through_rust(&Attention::new().causal()));
+    let older = Options {
+        struct_size: third,
+        flags: flags::CAUSAL,
+        score_tables: null::<ScoreTable>().wrapping_byte_add(1),
+        score_table_count: 9,
         ..Options::new()
     };
     assert_eq!(inputs.through_c(&older), inputs.through_rust(&Attention::new().causal()));
@@ -721,6 +837,107 @@ fn softmax_is_that_of_rust() {
         );
         assert!((0..own.len()).all(|n| n % 2 == 0 || own[n] == whole[n]), "gaps stay as they are");
     }
+}
+
+/// With a mask and a bias of lower rank, into f32 and in place, of a view with gaps.
+#[test]
+fn masked_softmax_is_that_of_rust() {
+    use flashtile::softmax::Softmax;
+    type Masked = unsafe extern "C" fn(*const Tensor, *const Tensor, *const Tensor, *const Tensor, i32, f64) -> i32;
+    let whole: Vec<f16> = random(3 * 4 * 10).into_iter().map(f16::from_f32).collect();
+    let view = TensorRef::with_strides(&whole, 1, [3, 4, 5], [40, 10, 2]).unwrap();
+    let of_view = |memory: &[f16]| {
+        let mut x = tensor(&memory[1..], F16, &[3, 4, 5]);
+        x.strides[..3].copy_from_slice(&[40, 10, 2]);
+        x
+    };
+    let bytes: Vec<u8> = (0..20).map(|n| if n % 3 == 1 { 0 } else { n as u8 | 1 }).collect();
+    let visible: Vec<bool> = bytes.iter().map(|&byte| byte != 0).collect();
+    let added = random(4);
+    let (mask, bias) = (tensor(&bytes, BYTE, &[4, 5]), tensor(&added, F32, &[4, 1]));
+    for axis in -3i32..3 {
+        for with in [[false, false], [true, false], [false, true], [true, true]] {
+            let mut options = Softmax::new().axis(axis).scale(0.5);
+            if with[0] {
+                options = options.mask(TensorRef::from_slice(&visible, [4, 5]).unwrap());
+            }
+            if with[1] {
+                options = options.bias(TensorRef::from_slice(&added, [4, 1]).unwrap());
+            }
+            let [mask, bias] =
+                [(&mask, with[0]), (&bias, with[1])].map(|(t, set)| if set { &raw const *t } else { null() });
+            for (log, run) in [(false, flashtile_masked_softmax as Masked), (true, flashtile_masked_log_softmax)] {
+                let (mut got, mut expected, mut own) = ([9.0f32; 60], [9.0f32; 60], whole.clone());
+                let mut expected_own = own.clone();
+                let into = TensorMut::from_slice(&mut expected, [3, 4, 5]).unwrap();
+                let same = TensorMut::with_strides(&mut expected_own, 1, [3, 4, 5], [40, 10, 2]).unwrap();
+                if log {
+                    options.log_softmax_into(view, into).unwrap();
+                    options.log_softmax_in_place(same).unwrap();
+                } else {
+                    options.softmax_into(view, into).unwrap();
+                    options.softmax_in_place(same).unwrap();
+                }
+                let out = tensor_mut(&mut got, F32, &[3, 4, 5]);
+                // SAFETY: all of these are what they say.
+                assert_eq!(unsafe { run(&of_view(&whole), &out, mask, bias, axis, 0.5) }, 0, "{}", last_error());
+                assert_eq!(bits(&got), bits(&expected), "axis {axis} {with:?}");
+                let in_place = Tensor { data: own[1..].as_mut_ptr().cast(), ..of_view(&own) };
+                // SAFETY: as above; input and output are the same view of `own`.
+                assert_eq!(unsafe { run(&in_place, &in_place, mask, bias, axis, 0.5) }, 0, "{}", last_error());
+                assert!(own.iter().zip(&expected_own).all(|(a, b)| a.to_bits() == b.to_bits()), "axis {axis} {with:?}");
+            }
+            let mut shape = [3, 4, 5];
+            shape[axis.rem_euclid(3) as usize] = 1;
+            let len = shape.iter().product::<i64>() as usize;
+            let (mut expected, mut got) = (vec![9.0f32; len], vec![9.0f32; len]);
+            options.logsumexp_into(view, &mut expected).unwrap();
+            let out = tensor_mut(&mut got, F32, &shape);
+            // SAFETY: as above.
+            let code = unsafe { flashtile_masked_logsumexp(&of_view(&whole), &out, mask, bias, axis, 0.5) };
+            assert_eq!((code, bits(&got)), (0, bits(&expected)), "axis {axis} {with:?}: {}", last_error());
+        }
+    }
+}
+
+#[test]
+fn wrong_masked_softmaxes_have_their_codes() {
+    use Code::*;
+    let (numbers, bytes, mut out) = ([0.5f32; 6], [1u8; 6], [9.0f32; 6]);
+    let (x, to) = (tensor(&numbers, F32, &[2, 3]), tensor_mut(&mut out, F32, &[2, 3]));
+    let (mask, bias) = (tensor(&bytes, BYTE, &[2, 3]), tensor(&numbers, F32, &[1, 1]));
+    let check = |code: Code, words: &str, [x, to, mask, bias]: [&Tensor; 4], axis: i32, scale: f64| {
+        // SAFETY: tensors that are what they say, or are refused.
+        let got = unsafe {
+            [
+                flashtile_masked_softmax(x, to, mask, bias, axis, scale),
+                flashtile_masked_log_softmax(x, to, mask, bias, axis, scale),
+            ]
+        };
+        assert_eq!(got, [code as i32; 2], "{words}: {}", last_error());
+        assert!(last_error().contains(words), "{words}: {}", last_error());
+    };
+    let none = null::<Tensor>();
+    // SAFETY: a null pointer is refused.
+    assert_eq!(unsafe { flashtile_masked_softmax(none, &to, none, none, 0, 1.0) }, NullPointer as i32);
+    let zero = tensor(&[0.0f32], F32, &[1]);
+    check(BadDtype, "mask", [&x, &to, &tensor(&numbers, F32, &[1]), &zero], 0, 1.0);
+    check(BadDtype, "bias", [&x, &to, &mask, &mask], 0, 1.0);
+    check(BadDtype, "output", [&x, &Tensor { dtype: F16, ..to }, &mask, &zero], 0, 1.0);
+    check(ShapeMismatch, "output", [&x, &Tensor { shape: [1; 4], ..to }, &mask, &zero], 0, 1.0);
+    check(NotBroadcastable, "mask", [&x, &to, &tensor(&bytes, BYTE, &[3, 2]), &zero], 0, 1.0);
+    check(NotBroadcastable, "bias", [&x, &to, &mask, &tensor(&[0.0f32; 2], F32, &[2])], 0, 1.0);
+    check(AxisOutOfRange, "axis 2", [&x, &to, &mask, &zero], 2, 1.0);
+    check(InvalidOption, "scale", [&x, &to, &mask, &zero], 0, f64::NAN);
+    check(Overlap, "mask", [&x, &to, &Tensor { data: to.data, ..mask }, &zero], 0, 1.0);
+    check(Overlap, "bias", [&x, &to, &mask, &Tensor { data: to.data, ..bias }], 0, 1.0);
+    check(Overlap, "input", [&Tensor { data: to.data, strides: [0; 4], ..x }, &to, &mask, &zero], 0, 1.0);
+    let mut sums = [9.0f32; 2];
+    let sums = tensor_mut(&mut sums, F32, &[2, 1]);
+    let overlapping = Tensor { data: sums.data, ..zero };
+    // SAFETY: as above.
+    let code = unsafe { flashtile_masked_logsumexp(&x, &sums, &mask, &overlapping, 1, 1.0) };
+    assert_eq!(code, Overlap as i32, "{}", last_error());
 }
 
 /// f32 results of half types, and logsumexp, of a view with gaps.
@@ -998,11 +1215,13 @@ fn layout() -> Vec<(String, usize)> {
             layout!("options" Options: struct_size flags threads scale softcap window_left window_right query_position
             alibi query_offset query_offsets query_offset_count key_lengths key_length_count alibi_slopes
             alibi_slope_count mask bias level form reserved sinks sink_count masks mask_count score_row score_context
-            query_lengths query_length_count query_starts query_start_count key_starts key_start_count page_table),
+            query_lengths query_length_count query_starts query_start_count key_starts key_start_count page_table
+            score_tables score_table_count),
         )
         .chain(layout!("page_table" PageTable: pages32 pages64 page_count width starts start_count lengths length_count
             page_size))
         .chain(layout!("mask" Mask: kind reserved numbers lists counts))
+        .chain(layout!("score_table" ScoreTable: kind reserved numbers table count))
         .chain(layout!("row" Row: batch head query position first_key))
         .chain(layout!("cross_entropy_options" CrossEntropyOptions: flags reduction ignore_index label_smoothing
             class_weights class_weight_count reserved))

@@ -6,13 +6,16 @@
 
 mod support;
 
+use flashtile::mask::KeyStarts;
 use flashtile::{
     AlibiSlopes, Attention, Form, KeysValues, Level, PageTable, ScoreStage, TensorMut, TensorRef, Threads, Workspace,
     bf16, f16, merge,
 };
+use support::any_problem::{Problem, Tensor};
 use support::guarded::{Guarded, Side, note};
-use support::layouts::{ARRANGEMENTS, Arrangement};
-use support::problems::{Bits, bits, forms_and_levels};
+use support::layouts::{ARRANGEMENTS, Arrangement, Layout};
+use support::open::{OwnedMask, READY_MASKS, ready_mask, three_ready_masks};
+use support::problems::{Bits, FORMS, bits, forms_and_levels};
 use support::{Dims, Inputs, Rng, len};
 
 /// The pages of one call.
@@ -22,6 +25,8 @@ struct Pages {
     v: Guarded,
     mask: Guarded,
     bias: Guarded,
+    slopes: Guarded,
+    key_starts: Guarded,
     out: Guarded,
     lse: Guarded,
 }
@@ -29,13 +34,23 @@ struct Pages {
 impl Pages {
     fn new() -> Self {
         let pages = || Guarded::new(1 << 20);
-        Pages { q: pages(), k: pages(), v: pages(), mask: pages(), bias: pages(), out: pages(), lse: pages() }
+        Pages {
+            q: pages(),
+            k: pages(),
+            v: pages(),
+            mask: pages(),
+            bias: pages(),
+            slopes: pages(),
+            key_starts: pages(),
+            out: pages(),
+            lse: pages(),
+        }
     }
 }
 
 /// One call to try.
 #[derive(Clone, Copy, Debug)]
-struct Case {
+struct Case<'m> {
     dims: Dims,
     form: Form,
     level: Level,
@@ -43,21 +58,26 @@ struct Case {
     side: Side,
     /// Mask, bias, causal order and the rest, or none of them.
     options: bool,
+    masks: &'m [OwnedMask],
 }
 
-impl Case {
+impl<'m> Case<'m> {
     fn attention<'a, T: Bits>(
         &self,
         slopes: &'a [f32],
         mask: TensorRef<'a, bool>,
         bias: TensorRef<'a, T>,
-    ) -> Attention<'a> {
+    ) -> Attention<'a>
+    where
+        'm: 'a,
+    {
         let attention = Attention::new().form(self.form).level(self.level).threads(Threads::Serial);
+        let attention = self.masks.iter().fold(attention, |attention, mask| attention.masked_by(mask));
         if !self.options {
             return attention;
         }
         let attention = attention.causal().window(Some(self.dims.seq_kv / 2 + 3), None).softcap(20.0);
-        attention.mask(mask).bias(bias).alibi(AlibiSlopes::PerHead(slopes))
+        attention.mask(mask).bias(bias).alibi(AlibiSlopes::PerBatchAndHead(slopes))
     }
 }
 
@@ -65,13 +85,22 @@ impl Case {
 const CANARY: f32 = -1234.5;
 
 /// Computes the case between guard pages and compares with the same problem in ordinary memory without gaps.
-fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng: &mut Rng) {
+fn check<T: Bits>(case: Case<'_>, pages: &mut Pages, workspace: &mut Workspace, rng: &mut Rng) {
+    check_inputs(&Inputs::<T>::random(case.dims, rng), case, pages, workspace, rng);
+}
+
+fn check_inputs<T: Bits>(
+    inputs: &Inputs<T>,
+    case: Case<'_>,
+    pages: &mut Pages,
+    workspace: &mut Workspace,
+    rng: &mut Rng,
+) {
     let Case { dims, layout, side, .. } = case;
     note(format_args!("{} {case:?}", T::DTYPE));
-    let inputs = Inputs::<T>::random(dims, rng);
     let attend: Vec<bool> = (0..len(dims.scores())).map(|_| !rng.one_in(4)).collect();
     let bias: Vec<T> = (0..len(dims.scores())).map(|_| T::from_f32(rng.normal())).collect();
-    let slopes = vec![0.25; dims.heads_q];
+    let slopes: Vec<f32> = (0..dims.batch * dims.heads_q).map(|_| rng.uniform()).collect();
     let plain = case.attention::<T>(
         &slopes,
         TensorRef::from_slice(&attend, dims.scores()).unwrap(),
@@ -83,7 +112,7 @@ fn check<T: Bits>(case: Case, pages: &mut Pages, workspace: &mut Workspace, rng:
     let [q, k, v] = [dims.q(), dims.k(), dims.v()].map(|shape| layout.of(shape));
     let (scores, out, lse) = (layout.of(dims.scores()), layout.of(dims.out()), layout.of(dims.lse()));
     let guarded = case.attention::<T>(
-        &slopes,
+        pages.slopes.place(&slopes, side),
         scores.tensor(pages.mask.place(&scores.scatter(&attend, false), side)),
         scores.tensor(pages.bias.place(&scores.scatter(&bias, gap), side)),
     );
@@ -140,6 +169,7 @@ fn every_head_size<T: Bits>() {
                     layout: ARRANGEMENTS[rng.below(ARRANGEMENTS.len())],
                     side: Side::End,
                     options: rng.one_in(2),
+                    masks: &[],
                 };
                 for side in [Side::End, Side::Start] {
                     check::<T>(Case { side, ..case }, &mut pages, &mut workspace, &mut rng);
@@ -174,10 +204,85 @@ fn every_sequence_length() {
             for layout in ARRANGEMENTS {
                 let dims = Dims { batch: 2, value_dim: 5, ..Dims::new(1, seq_q, seq_kv, 3 + seq_q % 3) };
                 let side = if rng.one_in(2) { Side::End } else { Side::Start };
-                let case = Case { dims, form, level, layout, side, options: rng.one_in(2) };
+                let case = Case { dims, form, level, layout, side, options: rng.one_in(2), masks: &[] };
                 check::<f32>(case, &mut pages, &mut workspace, &mut rng);
                 check::<f16>(case, &mut pages, &mut workspace, &mut rng);
                 check::<bf16>(case, &mut pages, &mut workspace, &mut rng);
+            }
+        }
+    }
+}
+
+/// Every ready mask, and three that intersect, at sizes around a vector, a panel and a tile. The result in ordinary memory is within
+/// its bound of the reference, and that between guard pages has the same bits.
+#[test]
+fn ready_masks() {
+    fn check_masks<T: Bits>(pages: &mut Pages, rng: &mut Rng) {
+        let mut workspace = Workspace::new();
+        let sizes = [(1, 1), (3, 17), (8, 31), (16, 48), (17, 49), (33, 97), (5, 241), (2, 257)];
+        for (n, (seq_q, seq_kv)) in sizes.into_iter().enumerate() {
+            let dims = Dims { heads_q: 4, heads_kv: 2, value_dim: 5, ..Dims::new(2, seq_q, seq_kv, 3 + n % 2) };
+            for kind in 0..READY_MASKS + 2 {
+                let masks = match kind {
+                    kind if kind < READY_MASKS => vec![ready_mask(kind, rng, &dims)],
+                    _ => three_ready_masks(rng, &dims),
+                };
+                let inputs = Inputs::<T>::random(dims, rng);
+                for form in FORMS {
+                    let problem = problem(&inputs, &masks, form);
+                    if let Err(error) = support::check::check(&problem) {
+                        panic!("{error}\n{problem}");
+                    }
+                    for (level, side) in Level::available().flat_map(|level| [(level, Side::Start), (level, Side::End)])
+                    {
+                        let layout = ARRANGEMENTS[rng.below(ARRANGEMENTS.len())];
+                        let case = Case { dims, form, level, layout, side, options: false, masks: &masks };
+                        check_inputs(&inputs, case, pages, &mut workspace, rng);
+                        check_inputs(&inputs, Case { options: true, ..case }, pages, &mut workspace, rng);
+                    }
+                }
+            }
+        }
+    }
+    let (mut pages, mut rng) = (Pages::new(), Rng(52));
+    check_masks::<f32>(&mut pages, &mut rng);
+    check_masks::<f16>(&mut pages, &mut rng);
+    check_masks::<bf16>(&mut pages, &mut rng);
+}
+
+/// The problem of these inputs, in ordinary memory.
+fn problem<T: Bits>(inputs: &Inputs<T>, masks: &[OwnedMask], form: Form) -> Problem {
+    let tensor = |shape, elements: &[T]| {
+        let layout = Layout::contiguous(shape);
+        Tensor::new(T::DTYPE, layout, |index| elements[layout.at(index)].to_f32())
+    };
+    let dims = inputs.dims;
+    let mut problem = Problem::plain(dims, || 0.0);
+    problem.q = tensor(dims.q(), &inputs.q);
+    problem.k = tensor(dims.k(), &inputs.k);
+    problem.v = tensor(dims.v(), &inputs.v);
+    problem.out.0 = T::DTYPE;
+    problem.masks = masks.to_vec();
+    problem.form = Some(form);
+    problem
+}
+
+/// A mask that borrows its list reads nothing past either end of it.
+#[test]
+fn lists_of_masks() {
+    let (mut pages, mut rng) = (Pages::new(), Rng(53));
+    for (form, level) in forms_and_levels() {
+        for batch in 1..=5 {
+            let dims = Dims { batch, ..Dims::new(2, 7, 50, 8) };
+            let inputs = Inputs::<f32>::random(dims, &mut rng);
+            let starts: Vec<i64> = (0..batch).map(|_| rng.below(50) as i64).collect();
+            for side in [Side::Start, Side::End] {
+                note(format_args!("key starts {form:?} {level} batch {batch} {side:?}"));
+                let results = [&starts[..], pages.key_starts.place(&starts, side)].map(|starts| {
+                    let mask = KeyStarts::new(starts);
+                    inputs.bits(&Attention::new().form(form).level(level).masked_by(&mask))
+                });
+                assert_eq!(results[0], results[1]);
             }
         }
     }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use flashtile::softmax::{Axis, Number, Softmax, log_softmax, logsumexp, softmax};
+use flashtile::softmax::{Axis, Number, Softmax, log_softmax_into, logsumexp_into, softmax_into};
 use flashtile::{Element, Error, TensorMut, TensorRef, bf16, f16};
 use std::fmt::Debug;
 use support::Rng;
@@ -14,6 +14,8 @@ const INF: f64 = f64::INFINITY;
 trait Tried: Number + PartialEq + Debug {
     fn of(x: f64) -> Self;
     fn wide(self) -> f64;
+    /// 1 in the type of the arithmetic.
+    fn real_one() -> Self::Real;
     const UNIT: f64;
     const LEAST: f64;
 }
@@ -25,6 +27,9 @@ macro_rules! tried {
             }
             fn wide(self) -> f64 {
                 $wide(self)
+            }
+            fn real_one() -> Self::Real {
+                1.0
             }
             const UNIT: f64 = $unit;
             const LEAST: f64 = $least;
@@ -214,6 +219,26 @@ impl<T: Tried> Case<T> {
         [std::mem::take(&mut results[0]), std::mem::take(&mut results[1]), lse]
     }
 
+    /// (softmax, log_softmax) in place.
+    fn run_in_place(&self, layout: &mut dyn FnMut([usize; 4]) -> Layout) -> [Vec<T>; 2] {
+        let mask = self.mask.as_ref().map(|(shape, mask)| (mask, Layout::dense(*shape)));
+        let bias = self.bias.as_ref().map(|(shape, bias)| (bias, Layout::dense(*shape)));
+        let mask = mask.as_ref().map(|(mask, layout)| layout.tensor(mask));
+        let options = self.options(mask, bias.as_ref().map(|(bias, layout)| layout.tensor(bias)));
+        [false, true].map(|log| {
+            let own = layout(self.shape);
+            let mut memory = own.put(&self.x, T::of(9.0));
+            let tensor = TensorMut::with_strides(&mut memory, own.offset, self.shape, own.strides).unwrap();
+            let done = if log { options.log_softmax_in_place(tensor) } else { options.softmax_in_place(tensor) };
+            done.unwrap();
+            let y = own.get(&memory);
+            let all = memory.iter().filter(|&&y| y == T::of(9.0)).count();
+            let inside = y.iter().filter(|&&y| y == T::of(9.0)).count();
+            assert_eq!(all - inside, own.len - self.x.len(), "elements outside of the tensor are written");
+            y
+        })
+    }
+
     /// Every result within its bound of the formula in f64, each line apart.
     fn check<O: Number<Real = T::Real> + Tried>(&self, [y, log, lse]: &[Vec<O>; 3], unit: f64) {
         for (line, scores) in self.scores().into_iter().enumerate() {
@@ -261,44 +286,46 @@ fn check_type<T: Tried, O: Number<Real = T::Real> + Tried>(shape: [usize; 4], se
         let strided = case.run::<O>(&mut |shape| Layout::new(shape, &mut rng));
         assert!(bits(&dense) == bits(&strided), "{shape:?} axis {axis}: strides change bits");
         if case.bias.is_none() {
-            case.check_rows(&dense);
+            case.check_bits(&dense);
+        }
+        let [y, log, _] = case.run::<T>(&mut Layout::dense);
+        for layout in [&mut Layout::dense as &mut dyn FnMut(_) -> _, &mut |shape| Layout::new(shape, &mut rng)] {
+            let in_place = case.run_in_place(layout);
+            let same = |a: &[T], b: &[T]| a.iter().zip(b).all(|(a, b)| a.wide().to_bits() == b.wide().to_bits());
+            assert!(same(&in_place[0], &y) && same(&in_place[1], &log), "{shape:?} axis {axis}: in place, other bits");
         }
     }
 }
 
 impl<T: Tried> Case<T> {
-    /// Without a bias, a line has the bits of the function for a row, rounded to the output's type, with -inf for what is hidden.
-    fn check_rows<O: Number<Real = T::Real> + Tried>(&self, [y, log, lse]: &[Vec<O>; 3]) {
-        let mut hidden: Vec<bool> = indices(self.shape).map(|index| self.hidden(index)).collect();
-        hidden.resize(self.x.len(), false);
-        for (line, lse) in lse.iter().enumerate() {
-            let places = self.places(line);
-            let row = places.iter().map(|&place| if hidden[place] { -INF } else { self.x[place].wide() });
-            if size_of::<T::Real>() == 8 {
-                let same =
-                    |got: Vec<f64>, y: &[O]| places.iter().zip(&got).all(|(&place, got)| y[place] == O::of(*got));
-                let (mut soft, mut logs): (Vec<f64>, Vec<f64>) = (row.clone().collect(), row.collect());
-                assert_eq!(lse.wide(), logsumexp(&soft, self.scale).unwrap());
-                softmax(&mut soft, self.scale).unwrap();
-                log_softmax::<f64>(&mut logs, self.scale).unwrap();
-                assert!(same(soft, y) && same(logs, log), "line {line}");
-            } else {
-                let mut soft: Vec<f32> = row.map(|x| x as f32).collect();
-                let (mut logs, scale) = (soft.clone(), self.scale as f32);
-                if O::UNIT == U32 {
-                    assert_eq!(lse.wide(), f64::from(logsumexp(&soft, scale).unwrap()));
-                }
-                softmax(&mut soft, scale).unwrap();
-                log_softmax(&mut logs, scale).unwrap();
-                let wide = |row: Vec<f32>| row.into_iter().map(f64::from).collect();
-                let (soft, logs): (Vec<f64>, Vec<f64>) = (wide(soft), wide(logs));
-                for (&place, (soft, log_of_row)) in places.iter().zip(soft.iter().zip(&logs)) {
-                    let case = format!("{:?} axis {} line {line}", self.shape, self.axis);
-                    assert_eq!((y[place], log[place]), (O::of(*soft), O::of(*log_of_row)), "{case}");
-                }
-            }
+    /// Without a bias, the results are those of the functions of an axis, rounded to the output's type, with -inf for what is hidden.
+    fn check_bits<O: Number<Real = T::Real> + Tried>(&self, [y, log, lse]: &[Vec<O>; 3]) {
+        let of = |(index, x): ([usize; 4], &T)| if self.hidden(index) { -INF } else { x.wide() };
+        let x: Vec<f64> = indices(self.shape).zip(&self.x).map(of).collect();
+        let axis = Axis::new(&self.shape, self.axis).unwrap();
+        let expected = if size_of::<T::Real>() == 8 {
+            along::<f64>(&x, axis, self.scale)
+        } else {
+            along(&x.into_iter().map(|x| x as f32).collect::<Vec<_>>(), axis, self.scale as f32)
+        };
+        let case = format!("{:?} axis {}", self.shape, self.axis);
+        for (got, expected) in [y, log].into_iter().zip(&expected) {
+            assert!(got.iter().zip(expected).all(|(got, y)| *got == O::of(*y)), "{case}");
+        }
+        // (The logarithm is rounded once from f64, and that of the functions is a number of the arithmetic.)
+        if size_of::<O>() == size_of::<T::Real>() {
+            assert!(lse.iter().zip(&expected[2]).all(|(got, lse)| *got == O::of(*lse)), "{case}: lse");
         }
     }
+}
+
+/// (softmax, log_softmax, logsumexp) along an axis.
+fn along<R: Tried + Number<Real = R>>(x: &[R], axis: Axis, scale: R) -> [Vec<f64>; 3] {
+    let (mut y, mut log, mut lse) = (x.to_vec(), x.to_vec(), vec![R::of(9.0); axis.lines()]);
+    softmax_into(x, &mut y, axis, scale).unwrap();
+    log_softmax_into(x, &mut log, axis, scale).unwrap();
+    logsumexp_into(x, &mut lse, axis, scale).unwrap();
+    [y, log, lse].map(|numbers| numbers.into_iter().map(R::wide).collect())
 }
 
 #[test]
@@ -335,20 +362,73 @@ fn every_type_and_length() {
     check_type::<f32, f32>([1, 20_000, 1, 2], 8);
 }
 
-/// The exact values of what has no rounding, and tensors of lower rank.
+/// (softmax, log_softmax, logsumexp) of three elements: alone, and beside another line, which must be the same.
+fn of_three<T: Tried>(x: [T; 3], scale: f64, visible: [bool; 3], bias: [f32; 3]) -> ([T; 3], [T; 3], T) {
+    let of_line = |lines: usize| {
+        let shape = [3, lines];
+        let x: Vec<T> = x.into_iter().flat_map(|x| [x, T::of(1.0)].into_iter().take(lines)).collect();
+        let tensor = TensorRef::from_slice(&x, shape).unwrap();
+        let (mut y, mut log, mut lse) = (x.clone(), x.clone(), vec![T::of(9.0); lines]);
+        let visible = TensorRef::from_slice(&visible, [3, 1]).unwrap();
+        let bias = TensorRef::from_slice(&bias, [3, 1]).unwrap();
+        let options = Softmax::new().axis(0).scale(scale).mask(visible).bias(bias);
+        options.softmax_into(tensor, TensorMut::from_slice(&mut y, shape).unwrap()).unwrap();
+        options.log_softmax_into(tensor, TensorMut::from_slice(&mut log, shape).unwrap()).unwrap();
+        options.logsumexp_into(tensor, &mut lse).unwrap();
+        ([0, 1, 2].map(|n| y[n * lines]), [0, 1, 2].map(|n| log[n * lines]), lse[0])
+    };
+    let (alone, beside) = (of_line(1), of_line(2));
+    assert_eq!(format!("{alone:?}"), format!("{beside:?}"), "a line alone and beside another");
+    alone
+}
+
+/// Columns whose output is written past the caches: it starts anywhere in a cache line, and its rows end anywhere in one. More
+/// elements than the exponentials of a panel are kept for.
+#[test]
+fn large_columns() {
+    fn check<T: Tried, O: Number<Real = T::Real> + Tried>([len, lines]: [usize; 2]) {
+        let shape = [len, lines];
+        let x: Vec<T> = (0..len * lines).map(|n| T::of((n * 7919 % 1000) as f64 / 64.0)).collect();
+        let visible: Vec<bool> = (0..len * lines).map(|n| n * 31 % 7 != 3).collect();
+        let hidden = |(x, visible): (&T, &bool)| if *visible { *x } else { T::of(-INF) };
+        let expected_of: Vec<T> = x.iter().zip(&visible).map(hidden).collect();
+        let mut expected = vec![O::of(9.0); x.len()];
+        let plain = Softmax::new().axis(0);
+        for offset in [0, 1, 16] {
+            let mut memory = vec![O::of(9.0); x.len() + offset];
+            let out = TensorMut::with_strides(&mut memory, offset, shape, [lines as isize, 1]).unwrap();
+            let options = plain.clone().mask(TensorRef::from_slice(&visible, shape).unwrap());
+            options.softmax_into(TensorRef::from_slice(&x, shape).unwrap(), out).unwrap();
+            if offset == 0 {
+                let out = TensorMut::from_slice(&mut expected, shape).unwrap();
+                plain.softmax_into(TensorRef::from_slice(&expected_of, shape).unwrap(), out).unwrap();
+            }
+            assert!(memory[offset..] == expected, "{shape:?} from {offset} on");
+            assert!(memory[..offset].iter().all(|y| *y == O::of(9.0)));
+        }
+        // The same bits as the function for arrays, where the types are the same.
+        let mut own = expected_of.clone();
+        Softmax::new().axis(0).softmax_in_place(TensorMut::from_slice(&mut own, shape).unwrap()).unwrap();
+        let axis = Axis::new(&shape, 0).unwrap();
+        let mut array = expected_of.clone();
+        softmax_into(&expected_of, &mut array, axis, T::real_one()).unwrap();
+        assert!(own == array, "{shape:?}");
+        if size_of::<O>() == size_of::<T>() {
+            assert!(array.iter().zip(&expected).all(|(a, b)| a.wide() == b.wide()), "{shape:?}");
+        }
+    }
+    check::<f32, f32>([1030, 4096]);
+    check::<f32, f32>([1030, 4100]);
+    check::<f32, f32>([13_000, 330]);
+    check::<bf16, bf16>([2050, 4128]);
+    check::<bf16, f32>([1030, 4128]);
+}
+
+/// The exact values of what has no rounding.
 #[test]
 fn edge_rules() {
     let (nan, inf) = (f32::NAN, f32::INFINITY);
-    let run = |x: [f32; 3], scale: f64, visible: [bool; 3], bias: [f32; 3]| {
-        let (mut y, mut log, mut lse) = ([9.0f32; 3], [9.0f32; 3], [9.0f32]);
-        let tensor = TensorRef::from_slice(&x, [3]).unwrap();
-        let visible = TensorRef::from_slice(&visible, [3]).unwrap();
-        let options = Softmax::new().scale(scale).mask(visible).bias(TensorRef::from_slice(&bias, [3]).unwrap());
-        options.softmax_into(tensor, TensorMut::from_slice(&mut y, [3]).unwrap()).unwrap();
-        options.log_softmax_into(tensor, TensorMut::from_slice(&mut log, [3]).unwrap()).unwrap();
-        options.logsumexp_into(tensor, &mut lse).unwrap();
-        (y, log, lse[0])
-    };
+    let run = of_three::<f32>;
     let all = [true; 3];
     for hidden in [nan, inf, -inf, 3.0] {
         for scale in [1.0, -1.0, 0.0, 1e30] {
@@ -378,12 +458,8 @@ fn edge_rules() {
 /// In f64, scores may leave the range of numbers.
 #[test]
 fn scores_above_the_range_of_f64() {
-    let run = |x: [f64; 3], scale: f64, bias: [f32; 3]| {
-        let (mut y, mut log) = ([9.0f64; 3], [9.0f64; 3]);
-        let tensor = TensorRef::from_slice(&x, [3]).unwrap();
-        let options = Softmax::new().scale(scale).bias(TensorRef::from_slice(&bias, [3]).unwrap());
-        options.softmax_into(tensor, TensorMut::from_slice(&mut y, [3]).unwrap()).unwrap();
-        options.log_softmax_into(tensor, TensorMut::from_slice(&mut log, [3]).unwrap()).unwrap();
+    let run = |x, scale, bias| {
+        let (y, log, _) = of_three::<f64>(x, scale, [true; 3], bias);
         (y, log)
     };
     for sign in [1.0, -1.0] {
@@ -456,7 +532,9 @@ fn wrong_calls_are_refused_before_anything_is_written() {
         let softmax = options.softmax_into(tensor(), TensorMut::from_slice(&mut y, [2, 3]).unwrap());
         let log = options.log_softmax_into(tensor(), TensorMut::from_slice(&mut y, [2, 3]).unwrap());
         let sum = options.logsumexp_into(tensor(), &mut lse);
-        assert_eq!([&softmax, &log, &sum], [&Err(expected); 3]);
+        let in_place = options.softmax_in_place(TensorMut::from_slice(&mut y, [2, 3]).unwrap());
+        let log_in_place = options.log_softmax_in_place(TensorMut::from_slice(&mut y, [2, 3]).unwrap());
+        assert_eq!([&softmax, &log, &sum, &in_place, &log_in_place], [&Err(expected); 5]);
         assert_eq!(sum.unwrap_err().to_string(), sentence);
         assert!(y == [9.0; 6] && lse == [9.0; 2]);
     };
@@ -515,6 +593,14 @@ fn tensors_without_elements() {
         assert_eq!(lse, [f32::NEG_INFINITY; 3]);
     }
     Softmax::new().axis(0).logsumexp_into::<f32, f32, 2>(x, &mut []).unwrap();
+    Softmax::new().softmax_in_place(TensorMut::<f32, 2>::from_slice(&mut [], [3, 0]).unwrap()).unwrap();
+    // Columns without elements.
+    let x = TensorRef::from_slice(&empty, [0, 3]).unwrap();
+    for options in [Softmax::new(), Softmax::new().bias(TensorRef::from_slice(&[0.5f32], [1]).unwrap())] {
+        lse = [9.0; 3];
+        options.axis(0).logsumexp_into(x, &mut lse).unwrap();
+        assert_eq!(lse, [f32::NEG_INFINITY; 3]);
+    }
     assert_eq!(lse[0], f32::NEG_INFINITY);
 }
 

@@ -342,6 +342,12 @@ fn options() {
         Error::WrongCount { what: "ALiBi slopes", expected: 4, got: 1 },
         "1 ALiBi slopes were given but there must be 4",
     );
+    // Two sequences of four heads.
+    options_refused(
+        &new().alibi(AlibiSlopes::PerBatchAndHead(&[0.5; 4])),
+        Error::WrongCount { what: "ALiBi slopes of all sequences", expected: 8, got: 4 },
+        "4 ALiBi slopes of all sequences were given but there must be 8",
+    );
     let attend = [true; 60];
     options_refused(
         &new().mask(TensorRef::from_slice(&attend[..24], [2, 4, 3, 1]).unwrap().permuted([1, 0, 2, 3]).unwrap()),
@@ -377,6 +383,11 @@ fn options() {
     for (got, shown) in [(f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
         options_refused(
             &new().alibi(AlibiSlopes::PerHead(&[0.0, 0.0, got, 0.0])),
+            number("an ALiBi slope", got, "finite"),
+            &format!("an ALiBi slope is {shown} but must be finite"),
+        );
+        options_refused(
+            &new().alibi(AlibiSlopes::PerBatchAndHead(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, got, 0.0])),
             number("an ALiBi slope", got, "finite"),
             &format!("an ALiBi slope is {shown} but must be finite"),
         );

@@ -4,8 +4,8 @@ use crate::contest::{Contest, Repeat, Work, on_parts, stream};
 use crate::serving;
 use crate::support::{Case, Dims, Rng, plan};
 use crate::workloads::{Options, SOFTCAP, SoftmaxTask, Task, Way, Workload};
-use flashtile::softmax::{Axis, Number, softmax_axis_in_place, softmax_in_place, softmax_into};
-use flashtile::{AlibiSlopes, Attention, DType, Element, TensorRef, Threads, alibi_slope, bf16, f16};
+use flashtile::softmax::{Axis, CrossEntropy, Number, Softmax, softmax_axis_in_place, softmax_in_place, softmax_into};
+use flashtile::{AlibiSlopes, Attention, DType, Element, TensorMut, TensorRef, Threads, alibi_slope, bf16, f16};
 use ndarray::Array2;
 use std::cell::RefCell;
 use std::error::Error;
@@ -172,7 +172,7 @@ fn row<T: Copy>(data: &'static [T]) -> TensorRef<'static, T, 1> {
     TensorRef::from_slice(data, [data.len()]).expect("as long as it is")
 }
 
-/// A softmax, against a copy of the same bytes, or, in place, a loop that negates them.
+/// A softmax or a loss, against a copy of the bytes of a softmax, or, in place, a loop that negates them.
 fn softmax<'a, T: FromF32>(
     workload: &'static Workload,
     SoftmaxTask { shape, axis: number, way, .. }: SoftmaxTask,
@@ -188,7 +188,7 @@ fn softmax<'a, T: FromF32>(
     let mut copied = vec![1.0f32; size_of_val(&x[..]) / size_of::<f32>()];
     let original = copied.clone();
     let copy: Repeat<'a> = match way {
-        Way::Into => Box::new(move |repeats| {
+        Way::Into | Way::Masked | Way::CrossEntropy => Box::new(move |repeats| {
             for _ in 0..repeats {
                 on_parts(threads, &mut copied, black_box(&original), |to, from| to.copy_from_slice(from));
                 black_box(&mut copied);
@@ -214,10 +214,49 @@ fn softmax<'a, T: FromF32>(
                 (0..repeats).try_for_each(|_| softmax_axis_in_place(&mut transposed, 1 - number, one))
             })
         }
+        Way::Masked => masked(x, shape, number)?,
+        Way::CrossEntropy => cross_entropy(x, axis)?,
     };
     let work = Work { flops: 0.0, bytes: 2 * axis.elements() * size_of::<T>() };
     let contest = Contest::with_copy(kernel, copy)?;
     Ok(Line { workload, dtype, threads, work, plan: String::new(), contest, serial: None })
+}
+
+/// Softmax with a mask, whose answer has been checked.
+fn masked<'a, T: FromF32>(x: Vec<T>, shape: [usize; 2], number: usize) -> Result<Repeat<'a>, Box<dyn Error>> {
+    let (mut rng, mut out) = (Rng(8), x.clone());
+    let mask: Vec<bool> = (0..x.len()).map(|_| !rng.one_in(8)).collect();
+    let run = move |x: &[T], out: &mut [T], mask: &[bool]| {
+        let options = Softmax::new().axis(number).mask(TensorRef::from_slice(mask, shape)?);
+        options.softmax_into(TensorRef::from_slice(x, shape)?, TensorMut::from_slice(out, shape)?)
+    };
+    run(&x, &mut out, &mask)?;
+    let hidden = T::from_f32(f32::NEG_INFINITY);
+    let visible: Vec<T> = x.iter().zip(&mask).map(|(x, seen)| if *seen { *x } else { hidden }).collect();
+    check_softmax(&visible, &out, shape, number)?;
+    Ok(Box::new(move |repeats| (0..repeats).try_for_each(|_| run(&x, &mut out, &mask))))
+}
+
+/// The mean cross-entropy of the lines, whose answer has been checked.
+fn cross_entropy<'a, T: FromF32>(x: Vec<T>, axis: Axis) -> Result<Repeat<'a>, Box<dyn Error>> {
+    let targets: Vec<usize> = (0..axis.lines()).map(|line| line * 7 % axis.line_len()).collect();
+    let mut loss = [T::scale()];
+    CrossEntropy::new().loss_into(&x, &targets, axis, &mut loss)?;
+    // Line n is column n along the first axis, and row n along the last.
+    let (lines, len) = (axis.lines(), axis.line_len());
+    let (stride, step) = if axis == Axis::new(&[lines, len], 1)? { (1, len) } else { (lines, 1) };
+    let loss_of = |line: usize| {
+        let at = |class: usize| x[line * step + class * stride].to_exact();
+        (0..len).map(|class| at(class).exp()).sum::<f64>().ln() - at(targets[line])
+    };
+    let expected = (0..lines).map(loss_of).sum::<f64>() / lines as f64;
+    let got = T::to_wide(loss[0]);
+    if (got - expected).abs() > 1e-5 * expected {
+        return Err(format!("cross-entropy: {got}, not {expected}").into());
+    }
+    Ok(Box::new(move |repeats| {
+        (0..repeats).try_for_each(|_| CrossEntropy::new().loss_into(&x, &targets, axis, &mut loss))
+    }))
 }
 
 /// An element type of softmax that is made from f32.
@@ -229,6 +268,7 @@ trait FromF32: Number {
     fn from_f32(x: f32) -> Self;
     fn to_exact(self) -> f64;
     fn scale() -> Self::Real;
+    fn to_wide(x: Self::Real) -> f64;
 }
 
 macro_rules! from_f32 {
@@ -244,6 +284,9 @@ macro_rules! from_f32 {
             }
             fn scale() -> Self::Real {
                 1.0
+            }
+            fn to_wide(x: Self::Real) -> f64 {
+                f64::from(x)
             }
         }
     };

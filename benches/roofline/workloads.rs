@@ -38,6 +38,10 @@ pub(crate) enum Way {
     InPlace,
     /// In place, along axis 1 of a transposed view. `axis` is that of the memory, 0.
     Transposed,
+    /// With a boolean mask of the same shape, an eighth of it false.
+    Masked,
+    /// The mean loss of a target for each line, without an output.
+    CrossEntropy,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -170,7 +174,7 @@ pub(crate) const GROUPS: &[&[Workload]] = {
         Alibi, At, Bias, BiasTransposed, Causal, Denormals, In, Mask, MaskTransposed, Plain, Softcap, Window,
     };
     use Reach::{BelowPeers, Fraction, FractionOf, Judge, OfF32, TimeOf, TimeOfF32};
-    use Way::{InPlace, Into, Transposed};
+    use Way::{CrossEntropy, InPlace, Into, Masked, Transposed};
     const D64: Dims = Dims::new(8, 2048, 2048, 64);
     const D128: Dims = Dims::new(8, 2048, 2048, 128);
     const DECODE: Dims = grouped(32, 8, 1, 8192, 128);
@@ -351,10 +355,22 @@ pub(crate) const GROUPS: &[&[Workload]] = {
             avx2_decode("avx2_decode_104", 104, Judge),
             avx2_decode("avx2_decode_100", 100, TimeOf("avx2_decode_104", 1.3 * 100.0 / 104.0)),
         ],
-        &[softmax("softmax_last", SQUARE, 1, Into, ENDS, Fraction(0.80))],
+        &[
+            softmax("softmax_last", SQUARE, 1, Into, ENDS, Fraction(0.80)),
+            softmax("softmax_masked", SQUARE, 1, Masked, ENDS, TimeOf("softmax_last", 1.50)),
+            softmax("cross_entropy", SQUARE, 1, CrossEntropy, ENDS, TimeOf("softmax_last", 1.00)),
+        ],
         &[softmax("softmax_last_in_place", SQUARE, 1, InPlace, ENDS, Fraction(0.80))],
-        &[softmax("softmax_first", SQUARE, 0, Into, &[F32], Fraction(0.70))],
-        &[softmax("softmax_first", SQUARE, 0, Into, &[Bf16], Fraction(0.55))],
+        &[
+            softmax("softmax_first", SQUARE, 0, Into, &[F32], Fraction(0.70)),
+            softmax("softmax_masked_first", SQUARE, 0, Masked, &[F32], TimeOf("softmax_first", 1.50)),
+            softmax("cross_entropy_first", SQUARE, 0, CrossEntropy, &[F32], TimeOf("softmax_first", 1.50)),
+        ],
+        &[
+            softmax("softmax_first", SQUARE, 0, Into, &[Bf16], Fraction(0.55)),
+            softmax("softmax_masked_first", SQUARE, 0, Masked, &[Bf16], TimeOf("softmax_first", 1.50)),
+            softmax("cross_entropy_first", SQUARE, 0, CrossEntropy, &[Bf16], TimeOf("softmax_first", 1.50)),
+        ],
         &[
             softmax("softmax_first_in_place", SQUARE, 0, InPlace, ENDS, Fraction(0.80)),
             softmax("softmax_transposed", SQUARE, 0, Transposed, ENDS, TimeOf("softmax_first_in_place", 1.30)),

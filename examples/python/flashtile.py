@@ -24,6 +24,7 @@ IGNORE_INDEX = 1
 CAUSAL, SCALE, SOFTCAP, WINDOW_LEFT, WINDOW_RIGHT = 1, 2, 4, 8, 16
 FROM_END, FROM_START, AT, PER_BATCH = 0, 1, 2, 3
 (DOCUMENTS, PREFIX_LM, CHUNKED, FIRST_AND_LAST, TREE, BLOCK_SPARSE, KEY_STARTS, BLOCK_SPARSE_ROWS) = range(1, 9)
+RELATIVE_BIAS, T5_BIAS, WINDOW_BIAS = 1, 2, 3
 
 
 def _integers(values, dtype=np.int64):
@@ -60,6 +61,23 @@ class Mask(ctypes.Structure):
         self.arrays = [np.ascontiguousarray(entries, np.int64).ravel() for entries in lists]  # kept alive with the mask
         for n, array in enumerate(self.arrays):
             self.lists[n], self.counts[n] = array.ctypes.data, array.size
+
+
+class ScoreTable(ctypes.Structure):
+    """Biases by relative position, made by `relative_bias` and the functions after it."""
+
+    _fields_ = [
+        ("kind", c_int32),
+        ("reserved", c_int32),
+        ("numbers", c_int64 * 4),
+        ("table", c_void_p),
+        ("count", c_int64),
+    ]
+
+    def __init__(self, kind, numbers=(), table=()):
+        super().__init__(kind=kind, numbers=(c_int64 * 4)(*numbers))
+        self.array = np.ascontiguousarray(table, np.float32).ravel()  # kept alive with the struct
+        self.table, self.count = self.array.ctypes.data, self.array.size
 
 
 class PageTable(ctypes.Structure):
@@ -149,6 +167,8 @@ class Options(ctypes.Structure):
         ("key_starts", c_void_p),
         ("key_start_count", c_int64),
         ("page_table", POINTER(PageTable)),
+        ("score_tables", POINTER(ScoreTable)),
+        ("score_table_count", c_int64),
     ]
 
 
@@ -257,6 +277,24 @@ def key_starts(starts):
     return Mask(KEY_STARTS, [], [starts])
 
 
+def relative_bias(table):
+    """Adds table[h, most + d], where d is the query's position minus the key's, held between -most and most. The table is
+    [heads, 2 * most + 1]."""
+    table = np.asarray(table)
+    return ScoreTable(RELATIVE_BIAS, [table.shape[-1] // 2], table)
+
+
+def t5_bias(table, *, bidirectional, max_distance=128):
+    """The bias of T5 and its relatives, for each bucket of distances: [buckets, heads], as checkpoints have it."""
+    return ScoreTable(T5_BIAS, [max_distance, int(bidirectional)], table)
+
+
+def window_bias(size, table):
+    """The bias of Swin transformers, for each offset in a window of `size`, (height, width), whose places are the queries and the
+    keys, row by row: [(2 * height - 1) * (2 * width - 1), heads], as checkpoints have it."""
+    return ScoreTable(WINDOW_BIAS, size, table)
+
+
 def _score_row(function, raised):
     """The C function of a score function. Its exceptions are put into `raised`, as they can't leave it."""
 
@@ -286,6 +324,7 @@ def options(
     alibi=None,
     sinks=None,
     masks=(),
+    score_tables=(),
     score_row=None,
     level=None,
     form=None,
@@ -293,8 +332,8 @@ def options(
 ):
     """The header's options, from Python's.
 
-    window: (left, right); query_offset: None (the last query is the last key), a number, or one for each batch; alibi: True
-    or a slope for each head; form: None, "decode" or "prefill".
+    window: (left, right); query_offset: None (the last query is the last key), a number, or one for each batch; alibi: True,
+    a slope for each head, or slopes [batch, heads]; form: None, "decode" or "prefill".
 
     Sequences of their own lengths, in any of these ways:
     query_lengths, key_lengths: the first rows of each batch; rows of `out` and `lse` past a query length are left as they are
@@ -303,6 +342,7 @@ def options(
     pages: a PageTable; k and v are pools [pages, heads, page_size, dim]
 
     sinks: a score for each head that has no key; masks: a list of masks by rule, see `documents` and the functions after it;
+    score_tables: a list of biases by relative position, see `relative_bias` and the functions after it;
     score_row: a function (row, scores) that changes the array `scores` in place: those of the query `row` and of the keys
     row.first_key to row.first_key + len(scores) - 1. -inf hides a key. It may be called from several threads, for any run of keys,
     and must not keep the array. It is called for each query and some hundred keys: for try-outs, not for speed.
@@ -337,12 +377,14 @@ def options(
     if alibi is True:
         o.alibi = 1
     elif alibi is not None and alibi is not False:
-        o.alibi = 2
-        o.alibi_slopes, o.alibi_slope_count = _list(alibi, c_float)
+        slopes = np.asarray(alibi, np.float32)
+        o.alibi = 3 if slopes.ndim == 2 else 2
+        o.alibi_slopes, o.alibi_slope_count = _list(slopes.ravel(), c_float)
     if sinks is not None:
         o.sinks, o.sink_count = _list(sinks, c_float)
     o.masks, o.mask_count = (Mask * len(masks))(*masks), len(masks)
-    o.kept_masks, o.raised = list(masks), []
+    o.score_tables, o.score_table_count = (ScoreTable * len(score_tables))(*score_tables), len(score_tables)
+    o.kept, o.raised = [*masks, *score_tables], []
     if score_row is not None:
         o.score_row = _score_row(score_row, o.raised)
     # ctypes keeps the target of a pointer member alive, but not the array that the description points to.
@@ -411,20 +453,27 @@ class Library:
         """Merges (out_b, lse_b) into (out_a, lse_a)."""
         self._call("merge", *(byref(describe(x)) for x in (out_a, lse_a, out_b, lse_b)))
 
-    def _along_axis(self, name, inputs, out, axis, scale):
+    def _along_axis(self, name, inputs, out, axis, scale, options=()):
         if out is None:
             is_bf16 = isinstance(inputs[-1], bf16)
             out = bf16(np.empty_like(inputs[-1].bits)) if is_bf16 else np.empty_like(inputs[-1])
-        tensors = [describe(x) for x in (*inputs, out)]
-        self._call(name, *map(byref, tensors), c_int32(axis), c_double(scale))
+        if any(x is not None for x in options):
+            name, inputs = f"masked_{name}", [*inputs, out, *options]
+        else:
+            inputs = [*inputs, out]
+        tensors = [None if x is None else describe(x) for x in inputs]
+        self._call(name, *map(_pointer, tensors), c_int32(axis), c_double(scale))
         return out
 
-    def softmax(self, x, out=None, axis=-1, scale=1.0):
-        """Softmax into `out`: by default a new array of x's type. It may be float32 where x is float16 or bf16."""
-        return self._along_axis("softmax", [x], out, axis, scale)
+    def softmax(self, x, out=None, axis=-1, scale=1.0, *, mask=None, bias=None):
+        """Softmax into `out`: by default a new array of x's type. It may be float32 where x is float16 or bf16, or x itself.
 
-    def log_softmax(self, x, out=None, axis=-1, scale=1.0):
-        return self._along_axis("log_softmax", [x], out, axis, scale)
+        mask: the elements that take part; bias: added to scale * x. Both may lack leading axes, and axes of size 1 are
+        repeated."""
+        return self._along_axis("softmax", [x], out, axis, scale, [mask, bias])
+
+    def log_softmax(self, x, out=None, axis=-1, scale=1.0, *, mask=None, bias=None):
+        return self._along_axis("log_softmax", [x], out, axis, scale, [mask, bias])
 
     def softmax_backward(self, y, dy, out=None, axis=-1, scale=1.0):
         return self._along_axis("softmax_backward", [y, dy], out, axis, scale)
@@ -432,13 +481,13 @@ class Library:
     def log_softmax_backward(self, y, dy, out=None, axis=-1, scale=1.0):
         return self._along_axis("log_softmax_backward", [y, dy], out, axis, scale)
 
-    def logsumexp(self, x, out=None, axis=-1, scale=1.0):
-        """log(sum(exp(scale * x))) into `out`: of x's shape, but 1 along the axis; float32, or float64 where x is that."""
+    def logsumexp(self, x, out=None, axis=-1, scale=1.0, *, mask=None, bias=None):
+        """log(sum(exp(scale * x))) into `out`: of x's shape, but 1 along the axis; float32, or float64 where x is that. Mask and bias
+        are as for `softmax`."""
         array = x.bits if isinstance(x, bf16) else x
         if out is None:
             out = np.empty(_without_axis(array.shape, axis), np.float64 if array.dtype == np.float64 else np.float32)
-        self._call("logsumexp", byref(describe(x)), byref(describe(out)), c_int32(axis), c_double(scale))
-        return out
+        return self._along_axis("logsumexp", [x], out, axis, scale, [mask, bias])
 
     def _cross_entropy(self, logits, targets, axis, weight, ignore_index, reduction, label_smoothing):
         """What both functions of the loss get, and the shape and type of the loss."""

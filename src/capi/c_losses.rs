@@ -1,5 +1,6 @@
 //! logsumexp and cross-entropy for C.
 
+use super::c_masked_softmax::ScoreOptions;
 use super::c_tensor::{CheckedTensor, NUMBERS, Tensor, Type, axis_of, check_pointer, list};
 use super::failure::{Code, Failure, guarded};
 use super::pools;
@@ -7,6 +8,7 @@ use crate::element::{bf16, f16};
 use crate::softmax::{Axis, CrossEntropy, Number, Reduction, Softmax, is_parallel};
 use crate::tensor::TensorRef;
 use crate::tensor::strided::{Strided, StridedMut};
+use std::ptr::null;
 
 /// `flashtile_cross_entropy_options`. All zero is the mean, without smoothing, weights and ignored targets.
 #[derive(Clone, Copy, Debug)]
@@ -78,12 +80,35 @@ impl CrossEntropyOptions {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flashtile_logsumexp(x: *const Tensor, out: *const Tensor, axis: i32, scale: f64) -> i32 {
     // SAFETY: the caller's promise, passed on.
-    guarded(|| unsafe { logsumexp(x, out, axis, scale) })
+    guarded(|| unsafe { logsumexp(x, out, ScoreOptions::new(null(), null())?, axis, scale) })
+}
+
+/// The same of the visible elements: `flashtile_masked_logsumexp` of the header.
+///
+/// # Safety
+/// As [`flashtile_logsumexp`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flashtile_masked_logsumexp(
+    x: *const Tensor,
+    out: *const Tensor,
+    mask: *const Tensor,
+    bias: *const Tensor,
+    axis: i32,
+    scale: f64,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    guarded(|| unsafe { logsumexp(x, out, ScoreOptions::new(mask, bias)?, axis, scale) })
 }
 
 /// # Safety
 /// As [`flashtile_logsumexp`].
-unsafe fn logsumexp(x: *const Tensor, out: *const Tensor, axis: i32, scale: f64) -> Result<(), Failure> {
+unsafe fn logsumexp(
+    x: *const Tensor,
+    out: *const Tensor,
+    options: ScoreOptions,
+    axis: i32,
+    scale: f64,
+) -> Result<(), Failure> {
     // SAFETY: the caller's promise, here and below.
     let [x, out] = unsafe {
         [CheckedTensor::new("input", x, NUMBERS, 1..=4)?, CheckedTensor::new("output", out, NUMBERS, 1..=4)?]
@@ -91,9 +116,11 @@ unsafe fn logsumexp(x: *const Tensor, out: *const Tensor, axis: i32, scale: f64)
     let axis = 4 - x.rank() + axis_of(axis, x.rank())?;
     out.check_shape(x.rank(), without_axis(x.shape(), axis), "that of the input, but 1 along the axis")?;
     out.check_disjoint(&x)?;
+    options.check_disjoint(&out)?;
     out.check_type(type_of_results(&x))?;
-    let softmax = Softmax::new().axis(axis).scale(scale);
-    // SAFETY: as above; `out` is disjoint from `x`, and has the type of its results (checked).
+    // SAFETY: as above.
+    let softmax = unsafe { options.softmax(axis, scale)? };
+    // SAFETY: as above; `out` is disjoint from the inputs, and has the type of its results (checked).
     unsafe {
         match x.dtype() {
             Type::F32 => fill_lse::<f32>(&softmax, axis, x.strided(), out.strided_mut()?),

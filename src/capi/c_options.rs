@@ -1,6 +1,7 @@
 //! C's options of attention, and the [`Attention`] that they make.
 
 use super::c_mask::{CheckedMask, Mask};
+use super::c_score_table::{CheckedTable, ScoreTable};
 use super::c_sequences::{CheckedSequences, PageTable, SequenceOptions};
 use super::c_tensor::{BYTES, CheckedTensor, FLOATS, Tensor, Type, check_pointer, list, size};
 use super::failure::{Code, Failure};
@@ -10,8 +11,7 @@ use crate::attention::Attention;
 use crate::level::Level;
 use crate::mask::{self, MaskTensor};
 use crate::plan::{Form, Threads};
-use crate::score::AlibiSlopes;
-use crate::score::BiasTensor;
+use crate::score::{AlibiSlopes, BiasTensor, ScoreMod};
 use crate::sequence::QueryOffset;
 use std::ffi::{CStr, c_char, c_void};
 use std::{mem, ptr};
@@ -36,7 +36,7 @@ pub struct Options {
     pub window_right: i64,
     /// The positions of the queries: 0 from the end, 1 from the start, 2 at `query_offset`, 3 at `query_offsets[batch]`.
     pub query_position: i32,
-    /// ALiBi: 0 none, 1 with the published slopes, 2 with `alibi_slopes[head]`.
+    /// ALiBi: 0 none, 1 with the published slopes, 2 with `alibi_slopes[head]`, 3 with `alibi_slopes[batch][head]`.
     pub alibi: i32,
     /// The position of the first query.
     pub query_offset: i64,
@@ -48,7 +48,7 @@ pub struct Options {
     pub key_lengths: *const i64,
     /// The number of entries of `key_lengths`.
     pub key_length_count: i64,
-    /// The slope of each query head.
+    /// The slope of each query head, or of each query head of each batch.
     pub alibi_slopes: *const f32,
     /// The number of entries of `alibi_slopes`.
     pub alibi_slope_count: i64,
@@ -88,6 +88,10 @@ pub struct Options {
     pub key_start_count: i64,
     /// The pages of each sequence, where keys and values are a pool of pages.
     pub page_table: *const PageTable,
+    /// Biases by relative position.
+    pub score_tables: *const ScoreTable,
+    /// The number of entries of `score_tables`.
+    pub score_table_count: i64,
 }
 
 /// The flags of [`Options`].
@@ -106,6 +110,9 @@ pub mod flags {
     pub(in super::super) const ALL: u32 = 31;
 }
 
+/// The option that a list of slopes needs.
+const LISTED_SLOPES: &str = "alibi FLASHTILE_ALIBI_PER_HEAD or FLASHTILE_ALIBI_PER_BATCH_AND_HEAD";
+
 /// The size of the struct of the first version, the smallest one.
 const SMALLEST: usize = mem::offset_of!(Options, reserved) + size_of::<i32>();
 
@@ -114,10 +121,11 @@ const LARGEST: usize = 4096;
 
 /// The sizes of the struct in all versions up to this one. **A new member adds a size.** It must not need padding before or
 /// after it, because a caller leaves padding unset, and a library of another version could read it as a member.
-const SIZES: [usize; 3] = [
+const SIZES: [usize; 4] = [
     SMALLEST,
     mem::offset_of!(Options, score_context) + size_of::<*mut c_void>(),
     mem::offset_of!(Options, page_table) + size_of::<*const PageTable>(),
+    mem::offset_of!(Options, score_table_count) + size_of::<i64>(),
 ];
 
 /// Whether a version of the struct has this size. Of later versions it is only known that they have no padding at the end.
@@ -144,7 +152,7 @@ macro_rules! assert_no_padding {
 assert_no_padding!(struct_size flags threads scale softcap window_left window_right query_position alibi query_offset
     query_offsets query_offset_count key_lengths key_length_count alibi_slopes alibi_slope_count mask bias level form
     reserved sinks sink_count masks mask_count score_row score_context query_lengths query_length_count query_starts
-    query_start_count key_starts key_start_count page_table);
+    query_start_count key_starts key_start_count page_table score_tables score_table_count);
 
 impl Options {
     /// Plain attention.
@@ -215,8 +223,8 @@ impl Options {
                 self.query_position == 3,
                 "query_position FLASHTILE_PER_BATCH",
             ),
-            ("alibi_slopes", !self.alibi_slopes.is_null(), self.alibi == 2, "alibi FLASHTILE_ALIBI_PER_HEAD"),
-            ("alibi_slope_count", self.alibi_slope_count != 0, self.alibi == 2, "alibi FLASHTILE_ALIBI_PER_HEAD"),
+            ("alibi_slopes", !self.alibi_slopes.is_null(), self.alibi >= 2, LISTED_SLOPES),
+            ("alibi_slope_count", self.alibi_slope_count != 0, self.alibi >= 2, LISTED_SLOPES),
             ("score_context", !self.score_context.is_null(), self.score_row.is_some(), "function score_row"),
         ];
         match stray.iter().find(|(_, set, wanted, _)| *set && !wanted) {
@@ -265,7 +273,9 @@ impl Options {
             1 => Some(AlibiSlopes::Standard),
             // SAFETY: as above.
             2 => Some(AlibiSlopes::PerHead(unsafe { self.slopes()? })),
-            other => return Err(Failure::option(format!("alibi is {other} but must be 0, 1 or 2"))),
+            // SAFETY: as above.
+            3 => Some(AlibiSlopes::PerBatchAndHead(unsafe { self.slopes()? })),
+            other => return Err(Failure::option(format!("alibi is {other} but must be 0 to 3"))),
         };
         // SAFETY: as above.
         attention.options.mask = tensors.mask.map(|mask| unsafe { mask.bytes() }).transpose()?.map(MaskTensor);
@@ -276,6 +286,7 @@ impl Options {
             attention = attention.sinks(unsafe { self.sinks()? });
         }
         attention = open.masks.iter().fold(attention, |attention, mask| attention.masked_by(&**mask));
+        attention = open.tables.iter().fold(attention, |attention, table| attention.modified_by(&**table));
         if let Some(function) = &open.function {
             attention = attention.modified_by(function);
         }
@@ -361,13 +372,18 @@ impl Options {
     }
 
     /// # Safety
-    /// As [`list`], of the masks and of their lists.
-    pub(super) unsafe fn masks<'a>(&self) -> Result<Vec<CheckedMask<'a>>, Failure> {
+    /// As [`list`], of the masks, the score tables, and their lists.
+    pub(super) unsafe fn open_sets<'a>(&self) -> Result<CheckedOpenSets<'a>, Failure> {
         // SAFETY: the caller's promise, here and below.
         let masks: &[Mask] = unsafe { list("masks", self.masks, self.mask_count)? };
         // SAFETY: as above.
-        let checked = |(n, mask)| unsafe { CheckedMask::new(mask) }.map_err(|failure| of_mask(n, failure));
-        masks.iter().enumerate().map(checked).collect()
+        let tables: &[ScoreTable] = unsafe { list("score tables", self.score_tables, self.score_table_count)? };
+        Ok(CheckedOpenSets {
+            // SAFETY: as above.
+            masks: each("masks", masks, |mask| unsafe { CheckedMask::new(mask) })?,
+            // SAFETY: as above.
+            tables: each("score_tables", tables, |table| unsafe { CheckedTable::new(table) })?,
+        })
     }
 }
 
@@ -377,32 +393,52 @@ impl Default for Options {
     }
 }
 
-/// Names the mask that a failure is about.
-fn of_mask(n: usize, failure: Failure) -> Failure {
-    Failure { message: format!("masks[{n}]: {}", failure.message), ..failure }
+/// What `of` makes of each entry of the list. A failure names the entry.
+fn each<T, R>(name: &str, list: &[T], of: impl Fn(&T) -> Result<R, Failure>) -> Result<Vec<R>, Failure> {
+    let named = |n, failure: Failure| Failure { message: format!("{name}[{n}]: {}", failure.message), ..failure };
+    list.iter().enumerate().map(|(n, entry)| of(entry).map_err(|failure| named(n, failure))).collect()
 }
 
-/// The masks by rule and the score function.
+/// Masks by rule and score tables whose lists are readable.
+pub(super) struct CheckedOpenSets<'a> {
+    masks: Vec<CheckedMask<'a>>,
+    tables: Vec<CheckedTable<'a>>,
+}
+
+impl CheckedOpenSets<'_> {
+    /// Refuses an output that overlaps a list.
+    pub(super) fn check_disjoint(&self, written: &CheckedTensor) -> Result<(), Failure> {
+        let mut lists = self.masks.iter().flat_map(|mask| mask.lists);
+        lists.try_for_each(|list| written.check_disjoint_from_list("list of a mask", list))?;
+        let mut tables = self.tables.iter().map(|table| table.table);
+        tables.try_for_each(|table| written.check_disjoint_from_list("score table", table))
+    }
+}
+
+/// The masks by rule, the score tables and the score function.
 pub(super) struct OpenSets<'a> {
     masks: Vec<Box<dyn mask::Mask + 'a>>,
+    tables: Vec<Box<dyn ScoreMod>>,
     function: Option<ScoreRowMod>,
 }
 
 impl<'a> OpenSets<'a> {
     /// * `longest`: the most queries, and the most keys, of a sequence
+    /// * `heads`: query heads
     ///
     /// # Safety
     /// The score function and its context are as [`ScoreRowMod::new`] requires.
     pub(super) unsafe fn new(
         options: &Options,
-        masks: &[CheckedMask<'a>],
+        checked: &CheckedOpenSets<'a>,
         longest: [usize; 2],
+        heads: usize,
     ) -> Result<Self, Failure> {
-        let build = |(n, mask): (usize, &CheckedMask<'a>)| mask.build(longest).map_err(|failure| of_mask(n, failure));
-        let masks = masks.iter().enumerate().map(build).collect::<Result<_, _>>()?;
+        let masks = each("masks", &checked.masks, |mask| mask.build(longest))?;
+        let tables = each("score_tables", &checked.tables, |table| table.build(heads))?;
         // SAFETY: the caller's promise.
         let function = options.score_row.map(|function| unsafe { ScoreRowMod::new(function, options.score_context) });
-        Ok(OpenSets { masks, function })
+        Ok(OpenSets { masks, tables, function })
     }
 }
 

@@ -177,11 +177,12 @@ enum flashtile_query_position {
     FLASHTILE_PER_BATCH = 3   /* offset = query_offsets[b] */
 };
 
-/* flashtile_options.alibi: subtracts slope[h] * |p - j| from the scores of query head h. */
+/* flashtile_options.alibi: subtracts slope * |p - j| from the scores of query head h of sequence b. */
 enum flashtile_alibi {
     FLASHTILE_NO_ALIBI = 0,
     FLASHTILE_ALIBI_STANDARD = 1, /* the published slopes for heads_q */
-    FLASHTILE_ALIBI_PER_HEAD = 2  /* alibi_slopes[h] */
+    FLASHTILE_ALIBI_PER_HEAD = 2, /* alibi_slopes[h] */
+    FLASHTILE_ALIBI_PER_BATCH_AND_HEAD = 3 /* alibi_slopes[b * heads_q + h] */
 };
 
 /* flashtile_options.form: the algorithm. The results of the two forms agree within rounding. */
@@ -237,6 +238,41 @@ typedef struct flashtile_mask {
 #define FLASHTILE_MASK_INIT \
     { 0, 0, { 0, 0, 0, 0 }, { NULL, NULL }, { 0, 0 } }
 
+/* flashtile_score_table.kind: a bias for each query head h and relative position, where p is the query's position.
+ *
+ *                     numbers                             table
+ *   RELATIVE_BIAS     0: the largest distance, D          [heads_q, 2 * D + 1]: adds table[h][D + d] where d = p - j, held
+ *                                                         between -D and D: keys long before the query come last
+ *   T5_BIAS           0: the distance from which on       [buckets, heads_q]: adds table[bucket of p - j][h], as T5 and its
+ *                        all share the last bucket,       relatives have it (relative_attention_bias)
+ *                        128 in T5; at most 2^20
+ *                     1: 1 for an encoder, whose half
+ *                        of the buckets is for keys
+ *                        after the query; 0 for a
+ *                        decoder
+ *   WINDOW_BIAS       0: height, 1: width of a window,    [(2 * height - 1) * (2 * width - 1), heads_q]: adds the entry of
+ *                        whose places are the queries     the offset (y, x) from the key's place to the query's, as Swin has
+ *                        and the keys, row by row         it (relative_position_bias_table) */
+enum flashtile_score_table_kind {
+    FLASHTILE_RELATIVE_BIAS = 1, /* a number for each distance */
+    FLASHTILE_T5_BIAS = 2,       /* a number for each bucket of distances */
+    FLASHTILE_WINDOW_BIAS = 3    /* a number for each offset in two dimensions */
+};
+
+/* A table of biases, which takes the place of a bias tensor with an element for each pair. Start from
+ * FLASHTILE_SCORE_TABLE_INIT. The layout of the struct is fixed. Numbers that a kind does not have must be 0. The table is read
+ * once in each call, which takes time in proportion. */
+typedef struct flashtile_score_table {
+    int32_t kind;       /* enum flashtile_score_table_kind */
+    int32_t reserved;   /* must be 0 */
+    int64_t numbers[4]; /* not negative */
+    const float *table;
+    int64_t count;      /* entries of table */
+} flashtile_score_table;
+
+#define FLASHTILE_SCORE_TABLE_INIT \
+    { 0, 0, { 0, 0, 0, 0 }, NULL, 0 }
+
 /* The query whose scores a score function gets, and the first of their keys. Later versions may add members at the end. */
 typedef struct flashtile_row {
     int64_t batch;     /* the sequence */
@@ -246,7 +282,7 @@ typedef struct flashtile_row {
     int64_t first_key; /* scores[n] is that of key first_key + n */
 } flashtile_row;
 
-/* A score function. It changes scores[0] to scores[count - 1] in place, after softcap, bias and ALiBi: numbers in natural units
+/* A score function. It changes scores[0] to scores[count - 1] in place, after all other changes: numbers in natural units
  * (scale * dot(q, k), modified). -inf hides the key. NaN makes the row NaN, and so does 2.3e38 or more.
  *
  * It may be called
@@ -308,8 +344,9 @@ typedef struct flashtile_options {
     int64_t query_offset_count;   /* batch */
     const int64_t *key_lengths;   /* [batch]: keys from this index on are padding and do not affect results; NULL: seq_kv */
     int64_t key_length_count;     /* batch */
-    const float *alibi_slopes;    /* for FLASHTILE_ALIBI_PER_HEAD, [heads_q] */
-    int64_t alibi_slope_count;    /* heads_q */
+    const float *alibi_slopes;    /* for FLASHTILE_ALIBI_PER_HEAD, [heads_q]; for FLASHTILE_ALIBI_PER_BATCH_AND_HEAD,
+                                     [batch, heads_q] */
+    int64_t alibi_slope_count;    /* heads_q or batch * heads_q */
     const flashtile_tensor *mask; /* bytes, not 0 where the query may attend to the key; NULL: no mask.
                                      [batch, heads_q, seq_q, seq_kv]: a dimension of 1 is repeated; a lower rank has no
                                      leading dimensions, which are repeated, too */
@@ -337,12 +374,14 @@ typedef struct flashtile_options {
                                      page_table. Left padding is another thing: the mask FLASHTILE_KEY_STARTS */
     int64_t key_start_count;      /* sequences + 1 */
     const flashtile_page_table *page_table; /* k and v are a pool of pages; NULL: they are not. Not with key_lengths */
+    const flashtile_score_table *score_tables; /* any number of tables of biases by relative position */
+    int64_t score_table_count;    /* 0: none */
 } flashtile_options;
 
 /* Every member is listed, so that neither C nor C++ warns about missing initializers. */
 #define FLASHTILE_OPTIONS_INIT                                                                                           \
     { sizeof(flashtile_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0, 0, NULL, 0, NULL, \
-      0, NULL, NULL, NULL, 0, NULL, 0, NULL, 0, NULL }
+      0, NULL, NULL, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0 }
 
 /* Attention.
  *
@@ -356,7 +395,7 @@ typedef struct flashtile_options {
  * q, k, v and out are each f32, f16 or bf16. Every dimension may be 0 (heads_kv only together with heads_q). A query that sees
  * no key has an output of 0 and an lse of -inf (with sinks: of its head's sink). A hidden key never affects the output, even if it
  * holds NaN. A score of -inf hides its key. A visible NaN, or a score of +inf, makes the rows that see it NaN. After the softcap,
- * the bias is added, then ALiBi, then score_row is called.
+ * the bias is added, then ALiBi, then the score tables in their order, and score_row is called last.
  *
  * Sequences. A batch is a list of sequences, each with its own numbers of queries and keys. The options say where they are:
  *
@@ -413,6 +452,21 @@ int32_t flashtile_merge(const flashtile_tensor *out_a, const flashtile_tensor *l
  * from its axis on are copied. */
 int32_t flashtile_softmax(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
 int32_t flashtile_log_softmax(const flashtile_tensor *x, const flashtile_tensor *out, int32_t axis, double scale);
+
+/* The same with a mask, a bias, or both, which have the shape of x or lack leading axes; axes of size 1 are repeated:
+ *
+ *   score = scale * x + bias, or -inf where the mask is 0        mask: bytes; bias: f32, f16 or bf16; NULL: none
+ *   out   = softmax, log_softmax or logsumexp of the scores
+ *
+ * x and bias may be anything where they are hidden, also NaN; a bias of -inf hides, too. A line with only hidden elements gives
+ * 0 (-inf for the logarithms). Tensors may have any strides. out may be x: pass the same memory and strides twice. In
+ * flashtile_masked_logsumexp, out is as for flashtile_logsumexp, below. */
+int32_t flashtile_masked_softmax(const flashtile_tensor *x, const flashtile_tensor *out, const flashtile_tensor *mask,
+                                 const flashtile_tensor *bias, int32_t axis, double scale);
+int32_t flashtile_masked_log_softmax(const flashtile_tensor *x, const flashtile_tensor *out, const flashtile_tensor *mask,
+                                     const flashtile_tensor *bias, int32_t axis, double scale);
+int32_t flashtile_masked_logsumexp(const flashtile_tensor *x, const flashtile_tensor *out, const flashtile_tensor *mask,
+                                   const flashtile_tensor *bias, int32_t axis, double scale);
 
 /* Gradients: dx from dy and the result y of the forward function. dx may be dy:
  *

@@ -128,7 +128,7 @@ impl<'a> TaskInput<'a> {
 
     /// The ALiBi slope of row `n`; 0 without ALiBi.
     pub(crate) fn slope(&self, n: usize) -> f32 {
-        self.score_mods.alibi.map_or(0.0, |alibi| alibi.slope(self.head_and_query(n).0))
+        self.score_mods.alibi.map_or(0.0, |alibi| alibi.slope(self.sequence.batch, self.head_and_query(n).0))
     }
 
     /// Whether there is a boolean mask or an additive bias.

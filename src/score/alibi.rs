@@ -6,6 +6,16 @@ use crate::simd::Simd;
 
 /// The slopes of ALiBi, *attention with linear biases* (Press, Smith and Lewis, 2022): head h subtracts
 /// `slope[h] * |p - j|` from the score of key j for a query at position p.
+///
+/// Another list of slopes for each sequence of a batch:
+///
+/// ```
+/// use flashtile::{AlibiSlopes, Attention};
+///
+/// // Two sequences, three heads.
+/// let slopes = [0.5, 0.25, 0.125, 0.1, 0.01, 0.001];
+/// let attention = Attention::new().causal().alibi(AlibiSlopes::PerBatchAndHead(&slopes));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum AlibiSlopes<'a> {
@@ -13,6 +23,8 @@ pub enum AlibiSlopes<'a> {
     Standard,
     /// One slope for each query head.
     PerHead(&'a [f32]),
+    /// One slope for each query head of each sequence, `[batch, heads_q]`: sequence b subtracts `slope[b][h] * |p - j|`.
+    PerBatchAndHead(&'a [f32]),
 }
 
 /// The published ALiBi slope of head `head` out of `heads`.
@@ -47,17 +59,18 @@ pub(crate) struct Alibi<'a> {
 }
 
 impl Alibi<'_> {
-    /// The slope of query head `h`.
-    pub(crate) fn slope(&self, h: usize) -> f32 {
+    /// The slope of query head `h` of sequence `b`.
+    pub(crate) fn slope(&self, b: usize, h: usize) -> f32 {
         match self.slopes {
             AlibiSlopes::Standard => alibi_slope(h, self.heads),
             AlibiSlopes::PerHead(slopes) => slopes[h],
+            AlibiSlopes::PerBatchAndHead(slopes) => slopes[b * self.heads + h],
         }
     }
 
-    /// `score - slope[h] * |p - j|`: the definition.
-    pub(crate) fn define(&self, score: f64, h: usize, p: i128, j: usize) -> f64 {
-        score - self.slope(h) as f64 * (p - j as i128).unsigned_abs() as f64
+    /// `score - slope * |p - j|` for a query of sequence `b` and head `h`: the definition.
+    pub(crate) fn define(&self, score: f64, [b, h]: [usize; 2], p: i128, j: usize) -> f64 {
+        score - self.slope(b, h) as f64 * (p - j as i128).unsigned_abs() as f64
     }
 
     /// Applies ALiBi to a vector of scores. `position` and `key` are counted from the same key.
@@ -106,9 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn slopes_per_head_are_taken_as_given() {
-        let own = Alibi { slopes: AlibiSlopes::PerHead(&[0.5, -2.0]), heads: 2 };
-        assert_eq!([own.slope(0), own.slope(1)], [0.5, -2.0]);
-        assert_eq!(Alibi { slopes: AlibiSlopes::Standard, heads: 4 }.slope(1), 0.0625);
+    fn slopes_are_taken_as_given() {
+        let of = |slopes, heads| {
+            let alibi = Alibi { slopes, heads };
+            [[0, 0], [0, 1], [1, 0], [1, 1]].map(|[b, h]| alibi.slope(b, h))
+        };
+        assert_eq!(of(AlibiSlopes::PerHead(&[0.5, -2.0]), 2), [0.5, -2.0, 0.5, -2.0]);
+        assert_eq!(of(AlibiSlopes::PerBatchAndHead(&[0.5, -2.0, 3.0, 4.0]), 2), [0.5, -2.0, 3.0, 4.0]);
+        assert_eq!(of(AlibiSlopes::Standard, 4), [0.25, 0.0625, 0.25, 0.0625]);
     }
 }

@@ -52,13 +52,15 @@ impl RelativeBias {
     /// # Errors
     /// [`Error::WrongCount`] if `buckets` can't be cut into rows of `heads`; [`Error::InvalidMask`] if there are fewer than 4 (2 in a
     /// decoder) or an odd number in an encoder, or `max_distance` is not larger than half of one direction's buckets, or above 2^20.
+    /// Without heads there are no buckets, and only `max_distance` is checked.
     ///
     /// Source: Raffel and others, 2020, and `T5Attention._relative_position_bucket` of Hugging Face's transformers.
     pub fn t5(heads: usize, bidirectional: bool, max_distance: usize, buckets: &[f32]) -> Result<Self, Error> {
         let count = buckets.len().checked_div(heads).unwrap_or(0);
         check_count("bucket biases", buckets.len(), count * heads)?;
         let own = if bidirectional { count / 2 } else { count };
-        if own < 2 || bidirectional && count % 2 == 1 || max_distance <= own / 2 || max_distance > 1 << 20 {
+        let fit = own >= 2 && !(bidirectional && count % 2 == 1) && max_distance > own / 2;
+        if !(fit || heads == 0) || max_distance > 1 << 20 {
             return Err(Error::InvalidMask {
                 reason: "the buckets of a relative bias and its largest distance don't fit",
             });

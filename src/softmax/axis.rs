@@ -58,6 +58,11 @@ impl Axis {
         Self { before: rows, len, after: 1 }
     }
 
+    /// The first axis of an array `[len, columns]` that exists.
+    pub(super) fn of_columns(len: usize, columns: usize) -> Self {
+        Self { before: 1, len, after: columns }
+    }
+
     fn checked(self) -> Result<Self, Error> {
         product(&[self.before, self.len, self.after]).map(|_| self)
     }

@@ -4,12 +4,14 @@
 
 use super::axis::Axis;
 use super::buffers::{Buffers, Stored};
-use super::column;
+use super::column::{self, Blocks};
 use super::line_states::PanelScratch;
-use super::lines::{LinePanels, Lines};
+use super::lines::{BLOCK, LinePanels, Lines};
 use super::row::{self, Rows};
 use super::row_state::RowState;
 use super::scale::Formula;
+use super::scratch::{LINE_NUMBERS, Scratch, Small};
+use super::sealed::{Made, Sealed};
 use super::shared::{Counter, Panel, Share, Shared};
 use super::short_rows::SHORT;
 use super::strips::WIDE;
@@ -23,9 +25,6 @@ const MAX_PANEL_NUMBERS: usize = 10 << 18;
 
 /// The output of an array of at least this size is streamed past the caches: half of a common third-level cache.
 const STREAM_BYTES: usize = 16 << 20;
-
-/// Numbers of a buffer on the stack. A short row is not worth an allocation.
-const STACK_NUMBERS: usize = 256;
 
 /// With fewer elements than this, the caller works alone. They take some 20 µs.
 const PARALLEL_ELEMENTS: usize = 1 << 16;
@@ -143,7 +142,7 @@ pub(super) fn softmax<T: Stored>(
         return;
     }
     let workers = workers(worth, axis.lines());
-    let large = axis.elements() * size_of::<T>() >= STREAM_BYTES;
+    let large = is_large::<T>(axis.elements());
     let (counter, stream) = if axis.after() == 1 {
         // In place, a row is still in the first cache when it is written, so streaming would not help. Short rows are computed in less
         // time with prefetches of their output: 0.86 ns an element instead of 0.94 for rows of 64 (Zen 3).
@@ -202,6 +201,44 @@ impl<T: Stored> Kernel for Softmax<'_, '_, T> {
             }
         }
     }
+}
+
+/// [`softmax`] of the lines of a panel whose rows are made block by block.
+pub(super) fn softmax_of_made<T: Stored + Sealed<Real = f32>>(
+    isa: Isa,
+    made: Made<'_, T>,
+    formula: Formula,
+    scratch: &mut Scratch,
+) {
+    isa.run(SoftmaxOfMade { made, formula, scratch });
+}
+
+struct SoftmaxOfMade<'a, 's, T: Sealed<Real = f32>> {
+    made: Made<'a, T>,
+    formula: Formula,
+    scratch: &'s mut Scratch,
+}
+
+impl<T: Stored + Sealed<Real = f32>> Kernel for SoftmaxOfMade<'_, '_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { made: Made { panel, make, mut out, stream }, formula, scratch } = self;
+        let (widest, mut small) = ((panel.width, panel.head), Small::default());
+        let holds_all = PanelScratch::len::<S>(widest, panel.len, true) <= MAX_PANEL_NUMBERS;
+        let own = PanelScratch::len::<S>(widest, panel.len, holds_all).next_multiple_of(LINE_NUMBERS);
+        let (memory, block) = scratch.numbers(&mut small, own + panel.len.min(BLOCK) * panel.width).split_at_mut(own);
+        let mut scratch = PanelScratch::new::<S>(memory, widest, panel.len, holds_all);
+        // It fences when it is dropped.
+        let streaming = if stream { Some(Streaming::new(simd)) } else { None };
+        let blocks = Blocks::Made { make, memory: block };
+        column::softmax_of_blocks(simd, blocks, &mut out, panel, &mut scratch, formula, streaming.as_ref());
+    }
+}
+
+/// Whether an output of this size is streamed past the caches.
+pub(super) fn is_large<T>(elements: usize) -> bool {
+    elements.saturating_mul(size_of::<T>()) >= STREAM_BYTES
 }
 
 /// Hands the state of every line along an axis to `visit`.
@@ -269,34 +306,4 @@ impl<T: Stored> Kernel for VisitStates<'_, T> {
 pub(super) fn panel_lines<T: Element>(isa: Isa, axis: Axis) -> usize {
     const LARGE_BYTES: usize = 8 << 20;
     if axis.elements() * size_of::<T>() >= LARGE_BYTES { 1024 / size_of::<T>() } else { WIDE * isa.lanes() }
-}
-
-/// f32 numbers in a cache line.
-const LINE_NUMBERS: usize = LINE / size_of::<f32>();
-
-/// Memory for tiles and states of a worker, kept between its shares.
-#[derive(Clone, Default)]
-pub(super) struct Scratch(Vec<f32>);
-
-/// Memory of a kernel that needs little.
-#[derive(Default)]
-struct Small(Option<[f32; STACK_NUMBERS + LINE_NUMBERS]>);
-
-impl Scratch {
-    /// `len` numbers, aligned to cache lines, because loads and stores across two cache lines take longer.
-    fn numbers<'a>(&'a mut self, small: &'a mut Small, len: usize) -> &'a mut [f32] {
-        if len == 0 {
-            return &mut [];
-        }
-        let buffer = if len <= STACK_NUMBERS {
-            &mut small.0.insert([0.0; STACK_NUMBERS + LINE_NUMBERS])[..]
-        } else {
-            if self.0.len() < len + LINE_NUMBERS {
-                self.0 = vec![0.0; len + LINE_NUMBERS];
-            }
-            &mut self.0[..]
-        };
-        let start = buffer.as_ptr().align_offset(LINE).min(LINE_NUMBERS);
-        &mut buffer[start..][..len]
-    }
 }

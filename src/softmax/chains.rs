@@ -1,9 +1,10 @@
-//! Loops over a row in f64 for the calls with options: plain Rust, which the compiler turns into vectors at each level. Sums and
+//! Loops over a row for the calls with options, in f64 where they add or multiply: plain Rust, which the compiler turns into vectors at each level. Sums and
 //! maxima are formed in eight chains, in one order, so the bits are the same at every level.
 #![forbid(unsafe_code)]
 
 use super::sealed::Sealed;
 use crate::simd::{Isa, Kernel, Simd};
+use crate::tensor::matrix::Matrix;
 
 /// Partial sums or maxima of a row.
 const CHAINS: usize = 8;
@@ -15,6 +16,41 @@ const HIDDEN: f64 = f64::NEG_INFINITY;
 pub(super) fn score(x: f64, bias: f32, scale: f64) -> f64 {
     let score = scale * x + f64::from(bias);
     if (x == HIDDEN) | (bias == f32::NEG_INFINITY) { HIDDEN } else { score }
+}
+
+/// Rows ahead of the one that is read of a mask, for prefetching: the rows of a block of columns.
+const AHEAD: usize = super::lines::BLOCK;
+
+/// Writes -inf where `visible` is 0: in dense rows of its width.
+pub(super) fn hide<R: Sealed>(isa: Isa, rows: &mut [R], visible: Matrix<'_, u8>) {
+    isa.run(Hide { rows, visible });
+}
+
+struct Hide<'a, R> {
+    rows: &'a mut [R],
+    visible: Matrix<'a, u8>,
+}
+
+impl<R: Sealed> Kernel for Hide<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (hidden, visible) = (R::from_f64(HIDDEN), self.visible);
+        for (n, row) in self.rows.chunks_exact_mut(visible.cols()).enumerate() {
+            let of_row = visible.row(n);
+            if let Some(of_row) = of_row.as_slice() {
+                let ahead = visible.row_stride().wrapping_mul(AHEAD as isize);
+                simd.prefetch_elements(of_row.as_ptr().wrapping_offset(ahead), of_row.len());
+                for (x, visible) in row.iter_mut().zip(of_row) {
+                    *x = if *visible == 0 { hidden } else { *x };
+                }
+            } else {
+                for (x, visible) in row.iter_mut().zip(of_row.iter()) {
+                    *x = if visible == 0 { hidden } else { *x };
+                }
+            }
+        }
+    }
 }
 
 /// The largest score of a row; NaN is ignored.
@@ -51,6 +87,53 @@ impl<R: Sealed> Kernel for LargestScore<'_, R> {
             max = if chain > max { chain } else { max };
         }
         max
+    }
+}
+
+/// The larger of each number of `max` and the score of its column; NaN is ignored.
+pub(super) fn larger_scores<R: Sealed>(isa: Isa, row: &[R], bias: &[f32], scale: f64, max: &mut [f64]) {
+    isa.run(LargerScores { row, bias, scale, max });
+}
+
+struct LargerScores<'a, R> {
+    row: &'a [R],
+    bias: &'a [f32],
+    scale: f64,
+    max: &'a mut [f64],
+}
+
+impl<R: Sealed> Kernel for LargerScores<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for ((x, bias), max) in self.row.iter().zip(self.bias).zip(self.max) {
+            let score = score(x.to_f64(), *bias, self.scale);
+            *max = if score > *max { score } else { *max };
+        }
+    }
+}
+
+/// Turns a row into score - max, with a maximum for each column.
+pub(super) fn subtract_each<R: Sealed>(isa: Isa, row: &mut [R], bias: &[f32], scale: f64, max: &[f64]) {
+    isa.run(SubtractEach { row, bias, scale, max });
+}
+
+struct SubtractEach<'a, R> {
+    row: &'a mut [R],
+    bias: &'a [f32],
+    scale: f64,
+    max: &'a [f64],
+}
+
+impl<R: Sealed> Kernel for SubtractEach<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for ((x, bias), max) in self.row.iter_mut().zip(self.bias).zip(self.max) {
+            let score = score(x.to_f64(), *bias, self.scale);
+            let below = score - max;
+            *x = R::from_f64(if score == HIDDEN { HIDDEN } else { below });
+        }
     }
 }
 

@@ -21,7 +21,7 @@
 #![forbid(unsafe_code)]
 
 use super::line_states::{Factors, PanelScratch, Total, get, put, visible};
-use super::lines::LinePanel;
+use super::lines::{LinePanel, PanelPlace};
 use super::row::PAIR;
 use super::row_state::RowState;
 use super::scale::{Formula, One, Scale, Scaling, with_formula};
@@ -48,23 +48,94 @@ pub(super) fn softmax<S: Simd, T: Element>(
     upstream: Option<&[f32]>,
     stream: Option<&Streaming<S>>,
 ) {
-    fold(simd, buffers.input(), panel, scratch, formula);
-    for (offset, strip) in panel.strips::<S>() {
-        let upstream = upstream.map(|upstream| &upstream[strip.column..][..strip.width]);
-        with_vectors!(strip, S, V => simd.call(Factors::<V> { scratch, offset, formula, upstream }));
-    }
+    fold(simd, &mut Blocks::Of(buffers.input()), panel, scratch, formula);
+    factors(simd, panel, scratch, formula, upstream);
     for (b, block) in panel.blocks().enumerate() {
         for (offset, strip) in block.strips::<S>() {
             with_vectors!(strip, S, V => {
                 if !scratch.holds_all {
                     let (x, tile) = (buffers.input(), scratch.exponentials((b, offset), strip.len, V * S::LANES));
                     let max = simd.call(MaxOfStrip::<T, V> { x, strip, scale: formula.scale });
-                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut NextBlock::new(x, strip.first + strip.len, strip.column, strip.width));
+                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut NextBlock::of(x, strip.first + strip.len, strip.column, strip.width));
                 }
                 let out = buffers.output();
                 simd.call(Write::<S, T, V> { scratch, at: (b, offset), out, strip, log: formula.log, stream })
             });
         }
+    }
+}
+
+/// [`softmax`] of the lines of a panel whose rows need not be in one array.
+#[inline(always)]
+pub(super) fn softmax_of_blocks<S: Simd, T: Element, O: Element>(
+    simd: S,
+    mut blocks: Blocks<'_, T>,
+    out: &mut PanelMut<'_, O>,
+    panel: LinePanel,
+    scratch: &mut PanelScratch<'_>,
+    formula: Formula,
+    stream: Option<&Streaming<S>>,
+) {
+    fold(simd, &mut blocks, panel, scratch, formula);
+    factors(simd, panel, scratch, formula, None);
+    for (b, block) in panel.blocks().enumerate() {
+        if !scratch.holds_all {
+            let (x, made, mut prefetch) = blocks.get(block);
+            for (offset, strip) in made.strips::<S>() {
+                with_vectors!(strip, S, V => {
+                    let tile = scratch.exponentials((b, offset), strip.len, V * S::LANES);
+                    let max = simd.call(MaxOfStrip::<T, V> { x, strip, scale: formula.scale });
+                    exponentials::<S, T, V>(simd, x, strip, tile, max, formula, &mut prefetch);
+                });
+            }
+        }
+        for (offset, strip) in block.strips::<S>() {
+            with_vectors!(strip, S, V => {
+                simd.call(Write::<S, O, V> { scratch, at: (b, offset), out, strip, log: formula.log, stream })
+            });
+        }
+    }
+}
+
+/// Writes rows of a panel, from the first one of a block, to memory of a block. The result is where the rows after them are.
+pub(super) type MakeBlock<'a, T> = &'a mut dyn FnMut(LinePanel, &mut [T]) -> NextBlock;
+
+/// Where the blocks of a panel are read.
+pub(super) enum Blocks<'a, T> {
+    /// In an array.
+    Of(Panel<'a, T>),
+    /// In memory of one block, which is made when it is read.
+    Made { make: MakeBlock<'a, T>, memory: &'a mut [T] },
+}
+
+impl<T> Blocks<'_, T> {
+    /// The array that a block is in, the block as a part of it, and what comes after it.
+    fn get(&mut self, block: LinePanel) -> (Panel<'_, T>, LinePanel, NextBlock) {
+        match self {
+            Blocks::Of(x) => (*x, block, NextBlock::of(*x, block.first + block.len, 0, block.width)),
+            Blocks::Made { make, memory } => {
+                let numbers = &mut memory[..block.len * block.width];
+                let next = make(block, numbers);
+                let block = LinePanel { first: 0, ..block };
+                let place = PanelPlace { line: 0, first: 0, stride: block.width, panel: block };
+                (Panel::new(numbers, place), block, next)
+            }
+        }
+    }
+}
+
+/// Turns the states of the blocks into factors.
+#[inline(always)]
+fn factors<S: Simd>(
+    simd: S,
+    panel: LinePanel,
+    scratch: &mut PanelScratch<'_>,
+    formula: Formula,
+    upstream: Option<&[f32]>,
+) {
+    for (offset, strip) in panel.strips::<S>() {
+        let upstream = upstream.map(|upstream| &upstream[strip.column..][..strip.width]);
+        with_vectors!(strip, S, V => simd.call(Factors::<V> { scratch, offset, formula, upstream }));
     }
 }
 
@@ -78,7 +149,7 @@ pub(super) fn states<S: Simd, T: Element>(
     formula: Formula,
     mut visit: impl FnMut(usize, RowState),
 ) {
-    fold(simd, x, panel, scratch, formula);
+    fold(simd, &mut Blocks::Of(x), panel, scratch, formula);
     for (offset, strip) in panel.strips::<S>() {
         let visit = |i, state| {
             if i < strip.width {
@@ -93,7 +164,7 @@ pub(super) fn states<S: Simd, T: Element>(
 #[inline(always)]
 fn fold<S: Simd, T: Element>(
     simd: S,
-    x: Panel<'_, T>,
+    blocks: &mut Blocks<'_, T>,
     panel: LinePanel,
     scratch: &mut PanelScratch<'_>,
     formula: Formula,
@@ -101,6 +172,7 @@ fn fold<S: Simd, T: Element>(
     let scale = formula.scale;
     for (b, block) in panel.blocks().enumerate() {
         let row = b * scratch.width..(b + 1) * scratch.width;
+        let (x, block, mut prefetch) = blocks.get(block);
         for (offset, strip) in block.strips_for_max::<S>() {
             let maxima = &mut scratch.maxima[row.clone()][offset..];
             if strip.width == WIDEST * S::LANES {
@@ -109,7 +181,6 @@ fn fold<S: Simd, T: Element>(
                 with_vectors!(strip, S, V => put(simd, maxima, simd.call(MaxOfStrip::<T, V> { x, strip, scale })));
             }
         }
-        let mut prefetch = NextBlock::new(x, block.first + block.len, 0, block.width);
         for (offset, strip) in block.strips::<S>() {
             with_vectors!(strip, S, V => {
                 let max = get::<S, V>(simd, &scratch.maxima[row.clone()][offset..]);
@@ -122,25 +193,33 @@ fn fold<S: Simd, T: Element>(
 }
 
 /// Prefetches the next block of a panel a few elements at a time, row by row.
-struct NextBlock<T> {
-    row: *const T,
+#[derive(Clone, Copy)]
+pub(super) struct NextBlock {
+    row: *const u8,
     column: usize,
-    stride: usize,
+    /// In bytes, as the column and the width of a row.
+    stride: isize,
     width: usize,
 }
 
-impl<T> NextBlock<T> {
+impl NextBlock {
     /// Some columns of the rows from `first`.
-    fn new(x: Panel<'_, T>, first: usize, column: usize, width: usize) -> Self {
-        Self { row: x.address(first, column), column: 0, stride: x.stride(), width }
+    fn of<T>(x: Panel<'_, T>, first: usize, column: usize, width: usize) -> Self {
+        Self::new(x.address(first, column), (x.stride() as isize).wrapping_mul(size_of::<T>() as isize), width)
     }
 
+    /// Rows of `width` elements from an address, `stride` bytes apart. They need not be readable.
+    pub(super) fn new<T>(row: *const T, stride: isize, width: usize) -> Self {
+        Self { row: row.cast(), column: 0, stride, width: width * size_of::<T>() }
+    }
+
+    /// Prefetches this many bytes: a constant, so that it is no loop.
     #[inline(always)]
-    fn step<S: Simd>(&mut self, simd: S, elements: usize) {
-        simd.prefetch_elements(self.row.wrapping_add(self.column), elements);
-        self.column += elements;
+    fn step<S: Simd>(&mut self, simd: S, bytes: usize) {
+        simd.prefetch_elements(self.row.wrapping_add(self.column), bytes);
+        self.column += bytes;
         if self.column >= self.width {
-            (self.row, self.column) = (self.row.wrapping_add(self.stride), 0);
+            (self.row, self.column) = (self.row.wrapping_offset(self.stride), 0);
         }
     }
 }
@@ -188,7 +267,7 @@ fn exponentials<S: Simd, T: Element, const V: usize>(
     tile: &mut [f32],
     max: [S::F32; V],
     formula: Formula,
-    prefetch: &mut NextBlock<T>,
+    prefetch: &mut NextBlock,
 ) -> [S::F32; V] {
     with_formula!(formula, |scale: C, LOG| {
         simd.call(ExpTile::<S, T, C, V, LOG> { x, strip, tile, max, scale, prefetch })
@@ -202,7 +281,7 @@ struct ExpTile<'a, S: Simd, T, C, const V: usize, const LOG: bool> {
     tile: &'a mut [f32],
     max: [S::F32; V],
     scale: C,
-    prefetch: &'a mut NextBlock<T>,
+    prefetch: &'a mut NextBlock,
 }
 
 impl<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool> Part<S> for ExpTile<'_, S, T, C, V, LOG> {
@@ -224,7 +303,7 @@ fn exp_tile<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
     tile: &mut [f32],
     mut max: [S::F32; V],
     scale: C,
-    prefetch: &mut NextBlock<T>,
+    prefetch: &mut NextBlock,
 ) -> [S::F32; V] {
     for max in &mut max {
         *max = visible(simd, *max);
@@ -234,7 +313,7 @@ fn exp_tile<S: Simd, T: Element, C: Scaling, const V: usize, const LOG: bool>(
     for first in (0..V).step_by(PAIR) {
         let pair = PAIR.min(V);
         for (i, tile) in tile.chunks_exact_mut(V * S::LANES).enumerate() {
-            prefetch.step(simd, PAIR * S::LANES);
+            prefetch.step(simd, PAIR * S::LANES * size_of::<T>());
             let x = strip.row(x, i);
             let tile = &mut tile[first * S::LANES..][..pair * S::LANES];
             for v in 0..pair {

@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, same_len};
+use super::block::{Block, Lay, Order, softmax_rows_times, states_of_rows};
 use super::chains::{subtract_weights, sum_below, times};
 use super::chosen_level::isa;
 use super::cross_entropy::loss;
-use super::gathered::{Block, Compute, Order, for_each_block, softmax_rows_times, states_of_rows};
+use super::gathered::{Compute, Tensors, for_each_block};
 use super::number::Number;
 use super::sealed::Sealed;
 use crate::error::{Error, check_count};
@@ -254,7 +255,7 @@ impl Call<'_, '_> {
             let mut losses = losses.lock().unwrap_or_else(PoisonError::into_inner);
             losses[block.line..][..block.count].copy_from_slice(&of_block);
         };
-        for_each_block::<T, T>(logits, None, Compute::Read(&compute))?;
+        for_each_block(Tensors::<T, T>::Read(logits), Lay::Rows, Compute::Read(&compute))?;
         let losses = losses.into_inner().unwrap_or_else(PoisonError::into_inner);
         if self.reduction == Reduction::None {
             return Ok(losses);
@@ -304,7 +305,8 @@ impl Call<'_, '_> {
         }
         let axes = Order::new(*logits.shape(), axis).axes();
         let compute = |block: Block, rows: &mut [T::Real]| self.gradient_of_block(block, rows, upstream);
-        for_each_block(logits.permuted(axes), Some(gradient.permuted(axes)), Compute::Write(&compute))
+        let tensors = Tensors::Into { x: logits.permuted(axes), out: gradient.permuted(axes) };
+        for_each_block(tensors, Lay::Rows, Compute::Write(&compute))
     }
 
     /// Turns the logits of rows into their gradient.

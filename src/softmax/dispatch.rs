@@ -10,7 +10,8 @@ use super::convert;
 use super::number::Number;
 use super::row_state::RowState;
 use super::scale::Formula;
-use super::sealed::Visit;
+use super::scratch::Scratch;
+use super::sealed::{Made, Visit};
 use super::{double, sealed};
 use crate::element::{bf16, f16};
 use std::sync::{Mutex, PoisonError};
@@ -60,6 +61,10 @@ macro_rules! through_f32 {
             fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 let options = Options::new(Formula::new(scale, log));
                 axis_loop::softmax(isa(), buffers, axis, worth(axis), options);
+            }
+            fn softmax_of_made(made: Made<'_, Self>, scale: f32, log: bool, scratch: &mut Scratch) -> bool {
+                axis_loop::softmax_of_made(isa(), made, Formula::new(scale, log), scratch);
+                true
             }
             fn softmax_times(
                 x: &[Self],
@@ -133,6 +138,9 @@ impl sealed::Sealed for f64 {
     }
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
         double::softmax(isa(), buffers, axis, (scale, log), None, None);
+    }
+    fn softmax_of_made(_: Made<'_, f64>, _: f64, _: bool, _: &mut Scratch) -> bool {
+        false
     }
     fn softmax_times(x: &[Self], out: &mut [Self], axis: Axis, scale: f64, upstream: &[f64], visit: Option<Visit<'_>>) {
         double::softmax(isa(), Buffers::Into { from: x, to: out }, axis, (scale, false), Some(upstream), visit);

@@ -1,88 +1,86 @@
-//! Lines of strided tensors as dense rows: for the calls with options, which are computed row by row.
+//! Lines of strided tensors as dense numbers: for the calls with options.
 //!
-//! A block of lines is copied into rows of the type of the arithmetic (f32 for the half types), computed there, and written to
-//! the output. So the bits of a line depend on its elements alone: not on strides, on other lines or on threads. A tensor is cut
-//! into pieces, which workers claim.
+//! A block of lines is copied into numbers of the type of the arithmetic (f32 for the half types), computed there, and written to
+//! the output. So the bits of a line depend on its elements and on the axis alone: not on strides, on other lines or on threads. A
+//! tensor is cut into pieces, which workers claim.
 #![forbid(unsafe_code)]
 
 use super::axis::Axis;
-use super::axis_loop::{visit_units, worth};
-use super::buffers::Buffers;
-use super::lines::Lines;
-use super::sealed::Sealed;
-use super::shared::Counter;
-use crate::tensor::matrix::Matrix;
+use super::axis_loop::{is_large, visit_units, worth};
+use super::block::{Block, Lay, softmax_block};
+use super::column::NextBlock;
+use super::copies::{TILE, gather, scatter};
+use super::lines::{LinePanel, Lines};
+use super::scratch::Scratch;
+use super::sealed::{Made, Sealed};
+use super::shared::{Counter, PanelMut};
+use crate::simd::LINE;
 use crate::tensor::strided::{Strided, StridedMut};
 use crate::threads::workers;
 use std::sync::{Mutex, PoisonError};
 
-/// Elements of a block: 64 KiB of f32, a small part of the second cache. Each block costs some allocations.
+/// Elements of a block of rows: 64 KiB of f32, a small part of the second cache. Each block costs some allocations.
 const BLOCK: usize = 1 << 14;
 
-/// Elements and lines of a tile that is transposed, where the elements of a line are not neighbours in memory: the f32 of a cache
-/// line.
-const TILE: usize = 16;
+/// The most lines of a block of columns, and the fewest, if there are more. Memory is faster in long runs of each row; a
+/// block of long columns should stay in the second cache.
+const COLUMNS: (usize, usize) = (1 << 10, 64);
 
-/// Rows of at most this length are handed to the row passes together, because these transpose short rows.
-const TOGETHER: usize = 1 << 10;
+/// Bytes of a row of a block of columns, where the output is larger than a cache: see `panel_lines` of `axis_loop.rs`.
+const RUN_BYTES: usize = 1 << 10;
 
 /// Pieces for each worker: see `CLAIMS_PER_WORKER` of `axis_loop.rs`.
 const PIECES_PER_WORKER: usize = 8;
 
-/// The axes of a tensor in the order in which lines are computed: the softmax axis is the last. Lines have their numbers from the
-/// other axes, row-major in their own order. Those of size 1 are put first, so that a block has the most lines.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Order([usize; 4]);
-
-impl Order {
-    pub(super) fn new(shape: [usize; 4], axis: usize) -> Self {
-        let mut axes = [0, 1, 2, 3];
-        axes.sort_by_key(|&n| (n == axis, shape[n] != 1, n));
-        Order(axes)
-    }
-
-    pub(super) fn axes(self) -> [usize; 4] {
-        self.0
-    }
-}
-
-/// Neighbouring lines: those at `[i0, i1, i2..i2 + count]` of the first three axes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
-    pub(super) first: [usize; 3],
-    pub(super) count: usize,
-    /// The number of the first line.
-    pub(super) line: usize,
-}
-
-/// Gets a block of lines as rows, from any worker.
+/// Gets a block of lines, from any worker.
 #[derive(Clone, Copy)]
 pub(super) enum Compute<'a, R> {
-    /// It reads the rows, which are the input itself where that is possible.
+    /// It reads the numbers, which are the input itself where that is possible.
     Read(&'a (dyn Fn(Block, &[R]) + Sync)),
-    /// What it leaves in the rows is written to the output.
+    /// What it leaves in the numbers is written to the output.
     Write(&'a (dyn Fn(Block, &mut [R]) + Sync)),
+    /// The softmax of what it leaves in the numbers is written to the output.
+    Softmax(&'a SoftmaxOf<'a, R>),
 }
 
-impl<R> Compute<'_, R> {
-    fn run(self, block: Block, rows: &mut [R]) {
+/// Softmax, or log_softmax, of elements that are changed first.
+pub(super) struct SoftmaxOf<'a, R> {
+    /// Changes rows of the block's numbers, from this one on.
+    pub(super) change: &'a (dyn Fn(Block, usize, &mut [R]) + Sync),
+    pub(super) scale: R,
+    pub(super) log: bool,
+}
+
+impl<R: Sealed<Real = R>> Compute<'_, R> {
+    fn run(self, block: Block, numbers: &mut [R]) {
         match self {
-            Compute::Read(compute) => compute(block, rows),
-            Compute::Write(compute) => compute(block, rows),
+            Compute::Read(compute) => compute(block, numbers),
+            Compute::Write(compute) => compute(block, numbers),
+            Compute::Softmax(softmax) => {
+                (softmax.change)(block, 0, numbers);
+                softmax_block(block, numbers, softmax.scale, softmax.log);
+            }
         }
     }
 }
 
-/// Hands the lines along the last axis of `x` to `compute`, block by block, and writes the rows to `out`, of the same shape. The
-/// number of lines fits a `usize`.
+/// Input and output of one shape, whose lines are along the last axis.
+pub(super) enum Tensors<'a, T, O> {
+    Read(Strided<'a, T, 4>),
+    Into { x: Strided<'a, T, 4>, out: StridedMut<'a, O, 4> },
+    InPlace(StridedMut<'a, O, 4>),
+}
+
+/// Hands the lines to `compute`, block by block, and writes the numbers to the output. The number of lines fits a `usize`.
 pub(super) fn for_each_block<T: Sealed, O: Sealed<Real = T::Real>>(
-    x: Strided<'_, T, 4>,
-    out: Option<StridedMut<'_, O, 4>>,
+    tensors: Tensors<'_, T, O>,
+    lay: Lay,
     compute: Compute<'_, T::Real>,
 ) -> Result<(), crate::error::Error> {
-    let [n0, n1, n2, len] = *x.shape();
+    let [n0, n1, n2, len] = tensors.shape();
     let axis = Axis::new(&[n0, n1, n2, len], 3)?;
-    let whole = Piece { x, out, first: [0; 3], lines: [n0, n1, n2] };
+    let large = is_large::<O>(axis.elements());
+    let whole = Piece { tensors, lay, first: [0; 3], lines: [n0, n1, n2], large };
     if axis.lines() == 0 {
         return Ok(());
     }
@@ -92,9 +90,10 @@ pub(super) fn for_each_block<T: Sealed, O: Sealed<Real = T::Real>>(
         whole.compute(compute);
         return Ok(());
     }
-    let mut pieces = vec![whole];
-    while pieces.len() < (workers * PIECES_PER_WORKER).min(axis.lines()) {
-        let mut halves = Vec::with_capacity(2 * pieces.len());
+    let (mut pieces, mut count) = (vec![whole], 0);
+    while pieces.len() > count && pieces.len() < (workers * PIECES_PER_WORKER).min(axis.lines()) {
+        count = pieces.len();
+        let mut halves = Vec::with_capacity(2 * count);
         pieces.into_iter().for_each(|piece| piece.push_halves(&mut halves));
         pieces = halves;
     }
@@ -112,187 +111,207 @@ pub(super) fn for_each_block<T: Sealed, O: Sealed<Real = T::Real>>(
     Ok(())
 }
 
+impl<T: Sealed, O: Sealed<Real = T::Real>> Tensors<'_, T, O> {
+    pub(super) fn shape(&self) -> [usize; 4] {
+        match self {
+            Tensors::Read(x) | Tensors::Into { x, .. } => *x.shape(),
+            Tensors::InPlace(out) => *out.as_ref().shape(),
+        }
+    }
+
+    fn split_at(self, axis: usize, middle: usize) -> (Self, Self) {
+        let end = self.shape()[axis];
+        match self {
+            Tensors::Read(x) => (Tensors::Read(x.narrow(axis, 0..middle)), Tensors::Read(x.narrow(axis, middle..end))),
+            Tensors::Into { x, out } => {
+                let (left, right) = out.split_at(axis, middle);
+                let second = Tensors::Into { x: x.narrow(axis, middle..end), out: right };
+                (Tensors::Into { x: x.narrow(axis, 0..middle), out: left }, second)
+            }
+            Tensors::InPlace(out) => {
+                let (left, right) = out.split_at(axis, middle);
+                (Tensors::InPlace(left), Tensors::InPlace(right))
+            }
+        }
+    }
+
+    /// Copies the input's part of a block.
+    fn gather(&self, part: Block, numbers: &mut [T::Real], memory: (&mut Vec<T>, &mut Vec<O>)) {
+        match self {
+            Tensors::Read(x) | Tensors::Into { x, .. } => gather(part.of(x), numbers, memory.0),
+            Tensors::InPlace(out) => gather(part.of(out.as_ref()), numbers, memory.1),
+        }
+    }
+
+    /// The output, and the input if it is another tensor.
+    fn output(&mut self) -> Option<(Option<Strided<'_, T, 4>>, StridedMut<'_, O, 4>)> {
+        match self {
+            Tensors::Read(_) => None,
+            Tensors::Into { x, out } => Some((Some(*x), out.reborrow())),
+            Tensors::InPlace(out) => Some((None, out.reborrow())),
+        }
+    }
+}
+
 /// Some of the lines, with their place among all.
 struct Piece<'a, T, O> {
-    x: Strided<'a, T, 4>,
-    out: Option<StridedMut<'a, O, 4>>,
+    tensors: Tensors<'a, T, O>,
+    lay: Lay,
     first: [usize; 3],
     /// The sizes of the first three axes of the whole tensor.
     lines: [usize; 3],
+    /// Whether the whole output is larger than a cache.
+    large: bool,
 }
 
 impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
-    /// The piece in two; one line stays one piece.
+    /// The piece in two. One line stays one piece, and so do two or three columns.
     fn push_halves(self, halves: &mut Vec<Self>) {
-        let shape = *self.x.shape();
-        let Some(axis) = (0..3).find(|&axis| shape[axis] > 1) else { return halves.push(self) };
-        let (Piece { x, out, first, lines }, middle) = (self, shape[axis] / 2);
-        let (left, right) = out.map(|out| out.split_at(axis, middle)).unzip();
+        let shape = self.tensors.shape();
+        let least = |axis| if axis == 2 && self.lay == Lay::Columns { 4 } else { 2 };
+        let Some(axis) = (0..3).find(|&axis| shape[axis] >= least(axis)) else { return halves.push(self) };
+        let (Piece { tensors, lay, first, lines, large }, middle) = (self, shape[axis] / 2);
+        let (left, right) = tensors.split_at(axis, middle);
         let mut second = first;
         second[axis] += middle;
-        halves.push(Piece { x: x.narrow(axis, 0..middle), out: left, first, lines });
-        halves.push(Piece { x: x.narrow(axis, middle..shape[axis]), out: right, first: second, lines });
+        halves.push(Piece { tensors: left, lay, first, lines, large });
+        halves.push(Piece { tensors: right, lay, first: second, lines, large });
     }
 
     fn compute(mut self, compute: Compute<'_, T::Real>) {
-        let [n0, n1, n2, len] = *self.x.shape();
-        let least = if self.x.matrix(0, 0).has_contiguous_rows() { 1 } else { TILE };
-        let step = (BLOCK / len.max(1)).max(least).min(n2);
-        let mut memory = Memory { rows: Vec::new(), elements: Vec::new(), out: Vec::new() };
+        let ([n0, n1, n2, _], step) = (self.tensors.shape(), self.lines_of_block());
+        // A single column would be a row.
+        let spare = if self.lay == Lay::Columns { 1 } else { 0 };
+        let mut memory =
+            Memory { numbers: Vec::new(), elements: Vec::new(), out: Vec::new(), scratch: Scratch::default() };
         for (i0, i1) in (0..n0).flat_map(|i0| (0..n1).map(move |i1| (i0, i1))) {
-            for i2 in (0..n2).step_by(step) {
-                let (count, [all0, all1, all2]) = (step.min(n2 - i2), [i0, i1, i2]);
-                let first = [self.first[0] + all0, self.first[1] + all1, self.first[2] + all2];
+            let mut i2 = 0;
+            while i2 < n2 {
+                // Later blocks start at cache lines of the output.
+                let step = if i2 == 0 { step + self.head([i0, i1, 0]) } else { step };
+                let left = n2 - i2;
+                let count = if left <= step + spare { left } else { step };
+                let first = [self.first[0] + i0, self.first[1] + i1, self.first[2] + i2];
                 let line = (first[0] * self.lines[1] + first[1]) * self.lines[2] + first[2];
-                let block = Block { first, count, line };
-                let lines = self.x.matrix(i0, i1).slice_rows(i2..i2 + count);
-                if let (Compute::Read(compute), true) = (compute, self.x.is_dense_from(2))
-                    && let Some(x) = T::as_real(self.x.dense_block([i0, i1, 0, 0], 2))
-                {
-                    compute(block, &x[i2 * len..][..count * len]);
-                    continue;
-                }
-                // Rows are computed in the output, if they can be there.
-                let dense = self.out.as_mut().filter(|out| out.as_ref().is_dense_from(2));
-                let dense = dense.and_then(|out| O::as_real_mut(out.dense_block_mut([i0, i1, 0, 0], 2)));
-                if let Some(out) = dense {
-                    let rows = &mut out[i2 * len..][..count * len];
-                    gather(lines, rows, &mut memory.elements);
-                    compute.run(block, rows);
-                    continue;
-                }
-                memory.rows.resize(count * len, T::Real::default());
-                gather(lines, &mut memory.rows, &mut memory.elements);
-                compute.run(block, &mut memory.rows);
-                self.scatter([i0, i1, i2], count, &memory.rows, &mut memory.out);
+                let block = Block { first, count, line, lay: self.lay };
+                self.compute_block(Block { first: [i0, i1, i2], ..block }, block, compute, &mut memory);
+                i2 += count;
             }
         }
     }
 
-    /// Writes rows to `count` lines of the output. `memory` is for elements of its type.
-    fn scatter(&mut self, [i0, i1, i2]: [usize; 3], count: usize, rows: &[T::Real], memory: &mut Vec<O>) {
-        let Some(out) = &mut self.out else { return };
-        let [.., len] = *out.as_ref().shape();
-        if out.as_ref().matrix(i0, i1).has_contiguous_rows() {
-            for (line, row) in rows.chunks_exact(len).enumerate() {
-                if let Ok(out) = out.row_mut([i0, i1, i2 + line]).into_mut_slice() {
-                    O::narrow(row, out);
-                }
+    /// Lines of a block.
+    fn lines_of_block(&self) -> usize {
+        let [.., lines, len] = self.tensors.shape();
+        let fit = BLOCK / len.max(1);
+        let step = match (self.lay, &self.tensors) {
+            (Lay::Columns, Tensors::Into { out, .. }) if self.large && out.as_ref().strides()[2] == 1 => {
+                RUN_BYTES / size_of::<O>()
             }
+            (Lay::Columns, _) => fit.clamp(COLUMNS.1, COLUMNS.0),
+            (Lay::Rows, Tensors::Read(x) | Tensors::Into { x, .. }) if x.matrix(0, 0).has_contiguous_rows() => {
+                fit.max(1)
+            }
+            (Lay::Rows, Tensors::InPlace(out)) if out.as_ref().matrix(0, 0).has_contiguous_rows() => fit.max(1),
+            (Lay::Rows, _) => fit.max(TILE),
+        };
+        step.min(lines)
+    }
+
+    /// Whether the output is streamed past the caches: whole cache lines of columns, whose rows all start at the same place in one.
+    fn streams(&self) -> bool {
+        let Tensors::Into { out, .. } = &self.tensors else { return false };
+        let (shape, strides) = (out.as_ref().shape(), out.as_ref().strides());
+        let bytes = size_of::<O>() as isize;
+        let whole = |axis: usize| shape[axis] == 1 || strides[axis].wrapping_mul(bytes) % LINE as isize == 0;
+        self.large && self.lay == Lay::Columns && strides[2] == 1 && [0, 1, 3].into_iter().all(whole)
+    }
+
+    /// Lines up to the first cache line of the output at `[i0, i1, i2]`; 0 if it is not streamed.
+    fn head(&self, [i0, i1, i2]: [usize; 3]) -> usize {
+        match &self.tensors {
+            Tensors::Into { out, .. } if self.streams() => {
+                let lines = out.as_ref().matrix(i0, i1).slice_rows(i2..out.as_ref().shape()[2]);
+                lines.as_ptr().align_offset(LINE).min(lines.rows())
+            }
+            _ => 0,
+        }
+    }
+
+    /// Computes columns block by block of their elements, so that only the exponentials of all of them are in memory; false, and
+    /// nothing is done, if the type or the output does not allow it.
+    fn softmax_of_columns(
+        &mut self,
+        part: Block,
+        block: Block,
+        softmax: &SoftmaxOf<'_, T::Real>,
+        memory: &mut Memory<T, O, T::Real>,
+    ) -> bool {
+        let (stream, head) = (self.streams(), self.head(part.first).min(part.count));
+        let Tensors::Into { x, out } = &mut self.tensors else { return false };
+        let [i0, i1, i2] = part.first;
+        let mut out = out.reborrow().narrow(2, i2..i2 + part.count).permuted(part.lay.axes());
+        let Some(out) = PanelMut::of_tensor(&mut out, [i0, i1]) else { return false };
+        let (elements, Memory { elements: copies, scratch, .. }) = (part.of(x), memory);
+        let mut make = |rows: LinePanel, numbers: &mut [T::Real]| {
+            gather(elements.slice_rows(rows.first..rows.first + rows.len), numbers, copies);
+            (softmax.change)(block, rows.first, numbers);
+            let stride = elements.row_stride().wrapping_mul(size_of::<T>() as isize);
+            let next = elements.as_ptr().wrapping_byte_offset(stride.wrapping_mul((rows.first + rows.len) as isize));
+            // A row whose elements are not neighbours has no address range to prefetch.
+            NextBlock::new(next, stride, if elements.has_contiguous_rows() { part.count } else { 0 })
+        };
+        let panel = LinePanel { first: 0, len: elements.rows(), width: part.count, head };
+        O::softmax_of_made(Made { panel, make: &mut make, out, stream }, softmax.scale, softmax.log, scratch)
+    }
+
+    /// Computes a block, which is `part` of the piece.
+    fn compute_block(
+        &mut self,
+        part: Block,
+        block: Block,
+        compute: Compute<'_, T::Real>,
+        memory: &mut Memory<T, O, T::Real>,
+    ) {
+        if let (Compute::Softmax(softmax), Lay::Columns) = (compute, part.lay)
+            && self.softmax_of_columns(part, block, softmax, memory)
+        {
             return;
         }
-        let rows = O::of_real(rows).unwrap_or_else(|| {
-            memory.resize(rows.len(), O::default());
-            O::narrow(rows, memory);
-            memory
-        });
-        let mut tile = [[O::default(); TILE]; TILE];
-        for (i, line) in tiles(len, count) {
-            let (height, width) = (TILE.min(len - i), TILE.min(count - line));
-            for n in 0..width {
-                let row = &rows[(line + n) * len + i..][..height];
-                tile.iter_mut().zip(row).for_each(|(tile, &y)| tile[n] = y);
+        let ([i0, i1, _], len) = (part.first, self.tensors.shape()[3]);
+        let Memory { numbers, elements, out: out_elements, .. } = memory;
+        if let (Compute::Read(compute), Tensors::Read(x)) = (compute, &self.tensors)
+            && let Some(first) = part.dense(x)
+            && let Some(x) = T::as_real(x.permuted(part.lay.axes()).dense_block([i0, i1, 0, 0], 2))
+        {
+            return compute(block, &x[first..][..part.count * len]);
+        }
+        // The numbers are computed in the output, if they can be there.
+        if let Some((x, out)) = self.tensors.output()
+            && let Some(first) = part.dense(out.as_ref())
+            && let Some(out) = O::as_real_mut(out.permuted(part.lay.axes()).dense_block_mut([i0, i1, 0, 0], 2))
+        {
+            let numbers = &mut out[first..][..part.count * len];
+            if let Some(x) = x {
+                gather(part.of(&x), numbers, elements);
             }
-            let lines = i2 + line..i2 + line + width;
-            let mut columns = out.reborrow().narrow(2, lines).permuted([0, 1, 3, 2]);
-            for (n, tile) in tile[..height].iter().enumerate() {
-                columns.row_mut([i0, i1, i + n]).fill_from(tile[..width].iter().copied());
-            }
+            return compute.run(block, numbers);
+        }
+        numbers.resize(part.count * len, T::Real::default());
+        self.tensors.gather(part, numbers, (elements, out_elements));
+        compute.run(block, numbers);
+        if let Some((_, out)) = self.tensors.output() {
+            scatter(numbers, out, part, out_elements);
         }
     }
 }
 
 /// Memory of a worker for blocks.
 struct Memory<T, O, R> {
-    rows: Vec<R>,
+    numbers: Vec<R>,
     /// Of the input's type.
     elements: Vec<T>,
     /// Of the output's type.
     out: Vec<O>,
-}
-
-/// Copies lines into rows. `memory` is for elements of their type.
-fn gather<T: Sealed>(lines: Matrix<'_, T>, rows: &mut [T::Real], memory: &mut Vec<T>) {
-    let len = lines.cols();
-    if len == 0 {
-        return;
-    }
-    if lines.has_contiguous_rows() {
-        for (i, row) in rows.chunks_exact_mut(len).enumerate() {
-            if let Some(line) = lines.row(i).as_slice() {
-                T::widen(line, row);
-            }
-        }
-    } else if let Some(rows) = T::of_real_mut(rows) {
-        transpose(lines, rows);
-    } else {
-        memory.resize(rows.len(), T::default());
-        transpose(lines, memory);
-        T::widen(memory, rows);
-    }
-}
-
-/// Copies lines whose elements are not neighbours in memory, tile by tile: so each cache line is read and written once.
-fn transpose<T: Sealed>(lines: Matrix<'_, T>, rows: &mut [T]) {
-    let (count, len, columns) = (lines.rows(), lines.cols(), lines.transposed());
-    let mut tile = [[T::default(); TILE]; TILE];
-    for (i, line) in tiles(len, count) {
-        let (height, width) = (TILE.min(len - i), TILE.min(count - line));
-        for (n, tile) in tile[..height].iter_mut().enumerate() {
-            let column = columns.row(i + n).slice(line..line + width);
-            match column.as_slice() {
-                Some(column) => tile[..width].copy_from_slice(column),
-                None => tile.iter_mut().zip(column.iter()).for_each(|(tile, x)| *tile = x),
-            }
-        }
-        for n in 0..width {
-            let row = &mut rows[(line + n) * len + i..][..height];
-            row.iter_mut().zip(&tile).for_each(|(x, tile)| *x = tile[n]);
-        }
-    }
-}
-
-/// The first element and the first line of each tile.
-fn tiles(len: usize, count: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..len).step_by(TILE).flat_map(move |i| (0..count).step_by(TILE).map(move |line| (i, line)))
-}
-
-/// The ranges of rows that one call of the row passes computes.
-fn together(rows: usize, len: usize) -> impl Iterator<Item = (std::ops::Range<usize>, Axis)> {
-    let step = if len <= TOGETHER { rows.max(1) } else { 1 };
-    (0..rows).step_by(step).map(move |row| {
-        let range = row..rows.min(row + step);
-        (range.clone(), Axis::of_rows(range.len(), len))
-    })
-}
-
-/// Softmax, or log_softmax, of rows in place.
-pub(super) fn softmax_rows<R: Sealed<Real = R>>(rows: &mut [R], count: usize, scale: R, log: bool) {
-    let len = rows.len() / count;
-    for (range, axis) in together(count, len) {
-        R::softmax(Buffers::InPlace(&mut rows[range.start * len..range.end * len]), axis, scale, log);
-    }
-}
-
-/// Softmax of rows at scale 1, times a number for each row, with the states of the rows.
-pub(super) fn softmax_rows_times<R: Sealed<Real = R>>(x: &[R], out: &mut [R], upstream: &[R]) -> Vec<(f64, f64)> {
-    let (count, mut states) = (upstream.len(), vec![(0.0, 0.0); upstream.len()]);
-    let len = x.len() / count;
-    for (range, axis) in together(count, len) {
-        let (elements, first) = (range.start * len..range.end * len, range.start);
-        let mut visit = |row: usize, max, sum| states[first + row] = (max, sum);
-        let (x, out) = (&x[elements.clone()], &mut out[elements]);
-        R::softmax_times(x, out, axis, R::real(1.0), &upstream[range], Some(&mut visit));
-    }
-    states
-}
-
-/// (scale * max, sum) of each row.
-pub(super) fn states_of_rows<R: Sealed<Real = R>>(x: &[R], count: usize, scale: R) -> Vec<(f64, f64)> {
-    let (len, mut states) = (x.len() / count, vec![(0.0, 0.0); count]);
-    for (range, axis) in together(count, len) {
-        let (elements, first) = (range.start * len..range.end * len, range.start);
-        R::states(&x[elements], axis, scale, &mut |row, max, sum| states[first + row] = (max, sum));
-    }
-    states
+    scratch: Scratch,
 }

@@ -2,16 +2,18 @@
 #![forbid(unsafe_code)]
 
 use super::axis::{Axis, axis_number, same_len};
-use super::chains::{largest_score, score, subtract};
+use super::block::{Block, Lay, Order, softmax_block, states_of_block};
+use super::chains::{hide, larger_scores, largest_score, score, subtract, subtract_each};
 use super::chosen_level::isa;
 use super::convert;
 use super::forward_calls::{check_scale, log_sum_exp};
-use super::gathered::{Block, Compute, Order, for_each_block, softmax_rows, states_of_rows};
+use super::gathered::{Compute, SoftmaxOf, Tensors, for_each_block};
 use super::number::Number;
 use super::sealed::Sealed;
 use crate::element::{Element, map_elements, with_elements};
 use crate::error::Error;
 use crate::tensor::any::AnyTensor;
+use crate::tensor::matrix::Row;
 use crate::tensor::strided::Strided;
 use crate::tensor::{TensorMut, TensorRef};
 use std::sync::{Mutex, PoisonError};
@@ -36,9 +38,9 @@ use std::sync::{Mutex, PoisonError};
 /// | finite x, bias and scale | never NaN, also where a score leaves the range of the type |
 /// | an axis of length 0 | nothing is written; logsumexp is -inf |
 ///
-/// Scores with a bias are f64, and their differences from the maximum are rounded once, to f32 (f64 for f64). Lines are computed
-/// as rows: a line has the bits of [`softmax`](super::softmax()) of the same elements as a row, with -inf for hidden ones, if
-/// there is no bias. Its bits depend on no stride, no other line and no thread.
+/// Scores with a bias are f64, and their differences from the maximum are rounded once, to f32 (f64 for f64). Without a bias, a line
+/// has the bits of [`softmax_into`](super::softmax_into()) along the same axis, with -inf for hidden elements. Its bits depend on the
+/// line and on whether its axis is the last (but for axes of size 1); they depend on no stride, no other line and no thread.
 ///
 /// Probabilities of f16 logits in f32, along the last axis, where the second row has only two classes:
 ///
@@ -74,6 +76,12 @@ impl<'a> Softmax<'a> {
     /// Along the last axis, at scale 1, without mask and bias.
     pub fn new() -> Self {
         Softmax { axis: -1, scale: 1.0, mask: None, bias: None, given_twice: None }
+    }
+
+    /// With tensors that C describes.
+    #[cfg(feature = "capi")]
+    pub(crate) fn with_tensors(mask: Option<Strided<'a, u8, 4>>, bias: Option<AnyTensor<'a>>) -> Self {
+        Softmax { mask, bias, ..Self::new() }
     }
 
     /// The axis along which it runs: counted from 0, or from -1 at the end, as in NumPy. `axis` is of any integer type.
@@ -150,6 +158,32 @@ impl<'a> Softmax<'a> {
         self.write(x, out, true)
     }
 
+    /// Softmax of `x` in place. The bits are those of [`softmax_into`](Self::softmax_into).
+    ///
+    /// ```
+    /// use flashtile::TensorMut;
+    /// use flashtile::softmax::Softmax;
+    ///
+    /// let mut x = [1.0f32, 5.0, 1.0, 1.0];
+    /// Softmax::new().axis(0).softmax_in_place(TensorMut::from_slice(&mut x, [2, 2])?)?;
+    /// assert_eq!([x[0], x[2]], [0.5, 0.5]);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`softmax_into`](Self::softmax_into).
+    pub fn softmax_in_place<T: Number, const N: usize>(&self, x: TensorMut<'_, T, N>) -> Result<(), Error> {
+        self.overwrite(x, false)
+    }
+
+    /// The logarithm of softmax of `x`, in place.
+    ///
+    /// # Errors
+    /// As [`softmax_into`](Self::softmax_into).
+    pub fn log_softmax_in_place<T: Number, const N: usize>(&self, x: TensorMut<'_, T, N>) -> Result<(), Error> {
+        self.overwrite(x, true)
+    }
+
     /// log(sum(exp(score))) along the axis: one element of `out` for each line, row-major in the order of the other axes.
     ///
     /// # Errors
@@ -159,25 +193,26 @@ impl<'a> Softmax<'a> {
         x: TensorRef<'_, T, N>,
         out: &mut [O],
     ) -> Result<(), Error> {
-        let lines = self.lines(x)?;
+        let lines = self.lines::<T, N>(x.shape())?;
         same_len(lines.count, out.len())?;
         let out = Mutex::new(out);
-        let finish = |block: Block, rows: &[T::Real], shifts: Vec<f64>| {
-            let states = states_of_rows(rows, block.count, lines.scale_of_rows());
+        let finish = |block: Block, numbers: &[T::Real], shifts: Vec<f64>| {
+            let states = states_of_block(block, numbers, lines.scale_of_numbers());
             let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
             for ((out, (max, sum)), shift) in out[block.line..].iter_mut().zip(states).zip(shifts) {
                 *out = O::from_f64(log_sum_exp(max + shift, sum));
             }
         };
+        let x = Tensors::<T, O>::Read(x.strided.with_rank::<4>().permuted(lines.order.axes()));
         if lines.mask.is_none() && lines.bias.is_none() {
-            let read = |block: Block, rows: &[T::Real]| finish(block, rows, vec![0.0; block.count]);
-            return for_each_block::<T, O>(lines.x, None, Compute::Read(&read));
+            let read = |block: Block, numbers: &[T::Real]| finish(block, numbers, vec![0.0; block.count]);
+            return for_each_block(x, lines.lay, Compute::Read(&read));
         }
-        let change = |block, rows: &mut [T::Real]| {
-            let shifts = lines.apply(block, rows);
-            finish(block, rows, shifts);
+        let change = |block, numbers: &mut [T::Real]| {
+            let shifts = lines.apply(block, numbers);
+            finish(block, numbers, shifts);
         };
-        for_each_block::<T, O>(lines.x, None, Compute::Write(&change))
+        for_each_block(x, lines.lay, Compute::Write(&change))
     }
 
     fn write<T: Number, O: Number<Real = T::Real>, const N: usize>(
@@ -186,35 +221,35 @@ impl<'a> Softmax<'a> {
         out: TensorMut<'_, O, N>,
         log: bool,
     ) -> Result<(), Error> {
-        let lines = self.lines(x)?;
         let (shape, expected) = (out.shape(), x.shape());
+        let lines = self.lines::<T, N>(expected)?;
         if let Some(n) = (0..N).find(|&n| shape[n] != expected[n]) {
             let dimension = AXES[4 - N + n];
             return Err(Error::ShapeMismatch { tensor: "output", dimension, expected: expected[n], got: shape[n] });
         }
-        if shape.contains(&0) {
-            return Ok(());
-        }
-        let out = out.strided.with_rank::<4>().permuted(lines.order.axes());
-        let compute = |block: Block, rows: &mut [T::Real]| {
-            lines.apply(block, rows);
-            softmax_rows(rows, block.count, lines.scale_of_rows(), log);
-        };
-        for_each_block(lines.x, Some(out), Compute::Write(&compute))
+        let axes = lines.order.axes();
+        let x = x.strided.with_rank::<4>().permuted(axes);
+        lines.softmax(Tensors::Into { x, out: out.strided.with_rank::<4>().permuted(axes) }, log)
+    }
+
+    fn overwrite<T: Number, const N: usize>(&self, x: TensorMut<'_, T, N>, log: bool) -> Result<(), Error> {
+        let lines = self.lines::<T, N>(x.shape())?;
+        let out = x.strided.with_rank::<4>().permuted(lines.order.axes());
+        lines.softmax(Tensors::<T, T>::InPlace(out), log)
     }
 
     /// Checks the options for a tensor.
-    fn lines<'t, T: Number, const N: usize>(&self, x: TensorRef<'t, T, N>) -> Result<MaskedLines<'t, 'a, T>, Error> {
+    fn lines<T: Number, const N: usize>(&self, shape: [usize; N]) -> Result<MaskedLines<'a, T>, Error> {
         if let Some(option) = self.given_twice {
             return Err(Error::GivenTwice { option });
         }
         let number = axis_number(self.axis, N)?;
-        let count = Axis::numbered(&x.shape(), number)?.lines();
+        let count = Axis::numbered(&shape, number)?.lines();
         let scale = T::real(self.scale);
         check_scale::<T>(scale)?;
-        let x = x.strided.with_rank::<4>();
-        let shape = *x.shape();
-        let order = Order::new(shape, number + 4 - N);
+        let number = number + 4 - N;
+        let shape = std::array::from_fn(|n| if n < 4 - N { 1 } else { shape[n + N - 4] });
+        let order = Order::new(shape, number);
         let axes = order.axes();
         let mask = self.mask.map(|mask| {
             let fits = mask.broadcast(shape).ok_or_else(|| not_broadcastable("mask", *mask.shape(), shape));
@@ -225,7 +260,7 @@ impl<'a> Softmax<'a> {
             fits.map(|bias| map_elements!(bias, bias => bias.permuted(axes)))
         });
         let (mask, bias) = (mask.transpose()?, bias.transpose()?);
-        Ok(MaskedLines { x: x.permuted(axes), order, count, scale, mask, bias })
+        Ok(MaskedLines { order, lay: Lay::of_axis(shape, number), count, scale, mask, bias })
     }
 }
 
@@ -237,10 +272,10 @@ fn not_broadcastable(tensor: &'static str, got: [usize; 4], shape: [usize; 4]) -
     Error::NotBroadcastable { tensor, dimension: AXES[n], got: got[n], expected: shape[n] }
 }
 
-/// A tensor whose softmax axis is the last, with mask and bias of the same shape.
-struct MaskedLines<'t, 'a, T: Sealed> {
-    x: Strided<'t, T, 4>,
+/// How the lines of a tensor are computed. Mask and bias have its shape, with the softmax axis as the last.
+struct MaskedLines<'a, T: Sealed> {
     order: Order,
+    lay: Lay,
     /// The number of lines.
     count: usize,
     scale: T::Real,
@@ -248,50 +283,121 @@ struct MaskedLines<'t, 'a, T: Sealed> {
     bias: Option<AnyTensor<'a>>,
 }
 
-impl<T: Sealed> MaskedLines<'_, '_, T> {
-    /// The scale of what [`apply`](Self::apply) leaves in the rows.
-    fn scale_of_rows(&self) -> T::Real {
+impl<T: Sealed> MaskedLines<'_, T> {
+    /// Softmax, or log_softmax, of tensors in the order of the lines.
+    fn softmax<O: Sealed<Real = T::Real>>(&self, tensors: Tensors<'_, T, O>, log: bool) -> Result<(), Error> {
+        if tensors.shape().contains(&0) {
+            return Ok(());
+        }
+        if self.bias.is_some() {
+            let compute = |block: Block, numbers: &mut [T::Real]| {
+                self.apply(block, numbers);
+                softmax_block(block, numbers, self.scale_of_numbers(), log);
+            };
+            return for_each_block(tensors, self.lay, Compute::Write(&compute));
+        }
+        let hide = |block: Block, first: usize, numbers: &mut [T::Real]| self.hide(block, first, numbers);
+        let softmax = SoftmaxOf { change: &hide, scale: self.scale, log };
+        for_each_block(tensors, self.lay, Compute::Softmax(&softmax))
+    }
+
+    /// The scale of what [`apply`](Self::apply) leaves in the numbers.
+    fn scale_of_numbers(&self) -> T::Real {
         if self.bias.is_some() { T::real(1.0) } else { self.scale }
     }
 
-    /// Applies mask and bias to the rows of a block. With a bias, rows are then score - max, and the result has the max of each.
-    fn apply(&self, block: Block, rows: &mut [T::Real]) -> Vec<f64> {
-        let (len, [i0, i1, i2]) = (rows.len() / block.count, block.first);
-        let mut shifts = vec![0.0; block.count];
-        let mut bias_row = vec![0.0; if self.bias.is_some() { len } else { 0 }];
-        for line in 0..if len == 0 { 0 } else { block.count } {
-            let row = &mut rows[line * len..][..len];
-            if let Some(mask) = &self.mask {
-                let hidden = T::Real::from_f64(f64::NEG_INFINITY);
-                for (x, visible) in row.iter_mut().zip(mask.matrix(i0, i1).row(i2 + line).iter()) {
-                    *x = if visible == 0 { hidden } else { *x };
-                }
-            }
-            if let Some(bias) = &self.bias {
-                with_elements!(bias, bias => copy_row(bias, [i0, i1, i2 + line], &mut bias_row));
-                shifts[line] = add_bias(row, &bias_row, T::real_to_f64(self.scale));
-            }
+    /// Applies the mask to rows of the numbers of a block, from `first` on.
+    fn hide(&self, block: Block, first: usize, numbers: &mut [T::Real]) {
+        let Some(mask) = &self.mask else { return };
+        let mask = block.of(mask);
+        let rows = numbers.len() / mask.cols();
+        hide(isa(), numbers, mask.slice_rows(first..first + rows));
+    }
+
+    /// Applies mask and bias to the numbers of a block. With a bias, they are then score - max, and the result has the max of each
+    /// line.
+    fn apply(&self, block: Block, numbers: &mut [T::Real]) -> Vec<f64> {
+        if numbers.is_empty() {
+            return vec![0.0; block.count];
         }
-        shifts
+        self.hide(block, 0, numbers);
+        let scale = T::real_to_f64(self.scale);
+        match (&self.bias, block.lay) {
+            (None, _) => vec![0.0; block.count],
+            (Some(bias), Lay::Rows) => add_bias(block, numbers, bias, scale),
+            (Some(bias), Lay::Columns) => add_bias_to_columns(block, numbers, bias, scale),
+        }
     }
 }
 
-/// One row as f32.
-fn copy_row<T: super::buffers::Stored>(from: &Strided<'_, T, 4>, [i0, i1, i2]: [usize; 3], to: &mut [f32]) {
-    let row = from.matrix(i0, i1).row(i2);
+/// Row `n` of the bias of a block, as f32.
+fn copy_bias(bias: &AnyTensor<'_>, block: Block, n: usize, to: &mut [f32]) {
+    with_elements!(bias, bias => copy_row(block.of(bias).row(n), to));
+}
+
+fn copy_row<T: super::buffers::Stored>(row: Row<'_, T>, to: &mut [f32]) {
     match row.as_slice() {
         Some(row) => convert::widen(isa(), row, to),
         None => to.iter_mut().zip(row.iter()).for_each(|(to, from)| *to = from.to_f32()),
     }
 }
 
-/// Turns a row into score - max, and gives max: -inf if all is hidden.
-fn add_bias<R: Sealed>(row: &mut [R], bias: &[f32], scale: f64) -> f64 {
-    let max = largest_score(isa(), row, bias, scale);
-    if max < f64::INFINITY || !overflows(row, bias, scale) {
-        subtract(isa(), row, bias, scale, max);
+/// Turns rows into score - max, and gives the max of each: -inf if all is hidden.
+fn add_bias<R: Sealed>(block: Block, numbers: &mut [R], bias: &AnyTensor<'_>, scale: f64) -> Vec<f64> {
+    let len = block.width(numbers.len());
+    let mut bias_row = vec![0.0; len];
+    let of_row = |(n, row): (usize, &mut [R])| {
+        copy_bias(bias, block, n, &mut bias_row);
+        let max = largest_score(isa(), row, &bias_row, scale);
+        if max < f64::INFINITY || !overflows(row, &bias_row, scale) {
+            subtract(isa(), row, &bias_row, scale, max);
+        }
+        max
+    };
+    numbers.chunks_exact_mut(len).enumerate().map(of_row).collect()
+}
+
+/// [`add_bias`] where the lines are columns.
+fn add_bias_to_columns<R: Sealed>(block: Block, numbers: &mut [R], bias: &AnyTensor<'_>, scale: f64) -> Vec<f64> {
+    let width = block.width(numbers.len());
+    let (mut bias_row, mut max) = (vec![0.0; width], vec![f64::NEG_INFINITY; width]);
+    for (n, row) in numbers.chunks_exact(width).enumerate() {
+        copy_bias(bias, block, n, &mut bias_row);
+        larger_scores(isa(), row, &bias_row, scale, &mut max);
+    }
+    let overflowed = overflowed_columns(block, numbers, bias, scale, &max);
+    for (n, row) in numbers.chunks_exact_mut(width).enumerate() {
+        copy_bias(bias, block, n, &mut bias_row);
+        subtract_each(isa(), row, &bias_row, scale, &max);
+    }
+    for (column, line) in overflowed {
+        numbers[column..].iter_mut().step_by(width).zip(line).for_each(|(to, x)| *to = x);
     }
     max
+}
+
+/// The columns that [`overflows`] changes, and what it leaves of them.
+fn overflowed_columns<R: Sealed>(
+    block: Block,
+    numbers: &[R],
+    bias: &AnyTensor<'_>,
+    scale: f64,
+    max: &[f64],
+) -> Vec<(usize, Vec<R>)> {
+    let mut row = vec![0.0; max.len()];
+    let mut overflowed = Vec::new();
+    for column in (0..max.len()).filter(|&column| max[column] == f64::INFINITY) {
+        let mut line: Vec<R> = numbers[column..].iter().step_by(max.len()).copied().collect();
+        let mut bias_of = |n| {
+            copy_bias(bias, block, n, &mut row);
+            row[column]
+        };
+        let bias: Vec<f32> = (0..line.len()).map(&mut bias_of).collect();
+        if overflows(&mut line, &bias, scale) {
+            overflowed.push((column, line));
+        }
+    }
+    overflowed
 }
 
 /// Turns a row of f64 into score - max where the largest score is above the range of numbers; false, without a change, if it is

@@ -3,10 +3,23 @@
 
 use super::axis::Axis;
 use super::buffers::Buffers;
+use super::column::MakeBlock;
+use super::lines::LinePanel;
+use super::scratch::Scratch;
+use super::shared::PanelMut;
 
 /// Gets a line's number, its maximum and its sum, in any order of the lines. A reference, because a type parameter would compile every loop at every level
 /// for each caller, and in the crate of the caller.
 pub(super) type Visit<'a> = &'a mut (dyn FnMut(usize, f64, f64) + Send);
+
+/// A panel of an output, and what writes some rows of the input to memory.
+pub struct Made<'a, T: Sealed> {
+    pub(super) panel: LinePanel,
+    pub(super) make: MakeBlock<'a, T::Real>,
+    pub(super) out: PanelMut<'a, T>,
+    /// Whether the output is streamed past the caches.
+    pub(super) stream: bool,
+}
 
 /// The operations of an element type. The callers have checked all lengths.
 pub trait Sealed: Sized + Copy + Default + Send + Sync {
@@ -29,6 +42,9 @@ pub trait Sealed: Sized + Copy + Default + Send + Sync {
     /// `to` = `from`, each element rounded once.
     fn narrow(from: &[Self::Real], to: &mut [Self]);
     fn softmax(buffers: Buffers<'_, Self>, axis: Axis, scale: Self::Real, log: bool);
+    /// The same of the lines of a panel whose rows are made block by block; false, and nothing is done, if the type has no such
+    /// loops.
+    fn softmax_of_made(made: Made<'_, Self>, scale: Self::Real, log: bool, scratch: &mut Scratch) -> bool;
     /// Softmax times a number per line. For the last axis, `visit` gets (line, max, sum).
     fn softmax_times(
         x: &[Self],

@@ -5,6 +5,7 @@
 
 use super::buffers::Buffers;
 use super::lines::{LinePanel, Lines, PanelPlace};
+use crate::tensor::strided::StridedMut;
 use crate::threads::Claims;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -87,6 +88,20 @@ pub(super) struct PanelMut<'a, T> {
 }
 
 impl<'a, T> PanelMut<'a, T> {
+    /// The last two axes of a tensor at `[i0, i1]`. `None` if the elements of a row are not neighbours, or the rows go backwards.
+    pub(super) fn of_tensor(out: &'a mut StridedMut<'_, T, 4>, [i0, i1]: [usize; 2]) -> Option<Self> {
+        let matrix = out.as_ref().matrix(i0, i1);
+        let stride = usize::try_from(matrix.row_stride()).ok().filter(|_| matrix.has_contiguous_rows())?;
+        // The invariant: these are elements of `out`, which is borrowed mutably for 'a.
+        Some(PanelMut {
+            origin: matrix.as_ptr().cast_mut(),
+            stride,
+            len: matrix.rows(),
+            width: matrix.cols(),
+            elements: PhantomData,
+        })
+    }
+
     /// One line of neighbouring elements.
     pub(super) fn line(x: &'a mut [T]) -> Self {
         PanelMut { origin: x.as_mut_ptr(), stride: 1, len: x.len(), width: 1, elements: PhantomData }

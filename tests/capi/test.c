@@ -61,6 +61,8 @@ static void print_layout(void) {
     PRINT_OFFSET(options, key_starts);
     PRINT_OFFSET(options, key_start_count);
     PRINT_OFFSET(options, page_table);
+    PRINT_OFFSET(options, score_tables);
+    PRINT_OFFSET(options, score_table_count);
     printf("page_table %lu\n", (unsigned long)sizeof(flashtile_page_table));
     PRINT_OFFSET(page_table, pages32);
     PRINT_OFFSET(page_table, pages64);
@@ -77,6 +79,12 @@ static void print_layout(void) {
     PRINT_OFFSET(mask, numbers);
     PRINT_OFFSET(mask, lists);
     PRINT_OFFSET(mask, counts);
+    printf("score_table %lu\n", (unsigned long)sizeof(flashtile_score_table));
+    PRINT_OFFSET(score_table, kind);
+    PRINT_OFFSET(score_table, reserved);
+    PRINT_OFFSET(score_table, numbers);
+    PRINT_OFFSET(score_table, table);
+    PRINT_OFFSET(score_table, count);
     printf("row %lu\n", (unsigned long)sizeof(flashtile_row));
     PRINT_OFFSET(row, batch);
     PRINT_OFFSET(row, head);
@@ -191,6 +199,58 @@ static void check_open_sets(void) {
     masks[1].numbers[0] = 1;
     CHECK(flashtile_attention(&tq, &tk, &tk, &to, NULL, &options) == FLASHTILE_INVALID_OPTION);
     CHECK(strstr(flashtile_last_error(), "masks[1]") == flashtile_last_error());
+}
+
+/* The bias of query i and key j of head h, by hand: distances up to 2; buckets of a decoder; a window of 2 x 3. */
+static float table_bias(const flashtile_score_table *table, int heads, int h, int i, int j) {
+    const int d = i - j;
+    switch (table->kind) {
+    case FLASHTILE_RELATIVE_BIAS: return table->table[h * 5 + 2 + (d < -2 ? -2 : d > 2 ? 2 : d)];
+    case FLASHTILE_T5_BIAS: /* a decoder's 4 buckets up to distance 4: 0, 1, 2, and 3 or more */
+        return table->table[(d < 0 ? 0 : d > 3 ? 3 : d) * heads + h];
+    default: return table->table[((i / 3 - j / 3 + 1) * 5 + i % 3 - j % 3 + 2) * heads + h];
+    }
+}
+
+/* Tables of relative positions, each alone, in double. */
+static void check_score_tables(void) {
+    enum { HEADS = 2, PLACES = 6, DIM = 5, COUNT = 3 * 5 * HEADS };
+    float x[HEADS * PLACES * DIM], out[HEADS * PLACES * DIM], biases[COUNT];
+    flashtile_tensor tx = flashtile_contiguous(x, FLASHTILE_F32, 1, HEADS, PLACES, DIM);
+    flashtile_tensor to = flashtile_contiguous(out, FLASHTILE_F32, 1, HEADS, PLACES, DIM);
+    flashtile_options options = FLASHTILE_OPTIONS_INIT;
+    flashtile_score_table tables[3] = {FLASHTILE_SCORE_TABLE_INIT, FLASHTILE_SCORE_TABLE_INIT, FLASHTILE_SCORE_TABLE_INIT};
+    int n, h, i, j, d;
+
+    for (n = 0; n < HEADS * PLACES * DIM; n++) x[n] = (float)sin(n);
+    for (n = 0; n < COUNT; n++) biases[n] = (float)cos(3 * n);
+    for (n = 0; n < 3; n++) tables[n].kind = n + 1, tables[n].table = biases;
+    tables[0].numbers[0] = 2, tables[0].count = 5 * HEADS;
+    tables[1].numbers[0] = 4, tables[1].count = 4 * HEADS;
+    tables[2].numbers[0] = 2, tables[2].numbers[1] = 3, tables[2].count = COUNT;
+    options.flags = FLASHTILE_SCALE;
+    options.scale = 1;
+    options.score_table_count = 1;
+    for (n = 0; n < 3; n++) {
+        options.score_tables = &tables[n];
+        CHECK(flashtile_attention(&tx, &tx, &tx, &to, NULL, &options) == FLASHTILE_OK);
+        for (h = 0; h < HEADS; h++) {
+            for (i = 0; i < PLACES; i++) {
+                double sum = 0, expected[DIM] = {0};
+                for (j = 0; j < PLACES; j++) {
+                    double score = table_bias(&tables[n], HEADS, h, i, j), weight;
+                    for (d = 0; d < DIM; d++) score += (double)x[(h * PLACES + i) * DIM + d] * x[(h * PLACES + j) * DIM + d];
+                    weight = exp(score);
+                    sum += weight;
+                    for (d = 0; d < DIM; d++) expected[d] += weight * x[(h * PLACES + j) * DIM + d];
+                }
+                for (d = 0; d < DIM; d++) CHECK(fabs(out[(h * PLACES + i) * DIM + d] - expected[d] / sum) < 1e-5);
+            }
+        }
+    }
+    tables[2].count--;
+    CHECK(flashtile_attention(&tx, &tx, &tx, &to, NULL, &options) == FLASHTILE_WRONG_COUNT);
+    CHECK(strstr(flashtile_last_error(), "score_tables[0]") == flashtile_last_error());
 }
 
 /* Sequences of 3, 1 and 4 queries over 7, 5 and 4 keys: packed, padded and in pages they have the bits of calls of their own. */
@@ -348,6 +408,24 @@ static void check_large_shapes(void) {
     CHECK(t.strides[0] == 4 && t.strides[1] == 4 && t.strides[2] == 2 && t.strides[3] == 1);
 }
 
+/* A hidden element counts for nothing, also if it is NaN; in place. */
+static void check_masked_softmax(void) {
+    float x[2][3] = {{1, 0, 1}, {0, 1, 1}}, lse[3] = {9, 9, 9};
+    unsigned char visible[3] = {1, 0, 2};
+    float bias[2] = {0, 0.5f};
+    flashtile_tensor tx = flashtile_contiguous3(x, FLASHTILE_F32, 1, 2, 3);
+    flashtile_tensor tm = flashtile_contiguous3(visible, FLASHTILE_BYTE, 1, 1, 3);
+    flashtile_tensor tb = flashtile_contiguous3(bias, FLASHTILE_F32, 1, 2, 1);
+    flashtile_tensor tl = flashtile_contiguous3(lse, FLASHTILE_F32, 1, 1, 3);
+    x[0][1] = (float)(0 * HUGE_VAL); /* NaN */
+    CHECK(flashtile_masked_logsumexp(&tx, &tl, &tm, &tb, 1, 2) == FLASHTILE_OK);
+    CHECK(fabs(lse[0] - log(exp(2) + exp(0.5))) < 1e-6 && lse[1] == -HUGE_VAL);
+    CHECK(flashtile_masked_softmax(&tx, &tx, &tm, NULL, -1, 1) == FLASHTILE_OK);
+    CHECK(x[0][0] == 0.5 && x[0][1] == 0 && x[0][2] == 0.5 && x[1][1] == 0);
+    CHECK(flashtile_masked_log_softmax(&tx, &tx, NULL, &tb, 1, 1) == FLASHTILE_OK);
+    CHECK(fabs(exp(x[0][1]) + exp(x[1][1]) - 1) < 1e-6 && fabs(x[1][1] - x[0][1] - 0.5) < 1e-6);
+}
+
 static void check_softmax(void) {
     double x[3] = {1000, 1001, 1002}, sum = 1 + exp(1.0) + exp(2.0);
     flashtile_tensor t = flashtile_contiguous(x, FLASHTILE_F64, 1, 1, 1, 3);
@@ -386,10 +464,12 @@ int main(void) {
     CHECK(flashtile_default_threads() >= 1);
     check_attention();
     check_open_sets();
+    check_score_tables();
     check_sequences();
     check_errors();
     check_large_shapes();
     check_softmax();
+    check_masked_softmax();
     check_cross_entropy();
     flashtile_release();
     check_attention();

@@ -48,7 +48,7 @@ def reference(q, k, v, *, causal=False, scale=None, softcap=None, window=(None, 
     j = np.arange(seq_kv)
     if alibi is not None:
         slopes = np.array(standard_slopes(heads) if alibi is True else alibi)
-        scores = scores - slopes[:, None, None] * np.abs(p - j)
+        scores = scores - slopes[..., None, None] * np.abs(p - j)
     if modify is not None:
         scores = modify(scores, p, j)
     sees = np.broadcast_to(j < lengths[:, None, None, None], scores.shape).copy()
@@ -107,6 +107,7 @@ def test_options():
             {"window": (None, 0)},
             {"causal": True, "window": (3, 2), "alibi": True},
             {"alibi": [0.25 * h for h in range(heads)], "query_offset": -2},
+            {"alibi": rng.random((batch, heads)).astype(np.float32)},
             {"causal": True, "query_offset": 0},
             {"causal": True, "query_offset": list(range(-1, batch - 1))},
             {"causal": True, "key_lengths": [seq_kv - 3 * b for b in range(batch)]},
@@ -180,6 +181,52 @@ def test_sinks():
         check(lse / 8, expected_lse / 8)
     refused("WRONG_COUNT", lambda: lib.attention(q, k, v, sinks=[1.0]), "sinks")
     refused("INVALID_OPTION", lambda: lib.attention(q, k, v, sinks=[np.inf] * 4), "sink is inf")
+
+
+def t5_bucket(distance, bidirectional, count, max_distance):
+    """As Hugging Face's transformers compute it; `distance` is the query's position minus the key's."""
+    later = 0
+    if bidirectional:
+        count //= 2
+        later, distance = np.where(distance < 0, count, 0), np.abs(distance)
+    distance = np.maximum(distance, 0)
+    exact = count // 2
+    grown = np.log(np.maximum(distance, 1) / exact) / np.log(max_distance / exact) * (count - exact)
+    return later + np.where(distance < exact, distance, np.minimum(exact + np.floor(grown + 1e-6).astype(int), count - 1))
+
+
+def test_score_tables():
+    heads, most = 4, 5
+    q, k, v = random(2, heads, 7, 16), random(2, 2, 300, 16), random(2, 2, 300, 16)
+    distances, buckets = random(heads, 2 * most + 1), random(32, heads)
+    near = lambda p, j: distances[:, np.clip(p - j, -most, most)[0, 0] + most]
+    of_buckets = lambda both: lambda p, j: buckets[t5_bucket((p - j)[0, 0], both, 32, 128)].transpose(2, 0, 1)
+    cases = [
+        (flashtile.relative_bias(distances), near),
+        (flashtile.t5_bias(buckets, bidirectional=False), of_buckets(False)),
+        (flashtile.t5_bias(buckets, bidirectional=True, max_distance=128), of_buckets(True)),
+    ]
+    for n, (table, bias) in enumerate(cases):
+        other, other_bias = cases[n - 1]
+        for tables, modify in (
+            ([table], lambda scores, p, j: scores + bias(p, j)),
+            ([table, other], lambda scores, p, j: scores + bias(p, j) + other_bias(p, j)),
+        ):
+            for how in ({}, {"causal": True, "alibi": True, "query_offset": 150}):
+                out, lse = lib.attention(q, k, v, lse=True, score_tables=tables, **how)
+                expected, expected_lse = reference(q, k, v, modify=modify, **how)
+                check(out, expected)
+                check(lse / 8, expected_lse / 8)
+
+    height, width = 3, 5
+    x, table = random(2, heads, height * width, 16), random((2 * height - 1) * (2 * width - 1), heads)
+    y, x_of = np.divmod(np.arange(height * width), width)
+    offsets = (y[:, None] - y + height - 1) * (2 * width - 1) + x_of[:, None] - x_of + width - 1
+    out = lib.attention(x, x, x, score_tables=[flashtile.window_bias((height, width), table)])
+    check(out, reference(x, x, x, bias=table[offsets].transpose(2, 0, 1))[0])
+
+    refused("WRONG_COUNT", lambda: lib.attention(q, k, v, score_tables=[flashtile.relative_bias(distances[1:])]), "relative biases")
+    refused("INVALID_OPTION", lambda: lib.attention(q, k, v, score_tables=[flashtile.ScoreTable(4)]), "score_tables[0]", "4")
 
 
 def test_score_functions():
@@ -457,6 +504,40 @@ def test_softmax():
     out = flashtile.bf16(np.empty((4, 9), np.uint16))
     lib.softmax(bits, out)
     check(out, softmax_of(flashtile.from_bf16(bits), -1, 1, False), 2.0**-8)
+
+
+def test_masked_softmax():
+    views = (lambda x: x, lambda x: x.transpose(2, 0, 3, 1)[:, ::-1])
+    for dtype, unit in ((np.float32, 2.0**-24), (np.float16, 2.0**-11), (np.float64, 2.0**-24)):
+        for view in views:
+            x = view(random(3, 4, 5, 34, dtype=dtype))
+            mask, bias = rng.random(x.shape) < 0.7, random(*x.shape[2:])
+            for how in ({"mask": mask}, {"bias": bias}, {"mask": mask[:1, :, :, :1], "bias": bias.astype(np.float16)}):
+                scores = 0.5 * wide(x) + wide(how.get("bias", np.float32(0)))
+                scores = np.where(how.get("mask", True), scores, -np.inf)
+                for axis in range(-4, 4):
+                    top = np.maximum(scores.max(axis, keepdims=True), -1e300)
+                    sums = np.exp(scores - top).sum(axis, keepdims=True)
+                    with np.errstate(divide="ignore"):
+                        lse = top + np.log(sums)
+                    expected = np.where(sums > 0, np.exp(scores - top) / np.where(sums > 0, sums, 1), 0)
+                    y = lib.softmax(x, axis=axis, scale=0.5, **how)
+                    check(y / 4, expected / 4, unit)
+                    own = view(np.zeros((3, 4, 5, 34), dtype))
+                    own[...] = x
+                    lib.softmax(own, own, axis=axis, scale=0.5, **how)
+                    assert (own == y).all(), f"in place, axis {axis}"
+                    seen = np.isfinite(scores)
+                    logs = lib.log_softmax(x, axis=axis, scale=0.5, **how)
+                    check(np.where(seen, logs, 0) / 16, np.where(seen, scores - np.where(sums > 0, lse, 0), 0) / 16, unit)
+                    assert (logs[~seen] == -np.inf).all()
+                    got = lib.logsumexp(x, axis=axis, scale=0.5, **how)
+                    some = np.isfinite(lse)
+                    assert (got[~some] == -np.inf).all()
+                    check(np.where(some, got, 0) / 8, np.where(some, lse, 0) / 8)
+    bits = flashtile.to_bf16(random(4, 9))
+    check(lib.softmax(bits, np.empty((4, 9), np.float32), mask=np.ones(9, bool)), softmax_of(flashtile.from_bf16(bits), -1, 1, False))
+    refused("NOT_BROADCASTABLE", lambda: lib.softmax(random(2, 3), mask=np.ones((3, 2), bool)), "mask")
 
 
 def test_logsumexp():

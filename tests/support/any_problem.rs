@@ -153,6 +153,8 @@ pub enum Offset {
 pub enum Alibi {
     Standard,
     PerHead(Vec<f32>),
+    /// `[batch][heads_q]`.
+    PerBatchAndHead(Vec<f32>),
 }
 
 /// Everything about a call. Printing it leaves out the elements, which come from the seed.
@@ -246,6 +248,10 @@ impl Problem {
         own.alibi = self.alibi.as_ref().map(|alibi| match alibi {
             Alibi::Standard => Alibi::PerHead(heads.clone().map(|h| alibi_slope(h, dims.heads_q)).collect()),
             Alibi::PerHead(slopes) => Alibi::PerHead(slopes[heads.clone()].to_vec()),
+            Alibi::PerBatchAndHead(slopes) => {
+                let of = |b| &slopes[b * dims.heads_q..][heads.clone()];
+                Alibi::PerBatchAndHead(batches.clone().flat_map(of).copied().collect())
+            }
         });
         let first = [batches.start, heads.start, queries.start];
         own.masks = self.masks.iter().map(|mask| mask.part(first)).collect();
@@ -296,6 +302,7 @@ impl Problem {
         match &self.alibi {
             Some(Alibi::Standard) => attention = attention.alibi(AlibiSlopes::Standard),
             Some(Alibi::PerHead(slopes)) => attention = attention.alibi(AlibiSlopes::PerHead(slopes)),
+            Some(Alibi::PerBatchAndHead(slopes)) => attention = attention.alibi(AlibiSlopes::PerBatchAndHead(slopes)),
             None => {}
         }
         for mask in &self.masks {

@@ -228,6 +228,7 @@ fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64]
     let slope = problem.alibi.as_ref().map(|alibi| match alibi {
         Alibi::Standard => alibi_slope(h, problem.dims.heads_q) as f64,
         Alibi::PerHead(slopes) => slopes[h] as f64,
+        Alibi::PerBatchAndHead(slopes) => slopes[b * problem.dims.heads_q + h] as f64,
     });
     if let Some(slope) = slope {
         let distance = (position(problem, b, i) - j as i128).unsigned_abs() as f64;

@@ -80,11 +80,14 @@ impl Mask for OwnedMask {
     }
 }
 
-/// A mask of any kind. `offset` is the position of query 0 if all batches have the same.
-pub fn mask(rng: &mut Rng, dims: &Dims, offset: Option<isize>) -> OwnedMask {
+/// Kinds of [`ready_mask`].
+pub const READY_MASKS: usize = 8;
+
+/// A random mask of one of the kinds of `src/mask/` that are ready to use.
+pub fn ready_mask(kind: usize, rng: &mut Rng, dims: &Dims) -> OwnedMask {
     let Dims { batch, heads_q, seq_q, seq_kv, .. } = *dims;
     let documents = |rng: &mut Rng, len: usize| -> Vec<u32> { (0..len).map(|_| rng.below(4) as u32).collect() };
-    match rng.below(10) {
+    match kind {
         0 => {
             let (mut q, mut k) = (documents(rng, seq_q), documents(rng, seq_kv));
             q.sort_unstable();
@@ -118,11 +121,24 @@ pub fn mask(rng: &mut Rng, dims: &Dims, offset: Option<isize>) -> OwnedMask {
             let kept: Vec<bool> = (0..shape.iter().product()).map(|_| rng.one_in(2)).collect();
             OwnedMask::new("blocks", BlockSparse::new(block, shape, &kept).expect("of the shape"))
         }
-        7 => {
+        _ => {
             let starts: Vec<i64> = (0..batch).map(|_| rng.below(seq_kv + 2) as i64 - 1).collect();
             let starts: &'static [i64] = starts.leak(); // a few bytes in each of some problems
             OwnedMask::new("key starts", KeyStarts::new(starts))
         }
+    }
+}
+
+/// Three ready masks of any kinds, that intersect.
+pub fn three_ready_masks(rng: &mut Rng, dims: &Dims) -> Vec<OwnedMask> {
+    (0..3).map(|_| ready_mask(rng.below(READY_MASKS), rng, dims)).collect()
+}
+
+/// A mask of any kind. `offset` is the position of query 0 if all batches have the same.
+pub fn mask(rng: &mut Rng, dims: &Dims, offset: Option<isize>) -> OwnedMask {
+    let Dims { batch, heads_q, seq_q, seq_kv, .. } = *dims;
+    match rng.below(READY_MASKS + 2) {
+        kind if kind < READY_MASKS => ready_mask(kind, rng, dims),
         _ => {
             let (a, b) = (1 + rng.below(5), 1 + rng.below(3));
             let function = mask_fn(move |pair: Pair| {

@@ -133,9 +133,10 @@ pub fn problem(rng: &mut Rng, dims: Dims) -> Problem {
     }
     if rng.one_in(6) {
         let slopes = |_| if rng.one_in(4) { 0.0 } else { rng.normal() };
-        problem.alibi = Some(match dims.heads_q % 2 {
+        problem.alibi = Some(match (dims.heads_q + dims.batch) % 3 {
             0 => Alibi::Standard,
-            _ => Alibi::PerHead((0..dims.heads_q).map(slopes).collect()),
+            1 => Alibi::PerHead((0..dims.heads_q).map(slopes).collect()),
+            _ => Alibi::PerBatchAndHead((0..dims.batch * dims.heads_q).map(slopes).collect()),
         });
     }
     problem.form = [None, Some(Form::Decode), Some(Form::Prefill)][rng.below(3)];
