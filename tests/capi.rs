@@ -606,14 +606,16 @@ fn an_options_struct_of_another_version() {
         unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) }
     };
     assert_eq!(call([0; 4]), 0, "{}", last_error());
-    // No version ends inside a member. The first one ended before the sinks, the second one before the query lengths.
+    // No version ends inside a member. The first one ended before the sinks, the second one before the query lengths, the third one
+    // before the first queries.
     let (first, second) = (offset_of!(Options, sinks), offset_of!(Options, query_lengths));
+    let third = offset_of!(Options, first_queries);
     for struct_size in (size_of::<Options>() + 1..size_of::<Newer>()).chain(0..size_of::<Options>()) {
         let whole = struct_size > size_of::<Options>() && struct_size.is_multiple_of(8);
         let newer = Newer { options: Options { struct_size, ..Options::new() }, more: [0; 4] };
         // SAFETY: all of these are what they say.
         let code = unsafe { flashtile_attention(&q, &k, &v, &out, null(), (&raw const newer).cast()) };
-        let accepted = whole || struct_size == first || struct_size == second;
+        let accepted = whole || [first, second, third].contains(&struct_size);
         assert_eq!(code, if accepted { 0 } else { Code::BadStructSize as i32 }, "{struct_size}");
     }
     assert_eq!(call([0; 4]), 0);
@@ -998,7 +1000,8 @@ fn layout() -> Vec<(String, usize)> {
             layout!("options" Options: struct_size flags threads scale softcap window_left window_right query_position
             alibi query_offset query_offsets query_offset_count key_lengths key_length_count alibi_slopes
             alibi_slope_count mask bias level form reserved sinks sink_count masks mask_count score_row score_context
-            query_lengths query_length_count query_starts query_start_count key_starts key_start_count page_table),
+            query_lengths query_length_count query_starts query_start_count key_starts key_start_count page_table
+            first_queries first_query_count first_keys first_key_count),
         )
         .chain(layout!("page_table" PageTable: pages32 pages64 page_count width starts start_count lengths length_count
             page_size))

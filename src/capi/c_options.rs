@@ -88,6 +88,14 @@ pub struct Options {
     pub key_start_count: i64,
     /// The pages of each sequence, where keys and values are a pool of pages.
     pub page_table: *const PageTable,
+    /// The first query of each sequence; the rows before it are left padding.
+    pub first_queries: *const i64,
+    /// The number of entries of `first_queries`.
+    pub first_query_count: i64,
+    /// The first key of each sequence; the rows before it are left padding.
+    pub first_keys: *const i64,
+    /// The number of entries of `first_keys`.
+    pub first_key_count: i64,
 }
 
 /// The flags of [`Options`].
@@ -114,10 +122,11 @@ const LARGEST: usize = 4096;
 
 /// The sizes of the struct in all versions up to this one. **A new member adds a size.** It must not need padding before or
 /// after it, because a caller leaves padding unset, and a library of another version could read it as a member.
-const SIZES: [usize; 3] = [
+const SIZES: [usize; 4] = [
     SMALLEST,
     mem::offset_of!(Options, score_context) + size_of::<*mut c_void>(),
     mem::offset_of!(Options, page_table) + size_of::<*const PageTable>(),
+    mem::offset_of!(Options, first_key_count) + size_of::<i64>(),
 ];
 
 /// Whether a version of the struct has this size. Of later versions it is only known that they have no padding at the end.
@@ -144,7 +153,7 @@ macro_rules! assert_no_padding {
 assert_no_padding!(struct_size flags threads scale softcap window_left window_right query_position alibi query_offset
     query_offsets query_offset_count key_lengths key_length_count alibi_slopes alibi_slope_count mask bias level form
     reserved sinks sink_count masks mask_count score_row score_context query_lengths query_length_count query_starts
-    query_start_count key_starts key_start_count page_table);
+    query_start_count key_starts key_start_count page_table first_queries first_query_count first_keys first_key_count);
 
 impl Options {
     /// Plain attention.
@@ -355,6 +364,8 @@ impl Options {
             key_lengths: (self.key_lengths, self.key_length_count),
             key_starts: (self.key_starts, self.key_start_count),
             page_table: self.page_table,
+            first_queries: (self.first_queries, self.first_query_count),
+            first_keys: (self.first_keys, self.first_key_count),
         };
         // SAFETY: the caller's promise.
         unsafe { CheckedSequences::new(options) }
