@@ -604,8 +604,8 @@ fn memory_follows_the_keys_that_are_seen() {
     };
     let attention = Attention::new().causal().threads(Threads::Serial);
     let windowed = attention.clone().window(Some(2000), None);
-    // Of the same remainder, so that windows reach into the same numbers of splits.
-    let lengths = [6000, 6000 + 512 * 1900];
+    // Of the same remainders by 512 and by 2000, so that windows reach into the same numbers of splits, and rings wrap at the same key.
+    let lengths = [6000, 6000 + 15 * 64_000];
     let [few, many] = lengths.map(|n| bytes(&windowed, (tokens(n, 32), tokens(n, 32)).into()));
     assert_eq!(few, many, "a window");
     let all = bytes(&attention, (tokens(lengths[1], 32), tokens(lengths[1], 32)).into());
