@@ -4,7 +4,9 @@
 
 use crate::call::{Call, LseOutput};
 use crate::driver::{self, Output, Workspace};
-use crate::element::{DType, Element};
+use crate::element::DType;
+#[cfg(feature = "ndarray")]
+use crate::element::Element;
 use crate::error::Error;
 use crate::integers::Integers;
 use crate::kv::{KeysValues, Places};
