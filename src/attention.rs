@@ -4,7 +4,9 @@
 
 use crate::call::{Call, LseOutput};
 use crate::driver::{self, Output, Workspace};
-use crate::element::{DType, Element};
+use crate::element::DType;
+#[cfg(feature = "ndarray")]
+use crate::element::Element;
 use crate::error::Error;
 use crate::integers::Integers;
 use crate::kv::{KeysValues, Places};
@@ -18,7 +20,6 @@ use crate::score::{AlibiSlopes, BiasTensor, OpenScoreMod, ScoreMod, ScoreStage, 
 use crate::sequence::QueryOffset;
 use crate::simd::Isa;
 use crate::softmax;
-use crate::tensor::any::AnyTensor;
 use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 
 /// Scaled-dot-product attention: the options of a computation, without the tensors.
@@ -45,7 +46,7 @@ use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 /// [`modified_by`](Self::modified_by).
 ///
 /// Options that are set twice: causal order, windows, `masked_by` and `modified_by` compose. A [`mask`](Self::mask),
-/// [`bias`](Self::bias), [`alibi`](Self::alibi), [`key_lengths`](Self::key_lengths) or [`sinks`](Self::sinks) given twice is refused by
+/// [`bias`](Self::bias), [`alibi`](Self::alibi), [`key_lengths`](Self::key_lengths), [`first_keys`](Self::first_keys) or [`sinks`](Self::sinks) given twice is refused by
 /// the call, with [`Error::GivenTwice`].
 /// For all other options the last one counts.
 ///
@@ -174,6 +175,47 @@ impl<'a> Attention<'a> {
         self
     }
 
+    /// Sets the first key of each sequence, `[batch]`, each from 0 to its number of keys: the rows before it are **left padding**. They
+    /// are not read, and the bits of a sequence's rows are those of a call with that sequence alone.
+    ///
+    /// The list is as in [`key_lengths`](Self::key_lengths), which counts padding: the keys of sequence `b` are the rows
+    /// `first_keys[b]..key_lengths[b]`, or up to `seq_kv`. It is for `(k, v)` and [`KvCache`](crate::KvCache).
+    ///
+    /// * **Positions** count from the first key. [`QueryOffset::FromEnd`] needs nothing else; [`QueryOffset::At`] and
+    ///   [`QueryOffset::PerBatch`] say how many keys of the sequence come before query 0, padding left out. Causal order, windows,
+    ///   ALiBi, [`masked_by`](Self::masked_by) and [`modified_by`](Self::modified_by) take the sequence without its padding.
+    /// * **The tensors of [`mask`](Self::mask) and [`bias`](Self::bias)** have a column for each row of the keys, padding included, as
+    ///   the masks of left-padded Hugging Face batches have.
+    ///
+    /// In a prefill, queries are left-padded, too: see [`first_queries`](Self::first_queries). Packed keys, pages and rotating caches
+    /// have no padding, and are refused with [`Error::GivenTwice`], as are first keys that are given twice.
+    ///
+    /// ```
+    /// use flashtile::Attention;
+    ///
+    /// let firsts = [0u32, 2]; // two prompts of 5 and 3 tokens, padded on the left to 5
+    /// let prefill = Attention::new().causal().first_queries(&firsts).first_keys(&firsts);
+    /// let decode = Attention::new().causal().first_keys(&firsts);
+    /// ```
+    pub fn first_keys(mut self, firsts: impl Into<Integers<'a>>) -> Self {
+        self.options.note_if_twice("first_keys", self.options.first_keys.is_some());
+        self.options.first_keys = Some(firsts.into());
+        self
+    }
+
+    /// Sets the first query of each sequence, `[batch]`, each from 0 to its number of queries: the rows before it are left padding.
+    /// They are not computed, and their rows of the output and lse are left as they are.
+    ///
+    /// The queries of sequence `b` are the rows `first_queries[b]..query_lengths[b]`, or up to `seq_q`. Positions count from the first
+    /// one. The tensors of [`mask`](Self::mask) and [`bias`](Self::bias) have a row for each row of the queries, padding included.
+    ///
+    /// Packed queries have no padding, and are refused with [`Error::GivenTwice`], as are first queries that are given twice.
+    pub fn first_queries(mut self, firsts: impl Into<Integers<'a>>) -> Self {
+        self.options.note_if_twice("first_queries", self.options.first_queries.is_some());
+        self.options.first_queries = Some(firsts.into());
+        self
+    }
+
     /// Packs the queries of all sequences in one tensor: those of sequence `b` are the rows `starts[b]..starts[b + 1]`, as in
     /// FlashAttention's `varlen` calls.
     ///
@@ -295,9 +337,9 @@ impl<'a> Attention<'a> {
     /// let attention = Attention::new().bias(TensorRef::from_slice(&bias, [2, 2])?);
     /// # Ok::<(), flashtile::Error>(())
     /// ```
-    pub fn bias<T: Element>(mut self, bias: impl Into<TensorRef<'a, T>>) -> Self {
+    pub fn bias(mut self, bias: impl Into<AnyTensorRef<'a>>) -> Self {
         self.options.note_if_twice("bias", self.options.bias.is_some());
-        self.options.bias = Some(BiasTensor(AnyTensor::new(bias.into().strided)));
+        self.options.bias = Some(BiasTensor(bias.into().tensor));
         self
     }
 
@@ -373,6 +415,34 @@ impl<'a> Attention<'a> {
         v: (DType, [usize; 4]),
     ) -> Result<Plan, Error> {
         self.plan_for(&Problem::of_shapes(&self.options, [q, k, v], (self.options.query_starts, Places::Dense))?)
+    }
+
+    /// The shape of the output for these tensors, `[batch, heads_q, seq_q, value_dim]`; with packed queries
+    /// `[1, heads_q, total, value_dim]`. That of the lse are its first three numbers.
+    ///
+    /// ```
+    /// use flashtile::{Attention, KeysValues, TensorMut, TensorRef, Workspace};
+    ///
+    /// // Two prompts of 3 and 2 tokens, 8 query heads.
+    /// let (q, kv, starts) = (vec![0.1f32; 5 * 8 * 64], vec![0.2f32; 5 * 2 * 64], [0, 3, 5]);
+    /// let (q, kv) = (TensorRef::from_slice(&q, [5, 8, 64])?, TensorRef::from_slice(&kv, [5, 2, 64])?);
+    /// let (attention, kv) = (Attention::new().causal().query_starts(&starts), KeysValues::packed(kv, kv, &starts));
+    ///
+    /// let shape = attention.output_shape(q, kv)?;
+    /// assert_eq!(shape, [1, 8, 5, 64]);
+    /// let mut out = vec![0.0f32; shape.iter().product()];
+    /// attention.compute(q, kv, TensorMut::from_slice(&mut out, shape)?, None, &mut Workspace::new())?;
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Attention::compute`].
+    pub fn output_shape<'t>(
+        &self,
+        q: impl Into<AnyTensorRef<'t>>,
+        kv: impl Into<KeysValues<'t>>,
+    ) -> Result<[usize; 4], Error> {
+        Ok(Problem::new(&self.options, q.into(), kv.into())?.output_shape())
     }
 
     pub(crate) fn plan_for(&self, problem: &Problem<'_>) -> Result<Plan, Error> {
@@ -496,9 +566,10 @@ impl<'a> Attention<'a> {
     /// * [`Error::NotBroadcastable`], [`Error::WrongCount`], [`Error::LengthOutOfRange`], [`Error::InvalidStarts`]: a mask, bias or
     ///   list that does not fit the tensors
     /// * [`Error::InvalidOption`]: a scale, softcap or slope that is not a valid number
-    /// * [`Error::GivenTwice`]: a mask, a bias, key lengths, sinks or ALiBi given twice
+    /// * [`Error::GivenTwice`]: a mask, a bias, key lengths, first keys, sinks or ALiBi given twice
     /// * [`Error::InvalidMask`], and what [`Mask::check`] and [`ScoreMod::check`] return: masks and score modifications that
     ///   were made for another problem
+    /// * [`Error::LostKeys`]: a window over keys that a [`RotatingKvCache`](crate::RotatingKvCache) has overwritten
     /// * [`Error::LevelUnavailable`]: a level that the processor lacks
     /// * [`Error::TooLarge`]: broadcast tensors with more elements than any memory holds
     /// * [`Error::TooMany`]: more than 2^32 - 1 query rows or 2^24 key/value heads in all batches together, or rows of more

@@ -10,10 +10,12 @@
 //!
 //! Rust programs call these functions only to test them.
 
+mod c_call;
 mod c_losses;
 mod c_mask;
 mod c_masked_softmax;
 mod c_options;
+mod c_prepared;
 mod c_score_table;
 mod c_sequences;
 mod c_tensor;
@@ -39,65 +41,26 @@ pub use c_losses::{
 pub use c_mask::Mask;
 pub use c_masked_softmax::{flashtile_masked_log_softmax, flashtile_masked_softmax};
 pub use c_options::{Options, flags};
+pub use c_prepared::{
+    PreparedStep, flashtile_prepare, flashtile_prepared_free, flashtile_prepared_replan, flashtile_prepared_run,
+};
 pub use c_score_table::ScoreTable;
 pub use c_sequences::PageTable;
 pub use c_tensor::Tensor;
 pub use failure::Code;
 pub use score_row::{Row, ScoreRow};
 
-use crate::driver::Workspace;
 use crate::element::{bf16, f16};
 use crate::level::Level;
 use crate::problem::Problem;
 use crate::softmax::Number;
 use crate::tensor::{TensorMut, TensorRef};
-use c_options::{Lists, OpenSets, ScoreTensors};
-use c_sequences::CheckedSequences;
+use c_call::{CheckedOptions, ThreadScratch, free_scratch, inputs, with_scratch};
 use c_tensor::{CheckedTensor, F32, NUMBERS, Type, axis_of, check_pointer};
 use failure::{Failure, guarded};
 use softmax_call::{SoftmaxCall, SoftmaxOperands};
-use std::cell::Cell;
 use std::ffi::{CString, c_char};
 use std::sync::OnceLock;
-
-/// Scratch memory that a thread keeps between calls, so that repeated calls do not allocate.
-#[derive(Debug, Default)]
-struct ThreadScratch {
-    workspace: Workspace,
-    lists: Lists,
-}
-
-thread_local! {
-    static SCRATCH: Cell<Option<Box<ThreadScratch>>> = const { Cell::new(None) };
-}
-
-/// Takes the scratch memory out of the thread's slot while `work` runs. A call inside `work` finds none and makes its own.
-/// After a panic the slot is empty, not half written.
-fn with_scratch<R>(work: impl FnOnce(&mut ThreadScratch) -> R) -> R {
-    let mut scratch = SCRATCH.try_with(Cell::take).ok().flatten().unwrap_or_default();
-    let result = work(&mut scratch);
-    let _ = SCRATCH.try_with(|cell| cell.set(Some(scratch)));
-    result
-}
-
-/// Queries, keys and values.
-///
-/// # Safety
-/// As [`CheckedTensor::of_heads`], of each.
-unsafe fn inputs(
-    [q, k, v]: [*const Tensor; 3],
-    sequences: &CheckedSequences<'_>,
-) -> Result<[CheckedTensor; 3], Failure> {
-    let (packed_q, packed_kv) = (sequences.has_packed_queries(), sequences.has_packed_keys());
-    // SAFETY: the caller's promise.
-    unsafe {
-        Ok([
-            CheckedTensor::of_heads("queries", q, packed_q)?,
-            CheckedTensor::of_heads("keys", k, packed_kv)?,
-            CheckedTensor::of_heads("values", v, packed_kv)?,
-        ])
-    }
-}
 
 /// Attention: `flashtile_attention` of the header.
 ///
@@ -129,43 +92,26 @@ unsafe fn attention(
     options: *const Options,
 ) -> Result<(), Failure> {
     // SAFETY: the caller's promise, here and below.
-    let options = unsafe { Options::read(options)? };
+    let checked = unsafe { CheckedOptions::new(options)? };
     // SAFETY: as above.
-    let sequences = unsafe { options.sequences()? };
+    let inputs = unsafe { inputs(qkv, &checked.sequences)? };
     // SAFETY: as above.
-    let inputs = unsafe { inputs(qkv, &sequences)? };
-    // SAFETY: as above.
-    let out = unsafe { CheckedTensor::of_heads("output", out, sequences.has_packed_queries())? };
-    // SAFETY: as above.
-    let lse = unsafe { (!lse.is_null()).then(|| CheckedTensor::new("lse", lse, F32, 3..=3)).transpose()? };
-    // SAFETY: as above.
-    let tensors = unsafe { ScoreTensors::new(&options)? };
-    // SAFETY: as above.
-    let (slopes, sinks, open) = unsafe { (options.slopes()?, options.sinks()?, options.open_sets()?) };
-    let read = || inputs.iter().chain(&tensors.mask).chain(&tensors.bias);
-    for written in lse.iter().chain([&out]) {
-        read().try_for_each(|input| written.check_disjoint(input))?;
-        written.check_disjoint_from_list("ALiBi slopes", slopes)?;
-        written.check_disjoint_from_list("sinks", sinks)?;
-        open.check_disjoint(written)?;
-        sequences.check_disjoint(written)?;
-    }
-    lse.as_ref().map_or(Ok(()), |lse| lse.check_disjoint(&out))?;
+    let (out, lse) = unsafe { checked.outputs(&inputs, out, lse)? };
 
     let ThreadScratch { workspace, lists } = scratch;
-    let [q, k, v] = inputs;
     // SAFETY: as above.
-    let open = unsafe { OpenSets::new(&options, &open, sequences.check([&q, &k])?, q.shape()[1])? };
+    let open = unsafe { checked.open_sets(&inputs)? };
     // SAFETY: as above.
-    let attention = unsafe { options.attention(lists, &tensors, &sequences, &open)? };
+    let attention = unsafe { checked.attention(lists, &open)? };
+    let ([q, k, v], places) = (inputs, checked.sequences.places());
     // SAFETY: as above; `out` and `lse` are disjoint from the inputs (checked).
     let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
-    let problem = Problem::of_any(&attention.options, inputs, (attention.options.query_starts, sequences.places()))?;
+    let problem = Problem::of_any(&attention.options, inputs, (attention.options.query_starts, places))?;
     // SAFETY: as above; the two outputs are disjoint (checked).
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.
     let call = attention.call(problem, unsafe { out.output()? }, lse.into())?;
-    pools::run_on(options.threads, call.is_parallel(), || call.run(workspace))
+    pools::run_on(checked.options.threads, call.is_parallel(), || call.run(workspace))
 }
 
 /// The plan of a call, as text: `flashtile_plan` of the header.
@@ -199,17 +145,14 @@ unsafe fn plan(
     options: *const Options,
 ) -> Result<String, Failure> {
     // SAFETY: the caller's promise, here and below.
-    let options = unsafe { Options::read(options)? };
+    let checked = unsafe { CheckedOptions::new(options)? };
     // SAFETY: as above.
-    let sequences = unsafe { options.sequences()? };
+    let inputs = unsafe { inputs(qkv, &checked.sequences)? };
     // SAFETY: as above.
-    let [q, k, v] = unsafe { inputs(qkv, &sequences)? };
+    let open = unsafe { checked.open_sets(&inputs)? };
     // SAFETY: as above.
-    let tensors = unsafe { ScoreTensors::new(&options)? };
-    // SAFETY: as above.
-    let open = unsafe { OpenSets::new(&options, &options.open_sets()?, sequences.check([&q, &k])?, q.shape()[1])? };
-    // SAFETY: as above.
-    let attention = unsafe { options.attention(&mut scratch.lists, &tensors, &sequences, &open)? };
+    let attention = unsafe { checked.attention(&mut scratch.lists, &open)? };
+    let ([q, k, v], sequences) = (inputs, checked.sequences);
     // The shapes alone: C may pass any pointers.
     let shapes = [q.type_and_shape()?, k.type_and_shape()?, v.type_and_shape()?];
     let problem = Problem::of_shapes(&attention.options, shapes, (attention.options.query_starts, sequences.places()))?;
@@ -429,7 +372,7 @@ pub extern "C" fn flashtile_default_threads() -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn flashtile_release() {
     guarded(|| {
-        drop(SCRATCH.try_with(Cell::take));
+        free_scratch();
         pools::release();
         Ok(())
     });

@@ -1,5 +1,6 @@
 //! The errors of calls.
 
+use crate::element::DType;
 use crate::level::Level;
 use std::fmt;
 
@@ -22,6 +23,11 @@ pub enum Error {
         last: i128,
         /// Elements that the slice has.
         len: usize,
+    },
+    /// Bytes that do not start at a multiple of their elements' size.
+    Misaligned {
+        /// The type of the elements.
+        dtype: DType,
     },
     /// Two indices of an output may lead to the same element. Strides must nest, as those of a permuted or sliced array do.
     OverlappingOutput {
@@ -242,6 +248,15 @@ pub enum Error {
         /// The tokens that it holds without a gap, from its first one on. Shorter lengths are possible.
         held: usize,
     },
+    /// A rotating cache has overwritten keys that lie in a query's window.
+    LostKeys {
+        /// The sequence.
+        sequence: usize,
+        /// The last tokens that the cache holds of each sequence.
+        window: usize,
+        /// The last tokens that it must hold: those of a query's window, and one for each further query.
+        needed: usize,
+    },
     /// A position that is not in a rotary table.
     PositionOutOfRange {
         /// The position.
@@ -259,6 +274,9 @@ impl fmt::Display for Error {
             }
             Error::OutOfBounds { first, last, len } => {
                 write!(f, "shape and strides reach elements {first} to {last} of a slice of {len}")
+            }
+            Error::Misaligned { dtype } => {
+                write!(f, "elements of type {dtype} must start at a multiple of {} bytes", dtype.size())
             }
             Error::OverlappingOutput { axis, stride, needed } => write!(
                 f,
@@ -349,6 +367,11 @@ impl fmt::Display for Error {
             Error::CannotTruncate { to, len, held } => {
                 write!(f, "a sequence of {len} tokens can't be truncated to {to}: only {held} are held without a gap")
             }
+            Error::LostKeys { sequence, window, needed } => write!(
+                f,
+                "queries of sequence {sequence} have windows over tokens that the cache has overwritten: it keeps the last \
+                 {window} but must keep {needed}, the window of a query and one token for each further query"
+            ),
             Error::PositionOutOfRange { position, positions } => {
                 write!(f, "the position {position} is not in the rotary table, which has {positions}")
             }

@@ -12,12 +12,14 @@
 //! | `run.rs` | rows at one stride, as kernels read them |
 //! | `format.rs` | what a cache stores for each token |
 //! | `storage.rs` | the memory of keys and values; tokens are checked, converted and written here |
+//! | `batch.rs` | a fixed batch of sequences, as the next two have |
 //! | `cache.rs` | a row for each token, up to a capacity |
 //! | `rotating.rs` | the first tokens, and a ring of the last ones |
 //! | `paged.rs` | a pool of pages, which sequences share |
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod cache;
 mod format;
 mod page_table;

@@ -93,13 +93,19 @@ impl Masks<'_> {
         !self.open.is_empty() || self.held.is_some()
     }
 
+    /// The keys of sequence `b` that its cache has lost: no query sees them. The end may be before the start.
+    pub(crate) fn lost(&self, b: usize) -> Range<usize> {
+        self.held.map_or(0..0, |held| held.lost(b))
+    }
+
     /// Whether query `i` of head `h` may see key `j` of a sequence: the definition.
     pub(crate) fn sees(&self, sequence: &Sequence, h: usize, i: usize, j: usize) -> bool {
         let (p, key) = (sequence.position(i), j as i128);
+        let (row, column) = sequence.in_tensors([h, i], j);
         Lengths { length: sequence.keys }.sees(p, key)
             && self.causal.is_none_or(|causal| causal.sees(p, key))
             && self.window.is_none_or(|window| window.sees(p, key))
-            && self.tensor.is_none_or(|tensor| tensor.sees([sequence.batch, h, i], j))
+            && self.tensor.is_none_or(|tensor| tensor.sees(row, column))
             && self.dynamic().all(|mask| mask.sees(sequence.query(h, i).with_key(j)))
     }
 

@@ -16,6 +16,8 @@ pub(crate) struct Options<'a> {
     pub(crate) query_offset: QueryOffset<'a>,
     pub(crate) key_lengths: Option<Integers<'a>>,
     pub(crate) query_lengths: Option<Integers<'a>>,
+    pub(crate) first_keys: Option<Integers<'a>>,
+    pub(crate) first_queries: Option<Integers<'a>>,
     pub(crate) query_starts: Option<Integers<'a>>,
     pub(crate) causal: bool,
     pub(crate) window: Window,

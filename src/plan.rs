@@ -358,13 +358,37 @@ pub(crate) struct KeySteps {
     split: Option<usize>,
 }
 
+/// The splits with keys that a task may see: a run, but for some in its middle that hold nothing but lost keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Splits {
+    all: Range<usize>,
+    lost: Range<usize>,
+}
+
+impl Splits {
+    /// The number of splits.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len() - self.lost.len()
+    }
+
+    /// Split `n` of these, whose place among all splits of the sequence is the result.
+    pub(crate) fn get(&self, n: usize) -> usize {
+        let split = self.all.start + n;
+        if split < self.lost.start { split } else { split + self.lost.len() }
+    }
+}
+
 impl KeySteps {
-    /// The splits that `keys` reach into.
-    pub(crate) fn splits_of(&self, keys: &Range<usize>) -> Range<usize> {
-        match self.split {
-            Some(size) => keys.start / size..keys.end.div_ceil(size),
-            None => 0..1,
-        }
+    /// The splits that `keys` without those in `lost` reach into.
+    pub(crate) fn splits_of(&self, keys: &Range<usize>, lost: &Range<usize>) -> Splits {
+        let Some(size) = self.split else { return Splits { all: 0..1, lost: 1..1 } };
+        let all = keys.start / size..keys.end.div_ceil(size);
+        // A split at either end of the keys is lost if its part of them is.
+        let first = if lost.start <= keys.start { all.start } else { lost.start.div_ceil(size) };
+        let end = if lost.end >= keys.end { all.end } else { lost.end / size };
+        let (first, end) = (first.clamp(all.start, all.end), end.clamp(all.start, all.end));
+        let lost = if lost.is_empty() || first >= end { all.end..all.end } else { first..end };
+        Splits { all, lost }
     }
 
     /// The part of `keys` in split `split`, which must be one of [`splits_of`](Self::splits_of).
@@ -375,11 +399,31 @@ impl KeySteps {
         }
     }
 
+    /// The tiles of `keys` that hold more than keys in `lost`.
+    pub(crate) fn seen_tiles(
+        &self,
+        keys: Range<usize>,
+        lost: &Range<usize>,
+    ) -> impl Iterator<Item = Range<usize>> + use<> {
+        // Two runs of tiles: up to the first lost tile, and from the one after the last. A tile at either end of the keys is lost if
+        // its part of them is.
+        let (size, Range { start, end }) = (self.tile, keys);
+        let (before, after) = match lost {
+            _ if lost.is_empty() => (start..end, end..end),
+            lost => {
+                let first = if lost.start <= start { start } else { lost.start.next_multiple_of(size).min(end) };
+                let next = if lost.end >= end { end } else { lost.end / size * size };
+                (start..first, next.max(first)..end)
+            }
+        };
+        self.tiles_of(before).chain(self.tiles_of(after))
+    }
+
     /// The tiles of `keys`. They start at multiples of the tile size, even if `keys` don't, so that the order of a row's
     /// additions depends on the row alone.
     pub(crate) fn tiles_of(&self, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
         let size = self.tile;
-        let first = keys.start / size * size;
+        let first = if keys.is_empty() { keys.end } else { keys.start / size * size };
         (first..keys.end).step_by(size).map(move |start| start.max(keys.start)..(start + size).min(keys.end))
     }
 }
@@ -425,4 +469,35 @@ fn multiply_adds(dims: &Dims, sequence: &Sequence) -> usize {
     let pairs = [dims.heads_q, sequence.queries, sequence.keys];
     let each = dims.head_dim.saturating_add(dims.value_dim);
     pairs.into_iter().fold(each, usize::saturating_mul)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Splits and tiles are those with a key that is not lost, for any run of keys and of lost keys.
+    #[test]
+    fn splits_and_tiles_leave_out_lost_keys() {
+        const MOST: usize = 13;
+        let ranges = || (0..=MOST).flat_map(|start| (0..=MOST).map(move |end| start..end));
+        let steps = KeySteps { tile: 2, split: Some(4) };
+        for keys in ranges().filter(|keys| !keys.is_empty()) {
+            for lost in ranges() {
+                let seen = |part: &Range<usize>| part.clone().any(|key| !lost.contains(&key));
+                let all = keys.start / 4..keys.end.div_ceil(4);
+                let expected: Vec<usize> = all.filter(|split| seen(&steps.split_of(*split, &keys))).collect();
+                let splits = steps.splits_of(&keys, &lost);
+                let got: Vec<usize> = (0..splits.len()).map(|n| splits.get(n)).collect();
+                assert_eq!(got, expected, "{keys:?} without {lost:?}");
+
+                let expected: Vec<_> = steps.tiles_of(keys.clone()).filter(seen).collect();
+                let got: Vec<_> = steps.seen_tiles(keys.clone(), &lost).collect();
+                assert_eq!(got, expected, "{keys:?} without {lost:?}");
+            }
+        }
+        let whole = KeySteps { tile: 2, split: None };
+        assert_eq!((whole.splits_of(&(3..9), &(0..9)).len(), whole.splits_of(&(3..9), &(0..9)).get(0)), (1, 0));
+        let nothing_lost = Range { start: usize::MAX - 1, end: 0 };
+        assert_eq!(steps.seen_tiles(1..5, &nothing_lost).collect::<Vec<_>>(), [1..2, 2..4, 4..5]);
+    }
 }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::call::{LseOutput, checked_output};
-use crate::driver::{self, Schedule, Workspace};
+use crate::driver::{self, Output, Schedule, Workspace};
 use crate::element::DType;
 use crate::error::Error;
 use crate::integers::Integers;
@@ -11,6 +11,8 @@ use crate::kv::{KeysValues, Places};
 use crate::options::Options;
 use crate::plan::Plan;
 use crate::problem::{Dims, Problem, check_shape};
+#[cfg(feature = "capi")]
+use crate::tensor::any::AnyTensor;
 use crate::tensor::{AnyTensorMut, AnyTensorRef};
 
 /// An [`Attention`](crate::Attention) with its plan and tasks for fixed shapes; made by
@@ -113,6 +115,25 @@ impl<'a> Prepared<'a> {
         Ok(Prepared { options, planned, next })
     }
 
+    /// Plans again with other options.
+    #[cfg(feature = "capi")]
+    pub(crate) fn replace(&mut self, options: Options<'a>, problem: &Problem<'_>, plan: Plan) -> Result<(), Error> {
+        self.next.plan(problem, plan, &[])?;
+        self.take_next();
+        self.options = options;
+        Ok(())
+    }
+
+    /// A problem with the options, for tensors whose rank has been checked.
+    #[cfg(feature = "capi")]
+    pub(crate) fn problem_of_any<'t>(
+        &'t self,
+        qkv: [AnyTensor<'t>; 3],
+        places: Places<'t>,
+    ) -> Result<Problem<'t>, Error> {
+        Problem::of_any(&self.options, qkv, (starts_of(&self.options, &self.planned.query_starts), places))
+    }
+
     /// Takes the plan that has been made.
     fn take_next(&mut self) {
         std::mem::swap(&mut self.planned, &mut self.next);
@@ -195,14 +216,43 @@ impl<'a> Prepared<'a> {
         lse: impl Into<LseOutput<'t>>,
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
-        let planned = &self.planned;
-        let starts = starts_of(&self.options, &planned.query_starts);
+        let starts = starts_of(&self.options, &self.planned.query_starts);
         let problem = Problem::with_query_starts(&self.options, starts, q.into(), kv.into())?;
-        planned.check_sizes(&problem)?;
-        let output = checked_output(&problem, out.into(), lse.into())?;
-        let plan = planned.plan.for_types_of(&problem);
-        driver::run_scheduled(&problem, &plan, &planned.schedule, output, workspace);
+        self.call(problem, out.into(), lse.into())?.run(workspace);
         Ok(())
+    }
+
+    /// Checks a call.
+    pub(crate) fn call<'t>(
+        &'t self,
+        problem: Problem<'t>,
+        out: AnyTensorMut<'t>,
+        lse: LseOutput<'t>,
+    ) -> Result<PreparedCall<'t>, Error> {
+        self.planned.check_sizes(&problem)?;
+        let output = checked_output(&problem, out, lse)?;
+        let plan = self.planned.plan.for_types_of(&problem);
+        Ok(PreparedCall { problem, plan, schedule: &self.planned.schedule, output })
+    }
+}
+
+/// A checked call of a prepared attention.
+pub(crate) struct PreparedCall<'a> {
+    problem: Problem<'a>,
+    plan: Plan,
+    schedule: &'a Schedule,
+    output: Output<'a>,
+}
+
+impl PreparedCall<'_> {
+    /// Whether the plan uses several threads.
+    #[cfg(feature = "capi")]
+    pub(crate) fn is_parallel(&self) -> bool {
+        self.plan.is_parallel()
+    }
+
+    pub(crate) fn run(self, workspace: &mut Workspace) {
+        driver::run_scheduled(&self.problem, &self.plan, self.schedule, self.output, workspace);
     }
 }
 

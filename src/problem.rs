@@ -9,12 +9,13 @@
 use crate::element::{DType, map_elements, with_elements};
 use crate::error::{Error, check_count};
 use crate::integers::Integers;
+use crate::kv::places::Ring;
 use crate::kv::{KeysValues, Places, check_starts};
 use crate::mask::{Causal, Held, MaskTensor, Masks, OpenMask, ProblemSizes, Window};
 use crate::options::Options;
 use crate::pair::MAX_INDEX;
 use crate::score::{Alibi, AlibiSlopes, BiasTensor, OpenScoreMod, ScoreMods, ScoreStage, Sinks, Softcap};
-use crate::sequence::{Lengths, QueryOffset, Sequences};
+use crate::sequence::{Ends, Lengths, QueryOffset, Sequences};
 use crate::tensor::any::AnyTensor;
 use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut};
 use std::f32::consts::LOG2_E;
@@ -128,6 +129,8 @@ impl<'a> Problem<'a> {
         let shapes = [q.shape(), k.shape(), v.shape()];
         check_shapes(shapes, query_starts.is_none() && matches!(places, Places::Dense))?;
         let (batch, sequences) = check_sequences(options, query_starts, shapes, places)?;
+        // Where keys lie follows from the places that the caller gave and the first keys.
+        let places = options.first_keys.map_or(places, Places::From);
         let dims = check_dims(shapes, batch, &sequences, places)?;
         let scale = options.scale.unwrap_or(1.0 / (dims.head_dim.max(1) as f32).sqrt());
         // Scores are formed in units of log2. A number that overflows there would make them NaN.
@@ -135,6 +138,7 @@ impl<'a> Problem<'a> {
         let (mut masks, score_mods) = (check_masks(options, &dims)?, check_score_mods(options, &dims)?);
         if let Places::Ring(ring) = places {
             masks.held = Some(Held(ring));
+            check_held(ring, &masks, batch, &sequences)?;
         }
         check_open(&masks, &score_mods, &dims, sequences)?;
         let in_caps = score_mods.softcap.map_or(0.0, |Softcap(cap)| (scale as f64 / cap as f64) as f32);
@@ -160,7 +164,7 @@ impl<'a> Problem<'a> {
             let softcap = self.score_mods.softcap.filter(|_| stage == ScoreStage::Capped);
             self.score_mods = ScoreMods { softcap, ..ScoreMods::default() };
             self.masks = Masks::default();
-            self.sequences.keys = Lengths::All(self.dims.seq_kv);
+            (self.sequences.keys, self.places) = (Lengths::All(self.dims.seq_kv), Places::Dense);
         }
         self
     }
@@ -172,6 +176,13 @@ impl<'a> Problem<'a> {
         let (batch, first) = self.sequences.queries.place(b);
         let first = first * self.dims.group();
         (batch, first + rows.start..first + rows.end)
+    }
+
+    /// Where rows `rows` of a key/value head of sequence `b` are in a tensor with a batch index for each sequence, packed or not.
+    #[inline]
+    pub(crate) fn padded_query_rows(&self, b: usize, rows: &Range<usize>) -> Range<usize> {
+        let first = self.sequences.queries.padding(b) * self.dims.group();
+        first + rows.start..first + rows.end
     }
 
     /// The shape of the output: a row for each of the tensor's queries.
@@ -268,7 +279,7 @@ fn check_dims(
     // Masks and biases have a row for each query of the tensor, padding included.
     let seq_q = if let Lengths::Packed(_) = sequences.queries { sequences.queries.largest(batch) } else { q_rows };
     let seq_kv = match places {
-        Places::Dense | Places::Filled(_) => k_rows,
+        Places::Dense | Places::Filled(_) | Places::From(_) => k_rows,
         _ => sequences.keys.largest(batch),
     };
     let dims = Dims { batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim };
@@ -306,9 +317,10 @@ fn check_sequences<'a>(
     [[q_batch, _, q_rows, _], [k_batch, _, k_rows, _], _]: [[usize; 4]; 3],
     places: Places<'a>,
 ) -> Result<(usize, Sequences<'a>), Error> {
-    let Options { key_lengths, query_lengths, query_offset, .. } = *options;
+    let Options { key_lengths, query_lengths, query_offset, first_keys, first_queries, .. } = *options;
     // The queries say how many sequences there are.
     let (batch, queries) = match (query_starts, query_lengths) {
+        (Some(_), _) if first_queries.is_some() => return Err(Error::GivenTwice { option: "first_queries" }),
         (Some(_), Some(_)) => return Err(Error::GivenTwice { option: "query_lengths" }),
         (Some(starts), None) => {
             let batch = starts.len().saturating_sub(1);
@@ -321,13 +333,17 @@ fn check_sequences<'a>(
         }
         (None, None) => (q_batch, Lengths::All(q_rows)),
     };
+    let queries = check_firsts("first queries", first_queries, queries, batch)?;
     let keys = match (places, key_lengths) {
-        (Places::Dense | Places::Filled(_) | Places::Ring(_), _) if k_batch != batch => {
+        (Places::Packed(_) | Places::Pages(_) | Places::Ring(_), _) if first_keys.is_some() => {
+            return Err(Error::GivenTwice { option: "first_keys" }); // such keys have no padding
+        }
+        (Places::Dense | Places::Filled(_) | Places::From(_) | Places::Ring(_), _) if k_batch != batch => {
             let (expected, got) = (batch, k_batch);
             return Err(Error::ShapeMismatch { tensor: "keys", dimension: "batch", expected, got });
         }
-        (Places::Dense, None) => Lengths::All(k_rows),
-        (Places::Dense, Some(lengths)) => {
+        (Places::Dense | Places::From(_), None) => Lengths::All(k_rows),
+        (Places::Dense | Places::From(_), Some(lengths)) => {
             check_lengths("key lengths", lengths, batch, k_rows)?;
             Lengths::First(lengths)
         }
@@ -351,6 +367,7 @@ fn check_sequences<'a>(
             Lengths::First(table.lengths())
         }
     };
+    let keys = check_firsts("first keys", first_keys, keys, batch)?;
     if let QueryOffset::PerBatch(offsets) = query_offset {
         check_count("query offsets", offsets.len(), batch)?;
     }
@@ -363,6 +380,29 @@ fn check_lengths(what: &'static str, lengths: Integers<'_>, batch: usize, most: 
         None => Ok(()),
         Some((batch, got)) => Err(Error::LengthOutOfRange { what, batch, got, most }),
     }
+}
+
+/// Adds left padding to rows with a batch index for each sequence: refuses first rows after the end of a sequence.
+fn check_firsts<'a>(
+    what: &'static str,
+    firsts: Option<Integers<'a>>,
+    rows: Lengths<'a>,
+    batch: usize,
+) -> Result<Lengths<'a>, Error> {
+    let Some(firsts) = firsts else { return Ok(rows) };
+    check_count(what, firsts.len(), batch)?;
+    for (b, got) in firsts.iter().enumerate() {
+        let most = rows.get(b);
+        if !(0..=most as i128).contains(&got) {
+            return Err(Error::LengthOutOfRange { what, batch: b, got, most });
+        }
+    }
+    let ends = match rows {
+        Lengths::All(end) => Ends::All(end),
+        Lengths::First(ends) => Ends::Each(ends),
+        Lengths::Packed(_) | Lengths::Padded { .. } => unreachable!("such rows have no padding"),
+    };
+    Ok(Lengths::Padded { firsts, ends })
 }
 
 /// Refuses starts of packed sequences that are not those of `sequences` sequences in one batch of `rows` rows.
@@ -391,6 +431,22 @@ fn check_masks<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<Masks<'a>, E
         held: None,
         open: &options.open_masks,
     })
+}
+
+/// Refuses windows over tokens that a rotating cache has overwritten. Without a window, queries see what is left.
+fn check_held(ring: Ring<'_>, masks: &Masks<'_>, batch: usize, sequences: &Sequences<'_>) -> Result<(), Error> {
+    let Some(Window { left: Some(left), right }) = masks.window else { return Ok(()) };
+    for sequence in (0..batch).map(|b| sequences.get(b)).filter(|sequence| sequence.queries > 0) {
+        let lost = ring.first as i128..sequence.keys as i128 - ring.window as i128;
+        let first = sequence.position(0) - left as i128;
+        let after = if masks.causal.is_some() { Some(0) } else { right };
+        let last = after.map_or(i128::MAX, |after| sequence.position(sequence.queries - 1) + after as i128);
+        if lost.start.max(first) < lost.end && lost.start <= last {
+            let needed = sequence.keys as i128 - lost.start.max(first);
+            return Err(Error::LostKeys { sequence: sequence.batch, window: ring.window, needed: needed as usize });
+        }
+    }
+    Ok(())
 }
 
 fn check_score_mods<'a>(options: &'a Options<'a>, dims: &Dims) -> Result<ScoreMods<'a>, Error> {

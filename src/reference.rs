@@ -100,13 +100,15 @@ pub fn scores<'t>(
         let keys = widen((&problem, &problem.k), b, h)?;
         let sequence = problem.sequences.get(b);
         for i in 0..sequence.queries {
-            let row = ((b * heads_q + h) * seq_q + i) * seq_kv;
-            let (scores, padding) = result[row..row + seq_kv].split_at_mut(sequence.keys);
+            let row = ((b * heads_q + h) * seq_q + sequence.first_query + i) * seq_kv;
+            let row = &mut result[row..row + seq_kv];
+            if stage != ScoreStage::Probabilities {
+                row.fill(f64::NEG_INFINITY); // of padding
+            }
+            let scores = &mut row[sequence.first_key..][..sequence.keys];
             row_scores(&problem, [b, h, i], &keys, stage, scores);
             if stage == ScoreStage::Probabilities {
                 softmax(scores, sink(&problem, h));
-            } else {
-                padding.fill(f64::NEG_INFINITY);
             }
         }
     }
@@ -162,7 +164,7 @@ fn row_scores(problem: &Problem<'_>, row: [usize; 3], keys: &[f64], stage: Score
         let dot = query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
         *score = mods.define(problem.scale as f64 * dot, &sequence, [h, i], j, stage);
         let shows_hidden = matches!(stage, ScoreStage::Raw | ScoreStage::Capped);
-        if !(shows_hidden || (problem.masks.sees(&sequence, h, i, j) && mods.sees(row, j))) {
+        if !(shows_hidden || (problem.masks.sees(&sequence, h, i, j) && mods.sees(&sequence, [h, i], j))) {
             *score = f64::NEG_INFINITY;
         }
     }

@@ -290,18 +290,32 @@ impl Rotary {
 
     /// Rotates `x`, `[batch, heads, seq, head_dim]` of any strides, in place.
     ///
+    /// Packed tokens may be `[total, heads, head_dim]`: a batch of one with `total` tokens, whose positions are a list
+    /// ([`Positions::each`]).
+    ///
+    /// ```
+    /// use flashtile::{Positions, Rotary, TensorMut};
+    ///
+    /// // A prompt of 3 tokens, and the token after 20 others of another sequence.
+    /// let rotary = Rotary::new(64, 10_000.0, 4096)?;
+    /// let mut q = vec![0.5f32; 4 * 8 * 64];
+    /// rotary.rotate(TensorMut::from_slice(&mut q, [4, 8, 64])?, Positions::each(&[0, 1, 2, 20]))?;
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`Error::Rank`] unless `x` has four axes; [`Error::ShapeMismatch`] if its rows have fewer than [`dim`](Rotary::dim)
+    /// [`Error::Rank`] unless `x` has three or four axes; [`Error::ShapeMismatch`] if its rows have fewer than [`dim`](Rotary::dim)
     /// elements; [`Error::WrongCount`] if there are more or fewer positions than `positions` needs;
     /// [`Error::PositionOutOfRange`]. Nothing has been written then.
     pub fn rotate<'x>(&self, x: impl Into<AnyTensorMut<'x>>, positions: Positions<'_>) -> Result<(), Error> {
-        let mut x = x.into();
+        let mut x = with_batch(x.into())?;
         self.check_tensor("input", x.shape(), positions)?;
         with_elements!(x.typed_mut(), x => Isa::best().run(InPlace { rotary: self, positions, x }));
         Ok(())
     }
 
-    /// Rotates `x`, `[batch, heads, seq, head_dim]`, into `out` of the same shape. Strides and types may differ.
+    /// Rotates `x`, `[batch, heads, seq, head_dim]` or `[total, heads, head_dim]`, into `out` of the same shape. Strides and types
+    /// may differ.
     ///
     /// # Errors
     /// As [`rotate`](Rotary::rotate); [`Error::Rank`] and [`Error::ShapeMismatch`] if `out` has another shape. Nothing has been
@@ -312,11 +326,13 @@ impl Rotary {
         positions: Positions<'_>,
         out: impl Into<AnyTensorMut<'o>>,
     ) -> Result<(), Error> {
-        let (x, mut out) = (x.into(), out.into());
-        self.check_tensor("input", x.shape(), positions)?;
-        if out.rank() != 4 {
-            return Err(Error::Rank { tensor: "output", expected: 4, got: out.rank() });
+        let (x, out) = (x.into(), out.into());
+        if out.rank() != x.rank() {
+            return Err(Error::Rank { tensor: "output", expected: x.rank(), got: out.rank() });
         }
+        let x = if x.rank() == 3 { x.insert_axis(0)?.permuted(&[0, 2, 1, 3])? } else { x };
+        let mut out = with_batch(out)?;
+        self.check_tensor("input", x.shape(), positions)?;
         for (axis, dimension) in ["batch", "heads", "seq", "head_dim"].into_iter().enumerate() {
             let (expected, got) = (x.shape()[axis], out.shape()[axis]);
             if expected != got {
@@ -364,6 +380,11 @@ impl Rotary {
     pub(crate) fn angles_of(&self, positions: Positions<'_>, b: usize, i: usize, seq: usize) -> Angles<'_> {
         self.angles(positions.get(b, i, seq) as usize)
     }
+}
+
+/// Packed tokens as a batch of one.
+fn with_batch(x: AnyTensorMut<'_>) -> Result<AnyTensorMut<'_>, Error> {
+    if x.rank() == 3 { x.insert_axis(0)?.permuted(&[0, 2, 1, 3]) } else { Ok(x) }
 }
 
 /// The shape and the pairing; the tables are too long.

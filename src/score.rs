@@ -83,7 +83,8 @@ impl ScoreMods<'_> {
             return score;
         }
         if let Some(bias) = &self.bias {
-            score = bias.define(score, [sequence.batch, h, i], j);
+            let (row, column) = sequence.in_tensors([h, i], j);
+            score = bias.define(score, row, column);
         }
         if let Some(alibi) = &self.alibi {
             score = alibi.define(score, [sequence.batch, h], sequence.position(i), j);
@@ -104,8 +105,9 @@ impl ScoreMods<'_> {
         query_factor(scale, self.softcap, self.unit(last))
     }
 
-    /// Whether key `j` is visible: a bias of -inf hides it.
-    pub(crate) fn sees(&self, row: [usize; 3], j: usize) -> bool {
-        self.bias.is_none_or(|bias| bias.sees(row, j))
+    /// Whether key `j` is visible to query `i` of head `h`: a bias of -inf hides it.
+    pub(crate) fn sees(&self, sequence: &Sequence, [h, i]: [usize; 2], j: usize) -> bool {
+        let (row, column) = sequence.in_tensors([h, i], j);
+        self.bias.is_none_or(|bias| bias.sees(row, column))
     }
 }

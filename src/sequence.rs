@@ -68,6 +68,25 @@ pub(crate) enum Lengths<'a> {
     First(Integers<'a>),
     /// Packed: those of sequence `b` are `starts[b]..starts[b + 1]` of batch 0.
     Packed(Integers<'a>),
+    /// Left-padded: those of sequence `b` are `firsts[b]..ends[b]`.
+    Padded { firsts: Integers<'a>, ends: Ends<'a> },
+}
+
+/// Where the queries (or keys) of each sequence end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ends<'a> {
+    All(usize),
+    Each(Integers<'a>),
+}
+
+impl Ends<'_> {
+    #[inline(always)]
+    pub(crate) fn get(&self, b: usize) -> usize {
+        match self {
+            Ends::All(end) => *end,
+            Ends::Each(ends) => ends.get(b) as usize,
+        }
+    }
 }
 
 impl Lengths<'_> {
@@ -78,14 +97,21 @@ impl Lengths<'_> {
             Lengths::All(length) => *length,
             Lengths::First(lengths) => lengths.get(b) as usize,
             Lengths::Packed(starts) => (starts.get(b + 1) - starts.get(b)) as usize,
+            Lengths::Padded { firsts, ends } => ends.get(b) - firsts.get(b) as usize,
         }
+    }
+
+    /// The rows before the first one of sequence `b`, in a tensor with a batch index for each.
+    #[inline(always)]
+    pub(crate) fn padding(&self, b: usize) -> usize {
+        if let Lengths::Padded { firsts, .. } = self { firsts.get(b) as usize } else { 0 }
     }
 
     /// The batch index in the tensor of sequence `b`, and the index of its first query or key.
     #[inline]
     pub(crate) fn place(&self, b: usize) -> (usize, usize) {
         match self {
-            Lengths::All(_) | Lengths::First(_) => (b, 0),
+            Lengths::All(_) | Lengths::First(_) | Lengths::Padded { .. } => (b, self.padding(b)),
             Lengths::Packed(starts) => (0, starts.get(b) as usize),
         }
     }
@@ -128,7 +154,8 @@ impl Sequences<'_> {
             QueryOffset::At(offset) => offset as i128,
             QueryOffset::PerBatch(offsets) => offsets.get(b),
         };
-        Sequence { batch: b, queries, keys, offset }
+        let (first_query, first_key) = (self.queries.padding(b), self.keys.padding(b));
+        Sequence { batch: b, queries, keys, offset, first_query, first_key }
     }
 
     /// The sequences that may differ: all, or the first one.
@@ -157,9 +184,18 @@ pub(crate) struct Sequence {
     pub(crate) keys: usize,
     /// The key position of query 0. It is i128, so that no sum of offsets and windows overflows.
     pub(crate) offset: i128,
+    /// Where its queries and keys start in masks and biases, which have rows and columns for padding, too.
+    pub(crate) first_query: usize,
+    pub(crate) first_key: usize,
 }
 
 impl Sequence {
+    /// The index of query `i` of head `h` in a mask or bias, and that of key `j`.
+    #[inline]
+    pub(crate) fn in_tensors(&self, [h, i]: [usize; 2], j: usize) -> ([usize; 3], usize) {
+        ([self.batch, h, self.first_query + i], self.first_key + j)
+    }
+
     /// The key position of query `i`.
     pub(crate) fn position(&self, i: usize) -> i128 {
         self.offset + i as i128

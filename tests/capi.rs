@@ -1216,7 +1216,7 @@ fn layout() -> Vec<(String, usize)> {
             alibi query_offset query_offsets query_offset_count key_lengths key_length_count alibi_slopes
             alibi_slope_count mask bias level form reserved sinks sink_count masks mask_count score_row score_context
             query_lengths query_length_count query_starts query_start_count key_starts key_start_count page_table
-            score_tables score_table_count),
+            score_tables score_table_count first_queries first_query_count first_keys first_key_count),
         )
         .chain(layout!("page_table" PageTable: pages32 pages64 page_count width starts start_count lengths length_count
             page_size))

@@ -146,6 +146,30 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Error>, error: Error, sentence:
     let got = result.expect_err(sentence);
     assert_eq!((got.to_string().as_str(), got), (sentence, error));
 }
+/// Packed tokens, `[total, heads, head_dim]`, each at a position of its own: the rows of a call with a batch axis.
+#[test]
+fn packed_tokens_are_a_batch_of_one() {
+    let (total, heads, dim) = (5, 3, 8);
+    let rotary = Rotary::new(dim, 1e4, 40).unwrap();
+    let ids = [0u32, 1, 2, 30, 7];
+    let data: Vec<f32> = (0..total * heads * dim).map(|n| (n as f32 * 0.37).sin()).collect();
+    let mut expected = data.clone();
+    for (token, id) in ids.into_iter().enumerate() {
+        let row = TensorMut::from_slice(&mut expected[token * heads * dim..][..heads * dim], [1, heads, 1, dim]);
+        rotary.rotate(row.unwrap(), Positions::Start(id as usize)).unwrap();
+    }
+    let mut in_place = data.clone();
+    rotary.rotate(TensorMut::from_slice(&mut in_place, [total, heads, dim]).unwrap(), Positions::each(&ids)).unwrap();
+    assert_eq!(in_place, expected);
+    let (from, mut out) = (TensorRef::from_slice(&data, [total, heads, dim]).unwrap(), vec![0.0f32; data.len()]);
+    let to = TensorMut::from_slice(&mut out, [total, heads, dim]).unwrap();
+    rotary.rotate_into(from, Positions::each(&ids), to).unwrap();
+    assert_eq!(out, expected);
+    // Five positions, not three: the first axis is the tokens.
+    let to = TensorMut::from_slice(&mut out, [total, heads, dim]).unwrap();
+    let error = Error::WrongCount { what: "positions", expected: 5, got: 3 };
+    assert_eq!(rotary.rotate(to, Positions::each(&ids[..3])), Err(error));
+}
 
 #[test]
 fn wrong_calls_write_nothing() {
@@ -207,14 +231,18 @@ fn wrong_calls_write_nothing() {
     let sentence = "seq of the output is 2 but must be 3";
     call(start(0), shape, [2, 1, 2, 8], mismatch("output", "seq", 3, 2), sentence);
 
-    let three = TensorRef::from_slice(&data, [2, 3, 8]).unwrap();
+    let (two, three) =
+        (TensorRef::from_slice(&data, [6, 8]).unwrap(), TensorRef::from_slice(&data, [2, 3, 8]).unwrap());
     fn to(out: &mut [f32]) -> AnyTensorMut<'_> {
         TensorMut::from_slice(out, [2, 3, 8]).unwrap().into()
     }
-    let rank = |tensor| Error::Rank { tensor, expected: 4, got: 3 };
-    assert_eq!(rotary.rotate_into(three, start(0), to(&mut out)), Err(rank("input")));
-    assert_eq!(rotary.rotate_into(three.insert_axis(0).unwrap(), start(0), to(&mut out)), Err(rank("output")));
-    assert_eq!(rotary.rotate(to(&mut out), start(0)), Err(rank("input")));
+    let rank = |tensor, expected, got| Error::Rank { tensor, expected, got };
+    let to_two = TensorMut::from_slice(&mut out, [6, 8]).unwrap();
+    assert_eq!(rotary.rotate_into(two, start(0), to_two), Err(rank("input", 4, 2)));
+    assert_eq!(rotary.rotate(TensorMut::from_slice(&mut out, [6, 8]).unwrap(), start(0)), Err(rank("input", 4, 2)));
+    assert_eq!(rotary.rotate_into(three.insert_axis(0).unwrap(), start(0), to(&mut out)), Err(rank("output", 4, 3)));
+    let four = TensorMut::from_slice(&mut out, [1, 2, 3, 8]).unwrap();
+    assert_eq!(rotary.rotate_into(three, start(0), four), Err(rank("output", 3, 4)));
     assert!(data == [1.0; 48] && out == [1.0; 48]);
 
     // Any number of rows without elements takes no time.

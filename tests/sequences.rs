@@ -507,8 +507,11 @@ fn caches_are_read_where_they_lie() {
         let queries = 1 + rng.below(3);
         let q: Vec<f32> = rng.normals(batch * queries * heads_q * dim);
         let q = TensorRef::from_slice(&q, [batch, heads_q, queries, dim]).unwrap();
-        let attention =
-            Attention::new().causal().window(rng.one_in(2).then_some(30), None).alibi(AlibiSlopes::Standard);
+        // A cache that lacks keys of a window is refused: W >= w + n - 1, or nothing has been lost.
+        let left = [30, 3][rng.below(2)];
+        let fits = |len: &usize| len.saturating_sub(window) <= first || window >= left + queries;
+        let left = (rng.one_in(2) && rotating.lengths().iter().all(fits)).then_some(left);
+        let attention = Attention::new().causal().window(left, None).alibi(AlibiSlopes::Standard);
         let run = |attention: &Attention<'_>, kv: KeysValues<'_>| {
             let mut out = vec![CANARY; batch * heads_q * queries * dim];
             let into = TensorMut::from_slice(&mut out, [batch, heads_q, queries, dim]).unwrap();
@@ -539,6 +542,211 @@ fn caches_are_read_where_they_lie() {
         let lengths = lists.lengths().to_vec();
         let shorter = attention.clone().key_lengths(&lengths);
         assert_eq!(run(&attention, paged.view(0, &lists).unwrap()), run(&shorter, dense.into()), "case {case}");
+    }
+}
+
+/// Windows over keys that a rotating cache has overwritten are refused: the cache must keep w + n - 1 keys for windows of w and
+/// chunks of n. First tokens count as kept. Without a window, queries see what is left.
+#[test]
+fn a_window_over_lost_keys_is_refused() {
+    let format = KvFormat::new(DType::F32, 1, 4);
+    let data = [0.5f32; 40 * 4];
+    let tokens = |n: usize| TensorRef::from_slice(&data[..n * 4], [1, 1, n, 4]).unwrap();
+    let compute = |cache: &RotatingKvCache, attention: Attention<'_>, queries: usize| {
+        let mut out = vec![0.0f32; queries * 4];
+        let into = TensorMut::from_slice(&mut out, [1, 1, queries, 4]).unwrap();
+        attention.compute(tokens(queries), cache, into, None, &mut Workspace::new())
+    };
+    for (first, (keys, chunk)) in [0, 3].into_iter().flat_map(|first| [(8, 1), (8, 5), (1, 4)].map(|of| (first, of))) {
+        let windowed = || Attention::new().causal().window(Some(keys - 1), Some(0));
+        for kept in 1..keys + chunk + 2 {
+            let mut cache = RotatingKvCache::new(format, 1, first, kept).unwrap();
+            for n in [7, 20, chunk] {
+                cache.append(tokens(n), tokens(n)).unwrap();
+            }
+            let expected = match kept >= keys + chunk - 1 {
+                true => Ok(()),
+                false => Err(Error::LostKeys { sequence: 0, window: kept, needed: keys + chunk - 1 }),
+            };
+            assert_eq!(compute(&cache, windowed(), chunk), expected, "{first} first, {kept} kept");
+            assert_eq!(compute(&cache, Attention::new().causal(), chunk), Ok(()));
+            // Queries before the lost keys, and after them.
+            let at = |p| windowed().query_offset(QueryOffset::At(p));
+            assert_eq!(compute(&cache, at(first as isize - chunk as isize), chunk), Ok(()));
+            assert_eq!(compute(&cache, at(1000), chunk), Ok(()));
+        }
+    }
+    // No more than the first tokens is needed to reach back over them.
+    let mut cache = RotatingKvCache::new(format, 1, 3, 4).unwrap();
+    cache.append(tokens(8), tokens(8)).unwrap();
+    let error = compute(&cache, Attention::new().causal().window(Some(100), None), 1).unwrap_err();
+    assert_eq!(error, Error::LostKeys { sequence: 0, window: 4, needed: 5 });
+    assert_eq!(
+        error.to_string(),
+        "queries of sequence 0 have windows over tokens that the cache has overwritten: it keeps the last 4 but must keep 5, the \
+         window of a query and one token for each further query"
+    );
+}
+
+/// The memory of partial results follows the keys that are seen: those of a window, and those that a rotating cache holds, first tokens
+/// included. How many there have been does not count.
+#[test]
+fn memory_follows_the_keys_that_are_seen() {
+    let number = [0.5f32];
+    let tokens = |n: usize, dim| TensorRef::with_strides(&number, 0, [1, 1, n, dim], [0; 4]).unwrap();
+    let bytes = |attention: &Attention<'_>, kv: KeysValues<'_>| {
+        let (mut out, mut workspace) = ([0.0f32; 32], Workspace::new());
+        let into = TensorMut::from_slice(&mut out, [1, 1, 1, 32]).unwrap();
+        assert_eq!(attention.plan(tokens(1, 32), kv).unwrap().form(), Form::Decode);
+        attention.compute(tokens(1, 32), kv, into, None, &mut workspace).unwrap();
+        assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-6));
+        workspace.bytes()
+    };
+    let attention = Attention::new().causal().threads(Threads::Serial);
+    let windowed = attention.clone().window(Some(2000), None);
+    // Of the same remainders by 512 and by 2000, so that windows reach into the same numbers of splits, and rings wrap at the same key.
+    let lengths = [6000, 6000 + 15 * 64_000];
+    let [few, many] = lengths.map(|n| bytes(&windowed, (tokens(n, 32), tokens(n, 32)).into()));
+    assert_eq!(few, many, "a window");
+    let all = bytes(&attention, (tokens(lengths[1], 32), tokens(lengths[1], 32)).into());
+    assert!(all > 5 * many, "{all} bytes for all keys, {many} for a window");
+    for first in [0, 4, 600] {
+        let [few, many] = lengths.map(|n| {
+            let mut cache = RotatingKvCache::new(KvFormat::new(DType::F32, 1, 32), 1, first, 2000).unwrap();
+            cache.append(tokens(n, 32), tokens(n, 32)).unwrap();
+            bytes(&attention, (&cache).into())
+        });
+        assert_eq!(few, many, "{first} first tokens");
+    }
+}
+
+/// Left padding: the bits of a call with each sequence alone, in tensors and in a cache. Padding is neither read nor written, masks and
+/// biases have rows and columns for it, and positions count from the first key.
+#[test]
+fn left_padding_has_no_meaning() {
+    let mut rng = Rng(0x1ef7);
+    let (heads_q, heads_kv, dim) = (4, 2, 16);
+    for case in 0..60 {
+        let (seq_q, seq_kv) = ([1, 3, 20, 70][rng.below(4)], [70, 100, 700][rng.below(3)]);
+        let firsts: Vec<usize> = (0..3).map(|b| [0, seq_kv, rng.below(seq_kv)][(b + case) % 3]).collect();
+        let first_queries: Vec<usize> = (0..3).map(|_| rng.below(seq_q + 1)).collect();
+        let (q, k) = (rng.normals::<f32>(3 * heads_q * seq_q * dim), rng.normals::<f16>(3 * heads_kv * seq_kv * dim));
+        let bias: Vec<f32> = rng.normals(3 * seq_q * seq_kv);
+        let shows: Vec<bool> = (0..3 * seq_kv).map(|_| !rng.one_in(5)).collect();
+        let (mut q_nan, mut k_nan) = (q.clone(), k.clone());
+        for (b, (&first, &first_query)) in firsts.iter().zip(&first_queries).enumerate() {
+            for h in 0..heads_q {
+                q_nan[(b * heads_q + h) * seq_q * dim..][..first_query * dim].fill(f32::NAN);
+            }
+            for h in 0..heads_kv {
+                k_nan[(b * heads_kv + h) * seq_kv * dim..][..first * dim].fill(f16::NAN);
+            }
+        }
+        let (has_bias, has_mask, window) = (rng.one_in(2), rng.one_in(2), rng.one_in(2).then_some(rng.below(90)));
+        let (form, offset) = ([None, Some(Form::Decode), Some(Form::Prefill)][rng.below(3)], rng.below(50) as isize);
+        let offset = if rng.one_in(2) { QueryOffset::FromEnd } else { QueryOffset::At(offset) };
+        let options = |bias: AnyTensorRef<'static>, mask: TensorRef<'static, bool>| {
+            let mut attention = Attention::new().causal().window(window, None).query_offset(offset);
+            attention = if has_bias { attention.bias(bias) } else { attention };
+            attention = if has_mask { attention.mask(mask) } else { attention };
+            form.into_iter().fold(attention, Attention::form)
+        };
+        // The options borrow these for the whole test.
+        let (bias, shows): (&'static [f32], &'static [bool]) = (bias.leak(), shows.leak());
+        let bias = TensorRef::from_slice(bias, [3, 1, seq_q, seq_kv]).unwrap();
+        let shows = TensorRef::from_slice(shows, [3, 1, 1, seq_kv]).unwrap();
+
+        let mut out = vec![CANARY; 3 * heads_q * seq_q * dim];
+        let padded = options(bias.into(), shows).first_keys(&firsts).first_queries(&first_queries);
+        let (q_all, k_all) = (
+            TensorRef::from_slice(&q_nan, [3, heads_q, seq_q, dim]).unwrap(),
+            TensorRef::from_slice(&k_nan, [3, heads_kv, seq_kv, dim]).unwrap(),
+        );
+        let into = TensorMut::from_slice(&mut out, [3, heads_q, seq_q, dim]).unwrap();
+        padded.compute(q_all, (k_all, k_all), into, None, &mut Workspace::new()).unwrap();
+        let mut cache = KvCache::new(KvFormat::new(DType::F16, heads_kv, dim), 3, seq_kv).unwrap();
+        cache.append(k_all, k_all).unwrap();
+        let mut from_cache = vec![CANARY; out.len()];
+        let into = TensorMut::from_slice(&mut from_cache, [3, heads_q, seq_q, dim]).unwrap();
+        padded.compute(q_all, &cache, into, None, &mut Workspace::new()).unwrap();
+        assert_eq!(out, from_cache, "case {case}");
+
+        for (b, (&first, &first_query)) in firsts.iter().zip(&first_queries).enumerate() {
+            let (rows, keys) = (seq_q - first_query, seq_kv - first);
+            let q = TensorRef::from_slice(&q, [3, heads_q, seq_q, dim]).unwrap();
+            let k = TensorRef::from_slice(&k, [3, heads_kv, seq_kv, dim]).unwrap();
+            let q = q.narrow(0, b..b + 1).unwrap().narrow(2, first_query..).unwrap();
+            let k = k.narrow(0, b..b + 1).unwrap().narrow(2, first..).unwrap();
+            let bias = bias.narrow(0, b..b + 1).unwrap().narrow(2, first_query..).unwrap().narrow(3, first..).unwrap();
+            let shows = shows.narrow(0, b..b + 1).unwrap().narrow(3, first..).unwrap();
+            let mut alone = vec![CANARY; heads_q * rows * dim];
+            let into = TensorMut::from_slice(&mut alone, [1, heads_q, rows, dim]).unwrap();
+            options(bias.into(), shows).compute(q, (k, k), into, None, &mut Workspace::new()).unwrap();
+            for h in 0..heads_q {
+                let all = &out[(b * heads_q + h) * seq_q * dim..][..seq_q * dim];
+                let (padding, own) = all.split_at(first_query * dim);
+                assert!(padding.iter().all(|x| *x == CANARY), "case {case}: padding was written");
+                let alone = &alone[h * rows * dim..][..rows * dim];
+                let same = own.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "case {case}: sequence {b} of {rows} queries and {keys} keys is not as alone");
+            }
+        }
+    }
+}
+
+/// First rows that are not in a sequence, or not one for each, are refused.
+#[test]
+fn wrong_padding_is_refused() {
+    let data = [0.5f32; 2 * 4 * 8];
+    let x = TensorRef::from_slice(&data, [2, 1, 4, 8]).unwrap();
+    let plan = |attention: Attention<'_>| attention.plan(x, (x, x)).map(drop);
+    let range = |what, batch, got, most| Err(Error::LengthOutOfRange { what, batch, got, most });
+    assert_eq!(plan(Attention::new().first_keys(&[4u32, 4]).first_queries(&[0i64, 4])), Ok(()));
+    assert_eq!(plan(Attention::new().first_keys(&[0u32, 5])), range("first keys", 1, 5, 4));
+    assert_eq!(plan(Attention::new().first_keys(&[-1i32, 0])), range("first keys", 0, -1, 4));
+    assert_eq!(plan(Attention::new().first_queries(&[0u64, u64::MAX])), range("first queries", 1, u64::MAX as i128, 4));
+    let before_the_end = Attention::new().first_keys(&[1u32, 3]).key_lengths(&[1u32, 2]);
+    assert_eq!(plan(before_the_end), range("first keys", 1, 3, 2));
+    let count = Error::WrongCount { what: "first keys", expected: 2, got: 3 };
+    assert_eq!(plan(Attention::new().first_keys(&[0u32; 3])), Err(count));
+    let count = Error::WrongCount { what: "first queries", expected: 2, got: 1 };
+    assert_eq!(plan(Attention::new().first_queries(&[0u32])), Err(count));
+    let twice = |option| Err(Error::GivenTwice { option });
+    assert_eq!(plan(Attention::new().first_keys(&[0u32; 2]).first_keys(&[0u32; 2])), twice("first_keys"));
+    assert_eq!(plan(Attention::new().first_queries(&[0u32; 2]).first_queries(&[0u32; 2])), twice("first_queries"));
+    let rotating = RotatingKvCache::new(KvFormat::new(DType::F32, 1, 8), 2, 0, 4).unwrap();
+    assert_eq!(Attention::new().first_keys(&[0u32; 2]).plan(x, &rotating).map(drop), twice("first_keys"));
+}
+
+/// Scores of a left-padded batch are in the columns and rows of the tensors. At the stages before masks, padding is a key like any other.
+#[cfg(feature = "ndarray")]
+#[test]
+fn scores_of_left_padded_batches() {
+    use flashtile::ScoreStage;
+    let mut rng = Rng(5);
+    let (q, k) = (rng.normals::<f32>(2 * 4 * 8), rng.normals::<f32>(2 * 4 * 8));
+    let (q, k) = (TensorRef::from_slice(&q, [2, 1, 4, 8]).unwrap(), TensorRef::from_slice(&k, [2, 1, 4, 8]).unwrap());
+    let firsts = [0u32, 2];
+    let padded = Attention::new().causal().first_keys(&firsts).first_queries(&firsts);
+    for stage in [ScoreStage::Raw, ScoreStage::Biased, ScoreStage::Probabilities] {
+        let scores = padded.scores(stage, q, k).unwrap();
+        let exact = reference::scores(&padded, stage, q, k).unwrap();
+        for (n, (got, right)) in scores.iter().zip(&exact).enumerate() {
+            let same = *got as f64 == *right || (*got as f64 - right).abs() < 1e-5;
+            assert!(same, "{stage:?}: score {n} is {got}, not {right}");
+        }
+        let own = |x: TensorRef<'_, f32>| -> Vec<f32> {
+            (2..4).flat_map(|i| (0..8).map(move |e| x.get([1, 0, i, e]).unwrap())).collect()
+        };
+        let (own_q, own_k) = (own(q), own(k));
+        let (own_q, own_k) = (
+            TensorRef::from_slice(&own_q, [1, 1, 2, 8]).unwrap(),
+            TensorRef::from_slice(&own_k, [1, 1, 2, 8]).unwrap(),
+        );
+        let alone = Attention::new().causal().scores(stage, own_q, own_k).unwrap();
+        for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            assert_eq!(scores[[1, 0, 2 + i, 2 + j]], alone[[0, 0, i, j]], "{stage:?} {i} {j}");
+        }
     }
 }
 
@@ -593,6 +801,18 @@ fn wrong_sequences_are_refused() {
         "3 key starts were given but there must be 4",
     );
     let packed_queries = || plain().query_starts(&[0u32, 2, 6]);
+    // Packed sequences have no padding.
+    let twice = |option| Error::GivenTwice { option };
+    let sentence = "the option first_keys was given twice; combine both into one, or set it once";
+    refuse(packed_queries().first_keys(&[0u32, 0]), both(), twice("first_keys"), sentence);
+    let sentence = "the option first_queries was given twice; combine both into one, or set it once";
+    refuse(packed_queries().first_queries(&[0u32, 0]), both(), twice("first_queries"), sentence);
+    refuse(
+        packed_queries().first_queries(&[0u32, 0]).first_queries(&[0u32, 0]),
+        both(),
+        twice("first_queries"),
+        sentence,
+    );
     refuse(
         packed_queries().key_lengths(&[1u32, 1]),
         both(),

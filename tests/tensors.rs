@@ -3,7 +3,8 @@
 //! Views are ranges of an axis, other orders of axes, one more axis, and run-time types and ranks.
 
 use flashtile::{
-    AnyTensorMut, AnyTensorRef, Attention, DType, Element, Integers, QueryOffset, TensorMut, TensorRef, bf16, f16,
+    AnyTensorMut, AnyTensorRef, Attention, DType, Element, Error, Integers, QueryOffset, TensorMut, TensorRef, bf16,
+    f16,
 };
 
 /// Layouts of `[2, 3, 4, 5]` within a slice of `LEN`: offset and strides.
@@ -52,6 +53,124 @@ fn a_range_of_an_axis_has_the_elements_of_its_indices() {
         }
         let all = [tensor.narrow(1, ..).unwrap(), tensor.narrow(1, 0..=2).unwrap(), tensor.narrow(1, ..3).unwrap()];
         assert!(all.iter().all(|all| indices(SHAPE).all(|index| all.get(index) == tensor.get(index))));
+    }
+}
+
+/// Slices and bytes with a rank, shape and strides that are known at run time, as engines have them: the elements of the view that
+/// is made at compile time, for reading and for writing.
+#[test]
+fn tensors_are_made_from_what_an_engine_has() {
+    fn check<T: Element + PartialEq + std::fmt::Debug>() {
+        let data: Vec<T> = (0..LEN).map(|n| T::from_f32(n as f32)).collect();
+        for (offset, strides) in LAYOUTS {
+            let offset = offset + if strides[2] == -10 { 30 } else { 0 };
+            for rank in 1..=4 {
+                let (shape, strides) = (&SHAPE[4 - rank..], &strides[4 - rank..]);
+                let of_slice = AnyTensorRef::with_strides(&data, offset, shape, strides).unwrap();
+                let bytes = as_bytes(&data);
+                let of_bytes = AnyTensorRef::from_bytes(T::DTYPE, bytes, offset, shape, strides).unwrap();
+                for tensor in [of_slice, of_bytes] {
+                    assert_eq!((tensor.dtype(), tensor.rank()), (T::DTYPE, rank));
+                    assert_eq!((tensor.shape(), tensor.strides()), (shape, strides));
+                    let typed = tensor.typed::<T>().unwrap();
+                    for index in indices(typed.shape()) {
+                        let steps = (4 - rank..4).map(|axis| index[axis] as isize * strides[axis + rank - 4]);
+                        let at = offset as isize + steps.sum::<isize>();
+                        assert_eq!(typed.get(index), Some(data[at as usize]), "{index:?}");
+                    }
+                }
+            }
+        }
+        // Outputs: key 0 is the only one, so each row is its value.
+        let (ones, shape, strides) = ([T::from_f32(1.0); 8], [1, 1, 2, 4], [8, 8, 4, 1]);
+        let one = AnyTensorRef::with_strides(&ones, 0, &[1, 1, 1, 4], &[0, 0, 0, 1]).unwrap();
+        let q = AnyTensorRef::with_strides(&ones, 0, &shape, &strides).unwrap();
+        let mut outs = [vec![T::from_f32(7.0); 11], vec![T::from_f32(7.0); 11]];
+        let [a, b] = &mut outs;
+        let a = AnyTensorMut::with_strides(a, 2, &shape, &strides).unwrap();
+        let b = AnyTensorMut::from_bytes(T::DTYPE, as_bytes_mut(b), 2, &shape, &strides).unwrap();
+        for out in [a, b] {
+            assert_eq!((out.dtype(), out.shape(), out.strides()), (T::DTYPE, &shape[..], &strides[..]));
+            Attention::new().run_into(q, one, one, out).unwrap();
+        }
+        for out in outs {
+            let expected = [7, 7, 1, 1, 1, 1, 1, 1, 1, 1, 7].map(|x| T::from_f32(x as f32));
+            assert_eq!(out, expected);
+        }
+    }
+    check::<f32>();
+    check::<f16>();
+    check::<bf16>();
+}
+
+fn as_bytes<T: Element>(data: &[T]) -> &[u8] {
+    // SAFETY: floats have no padding, so every byte is initialised.
+    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) }
+}
+
+fn as_bytes_mut<T: Element>(data: &mut [T]) -> &mut [u8] {
+    // SAFETY: as above, and any bytes are a float.
+    unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), size_of_val(data)) }
+}
+
+/// What an engine hands in may be wrong in any way, and is refused.
+#[test]
+fn wrong_descriptions_are_refused() {
+    let (mut data, mut words) = ([0.0f32; 24], [0u64; 12]);
+    let rank = |expected, got| Error::Rank { tensor: "tensor", expected, got };
+    let make = |shape: &[usize], strides: &[isize]| AnyTensorRef::with_strides(&data, 0, shape, strides).map(drop);
+    assert_eq!(make(&[], &[]), Err(rank(1, 0)));
+    assert_eq!(make(&[1; 5], &[1; 5]), Err(rank(4, 5)));
+    let count = Error::WrongCount { what: "strides", expected: 2, got: 3 };
+    assert_eq!(make(&[2, 3], &[3, 1, 1]), Err(count));
+    assert_eq!(make(&[5, 5], &[5, 1]), Err(Error::OutOfBounds { first: 0, last: 24, len: 24 }));
+    assert_eq!(make(&[2, 3], &[-1, 1]), Err(Error::OutOfBounds { first: -1, last: 2, len: 24 }));
+    assert_eq!(make(&[usize::MAX, usize::MAX, 0], &[isize::MAX; 3]), Ok(()));
+    assert!(make(&[usize::MAX; 4], &[isize::MIN; 4]).is_err());
+    assert!(AnyTensorRef::with_strides(&data, usize::MAX, &[1], &[1]).is_err());
+    let overlapping = AnyTensorMut::with_strides(&mut data, 0, &[2, 3], &[2, 1]).map(drop);
+    assert_eq!(overlapping, Err(Error::OverlappingOutput { axis: 0, stride: 2, needed: 3 }));
+
+    let bytes = as_bytes_of_words(&mut words);
+    for (dtype, size) in [(DType::F32, 4), (DType::F16, 2), (DType::Bf16, 2)] {
+        for start in 0..9 {
+            let make = AnyTensorRef::from_bytes(dtype, &bytes[start..], 0, &[3], &[1]).map(drop);
+            let expected = if start % size == 0 { Ok(()) } else { Err(Error::Misaligned { dtype }) };
+            assert_eq!(make, expected, "{dtype} from byte {start}");
+            assert_eq!(AnyTensorMut::from_bytes(dtype, &mut bytes[start..], 0, &[3], &[1]).map(drop), expected);
+        }
+        // An element that is not whole does not count.
+        let error = Error::OutOfBounds { first: 0, last: 2, len: 2 };
+        assert_eq!(AnyTensorRef::from_bytes(dtype, &bytes[..3 * size - 1], 0, &[3], &[1]).map(drop), Err(error));
+    }
+    let sentence = "elements of type f32 must start at a multiple of 4 bytes";
+    assert_eq!(Error::Misaligned { dtype: DType::F32 }.to_string(), sentence);
+}
+
+fn as_bytes_of_words(words: &mut [u64]) -> &mut [u8] {
+    // SAFETY: integers have no padding, and any bytes are an integer.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }
+}
+
+/// A bias whose type is known at run time, of any rank.
+#[test]
+fn a_bias_may_have_any_type() {
+    let x = [0.5f32; 2 * 4];
+    let x = TensorRef::from_slice(&x, [1, 1, 2, 4]).unwrap();
+    let v = [1.0f32, 2.0];
+    let v = TensorRef::from_slice(&v, [1, 1, 2, 1]).unwrap();
+    let (f32s, f16s, bf16s) =
+        ([0.0, f32::NEG_INFINITY], [f16::ZERO, f16::NEG_INFINITY], [bf16::ZERO, bf16::NEG_INFINITY]);
+    fn of<T: Element>(data: &[T; 2]) -> AnyTensorRef<'_> {
+        AnyTensorRef::with_strides(data, 0, &[2], &[1]).unwrap()
+    }
+    for bias in [of(&f32s), of(&f16s), of(&bf16s)] {
+        for bias in [bias, bias.insert_axis(0).unwrap(), bias.insert_axis(0).and_then(|x| x.insert_axis(0)).unwrap()] {
+            let mut out = [0.0f32; 2];
+            let into = TensorMut::from_slice(&mut out, [1, 1, 2, 1]).unwrap();
+            Attention::new().bias(bias).run_into(x, x, v, into).unwrap();
+            assert_eq!(out, [1.0, 1.0]);
+        }
     }
 }
 

@@ -174,9 +174,8 @@ fn kernel<'a, T: Element>(serving: Serving, threads: Threads) -> Result<Repeat<'
             let (batch, half) = (lengths.len(), 1024usize);
             Box::new(move |repeats| {
                 let starts = vec![half; batch];
-                let padding = flashtile::mask::KeyStarts::new(&starts);
                 let attention = match serving {
-                    Serving::LeftPadded => attention.clone().masked_by(&padding),
+                    Serving::LeftPadded => attention.clone().first_keys(&starts),
                     _ => attention.clone().key_lengths(&starts),
                 };
                 let q = TensorRef::from_slice(&q, [batch, heads_q, 1, head_dim])?;

@@ -169,6 +169,10 @@ class Options(ctypes.Structure):
         ("page_table", POINTER(PageTable)),
         ("score_tables", POINTER(ScoreTable)),
         ("score_table_count", c_int64),
+        ("first_queries", c_void_p),
+        ("first_query_count", c_int64),
+        ("first_keys", c_void_p),
+        ("first_key_count", c_int64),
     ]
 
 
@@ -273,7 +277,7 @@ def block_sparse_rows(block, starts, columns):
 
 
 def key_starts(starts):
-    """Left padding: the first visible key of each batch. (The option key_starts= is another thing: packed keys.)"""
+    """The first visible key of each batch. For left padding, the option first_keys= is better; key_starts= is packed keys."""
     return Mask(KEY_STARTS, [], [starts])
 
 
@@ -318,6 +322,8 @@ def options(
     query_lengths=None,
     query_starts=None,
     key_starts=None,
+    first_queries=None,
+    first_keys=None,
     pages=None,
     mask=None,
     bias=None,
@@ -338,7 +344,8 @@ def options(
     Sequences of their own lengths, in any of these ways:
     query_lengths, key_lengths: the first rows of each batch; rows of `out` and `lse` past a query length are left as they are
     query_starts: packed queries, those of sequence b are the rows query_starts[b]:query_starts[b + 1]
-    key_starts: packed keys and values, likewise (left padding is a mask instead: masks=[flashtile.key_starts(...)])
+    key_starts: packed keys and values, likewise
+    first_queries, first_keys: left padding, the rows of each batch from these on; positions are counted from the first key
     pages: a PageTable; k and v are pools [pages, heads, page_size, dim]
 
     sinks: a score for each head that has no key; masks: a list of masks by rule, see `documents` and the functions after it;
@@ -366,12 +373,18 @@ def options(
     if key_lengths is not None:
         o.key_lengths, o.key_length_count = _list(key_lengths, c_int64)
     o.sequence_lists = []  # kept alive with the options
-    for name, values in (("query_length", query_lengths), ("query_start", query_starts), ("key_start", key_starts)):
+    for name, count, values in (
+        ("query_lengths", "query_length_count", query_lengths),
+        ("query_starts", "query_start_count", query_starts),
+        ("key_starts", "key_start_count", key_starts),
+        ("first_queries", "first_query_count", first_queries),
+        ("first_keys", "first_key_count", first_keys),
+    ):
         if values is not None:
             values = _integers(values)
             o.sequence_lists.append(values)
-            setattr(o, name + "s", values.ctypes.data)
-            setattr(o, name + "_count", values.size)
+            setattr(o, name, values.ctypes.data)
+            setattr(o, count, values.size)
     if pages is not None:
         o.page_table = ctypes.pointer(pages)
     if alibi is True:
@@ -409,6 +422,31 @@ def _pointer(tensor):
     return None if tensor is None else byref(tensor)
 
 
+class Prepared:
+    """A planned call. `run` computes it for arrays of the planned shapes; `replan` plans it again, with any options. Options, lists and
+    page tables are checked when it is planned, and must not change until it is planned again."""
+
+    def __init__(self, library, q, k, v, kwargs):
+        self.library, self.step = library, c_void_p()
+        self.options = options(**kwargs)
+        tensors = [describe(x) for x in (q, k, v)]
+        library._call("prepare", *map(byref, tensors), byref(self.options), byref(self.step))
+
+    def replan(self, q, k, v, **kwargs):
+        o, tensors = options(**kwargs), [describe(x) for x in (q, k, v)]
+        self.library._call("prepared_replan", self.step, *map(byref, tensors), byref(o))
+        self.options = o  # those before are no longer read
+
+    def run(self, q, k, v, out, lse=None):
+        tensors = [None if x is None else describe(x) for x in (q, k, v, out, lse)]
+        self.library._call("prepared_run", self.step, *map(_pointer, tensors))
+        if self.options.raised:
+            raise self.options.raised.pop()  # of score_row; the outputs are of no use
+
+    def __del__(self):
+        self.library.c.flashtile_prepared_free(self.step)
+
+
 class Library:
     """The functions of a libflashtile; a refused call raises Error."""
 
@@ -417,6 +455,7 @@ class Library:
         for name in ("last_error", "version", "level"):
             getattr(self.c, f"flashtile_{name}").restype = c_char_p
         self.c.flashtile_release.restype = None
+        self.c.flashtile_prepared_free.restype = None
 
     def _call(self, name, *arguments):
         code = getattr(self.c, f"flashtile_{name}")(*arguments)
@@ -442,6 +481,11 @@ class Library:
         if o.raised:
             raise o.raised[0]  # of score_row; the outputs are of no use
         return (out, lse) if returns_lse else out
+
+    def prepare(self, q, k, v, **kwargs):
+        """A call that is planned once for many arrays of the same shapes, such as all layers of a step: see `Prepared`. Arguments as in
+        `attention`."""
+        return Prepared(self, q, k, v, kwargs)
 
     def plan(self, q, k, v, **kwargs):
         """The plan of such a call, as text."""

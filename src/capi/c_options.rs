@@ -92,6 +92,14 @@ pub struct Options {
     pub score_tables: *const ScoreTable,
     /// The number of entries of `score_tables`.
     pub score_table_count: i64,
+    /// The first query of each sequence; the rows before it are left padding.
+    pub first_queries: *const i64,
+    /// The number of entries of `first_queries`.
+    pub first_query_count: i64,
+    /// The first key of each sequence; the rows before it are left padding.
+    pub first_keys: *const i64,
+    /// The number of entries of `first_keys`.
+    pub first_key_count: i64,
 }
 
 /// The flags of [`Options`].
@@ -125,7 +133,7 @@ const SIZES: [usize; 4] = [
     SMALLEST,
     mem::offset_of!(Options, score_context) + size_of::<*mut c_void>(),
     mem::offset_of!(Options, page_table) + size_of::<*const PageTable>(),
-    mem::offset_of!(Options, score_table_count) + size_of::<i64>(),
+    mem::offset_of!(Options, first_key_count) + size_of::<i64>(),
 ];
 
 /// Whether a version of the struct has this size. Of later versions it is only known that they have no padding at the end.
@@ -152,7 +160,8 @@ macro_rules! assert_no_padding {
 assert_no_padding!(struct_size flags threads scale softcap window_left window_right query_position alibi query_offset
     query_offsets query_offset_count key_lengths key_length_count alibi_slopes alibi_slope_count mask bias level form
     reserved sinks sink_count masks mask_count score_row score_context query_lengths query_length_count query_starts
-    query_start_count key_starts key_start_count page_table score_tables score_table_count);
+    query_start_count key_starts key_start_count page_table score_tables score_table_count first_queries first_query_count
+    first_keys first_key_count);
 
 impl Options {
     /// Plain attention.
@@ -366,6 +375,8 @@ impl Options {
             key_lengths: (self.key_lengths, self.key_length_count),
             key_starts: (self.key_starts, self.key_start_count),
             page_table: self.page_table,
+            first_queries: (self.first_queries, self.first_query_count),
+            first_keys: (self.first_keys, self.first_key_count),
         };
         // SAFETY: the caller's promise.
         unsafe { CheckedSequences::new(options) }

@@ -63,6 +63,8 @@ pub(super) struct SequenceOptions {
     pub(super) key_lengths: (*const i64, i64),
     pub(super) key_starts: (*const i64, i64),
     pub(super) page_table: *const PageTable,
+    pub(super) first_queries: (*const i64, i64),
+    pub(super) first_keys: (*const i64, i64),
 }
 
 /// The lists of the sequences. Their entries are read where they lie, during the whole call.
@@ -71,6 +73,8 @@ pub(super) struct CheckedSequences<'a> {
     query_lengths: Option<&'a [i64]>,
     query_starts: Option<&'a [i64]>,
     key_starts: Option<&'a [i64]>,
+    first_queries: Option<&'a [i64]>,
+    first_keys: Option<&'a [i64]>,
     page_table: Option<CheckedTable<'a>>,
 }
 
@@ -96,6 +100,10 @@ impl<'a> CheckedSequences<'a> {
         let query_starts = unsafe { given("query starts", options.query_starts)? };
         // SAFETY: as above.
         let key_starts = unsafe { given("key starts", options.key_starts)? };
+        // SAFETY: as above.
+        let first_queries = unsafe { given("first queries", options.first_queries)? };
+        // SAFETY: as above.
+        let first_keys = unsafe { given("first keys", options.first_keys)? };
         let (has_key_lengths, has_table) = (is_given(options.key_lengths), !options.page_table.is_null());
         let conflicts = [
             (
@@ -106,13 +114,20 @@ impl<'a> CheckedSequences<'a> {
             (key_starts.is_some() && has_table, "key_starts and page_table", "keys are packed or in pages"),
             (has_key_lengths && key_starts.is_some(), "key_lengths and key_starts", "starts imply lengths"),
             (has_key_lengths && has_table, "key_lengths and page_table", "the table has the lengths"),
+            (
+                first_queries.is_some() && query_starts.is_some(),
+                "first_queries and query_starts",
+                "packed queries have no padding",
+            ),
+            (first_keys.is_some() && key_starts.is_some(), "first_keys and key_starts", "packed keys have no padding"),
+            (first_keys.is_some() && has_table, "first_keys and page_table", "pages have no padding"),
         ];
         if let Some((_, names, why)) = conflicts.iter().find(|(both, ..)| *both) {
             return Err(Failure::option(format!("{names} are both set, but {why}: set one of them")));
         }
         // SAFETY: as above.
         let page_table = has_table.then(|| unsafe { CheckedTable::new(options.page_table) }).transpose()?;
-        Ok(CheckedSequences { query_lengths, query_starts, key_starts, page_table })
+        Ok(CheckedSequences { query_lengths, query_starts, key_starts, first_queries, first_keys, page_table })
     }
 
     /// Whether queries and output are packed. Then they may be `[total, heads, dim]`.
@@ -151,6 +166,8 @@ impl<'a> CheckedSequences<'a> {
             ("query lengths", self.query_lengths),
             ("query starts", self.query_starts),
             ("key starts", self.key_starts),
+            ("first queries", self.first_queries),
+            ("first keys", self.first_keys),
         ];
         for (name, list) in lists {
             written.check_disjoint_from_list(name, list.unwrap_or_default())?;
@@ -171,7 +188,7 @@ impl<'a> CheckedSequences<'a> {
         }
     }
 
-    /// Tells the attention which queries each sequence has.
+    /// Tells the attention which queries each sequence has, and where its keys start in their batch index.
     pub(super) fn set<'b>(&self, mut attention: Attention<'b>) -> Attention<'b>
     where
         'a: 'b,
@@ -181,6 +198,12 @@ impl<'a> CheckedSequences<'a> {
         }
         if let Some(starts) = self.query_starts {
             attention = attention.query_starts(starts);
+        }
+        if let Some(firsts) = self.first_queries {
+            attention = attention.first_queries(firsts);
+        }
+        if let Some(firsts) = self.first_keys {
+            attention = attention.first_keys(firsts);
         }
         attention
     }

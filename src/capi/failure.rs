@@ -41,7 +41,7 @@ pub enum Code {
     NotBroadcastable = 12,
     /// A list has the wrong number of entries.
     WrongCount = 13,
-    /// A key length is above the number of keys, or a query length above the number of queries.
+    /// A key length is above the number of keys, a query length above the number of queries, or a first key or query above the length.
     KeyLengthPastEnd = 14,
     /// An option has a value that it cannot take.
     InvalidOption = 15,
@@ -110,6 +110,8 @@ impl From<Error> for Failure {
             | Error::NotWritten { .. }
             | Error::StaleLists { .. }
             | Error::CannotTruncate { .. }
+            | Error::Misaligned { .. }
+            | Error::LostKeys { .. }
             | Error::PositionOutOfRange { .. } => Code::Panic,
         };
         Failure::new(code, error.to_string())

@@ -85,7 +85,8 @@ enum flashtile_code {
     FLASHTILE_HEADS_NOT_DIVISIBLE = 11,  /* heads_q is not a multiple of heads_kv */
     FLASHTILE_NOT_BROADCASTABLE = 12,    /* a dimension of mask or bias is neither 1 nor that of the scores */
     FLASHTILE_WRONG_COUNT = 13,          /* a list does not have one entry for each sequence or head (starts: one more) */
-    FLASHTILE_KEY_LENGTH_PAST_END = 14,  /* a key length is above seq_kv, or a query length above seq_q */
+    FLASHTILE_KEY_LENGTH_PAST_END = 14,  /* a key length is above seq_kv, a query length above seq_q, or a first key or query above
+                                            the length of its sequence */
     FLASHTILE_INVALID_OPTION = 15,       /* an option has an invalid value, a flag is unknown, or an option has no effect
                                             without another option, or excludes another one */
     FLASHTILE_LEVEL_UNAVAILABLE = 16,    /* the processor or this build has no such level */
@@ -204,8 +205,8 @@ enum flashtile_form {
  *   BLOCK_SPARSE           0: queries, 1: keys of a block;      0: not 0 where a block is visible,
  *                          2: batch, 3: heads of the list;         [batch, heads, ceil(seq_q / queries), ceil(seq_kv / keys)]
  *                             0 or 1: one for all
- *   KEY_STARTS                                                  0: first visible key, [batch] (left padding; these are not
- *                                                                  the key_starts of the options)
+ *   KEY_STARTS                                                  0: first visible key, [batch] (these are not the key_starts of
+ *                                                                  the options; for left padding, first_keys is better)
  *   BLOCK_SPARSE_ROWS      0: queries, 1: keys of a block       0: starts of compressed rows (CSR), [ceil(seq_q / queries) + 1]
  *                                                               1: columns: visible blocks of keys of each row
  *
@@ -221,7 +222,7 @@ enum flashtile_mask_kind {
     FLASHTILE_TREE = 5,             /* all keys before the drafts, the query's own and those of its ancestors; key p is the
                                        query's own (speculative decoding) */
     FLASHTILE_BLOCK_SPARSE = 6,     /* whole blocks of queries and keys */
-    FLASHTILE_KEY_STARTS = 7,       /* j >= start[b] (left padding); a start below 0 is 0 */
+    FLASHTILE_KEY_STARTS = 7,       /* j >= start[b]; a start below 0 is 0 */
     FLASHTILE_BLOCK_SPARSE_ROWS = 8 /* whole blocks, the same for all batches and heads */
 };
 
@@ -371,17 +372,23 @@ typedef struct flashtile_options {
                                      sequence are left as they are. NULL: not packed */
     int64_t query_start_count;    /* sequences + 1 */
     const int64_t *key_starts;    /* packed keys and values, as query_starts; NULL: not packed. Not with key_lengths or
-                                     page_table. Left padding is another thing: the mask FLASHTILE_KEY_STARTS */
+                                     page_table. Left padding is another thing: first_keys */
     int64_t key_start_count;      /* sequences + 1 */
     const flashtile_page_table *page_table; /* k and v are a pool of pages; NULL: they are not. Not with key_lengths */
     const flashtile_score_table *score_tables; /* any number of tables of biases by relative position */
     int64_t score_table_count;    /* 0: none */
+    const int64_t *first_queries; /* [batch], left padding: queries before this index are not computed, and their rows of out and
+                                     lse are left as they are; NULL: 0. Not with query_starts */
+    int64_t first_query_count;    /* batch */
+    const int64_t *first_keys;    /* [batch], left padding: keys before this index are not read, and positions are counted from
+                                     it; NULL: 0. Not with key_starts or page_table */
+    int64_t first_key_count;      /* batch */
 } flashtile_options;
 
 /* Every member is listed, so that neither C nor C++ warns about missing initializers. */
 #define FLASHTILE_OPTIONS_INIT                                                                                           \
     { sizeof(flashtile_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0, 0, NULL, 0, NULL, \
-      0, NULL, NULL, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0 }
+      0, NULL, NULL, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0, NULL, 0 }
 
 /* Attention.
  *
@@ -400,6 +407,7 @@ typedef struct flashtile_options {
  * Sequences. A batch is a list of sequences, each with its own numbers of queries and keys. The options say where they are:
  *
  *   padded          query_lengths, key_lengths   the first rows of a batch index
+ *   left-padded     first_queries, first_keys    the rows of a batch index from these on, up to the lengths (if they are given)
  *   packed queries  query_starts                 q and out [total, heads_q, dim], or [1, heads_q, total, dim];
  *                                                lse [1, heads_q, total]
  *   packed keys     key_starts                   k and v [total, heads_kv, dim], or [1, heads_kv, total, dim]
@@ -407,8 +415,9 @@ typedef struct flashtile_options {
  *
  * Queries and keys may be kept in different ways; only the number of sequences must be the same. Any strides will do: a pool
  * [pages, page_size, heads_kv, dim], or one with keys and values beside each other, is described by its strides. A mask or bias
- * is [sequences, heads_q, most queries, most keys of a sequence]. Query positions are counted in each sequence. The bits of a
- * sequence's rows are those of a call with that sequence alone.
+ * is [sequences, heads_q, most queries, most keys of a sequence]; padded sequences have rows and columns for their padding there.
+ * Query positions are counted in each sequence, from its first key on. So are the keys and queries of `masks` and of score_row.
+ * The bits of a sequence's rows are those of a call with that sequence alone.
  *
  * The lists must not overlap an output. As all memory, they must not change during the call: an entry that changes after it was
  * checked is undefined behavior. */
@@ -423,6 +432,43 @@ int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k
  * and lists are read. */
 int32_t flashtile_plan(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
                        const flashtile_options *options, char *text, size_t capacity, size_t *length);
+
+/* A call that is planned once for many tensors of the same shapes, such as all layers of a server's step. Options, lists and the page
+ * table are checked when it is planned, and not in each run:
+ *
+ *   flashtile_prepared *step = NULL;
+ *   flashtile_prepare(&q, &k, &v, &options, &step);             once
+ *   for each step:
+ *       flashtile_prepared_replan(step, &q, &k, &v, &options);  other lengths, tables and numbers of queries
+ *       for each layer:
+ *           flashtile_prepared_run(step, &q, &k, &v, &out, NULL);
+ *   flashtile_prepared_free(step);
+ *
+ * The options struct is copied. What its pointers lead to is not: lists, page table, mask, bias, masks, sinks, slopes and
+ * score_context must stay, and must not change, until the step is planned again or freed.
+ *
+ * Of q, k and v, planning reads types and shapes alone. Runs have tensors of the same shapes; types, strides and memory may differ.
+ * Of pages, the pool may differ, too. The results are those of flashtile_attention, bit for bit, except that the form stays that of
+ * the prepared types.
+ *
+ * A step may be run by several threads at once, with other outputs. While it is planned again or freed, no other call may use it. */
+typedef struct flashtile_prepared flashtile_prepared;
+
+/* Plans, and writes the step to *prepared; it is not written if the call fails. */
+int32_t flashtile_prepare(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
+                          const flashtile_options *options, flashtile_prepared **prepared);
+
+/* Plans again, with any options and shapes. It keeps the memory of the plans before. If it fails, the step is as before, with its old
+ * options: their lists must still be there if it is run. */
+int32_t flashtile_prepared_replan(flashtile_prepared *step, const flashtile_tensor *q, const flashtile_tensor *k,
+                                  const flashtile_tensor *v, const flashtile_options *options);
+
+/* Computes the step. Shapes other than the prepared ones are refused (FLASHTILE_SHAPE_MISMATCH). Tensors as in flashtile_attention. */
+int32_t flashtile_prepared_run(const flashtile_prepared *step, const flashtile_tensor *q, const flashtile_tensor *k,
+                               const flashtile_tensor *v, const flashtile_tensor *out, const flashtile_tensor *lse);
+
+/* Frees a step, which may be NULL. */
+void flashtile_prepared_free(flashtile_prepared *step);
 
 /* Merges the attention over other keys, (out_b, lse_b), into (out_a, lse_a), in f32. With w = exp(lse_a) + exp(lse_b):
  *

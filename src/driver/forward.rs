@@ -98,16 +98,22 @@ fn compute_as<'t, 'a: 't, K: FormKernel<'t, 'a>>(
     prefetch: &'t mut Prefetch,
     scratch: &'t mut Scratch,
 ) {
-    let keys = piece.keys.clone();
+    let (keys, lost) = (piece.keys.clone(), piece.task.lost_keys());
     let mut kernel = K::load(piece, next, Some(output), prefetch, scratch);
-    step_over(&mut kernel, steps, keys);
+    step_over(&mut kernel, steps, keys, lost);
     kernel.finish(output);
 }
 
-/// Steps over `keys`, split by split and tile by tile.
-fn step_over<'t, 'a: 't>(kernel: &mut impl FormKernel<'t, 'a>, steps: KeySteps, keys: Range<usize>) {
-    for split in steps.splits_of(&keys) {
-        for tile in steps.tiles_of(steps.split_of(split, &keys)) {
+/// Steps over `keys`, split by split and tile by tile. Tiles of nothing but lost keys are left out, whatever their number.
+fn step_over<'t, 'a: 't>(
+    kernel: &mut impl FormKernel<'t, 'a>,
+    steps: KeySteps,
+    keys: Range<usize>,
+    lost: Range<usize>,
+) {
+    let splits = steps.splits_of(&keys, &lost);
+    for split in (0..splits.len()).map(|n| splits.get(n)) {
+        for tile in steps.seen_tiles(steps.split_of(split, &keys), &lost) {
             kernel.step(tile);
         }
         kernel.end_split();

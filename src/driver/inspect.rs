@@ -63,6 +63,7 @@ fn write_head(
     output: &mut TaskOutput<'_>,
     scratch: &mut Scratch,
 ) {
+    let padding = task.sequence.first_key;
     for start in (0..task.rows).step_by(plan.tile_rows()) {
         let rows = start..(start + plan.tile_rows()).min(task.rows);
         let panel = task.slice(rows.clone());
@@ -79,7 +80,7 @@ fn write_head(
         for tile in plan.steps(Form::Prefill).tiles_of(task.span.clone()) {
             kernel.visit_scores(tile, |keys, scores, lanes| {
                 for (lane, row) in whole_rows.chunks_exact_mut(width).enumerate() {
-                    for (to, scores) in row[keys.clone()].iter_mut().zip(scores.chunks_exact(lanes)) {
+                    for (to, scores) in row[padding..][keys.clone()].iter_mut().zip(scores.chunks_exact(lanes)) {
                         *to = scores[lane];
                     }
                 }

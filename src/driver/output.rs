@@ -118,8 +118,12 @@ impl TaskClaims<'_> {
         let dims = &self.problem.dims;
         let (b, head_kv) = dims.batch_and_head(head);
         let heads = dims.group_heads(head_kv);
-        let (b, rows) = if self.output.is_padded { (b, rows) } else { self.problem.query_rows(b, &rows) };
-        // SAFETY: the caller's promise. The rows of packed sequences are apart, because their starts ascend.
+        let (b, rows) = match self.output.is_padded {
+            true => (b, self.problem.padded_query_rows(b, &rows)),
+            false => self.problem.query_rows(b, &rows),
+        };
+        // SAFETY: the caller's promise. The rows of packed sequences are apart, because their starts ascend; left
+        // padding moves all rows of a batch index by one number.
         unsafe {
             let lse = self.output.lse.as_ref();
             let lse = lse.map(|lse| GroupRowsMut::of_elements(lse, b, heads.clone(), rows.clone()));

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::output::{ClaimedSlot, Output, SlotClaims};
-use super::schedule::Schedule;
+use super::schedule::{Schedule, Task};
 use super::workspace::{Workspace, for_workers};
 use crate::kernel::decode::{Decode, reduce};
 use crate::kernel::form::FormKernel;
@@ -14,7 +14,7 @@ use crate::kernel::partial::PartialLayout;
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::Piece;
-use crate::plan::{Form, Plan};
+use crate::plan::{Form, KeySteps, Plan, Splits};
 use crate::problem::Problem;
 use crate::threads::{work_through, workers};
 use std::ops::Range;
@@ -31,7 +31,7 @@ struct Partials {
     /// Elements of a partial result.
     slot: usize,
     tasks: usize,
-    /// The most splits that a task's keys reach into. They are counted from the task's first one.
+    /// The most splits that a task sees. They are counted from the task's first one.
     splits: usize,
     /// Neighbouring splits of a task that are claimed together, so that their worker reads one ascending stream.
     splits_per_claim: usize,
@@ -44,7 +44,7 @@ impl Partials {
         let tasks = schedule.tasks();
         let rows = tasks.iter().map(|task| task.rows.len()).max().unwrap_or(0);
         let steps = plan.steps(Form::Decode);
-        let splits = tasks.iter().map(|task| steps.splits_of(&task.keys).len()).max().unwrap_or(0);
+        let splits = tasks.iter().map(|task| splits_of(problem, steps, task).len()).max().unwrap_or(0);
         // Where the heads of a key lie side by side, the next head's split is on the same pages. Task by task, every page was
         // visited again for each head, and decode took 1.3 to 2 times as long (Zen 3).
         let by_splits = problem.has_heads_side_by_side();
@@ -110,7 +110,8 @@ pub(super) fn run(
     work_through(plan.worth(), &mut scratch[..workers], &claims, &|mut claimed, scratch| {
         let (index, head, rows) = (claimed.index, claimed.task.heads.start, &claimed.task.rows);
         let input = claimed.task.input(problem, plan, head);
-        let splits = (0..steps.splits_of(&claimed.task.keys).len()).map(|n| &memory[partials.range(index, n)]);
+        let splits = splits_of(problem, steps, claimed.task).len();
+        let splits = (0..splits).map(|n| &memory[partials.range(index, n)]);
         reduce(&input, splits, scratch, &mut claimed.output(head, rows));
     });
     Scratch::grow_to_largest(scratch);
@@ -125,29 +126,35 @@ fn compute_splits(
     scratch: &mut Scratch,
 ) {
     let steps = plan.steps(Form::Decode);
-    // The task of a claim, its splits, and the first split of the claim.
+    // The task of a claim, the splits that it sees, and which of them are the claim's.
     let of_claim = |index: usize| {
-        let (task, n) = partials.place(index)?;
+        let (task, first) = partials.place(index)?;
         let task = &schedule.tasks()[task];
-        let seen = steps.splits_of(&task.keys);
-        let first = seen.start + n;
-        let splits = first..(first + partials.splits_per_claim).min(seen.end);
-        (!splits.is_empty()).then(|| (task.input(problem, plan, task.heads.start), splits, first))
+        let seen = splits_of(problem, steps, task);
+        let own = first..(first + partials.splits_per_claim).min(seen.len());
+        (!own.is_empty()).then(|| (task.input(problem, plan, task.heads.start), seen, own))
     };
-    let keys_of = |splits: &Range<usize>, span: &Range<usize>| {
-        steps.split_of(splits.start, span).start..steps.split_of(splits.end - 1, span).end
+    let keys_of = |seen: &Splits, own: &Range<usize>, span: &Range<usize>| {
+        steps.split_of(seen.get(own.start), span).start..steps.split_of(seen.get(own.end - 1), span).end
     };
-    let Some((task, splits, first)) = of_claim(index) else { return };
+    let Some((task, seen, own)) = of_claim(index) else { return };
     let next = of_claim(next);
-    let next = next.as_ref().map(|(task, splits, _)| Piece { task, keys: keys_of(splits, &task.span) });
-    let piece = Piece { task: &task, keys: keys_of(&splits, &task.span) };
+    let next = next.as_ref().map(|(task, seen, own)| Piece { task, keys: keys_of(seen, own, &task.span) });
+    let piece = Piece { task: &task, keys: keys_of(&seen, &own, &task.span) };
     Decode::list_rows(&task, scratch);
     let mut prefetch = Prefetch::none();
     let mut kernel = Decode::load(piece, next, None, &mut prefetch, scratch);
-    for split in splits {
-        for tile in steps.tiles_of(steps.split_of(split, &task.span)) {
+    let lost = task.lost_keys();
+    for n in own.clone() {
+        for tile in steps.seen_tiles(steps.split_of(seen.get(n), &task.span), &lost) {
             kernel.step(tile);
         }
-        kernel.store_split(&mut memory[(split - first) * partials.slot..][..partials.slot]);
+        kernel.store_split(&mut memory[(n - own.start) * partials.slot..][..partials.slot]);
     }
+}
+
+/// The splits that a task sees.
+fn splits_of(problem: &Problem<'_>, steps: KeySteps, task: &Task) -> Splits {
+    let (b, _) = problem.dims.batch_and_head(task.heads.start);
+    steps.splits_of(&task.keys, &problem.masks.lost(b))
 }

@@ -35,6 +35,9 @@ impl Task {
         let sequence = problem.sequences.get(b);
         let (q_batch, q_rows) = problem.query_rows(b, &rows);
         let key_rows = |tensor| KeyRows::new(tensor, &problem.places, (b, head_kv), sequence.keys);
+        // Masks and biases have rows and columns for left padding.
+        let (padding, first_key) = (sequence.first_query * heads.len(), sequence.first_key);
+        let score_rows = padding + rows.start..padding + rows.end;
         TaskInput {
             isa: plan.isa(),
             operands: plan.operands(),
@@ -53,8 +56,11 @@ impl Task {
             rows: rows.len(),
             masks: &problem.masks,
             score_mods: &problem.score_mods,
-            mask_rows: problem.masks.tensor.map(|mask| mask.rows(b, heads.clone()).slice(rows.clone())),
-            bias_rows: problem.score_mods.bias.map(|bias| bias.rows(b, heads).slice(rows)),
+            mask_rows: problem
+                .masks
+                .tensor
+                .map(|mask| mask.rows(b, heads.clone()).slice(score_rows.clone()).skip_cols(first_key)),
+            bias_rows: problem.score_mods.bias.map(|bias| bias.rows(b, heads).slice(score_rows).skip_cols(first_key)),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::kernel::scratch::{Floats, Scratch};
 ///
 /// A workspace grows with the first calls. After that, calls for problems that are no larger do not allocate (except for the
 /// jobs in the pool's queue if threads help a caller outside the pool). Its size depends on the number of threads and the size of a tile, not on
-/// the length of the sequences, with two exceptions: decoding keeps one partial row for each 512 keys, and the list of tasks has a
+/// the length of the sequences, with two exceptions: decoding keeps one partial row for each 512 keys that are seen, and the list of tasks has a
 /// few bytes for each 256 queries of a head.
 ///
 /// ```

@@ -51,8 +51,12 @@ pub(super) fn first_seen(task: &TaskInput<'_>, keys: Range<usize>) -> Range<usiz
     if task.masks.with_holes().next().is_none() {
         return keys;
     }
-    let mut start = keys.start;
+    let (mut start, lost) = (keys.start, task.lost_keys());
     while start < keys.end {
+        if lost.contains(&start) {
+            start = lost.end; // without asking for each tile
+            continue;
+        }
         let end = (start / task.tile_keys * task.tile_keys + task.tile_keys).min(keys.end);
         let seen = trim(task, &(0..task.rows), start..end);
         if !seen.is_empty() {

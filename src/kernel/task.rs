@@ -99,6 +99,11 @@ impl<'a> TaskInput<'a> {
         self.masks.span(&self.sequence, head, query)
     }
 
+    /// The keys that a cache has lost: no row sees them.
+    pub(crate) fn lost_keys(&self) -> Range<usize> {
+        self.masks.lost(self.sequence.batch)
+    }
+
     /// The smallest block of pairs that holds those of `rows` and `keys`.
     pub(crate) fn block(&self, rows: Range<usize>, keys: Range<usize>) -> Block {
         let rows = self.first_row + rows.start..self.first_row + rows.end;

@@ -3,9 +3,10 @@
 #![forbid(unsafe_code)]
 
 use super::KeysValues;
+use super::batch::{CacheBatch, To};
 use super::format::KvFormat;
 use super::places::Places;
-use super::storage::{Place, Storage, Tokens};
+use super::storage::{Place, Tokens};
 use crate::error::Error;
 use crate::rotary::{Positions, Rotary};
 use crate::tensor::AnyTensorRef;
@@ -54,10 +55,8 @@ use crate::tensor::AnyTensorRef;
 /// ```
 #[derive(Debug)]
 pub struct KvCache {
-    format: KvFormat,
+    batch: CacheBatch,
     capacity: usize,
-    storage: Storage,
-    lengths: Vec<usize>,
 }
 
 impl KvCache {
@@ -66,8 +65,7 @@ impl KvCache {
     /// # Errors
     /// [`Error::TooLarge`].
     pub fn new(format: KvFormat, batch: usize, capacity: usize) -> Result<Self, Error> {
-        let storage = Storage::new(&format, batch, capacity)?;
-        Ok(KvCache { format, capacity, storage, lengths: empty_sequences(batch)? })
+        Ok(KvCache { batch: CacheBatch::new(format, batch, capacity)?, capacity })
     }
 
     /// Adds `n` tokens to every sequence.
@@ -79,8 +77,7 @@ impl KvCache {
     /// [`Error::Rank`], [`Error::ShapeMismatch`]; [`Error::CacheFull`] if a sequence would have more than
     /// [`capacity`](KvCache::capacity) tokens. Nothing has been added to any sequence then.
     pub fn append<'t>(&mut self, k: impl Into<AnyTensorRef<'t>>, v: impl Into<AnyTensorRef<'t>>) -> Result<(), Error> {
-        let tokens = Tokens::new(&self.format, self.lengths.len(), k.into(), v.into())?;
-        self.write(0, &tokens)
+        self.write(self.batch.tokens(To::All, None, k.into(), v.into())?)
     }
 
     /// As [`append`](KvCache::append), with rotated keys: each is turned to its position in f32, and rounded once.
@@ -107,9 +104,7 @@ impl KvCache {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(), Error> {
-        let tokens = Tokens::new(&self.format, self.lengths.len(), k.into(), v.into())?;
-        let tokens = tokens.rotated(rotary, positions.into(), &self.lengths)?;
-        self.write(0, &tokens)
+        self.write(self.batch.tokens(To::All, Some((rotary, positions.into())), k.into(), v.into())?)
     }
 
     /// Adds `n` tokens to one sequence.
@@ -125,9 +120,7 @@ impl KvCache {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(), Error> {
-        self.len(sequence)?;
-        let tokens = Tokens::new(&self.format, 1, k.into(), v.into())?;
-        self.write(sequence, &tokens)
+        self.write(self.batch.tokens(To::One(sequence), None, k.into(), v.into())?)
     }
 
     /// As [`append_to`](KvCache::append_to), with rotated keys: see [`append_rotated`](KvCache::append_rotated).
@@ -142,15 +135,14 @@ impl KvCache {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(), Error> {
-        let len = self.len(sequence)?;
-        let tokens = Tokens::new(&self.format, 1, k.into(), v.into())?;
-        let tokens = tokens.rotated(rotary, positions.into(), &[len])?;
-        self.write(sequence, &tokens)
+        let rotation = Some((rotary, positions.into()));
+        self.write(self.batch.tokens(To::One(sequence), rotation, k.into(), v.into())?)
     }
 
     /// Writes the tokens of batch `b` to sequence `first + b`.
-    fn write(&mut self, first: usize, tokens: &Tokens<'_>) -> Result<(), Error> {
-        let lengths = &mut self.lengths[first..first + tokens.batch];
+    fn write(&mut self, (first, tokens): (usize, Tokens<'_>)) -> Result<(), Error> {
+        let CacheBatch { lengths, storage, .. } = &mut self.batch;
+        let lengths = &mut lengths[first..first + tokens.batch];
         for (b, len) in lengths.iter().enumerate() {
             let total = len.saturating_add(tokens.count);
             if total > self.capacity {
@@ -159,7 +151,7 @@ impl KvCache {
         }
         for (batch, len) in lengths.iter_mut().enumerate() {
             let place = Place { outer: first + batch, row: *len, batch, tokens: 0..tokens.count, before: *len };
-            self.storage.write(tokens, place);
+            storage.write(&tokens, place);
             *len += tokens.count;
         }
         Ok(())
@@ -174,7 +166,7 @@ impl KvCache {
         if len > before {
             return Err(Error::CannotTruncate { to: len, len: before, held: before });
         }
-        self.lengths[sequence] = len;
+        self.batch.lengths[sequence] = len;
         Ok(())
     }
 
@@ -183,18 +175,12 @@ impl KvCache {
     /// # Errors
     /// [`Error::NotInCache`] if there is no such sequence.
     pub fn fork(&mut self, from: usize, to: usize) -> Result<(), Error> {
-        let len = self.len(from)?;
-        self.len(to)?;
-        if from != to {
-            self.storage.copy_rows(from, to, 0..len);
-            self.lengths[to] = len;
-        }
-        Ok(())
+        self.batch.fork(from, to, self.capacity)
     }
 
     /// Forgets all tokens of all sequences.
     pub fn clear(&mut self) {
-        self.lengths.fill(0);
+        self.batch.lengths.fill(0);
     }
 
     /// The tokens of a sequence.
@@ -202,17 +188,17 @@ impl KvCache {
     /// # Errors
     /// [`Error::NotInCache`] if there is no such sequence.
     pub fn len(&self, sequence: usize) -> Result<usize, Error> {
-        length(&self.lengths, sequence)
+        self.batch.len(sequence)
     }
 
     /// The tokens of each sequence.
     pub fn lengths(&self) -> &[usize] {
-        &self.lengths
+        &self.batch.lengths
     }
 
     /// The number of sequences.
     pub fn batch(&self) -> usize {
-        self.lengths.len()
+        self.batch.lengths.len()
     }
 
     /// The tokens that a sequence may have.
@@ -222,22 +208,22 @@ impl KvCache {
 
     /// What is stored for each token.
     pub fn format(&self) -> KvFormat {
-        self.format
+        self.batch.format
     }
 
     /// The bytes of keys and values that were allocated.
     pub fn bytes(&self) -> usize {
-        self.storage.bytes()
+        self.batch.storage.bytes()
     }
 
     /// All memory of the keys, `[batch, heads_kv, capacity, head_dim]`. Rows after a sequence's length have no meaning.
     pub fn keys(&self) -> AnyTensorRef<'_> {
-        self.storage.keys()
+        self.batch.storage.keys()
     }
 
     /// All memory of the values, `[batch, heads_kv, capacity, value_dim]`. Rows after a sequence's length have no meaning.
     pub fn values(&self) -> AnyTensorRef<'_> {
-        self.storage.values()
+        self.batch.storage.values()
     }
 }
 
@@ -246,18 +232,4 @@ impl<'a> From<&'a KvCache> for KeysValues<'a> {
         let places = Places::Filled(cache.lengths().into());
         KeysValues { k: cache.keys(), v: cache.values(), places }
     }
-}
-
-/// The length of a sequence, if there is one.
-pub(super) fn length(lengths: &[usize], sequence: usize) -> Result<usize, Error> {
-    let none = Error::NotInCache { what: "sequence", index: sequence, count: lengths.len() };
-    lengths.get(sequence).copied().ok_or(none)
-}
-
-/// The lengths of `batch` empty sequences.
-pub(super) fn empty_sequences(batch: usize) -> Result<Vec<usize>, Error> {
-    let mut lengths = Vec::new();
-    lengths.try_reserve_exact(batch).map_err(|_| Error::TooLarge { what: "the cache" })?;
-    lengths.resize(batch, 0);
-    Ok(lengths)
 }

@@ -105,6 +105,38 @@ impl PageLists {
         &self.lengths
     }
 
+    /// Where the pages of each sequence start in [`pages`](PageLists::pages), and the end of the last ones: those of sequence `b`
+    /// are `pages[starts[b]..starts[b + 1]]`, as [`PageTable::compressed`] takes them.
+    ///
+    /// ```
+    /// use flashtile::{DType, KvFormat, PageLists, PageTable, PagedKvCache};
+    ///
+    /// let mut cache = PagedKvCache::new(KvFormat::new(DType::F16, 2, 64), 1, 10, 16)?;
+    /// let ids = [cache.new_sequence(), cache.new_sequence()];
+    /// cache.reserve(ids[0], 20)?;
+    /// cache.reserve(ids[1], 5)?;
+    /// let mut lists = PageLists::new();
+    /// cache.list(&ids, &mut lists)?;
+    /// assert_eq!((lists.starts(), lists.pages(), lists.lengths()), (&[0, 2, 3][..], &[0, 1, 2][..], &[20, 5][..]));
+    /// let table = PageTable::compressed(lists.starts(), lists.pages(), lists.lengths(), lists.page_size())?;
+    /// assert_eq!(table.pages_needed(), 3);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    pub fn starts(&self) -> &[usize] {
+        // Lists that were never filled have no sequences.
+        if self.starts.is_empty() { &[0] } else { &self.starts }
+    }
+
+    /// The pages of all sequences, one list after the other.
+    pub fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
+    /// The tokens of a page; 0 before the lists are filled.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
     /// The same as a table, for pools of your own.
     pub fn table(&self) -> PageTable<'_> {
         PageTable::of_cache(&self.starts, &self.pages, &self.lengths, (self.page_size, self.end))

@@ -13,6 +13,8 @@ pub(crate) enum Places<'a> {
     Dense,
     /// In the first rows of a batch index of their own, these many.
     Filled(Integers<'a>),
+    /// In a batch index of their own, from these rows on: left-padded.
+    From(Integers<'a>),
     /// In rows `starts[b]..starts[b + 1]` of batch 0.
     Packed(Integers<'a>),
     /// In pages, which are the tensor's batch indices.
@@ -44,6 +46,7 @@ impl Places<'_> {
     pub(crate) fn of_key(&self, b: usize, j: usize) -> (usize, usize) {
         match self {
             Places::Dense | Places::Filled(_) => (b, j),
+            Places::From(firsts) => (b, firsts.get(b) as usize + j),
             Places::Packed(starts) => (0, starts.get(b) as usize + j),
             Places::Pages(table) => table.of_key(b, j),
             Places::Ring(ring) => (b, ring.row(j)),
@@ -55,7 +58,7 @@ impl Places<'_> {
     pub(super) fn first_run(&self, b: usize, keys: &Range<usize>) -> (usize, Range<usize>) {
         let (index, row) = self.of_key(b, keys.start);
         let end = match self {
-            Places::Dense | Places::Filled(_) | Places::Packed(_) => usize::MAX,
+            Places::Dense | Places::Filled(_) | Places::From(_) | Places::Packed(_) => usize::MAX,
             Places::Pages(table) => table.page_size(),
             Places::Ring(ring) if keys.start < ring.first => ring.first,
             Places::Ring(ring) => ring.first + ring.window,

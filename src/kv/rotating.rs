@@ -3,10 +3,10 @@
 #![forbid(unsafe_code)]
 
 use super::KeysValues;
-use super::cache::{empty_sequences, length};
+use super::batch::{CacheBatch, To};
 use super::format::KvFormat;
 use super::places::{Places, Ring};
-use super::storage::{Place, Storage, Tokens};
+use super::storage::{Place, Tokens};
 use crate::error::Error;
 use crate::rotary::{Positions, Rotary};
 use crate::tensor::AnyTensorRef;
@@ -26,8 +26,10 @@ use std::ops::Range;
 ///
 /// Appending `n` tokens at once writes those that remain. Attention after it sees the last `W` tokens: the first of `n` new queries
 /// has lost up to `n - 1` keys of its window. So a model whose queries see `w` tokens, their own included, and which appends `n` tokens
-/// at a time, needs `W >= w + n - 1`. Attention takes sequences of less than 2^30 tokens from this cache, lost ones included; with
-/// first tokens, it looks at each 512 lost ones (some 0.7 µs for each head).
+/// at a time, needs `W >= w + n - 1`. Attention with a [`window`](crate::Attention::window) refuses a cache that lacks keys in it, with
+/// [`Error::LostKeys`]. Without a window, and with masks of [`masked_by`](crate::Attention::masked_by), queries see what is left: check
+/// `W` yourself there. Attention takes sequences of less than 2^30 tokens from this cache, lost ones included; these take no
+/// time.
 ///
 /// Attention takes `&cache` as its keys and values. Token `j` keeps the position `j`, whatever has been lost, so causal order,
 /// windows and ALiBi are right; lost tokens are hidden from every query.
@@ -50,11 +52,9 @@ use std::ops::Range;
 /// ```
 #[derive(Debug)]
 pub struct RotatingKvCache {
-    format: KvFormat,
+    batch: CacheBatch,
     first: usize,
     window: usize,
-    storage: Storage,
-    lengths: Vec<usize>,
 }
 
 impl RotatingKvCache {
@@ -67,8 +67,7 @@ impl RotatingKvCache {
             return Err(Error::InvalidOption { option: "window", got: 0.0, expected: "1 or more" });
         }
         let rows = first.checked_add(window).ok_or(Error::TooLarge { what: "the cache" })?;
-        let storage = Storage::new(&format, batch, rows)?;
-        Ok(RotatingKvCache { format, first, window, storage, lengths: empty_sequences(batch)? })
+        Ok(RotatingKvCache { batch: CacheBatch::new(format, batch, rows)?, first, window })
     }
 
     /// Adds `n` tokens to every sequence.
@@ -79,8 +78,7 @@ impl RotatingKvCache {
     /// # Errors
     /// [`Error::Rank`], [`Error::ShapeMismatch`]; [`Error::CacheFull`] if a length would overflow.
     pub fn append<'t>(&mut self, k: impl Into<AnyTensorRef<'t>>, v: impl Into<AnyTensorRef<'t>>) -> Result<(), Error> {
-        let tokens = Tokens::new(&self.format, self.lengths.len(), k.into(), v.into())?;
-        self.write(0, &tokens)
+        self.write(self.batch.tokens(To::All, None, k.into(), v.into())?)
     }
 
     /// As [`append`](RotatingKvCache::append), with rotated keys: see
@@ -96,9 +94,7 @@ impl RotatingKvCache {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(), Error> {
-        let tokens = Tokens::new(&self.format, self.lengths.len(), k.into(), v.into())?;
-        let tokens = tokens.rotated(rotary, positions.into(), &self.lengths)?;
-        self.write(0, &tokens)
+        self.write(self.batch.tokens(To::All, Some((rotary, positions.into())), k.into(), v.into())?)
     }
 
     /// Adds `n` tokens to one sequence.
@@ -114,9 +110,7 @@ impl RotatingKvCache {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(), Error> {
-        self.len(sequence)?;
-        let tokens = Tokens::new(&self.format, 1, k.into(), v.into())?;
-        self.write(sequence, &tokens)
+        self.write(self.batch.tokens(To::One(sequence), None, k.into(), v.into())?)
     }
 
     /// As [`append_to`](RotatingKvCache::append_to), with rotated keys.
@@ -131,22 +125,20 @@ impl RotatingKvCache {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(), Error> {
-        let len = self.len(sequence)?;
-        let tokens = Tokens::new(&self.format, 1, k.into(), v.into())?;
-        let tokens = tokens.rotated(rotary, positions.into(), &[len])?;
-        self.write(sequence, &tokens)
+        let rotation = Some((rotary, positions.into()));
+        self.write(self.batch.tokens(To::One(sequence), rotation, k.into(), v.into())?)
     }
 
     /// Writes the tokens of batch `b` to sequence `first + b`: those that remain, in runs of neighbouring rows.
-    fn write(&mut self, first: usize, tokens: &Tokens<'_>) -> Result<(), Error> {
+    fn write(&mut self, (first, tokens): (usize, Tokens<'_>)) -> Result<(), Error> {
         let sequences = first..first + tokens.batch;
         for sequence in sequences.clone() {
-            if self.lengths[sequence].checked_add(tokens.count).is_none() {
+            if self.batch.lengths[sequence].checked_add(tokens.count).is_none() {
                 return Err(Error::CacheFull { sequence, tokens: usize::MAX, capacity: usize::MAX });
             }
         }
         for (batch, outer) in sequences.enumerate() {
-            let before = self.lengths[outer];
+            let before = self.batch.lengths[outer];
             let len = before + tokens.count;
             for kept in self.kept_of(len) {
                 let mut next = kept.start.max(before);
@@ -156,11 +148,11 @@ impl RotatingKvCache {
                     let rows = if next < self.first { self.first } else { self.first + self.window } - row;
                     let end = kept.end.min(next.saturating_add(rows));
                     let place = Place { outer, row, batch, tokens: next - before..end - before, before };
-                    self.storage.write(tokens, place);
+                    self.batch.storage.write(&tokens, place);
                     next = end;
                 }
             }
-            self.lengths[outer] = len;
+            self.batch.lengths[outer] = len;
         }
         Ok(())
     }
@@ -184,7 +176,7 @@ impl RotatingKvCache {
         if len > held && len != before {
             return Err(Error::CannotTruncate { to: len, len: before, held });
         }
-        self.lengths[sequence] = len;
+        self.batch.lengths[sequence] = len;
         Ok(())
     }
 
@@ -193,18 +185,12 @@ impl RotatingKvCache {
     /// # Errors
     /// [`Error::NotInCache`] if there is no such sequence.
     pub fn fork(&mut self, from: usize, to: usize) -> Result<(), Error> {
-        let len = self.len(from)?;
-        self.len(to)?;
-        if from != to {
-            self.storage.copy_rows(from, to, 0..len.min(self.first + self.window));
-            self.lengths[to] = len;
-        }
-        Ok(())
+        self.batch.fork(from, to, self.first + self.window)
     }
 
     /// Forgets all tokens of all sequences.
     pub fn clear(&mut self) {
-        self.lengths.fill(0);
+        self.batch.lengths.fill(0);
     }
 
     /// The tokens ever appended to a sequence, and not truncated.
@@ -212,12 +198,12 @@ impl RotatingKvCache {
     /// # Errors
     /// [`Error::NotInCache`] if there is no such sequence.
     pub fn len(&self, sequence: usize) -> Result<usize, Error> {
-        length(&self.lengths, sequence)
+        self.batch.len(sequence)
     }
 
     /// The tokens ever appended to each sequence, and not truncated.
     pub fn lengths(&self) -> &[usize] {
-        &self.lengths
+        &self.batch.lengths
     }
 
     /// The tokens that a sequence holds: among the first ones, and among the last ones. The second range starts where the first
@@ -250,27 +236,27 @@ impl RotatingKvCache {
 
     /// The number of sequences.
     pub fn batch(&self) -> usize {
-        self.lengths.len()
+        self.batch.lengths.len()
     }
 
     /// What is stored for each token.
     pub fn format(&self) -> KvFormat {
-        self.format
+        self.batch.format
     }
 
     /// The bytes of keys and values that were allocated.
     pub fn bytes(&self) -> usize {
-        self.storage.bytes()
+        self.batch.storage.bytes()
     }
 
     /// All memory of the keys, `[batch, heads_kv, first + window, head_dim]`. Rows of no held token have no meaning.
     pub fn keys(&self) -> AnyTensorRef<'_> {
-        self.storage.keys()
+        self.batch.storage.keys()
     }
 
     /// All memory of the values, `[batch, heads_kv, first + window, value_dim]`. Rows of no held token have no meaning.
     pub fn values(&self) -> AnyTensorRef<'_> {
-        self.storage.values()
+        self.batch.storage.values()
     }
 }
 

@@ -39,9 +39,9 @@ impl<'a> KeyRows<'a> {
     ) -> Self {
         match places {
             Places::Dense | Places::Filled(_) => KeyRows::Run(Run::new(tensor, b, head)),
-            Places::Packed(starts) => {
-                let first = starts.get(b) as usize;
-                KeyRows::Run(Run::new(tensor, 0, head).slice_rows(first..first + rows))
+            Places::From(_) | Places::Packed(_) => {
+                let (index, first) = places.of_key(b, 0);
+                KeyRows::Run(Run::new(tensor, index, head).slice_rows(first..first + rows))
             }
             Places::Pages(_) | Places::Ring(_) => KeyRows::Runs(ManyRuns { tensor, places, sequence: b, head, rows }),
         }

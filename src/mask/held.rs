@@ -18,8 +18,8 @@ use std::ops::Range;
 pub(crate) struct Held<'a>(pub(crate) Ring<'a>);
 
 impl Held<'_> {
-    /// The tokens that sequence `b` has lost.
-    fn lost(&self, b: usize) -> Range<usize> {
+    /// The tokens that sequence `b` has lost. If it has lost none, the end may be before the start.
+    pub(super) fn lost(&self, b: usize) -> Range<usize> {
         let Ring { lengths, first, window } = self.0;
         first..(lengths.get(b) as usize).saturating_sub(window)
     }

@@ -1,4 +1,4 @@
-//! Left padding: the first key of each sequence.
+//! The first visible key of each sequence.
 
 #![forbid(unsafe_code)]
 
@@ -8,10 +8,11 @@ use crate::integers::Integers;
 use crate::pair::{Pair, Query};
 use std::ops::Range;
 
-/// Hides the keys before the first one of each sequence: `j >= starts[batch]`. For left-padded prompts.
+/// Hides the keys before the first one of each sequence: `j >= starts[batch]`.
 ///
-/// Positions don't move: [`QueryOffset`](crate::QueryOffset) counts the padding, too. So a query that is padding itself sees no key
-/// in causal order, and its output is 0.
+/// Positions don't move: [`QueryOffset`](crate::QueryOffset) counts the hidden keys, too. For left padding,
+/// [`Attention::first_keys`](crate::Attention::first_keys) is better: the bits are those of the sequence alone, and positions count from
+/// its first key.
 ///
 /// ```text
 /// starts 0, 2; causal, 4 queries, 4 keys

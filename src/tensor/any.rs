@@ -7,12 +7,15 @@ use super::shared::SharedRows;
 use super::strided::{Strided, StridedMut};
 use super::view::{TensorMut, TensorRef, check_permutation, check_range};
 use crate::element::{ByElement, DType, Element, bf16, f16, map_elements, with_elements};
-use crate::error::Error;
+use crate::error::{Error, check_count};
 use std::ops::RangeBounds;
+use std::slice;
 
 /// A borrowed tensor, read only, whose element type (f32, f16 or bf16) and rank are known at run time.
 ///
-/// It is made from a [`TensorRef`] of rank 1 to 4, or from an ndarray array or view.
+/// It is made from a [`TensorRef`] of rank 1 to 4, from an ndarray array or view, or from what an engine's tensor has: a slice
+/// with an offset, shape and strides ([`with_strides`](Self::with_strides)), or bytes with a type tag
+/// ([`from_bytes`](Self::from_bytes)).
 ///
 /// ```
 /// use flashtile::{AnyTensorRef, DType, TensorRef, bf16};
@@ -36,7 +39,8 @@ pub struct AnyTensorRef<'a> {
 
 /// A borrowed tensor to write to, whose element type (f32, f16 or bf16) and rank are known at run time.
 ///
-/// It is made from a [`TensorMut`] of rank 1 to 4, or from a mutable ndarray array or view.
+/// It is made from a [`TensorMut`] of rank 1 to 4, from a mutable ndarray array or view, or as an [`AnyTensorRef`] from slices and
+/// bytes that are mutable.
 #[derive(Debug)]
 pub struct AnyTensorMut<'a> {
     /// With axes of size 1 in front of its own.
@@ -70,7 +74,111 @@ fn axes_with_inserted(axis: usize, rank: usize) -> Result<[usize; 4], Error> {
     Ok(axes)
 }
 
+/// Shape and strides of rank 1 to 4, with axes of size 1 in front.
+fn with_four_axes(shape: &[usize], strides: &[isize]) -> Result<([usize; 4], [isize; 4]), Error> {
+    let rank = shape.len();
+    if !(1..=MAX_RANK).contains(&rank) {
+        return Err(Error::Rank { tensor: "tensor", expected: rank.clamp(1, MAX_RANK), got: rank });
+    }
+    check_count("strides", strides.len(), rank)?;
+    let (mut four_sizes, mut four_strides) = ([1; MAX_RANK], [0; MAX_RANK]);
+    four_sizes[MAX_RANK - rank..].copy_from_slice(shape);
+    four_strides[MAX_RANK - rank..].copy_from_slice(strides);
+    Ok((four_sizes, four_strides))
+}
+
+/// The number of elements in `len` bytes from `address` on.
+fn elements_in(dtype: DType, address: usize, len: usize) -> Result<usize, Error> {
+    let size = dtype.size();
+    // The alignment of each element type is its size.
+    match address % size {
+        0 => Ok(len / size),
+        _ => Err(Error::Misaligned { dtype }),
+    }
+}
+
 impl<'a> AnyTensorRef<'a> {
+    /// A tensor whose rank is known at run time: the element at index `i` is `data[offset + sum of i[axis] * strides[axis]]`;
+    /// strides count elements.
+    ///
+    /// Engines such as candle keep a slice for each element type, with a layout beside it:
+    ///
+    /// ```
+    /// use flashtile::{AnyTensorRef, Error, f16};
+    ///
+    /// enum Storage {
+    ///     F32(Vec<f32>),
+    ///     F16(Vec<f16>),
+    /// }
+    ///
+    /// fn view<'a>(of: &'a Storage, offset: usize, dims: &[usize], strides: &[isize]) -> Result<AnyTensorRef<'a>, Error> {
+    ///     match of {
+    ///         Storage::F32(data) => AnyTensorRef::with_strides(data, offset, dims, strides),
+    ///         Storage::F16(data) => AnyTensorRef::with_strides(data, offset, dims, strides),
+    ///     }
+    /// }
+    ///
+    /// let storage = Storage::F16(vec![f16::ONE; 2 * 3 * 8]);
+    /// let q = view(&storage, 0, &[1, 2, 3, 8], &[48, 8, 16, 1])?; // [batch, seq, heads, dim], transposed
+    /// assert_eq!(q.shape(), [1, 2, 3, 8]);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Rank`] unless there are 1 to 4 axes; [`Error::WrongCount`] unless each has a stride; [`Error::OutOfBounds`] if an
+    /// index within the shape leads outside `data`. A shape with a 0 has no elements, so any strides are accepted.
+    pub fn with_strides<T: Element>(
+        data: &'a [T],
+        offset: usize,
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Self, Error> {
+        let (sizes, steps) = with_four_axes(shape, strides)?;
+        Ok(AnyTensorRef { tensor: AnyTensor::new(Strided::new(data, offset, sizes, steps)?), rank: shape.len() })
+    }
+
+    /// As [`with_strides`](Self::with_strides), of the bytes of elements of type `dtype`, in the order of the processor. Offset and
+    /// strides count elements. Bytes after the last whole element are not read.
+    ///
+    /// ```
+    /// use flashtile::{AnyTensorRef, DType};
+    ///
+    /// let floats = [0.5f32; 6 * 4];
+    /// // SAFETY: every byte of a float is initialised.
+    /// let bytes: &[u8] = unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(&floats)) };
+    /// let x = AnyTensorRef::from_bytes(DType::F32, bytes, 4, &[5, 4], &[4, 1])?; // rows 1 to 5
+    /// assert_eq!(x.typed::<f32>().and_then(|x| x.get([0, 0, 4, 3])), Some(0.5));
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Misaligned`] if the bytes do not start at a multiple of the element's size; otherwise as
+    /// [`with_strides`](Self::with_strides).
+    pub fn from_bytes(
+        dtype: DType,
+        bytes: &'a [u8],
+        offset: usize,
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Self, Error> {
+        let (data, len) = (bytes.as_ptr(), elements_in(dtype, bytes.as_ptr().addr(), bytes.len())?);
+        // SAFETY: the pointer is aligned (checked), `len` elements are no more than the bytes, which are initialised and borrowed
+        // for 'a, and any bits are a number of each of these types.
+        unsafe {
+            match dtype {
+                DType::F32 => {
+                    Self::with_strides(slice::from_raw_parts(data.cast::<f32>(), len), offset, shape, strides)
+                }
+                DType::F16 => {
+                    Self::with_strides(slice::from_raw_parts(data.cast::<f16>(), len), offset, shape, strides)
+                }
+                DType::Bf16 => {
+                    Self::with_strides(slice::from_raw_parts(data.cast::<bf16>(), len), offset, shape, strides)
+                }
+            }
+        }
+    }
+
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.tensor.dtype()
@@ -144,6 +252,58 @@ impl<'a> AnyTensorRef<'a> {
 }
 
 impl<'a> AnyTensorMut<'a> {
+    /// A tensor whose rank is known at run time, as [`AnyTensorRef::with_strides`]. Elements that no index reaches are not written.
+    ///
+    /// # Errors
+    /// As [`AnyTensorRef::with_strides`]; [`Error::OverlappingOutput`] if two indices may lead to one element.
+    pub fn with_strides<T: Element>(
+        data: &'a mut [T],
+        offset: usize,
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Self, Error> {
+        let (sizes, steps) = with_four_axes(shape, strides)?;
+        let overlap_of_own = |error| match error {
+            Error::OverlappingOutput { axis, stride, needed } => {
+                Error::OverlappingOutput { axis: axis + shape.len() - MAX_RANK, stride, needed }
+            }
+            other => other,
+        };
+        let tensor = StridedMut::new(data, offset, sizes, steps).map_err(overlap_of_own)?;
+        Ok(AnyTensorMut { tensor: AnyStridedMut::new(tensor), rank: shape.len() })
+    }
+
+    /// As [`with_strides`](Self::with_strides), of the bytes of elements of type `dtype`, as [`AnyTensorRef::from_bytes`].
+    ///
+    /// # Errors
+    /// [`Error::Misaligned`] if the bytes do not start at a multiple of the element's size; otherwise as
+    /// [`with_strides`](Self::with_strides).
+    pub fn from_bytes(
+        dtype: DType,
+        bytes: &'a mut [u8],
+        offset: usize,
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Self, Error> {
+        let len = elements_in(dtype, bytes.as_ptr().addr(), bytes.len())?;
+        let data = bytes.as_mut_ptr();
+        // SAFETY: the pointer is aligned (checked), `len` elements are no more than the bytes, which are initialised and borrowed
+        // mutably for 'a, and any bits are a number of each of these types, and any number's bits are bytes.
+        unsafe {
+            match dtype {
+                DType::F32 => {
+                    Self::with_strides(slice::from_raw_parts_mut(data.cast::<f32>(), len), offset, shape, strides)
+                }
+                DType::F16 => {
+                    Self::with_strides(slice::from_raw_parts_mut(data.cast::<f16>(), len), offset, shape, strides)
+                }
+                DType::Bf16 => {
+                    Self::with_strides(slice::from_raw_parts_mut(data.cast::<bf16>(), len), offset, shape, strides)
+                }
+            }
+        }
+    }
+
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.tensor.dtype()

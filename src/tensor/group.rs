@@ -84,6 +84,19 @@ impl<'a, T: Copy> GroupRows<'a, T> {
         GroupRows { first: self.first + rows.start, count: rows.len(), ..self }
     }
 
+    /// The elements of these rows from `first` on.
+    ///
+    /// # Panics
+    /// If the rows are shorter than that.
+    #[inline]
+    pub(crate) fn skip_cols(self, first: usize) -> Self {
+        assert!(first <= self.cols, "element {first} of {}", self.cols);
+        // Wrapping, because rows without elements may have any stride.
+        let origin = self.origin.wrapping_offset((first as isize).wrapping_mul(self.col_stride));
+        // Invariant: element e of a row was element `first + e`.
+        GroupRows { origin, cols: self.cols - first, ..self }
+    }
+
     #[inline]
     pub(crate) fn count(&self) -> usize {
         self.count
@@ -134,6 +147,12 @@ impl<'a> AnyGroupRows<'a> {
     #[inline]
     pub(crate) fn slice(self, rows: Range<usize>) -> Self {
         map_elements!(self, all => all.slice(rows))
+    }
+
+    /// As [`GroupRows::skip_cols`].
+    #[inline]
+    pub(crate) fn skip_cols(self, first: usize) -> Self {
+        map_elements!(self, all => all.skip_cols(first))
     }
 
     pub(crate) fn has_contiguous_rows(&self) -> bool {

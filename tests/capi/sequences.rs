@@ -302,9 +302,67 @@ fn every_way_has_the_bits_of_single_calls() {
     check_all_ways(&rows, at(&offsets), &rows.one_by_one(|b| at(&offsets[b..b + 1])));
 }
 
-/// The mask of left padding counts the keys of each sequence from its own first one.
+/// A step that is planned once and run for several layers has the bits of calls; planned again, those of the other options. A failure
+/// leaves it as it was.
 #[test]
-fn left_padding_is_a_mask() {
+fn a_step_is_planned_once_for_all_layers() {
+    let rows = Rows::new();
+    let packed = rows.packed_keys(rows.packed_queries(Options { flags: flags::CAUSAL, ..Options::new() }));
+    let sinks = [0.5f32, -1.0, 0.0, 2.0];
+    let chunks = mask_of(3, &[5], []);
+    let with_more = Options { sinks: sinks.as_ptr(), sink_count: 4, masks: &chunks, mask_count: 1, ..packed };
+    let parallel = Options { threads: 2, flags: 0, ..packed };
+    let [q, k, v] = rows.packed();
+    let run = |step: *const PreparedStep, rows: &Rows| {
+        let [q, k, v] = rows.packed();
+        let queries = rows.queries() as i64;
+        let (mut out, mut lse) = (vec![9.0; rows.queries() * HEADS * VALUE_DIM], vec![9.0; HEADS * rows.queries()]);
+        let o = tensor_mut(&mut out, F32, &[queries, HEADS as i64, VALUE_DIM as i64]);
+        let l = tensor_mut(&mut lse, F32, &[1, HEADS as i64, queries]);
+        // SAFETY: all of these are what they say.
+        let code = unsafe { flashtile_prepared_run(step, &q, &k, &v, &o, &l) };
+        assert_eq!(code, 0, "{}", last_error());
+        (bits(&out), bits(&lse))
+    };
+    let mut step = std::ptr::null_mut();
+    // SAFETY: all of these are what they say, and stay to the end of the test.
+    assert_eq!(unsafe { flashtile_prepare(&q, &k, &v, &packed, &mut step) }, 0, "{}", last_error());
+    for options in [packed, with_more, parallel, packed] {
+        // SAFETY: as above.
+        assert_eq!(unsafe { flashtile_prepared_replan(step, &q, &k, &v, &options) }, 0, "{}", last_error());
+        for layer in [1.0, 0.25] {
+            let mut rows = Rows::new();
+            rows.q.iter_mut().for_each(|x| *x *= layer);
+            assert_eq!(run(step, &rows), rows.call(rows.packed(), 3, &options));
+        }
+        // SAFETY: as above; the counts are wrong.
+        let code = unsafe {
+            let wrong = Options { key_start_count: SEQUENCES, ..packed };
+            flashtile_prepared_replan(step, &q, &k, &v, &wrong)
+        };
+        assert_eq!((code, last_error().contains("key starts")), (Code::WrongCount as i32, true));
+        assert_eq!(run(step, &rows), rows.call(rows.packed(), 3, &options));
+    }
+    // SAFETY: as above; the shapes are wrong.
+    unsafe {
+        let (mut out, narrow) = (vec![9.0f32; 11 * 4 * 5], Tensor { shape: [3, q.shape[1], q.shape[2], 0], ..q });
+        let o = tensor_mut(&mut out, F32, &[11, 4, 5]);
+        assert_eq!(flashtile_prepared_run(step, &narrow, &k, &v, &o, null()), Code::InvalidStarts as i32);
+        assert_eq!(flashtile_prepared_run(step, &q, &k, &v, &q, null()), Code::Overlap as i32);
+        assert_eq!(flashtile_prepared_run(null(), &q, &k, &v, &o, null()), Code::NullPointer as i32);
+        assert!(out.iter().all(|&x| x == 9.0));
+        assert_eq!(flashtile_prepare(&q, &k, &v, &packed, std::ptr::null_mut()), Code::NullPointer as i32);
+        let mut none = std::ptr::null_mut();
+        assert_eq!(flashtile_prepare(&q, &q, &v, &packed, &mut none), Code::InvalidStarts as i32, "{}", last_error());
+        assert!(none.is_null());
+        flashtile_prepared_free(step);
+        flashtile_prepared_free(none);
+    }
+}
+
+/// The mask of first keys counts the keys of each sequence from its own first one.
+#[test]
+fn a_mask_of_first_keys_counts_in_each_sequence() {
     let rows = Rows::new();
     let first = [2i64, 0, 1, 17, 0];
     let masks: Vec<Mask> = (0..LENGTHS.len()).map(|b| mask_of(7, &[], [&first[b..b + 1]])).collect();
@@ -451,6 +509,13 @@ fn what_does_not_fit_is_refused() {
     starts(InvalidOption, "key_lengths and key_starts are both set", rows.padded_keys(packed));
     let table = PageTable::new();
     starts(InvalidOption, "key_starts and page_table are both set", Options { page_table: &table, ..packed });
+    let firsts = [0i64; 5];
+    let first_keys = |options| Options { first_keys: firsts.as_ptr(), first_key_count: SEQUENCES, ..options };
+    let first_queries = |options| Options { first_queries: firsts.as_ptr(), first_query_count: SEQUENCES, ..options };
+    starts(InvalidOption, "first_keys and key_starts are both set", first_keys(packed));
+    starts(InvalidOption, "first_queries and query_starts are both set", first_queries(packed));
+    let paged = first_keys(Options { page_table: &table, ..rows.packed_queries(Options::new()) });
+    starts(InvalidOption, "first_keys and page_table are both set", paged);
     let paged = Options { page_table: &table, ..rows.packed_queries(plain) };
     starts(InvalidOption, "key_lengths and page_table are both set", rows.padded_keys(paged));
 
@@ -581,6 +646,10 @@ fn what_does_not_fit_is_refused() {
     check(Overlap, "key starts", [q, k, v, o], Options { key_starts: list(), key_start_count: 1, ..packed });
     let lengths = Options { query_lengths: list(), query_length_count: 1, ..plain };
     check(Overlap, "query lengths", [q4, k4, v4, of_rank_4(o)], lengths);
+    let firsts = Options { first_queries: list(), first_query_count: 1, ..plain };
+    check(Overlap, "first queries", [q4, k4, v4, of_rank_4(o)], firsts);
+    let firsts = Options { first_keys: list(), first_key_count: 1, ..plain };
+    check(Overlap, "first keys", [q4, k4, v4, of_rank_4(o)], firsts);
     // Zeros, which are valid entries of any list.
     // SAFETY: within the output, which nothing else uses now.
     unsafe { o.data.write_bytes(0, 100 * 4) };

@@ -63,6 +63,10 @@ static void print_layout(void) {
     PRINT_OFFSET(options, page_table);
     PRINT_OFFSET(options, score_tables);
     PRINT_OFFSET(options, score_table_count);
+    PRINT_OFFSET(options, first_queries);
+    PRINT_OFFSET(options, first_query_count);
+    PRINT_OFFSET(options, first_keys);
+    PRINT_OFFSET(options, first_key_count);
     printf("page_table %lu\n", (unsigned long)sizeof(flashtile_page_table));
     PRINT_OFFSET(page_table, pages32);
     PRINT_OFFSET(page_table, pages64);

@@ -413,6 +413,43 @@ def test_sequences():
             assert (got[~padding] == expected[~padding]).all() and (got[padding] == 0).all()
             assert (got_lse[padding[..., 0]] == -np.inf).all()
 
+    # A step that is planned once for several layers, and again for another step.
+    step = lib.prepare(q, *packed_kv, query_starts=starts_q, key_starts=starts_k, causal=True)
+    for how, kv in ((hows[1], packed_kv), (hows[2], paged_kv), (hows[1], packed_kv)):
+        for causal in (True, False):
+            step.replan(q, *kv, query_starts=starts_q, causal=causal, **how)
+            for layer in (1, 2):
+                kv_of = [x * x.dtype.type(layer) for x in kv]
+                own, own_lse = np.zeros_like(out), np.zeros((1, heads, total_q), np.float32)
+                step.run(q, *kv_of, own, own_lse)
+                expected, expected_lse = lib.attention(q, *kv_of, query_starts=starts_q, causal=causal, lse=True, **how)
+                assert own.tobytes() == expected.tobytes() and own_lse.tobytes() == expected_lse.tobytes()
+    refused("INVALID_STARTS", lambda: step.replan(q, *packed_kv, query_starts=starts_q, key_starts=starts_k * 2), "key starts")
+    refused("SHAPE_MISMATCH", lambda: step.run(q, k[:, :, :-1], v, own), "head_dim")
+    step.run(q, *packed_kv, own)  # as before
+    assert own.tobytes() == lib.attention(q, *packed_kv, query_starts=starts_q, key_starts=starts_k).tobytes()
+
+    # Left padding: queries and keys of each sequence in its last rows.
+    def left_padded(x, starts, lengths):
+        right = padded(x, starts, lengths)
+        left = np.full_like(right, np.nan)
+        for b, length in enumerate(lengths):
+            left[b, :, left.shape[2] - length :] = right[b, :, :length]
+        return left
+
+    left = [left_padded(x, starts, n) for x, starts, n in ((q, starts_q, queries), (k, starts_k, keys), (v, starts_k, keys))]
+    firsts = {"first_queries": queries.max() - queries, "first_keys": (keys.max() - keys).tolist()}
+    for case in ({}, {"causal": True}, {"window": (4, 1), "query_offset": 3}):
+        packed_out = lib.attention(q, *packed_kv, query_starts=starts_q, key_starts=starts_k, **case)
+        got = lib.attention(*left, **firsts, **case)
+        for b, length in enumerate(queries):
+            own = rows(packed_out, starts_q, b)[0]
+            assert got[b, :, got.shape[2] - length :].tobytes() == np.ascontiguousarray(own).tobytes()
+            assert (got[b, :, : got.shape[2] - length] == 0).all()
+    refused("KEY_LENGTH_PAST_END", lambda: lib.attention(*left, first_keys=keys + keys.max()), "first keys of batch 0")
+    refused("NEGATIVE_SIZE", lambda: lib.attention(*left, first_queries=-1 - queries), "first queries of batch 0")
+    refused("WRONG_COUNT", lambda: lib.attention(*left, first_keys=[0]), "1 first keys", "5")
+
     # Rows of no sequence stay as they are.
     own = np.full((total_q, heads, value_dim), 7, np.float32)
     lib.attention(q, *packed_kv, own, query_starts=[1, 3], key_starts=[0, 7])

@@ -3,9 +3,10 @@
 use super::Dims;
 use super::layouts::Layout;
 use super::open::{OwnedMask, OwnedScoreMod};
+use super::sequences::{Given, KeyPlaces, QueryPlaces};
 use flashtile::{
-    AlibiSlopes, Attention, DType, Element, Form, Level, Plan, QueryOffset, TensorMut, TensorRef, Threads, Workspace,
-    alibi_slope, bf16, f16, reference,
+    AlibiSlopes, AnyTensorRef, Attention, DType, Element, Form, Level, Plan, QueryOffset, TensorMut, TensorRef,
+    Threads, Workspace, alibi_slope, bf16, f16, mask::mask_fn, reference,
 };
 use std::fmt;
 use std::ops::Range;
@@ -94,6 +95,10 @@ impl Tensor {
         with_laid!(self, laid => laid.layout)
     }
 
+    pub fn view(&self) -> AnyTensorRef<'_> {
+        with_laid!(self, laid => laid.view().into())
+    }
+
     fn layout_mut(&mut self) -> &mut Layout {
         with_laid!(self, laid => &mut laid.layout)
     }
@@ -171,6 +176,11 @@ pub struct Problem {
     pub window: (Option<usize>, Option<usize>),
     pub offset: Offset,
     pub key_lengths: Option<Vec<usize>>,
+    pub query_lengths: Option<Vec<usize>>,
+    /// Where queries lie, if not in `q`. The longest sequence has `seq_q` of them.
+    pub query_places: QueryPlaces,
+    /// Where keys and values lie, if not in `k` and `v`. The longest sequence has `seq_kv` of them.
+    pub key_places: KeyPlaces,
     pub mask: Option<Broadcast<Laid<bool>>>,
     pub softcap: Option<f32>,
     pub bias: Option<Broadcast<Tensor>>,
@@ -190,7 +200,7 @@ pub struct Part {
     pub queries: Range<usize>,
 }
 
-/// What a call gave, rows without gaps.
+/// What a call gave, rows without gaps: `[batch, heads_q, seq_q, value_dim]` and `[batch, heads_q, seq_q]`. Rows of padding are 0.
 #[derive(Debug)]
 pub struct Results {
     pub out: Vec<f64>,
@@ -213,6 +223,9 @@ impl Problem {
             window: (None, None),
             offset: Offset::FromEnd,
             key_lengths: None,
+            query_lengths: None,
+            query_places: QueryPlaces::Own,
+            key_places: KeyPlaces::Own,
             mask: None,
             softcap: None,
             bias: None,
@@ -225,7 +238,7 @@ impl Problem {
         }
     }
 
-    /// The problem of a part alone: the same memory, queries at the same positions.
+    /// The problem of a part alone: queries at the same positions, over the problem's own tensors.
     pub fn part(&self, part: &Part) -> Problem {
         let (Part { batches, heads, queries }, dims, mut own) = (part, self.dims, self.clone());
         let group = dims.heads_q / dims.heads_kv;
@@ -245,6 +258,11 @@ impl Problem {
         }
         own.offset = Offset::PerBatch(batches.clone().map(|b| self.offset_of(b) + queries.start as isize).collect());
         own.key_lengths = self.key_lengths.as_ref().map(|lengths| lengths[batches.clone()].to_vec());
+        own.query_lengths = self.query_lengths.as_ref().map(|lengths| {
+            let lengths = lengths[batches.clone()].iter();
+            lengths.map(|length| length.clamp(&queries.start, &queries.end) - queries.start).collect()
+        });
+        (own.query_places, own.key_places) = (QueryPlaces::Own, KeyPlaces::Own);
         own.alibi = self.alibi.as_ref().map(|alibi| match alibi {
             Alibi::Standard => Alibi::PerHead(heads.clone().map(|h| alibi_slope(h, dims.heads_q)).collect()),
             Alibi::PerHead(slopes) => Alibi::PerHead(slopes[heads.clone()].to_vec()),
@@ -256,24 +274,43 @@ impl Problem {
         let first = [batches.start, heads.start, queries.start];
         own.masks = self.masks.iter().map(|mask| mask.part(first)).collect();
         own.score_mods = self.score_mods.iter().map(|score_mod| score_mod.part(first[1])).collect();
+        if let KeyPlaces::Rotating { .. } = self.key_places {
+            let lost: Vec<_> = batches.clone().map(|b| self.lost(b)).collect();
+            own.masks.push(OwnedMask::new("held", mask_fn(move |pair| !lost[pair.batch()].contains(&pair.key()))));
+        }
         own.sinks = self.sinks.as_ref().map(|sinks| sinks[heads.clone()].to_vec());
         own.out.1 = Layout::contiguous(own.dims.out());
         own.lse = Layout::contiguous(own.dims.lse());
         own
     }
 
+    /// The number of queries of sequence `b`.
+    pub fn queries_of(&self, b: usize) -> usize {
+        self.query_lengths.as_ref().map_or(self.dims.seq_q, |lengths| lengths[b])
+    }
+
+    /// The number of keys of sequence `b`.
+    pub fn keys_of(&self, b: usize) -> usize {
+        self.key_lengths.as_ref().map_or(self.dims.seq_kv, |lengths| lengths[b])
+    }
+
+    /// The keys of sequence `b` that a cache has lost.
+    pub fn lost(&self, b: usize) -> Range<usize> {
+        self.key_places.lost(self.keys_of(b))
+    }
+
     /// The position of query 0.
     pub fn offset_of(&self, b: usize) -> isize {
-        let length = || self.key_lengths.as_ref().map_or(self.dims.seq_kv, |lengths| lengths[b]);
         match &self.offset {
-            Offset::FromEnd => length() as isize - self.dims.seq_q as isize,
+            Offset::FromEnd => self.keys_of(b) as isize - self.queries_of(b) as isize,
             Offset::FromStart => 0,
             Offset::At(offset) => *offset,
             Offset::PerBatch(offsets) => offsets[b],
         }
     }
 
-    pub fn attention(&self) -> Attention<'_> {
+    /// The options, for what a call is given.
+    fn attention<'a>(&'a self, given: &'a Given<'_>) -> Attention<'a> {
         let mut attention = Attention::new().window(self.window.0, self.window.1).threads(self.threads);
         attention = attention.query_offset(match &self.offset {
             Offset::FromEnd => QueryOffset::FromEnd,
@@ -287,16 +324,29 @@ impl Problem {
         if let Some(scale) = self.scale {
             attention = attention.scale(scale);
         }
-        if let Some(lengths) = &self.key_lengths {
-            attention = attention.key_lengths(lengths);
+        match (&self.key_places, &self.key_lengths) {
+            (KeyPlaces::Own, Some(lengths)) => attention = attention.key_lengths(lengths),
+            (KeyPlaces::Padded { rows, layouts: Some(_) }, _) => {
+                attention = attention.first_keys(&rows.firsts).key_lengths(&rows.ends);
+            }
+            (KeyPlaces::Padded { rows, layouts: None }, _) => attention = attention.first_keys(&rows.firsts),
+            _ => {}
         }
-        if let Some(Broadcast { rank, tensor }) = &self.mask {
+        match (&self.query_places, &self.query_lengths) {
+            (QueryPlaces::Own, Some(lengths)) => attention = attention.query_lengths(lengths),
+            (QueryPlaces::Own, None) => {}
+            (QueryPlaces::Packed { rows, .. }, _) => attention = attention.query_starts(&rows.starts),
+            (QueryPlaces::Padded { rows, .. }, _) => {
+                attention = attention.first_queries(&rows.firsts).query_lengths(&rows.ends);
+            }
+        }
+        if let Some(Broadcast { rank, tensor }) = given.mask.as_deref() {
             attention = attention.mask(tensor.view_of_rank(*rank));
         }
         if let Some(cap) = self.softcap {
             attention = attention.softcap(cap);
         }
-        if let Some(Broadcast { rank, tensor }) = &self.bias {
+        if let Some(Broadcast { rank, tensor }) = given.bias.as_deref() {
             attention = with_laid!(tensor, laid => attention.bias(laid.view_of_rank(*rank)));
         }
         match &self.alibi {
@@ -321,19 +371,44 @@ impl Problem {
     }
 
     pub fn plan(&self, level: Level) -> Plan {
-        let attention = self.attention().level(level);
-        let plan = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
-            attention.plan(q.view(), (k.view(), v.view()))
-        })));
-        plan.expect("a sound problem")
+        let given = Given::new(self);
+        self.attention(&given).level(level).plan(given.q.view(), given.kv()).expect("a sound problem")
     }
 
-    pub fn reference(&self) -> reference::Reference {
-        let attention = self.attention();
-        let result = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
-            reference::attention(&attention, q.view(), (k.view(), v.view()))
-        })));
-        result.expect("a sound problem")
+    /// The public reference's answer, `[batch, heads_q, seq_q, value_dim]` and `[batch, heads_q, seq_q]`. It is 0 for queries of no
+    /// sequence.
+    pub fn reference(&self) -> (Vec<f64>, Vec<f64>) {
+        let given = Given::new(self);
+        let exact = reference::attention(&self.attention(&given), given.q.view(), given.kv()).expect("a sound problem");
+        let [_, heads, rows, dim] = exact.shape;
+        let (mut out, mut lse) = (Vec::new(), Vec::new());
+        for index in self.rows() {
+            match self.place(index).map(|[b, h, i]| (b * heads + h) * rows + i) {
+                Some(row) => {
+                    out.extend(&exact.out[row * dim..][..dim]);
+                    lse.push(exact.lse[row]);
+                }
+                None => {
+                    out.extend(std::iter::repeat_n(0.0, dim));
+                    lse.push(0.0);
+                }
+            }
+        }
+        (out, lse)
+    }
+
+    /// Every batch, head and query, padding included.
+    fn rows(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
+        Layout::contiguous(self.dims.lse()).indices()
+    }
+
+    /// Where the row of a query is in the output; `None` for padding.
+    fn place(&self, [b, h, i]: [usize; 3]) -> Option<[usize; 3]> {
+        (i < self.queries_of(b)).then(|| match &self.query_places {
+            QueryPlaces::Own => [b, h, i],
+            QueryPlaces::Packed { rows, .. } => [0, h, rows.starts[b] as usize + i],
+            QueryPlaces::Padded { rows, .. } => [b, h, rows.firsts[b] + i],
+        })
     }
 
     /// Computes it; checks that nothing but the elements of the results was written.
@@ -347,25 +422,32 @@ impl Problem {
 
     fn run_into<O: Element>(&self, level: Level) -> Results {
         const CANARY: f32 = 31.25;
-        let (out_layout, lse_layout) = (self.out.1, self.lse);
+        let (out_layout, lse_layout) = match &self.query_places {
+            QueryPlaces::Packed { out, lse, .. } => (*out, *lse),
+            QueryPlaces::Own | QueryPlaces::Padded { .. } => (self.out.1, self.lse),
+        };
         let mut out = vec![O::from_f32(CANARY); out_layout.len];
         let mut lse = vec![CANARY; lse_layout.len];
-        let attention = self.attention().level(level);
+        let given = Given::new(self);
+        let attention = self.attention(&given).level(level);
         let into = TensorMut::with_strides(&mut out, out_layout.offset, out_layout.shape, out_layout.strides);
         let lse_into = TensorMut::with_strides(&mut lse, lse_layout.offset, lse_layout.shape, lse_layout.strides);
         let (into, lse_into) = (into.expect("apart"), lse_into.expect("apart"));
-        let done = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
-            attention.compute(q.view(), (k.view(), v.view()), into, lse_into, &mut Workspace::new())
-        })));
+        let done = attention.compute(given.q.view(), given.kv(), into, lse_into, &mut Workspace::new());
         done.expect("a sound problem");
-        let results = Results {
-            out: out_layout.indices().map(|index| out[out_layout.at(index)].to_f32() as f64).collect(),
-            lse: lse_layout.indices().map(|index| lse[lse_layout.at(index)]).collect(),
-        };
-        out_layout.indices().for_each(|index| out[out_layout.at(index)] = O::from_f32(CANARY));
-        lse_layout.indices().for_each(|index| lse[lse_layout.at(index)] = CANARY);
-        assert!(out.iter().all(|x| x.to_f32() == CANARY), "a gap of the output was written");
-        assert!(lse.iter().all(|&x| x == CANARY), "a gap of the log-sum-exps was written");
+        let mut results = Results { out: Vec::new(), lse: Vec::new() };
+        for index in self.rows() {
+            let place = self.place(index);
+            for d in 0..self.dims.value_dim {
+                let element = place.map(|[b, h, i]| &mut out[out_layout.at([b, h, i, d])]);
+                let taken = element.map(|x| std::mem::replace(x, O::from_f32(CANARY)));
+                results.out.push(taken.map_or(0.0, |x| x.to_f32() as f64));
+            }
+            let taken = place.map(|place| std::mem::replace(&mut lse[lse_layout.at(place)], CANARY));
+            results.lse.push(taken.unwrap_or(0.0));
+        }
+        assert!(out.iter().all(|x| x.to_f32() == CANARY), "a gap of the output or a row of no query was written");
+        assert!(lse.iter().all(|&x| x == CANARY), "a gap of the log-sum-exps or a row of no query was written");
         results
     }
 }
@@ -386,7 +468,8 @@ impl fmt::Display for Problem {
             writeln!(f, "bias of rank {}: {:?}", bias.rank, tensor(&bias.tensor))?;
         }
         writeln!(f, "scale {scale:?}, causal {causal}, window {window:?}, offset {offset:?}, lengths {key_lengths:?}")?;
-        let Problem { masks, score_mods, sinks, .. } = self;
+        let Problem { masks, score_mods, sinks, query_lengths, query_places, key_places, .. } = self;
+        writeln!(f, "query lengths {query_lengths:?}, queries {query_places:?}, keys {key_places:?}")?;
         writeln!(f, "masks {masks:?}, score modifications {score_mods:?}, sinks {sinks:?}")?;
         writeln!(f, "softcap {softcap:?}, alibi {alibi:?}, form {form:?}, threads {threads:?}")?;
         Level::available().try_for_each(|level| writeln!(f, "{}", self.plan(level)))

@@ -87,7 +87,7 @@ pub fn tile_keys(plan: &Plan) -> usize {
 /// The answer and its bounds, rows without gaps.
 #[derive(Debug, Default)]
 pub struct Exact {
-    /// `[batch, heads_q, seq_q, value_dim]`. NaN: must be NaN. Infinite: must not be finite.
+    /// `[batch, heads_q, seq_q, value_dim]`. NaN: must be NaN. Infinite: must not be finite. Rows of no query are 0.
     pub out: Vec<f64>,
     /// How far an f32 output may be from it.
     pub out_bound: Vec<f64>,
@@ -125,6 +125,10 @@ pub fn exact(problem: &Problem, chains: Chains) -> Exact {
         };
         let (keys, values) = (rows(&problem.k, dims.head_dim), rows(&problem.v, dims.value_dim));
         for i in 0..dims.seq_q {
+            if i >= problem.queries_of(b) {
+                add_constant(&mut exact, dims.value_dim, 0.0, 0.0);
+                continue;
+            }
             let query: Vec<f64> = (0..dims.head_dim).map(|e| problem.q.get([b, h, i, e]) as f64).collect();
             let visible: Vec<usize> = (0..dims.seq_kv).filter(|&j| sees(problem, [b, h, i, j])).collect();
             let score = |&j: &usize| {
@@ -149,9 +153,8 @@ pub fn exact(problem: &Problem, chains: Chains) -> Exact {
 
 /// The key position of query `i`.
 fn position(problem: &Problem, b: usize, i: usize) -> i128 {
-    let length = problem.key_lengths.as_ref().map_or(problem.dims.seq_kv, |lengths| lengths[b]);
     let offset = match &problem.offset {
-        Offset::FromEnd => length as i128 - problem.dims.seq_q as i128,
+        Offset::FromEnd => problem.keys_of(b) as i128 - problem.queries_of(b) as i128,
         Offset::FromStart => 0,
         Offset::At(offset) => *offset as i128,
         Offset::PerBatch(offsets) => offsets[b] as i128,
@@ -168,7 +171,7 @@ fn pair(problem: &Problem, [b, h, i, j]: [usize; 4]) -> Pair {
 pub fn sees(problem: &Problem, [b, h, i, j]: [usize; 4]) -> bool {
     let distance = position(problem, b, i) - j as i128; // above 0: the key comes before the query
     let (left, right) = problem.window;
-    let padding = problem.key_lengths.as_ref().is_some_and(|lengths| j >= lengths[b]);
+    let padding = i >= problem.queries_of(b) || j >= problem.keys_of(b) || problem.lost(b).contains(&j);
     let hidden = padding
         || problem.causal && distance < 0
         || left.is_some_and(|left| distance > left as i128)
@@ -253,22 +256,22 @@ fn score(problem: &Problem, [b, h, i, j]: [usize; 4], query: &[f64], key: &[f64]
     Score { value, error: error + F64 * size }
 }
 
+/// A row of one number, without an error.
+fn add_constant(exact: &mut Exact, value_dim: usize, out: f64, lse: f64) {
+    exact.out.extend(std::iter::repeat_n(out, value_dim));
+    exact.out_bound.extend(std::iter::repeat_n(0.0, value_dim));
+    exact.lse.push(lse);
+    exact.lse_bound.push(0.0);
+}
+
 fn add_row(exact: &mut Exact, row: &Row, values: &[f64], Dims { value_dim, seq_kv, .. }: Dims, sum_steps: usize) {
     let undefined = row.scores.iter().any(|score| score.value.is_nan() || score.value == f64::INFINITY);
     if let ([SINK], [sink]) = (&row.keys[..], &row.scores[..]) {
-        exact.out.extend((0..value_dim).map(|_| 0.0));
-        exact.out_bound.extend((0..value_dim).map(|_| 0.0));
-        exact.lse.push(sink.value);
-        exact.lse_bound.push(0.0);
-        return;
+        return add_constant(exact, value_dim, 0.0, sink.value);
     }
     if row.keys.is_empty() || undefined {
         let (out, lse) = if undefined { (f64::NAN, f64::NAN) } else { (0.0, f64::NEG_INFINITY) };
-        exact.out.extend((0..value_dim).map(|_| out));
-        exact.out_bound.extend((0..value_dim).map(|_| 0.0));
-        exact.lse.push(lse);
-        exact.lse_bound.push(0.0);
-        return;
+        return add_constant(exact, value_dim, out, lse);
     }
     let visible = row.keys.len() as f64;
     let largest = row.scores.iter().copied().reduce(|a, b| if a.value < b.value { b } else { a }).expect("a key");

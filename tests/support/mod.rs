@@ -13,6 +13,7 @@ pub mod problems;
 pub mod random_problem;
 #[path = "../../benches/support/seeded.rs"]
 pub mod seeded;
+pub mod sequences;
 pub mod watchdog;
 
 pub use seeded::{Dims, Inputs, Rng, len};

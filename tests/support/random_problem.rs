@@ -3,6 +3,7 @@
 use super::any_problem::{Alibi, Broadcast, Offset, Problem, Tensor};
 use super::bound::sees;
 use super::layouts::Layout;
+use super::sequences::{KeyPlaces, QueryPlaces};
 use super::{Dims, Rng, open};
 use flashtile::{DType, Form, Threads};
 
@@ -108,6 +109,7 @@ pub fn problem(rng: &mut Rng, dims: Dims) -> Problem {
         let length = |_| if rng.one_in(4) { dims.seq_kv } else { rng.below(dims.seq_kv + 1) };
         problem.key_lengths = Some((0..dims.batch).map(length).collect());
     }
+    sequences(rng, &mut problem);
     if rng.one_in(4) {
         let (rank, shape) = broadcast_shape(rng, &dims);
         let one_in = [2, 2, 10, 100][rng.below(4)];
@@ -146,6 +148,46 @@ pub fn problem(rng: &mut Rng, dims: Dims) -> Problem {
         poison(rng, &mut problem);
     }
     problem
+}
+
+/// Lets sequences differ in their numbers of queries, and packs them; puts keys and values in other places.
+fn sequences(rng: &mut Rng, problem: &mut Problem) {
+    let dims = problem.dims;
+    if dims.batch == 0 {
+        return;
+    }
+    // One sequence has all, because masks are made for the longest one.
+    let lengths = |rng: &mut Rng, most: usize| -> Vec<usize> {
+        let longest = rng.below(dims.batch);
+        let length = |b| if b == longest || rng.one_in(4) { most } else { rng.below(most + 1) };
+        (0..dims.batch).map(length).collect()
+    };
+    if rng.one_in(3) {
+        let lengths = lengths(rng, dims.seq_q);
+        problem.query_places = QueryPlaces::random(rng, &dims, &lengths);
+        problem.query_lengths = Some(lengths);
+    }
+    if rng.one_in(3) {
+        let lengths = lengths(rng, dims.seq_kv);
+        let places = KeyPlaces::random(rng, &dims, &lengths, problem.k.dtype() == problem.v.dtype());
+        (problem.key_places, problem.key_lengths) = (places, Some(lengths));
+        let is_far = |b| problem.offset_of(b).unsigned_abs() >= 1 << 20;
+        if matches!(problem.key_places, KeyPlaces::Rotating { .. }) {
+            // Positions must have 32 bits there, and lost keys in a window are refused.
+            if (0..dims.batch).any(is_far) {
+                problem.key_places = KeyPlaces::Own;
+            } else if (0..dims.batch).any(|b| loses_part_of_a_window(problem, b)) {
+                problem.window.0 = None;
+            }
+        }
+    }
+}
+
+/// Whether a rotating cache has lost keys that the windows of a sequence's queries reach back to.
+fn loses_part_of_a_window(problem: &Problem, b: usize) -> bool {
+    let (lost, first) = (problem.lost(b), problem.offset_of(b));
+    let reaches_back = |left: usize| first.saturating_sub_unsigned(left) < lost.end as isize;
+    !lost.is_empty() && problem.window.0.is_some_and(reaches_back)
 }
 
 /// Adds masks and score modifications of the open sets, up to three of each, and sinks.

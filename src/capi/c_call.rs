@@ -1,0 +1,131 @@
+//! What calls of attention have in common: the thread's scratch memory, the inputs, and the checked options.
+
+use super::c_options::{CheckedOpenSets, Lists, OpenSets, Options, ScoreTensors};
+use super::c_sequences::CheckedSequences;
+use super::c_tensor::{CheckedTensor, F32, Tensor};
+use super::failure::Failure;
+use crate::attention::Attention;
+use crate::driver::Workspace;
+use std::cell::Cell;
+
+/// Scratch memory that a thread keeps between calls, so that repeated calls do not allocate.
+#[derive(Debug, Default)]
+pub(super) struct ThreadScratch {
+    pub(super) workspace: Workspace,
+    pub(super) lists: Lists,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<ThreadScratch>>> = const { Cell::new(None) };
+}
+
+/// Takes the scratch memory out of the thread's slot while `work` runs. A call inside `work` finds none and makes its own.
+/// After a panic the slot is empty, not half written.
+pub(super) fn with_scratch<R>(work: impl FnOnce(&mut ThreadScratch) -> R) -> R {
+    let mut scratch = SCRATCH.try_with(Cell::take).ok().flatten().unwrap_or_default();
+    let result = work(&mut scratch);
+    let _ = SCRATCH.try_with(|cell| cell.set(Some(scratch)));
+    result
+}
+
+/// Frees the scratch memory of the thread.
+pub(super) fn free_scratch() {
+    drop(SCRATCH.try_with(Cell::take));
+}
+
+/// Queries, keys and values.
+///
+/// # Safety
+/// As [`CheckedTensor::of_heads`], of each.
+pub(super) unsafe fn inputs(
+    [q, k, v]: [*const Tensor; 3],
+    sequences: &CheckedSequences<'_>,
+) -> Result<[CheckedTensor; 3], Failure> {
+    let (packed_q, packed_kv) = (sequences.has_packed_queries(), sequences.has_packed_keys());
+    // SAFETY: the caller's promise.
+    unsafe {
+        Ok([
+            CheckedTensor::of_heads("queries", q, packed_q)?,
+            CheckedTensor::of_heads("keys", k, packed_kv)?,
+            CheckedTensor::of_heads("values", v, packed_kv)?,
+        ])
+    }
+}
+
+/// What was read from the options of a call. `'a` is the lifetime of the memory that their pointers lead to.
+pub(super) struct CheckedOptions<'a> {
+    pub(super) options: Options,
+    pub(super) sequences: CheckedSequences<'a>,
+    tensors: ScoreTensors,
+    slopes: &'a [f32],
+    sinks: &'a [f32],
+    open: CheckedOpenSets<'a>,
+}
+
+impl<'a> CheckedOptions<'a> {
+    /// # Safety
+    /// The options, and what their pointers lead to, are as `flashtile_attention` requires, for `'a`.
+    pub(super) unsafe fn new(options: *const Options) -> Result<Self, Failure> {
+        // SAFETY: the caller's promise, here and below.
+        let options = unsafe { Options::read(options)? };
+        // SAFETY: as above.
+        let sequences = unsafe { options.sequences()? };
+        // SAFETY: as above.
+        let tensors = unsafe { ScoreTensors::new(&options)? };
+        // SAFETY: as above.
+        let (slopes, sinks, open) = unsafe { (options.slopes()?, options.sinks()?, options.open_sets()?) };
+        Ok(CheckedOptions { options, sequences, tensors, slopes, sinks, open })
+    }
+
+    /// The masks by rule, the score tables and the score function, for these queries and keys.
+    ///
+    /// # Safety
+    /// The score function is as `flashtile_attention` requires, while the result lives.
+    pub(super) unsafe fn open_sets(&self, inputs: &[CheckedTensor; 3]) -> Result<OpenSets<'a>, Failure> {
+        let [q, k, _] = inputs;
+        // SAFETY: the caller's promise.
+        unsafe { OpenSets::new(&self.options, &self.open, self.sequences.check([q, k])?, q.shape()[1]) }
+    }
+
+    /// The attention of these options.
+    ///
+    /// # Safety
+    /// What the options lead to is readable and not written to during `'b`.
+    pub(super) unsafe fn attention<'b>(
+        &self,
+        lists: &'b mut Lists,
+        open: &'b OpenSets<'a>,
+    ) -> Result<Attention<'b>, Failure>
+    where
+        'a: 'b,
+    {
+        // SAFETY: the caller's promise.
+        unsafe { self.options.attention(lists, &self.tensors, &self.sequences, open) }
+    }
+
+    /// Reads the outputs, and refuses those that share memory with an input, a list, or each other.
+    ///
+    /// # Safety
+    /// As [`CheckedTensor::new`], of both.
+    pub(super) unsafe fn outputs(
+        &self,
+        inputs: &[CheckedTensor; 3],
+        out: *const Tensor,
+        lse: *const Tensor,
+    ) -> Result<(CheckedTensor, Option<CheckedTensor>), Failure> {
+        // SAFETY: the caller's promise, here and below.
+        let out = unsafe { CheckedTensor::of_heads("output", out, self.sequences.has_packed_queries())? };
+        // SAFETY: as above.
+        let lse = unsafe { (!lse.is_null()).then(|| CheckedTensor::new("lse", lse, F32, 3..=3)).transpose()? };
+        let read = || inputs.iter().chain(&self.tensors.mask).chain(&self.tensors.bias);
+        for written in lse.iter().chain([&out]) {
+            read().try_for_each(|input| written.check_disjoint(input))?;
+            written.check_disjoint_from_list("ALiBi slopes", self.slopes)?;
+            written.check_disjoint_from_list("sinks", self.sinks)?;
+            self.open.check_disjoint(written)?;
+            self.sequences.check_disjoint(written)?;
+        }
+        lse.as_ref().map_or(Ok(()), |lse| lse.check_disjoint(&out))?;
+        Ok((out, lse))
+    }
+}
