@@ -19,6 +19,7 @@
 //! keys. The bits are the same either way.
 
 mod block;
+mod many_rows;
 pub(super) mod scores;
 pub(super) mod softmax;
 pub(super) mod values;
@@ -28,25 +29,29 @@ use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods::{self, GRAIN};
 use super::output::TaskOutput;
-use super::partial::PartialLayout;
+use super::partial::{EarlierResults, PartialLayout};
 use super::prefetch::{Prefetch, PrefetchRuns};
+use super::prefill::scores::PanelKeys;
 use super::row_scores::scores_from_f32;
 use super::score_tensors::read_row;
 use super::scratch::Scratch;
-use super::shape::round_up_lanes;
+use super::shape::{panel_lanes, round_up_lanes};
 use super::state::merge;
 use super::task::{Operands, Piece, TaskInput};
 use super::tile::{Pass, RowExtent, modify_row};
-use super::widen::{as_one_run, widen_group};
-use crate::element::ByElement;
+use super::transpose::{transpose_into_lanes, transpose_pairs_into_lanes};
+use super::widen::{as_one_run, copied_as_f32, widen_group};
+use crate::element::{Bf16Pair, ByElement};
 use crate::kv::rows::KeyRows;
 use crate::kv::run::Run;
+use crate::simd::Isa;
+use crate::tensor::matrix::Matrix;
 use crate::tensor::row_list::RowAddresses;
 use scores::RowKeys;
 use std::ops::Range;
 
-/// The most rows of a task of this form, because a u32 has one bit for each.
-pub(crate) const MAX_TASK_ROWS: usize = u32::BITS as usize;
+/// The most rows of a task of this form, because a u128 has one bit for each.
+pub(crate) const MAX_TASK_ROWS: usize = u128::BITS as usize;
 
 /// The state of a decode task between its tiles.
 pub(crate) struct Decode<'t, 'a> {
@@ -138,12 +143,18 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let Scratch { tile: floats, partials, row_spans, addresses, prefetch_runs, .. } = scratch;
         prefetch.borrow(prefetch_runs);
         let (rows, tile_keys, head_dim) = (task.rows, task.tile_keys, task.head_dim());
+        let in_lanes = lie_in_lanes(task);
+        let lanes = if in_lanes { round_up_lanes(rows) } else { rows };
         let pairs = task.operands == Operands::Bf16Pairs;
-        let in_place = |rows: &KeyRows<'_>| rows.has_contiguous_rows() && !rows.are_scattered();
+        let in_place = |rows: &KeyRows<'_>| match in_lanes {
+            true => rows.are_in_place(),
+            false => rows.has_contiguous_rows() && !rows.are_scattered(),
+        };
         let copy = |rows: &KeyRows<'_>| if in_place(rows) { 0 } else { tile_keys * rows.cols() };
-        let [queries, pair_queries, scores, kept_scores, bias, copied_keys, copied_values] = floats.buffers([
-            if pairs { 1 } else { rows } * round_up_lanes(head_dim),
-            if pairs { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
+        let [queries, pair_queries, panel, scores, kept_scores, bias, copied_keys, copied_values] = floats.buffers([
+            if pairs { 1 } else { lanes } * round_up_lanes(head_dim),
+            if pairs { lanes * round_up_lanes(pairs_in(head_dim)) } else { 0 },
+            if in_lanes { panel_lanes(task.isa) * round_up_lanes(head_dim) } else { 0 },
             rows * tile_keys,
             rows * tile_keys,
             rows * tile_keys,
@@ -165,7 +176,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             split,
             merged: false,
             started: false,
-            queries: RowQueries::load(task, queries, pair_queries),
+            queries: RowQueries::load(task, queries, pair_queries, panel),
             row_spans,
             buffers: RowBuffers { scores, kept_scores, bias, copied_keys, copied_values, addresses },
             prefetch_runs,
@@ -200,6 +211,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let RowBuffers { scores: probs, kept_scores, copied_values, addresses, .. } = &mut self.buffers;
         let (out, width) = (self.layout.values(self.split, task.rows), self.layout.width());
         let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.values, |next| &next.values);
+        if self.queries.in_lanes {
+            return self.add_tile_values(&keys, tile_end, extent.hides);
+        }
         if let Some(rows) = task.values.listable(&keys).filter(|_| !extent.hides) {
             fill_prefetch(self.prefetch, &task.values, &keys, &upcoming, next);
             let values = rows.list(keys, addresses);
@@ -235,6 +249,50 @@ impl<'a> Decode<'_, 'a> {
     pub(crate) fn store_split(&mut self, memory: &mut [f32]) {
         memory[..self.layout.len()].copy_from_slice(self.split);
         self.started = false;
+    }
+
+    /// Starts from results over earlier keys, instead of from none.
+    pub(crate) fn start_from(&mut self, earlier: &EarlierResults<'_>) {
+        fold_earlier(self.task, self.layout, self.total, earlier);
+        self.merged = true;
+    }
+
+    /// Stores the result of all splits in `memory`.
+    pub(crate) fn store(&self, memory: &mut [f32]) {
+        memory[..self.layout.len()].copy_from_slice(self.total);
+    }
+
+    /// Adds the values of a tile that ends at `tile_end`, for rows in lanes.
+    fn add_tile_values(&mut self, keys: &Range<usize>, tile_end: usize, hides: bool) {
+        self.prefetch_tile(tile_end);
+        let (task, tile_keys) = (self.task, self.task.tile_keys);
+        let RowBuffers { scores: probs, kept_scores, copied_values, .. } = &mut self.buffers;
+        let (out, width) = (self.layout.values(self.split, task.rows), self.layout.width());
+        let values = as_f32_tile(task.isa, &task.values, keys.clone(), copied_values);
+        let run = Run::F32(values);
+        if hides && !values::all_finite(task.isa, run) {
+            values::add_visible_values(task.isa, run, (probs, kept_scores), [tile_keys, 1], (out, width));
+        } else if values.cols() == width {
+            many_rows::add_values(task.isa, values, probs, out, tile_keys, self.prefetch);
+        } else {
+            values::add_values(task.isa, run, probs, out, tile_keys, self.prefetch);
+        }
+    }
+
+    /// Lists the tile that starts at `start`, or else the next piece's first one, to be prefetched.
+    fn prefetch_tile(&mut self, start: usize) {
+        let (task, tile_keys) = (self.task, self.task.tile_keys);
+        self.prefetch.clear();
+        let mut add = |keys: &KeyRows<'_>, values: &KeyRows<'_>, range: &Range<usize>| {
+            let range = range.start..range.end.min(range.start + tile_keys);
+            self.prefetch.add_key_rows(keys, range.clone());
+            self.prefetch.add_key_rows(values, range);
+        };
+        match &self.next {
+            _ if start < self.end => add(&task.keys, &task.values, &(start..self.end)),
+            Some(next) => add(&next.keys, &next.values, &next.range),
+            None => {}
+        }
     }
 
     fn start_split(&mut self) {
@@ -307,18 +365,22 @@ impl<'a> Decode<'_, 'a> {
     }
 }
 
-/// Merges the partial results of a task's splits in the order of the keys, and writes its rows.
+/// Merges the partial results of a task's splits in the order of the keys, after results over earlier keys, and writes its rows.
 pub(crate) fn reduce<'p>(
     task: &TaskInput<'_>,
+    earlier: Option<&EarlierResults<'_>>,
     mut splits: impl Iterator<Item = &'p [f32]>,
     scratch: &mut Scratch,
     output: &mut TaskOutput<'_>,
 ) {
     let layout = PartialLayout::new(task.rows, task.value_dim());
     let [total] = scratch.partials.buffers([layout.len()]);
-    match splits.next() {
-        None => layout.clear(total),
-        Some(first) => total.copy_from_slice(&first[..layout.len()]),
+    match earlier {
+        Some(earlier) => fold_earlier(task, layout, total, earlier),
+        None => match splits.next() {
+            None => layout.clear(total),
+            Some(first) => total.copy_from_slice(&first[..layout.len()]),
+        },
     }
     for split in splits {
         merge_partial(task, layout, total, split);
@@ -331,6 +393,20 @@ fn merge_partial(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32],
     for n in 0..task.rows {
         let (other, other_out) = layout.row(split, n);
         layout.update(total, n, |state, out| merge(task.isa, state, out, other, other_out));
+    }
+}
+
+/// Merges results over earlier keys, in the order of the keys.
+fn fold_earlier(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32], earlier: &EarlierResults<'_>) {
+    for (n, result) in (0..task.rows).flat_map(|n| (0..earlier.count).map(move |result| (n, result))) {
+        let (other, other_out) = earlier.row(n, result);
+        layout.update(total, n, |state, out| match result {
+            0 => {
+                *state = other;
+                out.copy_from_slice(other_out);
+            }
+            _ => merge(task.isa, state, out, other, other_out),
+        });
     }
 }
 
@@ -384,20 +460,87 @@ struct RowQueries<'t> {
     /// As pairs: `[rows][pairs rounded up]`.
     pairs: &'t [f32],
     /// Rows outside the range of pairs, one bit each. Their scores are formed from f32.
-    f32_rows: u32,
+    f32_rows: u128,
+    /// Whether the rows lie in lanes, in panels of `[head_dim or pairs][lanes]`.
+    in_lanes: bool,
+}
+
+/// The fewest rows that lie in lanes. Fewer leave lanes empty, and keys and values are widened where they are read.
+const LANE_ROWS: usize = 25;
+
+/// Whether the rows of a task lie in lanes when their scores are formed: many rows, of whole vectors.
+fn lie_in_lanes(task: &TaskInput<'_>) -> bool {
+    let pairs = task.operands == Operands::Bf16Pairs;
+    let steps = if pairs { pairs_in(task.head_dim()) } else { task.head_dim() };
+    let is_whole = !pairs || task.head_dim().is_multiple_of(2);
+    task.rows >= LANE_ROWS && steps > 0 && steps == round_up_lanes(steps) && is_whole
+}
+
+/// The rows `range` as f32: in place, or their copy in `wide`.
+fn as_f32_tile<'a>(isa: Isa, rows: &KeyRows<'a>, range: Range<usize>, wide: &'a mut [f32]) -> Matrix<'a, f32> {
+    let in_place = if rows.are_in_place() { rows.one_run(range.clone()) } else { None };
+    match in_place.and_then(|run| run.in_place()) {
+        Some(rows) => rows,
+        None => copied_as_f32(isa, *rows, range, wide),
+    }
 }
 
 impl<'t> RowQueries<'t> {
-    fn load(task: &TaskInput<'_>, wide: &'t mut [f32], pairs: &'t mut [f32]) -> Self {
+    fn load(task: &TaskInput<'_>, wide: &'t mut [f32], pairs: &'t mut [f32], buffer: &mut [f32]) -> Self {
+        if lie_in_lanes(task) {
+            return Self::load_into_lanes(task, wide, pairs, buffer);
+        }
         let mut f32_rows = 0;
         match (task.operands, task.queries) {
             (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
                 copy_pair_rows(rows, pairs);
-                f32_rows = rows_outside_pair_range(rows);
+                f32_rows = rows_outside_pair_range(rows).into();
             }
             (_, rows) => widen_group(task.isa, rows, task.factor, (&mut *wide, round_up_lanes(task.head_dim()))),
         }
-        RowQueries { wide, pairs, f32_rows }
+        RowQueries { wide, pairs, f32_rows, in_lanes: false }
+    }
+
+    /// * `buffer`: for the rows of a panel
+    fn load_into_lanes(task: &TaskInput<'_>, wide: &'t mut [f32], pairs: &'t mut [f32], buffer: &mut [f32]) -> Self {
+        let mut f32_rows = 0;
+        let panel = panel_lanes(task.isa);
+        for first in (0..task.rows).step_by(panel) {
+            let rows = task.queries.slice(first..task.rows.min(first + panel));
+            let lanes = (task.rows - first).min(panel).next_multiple_of(task.isa.lanes());
+            match (task.operands, rows) {
+                (Operands::Bf16Pairs, ByElement::Bf16(rows)) => {
+                    let steps = pairs_in(task.head_dim());
+                    let to = &mut pairs[first * steps..][..lanes * steps];
+                    f32_rows |= u128::from(transpose_pairs_into_lanes(task.isa, rows, (to, lanes), buffer)) << first;
+                }
+                _ => {
+                    let to = &mut wide[first * task.head_dim()..][..lanes * task.head_dim()];
+                    transpose_into_lanes(task.isa, rows, task.factor, (to, lanes), buffer);
+                }
+            }
+        }
+        RowQueries { wide, pairs, f32_rows, in_lanes: true }
+    }
+
+    /// As [`scores`](Self::scores), for rows in lanes.
+    fn lane_scores(&mut self, task: &TaskInput<'_>, keys: Range<usize>, copy: &mut [f32], to: &mut [f32]) {
+        let (isa, tile_keys) = (task.isa, task.tile_keys);
+        if task.operands != Operands::Bf16Pairs {
+            let keys = PanelKeys::F32(as_f32_tile(isa, &task.keys, keys, copy));
+            return many_rows::scores(isa, keys, self.wide, (to, task.rows, tile_keys));
+        }
+        let keys = tile_pairs(task, keys, copy);
+        let panel_keys = PanelKeys::Pairs(keys, task.factor);
+        many_rows::scores(isa, panel_keys, self.pairs, (to, task.rows, tile_keys));
+        self.replace_f32_rows(task, keys, to);
+    }
+
+    /// Forms the scores of rows outside the range of pairs from f32.
+    fn replace_f32_rows(&mut self, task: &TaskInput<'_>, keys: Matrix<'_, Bf16Pair>, to: &mut [f32]) {
+        for n in (0..task.rows).filter(|n| self.f32_rows >> n & 1 == 1) {
+            scores_from_f32(task, n, keys, self.wide, &mut to[n * task.tile_keys..][..task.tile_keys]);
+        }
     }
 
     /// The scores of all rows, `[rows][tile_keys]`.
@@ -409,6 +552,9 @@ impl<'t> RowQueries<'t> {
         to: &mut [f32],
         prefetch: &Prefetch,
     ) {
+        if self.in_lanes {
+            return self.lane_scores(task, keys, copy, to);
+        }
         let (isa, tile_keys) = (task.isa, task.tile_keys);
         let pairs = task.operands == Operands::Bf16Pairs;
         let rows = task.keys.listable(&keys);
@@ -424,21 +570,23 @@ impl<'t> RowQueries<'t> {
             let keys = RowKeys::Any(as_one_run(isa, &task.keys, keys, copy));
             return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);
         }
-        let keys = match task.keys.one_run(keys.clone()) {
-            Some(Run::Bf16(run)) => key_pairs(run, copy),
-            _ => copied_key_pairs(task.keys, keys, copy),
-        };
+        let keys = tile_pairs(task, keys, copy);
         scores::scores(isa, RowKeys::Pairs(keys, task.factor), self.pairs, to, tile_keys, prefetch);
-        for n in (0..task.rows).filter(|n| self.f32_rows >> n & 1 == 1) {
-            scores_from_f32(task, n, keys, self.wide, &mut to[n * tile_keys..][..tile_keys]);
-        }
+        self.replace_f32_rows(task, keys, to);
+    }
+}
+
+/// The keys of a tile as pairs.
+fn tile_pairs<'a>(task: &TaskInput<'a>, keys: Range<usize>, copy: &'a mut [f32]) -> Matrix<'a, Bf16Pair> {
+    match task.keys.one_run(keys.clone()) {
+        Some(Run::Bf16(run)) => key_pairs(run, copy),
+        _ => copied_key_pairs(task.keys, keys, copy),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::matrix::Matrix;
 
     /// The distance is a whole number of rows: 1 if a row is longer than that, and above 0 for empty rows.
     #[test]
