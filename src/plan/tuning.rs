@@ -83,7 +83,8 @@ const FEW_KEYS: usize = 64;
 /// are read once. (With 12, a problem of 20 rows took 6 to 10% longer.)
 pub(super) const DECODE_TASK_ROWS: usize = 24;
 
-/// The most rows of a task of the pass over keys that sequences share, at most [`MAX_TASK_ROWS`].
+/// The most rows of a task of the pass over keys that sequences share, at most [`MAX_TASK_ROWS`]. Keys and values are widened once for
+/// the rows of a task: with 32 rows that takes 13% of the time, with 128 rows 6% (f16, head_dim 128, Zen 4).
 const PREFIX_TASK_ROWS: usize = 128;
 const _: () = assert!(PREFIX_TASK_ROWS <= MAX_TASK_ROWS && PREFIX_TASK_ROWS.is_multiple_of(MAX_SHARED_ROWS));
 
