@@ -5,10 +5,13 @@
 //! task        the kernel's input of a task: rows at strides
 //! workspace   scratch memory, kept between calls
 //! output      hands each row of the output to the one task that writes it
+//! steps       a kernel's steps over the tiles of its keys
 //! forward     load, step over the tiles, finish
 //! reduce      the same with keys split between tasks: partial results, merged in the order of the keys
 //! inspect     scores as an output
 //! ```
+//!
+//! `shared_prefix` computes the keys that sequences share, once for all of them, before the tasks.
 //!
 //! `threads.rs` has the worker loop: at most one worker for each thread of the pool, each with scratch memory of its own.
 //! `task` and `output` here fill in what `kernel/task.rs` and `kernel/output.rs` define.
@@ -18,6 +21,8 @@ pub(crate) mod inspect;
 mod output;
 mod reduce;
 mod schedule;
+mod shared_prefix;
+mod steps;
 mod task;
 mod workspace;
 

@@ -35,6 +35,23 @@ macro_rules! integers {
                 }
             }
 
+            /// The number of entries from `a` on, `most` at most, that are equal to those from `b` on.
+            ///
+            /// # Panics
+            /// If there are no `most` entries from `a` or from `b` on.
+            pub(crate) fn equal_entries(&self, a: usize, b: usize, most: usize) -> usize {
+                /// Entries that are compared at once.
+                const CHUNK: usize = 32;
+                match self.0 {
+                    $(List::$variant(list) => {
+                        let (a, b) = (&list[a..][..most], &list[b..][..most]);
+                        let equal = a.chunks(CHUNK).zip(b.chunks(CHUNK)).take_while(|(a, b)| a == b).count();
+                        let first = most.min(equal * CHUNK);
+                        first + a[first..].iter().zip(&b[first..]).take_while(|(a, b)| a == b).count()
+                    }),+
+                }
+            }
+
             /// The number of entries.
             pub(crate) fn len(&self) -> usize {
                 match self.0 {
@@ -96,6 +113,16 @@ impl Eq for Integers<'_> {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Entries are compared up to the first that differs, wherever it is.
+    #[test]
+    fn equal_entries_are_counted() {
+        for (len, differs) in (0..100).flat_map(|len| (0..=len).map(move |differs| (len, differs))) {
+            let mut list: Vec<u32> = (0..len as u32).cycle().take(2 * len).collect();
+            list[len..].iter_mut().skip(differs).take(1).for_each(|entry| *entry += 1);
+            assert_eq!(Integers::from(&list).equal_entries(0, len, len), differs);
+        }
+    }
 
     #[test]
     fn every_type_is_read_exactly() {

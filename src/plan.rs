@@ -341,6 +341,25 @@ impl Plan {
         self.split_keys().map_or(1, |keys| self.dims.seq_kv.div_ceil(keys))
     }
 
+    /// The part of `keys` first keys that a pass of its own may compute for several sequences: whole splits, because their results are
+    /// what the other keys' results are merged into.
+    pub(crate) fn prefix_keys(&self, keys: usize) -> usize {
+        keys / SPLIT_KEYS * SPLIT_KEYS
+    }
+
+    /// The rows of a task of that pass, for `rows` rows of a key/value head.
+    pub(crate) fn prefix_task_rows(&self, rows: usize) -> usize {
+        tuning::prefix_task_rows(rows)
+    }
+
+    /// Whether each split is a task of its own in that pass. It changes no bits.
+    ///
+    /// * `tasks`: the tasks otherwise
+    /// * `partials`: the elements of all splits' partial results
+    pub(crate) fn has_split_prefixes(&self, tasks: usize, partials: usize) -> bool {
+        self.is_parallel() && tasks < ENOUGH_TASKS && partials <= MAX_PARTIALS
+    }
+
     /// How rows of form `form` step over their keys.
     pub(crate) fn steps(&self, form: Form) -> KeySteps {
         match form {

@@ -55,6 +55,7 @@ fn allocation() {
     nothing_on_later_calls();
     nothing_for_queries_that_fit_no_pairs();
     nothing_for_other_numbers_of_keys();
+    nothing_for_shared_keys();
     flat_in_the_keys();
     bytes_are_what_is_held();
     // Last, because the threads of a pool are watched and end some time after the pool.
@@ -127,6 +128,29 @@ fn nothing_for_other_numbers_of_keys() {
             });
             done.unwrap();
             assert_eq!(usage.calls, 0, "{usage:?} {n} keys {form:?} {level}");
+        }
+    }
+}
+
+/// Beams share their keys: fewer of them, or fewer keys, allocate nothing.
+fn nothing_for_shared_keys() {
+    let (beams, heads, dim, keys) = (6, 8, 32, 1300);
+    let data: Vec<f32> = Rng(2).normals(heads * keys * dim);
+    for (form, level) in forms_and_levels() {
+        let attention = Attention::new().form(form).level(level).threads(Threads::Serial);
+        let (mut out, mut workspace) = (vec![0.0f32; beams * heads * dim], Workspace::new());
+        let mut call = |beams: usize, keys: usize| {
+            let q = TensorRef::from_slice(&data[..beams * heads * dim], [beams, heads, 1, dim])?;
+            let strides = [0, (keys * dim) as isize, dim as isize, 1];
+            let kv = TensorRef::with_strides(&data, 0, [beams, heads, keys, dim], strides)?;
+            let out = TensorMut::from_slice(&mut out[..beams * heads * dim], [beams, heads, 1, dim])?;
+            attention.compute(q, (kv, kv), out, None, &mut workspace)
+        };
+        call(beams, keys).unwrap();
+        for (beams, keys) in [(beams, keys), (2, 600), (1, keys), (5, 1024), (beams, 100), (beams, keys)] {
+            let (done, usage) = COUNTING.usage(|| call(beams, keys));
+            done.unwrap();
+            assert_eq!(usage.calls, 0, "{usage:?} {beams} beams over {keys} keys {form:?} {level}");
         }
     }
 }

@@ -25,6 +25,13 @@ pub(crate) enum Serving {
     RightPadded,
     /// 16 heads on one key of 576 elements, whose first 512 are the value.
     Latent,
+    /// A token of each of 32 sequences, in pages of 16: 4096 keys that all of them share, then 200 of its own. And each sequence in a
+    /// call of its own.
+    Cascade,
+    CascadeAlone,
+    /// Five beams over 1500 keys, as a batch of stride 0; and as five queries of one sequence.
+    Beams,
+    BeamsFolded,
     /// One token in a cache of 32 layers.
     Append,
     /// A token over 8192 keys of a cache.
@@ -45,6 +52,9 @@ impl Serving {
             }
             Serving::ChunkPages(_) => vec![(256, 8192)],
             Serving::LeftPadded | Serving::RightPadded => vec![(1, 2048); 4],
+            Serving::Cascade | Serving::CascadeAlone => vec![(1, PREFIX + SUFFIX); 32],
+            Serving::Beams => vec![(1, 1500); 5],
+            Serving::BeamsFolded => vec![(5, 1500)],
             Serving::Pages(_) | Serving::Latent | Serving::Append | Serving::Cache => vec![(1, 8192)],
         }
     }
@@ -54,24 +64,35 @@ impl Serving {
         match self {
             Serving::Packed | Serving::PackedAlone => [8, 8, 64, 64],
             Serving::Latent => [16, 1, 576, 512],
+            Serving::Beams | Serving::BeamsFolded => [12, 12, 64, 64],
             _ => [32, 8, 128, 128],
         }
     }
 
     fn is_causal(self) -> bool {
-        !matches!(self, Serving::LeftPadded | Serving::RightPadded)
+        !matches!(self, Serving::LeftPadded | Serving::RightPadded | Serving::Beams | Serving::BeamsFolded)
     }
 
     /// Visible pairs of query and key.
     fn pairs(self) -> usize {
         let [heads, ..] = self.heads();
-        self.lengths().iter().map(|&(queries, keys)| Dims::new(heads, queries, keys, 1).pairs(true, None)).sum()
+        let pairs = |&(queries, keys)| Dims::new(heads, queries, keys, 1).pairs(self.is_causal() && queries > 1, None);
+        self.lengths().iter().map(pairs).sum()
+    }
+
+    /// The keys in memory, shared ones once.
+    fn stored_keys(self) -> usize {
+        match self {
+            Serving::Cascade | Serving::CascadeAlone => PREFIX + self.lengths().len() * SUFFIX,
+            Serving::Beams => 1500,
+            _ => self.lengths().iter().map(|&(_, keys)| keys).sum(),
+        }
     }
 
     pub(crate) fn work<T: Element>(self) -> Work {
         let [heads_q, heads_kv, head_dim, value_dim] = self.heads();
         let lengths = self.lengths();
-        let (queries, keys) = lengths.iter().fold((0, 0), |(q, k), (queries, keys)| (q + queries, k + keys));
+        let (queries, keys) = (lengths.iter().map(|&(queries, _)| queries).sum::<usize>(), self.stored_keys());
         let kv_dim = head_dim + if self == Serving::Latent { 0 } else { value_dim };
         let elements = keys * heads_kv * kv_dim + queries * heads_q * (head_dim + value_dim);
         match self {
@@ -85,6 +106,22 @@ impl Serving {
 }
 
 const LAYERS: usize = 32;
+
+/// Keys of a shared prefix and of what follows, and of a page.
+const PREFIX: usize = 4096;
+const SUFFIX: usize = 200;
+const PAGE: usize = 16;
+
+/// The page tables of sequences that share a prefix, one after the other, and the number of pages.
+fn shared_tables(sequences: usize) -> (Vec<u32>, usize) {
+    let (prefix, own) = (PREFIX / PAGE, SUFFIX.div_ceil(PAGE));
+    let pages = prefix + sequences * own;
+    let mut shuffled: Vec<u32> = (0..pages as u32).collect();
+    let mut rng = Rng(4);
+    (1..pages).rev().for_each(|n| shuffled.swap(n, rng.below(n + 1)));
+    let (shared, rest) = shuffled.split_at(prefix);
+    (rest.chunks(own).flat_map(|own| shared.iter().chain(own)).copied().collect(), pages)
+}
 
 pub(crate) fn line<'a, T: Element>(
     workload: &'static Workload,
@@ -184,6 +221,47 @@ fn kernel<'a, T: Element>(serving: Serving, threads: Threads) -> Result<Repeat<'
                 let kv = KeysValues::from((k?, v?));
                 for _ in 0..repeats {
                     let out = TensorMut::from_slice(&mut out, [batch, heads_q, 1, value_dim])?;
+                    attention.compute(q, kv, out, None, &mut workspace)?;
+                }
+                Ok(())
+            })
+        }
+        Serving::Cascade | Serving::CascadeAlone => {
+            let sequences = lengths.len();
+            let (tables, pages) = shared_tables(sequences);
+            let width = tables.len() / sequences;
+            let (k, v) = (
+                numbers::<T>(pages * PAGE * heads_kv * head_dim, 2),
+                numbers::<T>(pages * PAGE * heads_kv * head_dim, 3),
+            );
+            // Sequences of a call.
+            let together = if serving == Serving::Cascade { sequences } else { 1 };
+            Box::new(move |repeats| {
+                let pool = |data| TensorRef::from_slice(data, [pages, heads_kv, PAGE, head_dim]);
+                let lengths = vec![PREFIX + SUFFIX; together];
+                for b in (0..repeats).flat_map(|_| (0..sequences).step_by(together)) {
+                    let table = &tables[b * width..(b + together) * width];
+                    let kv = KeysValues::paged(pool(&k)?, pool(&v)?, PageTable::new(table, width, &lengths, PAGE)?);
+                    let rows = b * heads_q * head_dim..(b + together) * heads_q * head_dim;
+                    let q = TensorRef::from_slice(&q[rows.clone()], [together, heads_q, 1, head_dim])?;
+                    let out = TensorMut::from_slice(&mut out[rows], [together, heads_q, 1, head_dim])?;
+                    attention.compute(q, kv, out, None, &mut workspace)?;
+                }
+                Ok(())
+            })
+        }
+        Serving::Beams | Serving::BeamsFolded => {
+            let (batch, per_sequence) = (lengths.len(), lengths[0].0);
+            let keys = lengths[0].1;
+            Box::new(move |repeats| {
+                let q = TensorRef::from_slice(&q, [batch, heads_q, per_sequence, head_dim])?;
+                let broadcast = |data, dim: usize| {
+                    let stride = (keys * dim) as isize;
+                    TensorRef::with_strides(data, 0, [batch, heads_kv, keys, dim], [0, stride, dim as isize, 1])
+                };
+                for _ in 0..repeats {
+                    let out = TensorMut::from_slice(&mut out, [batch, heads_q, per_sequence, value_dim])?;
+                    let kv = (broadcast(&k[..], head_dim)?, broadcast(&v[..], value_dim)?);
                     attention.compute(q, kv, out, None, &mut workspace)?;
                 }
                 Ok(())

@@ -342,6 +342,15 @@ pub(crate) const GROUPS: &[&[Workload]] = {
             serving("decode_right_padded", Serving::RightPadded, &[F16], Judge),
             serving("decode_left_padded", Serving::LeftPadded, &[F16], TimeOf("decode_right_padded", 1.03)),
         ],
+        &[
+            serving("cascade_alone", Serving::CascadeAlone, &[F16, Bf16], Judge),
+            serving("cascade", Serving::Cascade, &[F16], TimeOf("cascade_alone", 0.60)),
+            serving("cascade", Serving::Cascade, &[Bf16], TimeOf("cascade_alone", 0.45)),
+        ],
+        &[
+            serving("beams_folded", Serving::BeamsFolded, &[F32], Judge),
+            serving("beams", Serving::Beams, &[F32], TimeOf("beams_folded", 1.10)),
+        ],
         &[serving("mla", Serving::Latent, &[Bf16], Fraction(1.0))],
         // 2 us a layer.
         &[serving("append", Serving::Append, &[F16], Reach::Microseconds(64.0))],

@@ -5,10 +5,13 @@
 use super::output::{ClaimedTask, Output, TaskClaims};
 use super::reduce;
 use super::schedule::Schedule;
-use super::workspace::{Workspace, for_workers};
+use super::shared_prefix::SharedPrefixes;
+use super::steps::step_over;
+use super::workspace::Workspace;
 use crate::kernel::decode::Decode;
 use crate::kernel::form::FormKernel;
 use crate::kernel::output::TaskOutput;
+use crate::kernel::partial::EarlierResults;
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
@@ -16,7 +19,6 @@ use crate::kernel::task::Piece;
 use crate::plan::{Form, KeySteps, Plan};
 use crate::problem::Problem;
 use crate::threads::{work_through, workers};
-use std::ops::Range;
 
 /// Computes `problem` into `output`, as `plan` says.
 pub(crate) fn run(problem: &Problem<'_>, plan: &Plan, output: Output<'_>, workspace: &mut Workspace) {
@@ -41,17 +43,32 @@ pub(crate) fn run_scheduled(
     if output.is_empty() {
         return;
     }
-    if plan.has_split_tasks() {
-        return reduce::run(problem, plan, schedule, output, workspace);
+    // Moved out and back, as the schedule.
+    let mut prefixes = std::mem::take(&mut workspace.prefixes);
+    prefixes.compute(problem, plan, &mut workspace.scratch);
+    match plan.has_split_tasks() {
+        true => reduce::run(problem, plan, (schedule, &prefixes), output, workspace),
+        false => run_tasks(problem, plan, (schedule, &prefixes), output, workspace),
     }
-    let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), schedule.tasks().len()));
+    workspace.prefixes = prefixes;
+}
+
+/// Computes the tasks, after what their sequences share.
+fn run_tasks(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    (schedule, prefixes): (&Schedule, &SharedPrefixes),
+    output: Output<'_>,
+    workspace: &mut Workspace,
+) {
+    let scratch = Scratch::for_workers(&mut workspace.scratch, workers(plan.worth(), schedule.tasks().len()));
     let claims = output.share(problem, plan, schedule, scratch.len());
-    work_through(plan.worth(), scratch, &claims, &|claimed, scratch| compute(&claims, claimed, scratch));
+    work_through(plan.worth(), scratch, &claims, &|claimed, scratch| compute(&claims, prefixes, claimed, scratch));
     Scratch::grow_to_largest(scratch);
 }
 
 /// Computes a task, one head after the other, and writes its rows.
-fn compute(claims: &TaskClaims<'_>, mut claimed: ClaimedTask<'_>, scratch: &mut Scratch) {
+fn compute(claims: &TaskClaims<'_>, prefixes: &SharedPrefixes, mut claimed: ClaimedTask<'_>, scratch: &mut Scratch) {
     let (problem, plan, task) = (claims.problem(), claims.plan(), claimed.task);
     // The input of a head and that of the next one, by turns.
     let mut inputs = [Some(task.input(problem, plan, task.heads.start)), None];
@@ -73,12 +90,15 @@ fn compute(claims: &TaskClaims<'_>, mut claimed: ClaimedTask<'_>, scratch: &mut 
             next => next.map(|next| next.input(problem, plan, next.heads.start)),
         };
         let (Some(input), next) = (&*input, &*next) else { unreachable!("a head without input") };
-        let next = next.as_ref().map(|task| Piece { task, keys: task.span.clone() });
-        let pieces = (Piece { task: input, keys: input.span.clone() }, next);
+        let next = next.as_ref().map(|task| Piece { task, keys: prefixes.rest(&task.sequence, &task.span) });
+        let pieces = (Piece { task: input, keys: prefixes.rest(&input.sequence, &input.span) }, next);
         let (steps, output) = (plan.steps(task.form), &mut claimed.output(head, &task.rows));
         match task.form {
             Form::Prefill => compute_as::<Prefill<'_, '_>>(pieces, steps, output, &mut prefetch, scratch),
-            Form::Decode => compute_as::<Decode<'_, '_>>(pieces, steps, output, &mut prefetch, scratch),
+            Form::Decode => match prefixes.results_of(input, problem, head) {
+                Some(earlier) => compute_rest(pieces, &earlier, steps, output, &mut prefetch, scratch),
+                None => compute_as::<Decode<'_, '_>>(pieces, steps, output, &mut prefetch, scratch),
+            },
         }
         if !task.tail.is_empty() {
             // Keys and values are in cache.
@@ -104,18 +124,18 @@ fn compute_as<'t, 'a: 't, K: FormKernel<'t, 'a>>(
     kernel.finish(output);
 }
 
-/// Steps over `keys`, split by split and tile by tile. Tiles of nothing but lost keys are left out, whatever their number.
-fn step_over<'t, 'a: 't>(
-    kernel: &mut impl FormKernel<'t, 'a>,
+/// As [`compute_as`], for rows whose first keys have been computed.
+fn compute_rest<'t, 'a: 't>(
+    (piece, next): (Piece<'t, 'a>, Option<Piece<'_, 'a>>),
+    earlier: &EarlierResults<'_>,
     steps: KeySteps,
-    keys: Range<usize>,
-    lost: Range<usize>,
+    output: &mut TaskOutput<'_>,
+    prefetch: &'t mut Prefetch,
+    scratch: &'t mut Scratch,
 ) {
-    let splits = steps.splits_of(&keys, &lost);
-    for split in (0..splits.len()).map(|n| splits.get(n)) {
-        for tile in steps.seen_tiles(steps.split_of(split, &keys), &lost) {
-            kernel.step(tile);
-        }
-        kernel.end_split();
-    }
+    let (keys, lost) = (piece.keys.clone(), piece.task.lost_keys());
+    let mut kernel = Decode::load(piece, next, Some(output), prefetch, scratch);
+    kernel.start_from(earlier);
+    step_over(&mut kernel, steps, keys, lost);
+    kernel.finish(output);
 }

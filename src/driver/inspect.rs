@@ -4,7 +4,7 @@
 
 use super::output::{ClaimedTask, Output, TaskClaims};
 use super::schedule::Schedule;
-use super::workspace::{Workspace, for_workers};
+use super::workspace::Workspace;
 use crate::kernel::form::FormKernel;
 use crate::kernel::output::TaskOutput;
 use crate::kernel::prefetch::Prefetch;
@@ -31,7 +31,7 @@ pub(crate) fn run(
     }
     let mut schedule = Schedule::default();
     schedule.fill(problem, plan);
-    let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), schedule.tasks().len()));
+    let scratch = Scratch::for_workers(&mut workspace.scratch, workers(plan.worth(), schedule.tasks().len()));
     let claims = output.share(problem, plan, &schedule, scratch.len());
     work_through(plan.worth(), scratch, &claims, &|claimed, scratch| {
         write_scores(&claims, claimed, finish_row, scratch)

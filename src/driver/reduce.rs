@@ -7,7 +7,8 @@
 
 use super::output::{ClaimedSlot, Output, SlotClaims};
 use super::schedule::{Schedule, Task};
-use super::workspace::{Workspace, for_workers};
+use super::shared_prefix::SharedPrefixes;
+use super::workspace::Workspace;
 use crate::kernel::decode::{Decode, reduce};
 use crate::kernel::form::FormKernel;
 use crate::kernel::partial::PartialLayout;
@@ -40,11 +41,15 @@ struct Partials {
 }
 
 impl Partials {
-    fn new((problem, plan): (&Problem<'_>, &Plan), schedule: &Schedule, workers: usize) -> Self {
+    fn new(
+        (problem, plan): (&Problem<'_>, &Plan),
+        (schedule, prefixes): (&Schedule, &SharedPrefixes),
+        workers: usize,
+    ) -> Self {
         let tasks = schedule.tasks();
         let rows = tasks.iter().map(|task| task.rows.len()).max().unwrap_or(0);
         let steps = plan.steps(Form::Decode);
-        let splits = tasks.iter().map(|task| splits_of(problem, steps, task).len()).max().unwrap_or(0);
+        let splits = tasks.iter().map(|task| splits_of(problem, steps, (task, prefixes)).len()).max().unwrap_or(0);
         // Where the heads of a key lie side by side, the next head's split is on the same pages. Task by task, every page was
         // visited again for each head, and decode took 1.3 to 2 times as long (Zen 3).
         let by_splits = problem.has_heads_side_by_side();
@@ -88,18 +93,18 @@ impl Partials {
 pub(super) fn run(
     problem: &Problem<'_>,
     plan: &Plan,
-    schedule: &Schedule,
+    (schedule, prefixes): (&Schedule, &SharedPrefixes),
     output: Output<'_>,
     workspace: &mut Workspace,
 ) {
-    let scratch = for_workers(&mut workspace.scratch, workers(plan.worth(), plan.tasks()));
+    let scratch = Scratch::for_workers(&mut workspace.scratch, workers(plan.worth(), plan.tasks()));
     let steps = plan.steps(Form::Decode);
-    let partials = Partials::new((problem, plan), schedule, scratch.len());
+    let partials = Partials::new((problem, plan), (schedule, prefixes), scratch.len());
     let [memory] = workspace.partials.buffers([partials.len()]);
 
     let slots = SlotClaims::new(memory, partials.splits_per_claim * partials.slot, scratch.len());
     work_through(plan.worth(), scratch, &slots, &|claimed, scratch| {
-        compute_splits((problem, plan), schedule, partials, claimed, scratch)
+        compute_splits((problem, plan), (schedule, prefixes), partials, claimed, scratch)
     });
 
     // Waking threads for less takes longer than merging.
@@ -110,9 +115,10 @@ pub(super) fn run(
     work_through(plan.worth(), &mut scratch[..workers], &claims, &|mut claimed, scratch| {
         let (index, head, rows) = (claimed.index, claimed.task.heads.start, &claimed.task.rows);
         let input = claimed.task.input(problem, plan, head);
-        let splits = splits_of(problem, steps, claimed.task).len();
+        let splits = splits_of(problem, steps, (claimed.task, prefixes)).len();
         let splits = (0..splits).map(|n| &memory[partials.range(index, n)]);
-        reduce(&input, splits, scratch, &mut claimed.output(head, rows));
+        let earlier = prefixes.results_of(&input, problem, head);
+        reduce(&input, earlier.as_ref(), splits, scratch, &mut claimed.output(head, rows));
     });
     Scratch::grow_to_largest(scratch);
 }
@@ -120,7 +126,7 @@ pub(super) fn run(
 /// Computes the splits of one claim into their slots: as `step_over`, but each result is kept and none is merged.
 fn compute_splits(
     (problem, plan): (&Problem<'_>, &Plan),
-    schedule: &Schedule,
+    (schedule, prefixes): (&Schedule, &SharedPrefixes),
     partials: Partials,
     ClaimedSlot { index, next, memory }: ClaimedSlot<'_>,
     scratch: &mut Scratch,
@@ -130,7 +136,7 @@ fn compute_splits(
     let of_claim = |index: usize| {
         let (task, first) = partials.place(index)?;
         let task = &schedule.tasks()[task];
-        let seen = splits_of(problem, steps, task);
+        let seen = splits_of(problem, steps, (task, prefixes));
         let own = first..(first + partials.splits_per_claim).min(seen.len());
         (!own.is_empty()).then(|| (task.input(problem, plan, task.heads.start), seen, own))
     };
@@ -153,8 +159,8 @@ fn compute_splits(
     }
 }
 
-/// The splits that a task sees.
-fn splits_of(problem: &Problem<'_>, steps: KeySteps, task: &Task) -> Splits {
+/// The splits that a task sees, after those that its sequence shares.
+fn splits_of(problem: &Problem<'_>, steps: KeySteps, (task, prefixes): (&Task, &SharedPrefixes)) -> Splits {
     let (b, _) = problem.dims.batch_and_head(task.heads.start);
-    steps.splits_of(&task.keys, &problem.masks.lost(b))
+    steps.splits_of(&prefixes.rest_of(task, problem), &problem.masks.lost(b))
 }

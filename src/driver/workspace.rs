@@ -3,14 +3,15 @@
 #![forbid(unsafe_code)]
 
 use super::schedule::Schedule;
+use super::shared_prefix::SharedPrefixes;
 use crate::kernel::scratch::{Floats, Scratch};
 
 /// Scratch memory of calls, kept for the next call.
 ///
 /// A workspace grows with the first calls. After that, calls for problems that are no larger do not allocate (except for the
 /// jobs in the pool's queue if threads help a caller outside the pool). Its size depends on the number of threads and the size of a tile, not on
-/// the length of the sequences, with two exceptions: decoding keeps one partial row for each 512 keys that are seen, and the list of tasks has a
-/// few bytes for each 256 queries of a head.
+/// the length of the sequences, with three exceptions: decoding keeps one partial row for each 512 keys that are seen, the list of tasks has a
+/// few bytes for each 256 queries of a head, and sequences that share their first keys have a partial row for each of their queries.
 ///
 /// ```
 /// use flashtile::{Attention, TensorMut, TensorRef, Workspace};
@@ -35,6 +36,7 @@ pub struct Workspace {
     pub(super) scratch: Vec<Scratch>,
     /// Partial results of split keys.
     pub(super) partials: Floats,
+    pub(super) prefixes: SharedPrefixes,
 }
 
 impl Workspace {
@@ -46,14 +48,6 @@ impl Workspace {
     /// The number of bytes held.
     pub fn bytes(&self) -> usize {
         let scratch = self.scratch.iter().map(Scratch::bytes).sum::<usize>();
-        scratch + self.partials.bytes() + self.schedule.bytes()
+        scratch + self.partials.bytes() + self.prefixes.bytes() + self.schedule.bytes()
     }
-}
-
-/// The scratch memory of `workers` workers.
-pub(super) fn for_workers(scratch: &mut Vec<Scratch>, workers: usize) -> &mut [Scratch] {
-    if scratch.len() < workers {
-        scratch.resize_with(workers, Scratch::default);
-    }
-    &mut scratch[..workers]
 }

@@ -13,6 +13,7 @@
 //! Queries outside the range have their scores formed from f32, in the decode form's order of sums. The fallback is per row, so a
 //! row's bits never depend on its neighbours.
 
+use super::shape::RowSet;
 use crate::element::{Bf16Pair, bf16};
 use crate::kv::rows::KeyRows;
 use crate::kv::run::Run;
@@ -121,12 +122,12 @@ pub(crate) fn copy_pair_rows(rows: GroupRows<'_, bf16>, to: &mut [f32]) {
     }
 }
 
-/// The rows with an element outside the range of pairs, one bit each.
+/// The rows with an element outside the range of pairs.
 #[inline(always)]
-pub(crate) fn rows_outside_pair_range(rows: GroupRows<'_, bf16>) -> u32 {
+pub(crate) fn rows_outside_pair_range(rows: GroupRows<'_, bf16>) -> RowSet {
     let mut outside = 0;
     for n in 0..rows.count() {
-        outside |= u32::from(!in_pair_range(rows.row(n))) << n;
+        outside |= RowSet::from(!in_pair_range(rows.row(n))) << n;
     }
     outside
 }

@@ -19,34 +19,40 @@
 //! keys. The bits are the same either way.
 
 mod block;
+mod many_rows;
 pub(super) mod scores;
 pub(super) mod softmax;
 pub(super) mod values;
 
-use super::bf16_pairs::{copied_key_pairs, copy_pair_rows, pairs_in, rows_outside_pair_range};
+use super::bf16_pairs::{copied_key_pairs, copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods::{self, GRAIN};
 use super::output::TaskOutput;
-use super::partial::PartialLayout;
+use super::partial::{EarlierResults, PartialLayout};
 use super::prefetch::Prefetch;
+use super::prefill::scores::PanelKeys;
 use super::row_scores::{rows_of, widen_rows_of};
 use super::score_tensors::read_row;
 use super::scratch::Scratch;
-use super::shape::round_up_lanes;
+use super::shape::{RowSet, panel_lanes, round_up_lanes};
 use super::state::merge;
 use super::task::{Operands, Piece, TaskInput};
 use super::tile::{Pass, RowExtent, modify_row};
-use super::widen::{as_one_run, widen_group};
-use crate::element::ByElement;
+use super::transpose::{transpose_into_lanes, transpose_pairs_into_lanes};
+use super::widen::{as_one_run, copied_as_f32, widen_group};
+use crate::element::{ByElement, bf16};
 use crate::kv::rows::{KeyRows, ListedTiles};
 use crate::kv::run::Run;
+use crate::simd::Isa;
+use crate::tensor::group::GroupRows;
+use crate::tensor::matrix::Matrix;
 use crate::tensor::row_list::RowList;
 use scores::RowKeys;
 use std::ops::Range;
 
-/// The most rows of a task of this form, because a u32 has one bit for each.
-pub(crate) const MAX_TASK_ROWS: usize = u32::BITS as usize;
+/// The most rows of a task of this form, because a u128 has one bit for each.
+pub(crate) const MAX_TASK_ROWS: usize = RowSet::BITS as usize;
 
 /// The state of a decode task between its tiles.
 pub(crate) struct Decode<'t, 'a> {
@@ -139,12 +145,18 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let Piece { task, keys } = piece;
         let Scratch { tile: floats, partials, row_spans, addresses: [key_addresses, value_addresses], .. } = scratch;
         let (rows, tile_keys, head_dim) = (task.rows, task.tile_keys, task.head_dim());
+        let in_lanes = lie_in_lanes(task);
+        let lanes = if in_lanes { round_up_lanes(rows) } else { rows };
         let pairs = task.operands == Operands::Bf16Pairs;
-        let in_place = |rows: &KeyRows<'_>| rows.has_contiguous_rows() && !rows.are_scattered();
+        let in_place = |rows: &KeyRows<'_>| match in_lanes {
+            true => rows.are_in_place(),
+            false => rows.has_contiguous_rows() && !rows.are_scattered(),
+        };
         let copy = |rows: &KeyRows<'_>| if in_place(rows) { 0 } else { tile_keys * rows.cols() };
-        let [queries, pair_queries, scores, kept_scores, bias, copied_keys, copied_values] = floats.buffers([
-            rows * round_up_lanes(head_dim),
-            if pairs { rows * round_up_lanes(pairs_in(head_dim)) } else { 0 },
+        let [queries, pair_queries, panel, scores, kept_scores, bias, copied_keys, copied_values] = floats.buffers([
+            lanes * round_up_lanes(head_dim),
+            if pairs { lanes * round_up_lanes(pairs_in(head_dim)) } else { 0 },
+            if in_lanes { panel_lanes(task.isa) * round_up_lanes(head_dim) } else { 0 },
             rows * tile_keys,
             rows * tile_keys,
             rows * tile_keys,
@@ -166,7 +178,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             split,
             merged: false,
             started: false,
-            queries: RowQueries::load(task, queries, pair_queries),
+            queries: RowQueries::load(task, queries, pair_queries, panel),
             row_spans,
             buffers: RowBuffers { scores, kept_scores, bias, copied_keys, copied_values },
             listed_keys: task.keys.listable().map(|rows| rows.tiles(key_addresses)),
@@ -189,7 +201,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         // 1. Scores.
         let (next_tile, is_own) = upcoming.tile_after(&keys, tile_keys);
         let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.keys, |next| &next.keys);
-        let in_runs = task.keys.are_in_several_runs(&keys);
+        let in_runs = task.keys.are_in_several_runs(&keys) && !self.queries.in_lanes;
         let listed = match &mut self.listed_keys {
             Some(tiles) if in_runs => {
                 let next = if is_own { &task.keys } else { next };
@@ -212,6 +224,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         let RowBuffers { scores: probs, kept_scores, copied_values, .. } = &mut self.buffers;
         let (out, width) = (self.layout.values(self.split, task.rows), self.layout.width());
         let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.values, |next| &next.values);
+        if self.queries.in_lanes {
+            return self.add_tile_values(&keys, tile_end, extent.hides);
+        }
         let in_runs = task.values.are_in_several_runs(&keys) && !extent.hides;
         if let Some(tiles) = self.listed_values.as_mut().filter(|_| in_runs) {
             let next = if is_own { &task.values } else { next };
@@ -247,6 +262,50 @@ impl<'a> Decode<'_, 'a> {
     pub(crate) fn store_split(&mut self, memory: &mut [f32]) {
         memory[..self.layout.len()].copy_from_slice(self.split);
         self.started = false;
+    }
+
+    /// Starts from results over earlier keys, instead of from none.
+    pub(crate) fn start_from(&mut self, earlier: &EarlierResults<'_>) {
+        fold_earlier(self.task, self.layout, self.total, earlier);
+        self.merged = true;
+    }
+
+    /// Stores the result of all splits in `memory`.
+    pub(crate) fn store(&self, memory: &mut [f32]) {
+        memory[..self.layout.len()].copy_from_slice(self.total);
+    }
+
+    /// Adds the values of a tile that ends at `tile_end`, for rows in lanes.
+    fn add_tile_values(&mut self, keys: &Range<usize>, tile_end: usize, hides: bool) {
+        self.prefetch_tile(tile_end);
+        let (task, tile_keys) = (self.task, self.task.tile_keys);
+        let RowBuffers { scores: probs, kept_scores, copied_values, .. } = &mut self.buffers;
+        let (out, width) = (self.layout.values(self.split, task.rows), self.layout.width());
+        let values = as_f32_tile(task.isa, &task.values, keys.clone(), copied_values);
+        let run = Run::F32(values);
+        if hides && !values::all_finite(task.isa, run) {
+            values::add_visible_values(task.isa, run, (probs, kept_scores), [tile_keys, 1], (out, width));
+        } else if values.cols() == width {
+            many_rows::add_values(task.isa, values, probs, out, tile_keys, self.prefetch);
+        } else {
+            values::add_values(task.isa, run, probs, out, tile_keys, self.prefetch);
+        }
+    }
+
+    /// Lists the tile that starts at `start`, or else the next piece's first one, to be prefetched.
+    fn prefetch_tile(&mut self, start: usize) {
+        let (task, tile_keys) = (self.task, self.task.tile_keys);
+        self.prefetch.clear();
+        let mut add = |keys: &KeyRows<'_>, values: &KeyRows<'_>, range: &Range<usize>| {
+            let range = range.start..range.end.min(range.start + tile_keys);
+            self.prefetch.add_key_rows(keys, range.clone());
+            self.prefetch.add_key_rows(values, range);
+        };
+        match &self.next {
+            _ if start < self.end => add(&task.keys, &task.values, &(start..self.end)),
+            Some(next) => add(&next.keys, &next.values, &next.range),
+            None => {}
+        }
     }
 
     fn start_split(&mut self) {
@@ -319,18 +378,22 @@ impl<'a> Decode<'_, 'a> {
     }
 }
 
-/// Merges the partial results of a task's splits in the order of the keys, and writes its rows.
+/// Merges the partial results of a task's splits in the order of the keys, after results over earlier keys, and writes its rows.
 pub(crate) fn reduce<'p>(
     task: &TaskInput<'_>,
+    earlier: Option<&EarlierResults<'_>>,
     mut splits: impl Iterator<Item = &'p [f32]>,
     scratch: &mut Scratch,
     output: &mut TaskOutput<'_>,
 ) {
     let layout = PartialLayout::new(task.rows, task.value_dim());
     let [total] = scratch.partials.buffers([layout.len()]);
-    match splits.next() {
-        None => layout.clear(total),
-        Some(first) => total.copy_from_slice(&first[..layout.len()]),
+    match earlier {
+        Some(earlier) => fold_earlier(task, layout, total, earlier),
+        None => match splits.next() {
+            None => layout.clear(total),
+            Some(first) => total.copy_from_slice(&first[..layout.len()]),
+        },
     }
     for split in splits {
         merge_partial(task, layout, total, split);
@@ -343,6 +406,20 @@ fn merge_partial(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32],
     for n in 0..task.rows {
         let (other, other_out) = layout.row(split, n);
         layout.update(total, n, |state, out| merge(task.isa, state, out, other, other_out));
+    }
+}
+
+/// Merges results over earlier keys, in the order of the keys.
+fn fold_earlier(task: &TaskInput<'_>, layout: PartialLayout, total: &mut [f32], earlier: &EarlierResults<'_>) {
+    for (n, result) in (0..task.rows).flat_map(|n| (0..earlier.count).map(move |result| (n, result))) {
+        let (other, other_out) = earlier.row(n, result);
+        layout.update(total, n, |state, out| match result {
+            0 => {
+                *state = other;
+                out.copy_from_slice(other_out);
+            }
+            _ => merge(task.isa, state, out, other, other_out),
+        });
     }
 }
 
@@ -396,14 +473,65 @@ struct RowQueries<'t> {
     wide: &'t [f32],
     /// As pairs: `[rows][pairs rounded up]`.
     pairs: &'t [f32],
-    /// Rows outside the range of pairs, one bit each.
-    f32_rows: u32,
+    /// Rows outside the range of pairs.
+    f32_rows: RowSet,
     /// Whether scores are formed from pairs: not if all rows are outside the range.
     use_pairs: bool,
+    /// Whether the rows lie in lanes, in panels of `[head_dim or pairs][lanes]`. (Those of `f32_rows` don't.)
+    in_lanes: bool,
+}
+
+/// The fewest rows that lie in lanes. Fewer leave lanes empty, and keys and values are widened where they are read.
+const LANE_ROWS: usize = 25;
+
+/// Whether the rows of a task lie in lanes when their scores are formed: many rows, of whole vectors.
+fn lie_in_lanes(task: &TaskInput<'_>) -> bool {
+    let pairs = task.operands == Operands::Bf16Pairs;
+    let steps = if pairs { pairs_in(task.head_dim()) } else { task.head_dim() };
+    let is_whole = !pairs || task.head_dim().is_multiple_of(2);
+    task.rows >= LANE_ROWS && steps > 0 && steps == round_up_lanes(steps) && is_whole
+}
+
+/// The rows `range` as f32: in place, or their copy in `wide`.
+fn as_f32_tile<'a>(isa: Isa, rows: &KeyRows<'a>, range: Range<usize>, wide: &'a mut [f32]) -> Matrix<'a, f32> {
+    let in_place = if rows.are_in_place() { rows.one_run(range.clone()) } else { None };
+    match in_place.and_then(|run| run.in_place()) {
+        Some(rows) => rows,
+        None => copied_as_f32(isa, *rows, range, wide),
+    }
+}
+
+/// The panels of a task's rows that lie in lanes: their rows, and their lanes.
+fn lane_panels(task: &TaskInput<'_>) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let (rows, panel, lanes) = (task.rows, panel_lanes(task.isa), task.isa.lanes());
+    (0..rows).step_by(panel).map(move |first| {
+        let rows = first..rows.min(first + panel);
+        (rows.clone(), rows.len().next_multiple_of(lanes))
+    })
+}
+
+/// Writes pairs of queries into lanes, panel by panel. `buffer` is for a panel.
+fn pairs_into_lanes(task: &TaskInput<'_>, queries: GroupRows<'_, bf16>, to: &mut [f32], buffer: &mut [f32]) {
+    let steps = pairs_in(task.head_dim());
+    for (rows, lanes) in lane_panels(task) {
+        let to = &mut to[rows.start * steps..][..lanes * steps];
+        transpose_pairs_into_lanes(task.isa, queries.slice(rows), (to, lanes), buffer);
+    }
+}
+
+/// As [`pairs_into_lanes`], for queries as f32, times the task's factor.
+fn f32_into_lanes(task: &TaskInput<'_>, to: &mut [f32], buffer: &mut [f32]) {
+    let steps = task.head_dim();
+    for (rows, lanes) in lane_panels(task) {
+        let to = &mut to[rows.start * steps..][..lanes * steps];
+        transpose_into_lanes(task.isa, task.queries.slice(rows), task.factor, (to, lanes), buffer);
+    }
 }
 
 impl<'t> RowQueries<'t> {
-    fn load(task: &TaskInput<'_>, wide: &'t mut [f32], pairs: &'t mut [f32]) -> Self {
+    /// * `buffer`: for the rows of a panel, if rows lie in lanes
+    fn load(task: &TaskInput<'_>, wide: &'t mut [f32], pairs: &'t mut [f32], buffer: &mut [f32]) -> Self {
+        let in_lanes = lie_in_lanes(task);
         let f32_rows = match (task.operands, task.queries) {
             (Operands::Bf16Pairs, ByElement::Bf16(rows)) => rows_outside_pair_range(rows),
             _ => 0,
@@ -411,12 +539,46 @@ impl<'t> RowQueries<'t> {
         let use_pairs = task.operands == Operands::Bf16Pairs && (f32_rows.count_ones() as usize) < task.rows;
         match task.queries {
             ByElement::Bf16(rows) if use_pairs => {
-                copy_pair_rows(rows, pairs);
+                match in_lanes {
+                    true => pairs_into_lanes(task, rows, pairs, buffer),
+                    false => copy_pair_rows(rows, pairs),
+                }
                 widen_rows_of(task, 0..task.rows, f32_rows, wide);
             }
+            _ if in_lanes => f32_into_lanes(task, wide, buffer),
             rows => widen_group(task.isa, rows, task.factor, (&mut *wide, round_up_lanes(task.head_dim()))),
         }
-        RowQueries { wide, pairs, f32_rows, use_pairs }
+        RowQueries { wide, pairs, f32_rows, use_pairs, in_lanes }
+    }
+
+    /// As [`scores`](Self::scores), for rows in lanes.
+    fn lane_scores(&self, task: &TaskInput<'_>, keys: Range<usize>, buffers: &mut RowBuffers<'_>) {
+        let (isa, tile_keys) = (task.isa, task.tile_keys);
+        let RowBuffers { scores: to, kept_scores, copied_keys: copy, .. } = buffers;
+        if !self.use_pairs {
+            let keys = PanelKeys::F32(as_f32_tile(isa, &task.keys, keys, copy));
+            return many_rows::scores(isa, keys, self.wide, (to, task.rows, tile_keys));
+        }
+        let keys = match task.keys.one_run(keys.clone()) {
+            Some(Run::Bf16(run)) => key_pairs(run, copy),
+            _ => copied_key_pairs(task.keys, keys, copy),
+        };
+        many_rows::scores(isa, PanelKeys::Pairs(keys, task.factor), self.pairs, (to, task.rows, tile_keys));
+        let keys = RowKeys::Run(Run::Bf16(keys.elements(task.head_dim())));
+        self.replace_f32_rows(task, keys, kept_scores, to);
+    }
+
+    /// Forms the scores of rows outside the range of pairs from f32. `buffer` is as long as `to`.
+    fn replace_f32_rows(&self, task: &TaskInput<'_>, keys: RowKeys<'_>, buffer: &mut [f32], to: &mut [f32]) {
+        if self.f32_rows == 0 {
+            return;
+        }
+        let tile_keys = task.tile_keys;
+        let f32_scores = &mut buffer[..self.f32_rows.count_ones() as usize * tile_keys];
+        scores::scores(task.isa, keys, self.wide, f32_scores, tile_keys, &Prefetch::none());
+        for (n, from) in rows_of(self.f32_rows).zip(f32_scores.chunks_exact(tile_keys)) {
+            to[n * tile_keys..][..tile_keys].copy_from_slice(from);
+        }
     }
 
     /// The scores of all rows, `[rows][tile_keys]`, with `keys`, which are `listed` if they are in several runs.
@@ -428,6 +590,9 @@ impl<'t> RowQueries<'t> {
         buffers: &mut RowBuffers<'_>,
         prefetch: &Prefetch,
     ) {
+        if self.in_lanes {
+            return self.lane_scores(task, keys, buffers);
+        }
         let (isa, tile_keys) = (task.isa, task.tile_keys);
         let RowBuffers { scores: to, kept_scores: f32_scores, copied_keys: copy, .. } = buffers;
         let keys = match listed {
@@ -439,13 +604,7 @@ impl<'t> RowQueries<'t> {
             return scores::scores(isa, keys, self.wide, to, tile_keys, prefetch);
         }
         scores::scores_of_pairs(isa, (keys, task.factor), self.pairs, to, tile_keys, prefetch);
-        if self.f32_rows != 0 {
-            let f32_scores = &mut f32_scores[..self.f32_rows.count_ones() as usize * tile_keys];
-            scores::scores(isa, keys, self.wide, f32_scores, tile_keys, &Prefetch::none());
-            for (n, from) in rows_of(self.f32_rows).zip(f32_scores.chunks_exact(tile_keys)) {
-                to[n * tile_keys..][..tile_keys].copy_from_slice(from);
-            }
-        }
+        self.replace_f32_rows(task, keys, f32_scores, to);
     }
 }
 
@@ -460,7 +619,6 @@ fn pairs_as_one_run<'a>(task: &TaskInput<'a>, range: Range<usize>, copy: &'a mut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::matrix::Matrix;
 
     /// The distance is a whole number of rows: 1 if a row is longer than that, and above 0 for empty rows.
     #[test]

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::lanes::LaneSpans;
-use super::shape::panel_lanes;
+use super::shape::{RowSet, panel_lanes};
 use super::state::PanelState;
 use super::task::TaskInput;
 use std::ops::Range;
@@ -16,7 +16,7 @@ pub(crate) struct Panel {
     /// Whether values have been added to the panel's output. Before that, the output holds stale data.
     pub(super) started: bool,
     /// Lanes whose queries are outside the range of pairs, one bit each. Their scores are formed from f32.
-    pub(super) f32_lanes: u32,
+    pub(super) f32_lanes: RowSet,
 }
 
 /// Cuts the rows of a task into panels. The last panel has only the vectors that it needs.

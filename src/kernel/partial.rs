@@ -61,3 +61,32 @@ impl PartialLayout {
         (max[n], sum[n]) = (state.max[0], state.sum[0]);
     }
 }
+
+/// Results over the first keys of a task's rows, which other tasks have computed: of one split after the other, or of all. Each result
+/// has blocks of rows, and each block a slot of memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EarlierResults<'m> {
+    /// From the first block of the first result on.
+    pub(crate) memory: &'m [f32],
+    pub(crate) value_dim: usize,
+    /// Elements from one block to the next, and from one result to the next.
+    pub(crate) slot: usize,
+    pub(crate) stride: usize,
+    /// The number of results.
+    pub(crate) count: usize,
+    /// All rows, and those of a block; the last block may have fewer.
+    pub(crate) rows: usize,
+    pub(crate) block_rows: usize,
+    /// The task's row 0 among these.
+    pub(crate) first_row: usize,
+}
+
+impl<'m> EarlierResults<'m> {
+    /// The state and the values of the task's row `n` in result `result`.
+    pub(crate) fn row(&self, n: usize, result: usize) -> (State<1>, &'m [f32]) {
+        let row = self.first_row + n;
+        let (block, n) = (row / self.block_rows, row % self.block_rows);
+        let rows = self.block_rows.min(self.rows - block * self.block_rows);
+        PartialLayout::new(rows, self.value_dim).row(&self.memory[result * self.stride + block * self.slot..], n)
+    }
+}

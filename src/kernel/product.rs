@@ -38,7 +38,23 @@ pub(in crate::kernel) unsafe fn product<S: Simd, M: Multiply<S>, B: Element, con
     steps: usize,
     prefetch: &mut Prefetch,
 ) -> [[S::F32; V]; R] {
-    let mut c = [[simd.zero(); V]; R];
+    // SAFETY: the caller's promise.
+    unsafe { add_product((simd, multiply), a, b, steps, [[simd.zero(); V]; R], prefetch) }
+}
+
+/// As [`product`], added to `c` step by step: its chains go on.
+///
+/// # Safety
+/// * as [`product`]
+#[inline(always)]
+pub(in crate::kernel) unsafe fn add_product<S: Simd, M: Multiply<S>, B: Element, const R: usize, const V: usize>(
+    (simd, multiply): (S, M),
+    a: Left<M::Step>,
+    b: Right<B>,
+    steps: usize,
+    mut c: [[S::F32; V]; R],
+    prefetch: &mut Prefetch,
+) -> [[S::F32; V]; R] {
     let (mut at, mut from, mut of_product) = (RowPointers::<_, R>::new(simd, a), b.at, prefetch.for_product());
     // Unrolled, so that address arithmetic and the test for the loop's end take only one instruction slot in four.
     for n in 0..steps / UNROLL {

@@ -2,20 +2,20 @@
 
 #![forbid(unsafe_code)]
 
-use super::shape::round_up_lanes;
+use super::shape::{RowSet, round_up_lanes};
 use super::task::TaskInput;
 use super::widen::widen_group;
 use std::ops::Range;
 
-/// The rows of a set, which has bit n for row n, in ascending order.
-pub(super) fn rows_of(set: u32) -> impl Iterator<Item = usize> {
-    (0..u32::BITS as usize).filter(move |n| set >> n & 1 == 1)
+/// The rows of a set, in ascending order.
+pub(super) fn rows_of(set: RowSet) -> impl Iterator<Item = usize> {
+    (0..RowSet::BITS as usize).filter(move |n| set >> n & 1 == 1)
 }
 
 /// Widens the queries of the rows `set` of `rows`, one after the other, times the task's factor.
 ///
 /// * `to`: `[rows of the set or more][head_dim rounded up]`
-pub(super) fn widen_rows_of(task: &TaskInput<'_>, rows: Range<usize>, set: u32, to: &mut [f32]) {
+pub(super) fn widen_rows_of(task: &TaskInput<'_>, rows: Range<usize>, set: RowSet, to: &mut [f32]) {
     let width = round_up_lanes(task.head_dim());
     for (n, to) in rows_of(set).zip(to.chunks_exact_mut(width.max(1))) {
         let row = rows.start + n;

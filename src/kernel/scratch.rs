@@ -20,6 +20,14 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
+    /// The scratch memory of `workers` workers.
+    pub(crate) fn for_workers(scratch: &mut Vec<Scratch>, workers: usize) -> &mut [Scratch] {
+        if scratch.len() < workers {
+            scratch.resize_with(workers, Scratch::default);
+        }
+        &mut scratch[..workers]
+    }
+
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
         self.tile.bytes()
@@ -69,13 +77,24 @@ impl Floats {
         }
     }
 
+    /// The first buffer of the last [`buffers`](Self::buffers).
+    pub(crate) fn first(&self) -> &[f32] {
+        &self.memory[self.skipped()..]
+    }
+
+    /// Elements before the first line.
+    fn skipped(&self) -> usize {
+        let skip = self.memory.as_ptr().align_offset(LINE_ELEMENTS * size_of::<f32>());
+        skip.min(LINE_ELEMENTS).min(self.memory.len())
+    }
+
     /// Buffers of the given lengths, each at the start of a cache line. They hold stale data.
     pub(crate) fn buffers<const N: usize>(&mut self, lengths: [usize; N]) -> [&mut [f32]; N] {
         let padded = lengths.map(|length| length.next_multiple_of(LINE_ELEMENTS));
         let needed = padded.iter().sum::<usize>() + LINE_ELEMENTS;
         self.grow(needed);
-        let skip = self.memory.as_ptr().align_offset(LINE_ELEMENTS * size_of::<f32>()).min(LINE_ELEMENTS);
-        let mut rest = &mut self.memory[skip..];
+        let skipped = self.skipped();
+        let mut rest = &mut self.memory[skipped..];
         std::array::from_fn(|n| {
             let (buffer, after) = std::mem::take(&mut rest).split_at_mut(padded[n]);
             rest = after;

@@ -14,6 +14,9 @@ pub(crate) fn panel_lanes(isa: Isa) -> usize {
 /// The most lanes of a panel at any level.
 pub(crate) const MAX_PANEL_LANES: usize = PANEL_VECTORS * MAX_LANES;
 
+/// A set of a task's rows: bit n is row n.
+pub(crate) type RowSet = u128;
+
 /// Rows of accumulators that a product over `vectors` vectors keeps in registers at a level.
 pub(crate) const fn product_rows<S: Simd>(vectors: usize) -> usize {
     S::PRODUCT_ROWS[vectors - 1]

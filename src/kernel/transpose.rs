@@ -2,7 +2,7 @@
 
 use super::arithmetic::{Bf16Dots, F32Fma, Multiply};
 use super::bf16_pairs::{copy_pair_rows, pairs_in, rows_outside_pair_range};
-use super::shape::MAX_PANEL_LANES;
+use super::shape::{MAX_PANEL_LANES, RowSet};
 use super::widen::widen_group;
 use crate::element::{bf16, with_elements};
 use crate::simd::{Isa, Kernel, MAX_LANES, PairDots, PairKernel, Simd};
@@ -80,7 +80,7 @@ pub(crate) fn transpose_pairs_into_lanes(
     rows: GroupRows<'_, bf16>,
     (to, lanes): (&mut [f32], usize),
     copies: &mut [f32],
-) -> u32 {
+) -> RowSet {
     isa.run_pairs(PairsIntoLanes { rows, to, lanes, copies })
 }
 
@@ -92,10 +92,10 @@ struct PairsIntoLanes<'a> {
 }
 
 impl PairKernel for PairsIntoLanes<'_> {
-    type Output = u32;
+    type Output = RowSet;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> u32 {
+    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) -> RowSet {
         let (count, pairs) = (self.rows.count(), pairs_in(self.rows.cols()));
         let outside = rows_outside_pair_range(self.rows);
         if outside.count_ones() as usize == count && self.rows.has_contiguous_rows() {

@@ -144,6 +144,13 @@ impl<'a> PageTable<'a> {
         Ok(())
     }
 
+    /// The number of first keys of sequence `a`, `most` at most, that are in the places of the first keys of `b`. Both have `most` keys.
+    pub(super) fn shared_keys(&self, a: usize, b: usize, most: usize) -> usize {
+        let (a, b) = (self.list(a).start, self.list(b).start);
+        let pages = self.pages.equal_entries(a, b, most.div_ceil(self.page_size));
+        pages.saturating_mul(self.page_size).min(most)
+    }
+
     /// The page and the slot of key `j` of sequence `b`.
     #[inline]
     pub(crate) fn of_key(&self, b: usize, j: usize) -> (usize, usize) {

@@ -53,6 +53,18 @@ impl Places<'_> {
         }
     }
 
+    /// The number of first keys of sequence `a`, `most` at most, whose keys and values are those of `b` in memory, too. Both have
+    /// `most` keys.
+    ///
+    /// * `is_broadcast`: whether each batch index of keys and values is the same memory
+    pub(crate) fn shared_keys(&self, (a, b): (usize, usize), most: usize, is_broadcast: bool) -> usize {
+        match self {
+            Places::Pages(table) => table.shared_keys(a, b, most),
+            Places::Dense | Places::Filled(_) if is_broadcast => most,
+            _ => 0,
+        }
+    }
+
     /// The run that the keys `keys` of sequence `b` start with, where a sequence may have several: the batch index, and the rows.
     #[inline]
     pub(super) fn first_run(&self, b: usize, keys: &Range<usize>) -> (usize, Range<usize>) {

@@ -205,6 +205,7 @@ unsafe impl Simd for Avx512 {
     // The registers hold four vectors with all constants. They take 0.88 of the time of one vector at a time.
     const EXP_VECTORS: usize = 4;
     const HAS_PICK_16: bool = true;
+    const SUMS_ORDER: [usize; MAX_LANES] = [0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15];
 
     // A single row reads two of the other rows at a time, so its reads are nearly sequential, and adds up eight such groups
     // together. With four, eight or sixteen rows at a time, bare loops over f16 in memory took 1.1, 1.4 and 1.1 times as long

@@ -152,6 +152,9 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// The sum of all lanes of each of `LANES` vectors (`x[..LANES]`). All sums have the same order of additions, which
     /// depends on the level.
     fn sums(self, x: [Self::F32; MAX_LANES]) -> Self::F32;
+    /// The order of the lanes in [`sums`](Self::sums): neighbours in this list are added, then neighbouring sums, and so on. With
+    /// fewer lanes, the first ones count.
+    const SUMS_ORDER: [usize; MAX_LANES] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
     /// The largest lane; NaN lanes may be ignored.
     fn max_lane(self, a: Self::F32) -> f32;
     /// The transpose of `LANES` vectors (`x[..LANES]`): lane i of vector j goes to lane j of vector i.

@@ -11,12 +11,15 @@ use crate::element::{ByElement, bf16, f16, map_elements, with_elements};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// The offset of row `r` of a group: two strides and a division.
+/// The offset of row `r` of a group: strides and a division.
 #[derive(Clone, Copy, Debug)]
 struct GroupLayout {
     group: usize,
     head_stride: isize,
     query_stride: isize,
+    /// Queries of a batch; after them come those of the next batch.
+    queries: usize,
+    batch_stride: isize,
 }
 
 impl GroupLayout {
@@ -31,8 +34,13 @@ impl GroupLayout {
     #[inline(always)]
     fn offset(self, r: usize) -> isize {
         let (head, query) = self.head_and_query(r);
+        // Most groups are of one batch, and need no division.
+        let in_first = query < self.queries;
+        let (batch, query) = if in_first { (0, query) } else { (query / self.queries, query % self.queries) };
         let offset = |index: usize, stride: isize| (index as isize).wrapping_mul(stride);
-        offset(head, self.head_stride).wrapping_add(offset(query, self.query_stride))
+        offset(head, self.head_stride)
+            .wrapping_add(offset(query, self.query_stride))
+            .wrapping_add(offset(batch, self.batch_stride))
     }
 }
 
@@ -64,13 +72,27 @@ impl<'a, T: Copy> GroupRows<'a, T> {
     /// # Panics
     /// If there is no such batch, or are no such heads.
     pub(crate) fn new(tensor: &Strided<'a, T, 4>, b: usize, heads: Range<usize>) -> Self {
-        let [batch, all_heads, queries, cols] = *tensor.shape();
-        let [_, head_stride, query_stride, col_stride] = *tensor.strides();
-        assert!(b < batch && heads.end <= all_heads, "batch {b}, heads {heads:?} of {batch} and {all_heads}");
-        let (group, count) = (heads.len(), heads.len() * queries);
-        let origin = tensor.matrix(b, heads.start.min(all_heads.saturating_sub(1))).as_ptr();
+        Self::of_batches(tensor, b..b + 1, heads, tensor.shape()[2])
+    }
+
+    /// The rows of the first `queries` queries of the heads `heads`, of one batch of `batches` after the other.
+    ///
+    /// # Panics
+    /// If there are no such batches, heads or queries.
+    pub(crate) fn of_batches(
+        tensor: &Strided<'a, T, 4>,
+        batches: Range<usize>,
+        heads: Range<usize>,
+        queries: usize,
+    ) -> Self {
+        let [batch, all_heads, all_queries, cols] = *tensor.shape();
+        let [batch_stride, head_stride, query_stride, col_stride] = *tensor.strides();
+        assert!(batches.start < batches.end && batches.end <= batch, "batches {batches:?} of {batch}");
+        assert!(heads.end <= all_heads && queries <= all_queries, "heads {heads:?}, {queries} queries");
+        let (group, count) = (heads.len(), heads.len() * queries * batches.len());
+        let origin = tensor.matrix(batches.start, heads.start.min(all_heads.saturating_sub(1))).as_ptr();
         // Invariant: the indices of every row and element are within the tensor's shape.
-        let layout = GroupLayout { group, head_stride, query_stride };
+        let layout = GroupLayout { group, head_stride, query_stride, queries, batch_stride };
         GroupRows { origin, layout, first: 0, count, cols, col_stride, borrow: PhantomData }
     }
 
@@ -123,8 +145,10 @@ impl<'a, T: Copy> GroupRows<'a, T> {
         unsafe { Row::from_parts(origin, self.cols, self.col_stride) }
     }
 
-    /// The rows of each head in the group, as a matrix.
+    /// The rows of each head in the group, as a matrix. They must be of one batch.
     pub(crate) fn heads(self) -> impl Iterator<Item = Matrix<'a, T>> {
+        let query = |n| self.layout.head_and_query(self.first + n).1;
+        assert!(self.count == 0 || query(self.count - 1) < self.layout.queries, "heads of several batches");
         (0..self.layout.group.min(self.count)).map(move |n| {
             let origin = self.origin.wrapping_offset(self.layout.offset(self.first + n));
             let rows = (self.count - n).div_ceil(self.layout.group);
@@ -141,6 +165,16 @@ impl<'a> AnyGroupRows<'a> {
     /// As [`GroupRows::new`].
     pub(crate) fn new(tensor: &AnyTensor<'a>, b: usize, heads: Range<usize>) -> Self {
         map_elements!(tensor, tensor => GroupRows::new(tensor, b, heads))
+    }
+
+    /// As [`GroupRows::of_batches`].
+    pub(crate) fn of_batches(
+        tensor: &AnyTensor<'a>,
+        batches: Range<usize>,
+        heads: Range<usize>,
+        queries: usize,
+    ) -> Self {
+        map_elements!(tensor, tensor => GroupRows::of_batches(tensor, batches, heads, queries))
     }
 
     /// As [`GroupRows::slice`].
@@ -224,7 +258,8 @@ impl<'a, T> GroupRowsMut<'a, T> {
     ) -> Self {
         let (queries, strides) = (output.shape()[2], output.strides());
         assert!(rows.start <= rows.end && rows.end <= heads.len() * queries, "rows {rows:?} of {heads:?}");
-        let layout = GroupLayout { group: heads.len(), head_stride: strides[1], query_stride: strides[2] };
+        let (head_stride, query_stride, batch_stride) = (strides[1], strides[2], strides[0]);
+        let layout = GroupLayout { group: heads.len(), head_stride, query_stride, queries, batch_stride };
         // The invariant of `SharedRows` says that the elements exist; the rest is the caller's promise.
         let origin = output.first_of(b, heads);
         GroupRowsMut { origin, layout, first: rows.start, count: rows.len(), cols, col_stride, borrow: PhantomData }

@@ -11,7 +11,7 @@ use crate::kernel::panel::Panel;
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::scores::{PanelKeys, scores};
 use crate::kernel::row_scores::{rows_of, widen_rows_of};
-use crate::kernel::shape::{MAX_PANEL_LANES, holds, round_up_lanes};
+use crate::kernel::shape::{MAX_PANEL_LANES, RowSet, holds, round_up_lanes};
 use crate::kernel::task::TaskInput;
 use crate::kernel::transpose::transpose_into_lanes;
 use crate::kv::run::Run;
@@ -55,7 +55,7 @@ pub(super) fn scores_with_f32_lanes(
         let queries = &mut row_buffer[..round_up_lanes(task.head_dim()) * lanes];
         transpose_into_lanes(task.isa, task.queries.slice(rows.clone()), task.factor, (&mut *queries, lanes), &mut []);
         // Lanes without a row repeat the last row.
-        let chosen = if all { u32::MAX } else { panel.f32_lanes };
+        let chosen = if all { RowSet::MAX } else { panel.f32_lanes };
         return task.isa.run_pairs(ChosenLanes { keys, queries, chosen, scores: to, max });
     }
     let PanelKeys::Pairs(keys, _) = keys else { unreachable!("f32 lanes in a panel whose keys are not pairs") };
@@ -83,7 +83,7 @@ struct ChosenLanes<'a> {
     keys: Matrix<'a, f32>,
     /// `[width][lanes]`
     queries: &'a [f32],
-    chosen: u32,
+    chosen: RowSet,
     /// `[rows][lanes]`
     scores: &'a mut [f32],
     max: &'a mut [f32],

@@ -205,6 +205,11 @@ impl Kernel for SumChecks {
             });
             let sums = read(simd, simd.sums([simd.load_slice(&row); MAX_LANES]));
             same("sums of one vector", &sums, &vec![sums[0]; S::LANES]);
+            let mut in_order: Vec<f32> = S::SUMS_ORDER[..S::LANES].iter().map(|&lane| row[lane]).collect();
+            while in_order.len() > 1 {
+                in_order = in_order.chunks(2).map(|pair| pair[0] + pair[1]).collect();
+            }
+            same("the order of sums", &sums[..1], &in_order);
         }
     }
 }
