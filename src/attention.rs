@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::call::{Call, LseOutput};
+use crate::call::{Call, KeySumsCall, LseOutput};
 use crate::driver::{self, Output, Workspace};
 use crate::element::{DType, Element};
 use crate::error::Error;
@@ -538,6 +538,59 @@ impl<'a> Attention<'a> {
     ) -> Result<Prepared<'a>, Error> {
         let problem = Problem::new(&self.options, q.into(), kv.into())?;
         Prepared::new(self.options.clone(), &problem, self.plan_for(&problem)?)
+    }
+
+    /// Sums the probabilities of each key over the queries of a call: what cache eviction needs (H2O, SnapKV).
+    ///
+    /// ```text
+    /// sums[b,h,j] = sum_i exp(score[b,h,i,j] - lse[b,h,i])        for every query i that sees key j
+    /// ```
+    ///
+    /// It is a second pass over the scores. The matrix of probabilities is never held.
+    ///
+    /// * `q`, `kv`: as in [`compute`](Self::compute); values are checked and not read
+    /// * `lse`: `[batch, heads_q, seq_q]`, as `compute` has written it with the same options. For some of the queries, it is that part of
+    ///   it. With an lse over more keys ([`merge`](crate::merge)), probabilities are those among these keys.
+    /// * `sums`: `[batch, heads_q, seq_kv]`. Packed sequences have a row of sums each, for the keys of the longest one:
+    ///   `[sequences, heads_q, seq_kv]`.
+    ///
+    /// The edge rules are those of [`Attention`]:
+    /// * A key that no query sees has a sum of exactly 0, whatever it holds; so has padding after a sequence's keys.
+    /// * A query that sees no key adds nothing, and neither does one after its sequence's queries. With sinks, the probabilities of a
+    ///   query add up to less than 1.
+    /// * A query whose lse is NaN makes the keys that it sees NaN, and no others.
+    /// * The bits of a sum depend on the queries, their lses and the key, on the [`Level`] and the [`Form`], which follows from the numbers
+    ///   of queries and keys unless it is [set](Self::form). They don't depend on threads, on other sequences, or on where keys lie.
+    ///
+    /// ```
+    /// use flashtile::{Attention, Workspace};
+    /// use ndarray::{Array3, Array4};
+    ///
+    /// let (q, kv) = (Array4::from_elem((1, 8, 10, 64), 0.1f32), Array4::from_elem((1, 2, 30, 64), 0.2f32));
+    /// let (mut out, mut lse) = (Array4::<f32>::zeros((1, 8, 10, 64)), Array3::<f32>::zeros((1, 8, 10)));
+    /// let (attention, mut workspace) = (Attention::new().causal(), Workspace::new());
+    /// attention.compute(&q, (&kv, &kv), &mut out, &mut lse, &mut workspace)?;
+    ///
+    /// let mut sums = Array3::<f32>::zeros((1, 8, 30));
+    /// attention.key_sums(&q, (&kv, &kv), &lse, &mut sums, &mut workspace)?;
+    /// assert!((sums.sum() - 80.0).abs() < 1e-3); // 1 for each query of each head
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Attention::compute`].
+    pub fn key_sums<'t>(
+        &self,
+        q: impl Into<AnyTensorRef<'t>>,
+        kv: impl Into<KeysValues<'t>>,
+        lse: impl Into<TensorRef<'t, f32, 3>>,
+        sums: impl Into<TensorMut<'t, f32, 3>>,
+        workspace: &mut Workspace,
+    ) -> Result<(), Error> {
+        let problem = Problem::new(&self.options, q.into(), kv.into())?.without_values();
+        let plan = self.plan_for(&problem)?;
+        KeySumsCall::new(problem, plan, lse.into(), sums.into())?.run(workspace);
+        Ok(())
     }
 
     /// Computes the scores at a stage, `[batch, heads_q, seq_q, seq_kv]`, for inspection.

@@ -26,6 +26,7 @@ pub(crate) mod form;
 pub(crate) mod task;
 
 pub(crate) mod decode;
+pub(crate) mod key_sums;
 pub(crate) mod prefill;
 
 mod lane_elements;

@@ -141,6 +141,14 @@ impl<'a> Problem<'a> {
         Ok(Problem { dims, q, k, v, places, scale, sequences, masks, score_mods })
     }
 
+    /// The same problem without values (a value_dim of 0).
+    pub(crate) fn without_values(mut self) -> Self {
+        let [batch, heads_kv, rows, _] = self.v.shape();
+        self.v = AnyTensor::repeated(DType::F32, [batch, heads_kv, rows, 0]);
+        self.dims.value_dim = 0;
+        self
+    }
+
     /// A problem without values (a value_dim of 0), for scores as an output.
     pub(crate) fn of_scores(options: &'a Options<'a>, [q, k]: [AnyTensorRef<'a>; 2]) -> Result<Self, Error> {
         let [q, k] = [of_rank_4_or_packed("queries", q, options.query_starts.is_some())?, of_rank_4("keys", k)?];
@@ -163,12 +171,12 @@ impl<'a> Problem<'a> {
         self
     }
 
-    /// Where rows `rows` of a key/value head of sequence `b` are in the tensors of queries and outputs: the batch index, and the rows
-    /// there.
+    /// Where rows `rows` of `heads` query heads of sequence `b` are in the tensors of queries and outputs: the batch index, and the
+    /// rows there.
     #[inline]
-    pub(crate) fn query_rows(&self, b: usize, rows: &Range<usize>) -> (usize, Range<usize>) {
+    pub(crate) fn query_rows(&self, b: usize, heads: usize, rows: &Range<usize>) -> (usize, Range<usize>) {
         let (batch, first) = self.sequences.queries.place(b);
-        let first = first * self.dims.group();
+        let first = first * heads;
         (batch, first + rows.start..first + rows.end)
     }
 

@@ -4,9 +4,10 @@
 //! counter hands out each task, and each slot, once.
 
 use super::schedule::{Schedule, Task};
+use crate::element::ByElement;
 use crate::kernel::output::TaskOutput;
 use crate::plan::Plan;
-use crate::problem::Problem;
+use crate::problem::{Dims, Problem};
 use crate::tensor::any::AnySharedRows;
 use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use crate::tensor::shared::SharedRows;
@@ -118,13 +119,66 @@ impl TaskClaims<'_> {
         let dims = &self.problem.dims;
         let (b, head_kv) = dims.batch_and_head(head);
         let heads = dims.group_heads(head_kv);
-        let (b, rows) = if self.output.is_padded { (b, rows) } else { self.problem.query_rows(b, &rows) };
+        let (b, rows) = if self.output.is_padded { (b, rows) } else { self.problem.query_rows(b, heads.len(), &rows) };
         // SAFETY: the caller's promise. The rows of packed sequences are apart, because their starts ascend.
         unsafe {
             let lse = self.output.lse.as_ref();
             let lse = lse.map(|lse| GroupRowsMut::of_elements(lse, b, heads.clone(), rows.clone()));
             TaskOutput { values: AnyGroupRowsMut::new(&self.output.values, b, heads, rows), lse }
         }
+    }
+}
+
+/// Sums for each head and key, `[sequences, heads_q, seq_kv]`, shared between workers: each claim is of a run of keys of the heads that
+/// share a key/value head.
+pub(super) struct KeyClaims<'a> {
+    sums: SharedRows<'a, f32, 3>,
+    dims: Dims,
+    /// Keys of a run; the last one may have fewer.
+    run: usize,
+    next: AtomicUsize,
+}
+
+/// A claimed run of keys.
+pub(super) struct ClaimedKeys<'c> {
+    /// The sequence, and the query heads.
+    pub(super) batch: usize,
+    pub(super) heads: Range<usize>,
+    pub(super) keys: Range<usize>,
+    /// The sums, a row for each head.
+    pub(super) sums: TaskOutput<'c>,
+}
+
+impl<'a> KeyClaims<'a> {
+    /// # Panics
+    /// If the sums have another shape than `[batch, heads_q, seq_kv]`, or `run` is 0.
+    pub(super) fn new(sums: TensorMut<'a, f32, 3>, dims: Dims, run: usize) -> Self {
+        assert!(sums.shape() == [dims.batch, dims.heads_q, dims.seq_kv] && run > 0, "{dims:?}, runs of {run} keys");
+        KeyClaims { sums: SharedRows::new(sums.strided), dims, run, next: AtomicUsize::new(0) }
+    }
+
+    /// The number of claims. (There is memory for a sum of each.)
+    pub(super) fn count(&self) -> usize {
+        self.dims.batch * self.dims.heads_kv * self.dims.seq_kv.div_ceil(self.run)
+    }
+}
+
+impl<'c> Claims<'c> for KeyClaims<'_> {
+    type Claim = ClaimedKeys<'c>;
+
+    /// The first keys of all heads come first: with causal order, most queries see them.
+    fn claim(&'c self) -> Option<ClaimedKeys<'c>> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        if index >= self.count() {
+            return None;
+        }
+        let all_heads = self.dims.batch * self.dims.heads_kv;
+        let (batch, head_kv) = self.dims.batch_and_head(index % all_heads);
+        let (heads, start) = (self.dims.group_heads(head_kv), index / all_heads * self.run);
+        let keys = start..(start + self.run).min(self.dims.seq_kv);
+        // SAFETY: the counter has given this index once, and the runs and heads of two indices have no element in common.
+        let sums = unsafe { GroupRowsMut::of_columns(&self.sums, batch, heads.clone(), keys.clone()) };
+        Some(ClaimedKeys { batch, heads, keys, sums: TaskOutput { values: ByElement::F32(sums), lse: None } })
     }
 }
 

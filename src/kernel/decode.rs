@@ -25,6 +25,7 @@ pub(super) mod values;
 
 use super::bf16_pairs::{copied_key_pairs, copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
+use super::key_sums::{KeySums, add_row_probs};
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods::{self, GRAIN};
 use super::output::TaskOutput;
@@ -176,19 +177,9 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
     fn step(&mut self, keys: Range<usize>) {
         self.start_split();
         let (task, isa, tile_keys) = (self.task, self.task.isa, self.task.tile_keys);
-        let tile_end = keys.end;
-        let keys = open_mods::trim(task, &(0..task.rows), keys);
-        let keys = self.read_score_tensors(&keys);
-        if keys.is_empty() {
-            return;
-        }
-        let upcoming = Upcoming::new(task, &keys, tile_end, self.end, self.next.as_ref());
 
         // 1. Scores.
-        let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.keys, |next| &next.keys);
-        fill_prefetch(self.prefetch, &task.keys, &keys, &upcoming, next);
-        let RowBuffers { scores, copied_keys, addresses, .. } = &mut self.buffers;
-        self.queries.scores(task, keys.clone(), (copied_keys, addresses), scores, self.prefetch);
+        let Some((keys, upcoming)) = self.raw_scores(keys) else { return };
 
         // 2. Score modifications, and the softmax.
         let extent = self.softmax_rows(&keys);
@@ -222,6 +213,20 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         (self.merged, self.started) = (true, false);
     }
 
+    fn add_probs(&mut self, keys: Range<usize>, to: &mut KeySums<'_>) {
+        let (task, tile_keys) = (self.task, self.task.tile_keys);
+        let Some((keys, _)) = self.raw_scores(keys) else { return };
+        self.modify_rows(&keys, &mut [f32::NEG_INFINITY; MAX_TASK_ROWS]);
+        let whole = round_up_lanes(keys.len());
+        for n in 0..task.rows {
+            let scores = &mut self.buffers.scores[n * tile_keys..][..whole];
+            scores[keys.len()..].fill(f32::NEG_INFINITY);
+            let ((head, _), lse) = (task.head_and_query(n), to.lse[n]);
+            let sums = &mut to.of_head(head - task.first_head, keys.start)[..whole];
+            add_row_probs(task.isa, scores, lse, sums);
+        }
+    }
+
     fn finish(self, output: &mut TaskOutput<'_>) {
         if !self.merged {
             self.layout.clear(self.total);
@@ -241,6 +246,23 @@ impl<'a> Decode<'_, 'a> {
         if !std::mem::replace(&mut self.started, true) {
             self.layout.clear(self.split);
         }
+    }
+
+    /// Forms the scores of a tile, without modifications. Returns the keys that have scores, and what is read after them; `None` if no
+    /// key is visible.
+    fn raw_scores(&mut self, keys: Range<usize>) -> Option<(Range<usize>, Upcoming)> {
+        let (task, tile_end) = (self.task, keys.end);
+        let keys = open_mods::trim(task, &(0..task.rows), keys);
+        let keys = self.read_score_tensors(&keys);
+        if keys.is_empty() {
+            return None;
+        }
+        let upcoming = Upcoming::new(task, &keys, tile_end, self.end, self.next.as_ref());
+        let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.keys, |next| &next.keys);
+        fill_prefetch(self.prefetch, &task.keys, &keys, &upcoming, next);
+        let RowBuffers { scores, copied_keys, addresses, .. } = &mut self.buffers;
+        self.queries.scores(task, keys.clone(), (copied_keys, addresses), scores, self.prefetch);
+        Some((keys, upcoming))
     }
 
     /// Reads bias and mask of all rows. Returns the part of the keys, in steps of [`GRAIN`], that holds all that they show.
@@ -273,10 +295,26 @@ impl<'a> Decode<'_, 'a> {
 
     /// Turns the raw scores of all rows into probs and adds them to the rows' states. Returns the extent of all scores.
     fn softmax_rows(&mut self, keys: &Range<usize>) -> RowExtent {
+        let mut maxima = [f32::NEG_INFINITY; MAX_TASK_ROWS];
+        let all = self.modify_rows(keys, &mut maxima);
         let (task, buffers, layout) = (self.task, &mut self.buffers, self.layout);
         let (isa, tile_keys) = (task.isa, task.tile_keys);
+        if all.hides {
+            buffers.kept_scores.copy_from_slice(buffers.scores);
+        }
+        let whole = round_up_lanes(keys.len());
+        for (n, max) in maxima[..task.rows].iter().enumerate() {
+            let scores = (&mut buffers.scores[n * tile_keys..][..whole], keys.len());
+            layout.update(self.split, n, |state, out| softmax::softmax(isa, scores, *max, state, out));
+        }
+        all
+    }
+
+    /// Modifies the raw scores of all rows. Returns the extent of all, and the largest of each row in `maxima`.
+    fn modify_rows(&mut self, keys: &Range<usize>, maxima: &mut [f32; MAX_TASK_ROWS]) -> RowExtent {
+        let (task, buffers) = (self.task, &mut self.buffers);
+        let (isa, tile_keys) = (task.isa, task.tile_keys);
         let mut all = RowExtent { max: f32::NEG_INFINITY, hides: false };
-        let mut maxima = [f32::NEG_INFINITY; MAX_TASK_ROWS];
         for (n, spans) in self.row_spans.iter().enumerate() {
             let row = n * tile_keys..n * tile_keys + keys.len();
             let (scores, bias) = (&mut buffers.scores[row.clone()], &buffers.bias[row]);
@@ -294,14 +332,6 @@ impl<'a> Decode<'_, 'a> {
             };
             maxima[n] = own.max;
             all = RowExtent { max: all.max.max(own.max), hides: all.hides | own.hides };
-        }
-        if all.hides {
-            buffers.kept_scores.copy_from_slice(buffers.scores);
-        }
-        let whole = round_up_lanes(keys.len());
-        for (n, max) in maxima[..task.rows].iter().enumerate() {
-            let scores = (&mut buffers.scores[n * tile_keys..][..whole], keys.len());
-            layout.update(self.split, n, |state, out| softmax::softmax(isa, scores, *max, state, out));
         }
         all
     }

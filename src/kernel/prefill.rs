@@ -17,6 +17,7 @@
 //! wrote.
 
 pub(super) mod finish;
+mod key_sums;
 mod operands;
 pub(super) mod pack;
 pub(super) mod scores;
@@ -25,6 +26,7 @@ pub(super) mod values;
 
 use super::decode::values::add_visible_values;
 use super::form::FormKernel;
+use super::key_sums::KeySums;
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods;
 use super::output::TaskOutput;
@@ -158,6 +160,10 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
                 add_panel_values(task, &tile, panel, (seen, &max[..lanes]), out, buffers, prefetch);
             }
         }
+    }
+
+    fn add_probs(&mut self, keys: Range<usize>, to: &mut KeySums<'_>) {
+        key_sums::add_probs(self, keys, to);
     }
 
     fn finish(self, output: &mut TaskOutput<'_>) {
