@@ -3,7 +3,8 @@
 #![forbid(unsafe_code)]
 
 use crate::call::{Call, KeySumsCall, LseOutput};
-use crate::driver::{self, Output, Workspace};
+use crate::driver::inspect::ScoreRange;
+use crate::driver::{self, Workspace};
 use crate::element::{DType, Element};
 use crate::error::Error;
 use crate::integers::Integers;
@@ -13,13 +14,14 @@ use crate::mask::{Mask, MaskTensor, OpenMask, Window};
 use crate::options::Options;
 use crate::plan::{Form, Plan, Threads};
 use crate::prepared::Prepared;
-use crate::problem::{Problem, check_shape};
+use crate::problem::{Problem, check_scores_size, check_shape};
 use crate::score::{AlibiSlopes, BiasTensor, OpenScoreMod, ScoreMod, ScoreStage, Sinks};
 use crate::sequence::QueryOffset;
 use crate::simd::Isa;
 use crate::softmax;
 use crate::tensor::any::AnyTensor;
-use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
+use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef, check_range};
+use std::ops::RangeBounds;
 
 /// Scaled-dot-product attention: the options of a computation, without the tensors.
 ///
@@ -618,7 +620,9 @@ impl<'a> Attention<'a> {
         k: impl Into<AnyTensorRef<'t>>,
     ) -> Result<ndarray::Array4<f32>, Error> {
         let (q, k) = (q.into(), k.into());
-        let mut out = array(Problem::of_scores(&self.options, [q, k])?.dims.scores_shape())?;
+        let shape = Problem::of_scores(&self.options, [q, k])?.dims.scores_shape();
+        check_scores_size(shape)?;
+        let mut out = array(shape)?;
         self.scores_into(stage, q, k, &mut out)?;
         Ok(out)
     }
@@ -636,18 +640,53 @@ impl<'a> Attention<'a> {
         k: impl Into<AnyTensorRef<'t>>,
         out: impl Into<TensorMut<'t, f32>>,
     ) -> Result<(), Error> {
+        self.scores_range_into(stage, q, k, (.., ..), out)
+    }
+
+    /// Computes the scores of some queries and keys into `out`, `[batch, heads_q, queries, keys]`: those of
+    /// [`scores_into`](Self::scores_into) in these ranges, bit for bit.
+    ///
+    /// * `q`, `k`: all queries and all keys. Positions, masks and biases are those of the whole problem.
+    /// * `ranges`: of queries within `seq_q`, and of keys within `seq_kv`. In a batch, they are the same for each sequence; rows of
+    ///   queries that a sequence does not have are left as they are.
+    ///
+    /// Only what is asked for is formed, except that probabilities need the scores of all keys. Memory beside `out` is a few rows for
+    /// each thread.
+    ///
+    /// ```
+    /// use flashtile::{Attention, ScoreStage};
+    /// use ndarray::Array4;
+    ///
+    /// let (q, k) = (Array4::from_elem((1, 2, 100, 8), 0.5f32), Array4::from_elem((1, 2, 100, 8), 0.5f32));
+    /// let mut last = Array4::<f32>::zeros((1, 2, 1, 20)); // what the last query sees of the first 20 keys
+    /// Attention::new().causal().scores_range_into(ScoreStage::Probabilities, &q, &k, (99.., ..20), &mut last)?;
+    /// assert!((last[[0, 0, 0, 0]] - 0.01).abs() < 1e-6);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Attention::compute`]; [`Error::RangeOutOfBounds`] for a range that does not lie within axis 2 (queries) or 3 (keys) of the
+    /// scores; [`Error::TooLarge`] if there is no memory for a few rows.
+    pub fn scores_range_into<'t>(
+        &self,
+        stage: ScoreStage,
+        q: impl Into<AnyTensorRef<'t>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        ranges: (impl RangeBounds<usize>, impl RangeBounds<usize>),
+        out: impl Into<TensorMut<'t, f32>>,
+    ) -> Result<(), Error> {
         let out = out.into();
         let problem = Problem::of_scores(&self.options, [q.into(), k.into()])?;
         let plan = Plan::for_scores(&problem, Isa::for_level(self.level)?, self.threads);
-        let names = ["batch", "heads_q", "seq_q", "seq_kv"];
-        check_shape("output", names, out.shape(), problem.dims.scores_shape())?;
-        let finish_row = match stage {
-            ScoreStage::Probabilities => softmax::plain,
-            _ => |_: Isa, _: &mut [f32]| (),
-        };
-        let (problem, output) = (problem.at_stage(stage), Output::of_scores(out.into()));
-        driver::inspect::run(&problem, &plan, finish_row, output, &mut Workspace::new());
-        Ok(())
+        let shape = problem.dims.scores_shape();
+        let (queries, keys) = (check_range(2, ranges.0, &shape)?, check_range(3, ranges.1, &shape)?);
+        let [batch, heads_q, ..] = shape;
+        let shape = [batch, heads_q, queries.len(), keys.len()];
+        check_scores_size(shape)?;
+        check_shape("output", ["batch", "heads_q", "seq_q", "seq_kv"], out.shape(), shape)?;
+        let finish_row = (stage == ScoreStage::Probabilities).then_some(softmax::plain as fn(Isa, &mut [f32]));
+        let range = ScoreRange { queries, keys, finish_row };
+        driver::inspect::run(&problem.at_stage(stage), &plan, &range, out, &mut Workspace::new())
     }
 }
 

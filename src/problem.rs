@@ -154,9 +154,7 @@ impl<'a> Problem<'a> {
         let [q, k] = [of_rank_4_or_packed("queries", q, options.query_starts.is_some())?, of_rank_4("keys", k)?];
         let [batch, heads_kv, seq_kv, _] = k.shape();
         let no_values = AnyTensor::repeated(DType::F32, [batch, heads_kv, seq_kv, 0]);
-        let problem = Self::of_any(options, [q, k, no_values], (options.query_starts, Places::Dense))?;
-        check_size("the scores", problem.dims.scores_shape())?;
-        Ok(problem)
+        Self::of_any(options, [q, k, no_values], (options.query_starts, Places::Dense))
     }
 
     /// The same problem with scores up to `stage`: without the later modifications. At the stages before [`ScoreStage::Biased`]
@@ -296,6 +294,11 @@ fn check_dims(
 
 fn check_limit(what: &'static str, limit: usize, got: usize) -> Result<(), Error> {
     if got <= limit { Ok(()) } else { Err(Error::TooMany { what, limit, got }) }
+}
+
+/// Refuses scores whose size in bytes overflows.
+pub(crate) fn check_scores_size(shape: [usize; 4]) -> Result<(), Error> {
+    check_size("the scores", shape)
 }
 
 /// Refuses shapes whose size in bytes overflows. A dimension of 0 counts as 1, because products of some of the dimensions must

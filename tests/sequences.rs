@@ -79,8 +79,8 @@ impl Settings {
 
 const CANARY: f32 = 31.25;
 
-/// The output and lse of each sequence, `[rows][heads][value_dim]` and `[rows][heads]`.
-type Rows = Vec<(Vec<f32>, Vec<f32>)>;
+/// The output, lse and key sums of each sequence, `[rows][heads][value_dim]`, `[rows][heads]` and `[heads][keys]`.
+type Rows = Vec<[Vec<f32>; 3]>;
 
 impl<Q: Element, K: Element> Batch<Q, K> {
     fn random(rng: &mut Rng, largest: usize) -> Self {
@@ -111,8 +111,14 @@ impl<Q: Element, K: Element> Batch<Q, K> {
             let into = TensorMut::from_slice(&mut out, [1, queries, self.heads_q, self.value_dim]).unwrap();
             let lse_into = TensorMut::from_slice(&mut lse, [1, queries, self.heads_q]).unwrap();
             let (into, lse_into) = (into.permuted([0, 2, 1, 3]).unwrap(), lse_into.permuted([0, 2, 1]).unwrap());
-            settings.attention().compute(q, (k, v), into, lse_into, &mut Workspace::new()).unwrap();
-            (out, lse)
+            let attention = settings.attention();
+            attention.compute(q, (k, v), into, lse_into, &mut Workspace::new()).unwrap();
+            let lse_rows =
+                TensorRef::from_slice(&lse, [1, queries, self.heads_q]).unwrap().permuted([0, 2, 1]).unwrap();
+            let mut sums = vec![CANARY; self.heads_q * keys];
+            let into = TensorMut::from_slice(&mut sums, [1, self.heads_q, keys]).unwrap();
+            attention.key_sums(q, (k, v), lse_rows, into, &mut Workspace::new()).unwrap();
+            [out, lse, sums]
         };
         (0..self.lengths.len()).map(rows).collect()
     }
@@ -130,6 +136,7 @@ impl<Q: Element, K: Element> Batch<Q, K> {
         let (into, lse_into) = (into.permuted([0, 2, 1, 3]).unwrap(), lse_into.permuted([0, 2, 1]).unwrap());
         let kv = keys.view(self);
         attention.compute(q, kv, into, lse_into, &mut Workspace::new()).unwrap();
+        let sums = self.sums_together(&attention, (q, kv), &lse);
 
         // The reference reads the same tensors.
         if settings.level == Level::Portable {
@@ -143,7 +150,8 @@ impl<Q: Element, K: Element> Batch<Q, K> {
             let first = queries.first_row(b, rows);
             let end = first + self.lengths[b].0;
             own[first..end].fill(true);
-            (out[first * width..end * width].to_vec(), lse[first * self.heads_q..end * self.heads_q].to_vec())
+            let (out, lse) = (&out[first * width..end * width], &lse[first * self.heads_q..end * self.heads_q]);
+            [out.to_vec(), lse.to_vec(), sums[b].clone()]
         });
         let rows = rows.collect();
         for row in (0..own.len()).filter(|&row| !own[row]) {
@@ -152,6 +160,28 @@ impl<Q: Element, K: Element> Batch<Q, K> {
             assert!(untouched(&lse[row * self.heads_q..][..self.heads_q]), "row {row} of no sequence has an lse");
         }
         rows
+    }
+
+    /// The key sums of each sequence, in one call. Padding after a sequence's keys is 0.
+    fn sums_together<'t>(
+        &self,
+        attention: &Attention<'t>,
+        (q, kv): (TensorRef<'t, Q>, KeysValues<'t>),
+        lse: &'t [f32],
+    ) -> Vec<Vec<f32>> {
+        let (_, most) = self.most();
+        let [batch, _, rows, _] = q.shape();
+        let lse = TensorRef::from_slice(lse, [batch, rows, self.heads_q]).unwrap().permuted([0, 2, 1]).unwrap();
+        let mut sums = vec![CANARY; self.lengths.len() * self.heads_q * most];
+        let into = TensorMut::from_slice(&mut sums, [self.lengths.len(), self.heads_q, most]).unwrap();
+        attention.key_sums(q, kv, lse, into, &mut Workspace::new()).unwrap();
+        let of_sequence = |b: usize| {
+            let heads = sums[b * self.heads_q * most..][..self.heads_q * most].chunks_exact(most.max(1));
+            let (own, padding): (Vec<_>, Vec<_>) = heads.map(|head| head.split_at(self.lengths[b].1)).unzip();
+            assert!(padding.concat().iter().all(|sum| sum.to_bits() == 0), "padding of sequence {b} has a sum");
+            own.concat()
+        };
+        (0..self.lengths.len()).map(of_sequence).collect()
     }
 
     fn compare_with_reference(&self, queries: &Queries<Q>, exact: &reference::Reference, out: &[f32], rows: usize) {
@@ -356,7 +386,7 @@ fn check<Q: Element, K: Element>(rng: &mut Rng, largest: usize) {
             let together = batch.together(&settings, &queries, keys);
             let bits = |rows: &Rows| -> Vec<_> {
                 let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                rows.iter().map(|(out, lse)| (bits(out), bits(lse))).collect()
+                rows.iter().map(|rows| rows.each_ref().map(|x| bits(x))).collect()
             };
             for (b, (together, alone)) in bits(&together).into_iter().zip(bits(&alone)).enumerate() {
                 assert!(
@@ -469,6 +499,14 @@ fn a_step_is_prepared_once_for_all_layers() {
     prepared.compute(q, kv(pool(&layers[1]), &list, &lengths), a, None, &mut workspace).unwrap();
     packed.compute(q, kv(pool(&layers[1]), &list, &lengths), b, None, &mut workspace).unwrap();
     assert_eq!(outs[0], outs[1]);
+    // Sums of probabilities are of the same sequences.
+    let lse_rows = [2.0f32; 6 * 4];
+    let mut sums = [(); 2].map(|()| vec![CANARY; 3 * 6 * 120]);
+    let [a, b] = sums.each_mut().map(|sums| TensorMut::from_slice(sums, [3, 6, 120]).unwrap());
+    let lse = TensorRef::from_slice(&lse_rows, [1, 6, 4]).unwrap();
+    prepared.key_sums(q, kv(pool(&layers[1]), &list, &lengths), lse, a, &mut workspace).unwrap();
+    packed.key_sums(q, kv(pool(&layers[1]), &list, &lengths), lse, b, &mut workspace).unwrap();
+    assert_eq!(sums[0], sums[1]);
     let none = prepared.replan_packed(q, &[], kv(pool(&layers[1]), &list, &lengths)).unwrap_err();
     assert_eq!(none, Error::WrongCount { what: "query starts", expected: 1, got: 0 });
 

@@ -21,18 +21,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) struct Output<'a> {
     values: AnySharedRows<'a>,
     lse: Option<SharedRows<'a, f32, 3>>,
-    /// Whether each sequence has a batch index, even if queries are packed.
-    is_padded: bool,
 }
 
 impl<'a> Output<'a> {
     pub(crate) fn new(values: AnyTensorMut<'a>, lse: Option<TensorMut<'a, f32, 3>>) -> Self {
-        Output { values: values.into_shared(), lse: lse.map(|lse| SharedRows::new(lse.strided)), is_padded: false }
-    }
-
-    /// An output of scores, `[sequences, heads_q, seq_q, seq_kv]`.
-    pub(crate) fn of_scores(scores: AnyTensorMut<'a>) -> Self {
-        Output { values: scores.into_shared(), lse: None, is_padded: true }
+        Output { values: values.into_shared(), lse: lse.map(|lse| SharedRows::new(lse.strided)) }
     }
 
     /// Whether there are no elements to write.
@@ -119,13 +112,82 @@ impl TaskClaims<'_> {
         let dims = &self.problem.dims;
         let (b, head_kv) = dims.batch_and_head(head);
         let heads = dims.group_heads(head_kv);
-        let (b, rows) = if self.output.is_padded { (b, rows) } else { self.problem.query_rows(b, heads.len(), &rows) };
+        let (b, rows) = self.problem.query_rows(b, heads.len(), &rows);
         // SAFETY: the caller's promise. The rows of packed sequences are apart, because their starts ascend.
         unsafe {
             let lse = self.output.lse.as_ref();
             let lse = lse.map(|lse| GroupRowsMut::of_elements(lse, b, heads.clone(), rows.clone()));
             TaskOutput { values: AnyGroupRowsMut::new(&self.output.values, b, heads, rows), lse }
         }
+    }
+}
+
+/// Scores of some queries of each sequence, `[sequences, heads_q, queries, keys]`, shared between workers: each claim is of a block of
+/// rows of the heads that share a key/value head.
+pub(super) struct RowClaims<'a> {
+    scores: SharedRows<'a, f32>,
+    problem: &'a Problem<'a>,
+    queries: Range<usize>,
+    /// Rows of a block; the last one may have fewer.
+    block: usize,
+    next: AtomicUsize,
+}
+
+/// A claimed block of rows.
+pub(super) struct ClaimedRows<'c> {
+    /// The sequence, and the query heads.
+    pub(super) batch: usize,
+    pub(super) heads: Range<usize>,
+    /// Rows of the heads. None are after the sequence's queries.
+    pub(super) rows: Range<usize>,
+    /// The scores of these rows.
+    pub(super) scores: TaskOutput<'c>,
+}
+
+impl<'a> RowClaims<'a> {
+    /// # Panics
+    /// If the scores are not of these queries of the problem, or `block` is 0.
+    pub(super) fn new(
+        scores: TensorMut<'a, f32>,
+        problem: &'a Problem<'a>,
+        queries: Range<usize>,
+        block: usize,
+    ) -> Self {
+        let [batch, heads, count, _] = scores.shape();
+        let expected = [problem.dims.batch, problem.dims.heads_q, queries.len()];
+        assert!([batch, heads, count] == expected && block > 0, "scores of {queries:?}, blocks of {block}");
+        RowClaims { scores: SharedRows::new(scores.strided), problem, queries, block, next: AtomicUsize::new(0) }
+    }
+
+    fn blocks(&self) -> usize {
+        (self.queries.len() * self.problem.dims.group()).div_ceil(self.block)
+    }
+
+    /// The number of claims. (There is memory for a row of each.)
+    pub(super) fn count(&self) -> usize {
+        self.problem.dims.batch * self.problem.dims.heads_kv * self.blocks()
+    }
+}
+
+impl<'c> Claims<'c> for RowClaims<'_> {
+    type Claim = ClaimedRows<'c>;
+
+    fn claim(&'c self) -> Option<ClaimedRows<'c>> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        if index >= self.count() {
+            return None;
+        }
+        let (dims, sequences) = (&self.problem.dims, &self.problem.sequences);
+        let (batch, head_kv) = dims.batch_and_head(index / self.blocks());
+        let (heads, start) = (dims.group_heads(head_kv), index % self.blocks() * self.block);
+        // Rows of the sequence, counted from the first one of `queries`.
+        let rows = sequences.queries.get(batch).clamp(self.queries.start, self.queries.end) - self.queries.start;
+        let end = (start + self.block).min(rows * heads.len()).max(start);
+        // SAFETY: the counter has given this index once, and the blocks and heads of two indices have no row in common.
+        let scores = unsafe { GroupRowsMut::new(&self.scores, batch, heads.clone(), start..end) };
+        let first = self.queries.start * heads.len();
+        let scores = TaskOutput { values: ByElement::F32(scores), lse: None };
+        Some(ClaimedRows { batch, heads, rows: first + start..first + end, scores })
     }
 }
 

@@ -110,12 +110,7 @@ fn add_panel<S: Simd, const V: usize>(simd: S, scores: &[f32], lse: &[f32], sums
 
 /// `KEYS` keys at a time.
 #[inline(always)]
-fn add_blocks<S: Simd, const V: usize, const KEYS: usize>(
-    simd: S,
-    scores: &[f32],
-    lse: [S::F32; V],
-    sums: &mut [f32],
-) {
+fn add_blocks<S: Simd, const V: usize, const KEYS: usize>(simd: S, scores: &[f32], lse: [S::F32; V], sums: &mut [f32]) {
     let mut blocks = scores.chunks_exact(KEYS * V * S::LANES);
     let mut sum_blocks = sums.chunks_exact_mut(KEYS * S::LANES);
     for (scores, sums) in (&mut blocks).zip(&mut sum_blocks) {
@@ -128,12 +123,7 @@ fn add_blocks<S: Simd, const V: usize, const KEYS: usize>(
 }
 
 #[inline(always)]
-fn add_block<S: Simd, const V: usize, const KEYS: usize>(
-    simd: S,
-    scores: &[f32],
-    lse: [S::F32; V],
-    sums: &mut [f32],
-) {
+fn add_block<S: Simd, const V: usize, const KEYS: usize>(simd: S, scores: &[f32], lse: [S::F32; V], sums: &mut [f32]) {
     let mut keys = [[simd.zero(); V]; KEYS];
     for (k, key) in keys.iter_mut().enumerate() {
         *key = load(simd, &scores[k * V * S::LANES..]);
@@ -152,10 +142,11 @@ fn add_block<S: Simd, const V: usize, const KEYS: usize>(
     }
 }
 
-/// `score - lse`, at most 128: 2^128 is infinite. (Scores exceed a log-sum-exp by more than rounding if it is not their row's.)
+/// `score - lse`, at most 0: a probability is at most 1. Where scores are so large that their rounding errors are above 1, the
+/// difference could be any number.
 #[inline(always)]
 fn exponent<S: Simd>(simd: S, score: S::F32, lse: S::F32) -> S::F32 {
-    simd.min(simd.splat(128.0), simd.sub(score, lse))
+    simd.min(simd.zero(), simd.sub(score, lse))
 }
 
 kernel! {

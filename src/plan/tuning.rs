@@ -130,7 +130,7 @@ const TASK_WORK: usize = 1 << 18;
 ///
 /// * `tiles`: of all key/value heads
 pub(super) fn sum_task_tiles(tiles: usize) -> usize {
-    (tiles / ENOUGH_TASKS).clamp(1, 4)
+    (tiles / 16).clamp(1, 4)
 }
 
 /// Keys of a tile of the prefill form: the number that [`TILE_ELEMENTS`] allows, within two limits.

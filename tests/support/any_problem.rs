@@ -329,6 +329,34 @@ impl Problem {
         result.expect("a sound problem")
     }
 
+    pub fn reference_key_sums(&self) -> Vec<f64> {
+        let attention = self.attention();
+        let result = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
+            reference::key_sums(&attention, q.view(), (k.view(), v.view()))
+        })));
+        result.expect("a sound problem")
+    }
+
+    /// The sums of each key's probabilities, `[batch, heads_q, seq_kv]`, computed in a tensor of layout `to`. Checks that nothing but
+    /// them was written.
+    pub fn key_sums(&self, level: Level, lse: &[f32], to: Layout<3>) -> Vec<f32> {
+        const CANARY: f32 = 31.25;
+        let (mut lse_data, mut sums) = (vec![CANARY; self.lse.len], vec![CANARY; to.len]);
+        self.lse.indices().zip(lse).for_each(|(index, lse)| lse_data[self.lse.at(index)] = *lse);
+        let lse = TensorRef::with_strides(&lse_data, self.lse.offset, self.lse.shape, self.lse.strides);
+        let into = TensorMut::with_strides(&mut sums, to.offset, to.shape, to.strides);
+        let (lse, into) = (lse.expect("inside the slice"), into.expect("apart"));
+        let attention = self.attention().level(level);
+        let done = with_laid!(&self.q, q => with_laid!(&self.k, k => with_laid!(&self.v, v => {
+            attention.key_sums(q.view(), (k.view(), v.view()), lse, into, &mut Workspace::new())
+        })));
+        done.expect("a sound problem");
+        let results = to.indices().map(|index| sums[to.at(index)]).collect();
+        to.indices().for_each(|index| sums[to.at(index)] = CANARY);
+        assert!(sums.iter().all(|&x| x == CANARY), "a gap of the sums was written");
+        results
+    }
+
     /// Computes it; checks that nothing but the elements of the results was written.
     pub fn run(&self, level: Level) -> Results {
         match self.out.0 {

@@ -31,8 +31,7 @@ pub(super) fn add_probs(prefill: &mut Prefill<'_, '_>, keys: Range<usize>, to: &
     to.lane_sums[..tile.keys.len() * vector].fill(0.0);
     for (p, panel) in panels.iter().enumerate() {
         let lanes = panel.lanes.count;
-        let (queries, max) =
-            (&queries[layout.queries(p, lanes)], &mut [f32::NEG_INFINITY; MAX_PANEL_LANES][..lanes]);
+        let (queries, max) = (&queries[layout.queries(p, lanes)], &mut [f32::NEG_INFINITY; MAX_PANEL_LANES][..lanes]);
         if let Some(seen) = panel_scores(task, &tile, panel, queries, buffers, max, &mut prefetch) {
             // A lane without a row repeats the last row, and must not count.
             let mut lse = [f32::INFINITY; MAX_PANEL_LANES];
