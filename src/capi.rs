@@ -40,12 +40,14 @@ pub use c_tensor::Tensor;
 pub use failure::Code;
 pub use score_row::{Row, ScoreRow};
 
+use crate::call::KeySumsCall;
 use crate::driver::Workspace;
 use crate::element::{bf16, f16};
 use crate::level::Level;
 use crate::problem::Problem;
 use crate::softmax::Number;
 use crate::tensor::{TensorMut, TensorRef};
+use c_mask::CheckedMask;
 use c_options::{Lists, OpenSets, ScoreTensors};
 use c_sequences::CheckedSequences;
 use c_tensor::{CheckedTensor, F32, NUMBERS, Type, axis_of, check_pointer};
@@ -136,15 +138,10 @@ unsafe fn attention(
     // SAFETY: as above.
     let tensors = unsafe { ScoreTensors::new(&options)? };
     // SAFETY: as above.
-    let (slopes, sinks, masks) = unsafe { (options.slopes()?, options.sinks()?, options.masks()?) };
-    let read = || inputs.iter().chain(&tensors.mask).chain(&tensors.bias);
+    let masks = unsafe { options.masks()? };
     for written in lse.iter().chain([&out]) {
-        read().try_for_each(|input| written.check_disjoint(input))?;
-        written.check_disjoint_from_list("ALiBi slopes", slopes)?;
-        written.check_disjoint_from_list("sinks", sinks)?;
-        let mut lists = masks.iter().flat_map(|mask| mask.lists);
-        lists.try_for_each(|list| written.check_disjoint_from_list("list of a mask", list))?;
-        sequences.check_disjoint(written)?;
+        // SAFETY: as above.
+        unsafe { check_disjoint(written, &inputs, &tensors, (&options, &masks), &sequences)? };
     }
     lse.as_ref().map_or(Ok(()), |lse| lse.check_disjoint(&out))?;
 
@@ -161,6 +158,85 @@ unsafe fn attention(
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.
     let call = attention.call(problem, unsafe { out.output()? }, lse.into())?;
+    pools::run_on(options.threads, call.is_parallel(), || call.run(workspace))
+}
+
+/// Refuses an output that shares memory with what attention reads.
+///
+/// # Safety
+/// As [`flashtile_attention`], of the options.
+unsafe fn check_disjoint(
+    written: &CheckedTensor,
+    inputs: &[CheckedTensor; 3],
+    tensors: &ScoreTensors,
+    (options, masks): (&Options, &[CheckedMask<'_>]),
+    sequences: &CheckedSequences<'_>,
+) -> Result<(), Failure> {
+    let mut read = inputs.iter().chain(&tensors.mask).chain(&tensors.bias);
+    read.try_for_each(|input| written.check_disjoint(input))?;
+    // SAFETY: the caller's promise.
+    let (slopes, sinks) = unsafe { (options.slopes()?, options.sinks()?) };
+    written.check_disjoint_from_list("ALiBi slopes", slopes)?;
+    written.check_disjoint_from_list("sinks", sinks)?;
+    let mut lists = masks.iter().flat_map(|mask| mask.lists);
+    lists.try_for_each(|list| written.check_disjoint_from_list("list of a mask", list))?;
+    sequences.check_disjoint(written)
+}
+
+/// Sums of each key's probabilities: `flashtile_key_sums` of the header.
+///
+/// # Safety
+/// As [`flashtile_attention`]; `lse` is read, and `sums` is written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flashtile_key_sums(
+    q: *const Tensor,
+    k: *const Tensor,
+    v: *const Tensor,
+    lse: *const Tensor,
+    sums: *const Tensor,
+    options: *const Options,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    guarded(|| with_scratch(|scratch| unsafe { key_sums(scratch, [q, k, v], lse, sums, options) }))
+}
+
+/// # Safety
+/// As [`flashtile_key_sums`].
+unsafe fn key_sums(
+    scratch: &mut ThreadScratch,
+    qkv: [*const Tensor; 3],
+    lse: *const Tensor,
+    sums: *const Tensor,
+    options: *const Options,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise, here and below.
+    let options = unsafe { Options::read(options)? };
+    // SAFETY: as above.
+    let sequences = unsafe { options.sequences()? };
+    // SAFETY: as above.
+    let inputs = unsafe { inputs(qkv, &sequences)? };
+    // SAFETY: as above.
+    let [lse, sums] =
+        unsafe { [CheckedTensor::new("lse", lse, F32, 3..=3)?, CheckedTensor::new("sums", sums, F32, 3..=3)?] };
+    // SAFETY: as above.
+    let (tensors, masks) = unsafe { (ScoreTensors::new(&options)?, options.masks()?) };
+    // SAFETY: as above.
+    unsafe { check_disjoint(&sums, &inputs, &tensors, (&options, &masks), &sequences)? };
+    sums.check_disjoint(&lse)?;
+
+    let ThreadScratch { workspace, lists } = scratch;
+    let [q, k, v] = inputs;
+    // SAFETY: as above.
+    let open = unsafe { OpenSets::new(&options, &masks, sequences.check([&q, &k])?)? };
+    // SAFETY: as above.
+    let attention = unsafe { options.attention(lists, &tensors, &sequences, &open)? };
+    // SAFETY: as above; `sums` is disjoint from the inputs (checked).
+    let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
+    let problem = Problem::of_any(&attention.options, inputs, (attention.options.query_starts, sequences.places()))?;
+    let problem = problem.without_values();
+    let plan = attention.plan_for(&problem)?;
+    // SAFETY: as above.
+    let call = KeySumsCall::new(problem, plan, unsafe { lse.lse()? }, unsafe { sums.lse_mut()? })?;
     pools::run_on(options.threads, call.is_parallel(), || call.run(workspace))
 }
 

@@ -47,9 +47,13 @@ pub(crate) fn lane_sums_len(tile_keys: usize) -> usize {
     tile_keys * MAX_LANES
 }
 
-/// A row's log-sum-exp in units of log2. A row that sees no key (-inf) gets +inf, so that it adds nothing.
+/// A row's log-sum-exp in units of log2. A row that sees no key (-inf) gets +inf, so that it adds nothing. Others stay finite, so that
+/// hidden scores minus it are -inf.
 pub(crate) fn row_lse(natural: f32) -> f32 {
-    if natural == f32::NEG_INFINITY { f32::INFINITY } else { (natural as f64 * LOG2_E) as f32 }
+    if natural == f32::NEG_INFINITY {
+        return f32::INFINITY;
+    }
+    ((natural as f64 * LOG2_E) as f32).clamp(f32::MIN, f32::MAX)
 }
 
 /// Adds the probabilities of a panel to the sums of its keys in each lane of a vector.
