@@ -25,7 +25,7 @@ pub(super) mod values;
 
 use super::bf16_pairs::{copied_key_pairs, copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
-use super::key_sums::{KeySums, add_row_probs};
+use super::key_sums::KeySums;
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods::{self, GRAIN};
 use super::output::TaskOutput;
@@ -221,9 +221,8 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         for n in 0..task.rows {
             let scores = &mut self.buffers.scores[n * tile_keys..][..whole];
             scores[keys.len()..].fill(f32::NEG_INFINITY);
-            let ((head, _), lse) = (task.head_and_query(n), to.lse[n]);
-            let sums = &mut to.of_head(head - task.first_head, keys.start)[..whole];
-            add_row_probs(task.isa, scores, lse, sums);
+            let (head, _) = task.head_and_query(n);
+            to.add_row(task.isa, scores, n, (head - task.first_head, keys.start));
         }
     }
 

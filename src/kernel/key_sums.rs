@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::prefill::softmax::{load, probs_of};
+use super::shape::MAX_PANEL_LANES;
 use super::state::base;
 use crate::simd::{Isa, MAX_LANES, Simd, kernel};
 use std::f64::consts::LOG2_E;
@@ -24,14 +25,45 @@ pub(crate) struct KeySums<'s> {
 }
 
 impl KeySums<'_> {
-    /// The sums of head `head` of the task, from key `from` on, with the elements after them.
-    pub(super) fn of_head(&mut self, head: usize, from: usize) -> &mut [f32] {
+    /// Adds the probabilities of one row to the sums of its head.
+    ///
+    /// * `scores`: whole vectors from key `from` on, -inf where hidden and after the last key; changed
+    pub(super) fn add_row(&mut self, isa: Isa, scores: &mut [f32], n: usize, (head, from): (usize, usize)) {
+        let mut lse = [self.lse[n]];
+        spread_nan(scores, &mut lse);
         let width = sums_width(self.keys.len());
-        &mut self.sums[head * width..][..width][from - self.keys.start..]
+        let sums = &mut self.sums[head * width..][..width][from - self.keys.start..];
+        add_key_probs(isa, scores, lse[0], &mut sums[..scores.len()]);
     }
 
-    /// Adds the lanes of a tile's sums to the sums of the only head.
-    pub(super) fn fold_lanes(&mut self, isa: Isa, tile: &Range<usize>) {
+    /// Starts the sums of a tile in the lanes of a vector.
+    pub(super) fn start_tile(&mut self, isa: Isa, tile: &Range<usize>) {
+        self.lane_sums[..tile.len() * isa.lanes()].fill(0.0);
+    }
+
+    /// Adds the probabilities of a panel to the lanes.
+    ///
+    /// * `scores`: `[keys][lanes]`, -inf where hidden; changed
+    /// * `rows`, `lanes`: the rows of the panel, and its lanes
+    /// * `first`: the index in the tile of the first key
+    pub(super) fn add_panel(
+        &mut self,
+        isa: Isa,
+        scores: &mut [f32],
+        (rows, lanes): (&Range<usize>, usize),
+        first: usize,
+    ) {
+        // A lane without a row repeats the last row, and must not count.
+        let mut lse = [f32::INFINITY; MAX_PANEL_LANES];
+        lse[..rows.len()].copy_from_slice(&self.lse[rows.clone()]);
+        let lse = &mut lse[..lanes];
+        spread_nan(scores, lse);
+        let lane_sums = &mut self.lane_sums[first * isa.lanes()..][..scores.len() / lanes * isa.lanes()];
+        add_lane_probs(isa, scores, lse, lane_sums);
+    }
+
+    /// Adds the lanes of a tile to the sums of the only head.
+    pub(super) fn end_tile(&mut self, isa: Isa, tile: &Range<usize>) {
         let sums = &mut self.sums[tile.start - self.keys.start..][..tile.len()];
         fold_lanes(isa, &self.lane_sums[..tile.len() * isa.lanes()], sums);
     }
@@ -54,26 +86,6 @@ pub(crate) fn row_lse(natural: f32) -> f32 {
         return f32::INFINITY;
     }
     ((natural as f64 * LOG2_E) as f32).clamp(f32::MIN, f32::MAX)
-}
-
-/// Adds the probabilities of a panel to the sums of its keys in each lane of a vector.
-///
-/// * `scores`: `[keys][lanes]`, -inf where hidden; changed
-/// * `lse`: of each lane; +inf in lanes without a row; changed
-/// * `sums`: `[keys][lanes of a vector]`
-pub(super) fn add_panel_probs(isa: Isa, scores: &mut [f32], lse: &mut [f32], sums: &mut [f32]) {
-    spread_nan(scores, lse);
-    add_lane_probs(isa, scores, lse, sums);
-}
-
-/// Adds the probabilities of one row to the sums of its keys.
-///
-/// * `scores`: whole vectors, -inf where hidden and after the last key; changed
-/// * `sums`: one for each score
-pub(super) fn add_row_probs(isa: Isa, scores: &mut [f32], lse: f32, sums: &mut [f32]) {
-    let mut lse = [lse];
-    spread_nan(scores, &mut lse);
-    add_key_probs(isa, scores, lse[0], sums);
 }
 
 /// Makes the visible scores of rows whose log-sum-exp is NaN NaN, and that log-sum-exp 0. So hidden scores stay -inf, which they
