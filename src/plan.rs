@@ -253,8 +253,8 @@ impl Plan {
         SequencePlan { form, rows, tail_rows, unit, blocks }
     }
 
-    /// How the probabilities of a sequence are summed. In prefill, a vector has queries of one head, so that it is added up as a whole:
-    /// the form follows from the number of queries, not of rows.
+    /// How the probabilities of a sequence are summed. In prefill, a vector has queries of one head, so that it is added up as a
+    /// whole: the form follows from the number of queries, not of rows.
     pub(crate) fn key_sums_of(&self, sequence: &Sequence) -> KeySumsPlan {
         let (queries, keys, level) = (sequence.queries, sequence.keys, self.isa.level());
         let suits_decode = || tuning::suits_decode(queries, keys, &self.dims, level, self.halves, self.operands);

@@ -207,8 +207,8 @@ impl<'a> Prepared<'a> {
 }
 
 impl Prepared<'_> {
-    /// Sums the probabilities of each key as [`Attention::key_sums`](crate::Attention::key_sums), for tensors of the prepared shapes and
-    /// sequences of the prepared lengths. It has no list of tasks, so nothing is saved but the options.
+    /// Sums the probabilities of each key as [`Attention::key_sums`](crate::Attention::key_sums), for tensors of the prepared shapes
+    /// and sequences of the prepared lengths. It has no list of tasks, so nothing is saved but the options.
     ///
     /// # Errors
     /// As [`compute`](Prepared::compute).

@@ -1,5 +1,5 @@
-//! Promise: the sums of each key's probabilities are those of the definition within the bound of `docs/numerics.md`, with every option,
-//! type and layout. Their bits depend on nothing but the rows and the key.
+//! Promise: the sums of each key's probabilities are those of the definition within the bound of `docs/numerics.md`, with every
+//! option, type and layout. Their bits depend on nothing but the rows and the key.
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! Sums of probabilities for each key.
 //!
-//! A task is a run of keys of a key/value head, and goes through all queries. So each sum is computed by one worker in the order of the
-//! queries, nothing is reduced between workers, and memory is that of a run.
+//! A task is a run of keys of a key/value head, and goes through all queries. So each sum is computed by one worker in the order of
+//! the queries, nothing is reduced between workers, and memory is that of a run.
 
 #![forbid(unsafe_code)]
 
@@ -64,17 +64,8 @@ fn write_sums(
         sums.fill(0.0);
         for rows in own.blocks() {
             let input = input_of_rows((problem, plan), &own, (claimed.batch, heads.clone()), rows.clone());
-            let (b, rows) = problem.query_rows(claimed.batch, heads.len(), &rows);
-            let lse = GroupRows::new(&lse.strided, b, heads.clone()).slice(rows);
-            for (n, to) in row_lses[..lse.count()].iter_mut().enumerate() {
-                lse.row(n).iter().for_each(|natural| *to = row_lse(natural));
-            }
-            let mut to = KeySums {
-                keys: keys.clone(),
-                sums: &mut *sums,
-                lse: &row_lses[..lse.count()],
-                lane_sums: &mut *lane_sums,
-            };
+            let lse = read_lse(problem, lse, (claimed.batch, heads.clone()), &rows, row_lses);
+            let mut to = KeySums { keys: keys.clone(), sums: &mut *sums, lse, lane_sums: &mut *lane_sums };
             let (steps, prefetch) = (plan.steps(own.form), &mut Prefetch::none());
             match own.form {
                 Form::Prefill => add_rows::<Prefill<'_, '_>>(&input, steps, &mut to, prefetch, scratch),
@@ -85,6 +76,23 @@ fn write_sums(
         claimed.sums.write_rows(plan.isa(), rows, (sums, width));
     }
     scratch.key_sums = memory;
+}
+
+/// Reads the log-sum-exps of a block of rows into a buffer.
+fn read_lse<'m>(
+    problem: &Problem<'_>,
+    lse: &TensorRef<'_, f32>,
+    (b, heads): (usize, Range<usize>),
+    rows: &Range<usize>,
+    to: &'m mut [f32],
+) -> &'m [f32] {
+    let (b, rows) = problem.query_rows(b, heads.len(), rows);
+    let from = GroupRows::new(&lse.strided, b, heads).slice(rows);
+    let to = &mut to[..from.count()];
+    for (n, to) in to.iter_mut().enumerate() {
+        from.row(n).iter().for_each(|natural| *to = row_lse(natural));
+    }
+    to
 }
 
 /// The kernel's input of a block of rows.

@@ -122,8 +122,8 @@ impl TaskClaims<'_> {
     }
 }
 
-/// Scores of some queries of each sequence, `[sequences, heads_q, queries, keys]`, shared between workers: each claim is of a block of
-/// rows of the heads that share a key/value head.
+/// Scores of some queries of each sequence, `[sequences, heads_q, queries, keys]`, shared between workers: each claim is of a block
+/// of rows of the heads that share a key/value head.
 pub(super) struct RowClaims<'a> {
     scores: SharedRows<'a, f32>,
     problem: &'a Problem<'a>,
@@ -191,8 +191,8 @@ impl<'c> Claims<'c> for RowClaims<'_> {
     }
 }
 
-/// Sums for each head and key, `[sequences, heads_q, seq_kv]`, shared between workers: each claim is of a run of keys of the heads that
-/// share a key/value head.
+/// Sums for each head and key, `[sequences, heads_q, seq_kv]`, shared between workers: each claim is of a run of keys of the heads
+/// that share a key/value head.
 pub(super) struct KeyClaims<'a> {
     sums: SharedRows<'a, f32, 3>,
     dims: Dims,

@@ -247,8 +247,8 @@ impl<'a> Decode<'_, 'a> {
         }
     }
 
-    /// Forms the scores of a tile, without modifications. Returns the keys that have scores, and what is read after them; `None` if no
-    /// key is visible.
+    /// Forms the scores of a tile, without modifications. Returns the keys that have scores, and what is read after them; `None` if
+    /// no key is visible.
     fn raw_scores(&mut self, keys: Range<usize>) -> Option<(Range<usize>, Upcoming)> {
         let (task, tile_end) = (self.task, keys.end);
         let keys = open_mods::trim(task, &(0..task.rows), keys);

@@ -1,7 +1,7 @@
 //! Sums of probabilities for each key: `sums[j] += sum_i 2^(S[j][i] - lse[i])`, in units of log2.
 //!
-//! The log-sum-exps are known, so there is no running maximum, and no pair depends on another. A hidden pair adds exactly 0, whatever
-//! the row's log-sum-exp is.
+//! The log-sum-exps are known, so there is no running maximum, and no pair depends on another. A hidden pair adds exactly 0,
+//! whatever the row's log-sum-exp is.
 
 #![forbid(unsafe_code)]
 
@@ -79,8 +79,8 @@ pub(crate) fn lane_sums_len(tile_keys: usize) -> usize {
     tile_keys * MAX_LANES
 }
 
-/// A row's log-sum-exp in units of log2. A row that sees no key (-inf) gets +inf, so that it adds nothing. Others stay finite, so that
-/// hidden scores minus it are -inf.
+/// A row's log-sum-exp in units of log2. A row that sees no key (-inf) gets +inf, so that it adds nothing. Others stay finite, so
+/// that hidden scores minus it are -inf.
 pub(crate) fn row_lse(natural: f32) -> f32 {
     if natural == f32::NEG_INFINITY {
         return f32::INFINITY;

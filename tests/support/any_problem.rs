@@ -337,8 +337,8 @@ impl Problem {
         result.expect("a sound problem")
     }
 
-    /// The sums of each key's probabilities, `[batch, heads_q, seq_kv]`, computed in a tensor of layout `to`. Checks that nothing but
-    /// them was written.
+    /// The sums of each key's probabilities, `[batch, heads_q, seq_kv]`, computed in a tensor of layout `to`. Checks that nothing
+    /// but them was written.
     pub fn key_sums(&self, level: Level, lse: &[f32], to: Layout<3>) -> Vec<f32> {
         const CANARY: f32 = 31.25;
         let (mut lse_data, mut sums) = (vec![CANARY; self.lse.len], vec![CANARY; to.len]);
