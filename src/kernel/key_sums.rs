@@ -53,7 +53,10 @@ impl KeySums<'_> {
         (rows, lanes): (&Range<usize>, usize),
         first: usize,
     ) {
-        // A lane without a row repeats the last row, and must not count.
+        // A lane without a row must not count: its query is 0, whose product with an infinite key is NaN.
+        if rows.len() < lanes {
+            scores.chunks_exact_mut(lanes).for_each(|scores| scores[rows.len()..].fill(f32::NEG_INFINITY));
+        }
         let mut lse = [f32::INFINITY; MAX_PANEL_LANES];
         lse[..rows.len()].copy_from_slice(&self.lse[rows.clone()]);
         let lse = &mut lse[..lanes];
