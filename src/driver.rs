@@ -8,6 +8,7 @@
 //! forward     load, step over the tiles, finish
 //! reduce      the same with keys split between tasks: partial results, merged in the order of the keys
 //! inspect     scores as an output
+//! key_sums    sums of probabilities for each key: tasks of keys, not of rows
 //! ```
 //!
 //! `threads.rs` has the worker loop: at most one worker for each thread of the pool, each with scratch memory of its own.
@@ -15,6 +16,7 @@
 
 mod forward;
 pub(crate) mod inspect;
+pub(crate) mod key_sums;
 mod output;
 mod reduce;
 mod schedule;
