@@ -2,8 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::call::{Call, LseOutput};
-use crate::driver::{self, Output, Workspace};
+use crate::call::{Call, KeySumsCall, LseOutput};
+use crate::driver::inspect::ScoreRange;
+use crate::driver::{self, Workspace};
 use crate::element::DType;
 #[cfg(feature = "ndarray")]
 use crate::element::Element;
@@ -15,12 +16,13 @@ use crate::mask::{Mask, MaskTensor, OpenMask, Window};
 use crate::options::Options;
 use crate::plan::{Form, Plan, Threads};
 use crate::prepared::Prepared;
-use crate::problem::{Problem, check_shape};
+use crate::problem::{Problem, check_scores_size, check_shape};
 use crate::score::{AlibiSlopes, BiasTensor, OpenScoreMod, ScoreMod, ScoreStage, Sinks};
 use crate::sequence::QueryOffset;
 use crate::simd::Isa;
 use crate::softmax;
-use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
+use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef, check_range};
+use std::ops::RangeBounds;
 
 /// Scaled-dot-product attention: the options of a computation, without the tensors.
 ///
@@ -612,6 +614,63 @@ impl<'a> Attention<'a> {
         Prepared::new(self.options.clone(), &problem, self.plan_for(&problem)?)
     }
 
+    /// Sums the probabilities of each key over the queries of a call: what cache eviction needs (H2O, SnapKV).
+    ///
+    /// ```text
+    /// sums[b,h,j] = sum_i exp(score[b,h,i,j] - lse[b,h,i])        for every query i that sees key j
+    /// ```
+    ///
+    /// It is a second pass over the scores. The matrix of probabilities is never held.
+    ///
+    /// * `q`, `kv`: as in [`compute`](Self::compute); values are checked and not read
+    /// * `lse`: `[batch, heads_q, seq_q]`, as `compute` has written it with the same options. For some of the queries, it is that
+    ///   part of it. With an lse over more keys ([`merge`](crate::merge)), probabilities are those among these keys.
+    /// * `sums`: `[batch, heads_q, seq_kv]`. Packed sequences have a row of sums each, for the keys of the longest one:
+    ///   `[sequences, heads_q, seq_kv]`. With left padding, columns are rows of the key tensor: the sums of sequence `b` start at
+    ///   [`first_keys`](Self::first_keys)`[b]`, and its lse at [`first_queries`](Self::first_queries)`[b]`.
+    ///
+    /// The edge rules are those of [`Attention`]:
+    /// * A key that no query sees has a sum of exactly 0, whatever it holds; so has padding on either side.
+    /// * A query that sees no key adds nothing, and neither does padding, whose lse is not read. With sinks, the probabilities of
+    ///   a query add up to less than 1.
+    /// * A query whose lse is NaN makes the keys that it sees NaN, and no others.
+    /// * A probability is at most 1. It has the error of its lse, which is f32: a relative error of 6e-4 at an lse of 1e4. In a row
+    ///   whose keys all have a bias of -1e9, each of them counts as 1: hide them instead, with -inf.
+    /// * The bits of a sum depend on the queries, their lses and the key, on the [`Level`] and the [`Form`], which follows from the
+    ///   numbers of queries and keys unless it is [set](Self::form). They don't depend on threads, on other sequences, or on where
+    ///   keys lie.
+    ///
+    /// ```
+    /// use flashtile::{Attention, Workspace};
+    /// use ndarray::{Array3, Array4};
+    ///
+    /// let (q, kv) = (Array4::from_elem((1, 8, 10, 64), 0.1f32), Array4::from_elem((1, 2, 30, 64), 0.2f32));
+    /// let (mut out, mut lse) = (Array4::<f32>::zeros((1, 8, 10, 64)), Array3::<f32>::zeros((1, 8, 10)));
+    /// let (attention, mut workspace) = (Attention::new().causal(), Workspace::new());
+    /// attention.compute(&q, (&kv, &kv), &mut out, &mut lse, &mut workspace)?;
+    ///
+    /// let mut sums = Array3::<f32>::zeros((1, 8, 30));
+    /// attention.key_sums(&q, (&kv, &kv), &lse, &mut sums, &mut workspace)?;
+    /// assert!((sums.sum() - 80.0).abs() < 1e-3); // 1 for each query of each head
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Attention::compute`].
+    pub fn key_sums<'t>(
+        &self,
+        q: impl Into<AnyTensorRef<'t>>,
+        kv: impl Into<KeysValues<'t>>,
+        lse: impl Into<TensorRef<'t, f32, 3>>,
+        sums: impl Into<TensorMut<'t, f32, 3>>,
+        workspace: &mut Workspace,
+    ) -> Result<(), Error> {
+        let problem = Problem::new(&self.options, q.into(), kv.into())?.without_values();
+        let plan = self.plan_for(&problem)?;
+        KeySumsCall::new(problem, plan, lse.into(), sums.into())?.run(workspace);
+        Ok(())
+    }
+
     /// Computes the scores at a stage, `[batch, heads_q, seq_q, seq_kv]`, for inspection.
     ///
     /// ```
@@ -637,14 +696,17 @@ impl<'a> Attention<'a> {
         k: impl Into<AnyTensorRef<'t>>,
     ) -> Result<ndarray::Array4<f32>, Error> {
         let (q, k) = (q.into(), k.into());
-        let mut out = array(Problem::of_scores(&self.options, [q, k])?.dims.scores_shape())?;
+        let shape = Problem::of_scores(&self.options, [q, k])?.dims.scores_shape();
+        check_scores_size(shape)?;
+        let mut out = array(shape)?;
         self.scores_into(stage, q, k, &mut out)?;
         Ok(out)
     }
 
     /// Computes the scores at a stage into `out`, `[batch, heads_q, seq_q, seq_kv]`, for inspection.
     ///
-    /// Scores are formed from f32 as in [`Form::Prefill`], even if another form is set.
+    /// Scores are formed from f32 as in [`Form::Prefill`], even if another form is set. Rows of queries that a sequence does not have,
+    /// padding on either side, are left as they are.
     ///
     /// # Errors
     /// As [`Attention::compute`].
@@ -655,18 +717,53 @@ impl<'a> Attention<'a> {
         k: impl Into<AnyTensorRef<'t>>,
         out: impl Into<TensorMut<'t, f32>>,
     ) -> Result<(), Error> {
+        self.scores_range_into(stage, q, k, (.., ..), out)
+    }
+
+    /// Computes the scores of some queries and keys into `out`, `[batch, heads_q, queries, keys]`: those of
+    /// [`scores_into`](Self::scores_into) in these ranges, bit for bit.
+    ///
+    /// * `q`, `k`: all queries and all keys. Positions, masks and biases are those of the whole problem.
+    /// * `ranges`: of queries within `seq_q`, and of keys within `seq_kv`. In a batch, they are the same for each sequence, and count
+    ///   left padding.
+    ///
+    /// Only what is asked for is formed, except that probabilities need the scores of all keys. Memory beside `out` is a few rows
+    /// for each thread.
+    ///
+    /// ```
+    /// use flashtile::{Attention, ScoreStage};
+    /// use ndarray::Array4;
+    ///
+    /// let (q, k) = (Array4::from_elem((1, 2, 100, 8), 0.5f32), Array4::from_elem((1, 2, 100, 8), 0.5f32));
+    /// let mut last = Array4::<f32>::zeros((1, 2, 1, 20)); // what the last query sees of the first 20 keys
+    /// Attention::new().causal().scores_range_into(ScoreStage::Probabilities, &q, &k, (99.., ..20), &mut last)?;
+    /// assert!((last[[0, 0, 0, 0]] - 0.01).abs() < 1e-6);
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Attention::compute`]; [`Error::RangeOutOfBounds`] for a range that does not lie within axis 2 (queries) or 3 (keys) of
+    /// the scores; [`Error::TooLarge`] if there is no memory for a few rows.
+    pub fn scores_range_into<'t>(
+        &self,
+        stage: ScoreStage,
+        q: impl Into<AnyTensorRef<'t>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        ranges: (impl RangeBounds<usize>, impl RangeBounds<usize>),
+        out: impl Into<TensorMut<'t, f32>>,
+    ) -> Result<(), Error> {
         let out = out.into();
         let problem = Problem::of_scores(&self.options, [q.into(), k.into()])?;
         let plan = Plan::for_scores(&problem, Isa::for_level(self.level)?, self.threads);
-        let names = ["batch", "heads_q", "seq_q", "seq_kv"];
-        check_shape("output", names, out.shape(), problem.dims.scores_shape())?;
-        let finish_row = match stage {
-            ScoreStage::Probabilities => softmax::plain,
-            _ => |_: Isa, _: &mut [f32]| (),
-        };
-        let (problem, output) = (problem.at_stage(stage), Output::of_scores(out.into()));
-        driver::inspect::run(&problem, &plan, finish_row, output, &mut Workspace::new());
-        Ok(())
+        let shape = problem.dims.scores_shape();
+        let (queries, keys) = (check_range(2, ranges.0, &shape)?, check_range(3, ranges.1, &shape)?);
+        let [batch, heads_q, ..] = shape;
+        let shape = [batch, heads_q, queries.len(), keys.len()];
+        check_scores_size(shape)?;
+        check_shape("output", ["batch", "heads_q", "seq_q", "seq_kv"], out.shape(), shape)?;
+        let finish_row = (stage == ScoreStage::Probabilities).then_some(softmax::plain as fn(Isa, &mut [f32]));
+        let range = ScoreRange { queries, keys, finish_row };
+        driver::inspect::run(&problem.at_stage(stage), &plan, &range, out, &mut Workspace::new())
     }
 }
 

@@ -1,12 +1,12 @@
-//! A checked call, and its output of log-sum-exps.
+//! Checked calls, and the output of log-sum-exps.
 
 #![forbid(unsafe_code)]
 
 use crate::driver::{self, Output, Workspace};
 use crate::error::Error;
 use crate::plan::Plan;
-use crate::problem::Problem;
-use crate::tensor::{AnyTensorMut, TensorMut};
+use crate::problem::{Problem, check_shape};
+use crate::tensor::{AnyTensorMut, TensorMut, TensorRef};
 
 /// The output of log-sum-exps: none, or a tensor of f32, `[batch, heads_q, seq_q]`.
 ///
@@ -78,5 +78,39 @@ impl<'a> Call<'a> {
 
     pub(crate) fn run(self, workspace: &mut Workspace) {
         driver::run(&self.problem, &self.plan, self.output, workspace);
+    }
+}
+
+/// A checked call for sums of probabilities.
+pub(crate) struct KeySumsCall<'a> {
+    /// Without values.
+    problem: Problem<'a>,
+    plan: Plan,
+    /// `[batch, heads_q, queries, 1]`.
+    lse: TensorRef<'a, f32>,
+    sums: TensorMut<'a, f32, 3>,
+}
+
+impl<'a> KeySumsCall<'a> {
+    pub(crate) fn new(
+        problem: Problem<'a>,
+        plan: Plan,
+        lse: TensorRef<'a, f32, 3>,
+        sums: TensorMut<'a, f32, 3>,
+    ) -> Result<Self, Error> {
+        let [batch, heads_q, _, seq_kv] = problem.dims.scores_shape();
+        check_shape("lse", ["batch", "heads_q", "seq_q"], lse.shape(), problem.lse_shape())?;
+        check_shape("sums", ["batch", "heads_q", "seq_kv"], sums.shape(), [batch, heads_q, seq_kv])?;
+        Ok(KeySumsCall { problem, plan, lse: lse.insert_axis(3)?, sums })
+    }
+
+    /// Whether the plan uses several threads.
+    #[cfg(feature = "capi")]
+    pub(crate) fn is_parallel(&self) -> bool {
+        self.plan.is_parallel()
+    }
+
+    pub(crate) fn run(self, workspace: &mut Workspace) {
+        driver::key_sums::run(&self.problem, &self.plan, self.lse, self.sums, workspace);
     }
 }

@@ -50,6 +50,7 @@ pub use c_tensor::Tensor;
 pub use failure::Code;
 pub use score_row::{Row, ScoreRow};
 
+use crate::call::KeySumsCall;
 use crate::element::{bf16, f16};
 use crate::level::Level;
 use crate::problem::Problem;
@@ -111,6 +112,55 @@ unsafe fn attention(
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.
     let call = attention.call(problem, unsafe { out.output()? }, lse.into())?;
+    pools::run_on(checked.options.threads, call.is_parallel(), || call.run(workspace))
+}
+
+/// Sums of each key's probabilities: `flashtile_key_sums` of the header.
+///
+/// # Safety
+/// As [`flashtile_attention`]; `lse` is read, and `sums` is written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flashtile_key_sums(
+    q: *const Tensor,
+    k: *const Tensor,
+    v: *const Tensor,
+    lse: *const Tensor,
+    sums: *const Tensor,
+    options: *const Options,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    guarded(|| with_scratch(|scratch| unsafe { key_sums(scratch, [q, k, v], lse, sums, options) }))
+}
+
+/// # Safety
+/// As [`flashtile_key_sums`].
+unsafe fn key_sums(
+    scratch: &mut ThreadScratch,
+    qkv: [*const Tensor; 3],
+    lse: *const Tensor,
+    sums: *const Tensor,
+    options: *const Options,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise, here and below.
+    let checked = unsafe { CheckedOptions::new(options)? };
+    // SAFETY: as above.
+    let inputs = unsafe { inputs(qkv, &checked.sequences)? };
+    // SAFETY: as above.
+    let (lse, sums) = unsafe { checked.lse_and_sums(&inputs, lse, sums)? };
+
+    let ThreadScratch { workspace, lists } = scratch;
+    // SAFETY: as above.
+    let open = unsafe { checked.open_sets(&inputs)? };
+    // SAFETY: as above.
+    let attention = unsafe { checked.attention(lists, &open)? };
+    let ([q, k, v], places) = (inputs, checked.sequences.places());
+    // SAFETY: as above; `sums` is disjoint from the inputs (checked).
+    let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
+    let problem = Problem::of_any(&attention.options, inputs, (attention.options.query_starts, places))?;
+    let problem = problem.without_values();
+    let plan = attention.plan_for(&problem)?;
+    // SAFETY: as above.
+    let call = KeySumsCall::new(problem, plan, unsafe { lse.lse()? }, unsafe { sums.lse_mut()? })?;
     pools::run_on(checked.options.threads, call.is_parallel(), || call.run(workspace))
 }
 

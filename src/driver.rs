@@ -9,6 +9,7 @@
 //! forward     load, step over the tiles, finish
 //! reduce      the same with keys split between tasks: partial results, merged in the order of the keys
 //! inspect     scores as an output
+//! key_sums    sums of probabilities for each key: tasks of keys, not of rows
 //! ```
 //!
 //! `shared_prefix` computes the keys that sequences share, once for all of them, before the tasks.
@@ -18,6 +19,7 @@
 
 mod forward;
 pub(crate) mod inspect;
+pub(crate) mod key_sums;
 mod output;
 mod reduce;
 mod schedule;

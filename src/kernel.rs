@@ -19,6 +19,9 @@
 //! finish    out[i][d] = O[i][d] / l[i]                               a sink adds 2^(sink - m[i]) to l[i]
 //! ```
 //!
+//! Where the log-sum-exps are known, [`add_probs`](form::FormKernel::add_probs) adds up each key's probabilities instead
+//! ([`key_sums`]).
+//!
 //! Each tile forms every element of S, and every term that it adds to O, by chains of multiply-adds in a fixed order. So the
 //! bits of a row don't depend on the rows beside it. Tiles are added to `O` and `l` in the order of the keys.
 
@@ -26,6 +29,7 @@ pub(crate) mod form;
 pub(crate) mod task;
 
 pub(crate) mod decode;
+pub(crate) mod key_sums;
 pub(crate) mod prefill;
 
 mod lane_elements;

@@ -134,6 +134,26 @@ impl SequencePlan {
     }
 }
 
+/// How the probabilities of one sequence are summed for each key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeySumsPlan {
+    pub(crate) form: Form,
+    /// Query heads whose rows are computed together: one (prefill), or all that share a key/value head (decode).
+    pub(crate) heads: usize,
+    /// Query rows of these heads.
+    rows: usize,
+    /// The most rows that are added up before the next ones are.
+    pub(crate) block_rows: usize,
+}
+
+impl KeySumsPlan {
+    /// The blocks of rows, in the order in which they are added.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (rows, size) = (self.rows, self.block_rows);
+        (0..rows).step_by(size).map(move |start| start..(start + size).min(rows))
+    }
+}
+
 impl Plan {
     pub(crate) fn new(problem: &Problem<'_>, isa: Isa, form: Option<Form>, threads: Threads) -> Self {
         Self::of_operands(problem, isa, form, operands(problem, isa), threads)
@@ -231,6 +251,27 @@ impl Plan {
             Form::Prefill => (panel, EvenBlocks::new((rows - tail_rows).div_ceil(panel), BLOCK_ROWS / panel)),
         };
         SequencePlan { form, rows, tail_rows, unit, blocks }
+    }
+
+    /// How the probabilities of a sequence are summed. In prefill, a vector has queries of one head, so that it is added up as a
+    /// whole: the form follows from the number of queries, not of rows.
+    pub(crate) fn key_sums_of(&self, sequence: &Sequence) -> KeySumsPlan {
+        let (queries, keys, level) = (sequence.queries, sequence.keys, self.isa.level());
+        let suits_decode = || tuning::suits_decode(queries, keys, &self.dims, level, self.halves, self.operands);
+        match self.set_form {
+            Some(Form::Decode) => {}
+            None if suits_decode() => {}
+            _ => return KeySumsPlan { form: Form::Prefill, heads: 1, rows: queries, block_rows: BLOCK_ROWS },
+        }
+        let heads = self.dims.group();
+        KeySumsPlan { form: Form::Decode, heads, rows: queries.saturating_mul(heads), block_rows: DECODE_TASK_ROWS }
+    }
+
+    /// Keys of a task that sums probabilities. The bits don't depend on it.
+    pub(crate) fn keys_of_sum_task(&self) -> usize {
+        let tile = self.steps(self.largest.form).tile;
+        let heads = self.dims.batch.saturating_mul(self.dims.heads_kv);
+        tile * tuning::sum_task_tiles(heads.saturating_mul(self.dims.seq_kv.div_ceil(tile)))
     }
 
     /// The form of the sequence with the most work, for all rows but the last [`tail_rows`](Self::tail_rows).

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::call::{LseOutput, checked_output};
+use crate::call::{KeySumsCall, LseOutput, checked_output};
 use crate::driver::{self, Output, Schedule, Workspace};
 use crate::element::DType;
 use crate::error::Error;
@@ -13,7 +13,7 @@ use crate::plan::Plan;
 use crate::problem::{Dims, Problem, check_shape};
 #[cfg(feature = "capi")]
 use crate::tensor::any::AnyTensor;
-use crate::tensor::{AnyTensorMut, AnyTensorRef};
+use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 
 /// An [`Attention`](crate::Attention) with its plan and tasks for fixed shapes; made by
 /// [`Attention::prepare`](crate::Attention::prepare).
@@ -219,6 +219,28 @@ impl<'a> Prepared<'a> {
         let starts = starts_of(&self.options, &self.planned.query_starts);
         let problem = Problem::with_query_starts(&self.options, starts, q.into(), kv.into())?;
         self.call(problem, out.into(), lse.into())?.run(workspace);
+        Ok(())
+    }
+
+    /// Sums the probabilities of each key as [`Attention::key_sums`](crate::Attention::key_sums), for tensors of the prepared shapes
+    /// and sequences of the prepared lengths. It has no list of tasks, so nothing is saved but the options.
+    ///
+    /// # Errors
+    /// As [`compute`](Prepared::compute).
+    pub fn key_sums<'t>(
+        &self,
+        q: impl Into<AnyTensorRef<'t>>,
+        kv: impl Into<KeysValues<'t>>,
+        lse: impl Into<TensorRef<'t, f32, 3>>,
+        sums: impl Into<TensorMut<'t, f32, 3>>,
+        workspace: &mut Workspace,
+    ) -> Result<(), Error> {
+        let starts = starts_of(&self.options, &self.planned.query_starts);
+        let problem = Problem::with_query_starts(&self.options, starts, q.into(), kv.into())?;
+        self.planned.check_sizes(&problem)?;
+        let problem = problem.without_values();
+        let plan = self.planned.plan.replanned(&problem);
+        KeySumsCall::new(problem, plan, lse.into(), sums.into())?.run(workspace);
         Ok(())
     }
 

@@ -147,14 +147,20 @@ impl<'a> Problem<'a> {
         Ok(Problem { dims, q, k, v, places, scale, sequences, masks, score_mods })
     }
 
+    /// The same problem without values (a value_dim of 0).
+    pub(crate) fn without_values(mut self) -> Self {
+        let [batch, heads_kv, rows, _] = self.v.shape();
+        self.v = AnyTensor::repeated(DType::F32, [batch, heads_kv, rows, 0]);
+        self.dims.value_dim = 0;
+        self
+    }
+
     /// A problem without values (a value_dim of 0), for scores as an output.
     pub(crate) fn of_scores(options: &'a Options<'a>, [q, k]: [AnyTensorRef<'a>; 2]) -> Result<Self, Error> {
         let [q, k] = [of_rank_4_or_packed("queries", q, options.query_starts.is_some())?, of_rank_4("keys", k)?];
         let [batch, heads_kv, seq_kv, _] = k.shape();
         let no_values = AnyTensor::repeated(DType::F32, [batch, heads_kv, seq_kv, 0]);
-        let problem = Self::of_any(options, [q, k, no_values], (options.query_starts, Places::Dense))?;
-        check_size("the scores", problem.dims.scores_shape())?;
-        Ok(problem)
+        Self::of_any(options, [q, k, no_values], (options.query_starts, Places::Dense))
     }
 
     /// The same problem with scores up to `stage`: without the later modifications. At the stages before [`ScoreStage::Biased`]
@@ -169,20 +175,13 @@ impl<'a> Problem<'a> {
         self
     }
 
-    /// Where rows `rows` of a key/value head of sequence `b` are in the tensors of queries and outputs: the batch index, and the rows
-    /// there.
+    /// Where rows `rows` of `heads` query heads of sequence `b` are in the tensors of queries and outputs: the batch index, and the
+    /// rows there.
     #[inline]
-    pub(crate) fn query_rows(&self, b: usize, rows: &Range<usize>) -> (usize, Range<usize>) {
+    pub(crate) fn query_rows(&self, b: usize, heads: usize, rows: &Range<usize>) -> (usize, Range<usize>) {
         let (batch, first) = self.sequences.queries.place(b);
-        let first = first * self.dims.group();
+        let first = first * heads;
         (batch, first + rows.start..first + rows.end)
-    }
-
-    /// Where rows `rows` of a key/value head of sequence `b` are in a tensor with a batch index for each sequence, packed or not.
-    #[inline]
-    pub(crate) fn padded_query_rows(&self, b: usize, rows: &Range<usize>) -> Range<usize> {
-        let first = self.sequences.queries.padding(b) * self.dims.group();
-        first + rows.start..first + rows.end
     }
 
     /// The shape of the output: a row for each of the tensor's queries.
@@ -301,6 +300,11 @@ fn check_dims(
 
 fn check_limit(what: &'static str, limit: usize, got: usize) -> Result<(), Error> {
     if got <= limit { Ok(()) } else { Err(Error::TooMany { what, limit, got }) }
+}
+
+/// Refuses scores whose size in bytes overflows.
+pub(crate) fn check_scores_size(shape: [usize; 4]) -> Result<(), Error> {
+    check_size("the scores", shape)
 }
 
 /// Refuses shapes whose size in bytes overflows. A dimension of 0 counts as 1, because products of some of the dimensions must

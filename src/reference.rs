@@ -15,7 +15,7 @@
 use crate::attention::Attention;
 use crate::error::Error;
 use crate::kv::KeysValues;
-use crate::problem::{Dims, Problem};
+use crate::problem::{Dims, Problem, check_scores_size};
 use crate::score::ScoreStage;
 use crate::tensor::AnyTensorRef;
 use crate::tensor::any::AnyTensor;
@@ -65,16 +65,44 @@ pub fn attention<'t>(
         let keys = widen((&problem, &problem.k), b, h)?;
         let values = widen((&problem, &problem.v), b, h)?;
         for i in 0..sequence.queries {
-            row_scores(&problem, [b, h, i], &keys, ScoreStage::Biased, &mut scores);
-            // A hidden key is skipped, not multiplied by its probability of 0, because its value may be NaN.
-            let visible: Vec<bool> = scores.iter().map(|&score| score != f64::NEG_INFINITY).collect();
             let row = place(&problem, [b, h, i]);
-            result.lse[row] = softmax(&mut scores, sink(&problem, h));
+            let visible;
+            (visible, result.lse[row]) = row_probabilities(&problem, [b, h, i], &keys, &mut scores);
             let out = &mut result.out[row * value_dim..][..value_dim];
-            for j in (0..scores.len()).filter(|&j| visible[j]) {
+            for j in visible {
                 let value = &values[j * value_dim..][..value_dim];
                 out.iter_mut().zip(value).for_each(|(out, value)| *out += scores[j] * value);
             }
+        }
+    }
+    Ok(result)
+}
+
+/// Computes the sums of each key's probabilities by the definition, `[batch, heads_q, seq_kv]`: those of
+/// [`Attention::key_sums`].
+///
+/// ```text
+/// sums[b,h,j] = sum_i exp(score[b,h,i,j] - lse[b,h,i])        for every query i that sees key j
+/// ```
+///
+/// # Errors
+/// Those of [`Attention::run_into`], and [`Error::TooLarge`].
+pub fn key_sums<'t>(
+    options: &Attention<'t>,
+    q: impl Into<AnyTensorRef<'t>>,
+    kv: impl Into<KeysValues<'t>>,
+) -> Result<Vec<f64>, Error> {
+    let problem = Problem::new(&options.options, q.into(), kv.into())?;
+    let [batch, heads_q, _, seq_kv] = problem.dims.scores_shape();
+    let mut result = zeros([batch, heads_q, seq_kv].into_iter())?;
+    for [b, h] in heads(&problem) {
+        let sequence = problem.sequences.get(b);
+        let mut probabilities = zeros([sequence.keys].into_iter())?;
+        let keys = widen((&problem, &problem.k), b, h)?;
+        let sums = &mut result[(b * heads_q + h) * seq_kv + sequence.first_key..][..sequence.keys];
+        for i in 0..sequence.queries {
+            let (visible, _) = row_probabilities(&problem, [b, h, i], &keys, &mut probabilities);
+            visible.into_iter().for_each(|j| sums[j] += probabilities[j]);
         }
     }
     Ok(result)
@@ -91,6 +119,7 @@ pub fn scores<'t>(
     k: impl Into<AnyTensorRef<'t>>,
 ) -> Result<Vec<f64>, Error> {
     let problem = Problem::of_scores(&options.options, [q.into(), k.into()])?.at_stage(stage);
+    check_scores_size(problem.dims.scores_shape())?;
     let [batch, heads_q, seq_q, seq_kv] = problem.dims.scores_shape();
     if batch == 0 || heads_q == 0 || seq_q == 0 || seq_kv == 0 {
         return Ok(Vec::new()); // the other numbers are not limited
@@ -151,6 +180,21 @@ fn zeros(dimensions: impl Iterator<Item = usize>) -> Result<Vec<f64>, Error> {
     list.try_reserve_exact(len).map_err(|_| too_large)?;
     list.resize(len, 0.0);
     Ok(list)
+}
+
+/// Writes the probabilities of one query. Returns the keys that it sees, and its log-sum-exp.
+///
+/// A hidden key is to be skipped, not multiplied by its probability of 0, because its value may be NaN.
+fn row_probabilities(
+    problem: &Problem<'_>,
+    row: [usize; 3],
+    keys: &[f64],
+    probabilities: &mut [f64],
+) -> (Vec<usize>, f64) {
+    row_scores(problem, row, keys, ScoreStage::Biased, probabilities);
+    let visible = (0..probabilities.len()).filter(|&j| probabilities[j] != f64::NEG_INFINITY).collect();
+    let [_, h, _] = row;
+    (visible, softmax(probabilities, sink(problem, h)))
 }
 
 /// Writes the scores of one query at a stage. For [`ScoreStage::Probabilities`] these are the scores before the softmax.

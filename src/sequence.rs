@@ -196,6 +196,11 @@ impl Sequence {
         ([self.batch, h, self.first_query + i], self.first_key + j)
     }
 
+    /// The keys in columns `columns` of a mask, a bias or scores. Columns of padding have none.
+    pub(crate) fn keys_in(&self, columns: &Range<usize>) -> Range<usize> {
+        columns.start.saturating_sub(self.first_key)..columns.end.saturating_sub(self.first_key)
+    }
+
     /// The key position of query `i`.
     pub(crate) fn position(&self, i: usize) -> i128 {
         self.offset + i as i128

@@ -28,4 +28,5 @@ pub(crate) mod strided;
 mod view;
 
 pub use any::{AnyTensorMut, AnyTensorRef};
+pub(crate) use view::check_range;
 pub use view::{TensorMut, TensorRef};

@@ -20,29 +20,39 @@ struct Call<T> {
     inputs: Inputs<T>,
     out: Vec<f32>,
     lse: Vec<f32>,
+    key_sums: Vec<f32>,
 }
 
 impl<T: Bits> Call<T> {
     fn new(dims: Dims) -> Self {
         let (out, lse) = (vec![0.0; len(dims.out())], vec![0.0; len(dims.lse())]);
-        Call { inputs: Inputs::random(dims, &mut Rng(1)), out, lse }
+        let key_sums = vec![0.0; dims.batch * dims.heads_q * dims.seq_kv];
+        Call { inputs: Inputs::random(dims, &mut Rng(1)), out, lse, key_sums }
     }
 
-    /// Allocations of a call.
+    /// Allocations of a call, and of one for the key sums.
     fn usage(
         &mut self,
         attention: &Attention<'_>,
         prepared: Option<&Prepared<'_>>,
         workspace: &mut Workspace,
     ) -> Usage {
-        let Call { inputs, out, lse } = self;
+        let Call { inputs, out, lse, key_sums } = self;
         let dims = inputs.dims;
-        let (out, lse) =
-            (TensorMut::from_slice(out, dims.out()).unwrap(), TensorMut::from_slice(lse, dims.lse()).unwrap());
+        let out = TensorMut::from_slice(out, dims.out()).unwrap();
+        let sums = TensorMut::from_slice(key_sums, [dims.batch, dims.heads_q, dims.seq_kv]).unwrap();
         let (q, k, v) = (inputs.q(), inputs.k(), inputs.v());
-        let (done, usage) = COUNTING.usage(|| match prepared {
-            Some(prepared) => prepared.compute(q, (k, v), out, lse, workspace),
-            None => attention.compute(q, (k, v), out, lse, workspace),
+        let (done, usage) = COUNTING.usage(|| {
+            let lse_out = TensorMut::from_slice(lse, dims.lse())?;
+            match prepared {
+                Some(prepared) => prepared.compute(q, (k, v), out, lse_out, workspace)?,
+                None => attention.compute(q, (k, v), out, lse_out, workspace)?,
+            }
+            let lse = TensorRef::from_slice(lse, dims.lse())?;
+            match prepared {
+                Some(prepared) => prepared.key_sums(q, (k, v), lse, sums, workspace),
+                None => attention.key_sums(q, (k, v), lse, sums, workspace),
+            }
         });
         done.unwrap();
         usage

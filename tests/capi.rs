@@ -81,18 +81,18 @@ impl Inputs {
         Inputs { q, k: k.into_iter().map(f16::from_f32).collect(), v }
     }
 
-    fn through_rust(&self, attention: &Attention<'_>) -> (Vec<u32>, Vec<u32>) {
-        let (mut out, mut lse) = (vec![0.0; len(SHAPE_Q)], vec![0.0; 2 * 4 * 7]);
-        attention
-            .compute(
-                TensorRef::from_slice(&self.q, SHAPE_Q).unwrap(),
-                (TensorRef::from_slice(&self.k, SHAPE_K).unwrap(), TensorRef::from_slice(&self.v, SHAPE_K).unwrap()),
-                TensorMut::from_slice(&mut out, SHAPE_Q).unwrap(),
-                TensorMut::from_slice(&mut lse, [2, 4, 7]).unwrap(),
-                &mut Workspace::new(),
-            )
-            .unwrap();
-        (bits(&out), bits(&lse))
+    /// Output, lse and key sums.
+    fn through_rust(&self, attention: &Attention<'_>) -> [Vec<u32>; 3] {
+        let (mut out, mut lse, mut sums) = (vec![0.0; len(SHAPE_Q)], vec![0.0; 2 * 4 * 7], vec![0.0; 2 * 4 * 30]);
+        let q = TensorRef::from_slice(&self.q, SHAPE_Q).unwrap();
+        let kv = (TensorRef::from_slice(&self.k, SHAPE_K).unwrap(), TensorRef::from_slice(&self.v, SHAPE_K).unwrap());
+        let into = TensorMut::from_slice(&mut out, SHAPE_Q).unwrap();
+        let lse_into = TensorMut::from_slice(&mut lse, [2, 4, 7]).unwrap();
+        attention.compute(q, kv, into, lse_into, &mut Workspace::new()).unwrap();
+        let rows = TensorRef::from_slice(&lse, [2, 4, 7]).unwrap();
+        let into = TensorMut::from_slice(&mut sums, [2, 4, 30]).unwrap();
+        attention.key_sums(q, kv, rows, into, &mut Workspace::new()).unwrap();
+        [bits(&out), bits(&lse), bits(&sums)]
     }
 
     fn tensors(&self) -> [Tensor; 3] {
@@ -100,14 +100,18 @@ impl Inputs {
         [tensor(&self.q, F32, &as_i64(SHAPE_Q)), tensor(&self.k, F16, &k), tensor(&self.v, BF16, &k)]
     }
 
-    fn through_c(&self, options: *const Options) -> (Vec<u32>, Vec<u32>) {
-        let (mut out, mut lse) = (vec![9.0; len(SHAPE_Q)], vec![9.0; 2 * 4 * 7]);
+    fn through_c(&self, options: *const Options) -> [Vec<u32>; 3] {
+        let (mut out, mut lse, mut sums) = (vec![9.0; len(SHAPE_Q)], vec![9.0; 2 * 4 * 7], vec![9.0; 2 * 4 * 30]);
         let [q, k, v] = self.tensors();
         let (o, l) = (tensor_mut(&mut out, F32, &as_i64(SHAPE_Q)), tensor_mut(&mut lse, F32, &[2, 4, 7]));
         // SAFETY: all of these are what they say.
         let code = unsafe { flashtile_attention(&q, &k, &v, &o, &l, options) };
         assert_eq!(code, 0, "{}", last_error());
-        (bits(&out), bits(&lse))
+        let s = tensor_mut(&mut sums, F32, &[2, 4, 30]);
+        // SAFETY: as above.
+        let code = unsafe { flashtile_key_sums(&q, &k, &v, &l, &s, options) };
+        assert_eq!(code, 0, "{}", last_error());
+        [bits(&out), bits(&lse), bits(&sums)]
     }
 }
 
@@ -294,6 +298,31 @@ fn window_biases_are_those_of_rust() {
 }
 
 #[test]
+fn wrong_key_sums_are_refused() {
+    let inputs = Inputs::new();
+    let ([q, k, v], lse, mut sums) = (inputs.tensors(), [0.0f32; 2 * 4 * 7], [7.5f32; 2 * 4 * 30]);
+    let longer = [0.0f32; 2 * 4 * 30];
+    let (l, s) = (tensor(&lse, F32, &[2, 4, 7]), tensor_mut(&mut sums, F32, &[2, 4, 30]));
+    let check = |expected: Code, words: &str, [lse, sums]: [*const Tensor; 2], options: *const Options| {
+        // SAFETY: memory is what it says wherever it is looked at before the call is refused.
+        let code = unsafe { flashtile_key_sums(&q, &k, &v, lse, sums, options) };
+        let message = last_error();
+        assert_eq!(code, expected as i32, "{words}: {message}");
+        assert!(message.contains(words), "{message:?} does not say {words:?}");
+    };
+    check(Code::NullPointer, "lse", [null(), &s], null());
+    check(Code::NullPointer, "sums", [&l, null()], null());
+    check(Code::BadDtype, "lse", [&Tensor { dtype: F16, ..l }, &s], null());
+    check(Code::BadRank, "sums", [&l, &Tensor { rank: 4, ..s }], null());
+    check(Code::ShapeMismatch, "seq_q of the lse is 30", [&tensor(&longer, F32, &[2, 4, 30]), &s], null());
+    check(Code::ShapeMismatch, "seq_kv of the sums is 29", [&l, &Tensor { shape: [2, 4, 29, 0], ..s }], null());
+    check(Code::Overlap, "lse", [&Tensor { data: s.data, ..l }, &s], null());
+    check(Code::Overlap, "queries", [&l, &Tensor { data: q.data, ..s }], null());
+    let sinks = Options { sinks: s.data.cast(), sink_count: 4, ..Options::new() };
+    check(Code::Overlap, "sinks", [&l, &s], &sinks);
+    assert_eq!(sums, [7.5; 2 * 4 * 30]);
+}
+#[test]
 fn sinks_are_those_of_rust() {
     let inputs = Inputs::new();
     let sinks = [0.5f32, f32::NEG_INFINITY, 9.0, -3.0];
@@ -340,7 +369,8 @@ fn score_functions_are_those_of_rust() {
         let form = [Form::Decode, Form::Prefill][form as usize - 1];
         assert_eq!(inputs.through_c(&options), inputs.through_rust(&attention.form(form)), "{form}");
         // All keys fit into one run, and lanes without a query are not asked for.
-        assert_eq!(calls.load(Ordering::Relaxed), 2 * 4 * 7, "{form}");
+        // Attention, and the key sums.
+        assert_eq!(calls.load(Ordering::Relaxed), 2 * (2 * 4 * 7), "{form}");
     }
 }
 
@@ -727,7 +757,7 @@ fn an_options_struct_of_another_version() {
     assert_eq!(call([0; 4]), 0);
     assert_eq!(call([0, 0, 0, 1]), Code::BadStructSize as i32);
     assert!(last_error().contains("older than the caller"), "{}", last_error());
-    assert_eq!(bits(&memory), inputs.through_rust(&Attention::new().causal()).0);
+    assert_eq!(bits(&memory), inputs.through_rust(&Attention::new().causal())[0]);
 
     // Of an older caller's struct, nothing is read after its end.
     let stray = [7.0f32];

@@ -14,7 +14,7 @@ use support::any_problem::{Broadcast, Problem, Tensor};
 use support::bound::{Chains, exact, round_to};
 use support::check::{Found, check};
 use support::layouts::Layout;
-use support::random_problem::problem;
+use support::random_problem::{large_dims, problem, small_dims};
 use support::{Dims, Rng};
 
 #[test]
@@ -223,66 +223,4 @@ fn check_seeds(test: &str, count: u64, make: impl Fn(&mut Rng) -> Problem + Sync
         found.median_bound()
     );
     found
-}
-
-/// Mostly small, often at an edge: 0, 1, a vector (8 or 16), a panel (16 or 32), and one more or less.
-fn size(rng: &mut Rng, edges: &[usize], most: usize) -> usize {
-    match rng.below(8) {
-        0..3 => edges[rng.below(edges.len())],
-        3..6 => 1 + rng.below(most.min(9)),
-        _ => rng.below(most + 1),
-    }
-}
-
-fn small_dims(rng: &mut Rng) -> Dims {
-    let small = |rng: &mut Rng, most| if rng.one_in(60) { 0 } else { 1 + rng.below(rng.clone().below(most) + 1) };
-    if rng.one_in(20) {
-        // Narrow, and longer than a tile (240 keys) or a split (512): the running maximum moves, states are merged.
-        return Dims {
-            batch: 1,
-            heads_q: 2,
-            heads_kv: 1,
-            seq_q: 1 + rng.below(9),
-            seq_kv: [239, 240, 241, 300, 481, 511, 512, 513, 700][rng.below(9)],
-            head_dim: 1 + rng.below(9),
-            value_dim: 1 + rng.below(9),
-        };
-    }
-    let heads_kv = small(rng, 3);
-    Dims {
-        batch: small(rng, 3),
-        heads_q: heads_kv * small(rng, 4),
-        heads_kv,
-        seq_q: size(rng, &[0, 1, 1, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33], 40),
-        // Around 48, the smallest tile, and 64, a common size.
-        seq_kv: size(rng, &[0, 1, 2, 8, 16, 47, 48, 49, 63, 64, 65], 70),
-        head_dim: size(rng, &[0, 1, 2, 7, 8, 9, 16, 17, 64, 65], 70),
-        value_dim: size(rng, &[0, 1, 5, 6, 7, 8, 9, 12, 16, 64, 65], 70),
-    }
-}
-
-/// Hundreds of keys and wide heads, with at most about 8 million multiply-adds.
-fn large_dims(rng: &mut Rng) -> Dims {
-    const DIMS: [usize; 11] = [1, 8, 24, 64, 64, 80, 128, 128, 192, 256, 576];
-    let heads_kv = 1 + rng.below(2);
-    let mut dims = Dims {
-        batch: 1 + rng.below(2),
-        heads_q: heads_kv * (1 + rng.below(4)),
-        heads_kv,
-        seq_q: [1, 2, 8, 17, 100, 257, 400][rng.below(7)] + rng.below(4),
-        seq_kv: [100, 240, 480, 512, 1024, 2000][rng.below(6)] + rng.below(4),
-        head_dim: DIMS[rng.below(11)],
-        value_dim: DIMS[rng.below(11)],
-    };
-    let work = |dims: &Dims| dims.batch * dims.heads_q * dims.seq_q * dims.seq_kv * (dims.head_dim + dims.value_dim);
-    while work(&dims) > 8_000_000 {
-        match () {
-            () if dims.batch > 1 => dims.batch = 1,
-            () if dims.heads_q > dims.heads_kv => dims.heads_q = dims.heads_kv,
-            () if dims.heads_kv > 1 => (dims.heads_q, dims.heads_kv) = (1, 1),
-            () if dims.seq_q > 1 => dims.seq_q = dims.seq_q.div_ceil(2),
-            () => dims.seq_kv = dims.seq_kv.div_ceil(2),
-        }
-    }
-    dims
 }

@@ -29,6 +29,7 @@ struct Pages {
     key_starts: Guarded,
     out: Guarded,
     lse: Guarded,
+    sums: Guarded,
 }
 
 impl Pages {
@@ -44,6 +45,7 @@ impl Pages {
             key_starts: pages(),
             out: pages(),
             lse: pages(),
+            sums: pages(),
         }
     }
 }
@@ -137,6 +139,24 @@ fn check_inputs<T: Bits>(
     let (values, gaps) = lse.gather(lse_memory);
     assert_eq!(bits(&values), expected_lse, "{} {case:?}", T::DTYPE);
     assert!(gaps.iter().all(|x| *x == CANARY), "written between the log-sum-exps: {} {case:?}", T::DTYPE);
+
+    // Sums of each key's probabilities.
+    let shape = [dims.batch, dims.heads_q, dims.seq_kv];
+    let (sums, rows) = (layout.of(shape), values);
+    let sums_memory = pages.sums.place(&vec![CANARY; sums.len], side);
+    let kv = (
+        k.tensor(pages.k.place(&k.scatter(&inputs.k, gap), side)),
+        v.tensor(pages.v.place(&v.scatter(&inputs.v, gap), side)),
+    );
+    let q = q.tensor(pages.q.place(&q.scatter(&inputs.q, gap), side));
+    let guarded_lse = lse.tensor(pages.lse.place(&lse.scatter(&rows, f32::NAN), side));
+    guarded.key_sums(q, kv, guarded_lse, sums.tensor_mut(sums_memory), workspace).unwrap();
+    let (values, gaps) = sums.gather(sums_memory);
+    let (lse, mut expected) = (TensorRef::from_slice(&rows, dims.lse()).unwrap(), vec![CANARY; len(shape)]);
+    let to = TensorMut::from_slice(&mut expected, shape).unwrap();
+    plain.key_sums(inputs.q(), (inputs.k(), inputs.v()), lse, to, &mut Workspace::new()).unwrap();
+    assert_eq!(bits(&values), bits(&expected), "{} {case:?}", T::DTYPE);
+    assert!(gaps.iter().all(|x| *x == CANARY), "written between the sums: {} {case:?}", T::DTYPE);
 }
 
 /// Tails of every length for vectors of up to 16, and sizes around those of models.

@@ -2,12 +2,47 @@
 
 mod support;
 
-use flashtile::{AlibiSlopes, Attention, Level, QueryOffset, ScoreStage, TensorRef, Threads, reference};
+use flashtile::mask::{BlockSparse, Documents, FirstAndLast, KeyStarts, mask_fn};
+use flashtile::score::score_fn;
+use flashtile::{
+    AlibiSlopes, Attention, Error, Level, QueryOffset, ScoreStage, TensorMut, TensorRef, Threads, reference,
+};
+use std::ops::Range;
 use support::layouts::ARRANGEMENTS;
 use support::problems::{Bits, bits};
 use support::{Dims, Inputs, Rng, len};
 
 const STAGES: [ScoreStage; 4] = [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Biased, ScoreStage::Probabilities];
+
+/// Some of the scores that a call gave, those of these queries and keys.
+fn part(whole: &[f32], dims: Dims, queries: &Range<usize>, keys: &Range<usize>) -> Vec<f32> {
+    let rows = whole.chunks_exact(dims.seq_kv).enumerate();
+    let rows = rows.filter(|(row, _)| queries.contains(&(row % dims.seq_q)));
+    rows.flat_map(|(_, row)| row[keys.clone()].to_vec()).collect()
+}
+
+/// Checks that the scores of random ranges have the bits of those of a whole call, `whole`. Rows that a call leaves as they are hold
+/// NaN in both.
+fn check_ranges<T: Bits>(
+    (attention, stage): (&Attention<'_>, ScoreStage),
+    inputs: &Inputs<T>,
+    whole: &[f32],
+    rng: &mut Rng,
+) {
+    let dims = inputs.dims;
+    for _ in 0..3 {
+        let [queries, keys] = [dims.seq_q, dims.seq_kv].map(|size| {
+            let start = rng.below(size + 1);
+            start..start + rng.below(size - start + 1)
+        });
+        let mut out = vec![f32::NAN; dims.batch * dims.heads_q * queries.len() * keys.len()];
+        let into = TensorMut::from_slice(&mut out, [dims.batch, dims.heads_q, queries.len(), keys.len()]).unwrap();
+        let ranges = (queries.clone(), keys.clone());
+        attention.scores_range_into(stage, inputs.q(), inputs.k(), ranges, into).unwrap();
+        let expected = part(whole, dims, &queries, &keys);
+        assert_eq!(bits(&out), bits(&expected), "{stage:?} of {queries:?} and {keys:?}, {dims:?}");
+    }
+}
 
 fn scores<T: Bits>(attention: &Attention<'_>, stage: ScoreStage, inputs: &Inputs<T>) -> Vec<f32> {
     let to = ARRANGEMENTS[0].of(inputs.dims.scores());
@@ -105,6 +140,7 @@ fn every_option<T: Bits>(seed: u64) {
                         assert!((*got as f64 - expected).abs() <= bound, "{}", at());
                     }
                 }
+                check_ranges((&attention.clone().level(level), stage), &inputs, &got, &mut rng);
                 let serial = scores(&attention.clone().level(level).threads(Threads::Serial), stage, &inputs);
                 assert_eq!(bits(&serial), bits(&got), "{stage:?} {dims:?} {options:?} {level}");
             }
@@ -123,6 +159,91 @@ fn every_option_f16() {
 #[test]
 fn every_option_bf16() {
     every_option::<flashtile::bf16>(3);
+}
+
+/// Ranges with masks and score modifications of the open sets, sinks, and sequences of their own lengths, padded on
+/// either side or packed.
+#[test]
+fn ranges_of_every_kind() {
+    let mut rng = Rng(11);
+    let dims = Dims { batch: 2, heads_q: 6, heads_kv: 2, ..Dims::new(1, 70, 300, 12) };
+    let inputs = Inputs::<f32>::random(dims, &mut rng);
+    let [of_queries, of_keys]: [Vec<usize>; 2] = [70, 300].map(|len| (0..len).map(|n| (n + 370 - len) / 80).collect());
+    let documents = Documents::new(&of_queries, &of_keys);
+    let blocks: Vec<bool> = (0..5 * 10).map(|_| !rng.one_in(3)).collect();
+    let blocks = BlockSparse::new([16, 32], [1, 1, 5, 10], &blocks).unwrap();
+    let (first_and_last, starts) = (FirstAndLast::new(5, 40), [30u32, 0]);
+    let (starts, holes) = (KeyStarts::new(&starts), mask_fn(|pair| !(pair.key() * 7 + pair.query()).is_multiple_of(3)));
+    let nearer = score_fn(|score, pair| score - 0.1 * (pair.distance() as f32).abs() + pair.query() as f32 * 0.01);
+    let sinks = [0.5, -1.0, f32::NEG_INFINITY, 2.0, 0.0, 1.0];
+    let bias: Vec<f32> = rng.normals(2 * 70 * 300);
+    let bias = TensorRef::<f32>::from_slice(&bias, [2, 1, 70, 300]).unwrap();
+    let plain = Attention::new().causal();
+    let kinds = [
+        plain.clone().masked_by(&documents),
+        plain.clone().masked_by(&blocks).softcap(3.0),
+        plain.clone().masked_by(&first_and_last).masked_by(&starts),
+        plain.clone().masked_by(&holes).sinks(&sinks),
+        plain.clone().modified_by(&nearer).alibi(AlibiSlopes::PerHead(&[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])),
+        plain.clone().query_lengths(&[50, 70]).key_lengths(&[300, 90]),
+        plain.clone().query_offset(QueryOffset::per_batch(&[-30, 400])).sinks(&sinks),
+        plain.clone().first_queries(&[20, 70]).first_keys(&[33, 300]).bias(bias),
+        plain.clone().first_queries(&[0, 15]).query_lengths(&[50, 60]).first_keys(&[100, 7]).key_lengths(&[300, 90]),
+        plain.clone().first_queries(&[40, 3]).first_keys(&[290, 0]).masked_by(&holes).sinks(&sinks),
+    ];
+    for (attention, level) in kinds.iter().flat_map(|kind| Level::available().map(move |level| (kind, level))) {
+        let attention = attention.clone().level(level);
+        for stage in STAGES {
+            check_ranges((&attention, stage), &inputs, &scores(&attention, stage, &inputs), &mut rng);
+        }
+    }
+    // Packed: 50 and 20 queries, in one batch of 70 rows.
+    let starts = [0u32, 50, 70];
+    let packed = plain.query_starts(&starts).masked_by(&holes);
+    let q = inputs.q().narrow(0, ..1).unwrap();
+    for stage in STAGES {
+        let call = |queries: Range<usize>, keys: Range<usize>| {
+            let shape = [2, 6, queries.len(), keys.len()];
+            let mut out = vec![f32::NAN; len(shape)];
+            let into = TensorMut::from_slice(&mut out, shape).unwrap();
+            packed.scores_range_into(stage, q, inputs.k(), (queries, keys), into).unwrap();
+            out
+        };
+        let (whole, whole_dims) = (call(0..50, 0..300), Dims { seq_q: 50, ..dims });
+        for (queries, keys) in [(0..50, 7..9), (15..40, 100..300), (20..21, 0..1), (49..50, 299..300)] {
+            let expected = part(&whole, whole_dims, &queries, &keys);
+            assert_eq!(bits(&call(queries.clone(), keys.clone())), bits(&expected), "{stage:?} {queries:?} {keys:?}");
+        }
+        // The second sequence has no query 20.
+        assert!(part(&whole, whole_dims, &(20..50), &(0..300))[6 * 30 * 300..].iter().all(|x| x.is_nan()));
+    }
+}
+
+/// Ranges outside the scores are refused, and so is an output of another size. Nothing is written.
+#[test]
+fn wrong_ranges() {
+    let dims = Dims::new(1, 5, 9, 4);
+    let inputs = Inputs::<f32>::random(dims, &mut Rng(12));
+    let mut out = [7.5f32; 6];
+    let mut refused = |queries: (usize, usize), keys: (usize, usize), shape: [usize; 4], error: Error| {
+        let into = TensorMut::from_slice(&mut out[..len(shape)], shape).unwrap();
+        let ranges = (queries.0..queries.1, keys.0..keys.1);
+        let got = Attention::new().scores_range_into(ScoreStage::Biased, inputs.q(), inputs.k(), ranges, into);
+        assert_eq!(got.unwrap_err(), error);
+    };
+    let outside = |axis, start, end, size| Error::RangeOutOfBounds { axis, start, end, size };
+    refused((4, 6), (0, 3), [1, 1, 2, 3], outside(2, 4, 6, 5));
+    refused((3, 5), (8, 11), [1, 1, 2, 3], outside(3, 8, 11, 9));
+    refused((3, 2), (0, 3), [1, 1, 2, 3], outside(2, 3, 2, 5));
+    let mismatch = Error::ShapeMismatch { tensor: "output", dimension: "seq_q", expected: 3, got: 2 };
+    refused((2, 5), (0, 3), [1, 1, 2, 3], mismatch);
+    assert_eq!(out, [7.5; 6]);
+    // Rows of probabilities of broadcast keys that fit in no memory.
+    let one = [0.5f32];
+    let [q, k] = [1, 1 << 50].map(|rows| TensorRef::with_strides(&one, 0, [1, 1, rows, 1], [0; 4]).unwrap());
+    let into = TensorMut::from_slice(&mut out[..1], [1, 1, 1, 1]).unwrap();
+    let got = Attention::new().scores_range_into(ScoreStage::Probabilities, q, k, (.., ..1), into);
+    assert_eq!(got.unwrap_err(), Error::TooLarge { what: "a row of scores" });
 }
 
 /// Rows that see no key are -inf, then 0. No mask applies to the stages before.

@@ -79,8 +79,8 @@ impl Settings {
 
 const CANARY: f32 = 31.25;
 
-/// The output and lse of each sequence, `[rows][heads][value_dim]` and `[rows][heads]`.
-type Rows = Vec<(Vec<f32>, Vec<f32>)>;
+/// The output, lse and key sums of each sequence, `[rows][heads][value_dim]`, `[rows][heads]` and `[heads][keys]`.
+type Rows = Vec<[Vec<f32>; 3]>;
 
 impl<Q: Element, K: Element> Batch<Q, K> {
     fn random(rng: &mut Rng, largest: usize) -> Self {
@@ -111,8 +111,14 @@ impl<Q: Element, K: Element> Batch<Q, K> {
             let into = TensorMut::from_slice(&mut out, [1, queries, self.heads_q, self.value_dim]).unwrap();
             let lse_into = TensorMut::from_slice(&mut lse, [1, queries, self.heads_q]).unwrap();
             let (into, lse_into) = (into.permuted([0, 2, 1, 3]).unwrap(), lse_into.permuted([0, 2, 1]).unwrap());
-            settings.attention().compute(q, (k, v), into, lse_into, &mut Workspace::new()).unwrap();
-            (out, lse)
+            let attention = settings.attention();
+            attention.compute(q, (k, v), into, lse_into, &mut Workspace::new()).unwrap();
+            let lse_rows =
+                TensorRef::from_slice(&lse, [1, queries, self.heads_q]).unwrap().permuted([0, 2, 1]).unwrap();
+            let mut sums = vec![CANARY; self.heads_q * keys];
+            let into = TensorMut::from_slice(&mut sums, [1, self.heads_q, keys]).unwrap();
+            attention.key_sums(q, (k, v), lse_rows, into, &mut Workspace::new()).unwrap();
+            [out, lse, sums]
         };
         (0..self.lengths.len()).map(rows).collect()
     }
@@ -130,6 +136,7 @@ impl<Q: Element, K: Element> Batch<Q, K> {
         let (into, lse_into) = (into.permuted([0, 2, 1, 3]).unwrap(), lse_into.permuted([0, 2, 1]).unwrap());
         let kv = keys.view(self);
         attention.compute(q, kv, into, lse_into, &mut Workspace::new()).unwrap();
+        let sums = self.sums_together(&attention, (q, kv), &lse);
 
         // The reference reads the same tensors.
         if settings.level == Level::Portable {
@@ -143,7 +150,8 @@ impl<Q: Element, K: Element> Batch<Q, K> {
             let first = queries.first_row(b, rows);
             let end = first + self.lengths[b].0;
             own[first..end].fill(true);
-            (out[first * width..end * width].to_vec(), lse[first * self.heads_q..end * self.heads_q].to_vec())
+            let (out, lse) = (&out[first * width..end * width], &lse[first * self.heads_q..end * self.heads_q]);
+            [out.to_vec(), lse.to_vec(), sums[b].clone()]
         });
         let rows = rows.collect();
         for row in (0..own.len()).filter(|&row| !own[row]) {
@@ -152,6 +160,28 @@ impl<Q: Element, K: Element> Batch<Q, K> {
             assert!(untouched(&lse[row * self.heads_q..][..self.heads_q]), "row {row} of no sequence has an lse");
         }
         rows
+    }
+
+    /// The key sums of each sequence, in one call. Padding after a sequence's keys is 0.
+    fn sums_together<'t>(
+        &self,
+        attention: &Attention<'t>,
+        (q, kv): (TensorRef<'t, Q>, KeysValues<'t>),
+        lse: &'t [f32],
+    ) -> Vec<Vec<f32>> {
+        let (_, most) = self.most();
+        let [batch, _, rows, _] = q.shape();
+        let lse = TensorRef::from_slice(lse, [batch, rows, self.heads_q]).unwrap().permuted([0, 2, 1]).unwrap();
+        let mut sums = vec![CANARY; self.lengths.len() * self.heads_q * most];
+        let into = TensorMut::from_slice(&mut sums, [self.lengths.len(), self.heads_q, most]).unwrap();
+        attention.key_sums(q, kv, lse, into, &mut Workspace::new()).unwrap();
+        let of_sequence = |b: usize| {
+            let heads = sums[b * self.heads_q * most..][..self.heads_q * most].chunks_exact(most.max(1));
+            let (own, padding): (Vec<_>, Vec<_>) = heads.map(|head| head.split_at(self.lengths[b].1)).unzip();
+            assert!(padding.concat().iter().all(|sum| sum.to_bits() == 0), "padding of sequence {b} has a sum");
+            own.concat()
+        };
+        (0..self.lengths.len()).map(of_sequence).collect()
     }
 
     fn compare_with_reference(&self, queries: &Queries<Q>, exact: &reference::Reference, out: &[f32], rows: usize) {
@@ -356,7 +386,7 @@ fn check<Q: Element, K: Element>(rng: &mut Rng, largest: usize) {
             let together = batch.together(&settings, &queries, keys);
             let bits = |rows: &Rows| -> Vec<_> {
                 let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                rows.iter().map(|(out, lse)| (bits(out), bits(lse))).collect()
+                rows.iter().map(|rows| rows.each_ref().map(|x| bits(x))).collect()
             };
             for (b, (together, alone)) in bits(&together).into_iter().zip(bits(&alone)).enumerate() {
                 assert!(
@@ -469,6 +499,14 @@ fn a_step_is_prepared_once_for_all_layers() {
     prepared.compute(q, kv(pool(&layers[1]), &list, &lengths), a, None, &mut workspace).unwrap();
     packed.compute(q, kv(pool(&layers[1]), &list, &lengths), b, None, &mut workspace).unwrap();
     assert_eq!(outs[0], outs[1]);
+    // Sums of probabilities are of the same sequences.
+    let lse_rows = [2.0f32; 6 * 4];
+    let mut sums = [(); 2].map(|()| vec![CANARY; 3 * 6 * 120]);
+    let [a, b] = sums.each_mut().map(|sums| TensorMut::from_slice(sums, [3, 6, 120]).unwrap());
+    let lse = TensorRef::from_slice(&lse_rows, [1, 6, 4]).unwrap();
+    prepared.key_sums(q, kv(pool(&layers[1]), &list, &lengths), lse, a, &mut workspace).unwrap();
+    packed.key_sums(q, kv(pool(&layers[1]), &list, &lengths), lse, b, &mut workspace).unwrap();
+    assert_eq!(sums[0], sums[1]);
     let none = prepared.replan_packed(q, &[], kv(pool(&layers[1]), &list, &lengths)).unwrap_err();
     assert_eq!(none, Error::WrongCount { what: "query starts", expected: 1, got: 0 });
 
@@ -620,8 +658,26 @@ fn memory_follows_the_keys_that_are_seen() {
     }
 }
 
-/// Left padding: the bits of a call with each sequence alone, in tensors and in a cache. Padding is neither read nor written, masks and
-/// biases have rows and columns for it, and positions count from the first key.
+/// Output, log-sum-exps and key sums: `[batch, heads_q, seq_q, value_dim]`, `[batch, heads_q, seq_q]` and `[batch, heads_q, seq_kv]`.
+fn results(
+    attention: &Attention<'_>,
+    q: TensorRef<'_, f32>,
+    kv: KeysValues<'_>,
+    (seq_kv, value_dim): (usize, usize),
+) -> [Vec<f32>; 3] {
+    let ([batch, heads, rows, _], mut workspace) = (q.shape(), Workspace::new());
+    let [mut out, mut lse, mut sums] = [rows * value_dim, rows, seq_kv].map(|len| vec![CANARY; batch * heads * len]);
+    let into = TensorMut::from_slice(&mut out, [batch, heads, rows, value_dim]).unwrap();
+    let lse_into = TensorMut::from_slice(&mut lse, [batch, heads, rows]).unwrap();
+    attention.compute(q, kv, into, lse_into, &mut workspace).unwrap();
+    let lse_rows = TensorRef::from_slice(&lse, [batch, heads, rows]).unwrap();
+    let into = TensorMut::from_slice(&mut sums, [batch, heads, seq_kv]).unwrap();
+    attention.key_sums(q, kv, lse_rows, into, &mut workspace).unwrap();
+    [out, lse, sums]
+}
+
+/// Left padding: the bits of a call with each sequence alone, in tensors and in a cache. Padding is neither read nor written (its key
+/// sums are 0), masks and biases have rows and columns for it, and positions count from the first key.
 #[test]
 fn left_padding_has_no_meaning() {
     let mut rng = Rng(0x1ef7);
@@ -656,20 +712,15 @@ fn left_padding_has_no_meaning() {
         let bias = TensorRef::from_slice(bias, [3, 1, seq_q, seq_kv]).unwrap();
         let shows = TensorRef::from_slice(shows, [3, 1, 1, seq_kv]).unwrap();
 
-        let mut out = vec![CANARY; 3 * heads_q * seq_q * dim];
         let padded = options(bias.into(), shows).first_keys(&firsts).first_queries(&first_queries);
         let (q_all, k_all) = (
             TensorRef::from_slice(&q_nan, [3, heads_q, seq_q, dim]).unwrap(),
             TensorRef::from_slice(&k_nan, [3, heads_kv, seq_kv, dim]).unwrap(),
         );
-        let into = TensorMut::from_slice(&mut out, [3, heads_q, seq_q, dim]).unwrap();
-        padded.compute(q_all, (k_all, k_all), into, None, &mut Workspace::new()).unwrap();
+        let all = results(&padded, q_all, (k_all, k_all).into(), (seq_kv, dim));
         let mut cache = KvCache::new(KvFormat::new(DType::F16, heads_kv, dim), 3, seq_kv).unwrap();
         cache.append(k_all, k_all).unwrap();
-        let mut from_cache = vec![CANARY; out.len()];
-        let into = TensorMut::from_slice(&mut from_cache, [3, heads_q, seq_q, dim]).unwrap();
-        padded.compute(q_all, &cache, into, None, &mut Workspace::new()).unwrap();
-        assert_eq!(out, from_cache, "case {case}");
+        assert_eq!(results(&padded, q_all, (&cache).into(), (seq_kv, dim)), all, "case {case}");
 
         for (b, (&first, &first_query)) in firsts.iter().zip(&first_queries).enumerate() {
             let (rows, keys) = (seq_q - first_query, seq_kv - first);
@@ -679,16 +730,17 @@ fn left_padding_has_no_meaning() {
             let k = k.narrow(0, b..b + 1).unwrap().narrow(2, first..).unwrap();
             let bias = bias.narrow(0, b..b + 1).unwrap().narrow(2, first_query..).unwrap().narrow(3, first..).unwrap();
             let shows = shows.narrow(0, b..b + 1).unwrap().narrow(3, first..).unwrap();
-            let mut alone = vec![CANARY; heads_q * rows * dim];
-            let into = TensorMut::from_slice(&mut alone, [1, heads_q, rows, dim]).unwrap();
-            options(bias.into(), shows).compute(q, (k, k), into, None, &mut Workspace::new()).unwrap();
-            for h in 0..heads_q {
-                let all = &out[(b * heads_q + h) * seq_q * dim..][..seq_q * dim];
-                let (padding, own) = all.split_at(first_query * dim);
-                assert!(padding.iter().all(|x| *x == CANARY), "case {case}: padding was written");
-                let alone = &alone[h * rows * dim..][..rows * dim];
-                let same = own.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits());
-                assert!(same, "case {case}: sequence {b} of {rows} queries and {keys} keys is not as alone");
+            let alone = results(&options(bias.into(), shows), q, (k, k).into(), (keys, dim));
+            // Elements of a head, those of its padding, and what they hold.
+            let parts = [(seq_q * dim, first_query * dim, CANARY), (seq_q, first_query, CANARY), (seq_kv, first, 0.0)];
+            for ((all, alone), (len, padding, untouched)) in all.iter().zip(&alone).zip(parts) {
+                for h in 0..heads_q {
+                    let (padding, own) = all[(b * heads_q + h) * len..][..len].split_at(padding);
+                    assert!(padding.iter().all(|x| x.to_bits() == untouched.to_bits()), "case {case}: written padding");
+                    let alone = &alone[h * own.len()..][..own.len()];
+                    let same = own.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "case {case}: sequence {b} of {rows} queries and {keys} keys is not as alone");
+                }
             }
         }
     }

@@ -754,8 +754,26 @@ fn extreme_problems() {
             let listed = if plan.is_ok() { 256 * rows } else { 0 };
             assert!(usage.peak <= 4096 + listed, "{usage:?} {}", case());
         }
+        // A few scores, of problems of any size.
+        let ranges = (0..seq_q.min(2), seq_kv.saturating_sub(2)..seq_kv);
+        let some = [batch, heads_q, ranges.0.len(), ranges.1.len()];
+        if product(&some) < 1 << 12 && (plan.is_err() || product(&[product(&some), head_dim]) < 1 << 20) {
+            let mut scores = vec![1.0f32; product(&some)];
+            let to = TensorMut::from_slice(&mut scores, some).unwrap();
+            let done = attention.scores_range_into(ScoreStage::Biased, q, k, ranges, to);
+            assert!(done.is_ok() || scores.iter().all(|x| *x == 1.0), "{}", case());
+        }
         // Computing takes an output of that size, and the time for it.
         let work = product(&[rows, seq_kv, head_dim.saturating_add(value_dim).max(1)]);
+        let sums_shape = [batch, heads_q, seq_kv];
+        if product(&sums_shape) < 1 << 12 && rows < 1 << 12 && (plan.is_err() || work < 1 << 20) {
+            let lse = TensorRef::<f32, 3>::with_strides(&data, 0, [batch, heads_q, seq_q], [0; 3]).unwrap();
+            let mut sums = vec![-1.0f32; product(&sums_shape)];
+            let to = TensorMut::from_slice(&mut sums, sums_shape).unwrap();
+            let done = attention.key_sums(q, (k, v), lse, to, &mut Workspace::new());
+            assert_eq!(done.err(), plan.clone().err(), "{}", case());
+            assert!(sums.iter().all(|sum| (*sum == -1.0) == plan.is_err()), "{}", case());
+        }
         if outputs.iter().all(|n| *n < 1 << 12) && (plan.is_err() || work < 1 << 20) {
             let (mut out, mut lse) = (vec![1.0f32; outputs[0]], vec![1.0f32; outputs[2]]);
             let out_shape = [batch, heads_q, seq_q, value_dim];

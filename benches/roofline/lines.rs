@@ -1,9 +1,9 @@
 //! A line of the table: its data, the check of its answer, and what is timed.
 
 use crate::contest::{Contest, Repeat, Work, on_parts, stream};
-use crate::serving;
 use crate::support::{Case, Dims, Rng, plan};
 use crate::workloads::{Options, SOFTCAP, SoftmaxTask, Task, Way, Workload};
+use crate::{key_sums, serving};
 use flashtile::softmax::{Axis, CrossEntropy, Number, Softmax, softmax_axis_in_place, softmax_in_place, softmax_into};
 use flashtile::{AlibiSlopes, Attention, DType, Element, TensorMut, TensorRef, Threads, alibi_slope, bf16, f16};
 use ndarray::Array2;
@@ -30,6 +30,9 @@ impl Line<'_> {
             (Task::Attention(dims, options), DType::F32) => attention::<f32>(workload, dims, options, threads),
             (Task::Attention(dims, options), DType::F16) => attention::<f16>(workload, dims, options, threads),
             (Task::Attention(dims, options), DType::Bf16) => attention::<bf16>(workload, dims, options, threads),
+            (Task::KeySums(dims, causal), DType::F32) => key_sums::line::<f32>(workload, dims, causal, threads),
+            (Task::KeySums(dims, causal), DType::F16) => key_sums::line::<f16>(workload, dims, causal, threads),
+            (Task::KeySums(dims, causal), DType::Bf16) => key_sums::line::<bf16>(workload, dims, causal, threads),
             (Task::Serving(task), DType::F32) => serving::line::<f32>(workload, task, threads),
             (Task::Serving(task), DType::F16) => serving::line::<f16>(workload, task, threads),
             (Task::Serving(task), DType::Bf16) => serving::line::<bf16>(workload, task, threads),

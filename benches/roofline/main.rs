@@ -25,6 +25,7 @@ mod support;
 
 mod arguments;
 mod contest;
+mod key_sums;
 mod lines;
 mod open_sets;
 mod outside;

@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let available = GROUPS.iter().flat_map(|group| group.iter()).filter(|workload| workload.is_available());
     let named = available.filter_map(|workload| match workload.task {
         Task::Attention(dims, options) => Some((workload.name, dims, options, workload.types)),
-        Task::Softmax(_) | Task::Serving(_) => None,
+        Task::Softmax(_) | Task::Serving(_) | Task::KeySums(..) => None,
     });
     let small = SMALL.into_iter().map(|(name, dims)| (name, dims, Options::Plain, &[DType::F32][..]));
     let mut worst = f64::INFINITY;

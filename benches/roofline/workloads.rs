@@ -19,6 +19,8 @@ pub(crate) struct Workload {
 pub(crate) enum Task {
     Attention(Dims, Options),
     Serving(Serving),
+    /// Attention and the sums of each key's probabilities, without or with causal order.
+    KeySums(Dims, bool),
     /// Of a matrix along one of its axes.
     Softmax(SoftmaxTask),
 }
@@ -136,6 +138,10 @@ const fn serving(name: &'static str, serving: Serving, types: &'static [DType], 
     Workload { name, task: Task::Serving(serving), types, reach }
 }
 
+const fn key_sums(name: &'static str, dims: Dims, causal: bool, types: &'static [DType], reach: Reach) -> Workload {
+    Workload { name, task: Task::KeySums(dims, causal), types, reach }
+}
+
 const fn softmax(
     name: &'static str,
     shape: [usize; 2],
@@ -202,6 +208,8 @@ pub(crate) const GROUPS: &[&[Workload]] = {
             attention("score_fn_alibi", D64, Options::Open(Open::AlibiFn), &[F32], TimeOf("mask_alibi", 1.10)),
             attention("score_fn_softcap", D64, Options::Open(Open::SoftcapFn), &[F32], TimeOf("mask_softcap", 1.10)),
             attention("score_table", D64, Options::Open(Open::Table), &[F32], TimeOf("prefill_d64", 1.25)),
+            key_sums("key_sums_d64", D64, false, ENDS, TimeOf("prefill_d64", 1.6)),
+            key_sums("key_sums_causal_d64", D64, true, &[F32], TimeOf("causal_d64", 1.6)),
             attention("sinks", D64, Options::Open(Open::Sinks), &[F32], TimeOf("prefill_d64", 1.02)),
         ],
         &[
@@ -278,6 +286,7 @@ pub(crate) const GROUPS: &[&[Workload]] = {
         ],
         &[
             attention("decode", DECODE, Plain, ALL, Fraction(0.85)),
+            key_sums("key_sums_decode", DECODE, false, ALL, TimeOf("decode", 1.6)),
             attention("decode_bshd", DECODE, In(Bshd), ALL, TimeOf("decode", 1.15)),
             attention("decode_padded", DECODE, In(Padded), ALL, TimeOf("decode", 1.15)),
             attention("decode_transposed", DECODE, In(Layout::Transposed), ALL, TimeOf("decode", 3.0)),
@@ -426,7 +435,7 @@ impl Workload {
     pub(crate) fn softmax_elements(&self) -> usize {
         match self.task {
             Task::Softmax(SoftmaxTask { shape: [rows, len], .. }) => rows * len,
-            Task::Attention(..) | Task::Serving(_) => 0,
+            Task::Attention(..) | Task::Serving(_) | Task::KeySums(..) => 0,
         }
     }
 

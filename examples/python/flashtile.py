@@ -482,6 +482,19 @@ class Library:
             raise o.raised[0]  # of score_row; the outputs are of no use
         return (out, lse) if returns_lse else out
 
+    def key_sums(self, q, k, v, lse, sums=None, **kwargs):
+        """Sums of each key's probabilities over the queries into `sums`, by default a new array [batch, heads, keys]. lse is that of
+        `attention` with the same arguments. For packed sequences and pages, sums must be given: [sequences, heads, most keys of
+        one]."""
+        if sums is None:
+            shape = lambda x: (x.bits if isinstance(x, bf16) else x).shape
+            sums = np.empty((*shape(q)[:2], shape(k)[2]), np.float32)
+        o = options(**kwargs)
+        self._call("key_sums", *(byref(describe(x)) for x in (q, k, v, lse, sums)), byref(o))
+        if o.raised:
+            raise o.raised[0]  # of score_row; the sums are of no use
+        return sums
+
     def prepare(self, q, k, v, **kwargs):
         """A call that is planned once for many arrays of the same shapes, such as all layers of a step: see `Prepared`. Arguments as in
         `attention`."""

@@ -117,15 +117,36 @@ impl<'a> CheckedOptions<'a> {
         let out = unsafe { CheckedTensor::of_heads("output", out, self.sequences.has_packed_queries())? };
         // SAFETY: as above.
         let lse = unsafe { (!lse.is_null()).then(|| CheckedTensor::new("lse", lse, F32, 3..=3)).transpose()? };
-        let read = || inputs.iter().chain(&self.tensors.mask).chain(&self.tensors.bias);
-        for written in lse.iter().chain([&out]) {
-            read().try_for_each(|input| written.check_disjoint(input))?;
-            written.check_disjoint_from_list("ALiBi slopes", self.slopes)?;
-            written.check_disjoint_from_list("sinks", self.sinks)?;
-            self.open.check_disjoint(written)?;
-            self.sequences.check_disjoint(written)?;
-        }
+        lse.iter().chain([&out]).try_for_each(|written| self.check_disjoint(inputs, written))?;
         lse.as_ref().map_or(Ok(()), |lse| lse.check_disjoint(&out))?;
         Ok((out, lse))
+    }
+
+    /// Reads the log-sum-exps, which are an input, and the output of sums. Refuses sums that share memory with an input or a list.
+    ///
+    /// # Safety
+    /// As [`CheckedTensor::new`], of both.
+    pub(super) unsafe fn lse_and_sums(
+        &self,
+        inputs: &[CheckedTensor; 3],
+        lse: *const Tensor,
+        sums: *const Tensor,
+    ) -> Result<(CheckedTensor, CheckedTensor), Failure> {
+        // SAFETY: the caller's promise.
+        let (lse, sums) =
+            unsafe { (CheckedTensor::new("lse", lse, F32, 3..=3)?, CheckedTensor::new("sums", sums, F32, 3..=3)?) };
+        self.check_disjoint(inputs, &sums)?;
+        sums.check_disjoint(&lse)?;
+        Ok((lse, sums))
+    }
+
+    /// Refuses an output that shares memory with an input or a list.
+    fn check_disjoint(&self, inputs: &[CheckedTensor; 3], written: &CheckedTensor) -> Result<(), Failure> {
+        let mut read = inputs.iter().chain(&self.tensors.mask).chain(&self.tensors.bias);
+        read.try_for_each(|input| written.check_disjoint(input))?;
+        written.check_disjoint_from_list("ALiBi slopes", self.slopes)?;
+        written.check_disjoint_from_list("sinks", self.sinks)?;
+        self.open.check_disjoint(written)?;
+        self.sequences.check_disjoint(written)
     }
 }

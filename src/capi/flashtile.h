@@ -424,6 +424,23 @@ typedef struct flashtile_options {
 int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
                             const flashtile_tensor *out, const flashtile_tensor *lse, const flashtile_options *options);
 
+/* Sums of each key's probabilities over the queries, after attention: what cache eviction needs (H2O, SnapKV).
+ *
+ *   sums[b,h,j] = sum over i of exp(score[b,h,i,j] - lse[b,h,i])        for every query i that sees key j
+ *
+ *   q, k, v, options   as in flashtile_attention; values are checked and not read
+ *   lse                [batch, heads_q, seq_q], f32                 read: as flashtile_attention has written it
+ *   sums               [batch, heads_q, seq_kv], f32                written; with packed sequences and pages
+ *                                                                   [sequences, heads_q, most keys of a sequence]
+ *
+ * With left padding, lse has rows and sums has elements for the padding, as a mask has.
+ *
+ * A key that no query sees has a sum of exactly 0, whatever it holds, and so has padding. A query that sees no key adds nothing. A
+ * query whose lse is NaN makes the keys that it sees NaN, and no others. q and lse may be some of the queries, with their positions
+ * in the options. sums must not overlap anything else. */
+int32_t flashtile_key_sums(const flashtile_tensor *q, const flashtile_tensor *k, const flashtile_tensor *v,
+                           const flashtile_tensor *lse, const flashtile_tensor *sums, const flashtile_options *options);
+
 /* The plan of a call with these tensors, as text: form, tiles, level, whether it uses threads. The text is for people and may
  * change with any version.
  *

@@ -1,12 +1,13 @@
 //! The output, shared between workers. Each row is handed to the one task that writes it.
 //!
 //! All memory that several threads write is shared here. It is sound because each row appears once in a [`Schedule`], and a
-//! counter hands out each task, and each slot, once.
+//! counter hands out each task, block of rows, run of keys and slot once.
 
 use super::schedule::{Schedule, Task};
+use crate::element::ByElement;
 use crate::kernel::output::TaskOutput;
 use crate::plan::Plan;
-use crate::problem::Problem;
+use crate::problem::{Dims, Problem};
 use crate::tensor::any::AnySharedRows;
 use crate::tensor::group::{AnyGroupRowsMut, GroupRowsMut};
 use crate::tensor::shared::SharedRows;
@@ -20,18 +21,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) struct Output<'a> {
     values: AnySharedRows<'a>,
     lse: Option<SharedRows<'a, f32, 3>>,
-    /// Whether each sequence has a batch index, even if queries are packed.
-    is_padded: bool,
 }
 
 impl<'a> Output<'a> {
     pub(crate) fn new(values: AnyTensorMut<'a>, lse: Option<TensorMut<'a, f32, 3>>) -> Self {
-        Output { values: values.into_shared(), lse: lse.map(|lse| SharedRows::new(lse.strided)), is_padded: false }
-    }
-
-    /// An output of scores, `[sequences, heads_q, seq_q, seq_kv]`.
-    pub(crate) fn of_scores(scores: AnyTensorMut<'a>) -> Self {
-        Output { values: scores.into_shared(), lse: None, is_padded: true }
+        Output { values: values.into_shared(), lse: lse.map(|lse| SharedRows::new(lse.strided)) }
     }
 
     /// Whether there are no elements to write.
@@ -118,10 +112,7 @@ impl TaskClaims<'_> {
         let dims = &self.problem.dims;
         let (b, head_kv) = dims.batch_and_head(head);
         let heads = dims.group_heads(head_kv);
-        let (b, rows) = match self.output.is_padded {
-            true => (b, self.problem.padded_query_rows(b, &rows)),
-            false => self.problem.query_rows(b, &rows),
-        };
+        let (b, rows) = self.problem.query_rows(b, heads.len(), &rows);
         // SAFETY: the caller's promise. The rows of packed sequences are apart, because their starts ascend; left
         // padding moves all rows of a batch index by one number.
         unsafe {
@@ -129,6 +120,135 @@ impl TaskClaims<'_> {
             let lse = lse.map(|lse| GroupRowsMut::of_elements(lse, b, heads.clone(), rows.clone()));
             TaskOutput { values: AnyGroupRowsMut::new(&self.output.values, b, heads, rows), lse }
         }
+    }
+}
+
+/// Scores of some queries of each sequence, `[sequences, heads_q, queries, keys]`, shared between workers: each claim is of a block
+/// of rows of the heads that share a key/value head.
+pub(super) struct RowClaims<'a> {
+    scores: SharedRows<'a, f32>,
+    problem: &'a Problem<'a>,
+    queries: Range<usize>,
+    /// Rows of a block; the last one may have fewer.
+    block: usize,
+    next: AtomicUsize,
+}
+
+/// A claimed block of rows.
+pub(super) struct ClaimedRows<'c> {
+    /// The sequence, and the query heads.
+    pub(super) batch: usize,
+    pub(super) heads: Range<usize>,
+    /// Rows of the heads, counted from the sequence's first one. None are padding.
+    pub(super) rows: Range<usize>,
+    /// The scores of these rows.
+    pub(super) scores: TaskOutput<'c>,
+}
+
+impl<'a> RowClaims<'a> {
+    /// # Panics
+    /// If the scores are not of these queries of the problem, or `block` is 0.
+    pub(super) fn new(
+        scores: TensorMut<'a, f32>,
+        problem: &'a Problem<'a>,
+        queries: Range<usize>,
+        block: usize,
+    ) -> Self {
+        let [batch, heads, count, _] = scores.shape();
+        let expected = [problem.dims.batch, problem.dims.heads_q, queries.len()];
+        assert!([batch, heads, count] == expected && block > 0, "scores of {queries:?}, blocks of {block}");
+        RowClaims { scores: SharedRows::new(scores.strided), problem, queries, block, next: AtomicUsize::new(0) }
+    }
+
+    fn blocks(&self) -> usize {
+        (self.queries.len() * self.problem.dims.group()).div_ceil(self.block)
+    }
+
+    /// The number of claims. (There is memory for a row of each.)
+    pub(super) fn count(&self) -> usize {
+        self.problem.dims.batch * self.problem.dims.heads_kv * self.blocks()
+    }
+}
+
+impl<'c> Claims<'c> for RowClaims<'_> {
+    type Claim = ClaimedRows<'c>;
+
+    fn claim(&'c self) -> Option<ClaimedRows<'c>> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        if index >= self.count() {
+            return None;
+        }
+        let dims = &self.problem.dims;
+        let (batch, head_kv) = dims.batch_and_head(index / self.blocks());
+        let (heads, start) = (dims.group_heads(head_kv), index % self.blocks() * self.block);
+        let sequence = self.problem.sequences.get(batch);
+        // The part of the block that is the sequence's: rows of the scores, counted from the first one of `queries`.
+        let row_of = |query: usize| {
+            let row = query.clamp(self.queries.start, self.queries.end) - self.queries.start;
+            (row * heads.len()).clamp(start, start + self.block)
+        };
+        let own = row_of(sequence.first_query)..row_of(sequence.first_query + sequence.queries);
+        // SAFETY: the counter has given this index once, and the blocks and heads of two indices have no row in common.
+        let scores = unsafe { GroupRowsMut::new(&self.scores, batch, heads.clone(), own.clone()) };
+        let scores = TaskOutput { values: ByElement::F32(scores), lse: None };
+        // No row is before the sequence's first one, unless there are none.
+        let [queries, first] = [self.queries.start, sequence.first_query].map(|query| query * heads.len());
+        let rows = (queries + own.start).saturating_sub(first)..(queries + own.end).saturating_sub(first);
+        Some(ClaimedRows { batch, heads, rows, scores })
+    }
+}
+
+/// Sums for each head and key, `[sequences, heads_q, seq_kv]`, shared between workers: each claim is of a run of keys of the heads
+/// that share a key/value head.
+pub(super) struct KeyClaims<'a> {
+    sums: SharedRows<'a, f32, 3>,
+    dims: Dims,
+    /// Keys of a run; the last one may have fewer.
+    run: usize,
+    next: AtomicUsize,
+}
+
+/// A claimed run of keys.
+pub(super) struct ClaimedKeys<'c> {
+    /// The sequence, and the query heads.
+    pub(super) batch: usize,
+    pub(super) heads: Range<usize>,
+    /// The elements of a row of sums: keys and padding.
+    pub(super) columns: Range<usize>,
+    /// The sums, a row for each head.
+    pub(super) sums: TaskOutput<'c>,
+}
+
+impl<'a> KeyClaims<'a> {
+    /// # Panics
+    /// If the sums have another shape than `[batch, heads_q, seq_kv]`, or `run` is 0.
+    pub(super) fn new(sums: TensorMut<'a, f32, 3>, dims: Dims, run: usize) -> Self {
+        assert!(sums.shape() == [dims.batch, dims.heads_q, dims.seq_kv] && run > 0, "{dims:?}, runs of {run} keys");
+        KeyClaims { sums: SharedRows::new(sums.strided), dims, run, next: AtomicUsize::new(0) }
+    }
+
+    /// The number of claims. (There is memory for a sum of each.)
+    pub(super) fn count(&self) -> usize {
+        self.dims.batch * self.dims.heads_kv * self.dims.seq_kv.div_ceil(self.run)
+    }
+}
+
+impl<'c> Claims<'c> for KeyClaims<'_> {
+    type Claim = ClaimedKeys<'c>;
+
+    /// The first keys of all heads come first: with causal order, most queries see them.
+    fn claim(&'c self) -> Option<ClaimedKeys<'c>> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        if index >= self.count() {
+            return None;
+        }
+        let all_heads = self.dims.batch * self.dims.heads_kv;
+        let (batch, head_kv) = self.dims.batch_and_head(index % all_heads);
+        let (heads, start) = (self.dims.group_heads(head_kv), index / all_heads * self.run);
+        let columns = start..(start + self.run).min(self.dims.seq_kv);
+        // SAFETY: the counter has given this index once, and the runs and heads of two indices have no element in common.
+        let sums = unsafe { GroupRowsMut::of_columns(&self.sums, batch, heads.clone(), columns.clone()) };
+        Some(ClaimedKeys { batch, heads, columns, sums: TaskOutput { values: ByElement::F32(sums), lse: None } })
     }
 }
 

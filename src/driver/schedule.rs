@@ -5,6 +5,7 @@
 use crate::mask::cover::union;
 use crate::plan::{Form, Plan};
 use crate::problem::Problem;
+use crate::sequence::Sequence;
 use std::ops::Range;
 
 /// A block of rows of some key/value heads, one head or several small ones, and its span of keys.
@@ -22,6 +23,17 @@ pub(super) struct Task {
     /// The span: no row of the task sees a key outside it.
     pub(super) keys: Range<usize>,
     pub(super) form: Form,
+}
+
+/// The smallest run of keys that holds the spans of these queries.
+pub(super) fn span_of(
+    problem: &Problem<'_>,
+    sequence: &Sequence,
+    heads: Range<usize>,
+    queries: Range<usize>,
+) -> Range<usize> {
+    let rows = heads.flat_map(|h| queries.clone().map(move |i| (h, i)));
+    union(rows.map(|(h, i)| problem.masks.span(sequence, h, i)))
 }
 
 /// The tasks of a call, heaviest first.
@@ -53,11 +65,7 @@ impl Schedule {
                 // Masks that may differ from head to head are alike in one head alone.
                 let first = alike.start % dims.heads_kv * group;
                 let heads = first..first + if problem.masks.heads_are_alike() { 1 } else { group };
-                let keys = union(
-                    heads
-                        .flat_map(|h| queries.clone().map(move |i| (h, i)))
-                        .map(|(h, i)| problem.masks.span(&sequence, h, i)),
-                );
+                let keys = span_of(problem, &sequence, heads, queries);
                 for heads in plan.head_runs(alike.clone()) {
                     let (rows, tail, keys) = (rows.clone(), tail.clone(), keys.clone());
                     self.tasks.push(Task { heads, rows, tail, keys, form: own.form });

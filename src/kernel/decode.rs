@@ -26,6 +26,7 @@ pub(super) mod values;
 
 use super::bf16_pairs::{copied_key_pairs, copy_pair_rows, key_pairs, pairs_in, rows_outside_pair_range};
 use super::form::FormKernel;
+use super::key_sums::KeySums;
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods::{self, GRAIN};
 use super::output::TaskOutput;
@@ -190,29 +191,10 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
     fn step(&mut self, keys: Range<usize>) {
         self.start_split();
         let (task, isa, tile_keys) = (self.task, self.task.isa, self.task.tile_keys);
-        let tile_end = keys.end;
-        let keys = open_mods::trim(task, &(0..task.rows), keys);
-        let keys = self.read_score_tensors(&keys);
-        if keys.is_empty() {
-            return;
-        }
-        let upcoming = Upcoming::new(task, &keys, tile_end, self.end, self.next.as_ref());
 
         // 1. Scores.
-        let (next_tile, is_own) = upcoming.tile_after(&keys, tile_keys);
-        let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.keys, |next| &next.keys);
-        let in_runs = task.keys.are_in_several_runs(&keys) && !self.queries.in_lanes;
-        let listed = match &mut self.listed_keys {
-            Some(tiles) if in_runs => {
-                let next = if is_own { &task.keys } else { next };
-                Some(tiles.list(keys.clone(), (next, next_tile.clone())))
-            }
-            _ => {
-                fill_prefetch(self.prefetch, &task.keys, &keys, &upcoming, next);
-                None
-            }
-        };
-        self.queries.scores(task, keys.clone(), listed, &mut self.buffers, self.prefetch);
+        let tile_end = keys.end;
+        let Some((keys, upcoming)) = self.raw_scores(keys) else { return };
 
         // 2. Score modifications, and the softmax.
         let extent = self.softmax_rows(&keys);
@@ -229,6 +211,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
         }
         let in_runs = task.values.are_in_several_runs(&keys) && !extent.hides;
         if let Some(tiles) = self.listed_values.as_mut().filter(|_| in_runs) {
+            let (next_tile, is_own) = upcoming.tile_after(&keys, tile_keys);
             let next = if is_own { &task.values } else { next };
             return values::add_listed_values(isa, tiles.list(keys, (next, next_tile)), probs, out, tile_keys);
         }
@@ -247,6 +230,19 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             self.total.copy_from_slice(self.split); // the first split: nothing to merge it with
         }
         (self.merged, self.started) = (true, false);
+    }
+
+    fn add_probs(&mut self, keys: Range<usize>, to: &mut KeySums<'_>) {
+        let (task, tile_keys) = (self.task, self.task.tile_keys);
+        let Some((keys, _)) = self.raw_scores(keys) else { return };
+        self.modify_rows(&keys, &mut [f32::NEG_INFINITY; MAX_TASK_ROWS]);
+        let whole = round_up_lanes(keys.len());
+        for n in 0..task.rows {
+            let scores = &mut self.buffers.scores[n * tile_keys..][..whole];
+            scores[keys.len()..].fill(f32::NEG_INFINITY);
+            let (head, _) = task.head_and_query(n);
+            to.add_row(task.isa, scores, n, (head - task.first_head, keys.start));
+        }
     }
 
     fn finish(self, output: &mut TaskOutput<'_>) {
@@ -314,6 +310,33 @@ impl<'a> Decode<'_, 'a> {
         }
     }
 
+    /// Forms the scores of a tile, without modifications. Returns the keys that have scores, and what is read after them; `None` if
+    /// no key is visible.
+    fn raw_scores(&mut self, keys: Range<usize>) -> Option<(Range<usize>, Upcoming)> {
+        let (task, tile_end) = (self.task, keys.end);
+        let keys = open_mods::trim(task, &(0..task.rows), keys);
+        let keys = self.read_score_tensors(&keys);
+        if keys.is_empty() {
+            return None;
+        }
+        let upcoming = Upcoming::new(task, &keys, tile_end, self.end, self.next.as_ref());
+        let next = self.next.as_ref().filter(|_| !upcoming.is_own).map_or(&task.keys, |next| &next.keys);
+        let in_runs = task.keys.are_in_several_runs(&keys) && !self.queries.in_lanes;
+        let listed = match &mut self.listed_keys {
+            Some(tiles) if in_runs => {
+                let (next_tile, is_own) = upcoming.tile_after(&keys, task.tile_keys);
+                let next = if is_own { &task.keys } else { next };
+                Some(tiles.list(keys.clone(), (next, next_tile)))
+            }
+            _ => {
+                fill_prefetch(self.prefetch, &task.keys, &keys, &upcoming, next);
+                None
+            }
+        };
+        self.queries.scores(task, keys.clone(), listed, &mut self.buffers, self.prefetch);
+        Some((keys, upcoming))
+    }
+
     /// Reads bias and mask of all rows. Returns the part of the keys, in steps of [`GRAIN`], that holds all that they show.
     fn read_score_tensors(&mut self, keys: &Range<usize>) -> Range<usize> {
         let (task, tile_keys) = (self.task, self.task.tile_keys);
@@ -344,10 +367,26 @@ impl<'a> Decode<'_, 'a> {
 
     /// Turns the raw scores of all rows into probs and adds them to the rows' states. Returns the extent of all scores.
     fn softmax_rows(&mut self, keys: &Range<usize>) -> RowExtent {
+        let mut maxima = [f32::NEG_INFINITY; MAX_TASK_ROWS];
+        let all = self.modify_rows(keys, &mut maxima);
         let (task, buffers, layout) = (self.task, &mut self.buffers, self.layout);
         let (isa, tile_keys) = (task.isa, task.tile_keys);
+        if all.hides {
+            buffers.kept_scores.copy_from_slice(buffers.scores);
+        }
+        let whole = round_up_lanes(keys.len());
+        for (n, max) in maxima[..task.rows].iter().enumerate() {
+            let scores = (&mut buffers.scores[n * tile_keys..][..whole], keys.len());
+            layout.update(self.split, n, |state, out| softmax::softmax(isa, scores, *max, state, out));
+        }
+        all
+    }
+
+    /// Modifies the raw scores of all rows. Returns the extent of all, and the largest of each row in `maxima`.
+    fn modify_rows(&mut self, keys: &Range<usize>, maxima: &mut [f32; MAX_TASK_ROWS]) -> RowExtent {
+        let (task, buffers) = (self.task, &mut self.buffers);
+        let (isa, tile_keys) = (task.isa, task.tile_keys);
         let mut all = RowExtent { max: f32::NEG_INFINITY, hides: false };
-        let mut maxima = [f32::NEG_INFINITY; MAX_TASK_ROWS];
         for (n, spans) in self.row_spans.iter().enumerate() {
             let row = n * tile_keys..n * tile_keys + keys.len();
             let (scores, bias) = (&mut buffers.scores[row.clone()], &buffers.bias[row]);
@@ -365,14 +404,6 @@ impl<'a> Decode<'_, 'a> {
             };
             maxima[n] = own.max;
             all = RowExtent { max: all.max.max(own.max), hides: all.hides | own.hides };
-        }
-        if all.hides {
-            buffers.kept_scores.copy_from_slice(buffers.scores);
-        }
-        let whole = round_up_lanes(keys.len());
-        for (n, max) in maxima[..task.rows].iter().enumerate() {
-            let scores = (&mut buffers.scores[n * tile_keys..][..whole], keys.len());
-            layout.update(self.split, n, |state, out| softmax::softmax(isa, scores, *max, state, out));
         }
         all
     }

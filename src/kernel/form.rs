@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::key_sums::KeySums;
 use super::output::TaskOutput;
 use super::prefetch::Prefetch;
 use super::scratch::Scratch;
@@ -36,6 +37,10 @@ pub(crate) trait FormKernel<'t, 'a>: Sized {
 
     /// Ends a split: merges its result into that of the splits before it.
     fn end_split(&mut self) {}
+
+    /// Adds the probabilities of one tile to the sums of its keys, instead of a step: the log-sum-exps are known, and there are no
+    /// values.
+    fn add_probs(&mut self, keys: Range<usize>, to: &mut KeySums<'_>);
 
     /// Divides by the sums and writes the task's rows.
     fn finish(self, output: &mut TaskOutput<'_>);

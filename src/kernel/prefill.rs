@@ -26,6 +26,7 @@ pub(super) mod values;
 
 use super::decode::values::add_visible_values;
 use super::form::FormKernel;
+use super::key_sums::KeySums;
 use super::lanes::{LaneMods, LaneSpans};
 use super::open_mods;
 use super::output::TaskOutput;
@@ -164,6 +165,31 @@ impl<'t, 'a> FormKernel<'t, 'a> for Prefill<'t, 'a> {
                 add_panel_values(task, &tile, panel, (seen, &max[..lanes]), out, buffers, prefetch);
             }
         }
+    }
+
+    fn add_probs(&mut self, keys: Range<usize>, to: &mut KeySums<'_>) {
+        let Prefill { task, end, layout, panels, queries, by_rows, operands, buffers, .. } = self;
+        let of_panels = (panels.len(), *by_rows, self.needs_f32_keys);
+        assert!(task.group == 1, "a task of {} heads", task.group);
+        let tile_end = keys.end;
+        let keys = open_mods::trim(task, &(0..task.rows), keys);
+        if keys.is_empty() {
+            return;
+        }
+        let mut prefetch = prefetch_keys(task, tile_end..(tile_end + task.tile_keys).min(*end));
+        prefetch.spread(panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &keys, *by_rows)).sum());
+        let tile = Tile { operands: TileOperands::new(task, keys.clone(), of_panels, operands), keys };
+        to.start_tile(task.isa, &tile.keys);
+        for (p, panel) in panels.iter().enumerate() {
+            let lanes = panel.lanes.count;
+            let max = &mut [f32::NEG_INFINITY; MAX_PANEL_LANES][..lanes];
+            let queries = &queries[layout.queries(p, lanes)];
+            if let Some(seen) = panel_scores(task, &tile, panel, queries, buffers, max, &mut prefetch) {
+                let scores = &mut buffers.scores[..seen.len() * lanes];
+                to.add_panel(task.isa, scores, (&panel.lanes.rows, lanes), seen.start - tile.keys.start);
+            }
+        }
+        to.end_tile(task.isa, &tile.keys);
     }
 
     fn finish(self, output: &mut TaskOutput<'_>) {

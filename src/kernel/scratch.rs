@@ -13,6 +13,8 @@ pub(crate) struct Scratch {
     pub(super) tile: Floats,
     /// Partial results that are merged.
     pub(super) partials: Floats,
+    /// Sums of probabilities for each key.
+    pub(crate) key_sums: Floats,
     pub(super) panels: Vec<Panel>,
     pub(super) row_spans: Vec<LaneSpans<1>>,
     /// Of keys, and of values.
@@ -32,6 +34,7 @@ impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
         self.tile.bytes()
             + self.partials.bytes()
+            + self.key_sums.bytes()
             + self.panels.capacity() * size_of::<Panel>()
             + self.row_spans.capacity() * size_of::<LaneSpans<1>>()
             + self.addresses.iter().map(RowAddresses::bytes).sum::<usize>()
@@ -43,12 +46,14 @@ impl Scratch {
         let largest = |len: fn(&Scratch) -> usize| workers.iter().map(len).max().unwrap_or(0);
         let tile = largest(|scratch| scratch.tile.memory.len());
         let partials = largest(|scratch| scratch.partials.memory.len());
+        let key_sums = largest(|scratch| scratch.key_sums.memory.len());
         let panels = largest(|scratch| scratch.panels.capacity());
         let row_spans = largest(|scratch| scratch.row_spans.capacity());
         let addresses = largest(|scratch| scratch.addresses.iter().map(RowAddresses::capacity).max().unwrap_or(0));
         for scratch in workers {
             scratch.tile.grow(tile);
             scratch.partials.grow(partials);
+            scratch.key_sums.grow(key_sums);
             scratch.panels.reserve_exact(panels - scratch.panels.len());
             scratch.row_spans.reserve_exact(row_spans - scratch.row_spans.len());
             scratch.addresses.iter_mut().for_each(|own| own.grow(addresses));

@@ -151,18 +151,6 @@ impl<'a> TaskInput<'a> {
         (self.sequence.batch, self.first_head) == (other.sequence.batch, other.first_head)
     }
 
-    /// The same task for `rows` of its rows.
-    pub(crate) fn slice(&self, rows: Range<usize>) -> Self {
-        TaskInput {
-            queries: self.queries.slice(rows.clone()),
-            mask_rows: self.mask_rows.map(|all| all.slice(rows.clone())),
-            bias_rows: self.bias_rows.map(|all| all.slice(rows.clone())),
-            first_row: self.first_row + rows.start,
-            rows: rows.len(),
-            ..self.clone()
-        }
-    }
-
     /// The same task with scores in unit `unit`.
     pub(crate) fn in_unit(mut self, unit: Unit, scale: f32) -> Self {
         self.unit = self.score_mods.unit(unit);

@@ -138,6 +138,13 @@ pub(super) fn task_heads(head_work: usize, tasks: usize) -> usize {
 /// is half the time of a head of 4 queries and keys.
 const TASK_WORK: usize = 1 << 18;
 
+/// Tiles of keys of a task that sums probabilities: up to four, if [`ENOUGH_TASKS`] tasks remain. A task packs all queries.
+///
+/// * `tiles`: of all key/value heads
+pub(super) fn sum_task_tiles(tiles: usize) -> usize {
+    (tiles / 16).clamp(1, 4)
+}
+
 /// Keys of a tile of the prefill form: the number that [`TILE_ELEMENTS`] allows, within two limits.
 ///
 /// * At least 48, so that the cost of a tile's ends is small.

@@ -240,6 +240,29 @@ impl<'a, T> GroupRowsMut<'a, T> {
         unsafe { Self::of_heads(output, b, heads, rows, (1, 1)) }
     }
 
+    /// For a tensor with one row for each head: the elements `cols` of the rows of `heads`.
+    ///
+    /// # Safety
+    /// * while the result lives, there is no other value with any of these elements
+    ///
+    /// # Panics
+    /// If there is no such batch, or are no such heads or elements.
+    pub(crate) unsafe fn of_columns(
+        output: &SharedRows<'a, T, 3>,
+        b: usize,
+        heads: Range<usize>,
+        cols: Range<usize>,
+    ) -> Self {
+        let ([_, _, all], [_, head_stride, col_stride]) = (*output.shape(), *output.strides());
+        assert!(cols.start <= cols.end && cols.end <= all, "elements {cols:?} of {all}");
+        let layout = GroupLayout { group: heads.len(), head_stride, query_stride: 0 };
+        let count = heads.len();
+        // The invariant of `SharedRows` says that the elements exist; the rest is the caller's promise. There is one row for each
+        // head, so the query stride is never used.
+        let origin = output.first_of(b, heads).wrapping_offset((cols.start as isize).wrapping_mul(col_stride));
+        GroupRowsMut { origin, layout, first: 0, count, cols: cols.len(), col_stride, borrow: PhantomData }
+    }
+
     /// As [`GroupRowsMut::new`], for rows of `cols` elements, `col_stride` apart. The axes of `output` begin with batch, head
     /// and query.
     ///
@@ -387,6 +410,33 @@ mod tests {
             row.iter_mut().for_each(|x| *x = n as u16 + 1);
         }
         assert_eq!(data, [0, 0, 2, 0, 4, 0, 1, 0, 3, 0, 5, 0]);
+    }
+
+    #[test]
+    fn columns_are_a_part_of_each_row() {
+        let mut data = [0u16; 24];
+        // Element (h, j) is data[12 h + 2 j].
+        let shared = SharedRows::new(StridedMut::new(&mut data, 0, [1, 2, 6], [24, 12, 2]).unwrap());
+        // SAFETY: these are the only values, with different elements.
+        let mut parts = unsafe {
+            [(0..2, 1..3), (1..2, 4..6)].map(|(heads, cols)| GroupRowsMut::of_columns(&shared, 0, heads, cols))
+        };
+        for (n, part) in parts.iter_mut().enumerate() {
+            for (r, mut row) in part.rows_mut(0..2 - n).enumerate() {
+                row.iter_mut().enumerate().for_each(|(c, x)| *x = (10 * (n + 1) + 5 * r + c) as u16);
+            }
+        }
+        let written: Vec<_> = data.into_iter().enumerate().filter(|(_, x)| *x != 0).collect();
+        assert_eq!(written, [(2, 10), (4, 11), (14, 15), (16, 16), (20, 20), (22, 21)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "elements 1..7 of 6")]
+    fn columns_outside_are_not_written() {
+        let mut data = [0u16; 12];
+        let shared = SharedRows::new(StridedMut::new(&mut data, 0, [1, 2, 6], [12, 6, 1]).unwrap());
+        // SAFETY: there is no other value.
+        let _ = unsafe { GroupRowsMut::of_columns(&shared, 0, 0..1, 1..7) };
     }
 
     #[test]

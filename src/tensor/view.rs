@@ -206,7 +206,7 @@ pub(super) fn check_permutation(axes: &[usize]) -> Result<(), Error> {
 }
 
 /// The bounds of `range`, if it lies within the axis.
-pub(super) fn check_range(axis: usize, range: impl RangeBounds<usize>, shape: &[usize]) -> Result<Range<usize>, Error> {
+pub(crate) fn check_range(axis: usize, range: impl RangeBounds<usize>, shape: &[usize]) -> Result<Range<usize>, Error> {
     let size = *shape.get(axis).ok_or(Error::AxisOutOfRange { axis: axis as i128, rank: shape.len() })?;
     // `None` if the bound overflows: one more than usize::MAX.
     let start = match range.start_bound() {

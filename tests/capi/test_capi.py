@@ -485,6 +485,27 @@ def test_sequences():
             raise AssertionError("not refused")
 
 
+def test_key_sums():
+    q, k, v = random(2, 4, 30, 8), random(2, 2, 20, 8), random(2, 2, 20, 8)
+    _, lse = lib.attention(q, k, v, causal=True, lse=True)
+    sums = lib.key_sums(q, k, v, lse, causal=True)
+    assert sums.shape == (2, 4, 20)
+    # The first 10 queries see no key.
+    check(sums.sum(-1), np.full((2, 4), 20.0))
+    scores = np.einsum("bhid,bhjd->bhij", q, k.repeat(2, axis=1)) / np.sqrt(8)
+    visible = np.arange(20)[None, :] <= np.arange(30)[:, None] - 10
+    probabilities = np.where(visible, np.exp(scores - np.where(np.isfinite(lse), lse, 0)[..., None]), 0)
+    check(sums, probabilities.sum(2))
+    # Packed sequences: the sums of each are in a row of their own.
+    starts = [0, 10, 30]
+    packed = [np.ascontiguousarray(x[0].transpose(1, 0, 2)) for x in (q, q[:, :2], q[:, 2:])]
+    options = dict(query_starts=starts, key_starts=starts)
+    _, lse = lib.attention(*packed, lse=True, **options)
+    sums = lib.key_sums(*packed, lse, np.full((2, 4, 20), 7, np.float32), **options)
+    check(sums.sum(-1), np.repeat([[10.0], [20.0]], 4, axis=1))
+    assert (sums[0, :, 10:] == 0).all()
+
+
 def test_merge():
     q, k, v = random(1, 2, 3, 8), random(1, 2, 20, 8), random(1, 2, 20, 8)
     (out, lse), other = (lib.attention(q, k[:, :, part], v[:, :, part], lse=True) for part in (slice(0, 7), slice(7, 20)))

@@ -411,6 +411,44 @@ impl Problem {
         })
     }
 
+    /// The public reference's sums of each key's probabilities, as [`Problem::key_sums`] gives them.
+    pub fn reference_key_sums(&self) -> Vec<f64> {
+        let given = Given::new(self);
+        let exact = reference::key_sums(&self.attention(&given), given.q.view(), given.kv()).expect("a sound problem");
+        let Dims { batch, heads_q, seq_kv, .. } = self.dims;
+        let layout = Layout::contiguous([batch, heads_q, seq_kv]);
+        layout.indices().map(|index| exact[layout.at(self.sum_place(index))]).collect()
+    }
+
+    /// Where the sum of a key is. The padding before a sequence's keys comes after that behind them.
+    fn sum_place(&self, [b, h, j]: [usize; 3]) -> [usize; 3] {
+        let first = self.key_places.padding().get(b).copied().unwrap_or(0);
+        [b, h, (first + j) % self.dims.seq_kv]
+    }
+
+    /// The sums of each key's probabilities, `[batch, heads_q, seq_kv]`, those of padding last, computed in a tensor of layout `to`.
+    /// Checks that nothing but them was written.
+    pub fn key_sums(&self, level: Level, lse: &[f32], to: Layout<3>) -> Vec<f32> {
+        const CANARY: f32 = 31.25;
+        let (_, from) = self.output_layouts();
+        // Log-sum-exps of no query are not read.
+        let (mut lse_data, mut sums) = (vec![f32::NAN; from.len], vec![CANARY; to.len]);
+        for (place, lse) in self.rows().map(|index| self.place(index)).zip(lse) {
+            place.into_iter().for_each(|place| lse_data[from.at(place)] = *lse);
+        }
+        let lse = TensorRef::with_strides(&lse_data, from.offset, from.shape, from.strides);
+        let into = TensorMut::with_strides(&mut sums, to.offset, to.shape, to.strides);
+        let (lse, into) = (lse.expect("inside the slice"), into.expect("apart"));
+        let given = Given::new(self);
+        let attention = self.attention(&given).level(level);
+        let done = attention.key_sums(given.q.view(), given.kv(), lse, into, &mut Workspace::new());
+        done.expect("a sound problem");
+        let results = to.indices().map(|index| sums[to.at(self.sum_place(index))]).collect();
+        to.indices().for_each(|index| sums[to.at(index)] = CANARY);
+        assert!(sums.iter().all(|&x| x == CANARY), "a gap of the sums was written");
+        results
+    }
+
     /// Computes it; checks that nothing but the elements of the results was written.
     pub fn run(&self, level: Level) -> Results {
         match self.out.0 {
@@ -420,12 +458,17 @@ impl Problem {
         }
     }
 
-    fn run_into<O: Element>(&self, level: Level) -> Results {
-        const CANARY: f32 = 31.25;
-        let (out_layout, lse_layout) = match &self.query_places {
+    /// Of the output and the log-sum-exps that a call gets.
+    fn output_layouts(&self) -> (Layout, Layout<3>) {
+        match &self.query_places {
             QueryPlaces::Packed { out, lse, .. } => (*out, *lse),
             QueryPlaces::Own | QueryPlaces::Padded { .. } => (self.out.1, self.lse),
-        };
+        }
+    }
+
+    fn run_into<O: Element>(&self, level: Level) -> Results {
+        const CANARY: f32 = 31.25;
+        let (out_layout, lse_layout) = self.output_layouts();
         let mut out = vec![O::from_f32(CANARY); out_layout.len];
         let mut lse = vec![CANARY; lse_layout.len];
         let given = Given::new(self);

@@ -117,27 +117,15 @@ const SINK: usize = usize::MAX;
 pub fn exact(problem: &Problem, chains: Chains) -> Exact {
     let dims = problem.dims;
     let mut exact = Exact::default();
-    for (b, h) in (0..dims.batch).flat_map(|b| (0..dims.heads_q).map(move |h| (b, h))) {
-        let head_kv = h / (dims.heads_q / dims.heads_kv);
-        let rows = |tensor: &super::any_problem::Tensor, cols| -> Vec<f64> {
-            let row = |j| (0..cols).map(move |e| tensor.get([b, head_kv, j, e]) as f64);
-            (0..dims.seq_kv).flat_map(row).collect()
-        };
-        let (keys, values) = (rows(&problem.k, dims.head_dim), rows(&problem.v, dims.value_dim));
+    for (b, h) in heads(&dims) {
+        let keys = kv_rows(&problem.k, [b, dims.head_kv(h)], [dims.seq_kv, dims.head_dim]);
+        let values = kv_rows(&problem.v, [b, dims.head_kv(h)], [dims.seq_kv, dims.value_dim]);
         for i in 0..dims.seq_q {
             if i >= problem.queries_of(b) {
                 add_constant(&mut exact, dims.value_dim, 0.0, 0.0);
                 continue;
             }
-            let query: Vec<f64> = (0..dims.head_dim).map(|e| problem.q.get([b, h, i, e]) as f64).collect();
-            let visible: Vec<usize> = (0..dims.seq_kv).filter(|&j| sees(problem, [b, h, i, j])).collect();
-            let score = |&j: &usize| {
-                score(problem, [b, h, i, j], &query, &keys[j * dims.head_dim..][..dims.head_dim], chains.dot)
-            };
-            // A score of -inf (of an infinite key: finite ones give finite scores here) hides its key.
-            let scored = visible.iter().map(|j| (*j, score(j))).filter(|(_, score)| score.value != f64::NEG_INFINITY);
-            let (keys, scores) = scored.unzip();
-            let mut row = Row { keys, scores };
+            let mut row = row(problem, [b, h, i], &keys, chains.dot);
             if let Some(sink) =
                 problem.sinks.as_ref().map(|sinks| sinks[h] as f64).filter(|sink| *sink != f64::NEG_INFINITY)
             {
@@ -149,6 +137,78 @@ pub fn exact(problem: &Problem, chains: Chains) -> Exact {
         }
     }
     exact
+}
+
+fn heads(dims: &Dims) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let Dims { batch, heads_q, .. } = *dims;
+    (0..batch).flat_map(move |b| (0..heads_q).map(move |h| (b, h)))
+}
+
+/// All keys or values of a head.
+fn kv_rows(tensor: &super::any_problem::Tensor, [b, h]: [usize; 2], [rows, cols]: [usize; 2]) -> Vec<f64> {
+    let row = |j| (0..cols).map(move |e| tensor.get([b, h, j, e]) as f64);
+    (0..rows).flat_map(row).collect()
+}
+
+/// The visible keys of a query, with their scores.
+fn row(problem: &Problem, [b, h, i]: [usize; 3], keys: &[f64], dot_steps: usize) -> Row {
+    let Dims { head_dim, seq_kv, .. } = problem.dims;
+    let query: Vec<f64> = (0..head_dim).map(|e| problem.q.get([b, h, i, e]) as f64).collect();
+    let visible = (0..seq_kv).filter(|&j| sees(problem, [b, h, i, j]));
+    let scored =
+        visible.map(|j| (j, score(problem, [b, h, i, j], &query, &keys[j * head_dim..][..head_dim], dot_steps)));
+    // A score of -inf (of an infinite key: finite ones give finite scores here) hides its key.
+    let (keys, scores) = scored.filter(|(_, score)| score.value != f64::NEG_INFINITY).unzip();
+    Row { keys, scores }
+}
+
+/// Probs below 2^-126 are dropped.
+const SMALLEST_PROBABILITY: f64 = 1.1754943508222875e-38;
+
+/// The sums of each key's probabilities, `[batch, heads_q, seq_kv]`, and how far they may be from them, given log-sum-exps within
+/// the bounds of `exact`. NaN: must be NaN.
+pub fn exact_key_sums(problem: &Problem, exact: &Exact) -> (Vec<f64>, Vec<f64>) {
+    let dims = problem.dims;
+    let (mut sums, mut bounds) = (Vec::new(), Vec::new());
+    // The longest chains of either form. A sum passes through one rounding for each query, or fewer and those of a vector's lanes.
+    let dot_steps = dims.head_dim.max(dims.head_dim.div_ceil(4) + 4);
+    let rounding = gamma(dims.seq_q as f64 + 6.0) + F64;
+    for (n, (b, h)) in heads(&dims).enumerate() {
+        let keys = kv_rows(&problem.k, [b, dims.head_kv(h)], [dims.seq_kv, dims.head_dim]);
+        let (mut own, mut errors) = (vec![0.0; dims.seq_kv], vec![0.0; dims.seq_kv]);
+        for i in 0..dims.seq_q {
+            let (lse, lse_error) = (exact.lse[n * dims.seq_q + i], exact.lse_bound[n * dims.seq_q + i]);
+            let row = row(problem, [b, h, i], &keys, dot_steps);
+            // Relative to the largest score: a log-sum-exp of 1e38 has no room for the logarithm of a sum, in f64 either.
+            let sink = problem.sinks.as_ref().map_or(f64::NEG_INFINITY, |sinks| sinks[h] as f64);
+            let largest = row.scores.iter().fold(sink, |largest, score| largest.max(score.value));
+            let total =
+                row.scores.iter().fold((sink - largest).exp(), |sum, score| sum + (score.value - largest).exp());
+            for (j, score) in row.keys.into_iter().zip(row.scores) {
+                let probability = (score.value - largest).exp() / total;
+                own[j] += if lse.is_nan() { f64::NAN } else { probability };
+                errors[j] += probability_error(probability, score, (lse, lse_error));
+            }
+        }
+        let bound = |(sum, error): (&f64, &f64)| {
+            error + rounding * (sum + error) + dims.seq_q as f64 * (SMALLEST_PROBABILITY + 2.0 * ETA)
+        };
+        bounds.extend(own.iter().zip(&errors).map(bound));
+        sums.extend(own);
+    }
+    (sums, bounds)
+}
+
+/// The error of one probability. Both are between 0 and 1, so it is at most 1.
+fn probability_error(probability: f64, score: Score, (lse, lse_error): (f64, f64)) -> f64 {
+    // The lse in units of log2, and the difference, are rounded.
+    let inexact = score.error + lse_error;
+    let exponent = inexact + U * (lse.abs() + lse_error) + U * ((score.value - lse).abs() + inexact) + F64;
+    match exponent {
+        // p (e^F (1 + 3u) - 1), without the cancellation.
+        ..1.0 => (probability * (exponent.exp_m1() + EXP2 * U * exponent.exp())).min(1.0),
+        _ => 1.0,
+    }
 }
 
 /// The key position of query `i`.

@@ -180,7 +180,8 @@ impl KeyPlaces {
         }
     }
 
-    fn padding(&self) -> &[usize] {
+    /// The rows of left padding before each sequence's keys; empty if there are none.
+    pub fn padding(&self) -> &[usize] {
         if let KeyPlaces::Padded { rows, .. } = self { &rows.firsts } else { &[] }
     }
 }

@@ -188,7 +188,7 @@ fn block_probs<S: Simd, const V: usize, const KEYS: usize>(
 }
 
 #[inline(always)]
-fn load<S: Simd, const V: usize>(simd: S, x: &[f32]) -> [S::F32; V] {
+pub(in crate::kernel) fn load<S: Simd, const V: usize>(simd: S, x: &[f32]) -> [S::F32; V] {
     let mut values = [simd.zero(); V];
     for (v, value) in values.iter_mut().enumerate() {
         *value = simd.load_slice(&x[v * S::LANES..]);
@@ -219,7 +219,7 @@ pub(in crate::kernel) fn prob<S: Simd>(simd: S, s: S::F32, base: S::F32) -> S::F
 
 /// The same for several keys and vectors side by side, step by step.
 #[inline(always)]
-fn probs_of<S: Simd, const V: usize, const KEYS: usize>(
+pub(in crate::kernel) fn probs_of<S: Simd, const V: usize, const KEYS: usize>(
     simd: S,
     s: [[S::F32; V]; KEYS],
     bases: [S::F32; V],
