@@ -255,7 +255,7 @@ impl<'a, T> GroupRowsMut<'a, T> {
     ) -> Self {
         let ([_, _, all], [_, head_stride, col_stride]) = (*output.shape(), *output.strides());
         assert!(cols.start <= cols.end && cols.end <= all, "elements {cols:?} of {all}");
-        let layout = GroupLayout { group: heads.len(), head_stride, query_stride: 0 };
+        let layout = GroupLayout { group: heads.len(), head_stride, query_stride: 0, queries: 1, batch_stride: 0 };
         let count = heads.len();
         // The invariant of `SharedRows` says that the elements exist; the rest is the caller's promise. There is one row for each
         // head, so the query stride is never used.
