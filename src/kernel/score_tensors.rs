@@ -19,6 +19,21 @@ pub(crate) fn read_row(task: &TaskInput<'_>, row: usize, keys: Range<usize>, to:
     task.isa.run(ReadRow { bias: task.bias_rows, mask: task.mask_rows, row, keys, to });
 }
 
+/// Whether the mask hides all of `keys` from every row. Masks that have gaps between the elements of a row are not asked.
+pub(crate) fn mask_hides_all(task: &TaskInput<'_>, keys: &Range<usize>) -> bool {
+    let hides_from = |mask: &GroupRows<'_, u8>, n: usize| {
+        let row = mask.row(n).slice(keys.clone());
+        row.as_slice().is_some_and(|sees| !shows_any(sees))
+    };
+    task.mask_rows.is_some_and(|mask| (0..task.rows).all(|n| hides_from(&mask, n)))
+}
+
+/// Whether a run of a mask shows anything. 64 elements at a time, without an early exit, so that the compiler vectorises the test.
+/// Usually the first 64 decide.
+fn shows_any(mask: &[u8]) -> bool {
+    mask.chunks(64).any(|mask| mask.iter().fold(0, |seen, x| seen | x) != 0)
+}
+
 struct ReadRow<'a, 't> {
     bias: Option<AnyGroupRows<'a>>,
     /// Not 0 where the query may attend.
@@ -129,10 +144,8 @@ impl<'a> PanelTensors<'a> {
 fn any_visible<T: Element>(bias: Option<&LaneElements<'_, T>>, mask: Option<&LaneElements<'_, u8>>) -> bool {
     use LaneElements::{Columns, Rows};
     let hidden = T::from_f32(f32::NEG_INFINITY);
-    // 64 elements at a time, without an early exit, so that the compiler vectorises the test. Usually the first 64 decide.
-    // NaN is not -inf: it does not hide its key.
+    // As `shows_any`. NaN is not -inf: it does not hide its key.
     let shows_bias = |bias: &[T]| bias.chunks(64).any(|bias| bias.iter().fold(false, |seen, x| seen | (*x != hidden)));
-    let shows_mask = |mask: &[u8]| mask.chunks(64).any(|mask| mask.iter().fold(0, |seen, x| seen | x) != 0);
     let shows_both = |(bias, mask): (&[T], &[u8])| {
         bias.chunks(64).zip(mask.chunks(64)).any(|(bias, mask)| {
             bias.iter().zip(mask).fold(false, |seen, (bias, mask)| seen | ((*bias != hidden) & (*mask != 0)))
@@ -141,9 +154,9 @@ fn any_visible<T: Element>(bias: Option<&LaneElements<'_, T>>, mask: Option<&Lan
     match (bias, mask) {
         (None, None) => true,
         (Some(bias), None) => bias.runs().any(shows_bias),
-        (None, Some(mask)) => mask.runs().any(shows_mask),
+        (None, Some(mask)) => mask.runs().any(shows_any),
         (Some(bias @ Rows(_)), Some(mask @ Rows(_))) => bias.runs().zip(mask.runs()).any(shows_both),
         (Some(bias @ Columns(_)), Some(mask @ Columns(_))) => bias.runs().zip(mask.runs()).any(shows_both),
-        (Some(bias), Some(mask)) => bias.runs().any(shows_bias) && mask.runs().any(shows_mask),
+        (Some(bias), Some(mask)) => bias.runs().any(shows_bias) && mask.runs().any(shows_any),
     }
 }
