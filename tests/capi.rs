@@ -83,7 +83,7 @@ impl Inputs {
 
     /// Output, lse and key sums.
     fn through_rust(&self, attention: &Attention<'_>) -> [Vec<u32>; 3] {
-        let (mut out, mut lse, mut sums) = (vec![0.0; len(SHAPE_Q)], vec![0.0; 2 * 4 * 7], vec![0.0; 2 * 4 * 30]);
+        let (mut out, mut lse, mut sums) = (vec![9.0; len(SHAPE_Q)], vec![9.0; 2 * 4 * 7], vec![9.0; 2 * 4 * 30]);
         let q = TensorRef::from_slice(&self.q, SHAPE_Q).unwrap();
         let kv = (TensorRef::from_slice(&self.k, SHAPE_K).unwrap(), TensorRef::from_slice(&self.v, SHAPE_K).unwrap());
         let into = TensorMut::from_slice(&mut out, SHAPE_Q).unwrap();
@@ -121,10 +121,12 @@ fn results_are_those_of_rust() {
     let plain = Options::new();
     let (lengths, c_lengths) = ([30usize, 11], [30i64, 11]);
     let (offsets, c_offsets) = ([-3isize, 8], [-3i64, 8]);
+    let firsts = [[2i64, 0], [9, 30]];
     let slopes = [0.5f32, -0.25, 0.0, 1.0];
     let all_slopes = [0.5f32, -0.25, 0.0, 1.0, 0.1, 0.2, 0.3, 0.4];
     let bytes: Vec<u8> = (0..len(SCORES)).map(|n| if n % 3 == 0 { 0 } else { n as u8 | 1 }).collect();
     let bools: Vec<bool> = bytes.iter().map(|&byte| byte != 0).collect();
+    let all_bools = TensorRef::from_slice(&bools, SCORES).unwrap();
     let mask = tensor(&bytes, BYTE, &as_i64(SCORES));
     let row: Vec<f16> = random(30).into_iter().map(f16::from_f32).collect();
     let bias = tensor(&row, F16, &[30]);
@@ -157,6 +159,18 @@ fn results_are_those_of_rust() {
             attention().causal().query_offset(QueryOffset::per_batch(&offsets)),
         ),
         (Options { key_lengths: c_lengths.as_ptr(), key_length_count: 2, ..plain }, attention().key_lengths(&lengths)),
+        (
+            Options {
+                flags: flags::CAUSAL,
+                mask: &mask,
+                first_queries: firsts[0].as_ptr(),
+                first_query_count: 2,
+                first_keys: firsts[1].as_ptr(),
+                first_key_count: 2,
+                ..plain
+            },
+            attention().causal().mask(all_bools).first_queries(&firsts[0]).first_keys(&firsts[1]),
+        ),
         (Options { alibi: 1, ..plain }, attention().alibi(AlibiSlopes::Standard)),
         (
             Options { alibi: 2, alibi_slopes: slopes.as_ptr(), alibi_slope_count: 4, ..plain },
@@ -166,7 +180,7 @@ fn results_are_those_of_rust() {
             Options { alibi: 3, alibi_slopes: all_slopes.as_ptr(), alibi_slope_count: 8, ..plain },
             attention().alibi(AlibiSlopes::PerBatchAndHead(&all_slopes)),
         ),
-        (Options { mask: &mask, ..plain }, attention().mask(TensorRef::from_slice(&bools, SCORES).unwrap())),
+        (Options { mask: &mask, ..plain }, attention().mask(all_bools)),
         (Options { bias: &bias, ..plain }, attention().bias(TensorRef::from_slice(&row, [30]).unwrap())),
         (Options { form: 1, ..plain }, attention().form(Form::Decode)),
         (Options { form: 2, ..plain }, attention().form(Form::Prefill)),
@@ -322,6 +336,7 @@ fn wrong_key_sums_are_refused() {
     check(Code::Overlap, "sinks", [&l, &s], &sinks);
     assert_eq!(sums, [7.5; 2 * 4 * 30]);
 }
+
 #[test]
 fn sinks_are_those_of_rust() {
     let inputs = Inputs::new();

@@ -56,6 +56,7 @@ fn write_sums(
     let sequence = problem.sequences.get(claimed.batch);
     let own = plan.key_sums_of(&sequence);
     let (width, keys) = (sums_width(claimed.columns.len()), sequence.keys_in(&claimed.columns));
+    // Columns before the first key stay 0.
     let padding = claimed.columns.len() - keys.len();
     // Moved out and back, so that kernels can borrow the rest.
     let mut memory = std::mem::take(&mut scratch.key_sums);
