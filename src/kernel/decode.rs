@@ -34,7 +34,7 @@ use super::partial::{EarlierResults, PartialLayout};
 use super::prefetch::Prefetch;
 use super::prefill::scores::PanelKeys;
 use super::row_scores::{rows_of, widen_rows_of};
-use super::score_tensors::{mask_hides_all, read_row};
+use super::score_tensors::{read_row, shown_by_mask};
 use super::scratch::Scratch;
 use super::shape::{RowSet, panel_lanes, round_up_lanes};
 use super::state::merge;
@@ -343,8 +343,10 @@ impl<'a> Decode<'_, 'a> {
         if !task.has_score_tensors() || keys.is_empty() {
             return keys.clone();
         }
-        if mask_hides_all(task, keys) {
-            return keys.start..keys.start; // without reading the mask as numbers, which takes many times as long
+        // Reading tensors as numbers takes many times as long as looking for what the mask shows.
+        let keys = &shown_by_mask(task, keys, GRAIN);
+        if keys.is_empty() {
+            return keys.clone();
         }
         let (mut first, mut last) = (usize::MAX, 0);
         for n in 0..task.rows {

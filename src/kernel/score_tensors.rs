@@ -19,13 +19,21 @@ pub(crate) fn read_row(task: &TaskInput<'_>, row: usize, keys: Range<usize>, to:
     task.isa.run(ReadRow { bias: task.bias_rows, mask: task.mask_rows, row, keys, to });
 }
 
-/// Whether the mask hides all of `keys` from every row. Masks that have gaps between the elements of a row are not asked.
-pub(crate) fn mask_hides_all(task: &TaskInput<'_>, keys: &Range<usize>) -> bool {
-    let hides_from = |mask: &GroupRows<'_, u8>, n: usize| {
+/// The part of `keys`, in steps of `grain`, that holds all that the mask shows to any row; all of `keys` if the elements of its rows have
+/// gaps between them.
+pub(crate) fn shown_by_mask(task: &TaskInput<'_>, keys: &Range<usize>, grain: usize) -> Range<usize> {
+    let Some(mask) = task.mask_rows else { return keys.clone() };
+    let (mut first, mut last) = (usize::MAX, 0);
+    for n in 0..task.rows {
         let row = mask.row(n).slice(keys.clone());
-        row.as_slice().is_some_and(|sees| !shows_any(sees))
-    };
-    task.mask_rows.is_some_and(|mask| (0..task.rows).all(|n| hides_from(&mask, n)))
+        let Some(sees) = row.as_slice() else { return keys.clone() };
+        first = first.min(sees.chunks(grain).position(shows_any).unwrap_or(usize::MAX));
+        last = last.max(sees.chunks(grain).rposition(shows_any).unwrap_or(0));
+    }
+    if first == usize::MAX {
+        return keys.start..keys.start;
+    }
+    keys.start + first * grain..keys.end.min(keys.start + (last + 1) * grain)
 }
 
 /// Whether a run of a mask shows anything. 64 elements at a time, without an early exit, so that the compiler vectorises the test.
