@@ -602,6 +602,13 @@ fn tensors_without_elements() {
         assert_eq!(lse, [f32::NEG_INFINITY; 3]);
     }
     assert_eq!(lse[0], f32::NEG_INFINITY);
+    // Numbers that are read in place.
+    let empty: [f64; 0] = [];
+    for (shape, axis) in [([1, 0, 16], 1), ([1, 16, 0], 2), ([0, 4, 4], 0)] {
+        let mut lse = [9.0f64; 16];
+        Softmax::new().axis(axis).logsumexp_into(TensorRef::from_slice(&empty, shape).unwrap(), &mut lse).unwrap();
+        assert_eq!(lse, [f64::NEG_INFINITY; 16], "axis {axis} of {shape:?}");
+    }
 }
 
 /// Large enough for two threads inside a pool, and for waking the global pool.

@@ -184,7 +184,8 @@ impl<'a> Softmax<'a> {
         self.overwrite(x, true)
     }
 
-    /// log(sum(exp(score))) along the axis: one element of `out` for each line, row-major in the order of the other axes.
+    /// log(sum(exp(score))) along the axis: one element of `out` for each line, row-major in the order of the other axes. It is -inf
+    /// for lines without elements.
     ///
     /// # Errors
     /// As [`softmax_into`](Self::softmax_into), and [`Error::SliceLength`] if `out` does not have one element per line.
@@ -195,6 +196,11 @@ impl<'a> Softmax<'a> {
     ) -> Result<(), Error> {
         let lines = self.lines::<T, N>(x.shape())?;
         same_len(lines.count, out.len())?;
+        let x = Tensors::<T, O>::Read(x.strided.with_rank::<4>().permuted(lines.order.axes()));
+        if x.shape()[3] == 0 {
+            out.fill(O::from_f64(f64::NEG_INFINITY));
+            return Ok(());
+        }
         let out = Mutex::new(out);
         let finish = |block: Block, numbers: &[T::Real], shifts: Vec<f64>| {
             let states = states_of_block(block, numbers, lines.scale_of_numbers());
@@ -203,7 +209,6 @@ impl<'a> Softmax<'a> {
                 *out = O::from_f64(log_sum_exp(max + shift, sum));
             }
         };
-        let x = Tensors::<T, O>::Read(x.strided.with_rank::<4>().permuted(lines.order.axes()));
         if lines.mask.is_none() && lines.bias.is_none() {
             let read = |block: Block, numbers: &[T::Real]| finish(block, numbers, vec![0.0; block.count]);
             return for_each_block(x, lines.lay, Compute::Read(&read));
