@@ -125,7 +125,8 @@ fn form_rows(
             let seen = first_key + seen.start - keys.start..first_key + seen.end - keys.start;
             for (lane, row) in rows.chunks_exact_mut(*width).enumerate() {
                 for (to, scores) in row[seen.clone()].iter_mut().zip(scores.chunks_exact(lanes)) {
-                    *to = scores[lane];
+                    // -0 becomes +0: where some pairs of a tile are hidden, 0 is added to all of its scores.
+                    *to = scores[lane] + 0.0;
                 }
             }
         });
