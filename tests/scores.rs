@@ -323,3 +323,19 @@ fn as_an_array() {
         assert_eq!(bits(array.as_slice().unwrap()), bits(&scores(&attention, stage, &inputs)));
     }
 }
+
+/// A score that underflows is +0, whether or not some keys of its tile are hidden: the sign of a zero, too, follows from the row and the
+/// key alone.
+#[test]
+fn zeros_have_one_sign() {
+    let (tiny, key) = (6.428_48e-40, [0.660_156_25f32, -0.660_156_25]);
+    for (n, level) in (1..40).flat_map(|n| Level::available().map(move |level| (n, level))) {
+        let (q, k, mut scores) = (vec![tiny; 2 * n], key.repeat(n), vec![f32::NAN; n * n]);
+        let [q, k] = [&q, &k].map(|x| TensorRef::from_slice(x, [1, 1, n, 2]).unwrap());
+        let out = TensorMut::from_slice(&mut scores, [1, 1, n, n]).unwrap();
+        let attention = Attention::new().causal().query_offset(QueryOffset::FromStart).level(level);
+        attention.scores_into(ScoreStage::Biased, q, k, out).unwrap();
+        let zeros = scores.iter().filter(|score| **score != f32::NEG_INFINITY);
+        assert!(zeros.clone().all(|score| score.to_bits() == 0), "{n} keys, {level}: {zeros:?}");
+    }
+}
