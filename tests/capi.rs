@@ -306,7 +306,8 @@ fn window_biases_are_those_of_rust() {
     let own = tensor(&x, F32, &as_i64(shape));
     let mut out = vec![0.0f32; x.len()];
     let written = Tensor { data: out.as_mut_ptr().cast(), ..own };
-    let options = with_tables(&[table_of(3, &[2, 3], &table)]);
+    let tables = [table_of(3, &[2, 3], &table)];
+    let options = with_tables(&tables);
     // SAFETY: tensors and options lead to memory that outlives the call.
     let code = unsafe { flashtile_attention(&own, &own, &own, &written, null(), &options) };
     assert_eq!(code, 0);
@@ -687,8 +688,8 @@ fn every_wrong_call_has_its_code() {
     refuse_table(WrongCount, "3 bucket biases", table_of(2, &[20], &tables[..3]));
     refuse_table(WrongCount, "24 window biases", table_of(3, &[1, 2], &tables));
     refuse_table(TooLarge, "4194304 places of a window", table_of(3, &[1 << 21, 2], &tables));
-    let wrong_window = with_tables(&[table_of(3, &[1, 1], &tables[..4])]);
-    refuse(WrongCount, "1 places of a window for queries", wrong_window);
+    let wrong_window = [table_of(3, &[1, 1], &tables[..4])];
+    refuse(WrongCount, "1 places of a window for queries", with_tables(&wrong_window));
     refuse(NullPointer, "score tables", Options { score_table_count: 1, ..plain });
     refuse(NegativeSize, "score tables", Options { score_table_count: -1, ..plain });
     let written = ScoreTable { table: out.data.cast(), count: 4, ..ScoreTable::new(1) };
