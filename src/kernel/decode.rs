@@ -101,8 +101,7 @@ impl Upcoming {
         if keys.end == tile_end && task.masks.with_holes().next().is_none() {
             return Upcoming { end, range: next, is_own: false };
         }
-        // Without such masks, a tensor hides the end of this tile: the next one is read from its start.
-        let own = open_mods::first_seen(task, tile_end..end);
+        let own = first_shown(task, tile_end..end);
         let is_own = !own.is_empty();
         Upcoming { end: keys.end, range: if is_own { own } else { next }, is_own }
     }
@@ -114,6 +113,20 @@ impl Upcoming {
         let end = (rest.start / tile_keys).saturating_add(1).saturating_mul(tile_keys);
         (rest.start..rest.end.min(end), is_own)
     }
+}
+
+/// The part of the first tile of `keys` of which masks show anything to any row; without masks that have holes, all of `keys`.
+fn first_shown(task: &TaskInput<'_>, keys: Range<usize>) -> Range<usize> {
+    let mut seen = open_mods::first_seen(task, keys.clone());
+    while task.mask_rows.is_some() && !seen.is_empty() {
+        let tile_end = keys.end.min((seen.start / task.tile_keys + 1) * task.tile_keys);
+        let shown = shown_by_mask(task, &(seen.start..seen.end.min(tile_end)), GRAIN);
+        if !shown.is_empty() {
+            return shown;
+        }
+        seen = open_mods::first_seen(task, tile_end..keys.end);
+    }
+    seen
 }
 
 /// Buffers that are written anew for each tile: `[rows][tile_keys]`, and copies.
