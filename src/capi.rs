@@ -104,10 +104,8 @@ unsafe fn attention(
     let open = unsafe { checked.open_sets(&inputs)? };
     // SAFETY: as above.
     let attention = unsafe { checked.attention(lists, &open)? };
-    let ([q, k, v], places) = (inputs, checked.sequences.places());
     // SAFETY: as above; `out` and `lse` are disjoint from the inputs (checked).
-    let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
-    let problem = Problem::of_any(&attention.options, inputs, (attention.options.query_starts, places))?;
+    let problem = unsafe { checked.problem(&attention, inputs)? };
     // SAFETY: as above; the two outputs are disjoint (checked).
     let lse = lse.map(|lse| unsafe { lse.lse_mut() }).transpose()?;
     // SAFETY: as above.
@@ -153,11 +151,8 @@ unsafe fn key_sums(
     let open = unsafe { checked.open_sets(&inputs)? };
     // SAFETY: as above.
     let attention = unsafe { checked.attention(lists, &open)? };
-    let ([q, k, v], places) = (inputs, checked.sequences.places());
     // SAFETY: as above; `sums` is disjoint from the inputs (checked).
-    let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
-    let problem = Problem::of_any(&attention.options, inputs, (attention.options.query_starts, places))?;
-    let problem = problem.without_values();
+    let problem = unsafe { checked.problem(&attention, inputs)? }.without_values();
     let plan = attention.plan_for(&problem)?;
     // SAFETY: as above.
     let call = KeySumsCall::new(problem, plan, unsafe { lse.lse()? }, unsafe { sums.lse_mut()? })?;

@@ -427,24 +427,24 @@ class Prepared:
     page tables are checked when it is planned, and must not change until it is planned again."""
 
     def __init__(self, library, q, k, v, kwargs):
-        self.library, self.step = library, c_void_p()
+        self.lib, self.step = library, c_void_p()
         self.options = options(**kwargs)
         tensors = [describe(x) for x in (q, k, v)]
         library._call("prepare", *map(byref, tensors), byref(self.options), byref(self.step))
 
     def replan(self, q, k, v, **kwargs):
         o, tensors = options(**kwargs), [describe(x) for x in (q, k, v)]
-        self.library._call("prepared_replan", self.step, *map(byref, tensors), byref(o))
+        self.lib._call("prepared_replan", self.step, *map(byref, tensors), byref(o))
         self.options = o  # those before are no longer read
 
     def run(self, q, k, v, out, lse=None):
         tensors = [None if x is None else describe(x) for x in (q, k, v, out, lse)]
-        self.library._call("prepared_run", self.step, *map(_pointer, tensors))
+        self.lib._call("prepared_run", self.step, *map(_pointer, tensors))
         if self.options.raised:
             raise self.options.raised.pop()  # of score_row; the outputs are of no use
 
     def __del__(self):
-        self.library.c.flashtile_prepared_free(self.step)
+        self.lib.c.flashtile_prepared_free(self.step)
 
 
 class Library:

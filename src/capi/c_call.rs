@@ -6,6 +6,7 @@ use super::c_tensor::{CheckedTensor, F32, Tensor};
 use super::failure::Failure;
 use crate::attention::Attention;
 use crate::driver::Workspace;
+use crate::problem::Problem;
 use std::cell::Cell;
 
 /// Scratch memory that a thread keeps between calls, so that repeated calls do not allocate.
@@ -101,6 +102,21 @@ impl<'a> CheckedOptions<'a> {
     {
         // SAFETY: the caller's promise.
         unsafe { self.options.attention(lists, &self.tensors, &self.sequences, open) }
+    }
+
+    /// The problem of this attention, which is of these options.
+    ///
+    /// # Safety
+    /// The memory of the inputs is readable and not written to during `'t`.
+    pub(super) unsafe fn problem<'t>(
+        &'t self,
+        attention: &'t Attention<'_>,
+        inputs: [CheckedTensor; 3],
+    ) -> Result<Problem<'t>, Failure> {
+        let ([q, k, v], places) = (inputs, self.sequences.places());
+        // SAFETY: the caller's promise.
+        let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
+        Ok(Problem::of_any(&attention.options, inputs, (attention.options.query_starts, places))?)
     }
 
     /// Reads the outputs, and refuses those that share memory with an input, a list, or each other.

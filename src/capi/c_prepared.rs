@@ -10,7 +10,6 @@ use super::failure::{Failure, guarded};
 use super::pools;
 use crate::attention::Attention;
 use crate::prepared::Prepared;
-use crate::problem::Problem;
 use std::ptr::NonNull;
 
 /// `flashtile_prepared`: a plan with its tasks, and the options that it was made for.
@@ -70,22 +69,6 @@ impl KeptOptions {
     }
 }
 
-/// The problem of a step.
-///
-/// # Safety
-/// The memory of the inputs is readable and not written to during `'t`.
-unsafe fn problem<'t>(
-    attention: &'t Attention<'static>,
-    kept: &'t Kept,
-    inputs: [CheckedTensor; 3],
-) -> Result<Problem<'t>, Failure> {
-    let [q, k, v] = inputs;
-    // SAFETY: the caller's promise.
-    let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
-    let places = kept.checked.sequences.places();
-    Ok(Problem::of_any(&attention.options, inputs, (attention.options.query_starts, places))?)
-}
-
 /// Plans calls of one shape: `flashtile_prepare` of the header.
 ///
 /// # Safety
@@ -107,7 +90,7 @@ pub unsafe extern "C" fn flashtile_prepare(
         // SAFETY: the only call; `PreparedStep` drops the prepared attention first, and a failure drops the attention first.
         let attention = unsafe { kept.attention()? };
         // SAFETY: the caller's promise.
-        let problem = unsafe { problem(&attention, kept.get(), inputs)? };
+        let problem = unsafe { kept.get().checked.problem(&attention, inputs)? };
         let plan = attention.plan_for(&problem)?;
         let made = Prepared::new(attention.options.clone(), &problem, plan)?;
         let step = Box::new(PreparedStep { prepared: made, kept });
@@ -139,7 +122,7 @@ pub unsafe extern "C" fn flashtile_prepared_replan(
         // attention first.
         let attention = unsafe { kept.attention()? };
         // SAFETY: the caller's promise.
-        let problem = unsafe { problem(&attention, kept.get(), inputs)? };
+        let problem = unsafe { kept.get().checked.problem(&attention, inputs)? };
         let plan = attention.plan_for(&problem)?;
         step.prepared.replace(attention.options.clone(), &problem, plan)?;
         // Nothing borrows from the options before any more.

@@ -18,6 +18,7 @@
 use super::output::{ClaimedSlot, SlotClaims};
 use super::schedule::Task;
 use super::steps::step_over;
+use super::task::input_of_heads;
 use crate::element::with_elements;
 use crate::kernel::decode::Decode;
 use crate::kernel::form::FormKernel;
@@ -26,11 +27,10 @@ use crate::kernel::prefetch::Prefetch;
 use crate::kernel::scratch::{Floats, Scratch};
 use crate::kernel::task::{Piece, TaskInput};
 use crate::kv::Places;
-use crate::kv::rows::KeyRows;
 use crate::mask::Masks;
 use crate::plan::{Form, Plan};
 use crate::problem::Problem;
-use crate::score::{ScoreMods, Unit};
+use crate::score::ScoreMods;
 use crate::sequence::{Lengths, Sequence};
 use crate::tensor::group::AnyGroupRows;
 use crate::threads::{work_through, workers};
@@ -295,18 +295,9 @@ impl<'g> Block<'g> {
     fn input<'a>(&self, problem: &'a Problem<'a>, plan: &Plan) -> TaskInput<'a> {
         let Block { group, head_kv, rows, keys } = self;
         let b = group.sequences.start;
-        let key_rows = |tensor| KeyRows::new(tensor, &problem.places, (b, *head_kv), group.keys);
+        let heads = problem.dims.group_heads(*head_kv);
         TaskInput {
-            isa: plan.isa(),
-            operands: plan.operands(),
-            unit: problem.score_mods.unit(Unit::Log2),
-            last_unit: Unit::Log2,
-            factor: problem.score_mods.query_factor(problem.scale, Unit::Log2),
-            tile_keys: plan.steps(Form::Decode).tile,
             queries: query_rows(problem, &group.sequences, *head_kv).slice(rows.clone()),
-            keys: key_rows(&problem.k),
-            values: key_rows(&problem.v),
-            span: keys.clone(),
             sequence: Sequence {
                 batch: b,
                 queries: group.rows,
@@ -315,14 +306,10 @@ impl<'g> Block<'g> {
                 first_query: 0,
                 first_key: 0,
             },
-            first_head: problem.dims.group_heads(*head_kv).start,
             group: 1,
             first_row: rows.start,
             rows: rows.len(),
-            masks: &problem.masks,
-            score_mods: &problem.score_mods,
-            mask_rows: None,
-            bias_rows: None,
+            ..input_of_heads((problem, plan), (b, heads), 0..0, keys.clone(), Form::Decode)
         }
     }
 }

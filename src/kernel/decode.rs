@@ -530,7 +530,8 @@ struct RowQueries<'t> {
     in_lanes: bool,
 }
 
-/// The fewest rows that lie in lanes. Fewer leave lanes empty, and keys and values are widened where they are read.
+/// The fewest rows that lie in lanes: more than a task of one sequence has, whose keys and values are widened where they are read. (Not
+/// measured: fewer might do.)
 const LANE_ROWS: usize = 25;
 
 /// Whether the rows of a task lie in lanes when their scores are formed: many rows, of whole vectors.

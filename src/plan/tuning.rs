@@ -138,7 +138,8 @@ pub(super) fn task_heads(head_work: usize, tasks: usize) -> usize {
 /// is half the time of a head of 4 queries and keys.
 const TASK_WORK: usize = 1 << 18;
 
-/// Tiles of keys of a task that sums probabilities: up to four, if [`ENOUGH_TASKS`] tasks remain. A task packs all queries.
+/// Tiles of keys of a task that sums probabilities: up to four, because each task packs all queries, if 16 tasks remain: with two threads,
+/// one then waits for a 16th of the time at most.
 ///
 /// * `tiles`: of all key/value heads
 pub(super) fn sum_task_tiles(tiles: usize) -> usize {

@@ -87,8 +87,6 @@ impl Avx512 {
 
 // SAFETY: sixteen pairs are one vector of 512 bits, and `load_pairs` is one load of it. The other two read one pair: 32 bits.
 unsafe impl PairDots<Avx512> for Avx512Bf16 {
-    const SUM_ORDER: [usize; MAX_LANES] = [0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15];
-
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const Bf16Pair) -> __m512 {
         // SAFETY: the caller's promise (sixteen pairs are 64 bytes, and the instruction asks for no alignment); the token.

@@ -1,7 +1,7 @@
 //! Dot products of pairs of bf16, for the levels that have an instruction for them.
 
 use crate::element::{Bf16Pair, bf16};
-use crate::simd::vector::{MAX_LANES, Simd};
+use crate::simd::vector::Simd;
 
 /// Work that is compiled for every level that has [`PairDots`]. Implementations mark `run` as `#[inline(always)]`.
 pub(crate) trait PairKernel {
@@ -16,10 +16,6 @@ pub(crate) trait PairKernel {
 /// * [`load_pairs`](Self::load_pairs) reads `LANES` pairs and nothing else.
 /// * [`broadcast`](Self::broadcast) and [`add_dots_at`](Self::add_dots_at) read one pair and nothing else.
 pub(crate) unsafe trait PairDots<S: Simd>: Copy {
-    /// The lanes of a vector in the order in which [`Simd::sums`] adds them: neighbours of this list first, then neighbouring
-    /// pairs, and so on.
-    const SUM_ORDER: [usize; MAX_LANES];
-
     /// Reads `LANES` pairs from `p`.
     ///
     /// # Safety

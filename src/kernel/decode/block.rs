@@ -5,9 +5,9 @@ use crate::kernel::prefetch::{LoopPrefetch, PrefetchLines};
 use crate::simd::{LINE, MAX_LANES, MAX_SHARED_ROWS, Simd};
 use crate::tensor::matrix::Matrix;
 use crate::tensor::row_list::{AHEAD_PADDING, RowList};
+use std::marker::PhantomData;
 
 const _: () = assert!(AHEAD_PADDING >= MAX_LANES, "a tile has at most `MAX_LANES` rows");
-use std::marker::PhantomData;
 
 /// Query rows that share a load of keys or values: the largest register tile of the levels.
 pub(super) const ROWS: usize = MAX_SHARED_ROWS;

@@ -93,10 +93,10 @@ impl PairKernel for ChosenLanes<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S, dots: impl PairDots<S>) {
+    fn run<S: Simd>(self, simd: S, _: impl PairDots<S>) {
         match self.max.len() / S::LANES {
-            1 => self.in_blocks::<S, _, 1>(simd, dots),
-            2 => self.in_blocks::<S, _, 2>(simd, dots),
+            1 => self.in_blocks::<S, 1>(simd),
+            2 => self.in_blocks::<S, 2>(simd),
             vectors => unreachable!("a panel of {vectors} vectors"),
         }
     }
@@ -105,7 +105,7 @@ impl PairKernel for ChosenLanes<'_> {
 impl ChosenLanes<'_> {
     /// Few keys at a time: the chains of four lanes of a vector, for each vector of the panel, fill half of the registers.
     #[inline(always)]
-    fn in_blocks<S: Simd, D: PairDots<S>, const V: usize>(self, simd: S, _: D) {
+    fn in_blocks<S: Simd, const V: usize>(self, simd: S) {
         const { assert!(S::LANES == 8 || S::LANES == 16, "`scores_of` adds two or four sums of four chains") };
         let (lanes, width, rows) = (self.max.len(), self.keys.cols(), self.keys.rows());
         assert!(lanes == V * S::LANES && width.is_multiple_of(S::LANES) && self.keys.has_contiguous_rows());
@@ -123,7 +123,7 @@ impl ChosenLanes<'_> {
         for v in 0..V {
             let mut is_chosen = [0.0; MAX_LANES];
             for (n, is_chosen) in is_chosen.iter_mut().enumerate() {
-                *is_chosen = (self.chosen >> ((v * S::LANES + n) % 32) & 1) as f32;
+                *is_chosen = (self.chosen >> (v * S::LANES + n) & 1) as f32;
             }
             block.chosen[v] = simd.lt(simd.zero(), simd.load_slice(&is_chosen));
             block.max[v] = simd.load_slice(&self.max[v * S::LANES..]);
@@ -134,9 +134,9 @@ impl ChosenLanes<'_> {
             // (asserted).
             left -= unsafe {
                 match V {
-                    1 if left >= 4 => block.scores_of::<D, 4>(),
-                    2 if left >= 2 => block.scores_of::<D, 2>(),
-                    _ => block.scores_of::<D, 1>(),
+                    1 if left >= 4 => block.scores_of::<4>(),
+                    2 if left >= 2 => block.scores_of::<2>(),
+                    _ => block.scores_of::<1>(),
                 }
             };
         }
@@ -167,13 +167,13 @@ impl<S: Simd, const V: usize> Chains<S, V> {
     /// * `keys` is valid for R rows of `steps * LANES` elements, `queries` for that number of rows of `V` vectors, `scores` for
     ///   reads and writes of R rows
     #[inline(always)]
-    unsafe fn scores_of<D: PairDots<S>, const R: usize>(&mut self) -> usize {
+    unsafe fn scores_of<const R: usize>(&mut self) -> usize {
         let simd = self.simd;
         let mut sums = [[simd.zero(); V]; R];
         let mut half = sums;
         for quarter in 0..S::LANES / 4 {
             // SAFETY: the caller's promise.
-            let own = unsafe { self.sum_of_four::<D, R>(4 * quarter) };
+            let own = unsafe { self.sum_of_four::<R>(4 * quarter) };
             half = if quarter % 2 == 0 { own } else { add(simd, half, own) };
             if quarter % 2 == 1 {
                 sums = if quarter == 1 { half } else { add(simd, sums, half) };
@@ -199,12 +199,12 @@ impl<S: Simd, const V: usize> Chains<S, V> {
     /// # Safety
     /// * as [`scores_of`](Self::scores_of); `first + 4 <= LANES`
     #[inline(always)]
-    unsafe fn sum_of_four<D: PairDots<S>, const R: usize>(&self, first: usize) -> [[S::F32; V]; R] {
+    unsafe fn sum_of_four<const R: usize>(&self, first: usize) -> [[S::F32; V]; R] {
         let simd = self.simd;
         let mut chains = [[[simd.zero(); V]; R]; 4];
         let mut at = [(self.keys, self.queries); 4];
         for (n, (key, query)) in at.iter_mut().enumerate() {
-            let lane = D::SUM_ORDER[first + n];
+            let lane = S::SUMS_ORDER[first + n];
             (*key, *query) = (key.wrapping_add(lane), query.wrapping_add(lane * V * S::LANES));
         }
         for _ in 0..self.steps {

@@ -281,7 +281,7 @@ fn check_sum_order<S: Simd, D: PairDots<S>>(simd: S, _: D) {
         // Thirds and sevenths: every order of additions rounds differently.
         let x: Vec<f32> =
             (0..S::LANES).map(|lane| (1 + lane * lane + 31 * n) as f32 / [3.0, 7.0e3][lane % 2]).collect();
-        let mut sums: Vec<f32> = D::SUM_ORDER[..S::LANES].iter().map(|&lane| x[lane]).collect();
+        let mut sums: Vec<f32> = S::SUMS_ORDER[..S::LANES].iter().map(|&lane| x[lane]).collect();
         while sums.len() > 1 {
             sums = sums.chunks(2).map(|two| two[0] + two[1]).collect();
         }
