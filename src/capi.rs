@@ -25,11 +25,6 @@ mod failure;
 mod pools;
 #[cfg(feature = "rayon")]
 mod pools;
-#[cfg(all(feature = "rayon", not(target_os = "linux")))]
-#[path = "capi/no_processors.rs"]
-mod processors;
-#[cfg(all(feature = "rayon", target_os = "linux"))]
-mod processors;
 mod score_row;
 mod softmax_call;
 mod thread_count;

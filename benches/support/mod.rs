@@ -127,12 +127,6 @@ impl<T: Element> Case<T> {
         self.workspace.bytes()
     }
 
-    /// The inputs and the output, for calls of another interface.
-    #[cfg(feature = "capi")]
-    pub(crate) fn parts(&mut self) -> (&Inputs<T>, &mut [T]) {
-        (&self.inputs, &mut self.out)
-    }
-
     /// Computes it.
     pub(crate) fn run(&mut self) -> Result<(), flashtile::Error> {
         let Self { attention, inputs, cache, out, workspace } = self;

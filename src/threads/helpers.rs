@@ -9,48 +9,12 @@
 //!    door closed and return.
 
 use std::any::Any;
-use std::cell::RefCell;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::thread::{self, AccessError, Thread};
+use std::thread::{self, Thread};
 use std::time::Instant;
-
-/// Threads that help callers, where they are not those of a rayon pool that the caller knows of.
-pub(crate) trait Helpers: Send + Sync {
-    /// How many they are.
-    fn count(&self) -> usize;
-
-    /// Has one of them run the job, some time.
-    fn spawn(&self, job: Box<dyn FnOnce() + Send>);
-}
-
-thread_local! {
-    static OF_THIS_THREAD: RefCell<Option<Arc<dyn Helpers>>> = const { RefCell::new(None) };
-}
-
-/// The helpers of the [`helped_by`] that this thread is in. An error while the thread ends: calls are serial then.
-pub(super) fn of_this_thread() -> Result<Option<Arc<dyn Helpers>>, AccessError> {
-    OF_THIS_THREAD.try_with(|helpers| helpers.borrow().clone())
-}
-
-/// Calls `work`, whose attention is computed by this thread and by `helpers`.
-#[cfg(feature = "capi")]
-pub(crate) fn helped_by<R>(helpers: Arc<dyn Helpers>, work: impl FnOnce() -> R) -> R {
-    /// Puts the former helpers back, also if `work` panics.
-    struct Former(Option<Arc<dyn Helpers>>);
-
-    impl Drop for Former {
-        fn drop(&mut self) {
-            let _ = OF_THIS_THREAD.try_with(|helpers| helpers.replace(self.0.take()));
-        }
-    }
-
-    let former = OF_THIS_THREAD.try_with(|own| own.replace(Some(helpers)));
-    let _former = Former(former.ok().flatten());
-    work()
-}
 
 /// Looks at the door before the caller sleeps until the last helper leaves: some 20 µs, which is what waking the caller takes.
 const LOOKS: usize = 500;

@@ -6,7 +6,7 @@
 //! after the last call: 1.29 ms with a helper that may run anywhere, 0.94 ms with one that may not run here; after 2 ms 1.27
 //! and 0.90.
 
-use libc::{CPU_CLR, CPU_COUNT, cpu_set_t, pthread_setaffinity_np, sched_getaffinity, sched_getcpu};
+use libc::{CPU_CLR, CPU_COUNT, cpu_set_t, pid_t, pthread_setaffinity_np, sched_getaffinity, sched_getcpu};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
@@ -17,20 +17,19 @@ const MOST_HELPERS: usize = 15;
 
 /// The processors that the threads of a pool may use.
 pub(super) struct Processors {
-    /// Those of the thread that made the pool, which the pool's threads inherited; `None` if unknown.
+    /// `None` if unknown.
     all: Option<cpu_set_t>,
     /// The one that they are kept from.
     avoided: AtomicI32,
 }
 
 impl Processors {
-    /// The processors that this thread and those that it starts may use.
+    /// Those of this thread or those of the process's first thread, whichever are more: a thread that calls may be pinned, and
+    /// those that help it should not be.
     pub(super) fn of_this_thread() -> Self {
-        // SAFETY: a set is an array of bits.
-        let mut all = unsafe { std::mem::zeroed() };
-        // SAFETY: `all` is a set of that size.
-        let known = unsafe { sched_getaffinity(0, size_of::<cpu_set_t>(), &mut all) } == 0;
-        Processors { all: known.then_some(all), avoided: AtomicI32::new(-1) }
+        let first = i32::try_from(std::process::id()).ok().and_then(processors_of);
+        let all = processors_of(0).into_iter().chain(first).max_by_key(count);
+        Processors { all, avoided: AtomicI32::new(-1) }
     }
 
     /// Keeps the threads from the caller's processor, if there are enough others.
@@ -44,8 +43,7 @@ impl Processors {
         }
         // SAFETY: the kernel's number of a processor is within a set that the kernel filled in.
         unsafe { CPU_CLR(mine as usize, &mut others) };
-        // SAFETY: `others` is a set.
-        if (unsafe { CPU_COUNT(&others) } as usize) < threads.len() {
+        if count(&others) < threads.len() {
             return; // they would wait for each other
         }
         for thread in threads {
@@ -54,5 +52,40 @@ impl Processors {
             // changes nothing, and the thread runs where it could run before.
             unsafe { pthread_setaffinity_np(thread.as_pthread_t(), size_of::<cpu_set_t>(), &others) };
         }
+    }
+}
+
+/// The processors that a thread may use, the calling one if `thread` is 0.
+fn processors_of(thread: pid_t) -> Option<cpu_set_t> {
+    // SAFETY: a set is an array of bits.
+    let mut set = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a set of that size.
+    (unsafe { sched_getaffinity(thread, size_of::<cpu_set_t>(), &mut set) } == 0).then_some(set)
+}
+
+fn count(set: &cpu_set_t) -> usize {
+    // SAFETY: any bits are a set.
+    unsafe { CPU_COUNT(set) as usize }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libc::{CPU_SET, sched_setaffinity};
+
+    /// The helpers of a thread that is pinned may run on the other processors.
+    #[test]
+    fn a_pinned_caller_pins_no_helpers() {
+        let before = processors_of(0).unwrap();
+        let pinned = std::thread::spawn(|| {
+            // SAFETY: a set is an array of bits; this thread runs on a processor of the set; a set of that size is read.
+            unsafe {
+                let mut one: cpu_set_t = std::mem::zeroed();
+                CPU_SET(sched_getcpu() as usize, &mut one);
+                assert_eq!(sched_setaffinity(0, size_of::<cpu_set_t>(), &one), 0);
+            }
+            (processors_of(0).map(|set| count(&set)), Processors::of_this_thread().all.map(|all| count(&all)))
+        });
+        assert_eq!(pinned.join().unwrap(), (Some(1), Some(count(&before))));
     }
 }
