@@ -381,7 +381,7 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// Sets the threads that a call may use: the current rayon pool (the default), or only the calling thread.
+    /// Sets the threads that a call may use: a pool (the default), or only the calling thread.
     ///
     /// If it is set twice, the last one counts.
     pub fn threads(mut self, threads: Threads) -> Self {

@@ -68,7 +68,7 @@
 //!
 //! | feature | default | |
 //! |---|---|---|
-//! | `rayon` | yes | work is spread over the caller's current rayon pool; without it, calls are serial |
+//! | `rayon` | yes | work is spread over the caller's rayon pool, or over threads of this crate; without it, calls are serial |
 //! | `ndarray` | yes | ndarray views in, arrays out; without it, [`TensorRef`] and [`TensorMut`] over slices |
 //! | `capi` | no | the C interface, `src/capi/flashtile.h` |
 //!

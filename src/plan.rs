@@ -50,10 +50,10 @@ impl fmt::Display for Form {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Threads {
-    /// The current rayon pool, unless the work is too small. A caller outside a pool is one of the workers, and threads of
-    /// rayon's global pool help if they come in time; it wakes them only for 2^25 multiply-adds or more (some 0.7 ms with AVX2),
-    /// or if calls follow each other closely. Calls are serial without the feature `rayon`, and if the threads of the global pool can't be
-    /// started.
+    /// The rayon pool that the caller is in, unless the work is too small. A caller outside a pool is one of the workers, and
+    /// threads of this crate help if they come in time: with the caller, the number of threads of rayon's global pool. It wakes
+    /// them only for 2^23 multiply-adds or more (some 0.2 ms with AVX2), or if calls follow each other closely. Calls are serial
+    /// without the feature `rayon`, and if threads can't be started.
     #[default]
     Pool,
     /// The calling thread alone.

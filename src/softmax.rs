@@ -61,7 +61,7 @@
 //! # Threads
 //!
 //! With the `rayon` feature, a call of 2^16 elements or more divides its lines between idle threads of the pool that its caller is
-//! in. Outside a pool, threads of rayon's global pool help with 2^21 elements or more. The bits never depend on threads.
+//! in. Outside a pool, threads of this crate help with 2^19 elements or more. The bits never depend on threads.
 //!
 //! # Example
 //!

@@ -121,10 +121,11 @@ pub(super) const BLOCK_ROWS: usize = 256;
 /// some 2 µs after it is called.
 pub(super) const PARALLEL_WORK: usize = 1 << 20;
 
-/// With fewer multiply-adds than this, a caller outside the pool does not wake sleeping threads. At AVX2's peak they take some 700
-/// µs. Waking a thread keeps the caller from its work for 12 to 25 µs, and the thread comes 60 µs to 4 ms later (Zen 3, a virtual
-/// machine). Without this rule, calls of 0.2 ms after a pause took up to 1.2 times as long as serial ones.
-pub(super) const WAKING_WORK: usize = 1 << 25;
+/// With fewer multiply-adds than this, a caller outside the pool does not wake sleeping threads. At AVX2's peak they take some 0.2
+/// ms. Waking a thread keeps the caller from its work for 12 to 25 µs (Zen 3, a virtual machine), and the thread comes some 60 µs
+/// later. Without this rule, calls of 0.2 ms after a pause took up to 1.2 times as long as serial ones. (With 2^25, calls of 0.4
+/// to 1.3 ms after a pause were serial, which now take 0.55 to 0.7 of the time: Zen 4.)
+pub(super) const WAKING_WORK: usize = 1 << 23;
 
 /// Key/value heads of a task: the number that together has [`TASK_WORK`] multiply-adds, if [`ENOUGH_TASKS`] tasks remain.
 ///

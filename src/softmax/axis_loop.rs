@@ -29,9 +29,9 @@ const STREAM_BYTES: usize = 16 << 20;
 /// With fewer elements than this, the caller works alone. They take some 20 µs.
 const PARALLEL_ELEMENTS: usize = 1 << 16;
 
-/// With fewer elements than this, a caller outside the pool does not wake sleeping threads. They take some 0.7 ms: see
+/// With fewer elements than this, a caller outside the pool does not wake sleeping threads. They take some 0.2 ms: see
 /// `WAKING_WORK` of `plan/tuning.rs`.
-const WAKING_ELEMENTS: usize = 1 << 21;
+const WAKING_ELEMENTS: usize = 1 << 19;
 
 /// The fewest elements that one of several workers claims of the last axis: some 6 µs.
 const LEAST_CLAIM: usize = 1 << 14;
