@@ -82,6 +82,7 @@ pub(crate) struct Decode<'t, 'a> {
 struct Next<'a> {
     keys: KeyRows<'a>,
     values: KeyRows<'a>,
+    /// The first keys that masks show ([`first_shown`]).
     range: Range<usize>,
 }
 
@@ -185,7 +186,7 @@ impl<'t, 'a> FormKernel<'t, 'a> for Decode<'t, 'a> {
             next: next.map(|Piece { task, keys }| Next {
                 keys: task.keys,
                 values: task.values,
-                range: open_mods::first_seen(task, keys),
+                range: first_shown(task, keys),
             }),
             layout,
             total,
