@@ -136,7 +136,7 @@ impl<'w> Problem<'w> {
     }
 }
 
-/// The mean time of a call in milliseconds, of as many calls as take 2 ms, after one that is not counted.
+/// The mean time of a call in milliseconds, over 2 ms of calls, after one that is not counted.
 fn timed<T>(call: impl Fn() -> Result<T>) -> Result<f64> {
     call()?;
     let (start, mut calls) = (Instant::now(), 0);
