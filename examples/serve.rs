@@ -1,7 +1,8 @@
 //! A toy server: continuous batching over one pool of pages. 32 requests share a system prompt and arrive over time. Each step
-//! computes chunks of prompts and single tokens in one call per layer.
+//! computes chunks of prompts and single tokens in one call per layer. At the end, a step over the shared pages of the system
+//! prompt is compared with a step over copies of them.
 //!
-//! `cargo run --release --example serve [-- --steps 400 --seed 1 --pages 110]`
+//! `cargo run --release --example serve [-- --steps 400 --seed 1 --pages 232]`
 //!
 //! Projections are a stand-in: pseudo-random rows that depend on layer and token. The next token is the index of the largest
 //! element of the last layer's output. Caches, rotation, attention, scheduling and checks are real.
@@ -11,6 +12,7 @@ use flashtile::{
     TensorRef, Workspace, reference,
 };
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -21,8 +23,9 @@ const HEADS_Q: usize = 8;
 const HEADS_KV: usize = 2;
 const DIM: usize = 64;
 const PAGE: usize = 16;
-/// Tokens of the system prompt. They end within a page, which is copied by each request that writes to it.
-const PREFIX: usize = 100;
+/// Tokens of the system prompt. They end within a page, which is copied by each request that writes to it. Sequences that decode side by
+/// side read whole runs of 512 shared keys once for all of them.
+const PREFIX: usize = 2052;
 const REQUESTS: usize = 32;
 /// Tokens of a step, and of one request in a step.
 const STEP_TOKENS: usize = 64;
@@ -94,7 +97,7 @@ struct Stats {
 }
 
 fn main() -> Result<(), Failure> {
-    let (mut steps, mut seed, mut pages, mut args) = (400, 1, 110, std::env::args().skip(1));
+    let (mut steps, mut seed, mut pages, mut args) = (400, 1, 232, std::env::args().skip(1));
     while let Some(arg) = args.next() {
         let mut number = || args.next().ok_or(format!("{arg} needs a number"))?.parse().map_err(Failure::from);
         match arg.as_str() {
@@ -119,7 +122,7 @@ fn main() -> Result<(), Failure> {
         step += 1;
     }
     server.print_stats(step);
-    Ok(())
+    compare_sharing()
 }
 
 impl Server {
@@ -369,6 +372,96 @@ impl Server {
         println!(
             "checked    {checked_rows} rows: the bits of a batch of one; at most {largest_error:.1e} from the definition"
         );
+    }
+}
+
+/// Times a step of one token for each request over the shared pages of the system prompt, and over copies.
+fn compare_sharing() -> Result<(), Failure> {
+    let (mut shared, mut copied) = (DecodeStep::new(true)?, DecodeStep::new(false)?);
+    for _ in 0..15 {
+        shared.run()?;
+        copied.run()?;
+    }
+    if shared.out != copied.out {
+        return Err("sharing pages changes the result".into());
+    }
+    let ratio = copied.best.as_secs_f64() / shared.best.as_secs_f64();
+    println!(
+        "\nA step of {REQUESTS} tokens, one for each request, after {PREFIX} tokens of system prompt and {OWN} of its own: attention of \
+         one layer"
+    );
+    println!("shared     {shared}; keys of the system prompt are read once for all");
+    println!("copied     {copied}; {ratio:.1} times as long, for the same bits");
+    Ok(())
+}
+
+/// Tokens that a request of [`DecodeStep`] has after the system prompt.
+const OWN: usize = 60;
+
+/// A step in which each request has one token, in one layer.
+struct DecodeStep {
+    cache: PagedKvCache,
+    lists: PageLists,
+    prepared: Prepared<'static>,
+    /// `[requests, heads_q, 1, dim]`
+    q: Vec<f32>,
+    out: Vec<f32>,
+    workspace: Workspace,
+    /// The time of the fastest step.
+    best: Duration,
+}
+
+impl DecodeStep {
+    /// The requests are forks of the system prompt, or each has a copy of it.
+    fn new(is_shared: bool) -> Result<Self, Failure> {
+        let pages = REQUESTS * (PREFIX + OWN).div_ceil(PAGE) + 1;
+        let mut cache = PagedKvCache::new(KvFormat::new(DType::F16, HEADS_KV, DIM), 1, pages, PAGE)?;
+        let append = |cache: &mut PagedKvCache, id, tokens: Range<usize>| -> Result<(), Error> {
+            let shape = [1, tokens.len(), HEADS_KV, DIM];
+            let [_, k, v] = project(0, &tokens.collect::<Vec<_>>());
+            cache.append(id, heads_first(&k, shape)?, heads_first(&v, shape)?)
+        };
+        let prefix = cache.new_sequence();
+        if is_shared {
+            append(&mut cache, prefix, 0..PREFIX)?;
+        }
+        let mut ids = Vec::new();
+        for request in 0..REQUESTS {
+            let id = cache.fork(prefix)?;
+            if !is_shared {
+                append(&mut cache, id, 0..PREFIX)?;
+            }
+            let first = PREFIX + request * OWN;
+            append(&mut cache, id, first..first + OWN)?;
+            ids.push(id);
+        }
+        let mut lists = PageLists::new();
+        cache.list(&ids, &mut lists)?;
+        let [q, ..] = project(0, &(0..REQUESTS).collect::<Vec<_>>());
+        let prepared = Attention::new().causal().prepare(Self::rows(&q)?, cache.view(0, &lists)?)?;
+        let (out, workspace) = (vec![0.0; q.len()], Workspace::new());
+        Ok(Self { cache, lists, prepared, q, out, workspace, best: Duration::MAX })
+    }
+
+    fn rows(q: &[f32]) -> Result<TensorRef<'_, f32>, Error> {
+        TensorRef::from_slice(q, [REQUESTS, HEADS_Q, 1, DIM])
+    }
+
+    fn run(&mut self) -> Result<(), Error> {
+        let (start, kv) = (Instant::now(), self.cache.view(0, &self.lists)?);
+        let out = TensorMut::from_slice(&mut self.out, [REQUESTS, HEADS_Q, 1, DIM])?;
+        self.prepared.compute(Self::rows(&self.q)?, kv, out, None, &mut self.workspace)?;
+        self.best = self.best.min(start.elapsed());
+        Ok(())
+    }
+}
+
+impl fmt::Display for DecodeStep {
+    /// The pages and the time.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (used, all) = (self.cache.used_pages(), self.cache.pages());
+        let bytes = self.cache.bytes() as f64 / all as f64 * used as f64;
+        write!(f, "{used:4} pages, {:4.1} MB, {:.2} ms", bytes / 1e6, 1e3 * self.best.as_secs_f64())
     }
 }
 

