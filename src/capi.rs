@@ -35,10 +35,10 @@ mod thread_count;
 
 pub use c_cache::{
     Cache, CacheFormat, CacheInfo, flashtile_cache_append, flashtile_cache_append_to, flashtile_cache_clear,
-    flashtile_cache_fork, flashtile_cache_fork_to, flashtile_cache_free, flashtile_cache_get_info, flashtile_cache_length,
-    flashtile_cache_memory, flashtile_cache_new, flashtile_cache_new_paged, flashtile_cache_new_rotating,
-    flashtile_cache_new_sequence, flashtile_cache_pages, flashtile_cache_remove, flashtile_cache_reserve,
-    flashtile_cache_truncate, flashtile_cache_write, flashtile_cache_written,
+    flashtile_cache_fork, flashtile_cache_fork_to, flashtile_cache_free, flashtile_cache_get_info,
+    flashtile_cache_length, flashtile_cache_memory, flashtile_cache_new, flashtile_cache_new_paged,
+    flashtile_cache_new_rotating, flashtile_cache_new_sequence, flashtile_cache_pages, flashtile_cache_remove,
+    flashtile_cache_reserve, flashtile_cache_truncate, flashtile_cache_write, flashtile_cache_written,
 };
 pub use c_cache_view::CacheView;
 pub use c_losses::{
@@ -52,8 +52,8 @@ pub use c_prepared::{
     PreparedStep, flashtile_prepare, flashtile_prepared_free, flashtile_prepared_replan, flashtile_prepared_run,
 };
 pub use c_rotary::{
-    Rotation, flashtile_rotary_free, flashtile_rotary_from_frequencies, flashtile_rotary_from_tables, flashtile_rotary_new,
-    flashtile_rotate,
+    Rotation, flashtile_rotary_free, flashtile_rotary_from_frequencies, flashtile_rotary_from_tables,
+    flashtile_rotary_new, flashtile_rotate,
 };
 pub use c_score_table::ScoreTable;
 pub use c_sequences::PageTable;

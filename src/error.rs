@@ -353,7 +353,10 @@ impl fmt::Display for Error {
                 write!(f, "the pool has {free} free pages but {needed} are needed; remove or truncate sequences")
             }
             Error::NotReserved { layer, tokens, reserved } => {
-                write!(f, "layer {layer} is given {tokens} tokens but {reserved} are reserved for it; reserve them first")
+                write!(
+                    f,
+                    "layer {layer} is given {tokens} tokens but {reserved} are reserved for it; reserve them first"
+                )
             }
             Error::NotWritten { layer, written, len } => {
                 write!(f, "layer {layer} has {written} of the {len} tokens of a sequence; write the others first")

@@ -688,7 +688,11 @@ fn wrong_calls_are_refused() {
     refused(paged.key_pages(2), layer.clone(), "there is no layer 2, counted from 0: the cache has 2");
     assert_eq!(paged.write(2, id, k1, v1), Err(layer));
     let exhausted = Error::PagesExhausted { needed: 2, free: 1 };
-    refused(paged.reserve(id, 8), exhausted, "the pool has 1 free pages but 2 are needed; remove or truncate sequences");
+    refused(
+        paged.reserve(id, 8),
+        exhausted,
+        "the pool has 1 free pages but 2 are needed; remove or truncate sequences",
+    );
 
     // Order.
     paged.write(0, id, k1, v1).unwrap();

@@ -160,7 +160,10 @@ impl Cache {
             Kind::Fixed(cache) => (cache.keys(), cache.values()),
             Kind::Rotating(cache) => (cache.keys(), cache.values()),
         };
-        Ok([CheckedTensor::of_cache("keys of the cache", keys)?, CheckedTensor::of_cache("values of the cache", values)?])
+        Ok([
+            CheckedTensor::of_cache("keys of the cache", keys)?,
+            CheckedTensor::of_cache("values of the cache", values)?,
+        ])
     }
 
     /// The tokens of a sequence, reserved ones included.
@@ -339,9 +342,8 @@ impl<'a> Tokens<'a> {
         rotation: *const Rotation,
     ) -> Result<Self, Failure> {
         // SAFETY: the caller's promise, here and below.
-        let (k, v) = unsafe {
-            (CheckedTensor::new("keys", k, FLOATS, 4..=4)?, CheckedTensor::new("values", v, FLOATS, 4..=4)?)
-        };
+        let (k, v) =
+            unsafe { (CheckedTensor::new("keys", k, FLOATS, 4..=4)?, CheckedTensor::new("values", v, FLOATS, 4..=4)?) };
         for written in &memory {
             written.check_disjoint(&k)?;
             written.check_disjoint(&v)?;

@@ -103,12 +103,7 @@ impl<'a> CheckedView<'a> {
         Failure::new(Code::NotInCache, message)
     }
 
-    fn pages(
-        &self,
-        paged: &'a Paged,
-        lists: &'a mut CacheLists,
-        purpose: Purpose,
-    ) -> Result<KeysValues<'a>, Failure> {
+    fn pages(&self, paged: &'a Paged, lists: &'a mut CacheLists, purpose: Purpose) -> Result<KeysValues<'a>, Failure> {
         let (cache, CacheLists { ids, pages }) = (&paged.cache, lists);
         let layer = usize::try_from(self.layer).map_err(|_| self.no_layer(cache.layers()))?;
         ids.clear();

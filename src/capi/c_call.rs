@@ -106,7 +106,9 @@ impl<'a> CheckedOptions<'a> {
             return Ok(Inputs { tensors: [q, k, v], places: self.sequences.places(), listed: &[] });
         }
         if !k.is_null() || !v.is_null() {
-            return Err(Failure::option("keys or values are given beside a cache, which has its own: pass NULL for k and v"));
+            return Err(Failure::option(
+                "keys or values are given beside a cache, which has its own: pass NULL for k and v",
+            ));
         }
         // SAFETY: as above.
         let view = unsafe { CheckedView::new(self.options.cache)? };

@@ -181,11 +181,13 @@ pub unsafe extern "C" fn flashtile_rotate(rotation: *const Rotation, x: *const T
         // SAFETY: the caller's promise, here and below.
         let rotation = unsafe { CheckedRotation::new(rotation)? };
         // SAFETY: as above. Packed tokens are a batch of one.
-        let (x, out) = unsafe {
-            (CheckedTensor::of_heads("input", x, true)?, CheckedTensor::of_heads("output", out, true)?)
-        };
+        let (x, out) =
+            unsafe { (CheckedTensor::of_heads("input", x, true)?, CheckedTensor::of_heads("output", out, true)?) };
         let positions = rotation.positions(&x)?.ok_or_else(|| {
-            Failure::new(Code::NullPointer, "the pointer to the positions is null, but a rotation outside a cache needs them")
+            Failure::new(
+                Code::NullPointer,
+                "the pointer to the positions is null, but a rotation outside a cache needs them",
+            )
         })?;
         out.check_disjoint_from_list("positions", rotation.positions.unwrap_or_default())?;
         if x.is_same(&out) {

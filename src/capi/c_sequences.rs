@@ -151,7 +151,8 @@ impl<'a> CheckedSequences<'a> {
         if self.first_keys.is_none() || cache.has_padding() {
             return Ok(());
         }
-        let message = "first_keys and cache are both set, but rotating and paged caches have no padding: leave first_keys NULL";
+        let message =
+            "first_keys and cache are both set, but rotating and paged caches have no padding: leave first_keys NULL";
         Err(Failure::option(message))
     }
 

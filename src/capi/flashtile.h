@@ -38,7 +38,8 @@
  * Errors.     A function that returns int32_t returns FLASHTILE_OK (0) or one of the codes below. After a failure,
  *             flashtile_last_error() gives a message with the numbers that disagree. A call is refused before anything is
  *             written. (After FLASHTILE_PANIC, outputs may be partly written.) No exception or panic unwinds into the caller.
- * Memory.     The caller owns all memory and keeps it valid during the call. The library keeps no pointer. The caller
+ * Memory.     The caller owns all memory, but for that of handles (caches, rotary tables, prepared steps), and keeps it valid during
+ *             the call. The library keeps no pointer, except as flashtile_prepare says. The caller
  *             guarantees that pointers lead to all the memory that shapes, strides and counts reach. Everything else is
  *             checked: null and misaligned pointers, sizes, strides that overflow, outputs that overlap.
  * Overlap.    Inputs may overlap each other. An output (or lse) may not: the range from its first to its last byte must not
@@ -75,7 +76,7 @@ enum flashtile_code {
     FLASHTILE_BAD_DTYPE = 4,             /* no such dtype, or not accepted for this tensor */
     FLASHTILE_BAD_RANK = 5,              /* a rank that is not accepted for this tensor */
     FLASHTILE_NEGATIVE_SIZE = 6,         /* a dimension, count, length or window below 0 */
-    FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor or a list */
+    FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor or a list, or tokens with their cache */
     FLASHTILE_OVERLAPPING_OUTPUT = 8,    /* two indices of an output (may) have the same element */
     FLASHTILE_TOO_LARGE = 9,             /* larger than any memory, or than the available memory for lists and copies; or above
                                             a limit of one call, which the message names: 2^32 - 1 query rows or 2^24
