@@ -861,6 +861,37 @@ fn a_step_runs_over_a_cache_for_each_layer() {
     }
 }
 
+/// Block-sparse masks have a column for the capacity, for all tokens of a rotating cache, and for those of the longest sequence in pages.
+#[test]
+fn blocks_of_masks_are_over_the_keys_of_a_cache() {
+    let (rng, mut pages) = (&mut Rng(8), Pages::new(0, 1, 2));
+    let (rust_format, c_format) = format(0);
+    let mut fixed = KvCache::new(rust_format, 2, 40).unwrap();
+    let mut rotating = RotatingKvCache::new(rust_format, 2, 2, 9).unwrap();
+    let (c_fixed, c_rotating) = (Handle::fixed(c_format, 2, 40), Handle::rotating(c_format, 2, 2, 9));
+    let tokens = Tokens::new(rng, 2, 19);
+    appended(&c_fixed, &mut fixed, None, &tokens);
+    appended(&c_rotating, &mut rotating, None, &tokens);
+    pages.reserve(&[19, 5]);
+    pages.write(rng, 0, &[19, 5]);
+    let (queries, mut lists, paged) = (Queries::new(&[2, HEADS, 1, DIM]), PageLists::new(), pages.view(0));
+    pages.rust.list(&pages.ids, &mut lists).unwrap();
+    // The second block of 8 keys.
+    let mask = mask_of(8, &[1, 8], [&[0, 1], &[1]]);
+    let plain = Options { masks: &mask, mask_count: 1, ..Options::new() };
+    for (view, kv, keys) in [
+        (CacheView::new(c_fixed.0), KeysValues::from(&fixed), 40),
+        (CacheView::new(c_rotating.0), (&rotating).into(), 19),
+        (paged, pages.rust.view(0, &lists).unwrap(), 19),
+    ] {
+        let blocks =
+            flashtile::mask::BlockSparse::from_rows([1, 8], (keys as usize).div_ceil(8), &[0, 1], &[1]).unwrap();
+        let expected = queries.through_rust(&Attention::new().masked_by(&blocks), kv, [2, HEADS, keys]);
+        let options = Options { cache: &view, ..plain };
+        assert_eq!(queries.through_c(&options, [2, HEADS, keys]), Ok(expected), "{keys}: {}", last_error());
+    }
+}
+
 /// Forks share their pages, and each reads its own tokens after them, in any order and more than once.
 #[test]
 fn any_sequences_are_a_batch() {
