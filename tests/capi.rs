@@ -23,8 +23,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use support::counting::Counting;
 use support::watchdog::within;
 use support::{Rng, len};
+
+/// One test alone is watched: that of decoding steps over caches.
+#[global_allocator]
+static COUNTING: Counting = Counting::new();
 
 const F32: i32 = 1;
 const F16: i32 = 2;

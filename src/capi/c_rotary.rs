@@ -173,7 +173,8 @@ pub unsafe extern "C" fn flashtile_rotary_free(rotary: *mut Rotary) {
 /// Rotates tokens: `flashtile_rotate` of the header.
 ///
 /// # Safety
-/// * `rotation` is as [`CheckedRotation::new`] requires
+/// * `rotation` is null or leads to a rotation, whose table is null or was made by this library and is not freed meanwhile, and whose
+///   list has `position_count` entries that nothing writes to meanwhile
 /// * the tensors are as `flashtile_attention` requires; `out` is written
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flashtile_rotate(rotation: *const Rotation, x: *const Tensor, out: *const Tensor) -> i32 {

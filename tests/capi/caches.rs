@@ -2,7 +2,8 @@
 //! refused call changes nothing.
 
 use super::support::Rng;
-use super::{BF16, F16, F32, bits, last_error, mask_of, random, tensor, tensor_mut};
+use super::support::counting::Counting;
+use super::{BF16, COUNTING, F16, F32, bits, last_error, mask_of, random, tensor, tensor_mut};
 use flashtile::capi::*;
 use flashtile::{
     AnyTensorRef, Attention, DType, Element, Error, KeysValues, KvCache, KvFormat, PageLists, PagedKvCache, Positions,
@@ -884,8 +885,7 @@ fn blocks_of_masks_are_over_the_keys_of_a_cache() {
         (CacheView::new(c_rotating.0), (&rotating).into(), 19),
         (paged, pages.rust.view(0, &lists).unwrap(), 19),
     ] {
-        let blocks =
-            flashtile::mask::BlockSparse::from_rows([1, 8], (keys as usize).div_ceil(8), &[0, 1], &[1]).unwrap();
+        let blocks = flashtile::mask::BlockSparse::from_rows([1, 8], usize::div_ceil(keys, 8), &[0, 1], &[1]).unwrap();
         let expected = queries.through_rust(&Attention::new().masked_by(&blocks), kv, [2, HEADS, keys]);
         let options = Options { cache: &view, ..plain };
         assert_eq!(queries.through_c(&options, [2, HEADS, keys]), Ok(expected), "{keys}: {}", last_error());
@@ -941,6 +941,45 @@ fn threads_read_a_cache_at_once() {
             });
         }
     });
+}
+
+/// A decoding step allocates nothing: rotating, appending, and attention, once there was a step as long.
+#[test]
+fn a_step_does_not_allocate() {
+    Counting::watch();
+    let (rng, tables) = (&mut Rng(2), Tables::new());
+    let (_, format) = format(1);
+    let (fixed, rotating, paged) =
+        (Handle::fixed(format, 1, 30), Handle::rotating(format, 1, 1, 9), Handle::paged(format, 1, 9, 4));
+    let sequences = [paged.new_sequence()];
+    let listed = CacheView { sequences: sequences.as_ptr(), sequence_count: 1, ..CacheView::new(paged.0) };
+    let (tokens, queries) = (Tokens::new(rng, 1, 1), Queries::new(&[1, HEADS, 1, DIM]));
+    let mut out = [9.0f32; HEADS * VALUE_DIM];
+    let ([k, v], q) = (tokens.c(), queries.tensor());
+    let o = tensor_mut(&mut out, F32, &[1, HEADS as i64, 1, VALUE_DIM as i64]);
+    let rotation = Rotation::new(tables.c);
+    let step = || {
+        for view in [CacheView::new(fixed.0), CacheView::new(rotating.0), listed] {
+            let options = Options { cache: &view, threads: 1, flags: flags::CAUSAL, ..Options::new() };
+            let sequence = if view.sequences.is_null() { 0 } else { sequences[0] };
+            // SAFETY: all of these are what they say.
+            unsafe {
+                let code = flashtile_cache_append_to(view.cache.cast_mut(), sequence, &k, &v, &rotation);
+                assert_eq!(code, 0, "{}", last_error());
+                let code = flashtile_attention(&q, null(), null(), &o, null(), &options);
+                assert_eq!(code, 0, "{}", last_error());
+            }
+        }
+    };
+    (0..20).for_each(|_| step());
+    // SAFETY: as above. The table of pages keeps its memory.
+    unsafe {
+        assert_eq!(flashtile_cache_clear(fixed.0), 0);
+        assert_eq!(flashtile_cache_clear(rotating.0), 0);
+        assert_eq!(flashtile_cache_truncate(paged.0, sequences[0], 0), 0);
+    }
+    let ((), usage) = COUNTING.usage(|| (0..20).for_each(|_| step()));
+    assert_eq!(usage.calls, 0, "{usage:?}");
 }
 
 fn check(code: i32, expected: Code, words: &str) {
@@ -1140,6 +1179,20 @@ fn wrong_tokens_are_refused() {
     append(&k, &v, &at(&list), WrongCount, words);
     append(&k, &v, &at(&list[1..2]), PositionOutOfRange, "the position 40 is not in the rotary table, which has 40");
     append(&k, &v, &at(&[-1]), PositionOutOfRange, "-1");
+
+    // A rotating cache counts tokens as far as numbers go, in the time of those that it keeps.
+    let rotating = Handle::rotating(format, 1, 1, 3);
+    let endless = |tensor: Tensor| Tensor { strides: [0; 4], ..shaped(tensor, 2, i64::MAX) };
+    let (many_k, many_v) = (endless(k), endless(v));
+    // SAFETY: all of these are what they say.
+    unsafe {
+        for _ in 0..2 {
+            assert_eq!(flashtile_cache_append(rotating.0, &many_k, &many_v, null()), 0, "{}", last_error());
+            assert_eq!(rotating.len(0), Result::Ok(i64::MAX));
+        }
+        check(flashtile_cache_append(rotating.0, &many_k, &many_v, null()), CacheFull, "sequence 0 would have");
+        check(flashtile_cache_append(cache.0, &many_k, &many_v, null()), CacheFull, "the cache has room for 6");
+    }
 
     // After all of that, the cache takes tokens.
     // SAFETY: all of these are what they say.
