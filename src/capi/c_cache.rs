@@ -316,7 +316,7 @@ impl Paged {
 
     /// The number of a new sequence.
     fn add(&mut self, id: SequenceId) -> i64 {
-        let sequence = number(id.serial() as usize);
+        let sequence = i64::try_from(id.serial()).unwrap_or(i64::MAX); // counted up from 0
         self.ids.insert(sequence, id);
         sequence
     }

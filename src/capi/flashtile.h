@@ -232,7 +232,7 @@ int32_t flashtile_rotate(const flashtile_rotation *rotation, const flashtile_ten
 /* ---- Caches of keys and values ---- */
 
 /* A cache owns keys and values, and knows which are of which sequence. Attention reads them where they lie: see flashtile_cache_view.
- * There are three kinds, which share all functions but those that are named "paged":
+ * There are three kinds, which share all functions but those that say "Paged":
  *
  *                                  memory                                           for
  *   flashtile_cache_new            a row for each token, up to a capacity           a batch of sequences
@@ -278,7 +278,7 @@ int32_t flashtile_cache_new_rotating(const flashtile_cache_format *format, int64
 int32_t flashtile_cache_new_paged(const flashtile_cache_format *format, int64_t layers, int64_t pages, int64_t page_size,
                                   flashtile_cache **cache);
 
-/* Frees a cache, which may be NULL. Prepared steps with the cache must not be run afterwards. */
+/* Frees a cache, which may be NULL. No call may read it afterwards, and so no step whose view has it may be run. */
 void flashtile_cache_free(flashtile_cache *cache);
 
 /* Adds n tokens to every sequence, after those that it has (not paged: FLASHTILE_WRONG_CACHE).
