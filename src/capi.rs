@@ -10,16 +10,20 @@
 //!
 //! Rust programs call these functions only to test them.
 
+mod c_cache;
+mod c_cache_view;
 mod c_call;
 mod c_losses;
 mod c_mask;
 mod c_masked_softmax;
 mod c_options;
 mod c_prepared;
+mod c_rotary;
 mod c_score_table;
 mod c_sequences;
 mod c_tensor;
 mod failure;
+mod handle;
 #[cfg(not(feature = "rayon"))]
 #[path = "capi/no_pools.rs"]
 mod pools;
@@ -29,6 +33,14 @@ mod score_row;
 mod softmax_call;
 mod thread_count;
 
+pub use c_cache::{
+    Cache, CacheFormat, CacheInfo, flashtile_cache_append, flashtile_cache_append_to, flashtile_cache_clear,
+    flashtile_cache_fork, flashtile_cache_fork_to, flashtile_cache_free, flashtile_cache_get_info,
+    flashtile_cache_length, flashtile_cache_memory, flashtile_cache_new, flashtile_cache_new_paged,
+    flashtile_cache_new_rotating, flashtile_cache_new_sequence, flashtile_cache_pages, flashtile_cache_remove,
+    flashtile_cache_reserve, flashtile_cache_truncate, flashtile_cache_write, flashtile_cache_written,
+};
+pub use c_cache_view::CacheView;
 pub use c_losses::{
     CrossEntropyOptions, flashtile_cross_entropy, flashtile_cross_entropy_backward, flashtile_logsumexp,
     flashtile_masked_logsumexp,
@@ -38,6 +50,10 @@ pub use c_masked_softmax::{flashtile_masked_log_softmax, flashtile_masked_softma
 pub use c_options::{Options, flags};
 pub use c_prepared::{
     PreparedStep, flashtile_prepare, flashtile_prepared_free, flashtile_prepared_replan, flashtile_prepared_run,
+};
+pub use c_rotary::{
+    Rotation, flashtile_rotary_free, flashtile_rotary_from_frequencies, flashtile_rotary_from_tables,
+    flashtile_rotary_new, flashtile_rotate,
 };
 pub use c_score_table::ScoreTable;
 pub use c_sequences::PageTable;
@@ -51,7 +67,8 @@ use crate::level::Level;
 use crate::problem::Problem;
 use crate::softmax::Number;
 use crate::tensor::{TensorMut, TensorRef};
-use c_call::{CheckedOptions, ThreadScratch, free_scratch, inputs, with_scratch};
+use c_cache_view::Purpose;
+use c_call::{CheckedOptions, ThreadScratch, free_scratch, with_scratch};
 use c_tensor::{CheckedTensor, F32, NUMBERS, Type, axis_of, check_pointer};
 use failure::{Failure, guarded};
 use softmax_call::{SoftmaxCall, SoftmaxOperands};
@@ -89,12 +106,12 @@ unsafe fn attention(
 ) -> Result<(), Failure> {
     // SAFETY: the caller's promise, here and below.
     let checked = unsafe { CheckedOptions::new(options)? };
+    let ThreadScratch { workspace, lists, cached } = scratch;
     // SAFETY: as above.
-    let inputs = unsafe { inputs(qkv, &checked.sequences)? };
+    let inputs = unsafe { checked.inputs(qkv, cached, Purpose::Run)? };
     // SAFETY: as above.
     let (out, lse) = unsafe { checked.outputs(&inputs, out, lse)? };
 
-    let ThreadScratch { workspace, lists } = scratch;
     // SAFETY: as above.
     let open = unsafe { checked.open_sets(&inputs)? };
     // SAFETY: as above.
@@ -136,12 +153,12 @@ unsafe fn key_sums(
 ) -> Result<(), Failure> {
     // SAFETY: the caller's promise, here and below.
     let checked = unsafe { CheckedOptions::new(options)? };
+    let ThreadScratch { workspace, lists, cached } = scratch;
     // SAFETY: as above.
-    let inputs = unsafe { inputs(qkv, &checked.sequences)? };
+    let inputs = unsafe { checked.inputs(qkv, cached, Purpose::Run)? };
     // SAFETY: as above.
     let (lse, sums) = unsafe { checked.lse_and_sums(&inputs, lse, sums)? };
 
-    let ThreadScratch { workspace, lists } = scratch;
     // SAFETY: as above.
     let open = unsafe { checked.open_sets(&inputs)? };
     // SAFETY: as above.
@@ -186,16 +203,17 @@ unsafe fn plan(
 ) -> Result<String, Failure> {
     // SAFETY: the caller's promise, here and below.
     let checked = unsafe { CheckedOptions::new(options)? };
+    let ThreadScratch { lists, cached, .. } = scratch;
     // SAFETY: as above.
-    let inputs = unsafe { inputs(qkv, &checked.sequences)? };
+    let inputs = unsafe { checked.inputs(qkv, cached, Purpose::Plan)? };
     // SAFETY: as above.
     let open = unsafe { checked.open_sets(&inputs)? };
     // SAFETY: as above.
-    let attention = unsafe { checked.attention(&mut scratch.lists, &open)? };
-    let ([q, k, v], sequences) = (inputs, checked.sequences);
+    let attention = unsafe { checked.attention(lists, &open)? };
+    let [q, k, v] = inputs.tensors;
     // The shapes alone: C may pass any pointers.
     let shapes = [q.type_and_shape()?, k.type_and_shape()?, v.type_and_shape()?];
-    let problem = Problem::of_shapes(&attention.options, shapes, (attention.options.query_starts, sequences.places()))?;
+    let problem = Problem::of_shapes(&attention.options, shapes, (attention.options.query_starts, inputs.places))?;
     Ok(attention.plan_for(&problem)?.to_string())
 }
 

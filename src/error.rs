@@ -225,7 +225,7 @@ pub enum Error {
         /// The tokens that are reserved and not yet written in that layer.
         reserved: usize,
     },
-    /// A fork of a sequence with reserved tokens that a layer lacks.
+    /// A view or a fork of a sequence with reserved tokens that a layer lacks.
     NotWritten {
         /// The layer.
         layer: usize,
@@ -350,13 +350,16 @@ impl fmt::Display for Error {
                 write!(f, "sequence {sequence} would have {tokens} tokens but the cache has room for {capacity}")
             }
             Error::PagesExhausted { needed, free } => {
-                write!(f, "the pool has {free} free pages but {needed} are needed")
+                write!(f, "the pool has {free} free pages but {needed} are needed; remove or truncate sequences")
             }
             Error::NotReserved { layer, tokens, reserved } => {
-                write!(f, "layer {layer} is given {tokens} tokens but {reserved} are reserved for it")
+                write!(
+                    f,
+                    "layer {layer} is given {tokens} tokens but {reserved} are reserved for it; reserve them first"
+                )
             }
             Error::NotWritten { layer, written, len } => {
-                write!(f, "layer {layer} has {written} of the {len} tokens of the sequence; a fork needs all")
+                write!(f, "layer {layer} has {written} of the {len} tokens of a sequence; write the others first")
             }
             Error::StaleLists { sequence } => {
                 write!(f, "sequence {sequence} of the page lists has other pages now; list the pages again")

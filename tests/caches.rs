@@ -516,14 +516,21 @@ fn a_paged_cache_is_lists_of_tokens() {
                     let count = rng.below(4);
                     let (k, v, right) = random_tokens(rng, &format, 1, count);
                     let needed = alive.then(|| pages_needed(&cache, &model, n, count).0);
-                    let free = cache.free_pages();
-                    let result = cache.append(id, k.view(), v.view());
-                    let complete = alive && model[n].1.layers[0].len() == model[n].1.len;
-                    let expected = complete && right && needed.is_some_and(|needed| needed <= free);
+                    let (free, at) = (cache.free_pages(), At::random(rng, 1, count));
+                    let before = if alive { model[n].1.len } else { 0 };
+                    let result = if at.is_rotated() {
+                        cache.append_rotated(id, &rotary, at.positions(), k.view(), v.view())
+                    } else {
+                        cache.append(id, k.view(), v.view())
+                    };
+                    let complete = alive && model[n].1.layers[0].len() == before;
+                    let positions = !at.is_rotated() || at.is_right(&[before], count, &rotary);
+                    let expected = complete && right && positions && needed.is_some_and(|needed| needed <= free);
                     assert_eq!(result.is_ok(), expected, "{what}: {result:?}");
                     if expected {
                         let sequence = &mut model[n].1;
-                        sequence.layers[0].extend((0..count).map(|i| token(format.dtype, &k, &v, 0, i, None)));
+                        let token = |i| token(format.dtype, &k, &v, 0, i, at.rotation(&rotary, 0, i, count, before));
+                        sequence.layers[0].extend((0..count).map(token));
                         sequence.len += count;
                     }
                 }
@@ -681,14 +688,19 @@ fn wrong_calls_are_refused() {
     refused(paged.key_pages(2), layer.clone(), "there is no layer 2, counted from 0: the cache has 2");
     assert_eq!(paged.write(2, id, k1, v1), Err(layer));
     let exhausted = Error::PagesExhausted { needed: 2, free: 1 };
-    refused(paged.reserve(id, 8), exhausted, "the pool has 1 free pages but 2 are needed");
+    refused(
+        paged.reserve(id, 8),
+        exhausted,
+        "the pool has 1 free pages but 2 are needed; remove or truncate sequences",
+    );
 
     // Order.
     paged.write(0, id, k1, v1).unwrap();
     let reserved = Error::NotReserved { layer: 0, tokens: 5, reserved: 0 };
-    refused(paged.write(0, id, k1, v1), reserved, "layer 0 is given 5 tokens but 0 are reserved for it");
+    let sentence = "layer 0 is given 5 tokens but 0 are reserved for it; reserve them first";
+    refused(paged.write(0, id, k1, v1), reserved, sentence);
     let written = Error::NotWritten { layer: 1, written: 0, len: 5 };
-    refused(paged.fork(id), written, "layer 1 has 0 of the 5 tokens of the sequence; a fork needs all");
+    refused(paged.fork(id), written, "layer 1 has 0 of the 5 tokens of a sequence; write the others first");
     let layers = Error::WrongCount { what: "layers", expected: 1, got: 2 };
     refused(paged.append(id, k1, v1), layers, "2 layers were given but there must be 1");
     let mut single = PagedKvCache::new(format, 1, 3, 4).unwrap();

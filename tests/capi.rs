@@ -4,6 +4,10 @@
 //! Without a C compiler, or without Python and numpy, part of this is skipped with a message. With FLASHTILE_EXPECT_CC=1 and
 //! FLASHTILE_EXPECT_PYTHON=1 a skip is a failure. FLASHTILE_LIBRARY names a library that is built already.
 
+#[path = "capi/caches.rs"]
+mod caches;
+#[path = "capi/rotary.rs"]
+mod rotary;
 #[path = "capi/sequences.rs"]
 mod sequences;
 mod support;
@@ -19,8 +23,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use support::counting::Counting;
 use support::watchdog::within;
 use support::{Rng, len};
+
+/// One test alone is watched: that of decoding steps over caches.
+#[global_allocator]
+static COUNTING: Counting = Counting::new();
 
 const F32: i32 = 1;
 const F16: i32 = 2;
@@ -761,9 +770,10 @@ fn an_options_struct_of_another_version() {
     };
     assert_eq!(call([0; 4]), 0, "{}", last_error());
     // No version ends inside a member. The first one ended before the sinks, the second one before the query lengths, the third one
-    // before the score tables.
-    let ends = [offset_of!(Options, sinks), offset_of!(Options, query_lengths), offset_of!(Options, score_tables)];
-    let [first, second, third] = ends;
+    // before the score tables, the fourth one before the cache.
+    let [first, second] = [offset_of!(Options, sinks), offset_of!(Options, query_lengths)];
+    let [third, fourth] = [offset_of!(Options, score_tables), offset_of!(Options, cache)];
+    let ends = [first, second, third, fourth];
     for struct_size in (size_of::<Options>() + 1..size_of::<Newer>()).chain(0..size_of::<Options>()) {
         let whole = struct_size > size_of::<Options>() && struct_size.is_multiple_of(8);
         let newer = Newer { options: Options { struct_size, ..Options::new() }, more: [0; 4] };
@@ -804,6 +814,9 @@ fn an_options_struct_of_another_version() {
         score_table_count: 9,
         ..Options::new()
     };
+    assert_eq!(inputs.through_c(&older), inputs.through_rust(&Attention::new().causal()));
+    let cache = null::<CacheView>().wrapping_byte_add(1);
+    let older = Options { struct_size: fourth, flags: flags::CAUSAL, cache, ..Options::new() };
     assert_eq!(inputs.through_c(&older), inputs.through_rust(&Attention::new().causal()));
 }
 
@@ -1219,18 +1232,42 @@ fn unloads_and_recovers() {
     run(Command::new(&program).arg(library()).env("RAYON_NUM_THREADS", "1"));
 }
 
+/// A program of C99 in one file, linked with the library.
+#[cfg(unix)]
+fn compiled(compiler: &str, source: &Path, name: &str) -> PathBuf {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let folder = library().parent().unwrap();
+    let mut compile = Command::new(compiler);
+    compile.arg("-std=c99").args(WARNINGS).arg("-I").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/capi"));
+    compile.arg(source).arg("-o").arg(&program);
+    compile.arg("-L").arg(folder).arg("-lflashtile").arg(format!("-Wl,-rpath,{}", folder.display())).arg("-lm");
+    run(&mut compile);
+    program
+}
+
+/// The whole programs in docs/c-api.md: each compiles without a warning and succeeds.
+#[cfg(unix)]
+#[test]
+fn programs_of_the_docs_run() {
+    let Some(compiler) = c_compiler() else { return };
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/c-api.md")).unwrap();
+    let blocks = page.split("```c\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    let programs: Vec<&str> = blocks.filter(|block| block.contains("int main(void)")).collect();
+    assert_eq!(programs.len(), 3, "plain attention, a decode loop, a server's step");
+    for (n, program) in programs.into_iter().enumerate() {
+        let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("capi-docs-{n}.c"));
+        std::fs::write(&source, program).unwrap();
+        run(&mut Command::new(compiled(&compiler, &source, &format!("capi-docs-{n}"))));
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn works_from_c() {
     let Some(compiler) = c_compiler() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (header, source) = (root.join("src/capi"), root.join("tests/capi/test.c"));
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi-test");
-    let folder = library().parent().unwrap();
-    let mut compile = Command::new(&compiler);
-    compile.arg("-std=c99").args(WARNINGS).arg("-I").arg(&header).arg(&source).arg("-o").arg(&program);
-    compile.arg("-L").arg(folder).arg("-lflashtile").arg(format!("-Wl,-rpath,{}", folder.display())).arg("-lm");
-    run(&mut compile);
+    let program = compiled(&compiler, &source, "capi-test");
     let printed = run(&mut Command::new(&program));
     let expected = layout().into_iter().map(|(name, number)| format!("{name} {number}\n")).collect::<String>();
     assert_eq!(printed, format!("{expected}version {}\nlevel {}\n", env!("CARGO_PKG_VERSION"), Level::best()));
@@ -1264,12 +1301,17 @@ fn layout() -> Vec<(String, usize)> {
             alibi query_offset query_offsets query_offset_count key_lengths key_length_count alibi_slopes
             alibi_slope_count mask bias level form reserved sinks sink_count masks mask_count score_row score_context
             query_lengths query_length_count query_starts query_start_count key_starts key_start_count page_table
-            score_tables score_table_count first_queries first_query_count first_keys first_key_count),
+            score_tables score_table_count first_queries first_query_count first_keys first_key_count cache),
         )
         .chain(layout!("page_table" PageTable: pages32 pages64 page_count width starts start_count lengths length_count
             page_size))
         .chain(layout!("mask" Mask: kind reserved numbers lists counts))
         .chain(layout!("score_table" ScoreTable: kind reserved numbers table count))
+        .chain(layout!("rotation" Rotation: rotary positions position_count))
+        .chain(layout!("cache_format" CacheFormat: dtype reserved heads_kv head_dim value_dim))
+        .chain(layout!("cache_info" CacheInfo: format sequences layers capacity first window pages page_size free_pages
+            shared_pages bytes))
+        .chain(layout!("cache_view" CacheView: cache layer sequences sequence_count))
         .chain(layout!("row" Row: batch head query position first_key))
         .chain(layout!("cross_entropy_options" CrossEntropyOptions: flags reduction ignore_index label_smoothing
             class_weights class_weight_count reserved))

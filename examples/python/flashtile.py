@@ -16,7 +16,8 @@ import numpy as np
 CODES = (
     "OK NULL_POINTER MISALIGNED BAD_STRUCT_SIZE BAD_DTYPE BAD_RANK NEGATIVE_SIZE OVERLAP OVERLAPPING_OUTPUT TOO_LARGE "
     "SHAPE_MISMATCH HEADS_NOT_DIVISIBLE NOT_BROADCASTABLE WRONG_COUNT KEY_LENGTH_PAST_END INVALID_OPTION "
-    "LEVEL_UNAVAILABLE AXIS_OUT_OF_RANGE THREADS PANIC CLASS_OUT_OF_RANGE INVALID_STARTS INVALID_PAGES"
+    "LEVEL_UNAVAILABLE AXIS_OUT_OF_RANGE THREADS PANIC CLASS_OUT_OF_RANGE INVALID_STARTS INVALID_PAGES "
+    "POSITION_OUT_OF_RANGE NOT_IN_CACHE CACHE_FULL NOT_RESERVED NOT_WRITTEN CANNOT_TRUNCATE LOST_KEYS WRONG_CACHE"
 ).split()
 F32, F16, BF16, F64, BYTE = 1, 2, 3, 4, 5
 DTYPES = {"float32": F32, "float16": F16, "float64": F64, "bool": BYTE, "uint8": BYTE}
@@ -122,6 +123,58 @@ class PageTable(ctypes.Structure):
             self.starts, self.start_count = starts.ctypes.data, starts.size
 
 
+class Rotation(ctypes.Structure):
+    """How tokens are rotated: a `Rotary` and positions, or None in a cache, where tokens follow those before them."""
+
+    _fields_ = [("rotary", c_void_p), ("positions", c_void_p), ("position_count", c_int64)]
+
+    def __init__(self, rotary, positions=None):
+        super().__init__(rotary=rotary.handle)
+        self.kept = [rotary]  # alive with the struct
+        if positions is not None:
+            array = _integers(positions).ravel()
+            self.kept.append(array)
+            self.positions, self.position_count = array.ctypes.data, array.size
+
+
+class CacheFormat(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("reserved", c_int32),
+        ("heads_kv", c_int64),
+        ("head_dim", c_int64),
+        ("value_dim", c_int64),
+    ]
+
+
+class CacheInfo(ctypes.Structure):
+    """The sizes of a cache. `capacity` is the tokens that there is memory for: of each sequence, or in all pages."""
+
+    _fields_ = [("format", CacheFormat)] + [
+        (name, c_int64)
+        for name in (
+            "sequences", "layers", "capacity", "first", "window", "pages", "page_size", "free_pages", "shared_pages", "bytes"
+        )
+    ]
+
+
+class CacheView(ctypes.Structure):
+    """The part of a cache that a call reads: `cache=` of the options. For a paged cache a layer and the sequences of the batch.
+
+    A prepared step reads its view in each run. So `view.layer = n`, or `view.cache = other.handle`, chooses the layer of the next run.
+    """
+
+    _fields_ = [("cache", c_void_p), ("layer", c_int64), ("sequences", c_void_p), ("sequence_count", c_int64)]
+
+    def __init__(self, cache, layer=0, sequences=None):
+        super().__init__(cache=cache.handle, layer=layer)
+        self.kept, self.value_dim = [cache], cache.info.format.value_dim
+        if sequences is not None:
+            array = _integers(sequences).ravel()
+            self.kept.append(array)
+            self.sequences, self.sequence_count = array.ctypes.data, array.size
+
+
 class Row(ctypes.Structure):
     """The query whose scores a score function gets; scores[n] is that of key first_key + n."""
 
@@ -173,6 +226,7 @@ class Options(ctypes.Structure):
         ("first_query_count", c_int64),
         ("first_keys", c_void_p),
         ("first_key_count", c_int64),
+        ("cache", POINTER(CacheView)),
     ]
 
 
@@ -325,6 +379,7 @@ def options(
     first_queries=None,
     first_keys=None,
     pages=None,
+    cache=None,
     mask=None,
     bias=None,
     alibi=None,
@@ -347,6 +402,7 @@ def options(
     key_starts: packed keys and values, likewise
     first_queries, first_keys: left padding, the rows of each batch from these on; positions are counted from the first key
     pages: a PageTable; k and v are pools [pages, heads, page_size, dim]
+    cache: a KvCache or a RotatingKvCache, or the view of a PagedKvCache; k and v are None
 
     sinks: a score for each head that has no key; masks: a list of masks by rule, see `documents` and the functions after it;
     score_tables: a list of biases by relative position, see `relative_bias` and the functions after it;
@@ -387,6 +443,9 @@ def options(
             setattr(o, count, values.size)
     if pages is not None:
         o.page_table = ctypes.pointer(pages)
+    if cache is not None:
+        o.view = cache if isinstance(cache, CacheView) else CacheView(cache)  # kept alive with the options
+        o.cache = ctypes.pointer(o.view)
     if alibi is True:
         o.alibi = 1
     elif alibi is not None and alibi is not False:
@@ -422,6 +481,176 @@ def _pointer(tensor):
     return None if tensor is None else byref(tensor)
 
 
+def _described(*arrays):
+    """The descriptions of arrays, of which some are None."""
+    return [None if array is None else describe(array) for array in arrays]
+
+
+class Rotary:
+    """A table of rotary position embeddings, made by `Library.rotary`. Caches rotate the keys that are appended with it."""
+
+    def __init__(self, library, name, *arguments):
+        self.lib, self.handle = library, None
+        handle = c_void_p()
+        library._call(name, *arguments, byref(handle))
+        self.handle = handle.value
+
+    def rotate(self, x, positions, out=None):
+        """Rotates x, [batch, heads, seq, dim] or packed [total, heads, dim], in place, or into `out`.
+
+        positions: one number, that of the first token of every sequence; [batch], of each sequence's first token; or
+        [batch, seq], of each token."""
+        rotation, tensors = Rotation(self, positions), [describe(x), describe(x if out is None else out)]
+        self.lib._call("rotate", byref(rotation), *map(byref, tensors))
+        return x if out is None else out
+
+    def __del__(self):
+        if self.handle is not None:
+            self.lib.c.flashtile_rotary_free(c_void_p(self.handle))
+
+
+class _Cache:
+    """What all caches have in common. Keys and values may be float32, float16 or bf16 arrays of any strides, and are rounded once to
+    the cache's dtype: np.float32, np.float16 or "bf16". A refused call raises Error and has changed nothing.
+
+    rotary, positions: with a `Rotary`, keys are turned before they are rounded, to the positions that follow those of the sequence
+    or to `positions`, as in `Rotary.rotate`."""
+
+    def __init__(self, library, name, heads, dim, numbers, dtype, value_dim):
+        self.lib, self.handle = library, None
+        dtype = BF16 if dtype == "bf16" else DTYPES.get(np.dtype(dtype).name, 0)
+        handle, cache_format = c_void_p(), CacheFormat(dtype, 0, heads, dim, dim if value_dim is None else value_dim)
+        library._call(name, byref(cache_format), *map(c_int64, numbers), byref(handle))
+        self.handle = handle.value
+
+    def _call(self, name, *arguments):
+        self.lib._call(f"cache_{name}", c_void_p(self.handle), *arguments)
+
+    def _add(self, name, indices, k, v, rotary, positions):
+        if rotary is None and positions is not None:
+            raise TypeError("positions are for a rotary table: give rotary, too")
+        rotation = None if rotary is None else Rotation(rotary, positions)
+        self._call(name, *map(c_int64, indices), byref(describe(k)), byref(describe(v)), _pointer(rotation))
+
+    def _number(self, name, *indices):
+        number = c_int64()
+        self._call(name, *map(c_int64, indices), byref(number))
+        return number.value
+
+    @property
+    def info(self):
+        """The sizes of the cache: a `CacheInfo`."""
+        info = CacheInfo()
+        self._call("get_info", byref(info))
+        return info
+
+    def length(self, sequence):
+        """The tokens of a sequence: with those that a rotating cache has lost, or that are reserved and not yet written."""
+        return self._number("length", sequence)
+
+    def truncate(self, sequence, length):
+        """Forgets the tokens of a sequence after the first `length`."""
+        self._call("truncate", c_int64(sequence), c_int64(length))
+
+    def clear(self):
+        """Forgets all tokens; in a paged cache all sequences."""
+        self._call("clear")
+
+    def memory(self, layer=0):
+        """A copy of all keys and values of a layer, as they are in memory: [batch or pages, heads, rows, dim]."""
+        tensors = Tensor(), Tensor()
+        self._call("memory", c_int64(layer), *map(byref, tensors))
+        return tuple(map(_copied, tensors))
+
+    def __del__(self):
+        if self.handle is not None:
+            self.lib.c.flashtile_cache_free(c_void_p(self.handle))
+
+
+def _copied(tensor):
+    """A copy of memory without gaps: an array, or a bf16."""
+    shape, dtype = tuple(tensor.shape), np.float32 if tensor.dtype == F32 else np.uint16
+    count = int(np.prod(shape))
+    data = ctypes.string_at(tensor.data, count * np.dtype(dtype).itemsize) if count else b""
+    array = np.frombuffer(data, dtype).reshape(shape).copy()
+    return bf16(array) if tensor.dtype == BF16 else array.view(np.float16) if tensor.dtype == F16 else array
+
+
+class KvCache(_Cache):
+    """Keys and values of one layer: a batch of sequences with room for `capacity` tokens each. Made by `Library.kv_cache`."""
+
+    def append(self, k, v, sequence=None, *, rotary=None, positions=None):
+        """Adds tokens to every sequence, [batch, heads, n, dim], or to one, [1, heads, n, dim]."""
+        name, indices = ("append", []) if sequence is None else ("append_to", [sequence])
+        self._add(name, indices, k, v, rotary, positions)
+
+    def fork(self, sequence, to):
+        """Copies a sequence to another one, whose own tokens are forgotten."""
+        self._call("fork_to", c_int64(sequence), c_int64(to))
+
+    @property
+    def lengths(self):
+        """The tokens of each sequence."""
+        return [self.length(sequence) for sequence in range(self.info.sequences)]
+
+
+class RotatingKvCache(KvCache):
+    """Keys and values of one layer that keeps the first tokens and the last `window` of each sequence. Made by
+    `Library.rotating_kv_cache`. Tokens keep their positions, whatever is lost."""
+
+
+class PagedKvCache(_Cache):
+    """Keys and values of all layers, in pages that sequences take as they grow, and share. Made by `Library.paged_kv_cache`.
+
+    A step reserves tokens, once, and writes them in each layer; `append` does both in a cache of one layer:
+
+        cache.reserve(sequence, n)
+        for layer in range(layers):
+            cache.write(layer, sequence, k, v)
+            out = lib.attention(q, cache=cache.view(layer, [sequence]), causal=True)
+    """
+
+    def new_sequence(self):
+        """The number of a new, empty sequence."""
+        return self._number("new_sequence")
+
+    def fork(self, sequence):
+        """A new sequence that shares all pages of another one."""
+        return self._number("fork", sequence)
+
+    def remove(self, sequence):
+        """Forgets a sequence; its number is refused from now on."""
+        self._call("remove", c_int64(sequence))
+
+    def reserve(self, sequence, tokens):
+        """Makes a sequence longer, and takes the pages for it."""
+        self._call("reserve", c_int64(sequence), c_int64(tokens))
+
+    def write(self, layer, sequence, k, v, *, rotary=None, positions=None):
+        """Writes the next tokens of a sequence in one layer, [1, heads, n, dim]."""
+        self._add("write", [layer, sequence], k, v, rotary, positions)
+
+    def append(self, sequence, k, v, *, rotary=None, positions=None):
+        """Reserves and writes tokens, [1, heads, n, dim], in a cache of one layer."""
+        self._add("append_to", [sequence], k, v, rotary, positions)
+
+    def written(self, layer, sequence):
+        """The tokens of a sequence that one layer has."""
+        return self._number("written", layer, sequence)
+
+    def pages(self, sequence):
+        """The pages of a sequence, in the order of its tokens."""
+        count = c_int64()
+        self._call("pages", c_int64(sequence), None, c_int64(0), byref(count))
+        pages = (c_int64 * count.value)()
+        self._call("pages", c_int64(sequence), pages, count, byref(count))
+        return list(pages)
+
+    def view(self, layer, sequences):
+        """The layer and the batch that a call reads: its `cache`."""
+        return CacheView(self, layer, sequences)
+
+
 class Prepared:
     """A planned call. `run` computes it for arrays of the planned shapes; `replan` plans it again, with any options. Options, lists and
     page tables are checked when it is planned, and must not change until it is planned again."""
@@ -429,17 +658,15 @@ class Prepared:
     def __init__(self, library, q, k, v, kwargs):
         self.lib, self.step = library, c_void_p()
         self.options = options(**kwargs)
-        tensors = [describe(x) for x in (q, k, v)]
-        library._call("prepare", *map(byref, tensors), byref(self.options), byref(self.step))
+        library._call("prepare", *map(_pointer, _described(q, k, v)), byref(self.options), byref(self.step))
 
-    def replan(self, q, k, v, **kwargs):
-        o, tensors = options(**kwargs), [describe(x) for x in (q, k, v)]
-        self.lib._call("prepared_replan", self.step, *map(byref, tensors), byref(o))
+    def replan(self, q, k=None, v=None, **kwargs):
+        o = options(**kwargs)
+        self.lib._call("prepared_replan", self.step, *map(_pointer, _described(q, k, v)), byref(o))
         self.options = o  # those before are no longer read
 
     def run(self, q, k, v, out, lse=None):
-        tensors = [None if x is None else describe(x) for x in (q, k, v, out, lse)]
-        self.lib._call("prepared_run", self.step, *map(_pointer, tensors))
+        self.lib._call("prepared_run", self.step, *map(_pointer, _described(q, k, v, out, lse)))
         if self.options.raised:
             raise self.options.raised.pop()  # of score_row; the outputs are of no use
 
@@ -455,54 +682,86 @@ class Library:
         for name in ("last_error", "version", "level"):
             getattr(self.c, f"flashtile_{name}").restype = c_char_p
         self.c.flashtile_release.restype = None
-        self.c.flashtile_prepared_free.restype = None
+        for name in ("prepared", "cache", "rotary"):
+            getattr(self.c, f"flashtile_{name}_free").restype = None
 
     def _call(self, name, *arguments):
         code = getattr(self.c, f"flashtile_{name}")(*arguments)
         if code != 0:
             raise Error(code, self.c.flashtile_last_error().decode())
 
-    def attention(self, q, k, v, out=None, *, lse=None, **kwargs):
+    def attention(self, q, k=None, v=None, out=None, *, lse=None, **kwargs):
         """Attention into `out`, by default a new array of q's type. lse: an array [batch, heads, seq] to write, or True
         for a new one: then (out, lse) is returned. Packed queries [total, heads, dim] have an out [total, heads, dim] and an lse
         [1, heads, total]. In new arrays, rows of padding and of no sequence are 0, their lse is -inf. Other arguments: see
         `options`."""
         shape = lambda x: (x.bits if isinstance(x, bf16) else x).shape
+        o = options(**kwargs)
         if out is None:
-            full = (*shape(q)[:-1], *shape(v)[-1:])
+            # (Without values and a cache, the library refuses the call.)
+            full = (*shape(q)[:-1], o.view.value_dim if o.cache else shape(q if v is None else v)[-1])
             out = bf16(np.zeros(full, np.uint16)) if isinstance(q, bf16) else np.zeros(full, q.dtype)
         returns_lse = lse is True
         if returns_lse:
             rows = shape(q)
             lse = np.full((1, rows[1], rows[0]) if len(rows) == 3 else rows[:3], -np.inf, np.float32)
-        tensors = [None if x is None else describe(x) for x in (q, k, v, out, lse)]
-        o = options(**kwargs)
-        self._call("attention", *map(_pointer, tensors), byref(o))
+        self._call("attention", *map(_pointer, _described(q, k, v, out, lse)), byref(o))
         if o.raised:
             raise o.raised[0]  # of score_row; the outputs are of no use
         return (out, lse) if returns_lse else out
 
     def key_sums(self, q, k, v, lse, sums=None, **kwargs):
         """Sums of each key's probabilities over the queries into `sums`, by default a new array [batch, heads, keys]. lse is that of
-        `attention` with the same arguments. For packed sequences and pages, sums must be given: [sequences, heads, most keys of
-        one]."""
+        `attention` with the same arguments. For packed sequences, pages and caches, sums must be given: [sequences, heads, most
+        keys of one], or a KvCache's capacity."""
         if sums is None:
             shape = lambda x: (x.bits if isinstance(x, bf16) else x).shape
             sums = np.empty((*shape(q)[:2], shape(k)[2]), np.float32)
         o = options(**kwargs)
-        self._call("key_sums", *(byref(describe(x)) for x in (q, k, v, lse, sums)), byref(o))
+        self._call("key_sums", *map(_pointer, _described(q, k, v, lse, sums)), byref(o))
         if o.raised:
             raise o.raised[0]  # of score_row; the sums are of no use
         return sums
 
-    def prepare(self, q, k, v, **kwargs):
+    def prepare(self, q, k=None, v=None, **kwargs):
         """A call that is planned once for many arrays of the same shapes, such as all layers of a step: see `Prepared`. Arguments as in
         `attention`."""
         return Prepared(self, q, k, v, kwargs)
 
-    def plan(self, q, k, v, **kwargs):
+    def kv_cache(self, heads, dim, *, capacity, batch=1, dtype=np.float16, value_dim=None):
+        """A `KvCache`: `batch` empty sequences with room for `capacity` tokens of `heads` keys of `dim` elements."""
+        return KvCache(self, "cache_new", heads, dim, [batch, capacity], dtype, value_dim)
+
+    def rotating_kv_cache(self, heads, dim, *, window, first=0, batch=1, dtype=np.float16, value_dim=None):
+        """A `RotatingKvCache`, which keeps the first tokens and the last `window` of each sequence."""
+        return RotatingKvCache(self, "cache_new_rotating", heads, dim, [batch, first, window], dtype, value_dim)
+
+    def paged_kv_cache(self, heads, dim, *, pages, page_size=64, layers=1, dtype=np.float16, value_dim=None):
+        """A `PagedKvCache` of pages for all layers, without sequences."""
+        return PagedKvCache(self, "cache_new_paged", heads, dim, [layers, pages, page_size], dtype, value_dim)
+
+    def rotary(
+        self, dim=None, positions=None, base=10_000.0, *, frequencies=None, magnitude=1.0, tables=None, interleaved=False
+    ):
+        """A `Rotary` for the positions 0 to `positions` - 1, in one of three ways:
+
+        dim, base: rotates the first `dim` elements of a row, with the frequencies base ** (-2 * p / dim)
+        frequencies, magnitude: a frequency for each pair of elements; every cosine and sine is multiplied by magnitude
+        tables: (cos, sin), [positions, dim / 2] each, as a model file has them
+
+        interleaved: pairs are neighbours, not the two halves of the elements."""
+        if tables is not None:
+            tensors = [describe(x) for x in tables]
+            return Rotary(self, "rotary_from_tables", *map(byref, tensors), c_int32(interleaved))
+        if frequencies is not None:
+            listed, count = _list(frequencies, c_double)
+            numbers = [c_int64(count), c_double(magnitude), c_int64(positions)]
+            return Rotary(self, "rotary_from_frequencies", listed, *numbers, c_int32(interleaved))
+        return Rotary(self, "rotary_new", c_int64(dim), c_double(base), c_int64(positions), c_int32(interleaved))
+
+    def plan(self, q, k=None, v=None, **kwargs):
         """The plan of such a call, as text."""
-        tensors, text = [describe(x) for x in (q, k, v)], ctypes.create_string_buffer(512)
+        tensors, text = _described(q, k, v), ctypes.create_string_buffer(512)
         self._call("plan", *map(_pointer, tensors), byref(options(**kwargs)), text, c_size_t(len(text)), None)
         return text.value.decode()
 

@@ -1,12 +1,15 @@
 //! What calls of attention have in common: the thread's scratch memory, the inputs, and the checked options.
 
+use super::c_cache_view::{CacheLists, CheckedView, Purpose};
 use super::c_options::{CheckedOpenSets, Lists, OpenSets, Options, ScoreTensors};
 use super::c_sequences::CheckedSequences;
 use super::c_tensor::{CheckedTensor, F32, Tensor};
 use super::failure::Failure;
 use crate::attention::Attention;
 use crate::driver::Workspace;
+use crate::kv::Places;
 use crate::problem::Problem;
+use crate::tensor::any::AnyTensor;
 use std::cell::Cell;
 
 /// Scratch memory that a thread keeps between calls, so that repeated calls do not allocate.
@@ -14,6 +17,7 @@ use std::cell::Cell;
 pub(super) struct ThreadScratch {
     pub(super) workspace: Workspace,
     pub(super) lists: Lists,
+    pub(super) cached: CacheLists,
 }
 
 thread_local! {
@@ -34,22 +38,22 @@ pub(super) fn free_scratch() {
     drop(SCRATCH.try_with(Cell::take));
 }
 
-/// Queries, keys and values.
-///
-/// # Safety
-/// As [`CheckedTensor::of_heads`], of each.
-pub(super) unsafe fn inputs(
-    [q, k, v]: [*const Tensor; 3],
-    sequences: &CheckedSequences<'_>,
-) -> Result<[CheckedTensor; 3], Failure> {
-    let (packed_q, packed_kv) = (sequences.has_packed_queries(), sequences.has_packed_keys());
-    // SAFETY: the caller's promise.
-    unsafe {
-        Ok([
-            CheckedTensor::of_heads("queries", q, packed_q)?,
-            CheckedTensor::of_heads("keys", k, packed_kv)?,
-            CheckedTensor::of_heads("values", v, packed_kv)?,
-        ])
+/// Queries, keys and values of a call, and where the keys of each sequence lie.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    pub(super) tensors: [CheckedTensor; 3],
+    pub(super) places: Places<'a>,
+    /// The list of a cache view.
+    listed: &'a [i64],
+}
+
+impl Inputs<'_> {
+    /// # Safety
+    /// As [`CheckedTensor::any`], of each.
+    pub(super) unsafe fn any<'t>(&self) -> Result<[AnyTensor<'t>; 3], Failure> {
+        let [q, k, v] = &self.tensors;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { [q.any()?, k.any()?, v.any()?] })
     }
 }
 
@@ -78,14 +82,50 @@ impl<'a> CheckedOptions<'a> {
         Ok(CheckedOptions { options, sequences, tensors, slopes, sinks, open })
     }
 
+    /// Queries, keys and values. With a cache, keys and values are its.
+    ///
+    /// # Safety
+    /// As [`CheckedTensor::of_heads`], of each tensor, and as [`CheckedView::new`], of the cache.
+    pub(super) unsafe fn inputs<'c>(
+        &self,
+        [q, k, v]: [*const Tensor; 3],
+        lists: &'c mut CacheLists,
+        purpose: Purpose,
+    ) -> Result<Inputs<'c>, Failure>
+    where
+        'a: 'c,
+    {
+        let (packed_q, packed_kv) = (self.sequences.has_packed_queries(), self.sequences.has_packed_keys());
+        // SAFETY: the caller's promise, here and below.
+        let q = unsafe { CheckedTensor::of_heads("queries", q, packed_q)? };
+        if self.options.cache.is_null() {
+            // SAFETY: as above.
+            let (k, v) = unsafe {
+                (CheckedTensor::of_heads("keys", k, packed_kv)?, CheckedTensor::of_heads("values", v, packed_kv)?)
+            };
+            return Ok(Inputs { tensors: [q, k, v], places: self.sequences.places(), listed: &[] });
+        }
+        if !k.is_null() || !v.is_null() {
+            return Err(Failure::option(
+                "keys or values are given beside a cache, which has its own: pass NULL for k and v",
+            ));
+        }
+        // SAFETY: as above.
+        let view = unsafe { CheckedView::new(self.options.cache)? };
+        self.sequences.check_padding(&view)?;
+        let ([k, v], places) = view.keys_values(lists, purpose)?;
+        Ok(Inputs { tensors: [q, k, v], places, listed: view.sequences })
+    }
+
     /// The masks by rule, the score tables and the score function, for these queries and keys.
     ///
     /// # Safety
     /// The score function is as `flashtile_attention` requires, while the result lives.
-    pub(super) unsafe fn open_sets(&self, inputs: &[CheckedTensor; 3]) -> Result<OpenSets<'a>, Failure> {
-        let [q, k, _] = inputs;
+    pub(super) unsafe fn open_sets(&self, inputs: &Inputs<'_>) -> Result<OpenSets<'a>, Failure> {
+        let [q, k, _] = &inputs.tensors;
+        let longest = self.sequences.check([q, k], inputs.places)?;
         // SAFETY: the caller's promise.
-        unsafe { OpenSets::new(&self.options, &self.open, self.sequences.check([q, k])?, q.shape()[1]) }
+        unsafe { OpenSets::new(&self.options, &self.open, longest, q.shape()[1]) }
     }
 
     /// The attention of these options.
@@ -111,12 +151,11 @@ impl<'a> CheckedOptions<'a> {
     pub(super) unsafe fn problem<'t>(
         &'t self,
         attention: &'t Attention<'_>,
-        inputs: [CheckedTensor; 3],
+        inputs: Inputs<'t>,
     ) -> Result<Problem<'t>, Failure> {
-        let ([q, k, v], places) = (inputs, self.sequences.places());
         // SAFETY: the caller's promise.
-        let inputs = unsafe { [q.any()?, k.any()?, v.any()?] };
-        Ok(Problem::of_any(&attention.options, inputs, (attention.options.query_starts, places))?)
+        let tensors = unsafe { inputs.any()? };
+        Ok(Problem::of_any(&attention.options, tensors, (attention.options.query_starts, inputs.places))?)
     }
 
     /// Reads the outputs, and refuses those that share memory with an input, a list, or each other.
@@ -125,7 +164,7 @@ impl<'a> CheckedOptions<'a> {
     /// As [`CheckedTensor::new`], of both.
     pub(super) unsafe fn outputs(
         &self,
-        inputs: &[CheckedTensor; 3],
+        inputs: &Inputs<'_>,
         out: *const Tensor,
         lse: *const Tensor,
     ) -> Result<(CheckedTensor, Option<CheckedTensor>), Failure> {
@@ -144,7 +183,7 @@ impl<'a> CheckedOptions<'a> {
     /// As [`CheckedTensor::new`], of both.
     pub(super) unsafe fn lse_and_sums(
         &self,
-        inputs: &[CheckedTensor; 3],
+        inputs: &Inputs<'_>,
         lse: *const Tensor,
         sums: *const Tensor,
     ) -> Result<(CheckedTensor, CheckedTensor), Failure> {
@@ -157,9 +196,10 @@ impl<'a> CheckedOptions<'a> {
     }
 
     /// Refuses an output that shares memory with an input or a list.
-    fn check_disjoint(&self, inputs: &[CheckedTensor; 3], written: &CheckedTensor) -> Result<(), Failure> {
-        let mut read = inputs.iter().chain(&self.tensors.mask).chain(&self.tensors.bias);
+    fn check_disjoint(&self, inputs: &Inputs<'_>, written: &CheckedTensor) -> Result<(), Failure> {
+        let mut read = inputs.tensors.iter().chain(&self.tensors.mask).chain(&self.tensors.bias);
         read.try_for_each(|input| written.check_disjoint(input))?;
+        written.check_disjoint_from_list("sequences of the cache view", inputs.listed)?;
         written.check_disjoint_from_list("ALiBi slopes", self.slopes)?;
         written.check_disjoint_from_list("sinks", self.sinks)?;
         self.open.check_disjoint(written)?;

@@ -1,5 +1,6 @@
 //! C's options of attention, and the [`Attention`] that they make.
 
+use super::c_cache_view::CacheView;
 use super::c_mask::{CheckedMask, Mask};
 use super::c_score_table::{CheckedTable, ScoreTable};
 use super::c_sequences::{CheckedSequences, PageTable, SequenceOptions};
@@ -100,6 +101,8 @@ pub struct Options {
     pub first_keys: *const i64,
     /// The number of entries of `first_keys`.
     pub first_key_count: i64,
+    /// The keys and values, where they are in a cache.
+    pub cache: *const CacheView,
 }
 
 /// The flags of [`Options`].
@@ -129,11 +132,12 @@ const LARGEST: usize = 4096;
 
 /// The sizes of the struct in all versions up to this one. **A new member adds a size.** It must not need padding before or
 /// after it, because a caller leaves padding unset, and a library of another version could read it as a member.
-const SIZES: [usize; 4] = [
+const SIZES: [usize; 5] = [
     SMALLEST,
     mem::offset_of!(Options, score_context) + size_of::<*mut c_void>(),
     mem::offset_of!(Options, page_table) + size_of::<*const PageTable>(),
     mem::offset_of!(Options, first_key_count) + size_of::<i64>(),
+    mem::offset_of!(Options, cache) + size_of::<*const CacheView>(),
 ];
 
 /// Whether a version of the struct has this size. Of later versions it is only known that they have no padding at the end.
@@ -161,7 +165,7 @@ assert_no_padding!(struct_size flags threads scale softcap window_left window_ri
     query_offsets query_offset_count key_lengths key_length_count alibi_slopes alibi_slope_count mask bias level form
     reserved sinks sink_count masks mask_count score_row score_context query_lengths query_length_count query_starts
     query_start_count key_starts key_start_count page_table score_tables score_table_count first_queries first_query_count
-    first_keys first_key_count);
+    first_keys first_key_count cache);
 
 impl Options {
     /// Plain attention.
@@ -377,6 +381,7 @@ impl Options {
             page_table: self.page_table,
             first_queries: (self.first_queries, self.first_query_count),
             first_keys: (self.first_keys, self.first_key_count),
+            has_cache: !self.cache.is_null(),
         };
         // SAFETY: the caller's promise.
         unsafe { CheckedSequences::new(options) }

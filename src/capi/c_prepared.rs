@@ -3,10 +3,12 @@
 //! A step keeps what was read from the caller's options, so that lists and page tables are checked when it is made or planned
 //! again, and not in each call.
 
-use super::c_call::{CheckedOptions, ThreadScratch, inputs, with_scratch};
+use super::c_cache_view::{CacheLists, Purpose};
+use super::c_call::{CheckedOptions, Inputs, ThreadScratch, with_scratch};
 use super::c_options::{Lists, OpenSets, Options};
-use super::c_tensor::{CheckedTensor, Tensor, check_pointer};
+use super::c_tensor::Tensor;
 use super::failure::{Failure, guarded};
+use super::handle::{self, exclusive, shared};
 use super::pools;
 use crate::attention::Attention;
 use crate::prepared::Prepared;
@@ -43,12 +45,16 @@ impl KeptOptions {
     }
 
     /// # Safety
-    /// As [`flashtile_prepare`], until the result is dropped.
-    unsafe fn new(options: *const Options, qkv: [*const Tensor; 3]) -> Result<(Self, [CheckedTensor; 3]), Failure> {
+    /// As [`flashtile_prepare`], until the result is dropped. The inputs are of this call.
+    unsafe fn new<'c>(
+        options: *const Options,
+        qkv: [*const Tensor; 3],
+        lists: &'c mut CacheLists,
+    ) -> Result<(Self, Inputs<'c>), Failure> {
         // SAFETY: the caller's promise, here and below.
         let checked = unsafe { CheckedOptions::new(options)? };
         // SAFETY: as above.
-        let inputs = unsafe { inputs(qkv, &checked.sequences)? };
+        let inputs = unsafe { checked.inputs(qkv, lists, Purpose::Plan)? };
         // SAFETY: as above.
         let open = unsafe { checked.open_sets(&inputs)? };
         let kept = Box::new(Kept { checked, lists: Lists::default(), open });
@@ -83,21 +89,19 @@ pub unsafe extern "C" fn flashtile_prepare(
     options: *const Options,
     prepared: *mut *mut PreparedStep,
 ) -> i32 {
-    guarded(|| {
-        check_pointer("prepared step", prepared)?;
+    let make = |lists: &mut CacheLists| {
         // SAFETY: the caller's promise, here and below.
-        let (kept, inputs) = unsafe { KeptOptions::new(options, [q, k, v])? };
+        let (kept, inputs) = unsafe { KeptOptions::new(options, [q, k, v], lists)? };
         // SAFETY: the only call; `PreparedStep` drops the prepared attention first, and a failure drops the attention first.
         let attention = unsafe { kept.attention()? };
         // SAFETY: the caller's promise.
         let problem = unsafe { kept.get().checked.problem(&attention, inputs)? };
         let plan = attention.plan_for(&problem)?;
         let made = Prepared::new(attention.options.clone(), &problem, plan)?;
-        let step = Box::new(PreparedStep { prepared: made, kept });
-        // SAFETY: neither null nor misaligned; the rest is the caller's promise.
-        unsafe { prepared.write(Box::into_raw(step)) };
-        Ok(())
-    })
+        Ok(PreparedStep { prepared: made, kept })
+    };
+    // SAFETY: the caller's promise.
+    unsafe { handle::make("prepared step", prepared, || with_scratch(|scratch| make(&mut scratch.cached))) }
 }
 
 /// Plans a step again: `flashtile_prepared_replan` of the header.
@@ -112,12 +116,11 @@ pub unsafe extern "C" fn flashtile_prepared_replan(
     v: *const Tensor,
     options: *const Options,
 ) -> i32 {
-    guarded(|| {
-        check_pointer("prepared step", step)?;
+    let replan = |lists: &mut CacheLists| {
         // SAFETY: the caller's promise, here and below.
-        let step = unsafe { &mut *step };
+        let step = unsafe { exclusive("prepared step", step)? };
         // SAFETY: as above.
-        let (kept, inputs) = unsafe { KeptOptions::new(options, [q, k, v])? };
+        let (kept, inputs) = unsafe { KeptOptions::new(options, [q, k, v], lists)? };
         // SAFETY: the only call; `kept` replaces the other one when the attention has been taken, and otherwise a failure drops the
         // attention first.
         let attention = unsafe { kept.attention()? };
@@ -128,7 +131,8 @@ pub unsafe extern "C" fn flashtile_prepared_replan(
         // Nothing borrows from the options before any more.
         step.kept = kept;
         Ok(())
-    })
+    };
+    guarded(|| with_scratch(|scratch| replan(&mut scratch.cached)))
 }
 
 /// Computes a step: `flashtile_prepared_run` of the header.
@@ -145,26 +149,22 @@ pub unsafe extern "C" fn flashtile_prepared_run(
     out: *const Tensor,
     lse: *const Tensor,
 ) -> i32 {
-    guarded(|| {
-        check_pointer("prepared step", step)?;
+    let run = |ThreadScratch { workspace, cached, .. }: &mut ThreadScratch| {
         // SAFETY: the caller's promise, here and below.
-        let PreparedStep { prepared, kept } = unsafe { &*step };
+        let PreparedStep { prepared, kept } = unsafe { shared("prepared step", step)? };
         let checked = &kept.get().checked;
         // SAFETY: as above.
-        let inputs = unsafe { inputs([q, k, v], &checked.sequences)? };
+        let inputs = unsafe { checked.inputs([q, k, v], cached, Purpose::Run)? };
         // SAFETY: as above.
         let (out, lse) = unsafe { checked.outputs(&inputs, out, lse)? };
-        let [q, k, v] = inputs;
         // SAFETY: as above; `out` and `lse` are disjoint from the inputs (checked).
-        let problem = prepared.problem_of_any(unsafe { [q.any()?, k.any()?, v.any()?] }, checked.sequences.places())?;
+        let problem = prepared.problem_of_any(unsafe { inputs.any()? }, inputs.places)?;
         // SAFETY: as above; the two outputs are disjoint (checked).
         let (out, lse) = unsafe { (out.output()?, lse.map(|lse| lse.lse_mut()).transpose()?) };
         let call = prepared.call(problem, out, lse.into())?;
-        let run = |scratch: &mut ThreadScratch| {
-            pools::run_on(checked.options.threads, call.is_parallel(), || call.run(&mut scratch.workspace))
-        };
-        with_scratch(run)
-    })
+        pools::run_on(checked.options.threads, call.is_parallel(), || call.run(workspace))
+    };
+    guarded(|| with_scratch(run))
 }
 
 /// Frees a step: `flashtile_prepared_free` of the header.
@@ -173,12 +173,6 @@ pub unsafe extern "C" fn flashtile_prepared_run(
 /// `step` is null, or was made by [`flashtile_prepare`] and is not used by any call, now or later.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flashtile_prepared_free(step: *mut PreparedStep) {
-    if !step.is_null() {
-        let free = || {
-            // SAFETY: the caller's promise.
-            drop(unsafe { Box::from_raw(step) });
-            Ok(())
-        };
-        guarded(free);
-    }
+    // SAFETY: the caller's promise.
+    unsafe { handle::free(step) };
 }

@@ -1,5 +1,6 @@
 //! C's sequences of their own lengths: padded, packed, or in pages.
 
+use super::c_cache_view::CheckedView;
 use super::c_tensor::{CheckedTensor, check_pointer, list, size};
 use super::failure::{Code, Failure};
 use crate::attention::Attention;
@@ -65,6 +66,7 @@ pub(super) struct SequenceOptions {
     pub(super) page_table: *const PageTable,
     pub(super) first_queries: (*const i64, i64),
     pub(super) first_keys: (*const i64, i64),
+    pub(super) has_cache: bool,
 }
 
 /// The lists of the sequences. Their entries are read where they lie, during the whole call.
@@ -105,6 +107,7 @@ impl<'a> CheckedSequences<'a> {
         // SAFETY: as above.
         let first_keys = unsafe { given("first keys", options.first_keys)? };
         let (has_key_lengths, has_table) = (is_given(options.key_lengths), !options.page_table.is_null());
+        let has_cache = options.has_cache;
         let conflicts = [
             (
                 query_lengths.is_some() && query_starts.is_some(),
@@ -121,6 +124,9 @@ impl<'a> CheckedSequences<'a> {
             ),
             (first_keys.is_some() && key_starts.is_some(), "first_keys and key_starts", "packed keys have no padding"),
             (first_keys.is_some() && has_table, "first_keys and page_table", "pages have no padding"),
+            (has_cache && has_key_lengths, "cache and key_lengths", "the cache has the lengths"),
+            (has_cache && key_starts.is_some(), "cache and key_starts", "keys are packed or in a cache"),
+            (has_cache && has_table, "cache and page_table", "the cache knows its pages"),
         ];
         if let Some((_, names, why)) = conflicts.iter().find(|(both, ..)| *both) {
             return Err(Failure::option(format!("{names} are both set, but {why}: set one of them")));
@@ -140,22 +146,35 @@ impl<'a> CheckedSequences<'a> {
         self.key_starts.is_some()
     }
 
+    /// Refuses padding of keys in a cache that has none.
+    pub(super) fn check_padding(&self, cache: &CheckedView<'_>) -> Result<(), Failure> {
+        if self.first_keys.is_none() || cache.has_padding() {
+            return Ok(());
+        }
+        let message =
+            "first_keys and cache are both set, but rotating and paged caches have no padding: leave first_keys NULL";
+        Err(Failure::option(message))
+    }
+
     /// Refuses starts and pages that the queries and keys don't have. Returns the most queries, and the most keys, of a sequence,
     /// for masks that are made from them.
-    pub(super) fn check(&self, [q, k]: [&CheckedTensor; 2]) -> Result<[usize; 2], Failure> {
+    pub(super) fn check(&self, [q, k]: [&CheckedTensor; 2], places: Places<'_>) -> Result<[usize; 2], Failure> {
         let [[.., queries, _], [pages, _, keys, _]] = [q.shape(), k.shape()];
-        let longest = |what, starts: &[i64], end| {
-            check_starts(what, starts.into(), end)?;
-            Ok::<_, Failure>(Lengths::Packed(starts.into()).largest(starts.len().saturating_sub(1)))
+        let longest = |what, starts: Integers<'_>, end| {
+            check_starts(what, starts, end)?;
+            Ok::<_, Failure>(Lengths::Packed(starts).largest(starts.len().saturating_sub(1)))
         };
         let most_queries = match self.query_starts {
-            Some(starts) => longest("query starts", starts, queries)?,
+            Some(starts) => longest("query starts", starts.into(), queries)?,
             None => queries,
         };
-        let most_keys = match (self.key_starts, &self.page_table) {
-            (Some(starts), _) => longest("key starts", starts, keys)?,
-            (None, Some(table)) => table.check_pool(pages, keys)?,
-            (None, None) => keys,
+        self.page_table.as_ref().map_or(Ok(()), |table| table.check_pool(pages, keys))?;
+        let largest = |lengths: Integers<'_>| Lengths::First(lengths).largest(lengths.len());
+        let most_keys = match places {
+            Places::Packed(starts) => longest("key starts", starts, keys)?,
+            Places::Pages(table) => largest(table.lengths()),
+            Places::Ring(ring) => largest(ring.lengths),
+            Places::Dense | Places::Filled(_) | Places::From(_) => keys,
         };
         Ok([most_queries, most_keys])
     }
@@ -179,7 +198,7 @@ impl<'a> CheckedSequences<'a> {
         written.check_disjoint_from_list("lengths of the page table", table.lengths)
     }
 
-    /// Where the keys of each sequence lie.
+    /// Where the keys of each sequence lie, without a cache.
     pub(super) fn places(&self) -> Places<'a> {
         match (self.key_starts, &self.page_table) {
             (Some(starts), _) => Places::Packed(starts.into()),
@@ -254,16 +273,15 @@ impl<'a> CheckedTable<'a> {
         Ok(CheckedTable { table, pages32, pages64, starts: starts.unwrap_or_default(), lengths })
     }
 
-    /// Refuses a pool that lacks a page or has pages of another size. Returns the most keys of a sequence.
-    fn check_pool(&self, pages: usize, page_size: usize) -> Result<usize, Failure> {
+    /// Refuses a pool that lacks a page or has pages of another size.
+    fn check_pool(&self, pages: usize, page_size: usize) -> Result<(), Failure> {
         let needed = self.table.pages_needed();
         if pages < needed {
             let (page, last) = (needed - 1, "counted from 0 along axis 0");
             let message = format!("the page table names page {page}, but the pool has {pages} pages, {last}");
             return Err(Failure::new(Code::InvalidPages, message));
         }
-        self.table.check_pool(pages, page_size)?;
-        Ok(Lengths::First(self.lengths.into()).largest(self.lengths.len()))
+        Ok(self.table.check_pool(pages, page_size)?)
     }
 }
 

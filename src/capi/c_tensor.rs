@@ -1,11 +1,11 @@
 //! C's descriptions of tensors. Everything is checked except the memory itself.
 
 use super::failure::{Code, Failure};
-use crate::element::{ByElement, DType, bf16, f16};
+use crate::element::{ByElement, DType, bf16, f16, with_elements};
 use crate::error::Error;
 use crate::tensor::any::AnyTensor;
 use crate::tensor::strided::{Strided, StridedMut, reach};
-use crate::tensor::{AnyTensorMut, TensorMut, TensorRef};
+use crate::tensor::{AnyTensorMut, AnyTensorRef, TensorMut, TensorRef};
 use std::ffi::c_void;
 use std::ops::RangeInclusive;
 use std::ptr;
@@ -41,6 +41,24 @@ impl Type {
         [Type::F32, Type::F16, Type::Bf16, Type::F64, Type::Byte]
             .get(usize::try_from(dtype).ok()?.checked_sub(1)?)
             .copied()
+    }
+
+    fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Type::F32,
+            DType::F16 => Type::F16,
+            DType::Bf16 => Type::Bf16,
+        }
+    }
+
+    /// The type as one of attention's, if it is.
+    fn element(self) -> Option<DType> {
+        match self {
+            Type::F32 => Some(DType::F32),
+            Type::F16 => Some(DType::F16),
+            Type::Bf16 => Some(DType::Bf16),
+            Type::F64 | Type::Byte => None,
+        }
     }
 
     /// Its name in the header.
@@ -86,6 +104,16 @@ pub(super) const F32: &[Type] = &[Type::F32];
 pub(super) const BYTES: &[Type] = &[Type::Byte];
 /// The types of softmax.
 pub(super) const NUMBERS: &[Type] = &[Type::F32, Type::F16, Type::Bf16, Type::F64];
+
+/// The header's number of one of attention's types.
+pub(super) fn number_of(dtype: DType) -> i32 {
+    Type::of(dtype).number()
+}
+
+/// The type of attention with this number in the header.
+pub(super) fn element_type(name: &str, dtype: i32) -> Result<DType, Failure> {
+    Type::new(dtype).and_then(Type::element).ok_or_else(|| wrong_dtype(name, dtype, FLOATS))
+}
 
 /// A failure that names the dtype and the accepted types.
 fn wrong_dtype(name: &str, dtype: i32, types: &[Type]) -> Failure {
@@ -168,6 +196,23 @@ impl CheckedTensor {
             checked.rank = 4;
         }
         Ok(checked)
+    }
+
+    /// The memory of a cache, `[batch or pages, heads, rows, dim]`.
+    pub(super) fn of_cache(name: &'static str, tensor: AnyTensorRef<'_>) -> Result<Self, Failure> {
+        let (shape, strides, data) = with_elements!(&tensor.tensor, tensor => {
+            (*tensor.shape(), *tensor.strides(), tensor.origin().cast_mut().cast())
+        });
+        let dtype = Type::of(tensor.dtype());
+        CheckedTensor { name, dtype, rank: 4, shape, strides, data, byte_range: None }.with_byte_range()
+    }
+
+    /// What C sees of it. Its rank is 4.
+    pub(super) fn described(&self) -> Tensor {
+        let CheckedTensor { dtype, shape, strides, data, .. } = *self;
+        // (All of these are those of memory.)
+        let (shape, strides) = (shape.map(|size| size as i64), strides.map(|stride| stride as i64));
+        Tensor { data, dtype: dtype.number(), rank: 4, shape, strides }
     }
 
     fn with_byte_range(mut self) -> Result<Self, Failure> {
@@ -253,13 +298,7 @@ impl CheckedTensor {
 
     /// What a plan needs to know. Elements are not read.
     pub(super) fn type_and_shape(&self) -> Result<(DType, [usize; 4]), Failure> {
-        let dtype = match self.dtype {
-            Type::F32 => DType::F32,
-            Type::F16 => DType::F16,
-            Type::Bf16 => DType::Bf16,
-            Type::F64 | Type::Byte => return Err(self.wrong_type(FLOATS)),
-        };
-        Ok((dtype, self.shape))
+        Ok((self.dtype.element().ok_or_else(|| self.wrong_type(FLOATS))?, self.shape))
     }
 
     /// # Safety
@@ -320,6 +359,16 @@ impl CheckedTensor {
         // SAFETY: as in `strided_mut`; the first axis has size 1.
         let strided = unsafe { StridedMut::from_pointer(self.data.cast(), shape, strides)? };
         Ok(TensorMut { strided })
+    }
+
+    /// A tensor of rank 2.
+    ///
+    /// # Safety
+    /// The last two axes: as [`CheckedTensor::strided`].
+    pub(super) unsafe fn table<'a, T: Copy>(&self) -> TensorRef<'a, T, 2> {
+        let ([_, _, shape @ ..], [_, _, strides @ ..]) = (self.shape, self.strides);
+        // SAFETY: as in `strided`; the first axes have size 1.
+        TensorRef::new(unsafe { Strided::from_pointer(self.data.cast_const().cast(), shape, strides) })
     }
 
     fn check_f32(&self) -> Result<(), Failure> {

@@ -59,6 +59,22 @@ pub enum Code {
     InvalidStarts = 21,
     /// A page table names a page that the pool lacks, has a length above its pages, or a page size of 0.
     InvalidPages = 22,
+    /// A position is not in the rotary table.
+    PositionOutOfRange = 23,
+    /// The cache has no such sequence or layer.
+    NotInCache = 24,
+    /// A cache has no room for the tokens, or too few free pages.
+    CacheFull = 25,
+    /// More tokens are written than are reserved.
+    NotReserved = 26,
+    /// A layer lacks tokens that are reserved.
+    NotWritten = 27,
+    /// A sequence is shorter than the length that it is to be truncated to, or has lost tokens of it.
+    CannotTruncate = 28,
+    /// A rotating cache has overwritten keys that lie in a query's window.
+    LostKeys = 29,
+    /// The function is not for caches of this kind.
+    WrongCache = 30,
 }
 
 /// The reason why a call failed.
@@ -98,21 +114,19 @@ impl From<Error> for Failure {
             Error::LevelUnavailable { .. } => Code::LevelUnavailable,
             Error::AxisOutOfRange { .. } => Code::AxisOutOfRange,
             Error::ClassOutOfRange { .. } => Code::ClassOutOfRange,
-            // Errors about slices, ranges, caches and rotations, which C does not pass.
+            Error::NotInCache { .. } | Error::RemovedSequence => Code::NotInCache,
+            Error::CacheFull { .. } | Error::PagesExhausted { .. } => Code::CacheFull,
+            Error::NotReserved { .. } => Code::NotReserved,
+            Error::NotWritten { .. } => Code::NotWritten,
+            Error::CannotTruncate { .. } => Code::CannotTruncate,
+            Error::LostKeys { .. } => Code::LostKeys,
+            Error::PositionOutOfRange { .. } => Code::PositionOutOfRange,
+            // Errors about slices and ranges, which C does not pass, and about lists of pages, which are made in each call.
             Error::SliceLength { .. }
             | Error::OutOfBounds { .. }
             | Error::RangeOutOfBounds { .. }
-            | Error::NotInCache { .. }
-            | Error::RemovedSequence
-            | Error::CacheFull { .. }
-            | Error::PagesExhausted { .. }
-            | Error::NotReserved { .. }
-            | Error::NotWritten { .. }
             | Error::StaleLists { .. }
-            | Error::CannotTruncate { .. }
-            | Error::Misaligned { .. }
-            | Error::LostKeys { .. }
-            | Error::PositionOutOfRange { .. } => Code::Panic,
+            | Error::Misaligned { .. } => Code::Panic,
         };
         Failure::new(code, error.to_string())
     }

@@ -38,7 +38,8 @@
  * Errors.     A function that returns int32_t returns FLASHTILE_OK (0) or one of the codes below. After a failure,
  *             flashtile_last_error() gives a message with the numbers that disagree. A call is refused before anything is
  *             written. (After FLASHTILE_PANIC, outputs may be partly written.) No exception or panic unwinds into the caller.
- * Memory.     The caller owns all memory and keeps it valid during the call. The library keeps no pointer. The caller
+ * Memory.     The caller owns all memory, but for that of handles (caches, rotary tables, prepared steps), and keeps it valid during
+ *             the call. The library keeps no pointer, except as flashtile_prepare says. The caller
  *             guarantees that pointers lead to all the memory that shapes, strides and counts reach. Everything else is
  *             checked: null and misaligned pointers, sizes, strides that overflow, outputs that overlap.
  * Overlap.    Inputs may overlap each other. An output (or lse) may not: the range from its first to its last byte must not
@@ -75,7 +76,7 @@ enum flashtile_code {
     FLASHTILE_BAD_DTYPE = 4,             /* no such dtype, or not accepted for this tensor */
     FLASHTILE_BAD_RANK = 5,              /* a rank that is not accepted for this tensor */
     FLASHTILE_NEGATIVE_SIZE = 6,         /* a dimension, count, length or window below 0 */
-    FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor or a list */
+    FLASHTILE_OVERLAP = 7,               /* an output shares memory with another tensor or a list, or tokens with their cache */
     FLASHTILE_OVERLAPPING_OUTPUT = 8,    /* two indices of an output (may) have the same element */
     FLASHTILE_TOO_LARGE = 9,             /* larger than any memory, or than the available memory for lists and copies; or above
                                             a limit of one call, which the message names: 2^32 - 1 query rows or 2^24
@@ -96,8 +97,16 @@ enum flashtile_code {
     FLASHTILE_CLASS_OUT_OF_RANGE = 20,   /* a target is neither a class nor ignored */
     FLASHTILE_INVALID_STARTS = 21,       /* starts of packed sequences or of a page table that don't ascend from 0 or more, or
                                             end after the last row or entry */
-    FLASHTILE_INVALID_PAGES = 22         /* a page table with a page that the pool lacks, a length above the listed pages, or a
+    FLASHTILE_INVALID_PAGES = 22,        /* a page table with a page that the pool lacks, a length above the listed pages, or a
                                             page size of 0 */
+    FLASHTILE_POSITION_OUT_OF_RANGE = 23, /* a position that is not in the rotary table */
+    FLASHTILE_NOT_IN_CACHE = 24,         /* the cache has no such sequence or layer */
+    FLASHTILE_CACHE_FULL = 25,           /* a sequence would be longer than the cache's capacity, or too few pages are free */
+    FLASHTILE_NOT_RESERVED = 26,         /* more tokens are written than are reserved */
+    FLASHTILE_NOT_WRITTEN = 27,          /* a layer lacks tokens that are reserved */
+    FLASHTILE_CANNOT_TRUNCATE = 28,      /* more tokens than a sequence has, or tokens that it has lost */
+    FLASHTILE_LOST_KEYS = 29,            /* a rotating cache has overwritten keys in a query's window */
+    FLASHTILE_WRONG_CACHE = 30           /* the function is not for caches of this kind */
 };
 
 /* The message of the last failed call on this thread, in English, UTF-8; "" if no call failed. The library owns the string,
@@ -160,6 +169,209 @@ static inline flashtile_tensor flashtile_contiguous3(void *data, int32_t dtype, 
     t.rank = 3; /* the axis of size 1 is not used */
     return t;
 }
+
+/* ---- Rotary position embeddings ---- */
+
+/* flashtile_rotary_…: the elements of a row that are turned together. */
+enum flashtile_pairing {
+    FLASHTILE_HALVES = 0,      /* element p and element p + dim / 2 (Llama, Qwen, Gemma in Hugging Face's layout) */
+    FLASHTILE_INTERLEAVED = 1  /* elements 2 p and 2 p + 1 (GPT-J, the original paper) */
+};
+
+/* A table of cosines and sines. Each pair p = 0 .. dim / 2 - 1 of a row is turned by an angle that grows with the row's position:
+ *
+ *   angle[p]  = position * frequency[p]
+ *   out[x(p)] = in[x(p)] * cos(angle[p]) - in[y(p)] * sin(angle[p])
+ *   out[y(p)] = in[x(p)] * sin(angle[p]) + in[y(p)] * cos(angle[p])
+ *
+ * where x(p) and y(p) are the elements of the pair. Elements from dim on are not changed, so a dim below head_dim rotates a part of
+ * each row. An element is widened exactly, rotated in f32 (each product and sum is rounded once) and rounded once to the output's
+ * type. The table is computed in double and rounded once.
+ *
+ * A table never changes after it was made, so any number of calls may use it at once, until it is freed. */
+typedef struct flashtile_rotary flashtile_rotary;
+
+/* The table of the positions 0 .. positions - 1 with frequency[p] = base^(-2 p / dim), `4 * dim * positions` bytes. dim is even, base
+ * positive and finite (FLASHTILE_INVALID_OPTION). Writes the table to *rotary; it is not written if the call fails. */
+int32_t flashtile_rotary_new(int64_t dim, double base, int64_t positions, int32_t pairing, flashtile_rotary **rotary);
+
+/* The same with a frequency for each pair, dim / 2 of them: all scalings that change frequencies (linear, Llama 3, YaRN). Every
+ * cosine and sine is multiplied by magnitude, in double: 1, or YaRN's attention factor. All are finite (FLASHTILE_INVALID_OPTION). */
+int32_t flashtile_rotary_from_frequencies(const double *frequencies, int64_t frequency_count, double magnitude,
+                                          int64_t positions, int32_t pairing, flashtile_rotary **rotary);
+
+/* The table of cosines and sines as a model file has it, [positions, dim / 2] each, of one type (f32, f16 or bf16): ONNX's cos_cache
+ * and sin_cache. The numbers are copied. */
+int32_t flashtile_rotary_from_tables(const flashtile_tensor *cos, const flashtile_tensor *sin, int32_t pairing,
+                                     flashtile_rotary **rotary);
+
+/* Frees a table, which may be NULL. */
+void flashtile_rotary_free(flashtile_rotary *rotary);
+
+/* How tokens [batch, heads, count, head_dim] are rotated. All heads of a token have the same position. The number of positions says
+ * what they are of:
+ *
+ *   1               token i of every sequence has the position positions[0] + i
+ *   batch           token i of sequence b has the position positions[b] + i
+ *   batch * count   token i of sequence b has the position positions[b * count + i] (ONNX's position_ids)
+ *   0, NULL         in caches only: the tokens follow those of their sequence, whose first one has the position 0
+ *
+ * Another number is FLASHTILE_WRONG_COUNT. Positions are 0 .. those of the table - 1 (FLASHTILE_POSITION_OUT_OF_RANGE). The layout of
+ * the struct is fixed. */
+typedef struct flashtile_rotation {
+    const flashtile_rotary *rotary;
+    const int64_t *positions;
+    int64_t position_count;
+} flashtile_rotation;
+
+/* Rotates x into out, of the same shape: [batch, heads, count, head_dim], or packed tokens [total, heads, head_dim], which are a batch
+ * of one. Types (f32, f16, bf16) and strides may differ. out may be x: pass the same memory and strides twice. Otherwise out must not
+ * overlap x or the positions. Rows of fewer than dim elements are FLASHTILE_SHAPE_MISMATCH. Runs on the calling thread. */
+int32_t flashtile_rotate(const flashtile_rotation *rotation, const flashtile_tensor *x, const flashtile_tensor *out);
+
+/* ---- Caches of keys and values ---- */
+
+/* A cache owns keys and values, and knows which are of which sequence. Attention reads them where they lie: see flashtile_cache_view.
+ * There are three kinds, which share all functions but those that say "Paged":
+ *
+ *                                  memory                                           for
+ *   flashtile_cache_new            a row for each token, up to a capacity           a batch of sequences
+ *   flashtile_cache_new_rotating   the first tokens, and a ring of the last ones    sliding windows, StreamingLLM
+ *   flashtile_cache_new_paged      pages that sequences take as they grow, and      servers: sequences of unknown lengths, shared
+ *                                  share, for all layers of a model                 prefixes
+ *
+ * The first two are caches of one layer: make one for each. Their sequences are the numbers 0 .. batch - 1. The sequences of a paged
+ * cache are numbers that flashtile_cache_new_sequence and flashtile_cache_fork give. No two sequences of any cache have the same, so
+ * the numbers of removed sequences and of other caches are refused (FLASHTILE_NOT_IN_CACHE).
+ *
+ * All memory is allocated when the cache is made, but for the tables of pages. A refused call has changed nothing.
+ *
+ * Threads. Calls that take a const cache (directly, or by flashtile_cache_view) may overlap. A call that takes a cache that is not const
+ * changes it: no other call may use the cache meanwhile, from this or another thread; a score function of a call that reads a cache must
+ * not change it. The library does not check that, and without it behavior is undefined. Different caches have nothing in common. */
+typedef struct flashtile_cache flashtile_cache;
+
+/* What is stored for each token of a layer. Appended keys and values may be f32, f16 or bf16, with any strides; they are rounded to
+ * dtype once, to nearest with ties to even. The layout of the struct is fixed. */
+typedef struct flashtile_cache_format {
+    int32_t dtype;     /* FLASHTILE_F32, FLASHTILE_F16 or FLASHTILE_BF16 */
+    int32_t reserved;  /* must be 0 */
+    int64_t heads_kv;
+    int64_t head_dim;  /* elements of a key */
+    int64_t value_dim; /* elements of a value */
+} flashtile_cache_format;
+
+/* Empty sequences, each with room for `capacity` tokens. Writes the cache to *cache, as the next two; it is not written if the call
+ * fails. Memory: keys [batch, heads_kv, capacity, head_dim], values [batch, heads_kv, capacity, value_dim]. */
+int32_t flashtile_cache_new(const flashtile_cache_format *format, int64_t batch, int64_t capacity, flashtile_cache **cache);
+
+/* Empty sequences that keep their first `first` tokens and their last `window` (at least 1). Token j of a sequence is
+ * row j if j < first, else row first + (j - first) % window, of keys [batch, heads_kv, first + window, head_dim]. A token keeps its
+ * position whatever is overwritten, so causal order, windows and ALiBi are right. Queries that see w keys, their own included, n of them
+ * at a time, need window >= w + n - 1: attention with a window over overwritten keys is refused (FLASHTILE_LOST_KEYS). */
+int32_t flashtile_cache_new_rotating(const flashtile_cache_format *format, int64_t batch, int64_t first, int64_t window,
+                                     flashtile_cache **cache);
+
+/* Pages of page_size tokens for all layers, and no sequences. Token j of a sequence is in row j % page_size of page
+ * table[j / page_size], in every layer: keys [pages, heads_kv, page_size, head_dim]. There are at least one layer and one token of a
+ * page. */
+int32_t flashtile_cache_new_paged(const flashtile_cache_format *format, int64_t layers, int64_t pages, int64_t page_size,
+                                  flashtile_cache **cache);
+
+/* Frees a cache, which may be NULL. No call may read it afterwards, and so no step whose view has it may be run. */
+void flashtile_cache_free(flashtile_cache *cache);
+
+/* Adds n tokens to every sequence, after those that it has (not paged: FLASHTILE_WRONG_CACHE).
+ *
+ *   k          [batch, heads_kv, n, head_dim]
+ *   v          [batch, heads_kv, n, value_dim]
+ *   rotation   turns the keys, in f32 before they are rounded; NULL: they are stored as they are
+ *
+ * k and v must not overlap the cache (FLASHTILE_OVERLAP). No room: FLASHTILE_CACHE_FULL. Runs on the calling thread, as all functions of
+ * caches. */
+int32_t flashtile_cache_append(flashtile_cache *cache, const flashtile_tensor *k, const flashtile_tensor *v,
+                               const flashtile_rotation *rotation);
+
+/* Adds n tokens to one sequence: k [1, heads_kv, n, head_dim], v [1, heads_kv, n, value_dim]. A paged cache must have one layer
+ * (FLASHTILE_WRONG_CACHE; with several see flashtile_cache_reserve), and takes the pages that the tokens need (FLASHTILE_CACHE_FULL). */
+int32_t flashtile_cache_append_to(flashtile_cache *cache, int64_t sequence, const flashtile_tensor *k,
+                                  const flashtile_tensor *v, const flashtile_rotation *rotation);
+
+/* Forgets the tokens of a sequence after the first `length`; pages without tokens become free. More tokens than the sequence has, or
+ * tokens that a rotating cache has overwritten (once there are more than first + window, length may be at most `first`):
+ * FLASHTILE_CANNOT_TRUNCATE. */
+int32_t flashtile_cache_truncate(flashtile_cache *cache, int64_t sequence, int64_t length);
+
+/* Copies sequence `from` to sequence `to`, whose own tokens are forgotten (not paged). */
+int32_t flashtile_cache_fork_to(flashtile_cache *cache, int64_t from, int64_t to);
+
+/* Forgets all tokens; in a paged cache all sequences, whose numbers are refused from then on. */
+int32_t flashtile_cache_clear(flashtile_cache *cache);
+
+/* Paged: makes an empty sequence and writes its number to *sequence. */
+int32_t flashtile_cache_new_sequence(flashtile_cache *cache, int64_t *sequence);
+
+/* Paged: makes a sequence that shares all pages of sequence `from`, and writes its number to *sequence. Full pages stay shared; the last
+ * one, if partly filled, is copied when one of its sequences reserves further tokens (copy on write). To share a prefix, truncate the
+ * new sequence. Tokens that a layer lacks: FLASHTILE_NOT_WRITTEN. */
+int32_t flashtile_cache_fork(flashtile_cache *cache, int64_t from, int64_t *sequence);
+
+/* Paged: forgets a sequence. A page that no other sequence has becomes free. */
+int32_t flashtile_cache_remove(flashtile_cache *cache, int64_t sequence);
+
+/* Paged: makes a sequence `tokens` longer in all layers. It takes the pages that they need, or none (FLASHTILE_CACHE_FULL). So a step
+ * runs out of pages before its first layer or not at all. The tokens are then to be written in every layer. */
+int32_t flashtile_cache_reserve(flashtile_cache *cache, int64_t sequence, int64_t tokens);
+
+/* Paged: writes the next n tokens of a sequence in one layer, after those that the layer has: k [1, heads_kv, n, head_dim],
+ * v [1, heads_kv, n, value_dim], rotation as for flashtile_cache_append. More than are reserved: FLASHTILE_NOT_RESERVED. */
+int32_t flashtile_cache_write(flashtile_cache *cache, int64_t layer, int64_t sequence, const flashtile_tensor *k,
+                              const flashtile_tensor *v, const flashtile_rotation *rotation);
+
+/* The tokens of a sequence: with overwritten ones of a rotating cache, and reserved ones of a paged cache. */
+int32_t flashtile_cache_length(const flashtile_cache *cache, int64_t sequence, int64_t *length);
+
+/* The tokens of a sequence that one layer has; without pages, those of flashtile_cache_length for layer 0. */
+int32_t flashtile_cache_written(const flashtile_cache *cache, int64_t layer, int64_t sequence, int64_t *length);
+
+/* Paged: the pages of a sequence, in the order of its tokens. Writes at most `capacity` of them to pages, and how many there are to
+ * *count. If capacity is 0, pages may be NULL. */
+int32_t flashtile_cache_pages(const flashtile_cache *cache, int64_t sequence, int64_t *pages, int64_t capacity,
+                              int64_t *count);
+
+/* The memory of a layer as tensors (0 without pages), in the shapes above. It may be read, not written. Rows of no token have no meaning.
+ * The tensors are valid until the next call that changes the cache. */
+int32_t flashtile_cache_memory(const flashtile_cache *cache, int64_t layer, flashtile_tensor *k, flashtile_tensor *v);
+
+/* The sizes of a cache. Numbers that its kind does not have are 0. The layout of the struct is fixed. */
+typedef struct flashtile_cache_info {
+    flashtile_cache_format format;
+    int64_t sequences;    /* the batch; paged: sequences that were made and not removed */
+    int64_t layers;       /* 1 without pages */
+    int64_t capacity;     /* tokens that there is memory for: of each sequence; paged: pages * page_size */
+    int64_t first;        /* rotating: first tokens that are kept */
+    int64_t window;       /* rotating: last tokens that are kept */
+    int64_t pages;        /* paged: all pages */
+    int64_t page_size;    /* paged: tokens of a page */
+    int64_t free_pages;   /* paged: pages that no sequence has */
+    int64_t shared_pages; /* paged: pages that more than one sequence has */
+    int64_t bytes;        /* keys and values, in all layers */
+} flashtile_cache_info;
+
+/* Writes the sizes to *info. For shared_pages it reads a number for each page. */
+int32_t flashtile_cache_get_info(const flashtile_cache *cache, flashtile_cache_info *info);
+
+/* The part of a cache that a call reads: flashtile_options.cache. Start from FLASHTILE_CACHE_VIEW_INIT. The layout of the struct is
+ * fixed. */
+typedef struct flashtile_cache_view {
+    const flashtile_cache *cache;
+    int64_t layer;            /* of a paged cache; otherwise 0 */
+    const int64_t *sequences; /* the batch, for a paged cache: any of its sequences, in any order; otherwise NULL: all of them */
+    int64_t sequence_count;
+} flashtile_cache_view;
+
+#define FLASHTILE_CACHE_VIEW_INIT \
+    { NULL, 0, NULL, 0 }
 
 /* ---- Attention ---- */
 
@@ -383,12 +595,14 @@ typedef struct flashtile_options {
     const int64_t *first_keys;    /* [batch], left padding: keys before this index are not read, and positions are counted from
                                      it; NULL: 0. Not with key_starts or page_table */
     int64_t first_key_count;      /* batch */
+    const flashtile_cache_view *cache; /* keys and values of a cache: k and v of the call are NULL. Not with key_lengths, key_starts
+                                     or page_table, and with first_keys for caches of flashtile_cache_new alone. NULL: no cache */
 } flashtile_options;
 
 /* Every member is listed, so that neither C nor C++ warns about missing initializers. */
 #define FLASHTILE_OPTIONS_INIT                                                                                           \
     { sizeof(flashtile_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0, 0, NULL, 0, NULL, \
-      0, NULL, NULL, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0, NULL, 0 }
+      0, NULL, NULL, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0, NULL, 0, NULL }
 
 /* Attention.
  *
@@ -412,10 +626,12 @@ typedef struct flashtile_options {
  *                                                lse [1, heads_q, total]
  *   packed keys     key_starts                   k and v [total, heads_kv, dim], or [1, heads_kv, total, dim]
  *   pages           page_table                   k and v [pages, heads_kv, page_size, dim]
+ *   a cache         cache                        k and v are NULL
  *
  * Queries and keys may be kept in different ways; only the number of sequences must be the same. Any strides will do: a pool
  * [pages, page_size, heads_kv, dim], or one with keys and values beside each other, is described by its strides. A mask or bias
  * is [sequences, heads_q, most queries, most keys of a sequence]; padded sequences have rows and columns for their padding there.
+ * With a cache of flashtile_cache_new, the most keys are its capacity; with a rotating one, lost keys count, and are hidden.
  * Query positions are counted in each sequence, from its first key on. So are the keys and queries of `masks` and of score_row.
  * The bits of a sequence's rows are those of a call with that sequence alone.
  *
@@ -431,7 +647,8 @@ int32_t flashtile_attention(const flashtile_tensor *q, const flashtile_tensor *k
  *   q, k, v, options   as in flashtile_attention; values are checked and not read
  *   lse                [batch, heads_q, seq_q], f32                 read: as flashtile_attention has written it
  *   sums               [batch, heads_q, seq_kv], f32                written; with packed sequences and pages
- *                                                                   [sequences, heads_q, most keys of a sequence]
+ *                                                                   [sequences, heads_q, most keys of a sequence]; with
+ *                                                                   flashtile_cache_new, seq_kv is the capacity
  *
  * With left padding, lse has rows and sums has elements for the padding, as a mask has.
  *
@@ -462,7 +679,9 @@ int32_t flashtile_plan(const flashtile_tensor *q, const flashtile_tensor *k, con
  *   flashtile_prepared_free(step);
  *
  * The options struct is copied. What its pointers lead to is not: lists, page table, mask, bias, masks, sinks, slopes and
- * score_context must stay, and must not change, until the step is planned again or freed.
+ * score_context must stay, and must not change, until the step is planned again or freed. Only *cache may change: each run reads it
+ * anew, so that a step runs over the layers of a paged cache, or over a cache for each layer, with sequences of the planned lengths.
+ * Planning reads the lengths of a cache alone: tokens that are reserved need not be written yet.
  *
  * Of q, k and v, planning reads types and shapes alone. Runs have tensors of the same shapes; types, strides and memory may differ.
  * Of pages, the pool may differ, too. The results are those of flashtile_attention, bit for bit, except that the form stays that of

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::KeysValues;
+use super::batch::Rotation;
 use super::format::KvFormat;
 use super::page_table::PageTable;
 use super::storage::{Place, Storage, Tokens};
@@ -76,6 +77,14 @@ pub struct PagedKvCache {
 pub struct SequenceId {
     slot: usize,
     serial: u64,
+}
+
+impl SequenceId {
+    /// The number that no other sequence of any cache has.
+    #[cfg(feature = "capi")]
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
 }
 
 /// The serial number of the next sequence of any cache, so that none is taken for another.
@@ -279,8 +288,7 @@ impl PagedKvCache {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(), Error> {
-        self.written(layer, id)?;
-        let tokens = Tokens::new(&self.format, 1, k.into(), v.into())?;
+        let tokens = self.tokens(layer, id, None, k.into(), v.into())?;
         self.write_tokens(layer, id, &tokens)
     }
 
@@ -298,10 +306,25 @@ impl PagedKvCache {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(), Error> {
-        let written = self.written(layer, id)?;
-        let tokens = Tokens::new(&self.format, 1, k.into(), v.into())?;
-        let tokens = tokens.rotated(rotary, positions.into(), &[written])?;
+        let tokens = self.tokens(layer, id, Some((rotary, positions.into())), k.into(), v.into())?;
         self.write_tokens(layer, id, &tokens)
+    }
+
+    /// Checks the keys and values of a write.
+    fn tokens<'t>(
+        &self,
+        layer: usize,
+        id: SequenceId,
+        rotation: Rotation<'t>,
+        k: AnyTensorRef<'t>,
+        v: AnyTensorRef<'t>,
+    ) -> Result<Tokens<'t>, Error> {
+        let written = self.written(layer, id)?;
+        let tokens = Tokens::new(&self.format, 1, k, v)?;
+        match rotation {
+            Some((rotary, positions)) => tokens.rotated(rotary, positions, &[written]),
+            None => Ok(tokens),
+        }
     }
 
     fn write_tokens(&mut self, layer: usize, id: SequenceId, tokens: &Tokens<'_>) -> Result<(), Error> {
@@ -334,11 +357,48 @@ impl PagedKvCache {
         k: impl Into<AnyTensorRef<'t>>,
         v: impl Into<AnyTensorRef<'t>>,
     ) -> Result<(), Error> {
+        self.append_tokens(id, None, k.into(), v.into())
+    }
+
+    /// As [`append`](PagedKvCache::append), with rotated keys: see [`write_rotated`](PagedKvCache::write_rotated).
+    ///
+    /// ```
+    /// use flashtile::{DType, KvFormat, PagedKvCache, Rotary, TensorRef};
+    ///
+    /// let rotary = Rotary::new(64, 10_000.0, 4096)?;
+    /// let mut cache = PagedKvCache::new(KvFormat::new(DType::F32, 2, 64), 1, 10, 16)?;
+    /// let id = cache.new_sequence();
+    /// let kv = vec![0.5f32; 2 * 3 * 64];
+    /// let kv = TensorRef::from_slice(&kv, [1, 2, 3, 64])?;
+    /// cache.append_rotated(id, &rotary, None, kv, kv)?; // positions 0, 1, 2
+    /// # Ok::<(), flashtile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`append`](PagedKvCache::append) and [`Rotary::rotate`].
+    pub fn append_rotated<'t>(
+        &mut self,
+        id: SequenceId,
+        rotary: &'t Rotary,
+        positions: impl Into<Option<Positions<'t>>>,
+        k: impl Into<AnyTensorRef<'t>>,
+        v: impl Into<AnyTensorRef<'t>>,
+    ) -> Result<(), Error> {
+        self.append_tokens(id, Some((rotary, positions.into())), k.into(), v.into())
+    }
+
+    fn append_tokens<'t>(
+        &mut self,
+        id: SequenceId,
+        rotation: Rotation<'t>,
+        k: AnyTensorRef<'t>,
+        v: AnyTensorRef<'t>,
+    ) -> Result<(), Error> {
         if self.layers.len() != 1 {
             return Err(Error::WrongCount { what: "layers", expected: 1, got: self.layers.len() });
         }
         self.check_complete(id)?;
-        let tokens = Tokens::new(&self.format, 1, k.into(), v.into())?;
+        let tokens = self.tokens(0, id, rotation, k, v)?;
         self.reserve(id, tokens.count)?;
         self.write_tokens(0, id, &tokens)
     }

@@ -369,6 +369,13 @@ impl<'a> AnyTensorMut<'a> {
     }
 }
 
+#[cfg(feature = "capi")]
+impl<'a> From<AnyTensor<'a>> for AnyTensorRef<'a> {
+    fn from(tensor: AnyTensor<'a>) -> Self {
+        AnyTensorRef { tensor, rank: MAX_RANK }
+    }
+}
+
 impl<'a> From<&AnyTensorRef<'a>> for AnyTensorRef<'a> {
     fn from(tensor: &AnyTensorRef<'a>) -> Self {
         *tensor

@@ -395,6 +395,11 @@ impl<'a, T, const N: usize> Strided<'a, T, N> {
         // SAFETY: the caller's promise.
         unsafe { Self::from_checked(origin, shape, strides) }
     }
+
+    /// The element at index 0 of every axis.
+    pub(crate) fn origin(&self) -> *const T {
+        self.origin
+    }
 }
 
 #[cfg(feature = "capi")]

@@ -67,6 +67,7 @@ static void print_layout(void) {
     PRINT_OFFSET(options, first_query_count);
     PRINT_OFFSET(options, first_keys);
     PRINT_OFFSET(options, first_key_count);
+    PRINT_OFFSET(options, cache);
     printf("page_table %lu\n", (unsigned long)sizeof(flashtile_page_table));
     PRINT_OFFSET(page_table, pages32);
     PRINT_OFFSET(page_table, pages64);
@@ -89,6 +90,33 @@ static void print_layout(void) {
     PRINT_OFFSET(score_table, numbers);
     PRINT_OFFSET(score_table, table);
     PRINT_OFFSET(score_table, count);
+    printf("rotation %lu\n", (unsigned long)sizeof(flashtile_rotation));
+    PRINT_OFFSET(rotation, rotary);
+    PRINT_OFFSET(rotation, positions);
+    PRINT_OFFSET(rotation, position_count);
+    printf("cache_format %lu\n", (unsigned long)sizeof(flashtile_cache_format));
+    PRINT_OFFSET(cache_format, dtype);
+    PRINT_OFFSET(cache_format, reserved);
+    PRINT_OFFSET(cache_format, heads_kv);
+    PRINT_OFFSET(cache_format, head_dim);
+    PRINT_OFFSET(cache_format, value_dim);
+    printf("cache_info %lu\n", (unsigned long)sizeof(flashtile_cache_info));
+    PRINT_OFFSET(cache_info, format);
+    PRINT_OFFSET(cache_info, sequences);
+    PRINT_OFFSET(cache_info, layers);
+    PRINT_OFFSET(cache_info, capacity);
+    PRINT_OFFSET(cache_info, first);
+    PRINT_OFFSET(cache_info, window);
+    PRINT_OFFSET(cache_info, pages);
+    PRINT_OFFSET(cache_info, page_size);
+    PRINT_OFFSET(cache_info, free_pages);
+    PRINT_OFFSET(cache_info, shared_pages);
+    PRINT_OFFSET(cache_info, bytes);
+    printf("cache_view %lu\n", (unsigned long)sizeof(flashtile_cache_view));
+    PRINT_OFFSET(cache_view, cache);
+    PRINT_OFFSET(cache_view, layer);
+    PRINT_OFFSET(cache_view, sequences);
+    PRINT_OFFSET(cache_view, sequence_count);
     printf("row %lu\n", (unsigned long)sizeof(flashtile_row));
     PRINT_OFFSET(row, batch);
     PRINT_OFFSET(row, head);
@@ -376,6 +404,100 @@ static void check_sequences(void) {
     }
 }
 
+/* Turns row i of a head, halves paired, by hand. */
+static void turn(double *row, int dim, int position) {
+    int p;
+    for (p = 0; p < dim / 2; p++) {
+        double angle = position * pow(100, -2.0 * p / dim), x = row[p], y = row[p + dim / 2];
+        row[p] = x * cos(angle) - y * sin(angle);
+        row[p + dim / 2] = x * sin(angle) + y * cos(angle);
+    }
+}
+
+/* A prompt of 4 tokens, then one token at a time, rotated: in a cache of rows, a rotating one that loses nothing, and one of pages. All
+ * three have the same bits, which are near those of double. */
+static void check_decode_loop(void) {
+    enum { HEADS = 4, HEADS_KV = 2, DIM = 6, PROMPT = 4, TOKENS = 9, KINDS = 3 };
+    const flashtile_cache_format format = {FLASHTILE_F32, 0, HEADS_KV, DIM, DIM};
+    float q[TOKENS][HEADS][DIM], kv[TOKENS][HEADS_KV][DIM], turned[TOKENS][HEADS][DIM], out[KINDS][TOKENS][HEADS][DIM];
+    flashtile_cache *caches[KINDS] = {NULL, NULL, NULL};
+    flashtile_rotary *rotary = NULL;
+    flashtile_cache_info info;
+    int64_t sequence = 0, fork = 0, length = 0, pages[5];
+    int n, kind, h, i, j, d;
+
+    for (n = 0; n < TOKENS * HEADS * DIM; n++) (&q[0][0][0])[n] = (float)sin(n);
+    for (n = 0; n < TOKENS * HEADS_KV * DIM; n++) (&kv[0][0][0])[n] = (float)cos(3 * n);
+    CHECK(flashtile_rotary_new(DIM, 100, TOKENS, FLASHTILE_HALVES, &rotary) == FLASHTILE_OK);
+    CHECK(flashtile_cache_new(&format, 1, TOKENS, &caches[0]) == FLASHTILE_OK);
+    CHECK(flashtile_cache_new_rotating(&format, 1, 0, TOKENS, &caches[1]) == FLASHTILE_OK);
+    CHECK(flashtile_cache_new_paged(&format, 1, 5, 2, &caches[2]) == FLASHTILE_OK);
+    CHECK(flashtile_cache_new_sequence(caches[2], &sequence) == FLASHTILE_OK);
+
+    for (kind = 0; kind < KINDS; kind++) {
+        flashtile_cache_view view = FLASHTILE_CACHE_VIEW_INIT;
+        flashtile_options options = FLASHTILE_OPTIONS_INIT;
+        view.cache = caches[kind];
+        if (kind == 2) view.sequences = &sequence, view.sequence_count = 1;
+        options.flags = FLASHTILE_CAUSAL;
+        options.cache = &view;
+        for (n = 0; n < TOKENS; n += i) {
+            flashtile_tensor tq, tk, to, tt;
+            flashtile_rotation rotation;
+            const int64_t position = n;
+            i = n == 0 ? PROMPT : 1;
+            tq = flashtile_contiguous(q[n], FLASHTILE_F32, 1, HEADS, i, DIM);
+            tk = flashtile_contiguous(kv[n], FLASHTILE_F32, 1, HEADS_KV, i, DIM);
+            tq.strides[1] = tk.strides[1] = DIM; /* stored [tokens, heads, dim] */
+            tq.strides[2] = HEADS * DIM, tk.strides[2] = HEADS_KV * DIM;
+            tt = to = tq;
+            tt.data = turned[n], to.data = out[kind][n];
+            rotation.rotary = rotary, rotation.positions = NULL, rotation.position_count = 0;
+            CHECK(flashtile_cache_append_to(caches[kind], kind == 2 ? sequence : 0, &tk, &tk, &rotation) == FLASHTILE_OK);
+            rotation.positions = &position, rotation.position_count = 1;
+            CHECK(flashtile_rotate(&rotation, &tq, &tt) == FLASHTILE_OK);
+            CHECK(flashtile_attention(&tt, NULL, NULL, &to, NULL, &options) == FLASHTILE_OK);
+            CHECK(flashtile_cache_append_to(caches[kind], 7, &tk, &tk, NULL) == FLASHTILE_NOT_IN_CACHE);
+        }
+        CHECK(memcmp(out[kind], out[0], sizeof out[0]) == 0);
+    }
+
+    for (h = 0; h < HEADS; h++) {
+        for (i = 0; i < TOKENS; i++) {
+            double sum = 0, expected[DIM] = {0}, query[DIM];
+            for (d = 0; d < DIM; d++) query[d] = q[i][h][d];
+            turn(query, DIM, i);
+            for (j = 0; j <= i; j++) {
+                double score = 0, weight, key[DIM];
+                for (d = 0; d < DIM; d++) key[d] = kv[j][h / (HEADS / HEADS_KV)][d];
+                turn(key, DIM, j);
+                for (d = 0; d < DIM; d++) score += query[d] * key[d];
+                weight = exp(score / sqrt((double)DIM));
+                sum += weight;
+                for (d = 0; d < DIM; d++) expected[d] += weight * kv[j][h / (HEADS / HEADS_KV)][d];
+            }
+            for (d = 0; d < DIM; d++) CHECK(fabs(out[0][i][h][d] - expected[d] / sum) < 1e-5);
+        }
+    }
+
+    CHECK(flashtile_cache_length(caches[0], 0, &length) == FLASHTILE_OK && length == TOKENS);
+    CHECK(flashtile_cache_truncate(caches[0], 0, 5) == FLASHTILE_OK);
+    CHECK(flashtile_cache_written(caches[0], 0, 0, &length) == FLASHTILE_OK && length == 5);
+    CHECK(flashtile_cache_clear(caches[0]) == FLASHTILE_OK);
+    CHECK(flashtile_cache_length(caches[0], 0, &length) == FLASHTILE_OK && length == 0);
+    CHECK(flashtile_cache_fork(caches[2], sequence, &fork) == FLASHTILE_OK && fork != sequence);
+    CHECK(flashtile_cache_pages(caches[2], fork, pages, 5, &length) == FLASHTILE_OK && length == 5);
+    CHECK(flashtile_cache_get_info(caches[2], &info) == FLASHTILE_OK && info.shared_pages == 5 && info.free_pages == 0);
+    CHECK(flashtile_cache_reserve(caches[2], fork, 1) == FLASHTILE_CACHE_FULL);
+    CHECK(strstr(flashtile_last_error(), "remove or truncate") != NULL);
+    CHECK(flashtile_cache_truncate(caches[2], fork, 4) == FLASHTILE_OK);
+    CHECK(flashtile_cache_remove(caches[2], sequence) == FLASHTILE_OK);
+    CHECK(flashtile_cache_reserve(caches[2], fork, 1) == FLASHTILE_OK);
+    CHECK(flashtile_cache_remove(caches[2], sequence) == FLASHTILE_NOT_IN_CACHE);
+    for (kind = 0; kind < KINDS; kind++) flashtile_cache_free(caches[kind]);
+    flashtile_rotary_free(rotary);
+}
+
 static void check_errors(void) {
     float x[4] = {0, 0, 0, 0}, y[4];
     char text[16];
@@ -470,6 +592,7 @@ int main(void) {
     check_open_sets();
     check_score_tables();
     check_sequences();
+    check_decode_loop();
     check_errors();
     check_large_shapes();
     check_softmax();

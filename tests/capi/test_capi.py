@@ -485,6 +485,137 @@ def test_sequences():
             raise AssertionError("not refused")
 
 
+def stored(x, dtype):
+    """Numbers as a cache of this type has them, in float64."""
+    return wide(flashtile.to_bf16(x) if dtype == "bf16" else np.asarray(x, dtype))
+
+
+def turned(x, positions, frequencies, interleaved=False):
+    """Rows [.., tokens, dim], rotated in float64."""
+    x, dim = np.array(x, np.float64), 2 * len(frequencies)
+    one, other = (slice(0, dim, 2), slice(1, dim, 2)) if interleaved else (slice(0, dim // 2), slice(dim // 2, dim))
+    angles = np.asarray(positions)[..., None] * np.asarray(frequencies)
+    a, b = x[..., one].copy(), x[..., other].copy()
+    x[..., one], x[..., other] = a * np.cos(angles) - b * np.sin(angles), a * np.sin(angles) + b * np.cos(angles)
+    return x
+
+
+def test_rotary():
+    frequencies = 100.0 ** (-np.arange(3) / 3)
+    angles = np.arange(40)[:, None] * frequencies
+    for interleaved in (False, True):
+        for rotary in (
+            lib.rotary(6, 40, 100.0, interleaved=interleaved),
+            lib.rotary(frequencies=frequencies, positions=40, interleaved=interleaved),
+            lib.rotary(tables=(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)), interleaved=interleaved),
+        ):
+            x = random(2, 5, 3, 8).transpose(0, 2, 1, 3)  # [batch, heads, seq, dim]
+            each = rng.integers(0, 40, (2, 1, 5))
+            starts = np.array([0, 35])
+            for given, positions in ((7, 7 + np.arange(5)), (starts, starts[:, None, None] + np.arange(5)), (each[:, 0], each)):
+                expected = turned(x, positions, frequencies, interleaved)
+                out = rotary.rotate(x, given, np.empty(x.shape, np.float32))
+                check(out / 2, expected / 2)
+                own = x.copy()
+                assert rotary.rotate(own, given) is own and (own == out).all()
+    scaled = lib.rotary(frequencies=frequencies, magnitude=0.5, positions=40)
+    check(scaled.rotate(random(1, 1, 1, 6) * 0, 3), np.zeros((1, 1, 1, 6)))
+    x = random(4, 2, 6)  # packed tokens
+    check(scaled.rotate(x.copy(), [0, 1, 2, 20]), turned(x / 2, np.array([0, 1, 2, 20])[:, None], frequencies))
+    refused("POSITION_OUT_OF_RANGE", lambda: scaled.rotate(x.copy(), [0, 1, 2, 40]), "the position 40")
+    refused("INVALID_OPTION", lambda: lib.rotary(5, 40), "rotary dim is 5 but must be even")
+
+
+def test_caches():
+    frequencies = 100.0 ** (-np.arange(4) / 4)
+    rotary = lib.rotary(8, 64, 100.0)
+    for dtype, unit in ((np.float32, 2.0**-24), (np.float16, 2.0**-11), ("bf16", 2.0**-8)):
+        shape = {"value_dim": 5, "dtype": dtype}
+        fixed = lib.kv_cache(2, 8, batch=2, capacity=30, **shape)
+        rotating = lib.rotating_kv_cache(2, 8, batch=2, first=1, window=9, **shape)
+        keys, values = np.zeros((2, 2, 0, 8)), np.zeros((2, 2, 0, 5))
+        for n in (6, 1, 4, 1, 1, 1):
+            k, v, q = random(2, 2, n, 8), random(2, 2, n, 5, dtype=np.float16), random(2, 4, n, 8)
+            start = keys.shape[2]
+            for cache in (fixed, rotating):
+                cache.append(k, v, rotary=rotary)
+                assert cache.lengths == [start + n] * 2
+            keys = np.concatenate([keys, turned(k, start + np.arange(n), frequencies)], axis=2)
+            values = np.concatenate([values, stored(v, dtype)], axis=2)
+            rotary.rotate(q, start)
+            expected, expected_lse = reference(q, stored(keys, dtype), values, causal=True)
+            out, lse = lib.attention(q, cache=fixed, causal=True, lse=True)
+            check(out, expected, unit)
+            check(lse / 8, expected_lse / 8, unit)
+            sums = lib.key_sums(q, None, None, lse, np.empty((2, 4, 30), np.float32), cache=fixed, causal=True)
+            assert np.abs(sums.sum(2) - n).max() < 1e-4 and (sums[:, :, start + n :] == 0).all()
+            near = lib.attention(q, cache=rotating, causal=True, window=(5, None))
+            check(near, reference(q, stored(keys, dtype), values, causal=True, window=(5, None))[0], unit)
+        assert lib.plan(q, cache=fixed).startswith("b2 h4/2 q1 kv30 ")
+        check(wide(fixed.memory()[0])[:, :, :14], keys, 2 * unit)
+        info = rotating.info
+        assert (info.sequences, info.first, info.window, info.capacity, info.format.value_dim) == (2, 1, 9, 10, 5)
+        fixed.truncate(1, 3)
+        fixed.fork(1, 0)
+        assert fixed.lengths == [3, 3]
+        fixed.append(k[:1], v[:1], 1)
+        assert fixed.lengths == [3, 4]
+        refused("LOST_KEYS", lambda: lib.attention(q, cache=rotating, window=(9, 0)), "must keep 10")
+        refused("CANNOT_TRUNCATE", lambda: rotating.truncate(0, 5))
+        refused("CACHE_FULL", lambda: fixed.append(random(2, 2, 30, 8), random(2, 2, 30, 5)), "room for 30")
+        refused("INVALID_OPTION", lambda: lib.attention(q, k, v, cache=fixed), "pass NULL for k and v")
+        fixed.clear()
+        assert fixed.lengths == [0, 0]
+    refused("BAD_DTYPE", lambda: lib.kv_cache(2, 8, capacity=3, dtype=np.float64), "FLASHTILE_F64")
+    refused("NULL_POINTER", lambda: lib.attention(random(1, 1, 1, 8)), "keys")
+
+
+def test_paged_caches():
+    layers = 2
+    cache = lib.paged_kv_cache(2, 8, layers=layers, pages=12, page_size=4, dtype=np.float32)
+    a, b = cache.new_sequence(), cache.new_sequence()
+    tokens = {(layer, sequence): np.zeros((1, 2, 0, 8)) for layer in range(layers) for sequence in (a, b)}
+    view, step = cache.view(0, [a, b]), None
+    for counts in ((7, 2), (1, 3), (1, 1)):
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        q = random(starts[-1], 4, 8)
+        for sequence, n in zip((a, b), counts):
+            cache.reserve(sequence, n)
+        how = {"query_starts": starts, "cache": view, "causal": True}
+        if step is None:
+            step = lib.prepare(q, **how)
+        else:
+            step.replan(q, **how)
+        for layer in range(layers):
+            for sequence, n in zip((a, b), counts):
+                x = random(1, n, 2, 8).transpose(0, 2, 1, 3)
+                cache.write(layer, sequence, x, x)
+                tokens[layer, sequence] = np.concatenate([tokens[layer, sequence], x], axis=2)
+                assert cache.written(layer, sequence) == cache.length(sequence)
+            view.layer = layer
+            out = np.empty_like(q)
+            step.run(q, None, None, out)
+            assert (lib.attention(q, **how) == out).all()
+            for n, sequence in enumerate((a, b)):
+                rows, kv = slice(*starts[n : n + 2]), tokens[layer, sequence]
+                expected = reference(q[None, rows].transpose(0, 2, 1, 3), kv, kv, causal=True)[0]
+                check(out[rows], expected[0].transpose(1, 0, 2))
+    fork = cache.fork(a)
+    assert cache.pages(fork) == cache.pages(a) and len(cache.pages(a)) == 3
+    assert (cache.info.shared_pages, cache.info.free_pages, cache.info.sequences) == (3, 12 - 5, 3)
+    cache.reserve(b, 1)
+    refused("NOT_WRITTEN", lambda: lib.attention(q[:1, :, None], cache=cache.view(0, [b])), "has 6 of the 7 tokens")
+    refused("CACHE_FULL", lambda: cache.reserve(b, 40), "remove or truncate")
+    refused("NOT_RESERVED", lambda: cache.write(0, a, x, x), "0 are reserved")
+    cache.remove(fork)
+    refused("NOT_IN_CACHE", lambda: cache.length(fork))
+    one = lib.paged_kv_cache(2, 8, pages=3, page_size=4)
+    sequence = one.new_sequence()
+    one.append(sequence, x, x, rotary=lib.rotary(8, 8), positions=[3])
+    assert one.length(sequence) == 1
+    refused("WRONG_CACHE", lambda: cache.append(a, x, x), "flashtile_cache_write")
+
+
 def test_key_sums():
     q, k, v = random(2, 4, 30, 8), random(2, 2, 20, 8), random(2, 2, 20, 8)
     _, lse = lib.attention(q, k, v, causal=True, lse=True)
