@@ -110,6 +110,7 @@ mod lines;
 mod masked;
 mod number;
 mod rare;
+mod register_rows;
 mod row;
 mod row_state;
 mod scale;

@@ -22,10 +22,10 @@
 
 use super::line_states::{Factors, PanelScratch, Total, get, put, visible};
 use super::lines::{LinePanel, PanelPlace};
-use super::row::PAIR;
 use super::row_state::RowState;
 use super::scale::{Formula, One, Scale, Scaling, with_formula};
 use super::shared::{Panel, PanelBuffers, PanelMut};
+use super::short_rows::PAIR;
 use super::strips::{Strip, WIDEST, load, store, with_vectors};
 use crate::element::Element;
 use crate::simd::exp::exp_scaled;
