@@ -12,6 +12,7 @@ use super::row_state::RowState;
 use super::scale::Formula;
 use super::scratch::Scratch;
 use super::sealed::{Made, Visit};
+use super::shared::Panel;
 use super::{double, sealed};
 use crate::element::{bf16, f16};
 use std::sync::{Mutex, PoisonError};
@@ -90,6 +91,11 @@ macro_rules! through_f32 {
                     hand_over(&visit, line, max, f64::from(state.sum));
                 });
             }
+            fn states_of_panel(x: Panel<'_, Self>, scratch: &mut Scratch, visit: Visit<'_>) -> bool {
+                let mut visit = |line, state: RowState| visit(line, f64::from(state.max), f64::from(state.sum));
+                axis_loop::states_of_panel(isa(), x, scratch, &mut visit);
+                true
+            }
             fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 backward::backward(isa(), y, buffers, axis, scale, log);
             }
@@ -147,6 +153,9 @@ impl sealed::Sealed for f64 {
     }
     fn states(x: &[Self], axis: Axis, scale: f64, visit: Visit<'_>) {
         double::states(isa(), x, axis, scale, visit);
+    }
+    fn states_of_panel(_: Panel<'_, f64>, _: &mut Scratch, _: Visit<'_>) -> bool {
+        false
     }
     fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
         double::backward(isa(), y, buffers, axis, scale, log);

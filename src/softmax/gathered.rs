@@ -7,13 +7,13 @@
 
 use super::axis::Axis;
 use super::axis_loop::{is_large, visit_units, worth};
-use super::block::{Block, Lay, softmax_block};
+use super::block::{Block, Lay, softmax_block, states_of_block};
 use super::column::NextBlock;
 use super::copies::{TILE, gather, scatter};
 use super::lines::{LinePanel, Lines};
 use super::scratch::Scratch;
 use super::sealed::{Made, Sealed};
-use super::shared::{Counter, PanelMut};
+use super::shared::{Counter, Panel, PanelMut};
 use crate::simd::LINE;
 use crate::tensor::strided::{Strided, StridedMut};
 use crate::threads::workers;
@@ -26,7 +26,8 @@ const BLOCK: usize = 1 << 14;
 /// block of long columns should stay in the second cache.
 const COLUMNS: (usize, usize) = (1 << 10, 64);
 
-/// Bytes of a row of a block of columns, where the output is larger than a cache: see `panel_lines` of `axis_loop.rs`.
+/// Bytes of a row of a block of columns, where the output is larger than a cache, or columns are read where they lie: see
+/// `panel_lines` of `axis_loop.rs`.
 const RUN_BYTES: usize = 1 << 10;
 
 /// Pieces for each worker: see `CLAIMS_PER_WORKER` of `axis_loop.rs`.
@@ -37,6 +38,8 @@ const PIECES_PER_WORKER: usize = 8;
 pub(super) enum Compute<'a, R> {
     /// It reads the numbers, which are the input itself where that is possible.
     Read(&'a (dyn Fn(Block, &[R]) + Sync)),
+    /// It gets the states of the lines at scale 1.
+    States(&'a (dyn Fn(Block, Vec<(f64, f64)>) + Sync)),
     /// What it leaves in the numbers is written to the output.
     Write(&'a (dyn Fn(Block, &mut [R]) + Sync)),
     /// The softmax of what it leaves in the numbers is written to the output.
@@ -55,6 +58,7 @@ impl<R: Sealed<Real = R>> Compute<'_, R> {
     fn run(self, block: Block, numbers: &mut [R]) {
         match self {
             Compute::Read(compute) => compute(block, numbers),
+            Compute::States(compute) => compute(block, states_of_block(block, numbers, R::real(1.0))),
             Compute::Write(compute) => compute(block, numbers),
             Compute::Softmax(softmax) => {
                 (softmax.change)(block, 0, numbers);
@@ -179,7 +183,7 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
     }
 
     fn compute(mut self, compute: Compute<'_, T::Real>) {
-        let ([n0, n1, n2, _], step) = (self.tensors.shape(), self.lines_of_block());
+        let ([n0, n1, n2, _], step) = (self.tensors.shape(), self.lines_of_block(compute));
         // A single column would be a row.
         let spare = if self.lay == Lay::Columns { 1 } else { 0 };
         let mut memory =
@@ -201,12 +205,15 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
     }
 
     /// Lines of a block.
-    fn lines_of_block(&self) -> usize {
+    fn lines_of_block(&self, compute: Compute<'_, T::Real>) -> usize {
         let [.., lines, len] = self.tensors.shape();
         let fit = BLOCK / len.max(1);
         let step = match (self.lay, &self.tensors) {
             (Lay::Columns, Tensors::Into { out, .. }) if self.large && out.as_ref().strides()[2] == 1 => {
                 RUN_BYTES / size_of::<O>()
+            }
+            (Lay::Columns, Tensors::Read(x)) if matches!(compute, Compute::States(_)) && x.strides()[2] == 1 => {
+                RUN_BYTES / size_of::<T>()
             }
             (Lay::Columns, _) => fit.clamp(COLUMNS.1, COLUMNS.0),
             (Lay::Rows, Tensors::Read(x) | Tensors::Into { x, .. }) if x.matrix(0, 0).has_contiguous_rows() => {
@@ -265,6 +272,14 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
         O::softmax_of_made(Made { panel, make: &mut make, out, stream }, softmax.scale, softmax.log, scratch)
     }
 
+    /// The states of columns that are read where they lie; `None` if the type or the input does not allow it.
+    fn states_of_columns(&self, part: Block, scratch: &mut Scratch) -> Option<Vec<(f64, f64)>> {
+        let Tensors::Read(x) = &self.tensors else { return None };
+        let mut states = vec![(0.0, 0.0); part.count];
+        let mut visit = |line: usize, max, sum| states[line] = (max, sum);
+        T::states_of_panel(Panel::of_matrix(part.of(x))?, scratch, &mut visit).then_some(states)
+    }
+
     /// Computes a block, which is `part` of the piece.
     fn compute_block(
         &mut self,
@@ -277,6 +292,11 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
             && self.softmax_of_columns(part, block, softmax, memory)
         {
             return;
+        }
+        if let (Compute::States(compute), Lay::Columns) = (compute, part.lay)
+            && let Some(states) = self.states_of_columns(part, &mut memory.scratch)
+        {
+            return compute(block, states);
         }
         let ([i0, i1, _], len) = (part.first, self.tensors.shape()[3]);
         let Memory { numbers, elements, out: out_elements, .. } = memory;

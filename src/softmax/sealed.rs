@@ -6,7 +6,7 @@ use super::buffers::Buffers;
 use super::column::MakeBlock;
 use super::lines::LinePanel;
 use super::scratch::Scratch;
-use super::shared::PanelMut;
+use super::shared::{Panel, PanelMut};
 
 /// Gets a line's number, its maximum and its sum, in any order of the lines. A reference, because a type parameter would compile every loop at every level
 /// for each caller, and in the crate of the caller.
@@ -56,6 +56,9 @@ pub trait Sealed: Sized + Copy + Default + Send + Sync {
     );
     /// Hands (line, scale * max, sum) of every line to `visit`.
     fn states(x: &[Self], axis: Axis, scale: Self::Real, visit: Visit<'_>);
+    /// Hands (line, max, sum) of each line of a panel, counted in the panel, to `visit`, at scale 1; false, and nothing is done, if the
+    /// type has no such loops.
+    fn states_of_panel(x: Panel<'_, Self>, scratch: &mut Scratch, visit: Visit<'_>) -> bool;
     /// From dy to dx. `y` is the output of softmax, or of log_softmax if `log`.
     fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: Self::Real, log: bool);
 }
