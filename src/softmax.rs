@@ -102,6 +102,7 @@ mod dispatch;
 mod double;
 mod double_exp;
 mod exponential;
+mod filled_rows;
 mod fold;
 mod forward_calls;
 mod gathered;

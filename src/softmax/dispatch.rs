@@ -7,11 +7,12 @@ use super::backward;
 use super::buffers::{Buffers, Stored};
 use super::chosen_level::isa;
 use super::convert;
+use super::filled_rows;
 use super::number::Number;
 use super::row_state::RowState;
 use super::scale::Formula;
 use super::scratch::Scratch;
-use super::sealed::{Made, Visit};
+use super::sealed::{FilledRows, Filler, Made, Visit};
 use super::shared::Panel;
 use super::{double, sealed};
 use crate::element::{bf16, f16};
@@ -56,6 +57,9 @@ macro_rules! through_f32 {
             fn widen(from: &[Self], to: &mut [f32]) {
                 convert::widen(isa(), from, to);
             }
+            fn widen_visible(from: &[Self], visible: &[u8], to: &mut [f32]) {
+                convert::widen_visible(isa(), from, visible, to);
+            }
             fn narrow(from: &[f32], to: &mut [Self]) {
                 convert::narrow(isa(), from, to);
             }
@@ -65,6 +69,13 @@ macro_rules! through_f32 {
             }
             fn softmax_of_made(made: Made<'_, Self>, scale: f32, log: bool, scratch: &mut Scratch) -> bool {
                 axis_loop::softmax_of_made(isa(), made, Formula::new(scale, log), scratch);
+                true
+            }
+            fn filler() -> Option<Filler<Self, f32>> {
+                Some(|x, visible, tile, scale| filled_rows::fill(isa(), x, visible, tile, scale))
+            }
+            fn softmax_of_filled(rows: FilledRows<'_, Self>, scale: f32, log: bool, scratch: &mut Scratch) -> bool {
+                filled_rows::softmax(isa(), rows, Formula::new(scale, log), scratch);
                 true
             }
             fn softmax_times(
@@ -139,6 +150,11 @@ impl sealed::Sealed for f64 {
     fn widen(from: &[Self], to: &mut [f64]) {
         to.copy_from_slice(from);
     }
+    fn widen_visible(from: &[Self], visible: &[u8], to: &mut [f64]) {
+        for ((to, x), visible) in to.iter_mut().zip(from).zip(visible) {
+            *to = if *visible == 0 { f64::NEG_INFINITY } else { *x };
+        }
+    }
     fn narrow(from: &[f64], to: &mut [Self]) {
         to.copy_from_slice(from);
     }
@@ -146,6 +162,12 @@ impl sealed::Sealed for f64 {
         double::softmax(isa(), buffers, axis, (scale, log), None, None);
     }
     fn softmax_of_made(_: Made<'_, f64>, _: f64, _: bool, _: &mut Scratch) -> bool {
+        false
+    }
+    fn filler() -> Option<Filler<f64, f64>> {
+        None
+    }
+    fn softmax_of_filled(_: FilledRows<'_, f64>, _: f64, _: bool, _: &mut Scratch) -> bool {
         false
     }
     fn softmax_times(x: &[Self], out: &mut [Self], axis: Axis, scale: f64, upstream: &[f64], visit: Option<Visit<'_>>) {

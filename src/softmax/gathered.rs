@@ -8,13 +8,17 @@
 use super::axis::Axis;
 use super::axis_loop::{is_large, visit_units, worth};
 use super::block::{Block, Lay, softmax_block, states_of_block};
+use super::chains::hide;
+use super::chosen_level::isa;
 use super::column::NextBlock;
 use super::copies::{TILE, gather, scatter};
+use super::filled_rows;
 use super::lines::{LinePanel, Lines};
 use super::scratch::Scratch;
-use super::sealed::{Made, Sealed};
+use super::sealed::{FilledRows, Made, Sealed};
 use super::shared::{Counter, Panel, PanelMut};
 use crate::simd::LINE;
+use crate::tensor::matrix::Matrix;
 use crate::tensor::strided::{Strided, StridedMut};
 use crate::threads::workers;
 use std::sync::{Mutex, PoisonError};
@@ -46,12 +50,47 @@ pub(super) enum Compute<'a, R> {
     Softmax(&'a SoftmaxOf<'a, R>),
 }
 
-/// Softmax, or log_softmax, of elements that are changed first.
+/// Softmax, or log_softmax, of the elements that a mask shows.
 pub(super) struct SoftmaxOf<'a, R> {
-    /// Changes rows of the block's numbers, from this one on.
-    pub(super) change: &'a (dyn Fn(Block, usize, &mut [R]) + Sync),
+    pub(super) mask: Option<Strided<'a, u8, 4>>,
     pub(super) scale: R,
     pub(super) log: bool,
+}
+
+/// Applies a mask to rows of the numbers of a block, from `first` on.
+pub(super) fn hide_in_block<R: Sealed>(
+    mask: Option<&Strided<'_, u8, 4>>,
+    block: Block,
+    first: usize,
+    numbers: &mut [R],
+) {
+    let Some(mask) = mask.map(|mask| block.of(mask)) else { return };
+    let rows = numbers.len() / mask.cols();
+    hide(isa(), numbers, mask.slice_rows(first..first + rows));
+}
+
+/// Copies some rows of a block, from `first` on, and hides what its mask does not show.
+fn gather_visible<T: Sealed>(
+    from: Matrix<'_, T>,
+    softmax: &SoftmaxOf<'_, T::Real>,
+    block: Block,
+    first: usize,
+    numbers: &mut [T::Real],
+    memory: &mut Vec<T>,
+) {
+    if let Some(mask) = softmax.mask.as_ref().map(|mask| block.of(mask))
+        && from.has_contiguous_rows()
+        && mask.has_contiguous_rows()
+    {
+        for (n, to) in numbers.chunks_exact_mut(from.cols()).enumerate() {
+            if let (Some(from), Some(visible)) = (from.row(n).as_slice(), mask.row(first + n).as_slice()) {
+                T::widen_visible(from, visible, to);
+            }
+        }
+        return;
+    }
+    gather(from, numbers, memory);
+    hide_in_block(softmax.mask.as_ref(), block, first, numbers);
 }
 
 impl<R: Sealed<Real = R>> Compute<'_, R> {
@@ -61,7 +100,7 @@ impl<R: Sealed<Real = R>> Compute<'_, R> {
             Compute::States(compute) => compute(block, states_of_block(block, numbers, R::real(1.0))),
             Compute::Write(compute) => compute(block, numbers),
             Compute::Softmax(softmax) => {
-                (softmax.change)(block, 0, numbers);
+                hide_in_block(softmax.mask.as_ref(), block, 0, numbers);
                 softmax_block(block, numbers, softmax.scale, softmax.log);
             }
         }
@@ -260,16 +299,55 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
         let mut out = out.reborrow().narrow(2, i2..i2 + part.count).permuted(part.lay.axes());
         let Some(out) = PanelMut::of_tensor(&mut out, [i0, i1]) else { return false };
         let (elements, Memory { elements: copies, scratch, .. }) = (part.of(x), memory);
+        let mask = softmax.mask.as_ref().map(|mask| block.of(mask));
         let mut make = |rows: LinePanel, numbers: &mut [T::Real]| {
-            gather(elements.slice_rows(rows.first..rows.first + rows.len), numbers, copies);
-            (softmax.change)(block, rows.first, numbers);
+            let from = elements.slice_rows(rows.first..rows.first + rows.len);
+            gather_visible(from, softmax, block, rows.first, numbers, copies);
             let stride = elements.row_stride().wrapping_mul(size_of::<T>() as isize);
             let next = elements.as_ptr().wrapping_byte_offset(stride.wrapping_mul((rows.first + rows.len) as isize));
             // A row whose elements are not neighbours has no address range to prefetch.
-            NextBlock::new(next, stride, if elements.has_contiguous_rows() { part.count } else { 0 })
+            let next = NextBlock::new(next, stride, if elements.has_contiguous_rows() { part.count } else { 0 });
+            match mask.filter(|mask| mask.has_contiguous_rows() && elements.has_contiguous_rows()) {
+                Some(mask) => {
+                    let row = (rows.first + rows.len) as isize;
+                    let at = mask.as_ptr().wrapping_offset(mask.row_stride().wrapping_mul(row));
+                    next.with_mask(at, mask.row_stride(), part.count)
+                }
+                None => next,
+            }
         };
         let panel = LinePanel { first: 0, len: elements.rows(), width: part.count, head };
         O::softmax_of_made(Made { panel, make: &mut make, out, stream }, softmax.scale, softmax.log, scratch)
+    }
+
+    /// Computes rows that are read and masked in one pass; false, and nothing is done, if the type, the length, the mask or the strides
+    /// do not allow it.
+    fn softmax_of_rows(
+        &mut self,
+        part: Block,
+        block: Block,
+        softmax: &SoftmaxOf<'_, T::Real>,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let (stream, [.., len]) = (self.large, self.tensors.shape());
+        let (Tensors::Into { x, out }, Some(fill)) = (&mut self.tensors, T::filler()) else { return false };
+        let ([i0, i1, i2], elements) = (part.first, part.of(x));
+        let mask = softmax.mask.as_ref().map(|mask| block.of(mask));
+        let out = out.reborrow().narrow(2, i2..i2 + part.count);
+        let neighbours = elements.has_contiguous_rows()
+            && mask.is_none_or(|mask| mask.has_contiguous_rows())
+            && out.as_ref().matrix(i0, i1).has_contiguous_rows();
+        if !neighbours || !filled_rows::fits(len) {
+            return false;
+        }
+        let stride = elements.row_stride().wrapping_mul(size_of::<T>() as isize);
+        let mut fill = |row: usize, tile: &mut [T::Real]| {
+            let x = elements.row(row).as_slice().unwrap_or_default();
+            let visible = mask.map(|mask| mask.row(row).as_slice().unwrap_or_default());
+            (fill(x, visible, tile, softmax.scale), x.as_ptr().cast::<u8>().wrapping_offset(stride))
+        };
+        let rows = FilledRows { fill: &mut fill, out, at: [i0, i1], stream };
+        O::softmax_of_filled(rows, softmax.scale, softmax.log, scratch)
     }
 
     /// The states of columns that are read where they lie; `None` if the type or the input does not allow it.
@@ -288,10 +366,14 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
         compute: Compute<'_, T::Real>,
         memory: &mut Memory<T, O, T::Real>,
     ) {
-        if let (Compute::Softmax(softmax), Lay::Columns) = (compute, part.lay)
-            && self.softmax_of_columns(part, block, softmax, memory)
-        {
-            return;
+        if let Compute::Softmax(softmax) = compute {
+            let done = match part.lay {
+                Lay::Rows => self.softmax_of_rows(part, block, softmax, &mut memory.scratch),
+                Lay::Columns => self.softmax_of_columns(part, block, softmax, memory),
+            };
+            if done {
+                return;
+            }
         }
         if let (Compute::States(compute), Lay::Columns) = (compute, part.lay)
             && let Some(states) = self.states_of_columns(part, &mut memory.scratch)

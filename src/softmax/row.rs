@@ -268,6 +268,24 @@ fn blocks<S: Simd, T: Stored>(
     state
 }
 
+/// Softmax of a row of no more than [`ROW_TILE`] elements, after [`Fill`] or [`FillVisible`]. Prefetches `tile.len()` elements from `next`.
+#[inline(always)]
+pub(super) fn softmax_of_filled<S: Simd, T: Element>(
+    simd: S,
+    (tile, max): (&mut [f32], f32),
+    next: *const T,
+    out: &mut [T],
+    formula: Formula,
+    stream: Option<&Streaming<S>>,
+) {
+    let sum = with_formula!(formula, |scale: C, LOG| {
+        simd.call(ExpTile::<T, C, LOG> { tile: &mut *tile, max, scale, next })
+    });
+    let state = RowState { max, sum };
+    let norm = if formula.log { state.log_sum() } else { norm_of(state) };
+    simd.call(Write { tile, out, norm, log: formula.log, stream });
+}
+
 /// Where the exponentials of a block are.
 fn tile_of(tile: &mut [f32], block: Range<usize>, keeps_all: bool) -> &mut [f32] {
     if keeps_all { &mut tile[block] } else { &mut tile[..block.len()] }
@@ -442,10 +460,10 @@ impl<T, C: Scaling, const LOG: bool> Kernel for ExpTile<'_, T, C, LOG> {
 }
 
 /// [`fill`] as a part.
-struct Fill<'a, T> {
-    x: &'a [T],
-    tile: &'a mut [f32],
-    scale: Scale,
+pub(super) struct Fill<'a, T> {
+    pub(super) x: &'a [T],
+    pub(super) tile: &'a mut [f32],
+    pub(super) scale: Scale,
 }
 
 impl<T: Element> Kernel for Fill<'_, T> {
@@ -454,6 +472,53 @@ impl<T: Element> Kernel for Fill<'_, T> {
     fn run<S: Simd>(self, simd: S) -> f32 {
         let Self { x, tile, scale } = self;
         if scale.factor == 1.0 { fill(simd, x, tile, One) } else { fill(simd, x, tile, scale) }
+    }
+}
+
+/// [`Fill`] of a row of which only some elements are visible: bytes other than 0. The others are -inf.
+pub(super) struct FillVisible<'a, T> {
+    pub(super) x: &'a [T],
+    pub(super) visible: &'a [u8],
+    pub(super) tile: &'a mut [f32],
+    pub(super) scale: Scale,
+}
+
+impl<T: Element> Kernel for FillVisible<'_, T> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let scale = self.scale;
+        if scale.factor == 1.0 { self.run_with(simd, One) } else { self.run_with(simd, scale) }
+    }
+}
+
+impl<T: Element> FillVisible<'_, T> {
+    #[inline(always)]
+    fn run_with<S: Simd, C: Scaling>(self, simd: S, scale: C) -> f32 {
+        let Self { x, visible, tile, .. } = self;
+        // The next row of a dense mask.
+        let (step, ahead) = (WIDE * S::LANES, visible.len());
+        let hidden = simd.splat(f32::NEG_INFINITY);
+        let mut max = [hidden; WIDE];
+        let (mut from, mut sees) = (x.chunks_exact(step), visible.chunks_exact(step));
+        let mut to = tile.chunks_exact_mut(step);
+        for ((x, visible), tile) in from.by_ref().zip(sees.by_ref()).zip(to.by_ref()) {
+            simd.prefetch_elements(visible.as_ptr().wrapping_add(ahead), step);
+            for i in 0..WIDE {
+                let y = scale.apply_factor(simd, simd.load_elements(&x[i * S::LANES..]));
+                let y = simd.select(simd.load_mask_slice(&visible[i * S::LANES..]), y, hidden);
+                simd.store_slice(&mut tile[i * S::LANES..], y);
+                max[i] = simd.max(y, max[i]);
+            }
+        }
+        let rest = from.remainder().chunks(S::LANES).zip(sees.remainder().chunks(S::LANES));
+        for ((x, visible), tile) in rest.zip(to.into_remainder().chunks_mut(S::LANES)) {
+            let y = scale.apply_factor(simd, simd.load_elements_part(x, f32::NEG_INFINITY));
+            let y = simd.select(simd.load_mask_part(visible), y, hidden);
+            simd.store_part(tile, y);
+            max[0] = simd.max(y, max[0]);
+        }
+        simd.max_lane(simd.max(simd.max(max[0], max[1]), simd.max(max[2], max[3])))
     }
 }
 
