@@ -358,6 +358,8 @@ fn every_type_and_length() {
         check_type::<bf16, f16>(shape, seed);
         check_type::<f32, bf16>(shape, seed);
     }
+    check_type::<f32, f16>([1, 2, 3, 129], 6);
+    check_type::<bf16, f32>([1, 1, 2, 16_384], 7);
     check_type::<bf16, f32>([1, 1, 2, 20_000], 7);
     check_type::<f32, f32>([1, 20_000, 1, 2], 8);
 }
@@ -382,18 +384,18 @@ fn of_three<T: Tried>(x: [T; 3], scale: f64, visible: [bool; 3], bias: [f32; 3])
     alone
 }
 
-/// Columns whose output is written past the caches: it starts anywhere in a cache line, and its rows end anywhere in one. More
+/// Lines whose output is written past the caches: it starts anywhere in a cache line, and its rows end anywhere in one. More
 /// elements than the exponentials of a panel are kept for.
 #[test]
-fn large_columns() {
-    fn check<T: Tried, O: Number<Real = T::Real> + Tried>([len, lines]: [usize; 2]) {
-        let shape = [len, lines];
+fn large_outputs() {
+    fn check<T: Tried, O: Number<Real = T::Real> + Tried>(number: usize, shape: [usize; 2]) {
+        let [len, lines] = shape;
         let x: Vec<T> = (0..len * lines).map(|n| T::of((n * 7919 % 1000) as f64 / 64.0)).collect();
         let visible: Vec<bool> = (0..len * lines).map(|n| n * 31 % 7 != 3).collect();
         let hidden = |(x, visible): (&T, &bool)| if *visible { *x } else { T::of(-INF) };
         let expected_of: Vec<T> = x.iter().zip(&visible).map(hidden).collect();
         let mut expected = vec![O::of(9.0); x.len()];
-        let plain = Softmax::new().axis(0);
+        let plain = Softmax::new().axis(number);
         for offset in [0, 1, 16] {
             let mut memory = vec![O::of(9.0); x.len() + offset];
             let out = TensorMut::with_strides(&mut memory, offset, shape, [lines as isize, 1]).unwrap();
@@ -408,8 +410,8 @@ fn large_columns() {
         }
         // The same bits as the function for arrays, where the types are the same.
         let mut own = expected_of.clone();
-        Softmax::new().axis(0).softmax_in_place(TensorMut::from_slice(&mut own, shape).unwrap()).unwrap();
-        let axis = Axis::new(&shape, 0).unwrap();
+        Softmax::new().axis(number).softmax_in_place(TensorMut::from_slice(&mut own, shape).unwrap()).unwrap();
+        let axis = Axis::new(&shape, number).unwrap();
         let mut array = expected_of.clone();
         softmax_into(&expected_of, &mut array, axis, T::real_one()).unwrap();
         assert!(own == array, "{shape:?}");
@@ -417,11 +419,15 @@ fn large_columns() {
             assert!(array.iter().zip(&expected).all(|(a, b)| a.wide() == b.wide()), "{shape:?}");
         }
     }
-    check::<f32, f32>([1030, 4096]);
-    check::<f32, f32>([1030, 4100]);
-    check::<f32, f32>([13_000, 330]);
-    check::<bf16, bf16>([2050, 4128]);
-    check::<bf16, f32>([1030, 4128]);
+    check::<f32, f32>(0, [1030, 4096]);
+    check::<f32, f32>(0, [1030, 4100]);
+    check::<f32, f32>(0, [13_000, 330]);
+    check::<bf16, bf16>(0, [2050, 4128]);
+    check::<bf16, f32>(0, [1030, 4128]);
+    check::<f32, f32>(1, [1030, 4100]);
+    check::<bf16, bf16>(1, [2050, 4129]);
+    check::<bf16, f32>(1, [4128, 1030]);
+    check::<f32, f32>(1, [33_000, 129]);
 }
 
 /// The exact values of what has no rounding.

@@ -272,6 +272,25 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.store(to.as_mut_ptr(), x) }
     }
 
+    /// [`load_mask`](Self::load_mask) of the first `LANES` bytes of `x`.
+    ///
+    /// # Panics
+    /// If `x` is shorter.
+    #[inline(always)]
+    fn load_mask_slice(self, x: &[u8]) -> Self::Mask {
+        assert!(x.len() >= Self::LANES);
+        // SAFETY: the assertion above.
+        unsafe { self.load_mask(x.as_ptr()) }
+    }
+
+    /// The bytes of `x`, at most `LANES`, as booleans, then false in the remaining lanes.
+    #[inline(always)]
+    fn load_mask_part(self, x: &[u8]) -> Self::Mask {
+        let mut whole = [0; MAX_LANES];
+        whole[..x.len()].copy_from_slice(x);
+        self.load_mask_slice(&whole[..Self::LANES])
+    }
+
     /// `LANES` vectors of `x`, each `stride` elements after the one before.
     ///
     /// # Panics

@@ -73,6 +73,11 @@ impl Block {
         }
     }
 
+    /// The block's lines of a tensor, each as a row.
+    pub(super) fn of_lines<'a, T>(self, tensor: &Strided<'a, T, 4>) -> Matrix<'a, T> {
+        Block { lay: Lay::Rows, ..self }.of(tensor)
+    }
+
     /// The part's place in memory, if it has no gaps there: the tensor in the order of the numbers, and the first element of
     /// the part in its last two axes.
     pub(super) fn dense<T>(self, tensor: &Strided<'_, T, 4>) -> Option<usize> {

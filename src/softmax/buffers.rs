@@ -45,6 +45,7 @@ pub(super) trait Stored: Element {
     }
 
     /// The other way round.
+    #[inline(always)]
     fn of_f32(_: &[f32]) -> Option<&[Self]> {
         None
     }
@@ -70,6 +71,7 @@ impl Stored for f32 {
         Some(x)
     }
 
+    #[inline(always)]
     fn of_f32(x: &[f32]) -> Option<&[f32]> {
         Some(x)
     }

@@ -22,10 +22,10 @@
 
 use super::line_states::{Factors, PanelScratch, Total, get, put, visible};
 use super::lines::{LinePanel, PanelPlace};
-use super::row::PAIR;
 use super::row_state::RowState;
 use super::scale::{Formula, One, Scale, Scaling, with_formula};
 use super::shared::{Panel, PanelBuffers, PanelMut};
+use super::short_rows::PAIR;
 use super::strips::{Strip, WIDEST, load, store, with_vectors};
 use crate::element::Element;
 use crate::simd::exp::exp_scaled;
@@ -200,6 +200,15 @@ pub(super) struct NextBlock {
     /// In bytes, as the column and the width of a row.
     stride: isize,
     width: usize,
+    mask: Option<MaskRow>,
+}
+
+/// A row of a mask, of one byte for each line.
+#[derive(Clone, Copy)]
+struct MaskRow {
+    row: *const u8,
+    stride: isize,
+    width: usize,
 }
 
 impl NextBlock {
@@ -210,7 +219,12 @@ impl NextBlock {
 
     /// Rows of `width` elements from an address, `stride` bytes apart. They need not be readable.
     pub(super) fn new<T>(row: *const T, stride: isize, width: usize) -> Self {
-        Self { row: row.cast(), column: 0, stride, width: width * size_of::<T>() }
+        Self { row: row.cast(), column: 0, stride, width: width * size_of::<T>(), mask: None }
+    }
+
+    /// Also rows of a mask of `width` bytes, one after each row.
+    pub(super) fn with_mask(self, row: *const u8, stride: isize, width: usize) -> Self {
+        Self { mask: Some(MaskRow { row, stride, width }), ..self }
     }
 
     /// Prefetches this many bytes: a constant, so that it is no loop.
@@ -220,6 +234,10 @@ impl NextBlock {
         self.column += bytes;
         if self.column >= self.width {
             (self.row, self.column) = (self.row.wrapping_offset(self.stride), 0);
+            if let Some(mask) = &mut self.mask {
+                simd.prefetch_elements(mask.row, mask.width);
+                mask.row = mask.row.wrapping_offset(mask.stride);
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use super::number::Number;
 use super::sealed::Sealed;
 use crate::error::{Error, check_count};
 use crate::integers::Integers;
+use crate::tensor::matrix::Matrix;
 use crate::tensor::strided::{Strided, StridedMut, contiguous};
 use std::sync::{Mutex, PoisonError};
 
@@ -248,14 +249,22 @@ impl Call<'_, '_> {
 
     /// The losses after the reduction. `axis` is the classes' axis of the logits.
     pub(crate) fn losses<T: Sealed>(&self, logits: Strided<'_, T, 4>, axis: usize) -> Result<Vec<f64>, Error> {
+        let lay = Lay::of_axis(*logits.shape(), axis);
         let logits = logits.permuted(Order::new(*logits.shape(), axis).axes());
         let losses = Mutex::new(vec![0.0; self.targets.len()]);
-        let compute = |block: Block, rows: &[T::Real]| {
-            let of_block = self.losses_of_block(block, rows);
+        let keep = |block: Block, of_block: Vec<f64>| {
             let mut losses = losses.lock().unwrap_or_else(PoisonError::into_inner);
             losses[block.line..][..block.count].copy_from_slice(&of_block);
         };
-        for_each_block(Tensors::<T, T>::Read(logits), Lay::Rows, Compute::Read(&compute))?;
+        let tensors = Tensors::<T, T>::Read(logits);
+        if lay == Lay::Columns && self.spread == 0.0 {
+            let compute =
+                |block: Block, states| keep(block, self.losses_at_targets(block.of_lines(&logits), block, states));
+            for_each_block(tensors, lay, Compute::States(&compute))?;
+        } else {
+            let compute = |block: Block, rows: &[T::Real]| keep(block, self.losses_of_block(block, rows));
+            for_each_block(tensors, Lay::Rows, Compute::Read(&compute))?;
+        }
         let losses = losses.into_inner().unwrap_or_else(PoisonError::into_inner);
         if self.reduction == Reduction::None {
             return Ok(losses);
@@ -277,10 +286,25 @@ impl Call<'_, '_> {
         states_of_rows(rows, block.count, R::real(1.0)).into_iter().enumerate().map(loss).collect()
     }
 
+    /// The losses of lines whose states are known, without label smoothing.
+    fn losses_at_targets<T: Sealed>(&self, logits: Matrix<'_, T>, block: Block, states: Vec<(f64, f64)>) -> Vec<f64> {
+        let loss = |(n, (max, sum)): (usize, (f64, f64))| {
+            let at = |target| logits.row(n).get(target).unwrap_or_default();
+            let of_target = |target| self.loss_at_target(at(target), Row { target, max, sum });
+            self.class_of(block.line + n).map_or(0.0, of_target)
+        };
+        states.into_iter().enumerate().map(loss).collect()
+    }
+
     /// The loss of a row that is not ignored.
     fn loss<R: Sealed>(&self, logits: &[R], row: Row) -> f64 {
-        let own = times(self.kept * self.weight(row.target), row.loss_of(logits[row.target]));
+        let own = self.loss_at_target(logits[row.target], row);
         if self.spread == 0.0 { own } else { own + self.spread * self.weighted_losses(logits, row) }
+    }
+
+    /// The target's part of a loss.
+    fn loss_at_target<R: Sealed>(&self, at_target: R, row: Row) -> f64 {
+        times(self.kept * self.weight(row.target), row.loss_of(at_target))
     }
 
     /// The sum of w[c] * (log(sum_c exp(x[c])) - x[c]).

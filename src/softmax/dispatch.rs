@@ -7,11 +7,13 @@ use super::backward;
 use super::buffers::{Buffers, Stored};
 use super::chosen_level::isa;
 use super::convert;
+use super::filled_rows;
 use super::number::Number;
 use super::row_state::RowState;
 use super::scale::Formula;
 use super::scratch::Scratch;
-use super::sealed::{Made, Visit};
+use super::sealed::{FilledRows, Filler, Made, Visit};
+use super::shared::Panel;
 use super::{double, sealed};
 use crate::element::{bf16, f16};
 use std::sync::{Mutex, PoisonError};
@@ -55,6 +57,9 @@ macro_rules! through_f32 {
             fn widen(from: &[Self], to: &mut [f32]) {
                 convert::widen(isa(), from, to);
             }
+            fn widen_visible(from: &[Self], visible: &[u8], to: &mut [f32]) {
+                convert::widen_visible(isa(), from, visible, to);
+            }
             fn narrow(from: &[f32], to: &mut [Self]) {
                 convert::narrow(isa(), from, to);
             }
@@ -64,6 +69,13 @@ macro_rules! through_f32 {
             }
             fn softmax_of_made(made: Made<'_, Self>, scale: f32, log: bool, scratch: &mut Scratch) -> bool {
                 axis_loop::softmax_of_made(isa(), made, Formula::new(scale, log), scratch);
+                true
+            }
+            fn filler() -> Option<Filler<Self, f32>> {
+                Some(|x, visible, tile, scale| filled_rows::fill(isa(), x, visible, tile, scale))
+            }
+            fn softmax_of_filled(rows: FilledRows<'_, Self>, scale: f32, log: bool, scratch: &mut Scratch) -> bool {
+                filled_rows::softmax(isa(), rows, Formula::new(scale, log), scratch);
                 true
             }
             fn softmax_times(
@@ -89,6 +101,11 @@ macro_rules! through_f32 {
                     let max = f64::from(state.max) * f64::from(formula.scale.scale);
                     hand_over(&visit, line, max, f64::from(state.sum));
                 });
+            }
+            fn states_of_panel(x: Panel<'_, Self>, scratch: &mut Scratch, visit: Visit<'_>) -> bool {
+                let mut visit = |line, state: RowState| visit(line, f64::from(state.max), f64::from(state.sum));
+                axis_loop::states_of_panel(isa(), x, scratch, &mut visit);
+                true
             }
             fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f32, log: bool) {
                 backward::backward(isa(), y, buffers, axis, scale, log);
@@ -133,6 +150,11 @@ impl sealed::Sealed for f64 {
     fn widen(from: &[Self], to: &mut [f64]) {
         to.copy_from_slice(from);
     }
+    fn widen_visible(from: &[Self], visible: &[u8], to: &mut [f64]) {
+        for ((to, x), visible) in to.iter_mut().zip(from).zip(visible) {
+            *to = if *visible == 0 { f64::NEG_INFINITY } else { *x };
+        }
+    }
     fn narrow(from: &[f64], to: &mut [Self]) {
         to.copy_from_slice(from);
     }
@@ -142,11 +164,20 @@ impl sealed::Sealed for f64 {
     fn softmax_of_made(_: Made<'_, f64>, _: f64, _: bool, _: &mut Scratch) -> bool {
         false
     }
+    fn filler() -> Option<Filler<f64, f64>> {
+        None
+    }
+    fn softmax_of_filled(_: FilledRows<'_, f64>, _: f64, _: bool, _: &mut Scratch) -> bool {
+        false
+    }
     fn softmax_times(x: &[Self], out: &mut [Self], axis: Axis, scale: f64, upstream: &[f64], visit: Option<Visit<'_>>) {
         double::softmax(isa(), Buffers::Into { from: x, to: out }, axis, (scale, false), Some(upstream), visit);
     }
     fn states(x: &[Self], axis: Axis, scale: f64, visit: Visit<'_>) {
         double::states(isa(), x, axis, scale, visit);
+    }
+    fn states_of_panel(_: Panel<'_, f64>, _: &mut Scratch, _: Visit<'_>) -> bool {
+        false
     }
     fn backward(y: &[Self], buffers: Buffers<'_, Self>, axis: Axis, scale: f64, log: bool) {
         double::backward(isa(), y, buffers, axis, scale, log);

@@ -7,14 +7,18 @@
 
 use super::axis::Axis;
 use super::axis_loop::{is_large, visit_units, worth};
-use super::block::{Block, Lay, softmax_block};
+use super::block::{Block, Lay, softmax_block, states_of_block};
+use super::chains::hide;
+use super::chosen_level::isa;
 use super::column::NextBlock;
 use super::copies::{TILE, gather, scatter};
+use super::filled_rows;
 use super::lines::{LinePanel, Lines};
 use super::scratch::Scratch;
-use super::sealed::{Made, Sealed};
-use super::shared::{Counter, PanelMut};
+use super::sealed::{FilledRows, Made, Sealed};
+use super::shared::{Counter, Panel, PanelMut};
 use crate::simd::LINE;
+use crate::tensor::matrix::Matrix;
 use crate::tensor::strided::{Strided, StridedMut};
 use crate::threads::workers;
 use std::sync::{Mutex, PoisonError};
@@ -26,7 +30,8 @@ const BLOCK: usize = 1 << 14;
 /// block of long columns should stay in the second cache.
 const COLUMNS: (usize, usize) = (1 << 10, 64);
 
-/// Bytes of a row of a block of columns, where the output is larger than a cache: see `panel_lines` of `axis_loop.rs`.
+/// Bytes of a row of a block of columns, where the output is larger than a cache, or columns are read where they lie: see
+/// `panel_lines` of `axis_loop.rs`.
 const RUN_BYTES: usize = 1 << 10;
 
 /// Pieces for each worker: see `CLAIMS_PER_WORKER` of `axis_loop.rs`.
@@ -37,27 +42,65 @@ const PIECES_PER_WORKER: usize = 8;
 pub(super) enum Compute<'a, R> {
     /// It reads the numbers, which are the input itself where that is possible.
     Read(&'a (dyn Fn(Block, &[R]) + Sync)),
+    /// It gets the states of the lines at scale 1.
+    States(&'a (dyn Fn(Block, Vec<(f64, f64)>) + Sync)),
     /// What it leaves in the numbers is written to the output.
     Write(&'a (dyn Fn(Block, &mut [R]) + Sync)),
     /// The softmax of what it leaves in the numbers is written to the output.
     Softmax(&'a SoftmaxOf<'a, R>),
 }
 
-/// Softmax, or log_softmax, of elements that are changed first.
+/// Softmax, or log_softmax, of the elements that a mask shows.
 pub(super) struct SoftmaxOf<'a, R> {
-    /// Changes rows of the block's numbers, from this one on.
-    pub(super) change: &'a (dyn Fn(Block, usize, &mut [R]) + Sync),
+    pub(super) mask: Option<Strided<'a, u8, 4>>,
     pub(super) scale: R,
     pub(super) log: bool,
+}
+
+/// Applies a mask to rows of the numbers of a block, from `first` on.
+pub(super) fn hide_in_block<R: Sealed>(
+    mask: Option<&Strided<'_, u8, 4>>,
+    block: Block,
+    first: usize,
+    numbers: &mut [R],
+) {
+    let Some(mask) = mask.map(|mask| block.of(mask)) else { return };
+    let rows = numbers.len() / mask.cols();
+    hide(isa(), numbers, mask.slice_rows(first..first + rows));
+}
+
+/// Copies some rows of a block, from `first` on, and hides what its mask does not show.
+fn gather_visible<T: Sealed>(
+    from: Matrix<'_, T>,
+    softmax: &SoftmaxOf<'_, T::Real>,
+    block: Block,
+    first: usize,
+    numbers: &mut [T::Real],
+    memory: &mut Vec<T>,
+) {
+    if let Some(mask) = softmax.mask.as_ref().map(|mask| block.of(mask))
+        && from.has_contiguous_rows()
+        && mask.has_contiguous_rows()
+    {
+        for (n, to) in numbers.chunks_exact_mut(from.cols()).enumerate() {
+            if let (Some(from), Some(visible)) = (from.row(n).as_slice(), mask.row(first + n).as_slice()) {
+                T::widen_visible(from, visible, to);
+            }
+        }
+        return;
+    }
+    gather(from, numbers, memory);
+    hide_in_block(softmax.mask.as_ref(), block, first, numbers);
 }
 
 impl<R: Sealed<Real = R>> Compute<'_, R> {
     fn run(self, block: Block, numbers: &mut [R]) {
         match self {
             Compute::Read(compute) => compute(block, numbers),
+            Compute::States(compute) => compute(block, states_of_block(block, numbers, R::real(1.0))),
             Compute::Write(compute) => compute(block, numbers),
             Compute::Softmax(softmax) => {
-                (softmax.change)(block, 0, numbers);
+                hide_in_block(softmax.mask.as_ref(), block, 0, numbers);
                 softmax_block(block, numbers, softmax.scale, softmax.log);
             }
         }
@@ -179,7 +222,7 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
     }
 
     fn compute(mut self, compute: Compute<'_, T::Real>) {
-        let ([n0, n1, n2, _], step) = (self.tensors.shape(), self.lines_of_block());
+        let ([n0, n1, n2, _], step) = (self.tensors.shape(), self.lines_of_block(compute));
         // A single column would be a row.
         let spare = if self.lay == Lay::Columns { 1 } else { 0 };
         let mut memory =
@@ -201,12 +244,15 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
     }
 
     /// Lines of a block.
-    fn lines_of_block(&self) -> usize {
+    fn lines_of_block(&self, compute: Compute<'_, T::Real>) -> usize {
         let [.., lines, len] = self.tensors.shape();
         let fit = BLOCK / len.max(1);
         let step = match (self.lay, &self.tensors) {
             (Lay::Columns, Tensors::Into { out, .. }) if self.large && out.as_ref().strides()[2] == 1 => {
                 RUN_BYTES / size_of::<O>()
+            }
+            (Lay::Columns, Tensors::Read(x)) if matches!(compute, Compute::States(_)) && x.strides()[2] == 1 => {
+                RUN_BYTES / size_of::<T>()
             }
             (Lay::Columns, _) => fit.clamp(COLUMNS.1, COLUMNS.0),
             (Lay::Rows, Tensors::Read(x) | Tensors::Into { x, .. }) if x.matrix(0, 0).has_contiguous_rows() => {
@@ -253,16 +299,63 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
         let mut out = out.reborrow().narrow(2, i2..i2 + part.count).permuted(part.lay.axes());
         let Some(out) = PanelMut::of_tensor(&mut out, [i0, i1]) else { return false };
         let (elements, Memory { elements: copies, scratch, .. }) = (part.of(x), memory);
+        let mask = softmax.mask.as_ref().map(|mask| block.of(mask));
         let mut make = |rows: LinePanel, numbers: &mut [T::Real]| {
-            gather(elements.slice_rows(rows.first..rows.first + rows.len), numbers, copies);
-            (softmax.change)(block, rows.first, numbers);
+            let from = elements.slice_rows(rows.first..rows.first + rows.len);
+            gather_visible(from, softmax, block, rows.first, numbers, copies);
             let stride = elements.row_stride().wrapping_mul(size_of::<T>() as isize);
             let next = elements.as_ptr().wrapping_byte_offset(stride.wrapping_mul((rows.first + rows.len) as isize));
             // A row whose elements are not neighbours has no address range to prefetch.
-            NextBlock::new(next, stride, if elements.has_contiguous_rows() { part.count } else { 0 })
+            let next = NextBlock::new(next, stride, if elements.has_contiguous_rows() { part.count } else { 0 });
+            match mask.filter(|mask| mask.has_contiguous_rows() && elements.has_contiguous_rows()) {
+                Some(mask) => {
+                    let row = (rows.first + rows.len) as isize;
+                    let at = mask.as_ptr().wrapping_offset(mask.row_stride().wrapping_mul(row));
+                    next.with_mask(at, mask.row_stride(), part.count)
+                }
+                None => next,
+            }
         };
         let panel = LinePanel { first: 0, len: elements.rows(), width: part.count, head };
         O::softmax_of_made(Made { panel, make: &mut make, out, stream }, softmax.scale, softmax.log, scratch)
+    }
+
+    /// Computes rows that are read and masked in one pass; false, and nothing is done, if the type, the length, the mask or the strides
+    /// do not allow it.
+    fn softmax_of_rows(
+        &mut self,
+        part: Block,
+        block: Block,
+        softmax: &SoftmaxOf<'_, T::Real>,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let (stream, [.., len]) = (self.large, self.tensors.shape());
+        let (Tensors::Into { x, out }, Some(fill)) = (&mut self.tensors, T::filler()) else { return false };
+        let ([i0, i1, i2], elements) = (part.first, part.of(x));
+        let mask = softmax.mask.as_ref().map(|mask| block.of(mask));
+        let out = out.reborrow().narrow(2, i2..i2 + part.count);
+        let neighbours = elements.has_contiguous_rows()
+            && mask.is_none_or(|mask| mask.has_contiguous_rows())
+            && out.as_ref().matrix(i0, i1).has_contiguous_rows();
+        if !neighbours || !filled_rows::fits(len) {
+            return false;
+        }
+        let stride = elements.row_stride().wrapping_mul(size_of::<T>() as isize);
+        let mut fill = |row: usize, tile: &mut [T::Real]| {
+            let x = elements.row(row).as_slice().unwrap_or_default();
+            let visible = mask.map(|mask| mask.row(row).as_slice().unwrap_or_default());
+            (fill(x, visible, tile, softmax.scale), x.as_ptr().cast::<u8>().wrapping_offset(stride))
+        };
+        let rows = FilledRows { fill: &mut fill, out, at: [i0, i1], stream };
+        O::softmax_of_filled(rows, softmax.scale, softmax.log, scratch)
+    }
+
+    /// The states of columns that are read where they lie; `None` if the type or the input does not allow it.
+    fn states_of_columns(&self, part: Block, scratch: &mut Scratch) -> Option<Vec<(f64, f64)>> {
+        let Tensors::Read(x) = &self.tensors else { return None };
+        let mut states = vec![(0.0, 0.0); part.count];
+        let mut visit = |line: usize, max, sum| states[line] = (max, sum);
+        T::states_of_panel(Panel::of_matrix(part.of(x))?, scratch, &mut visit).then_some(states)
     }
 
     /// Computes a block, which is `part` of the piece.
@@ -273,10 +366,19 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
         compute: Compute<'_, T::Real>,
         memory: &mut Memory<T, O, T::Real>,
     ) {
-        if let (Compute::Softmax(softmax), Lay::Columns) = (compute, part.lay)
-            && self.softmax_of_columns(part, block, softmax, memory)
+        if let Compute::Softmax(softmax) = compute {
+            let done = match part.lay {
+                Lay::Rows => self.softmax_of_rows(part, block, softmax, &mut memory.scratch),
+                Lay::Columns => self.softmax_of_columns(part, block, softmax, memory),
+            };
+            if done {
+                return;
+            }
+        }
+        if let (Compute::States(compute), Lay::Columns) = (compute, part.lay)
+            && let Some(states) = self.states_of_columns(part, &mut memory.scratch)
         {
-            return;
+            return compute(block, states);
         }
         let ([i0, i1, _], len) = (part.first, self.tensors.shape()[3]);
         let Memory { numbers, elements, out: out_elements, .. } = memory;

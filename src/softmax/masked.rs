@@ -3,11 +3,11 @@
 
 use super::axis::{Axis, axis_number, same_len};
 use super::block::{Block, Lay, Order, softmax_block, states_of_block};
-use super::chains::{hide, larger_scores, largest_score, score, subtract, subtract_each};
+use super::chains::{larger_scores, largest_score, score, subtract, subtract_each};
 use super::chosen_level::isa;
 use super::convert;
 use super::forward_calls::{check_scale, log_sum_exp};
-use super::gathered::{Compute, SoftmaxOf, Tensors, for_each_block};
+use super::gathered::{Compute, SoftmaxOf, Tensors, for_each_block, hide_in_block};
 use super::number::Number;
 use super::sealed::Sealed;
 use crate::element::{Element, map_elements, with_elements};
@@ -301,8 +301,7 @@ impl<T: Sealed> MaskedLines<'_, T> {
             };
             return for_each_block(tensors, self.lay, Compute::Write(&compute));
         }
-        let hide = |block: Block, first: usize, numbers: &mut [T::Real]| self.hide(block, first, numbers);
-        let softmax = SoftmaxOf { change: &hide, scale: self.scale, log };
+        let softmax = SoftmaxOf { mask: self.mask, scale: self.scale, log };
         for_each_block(tensors, self.lay, Compute::Softmax(&softmax))
     }
 
@@ -311,21 +310,13 @@ impl<T: Sealed> MaskedLines<'_, T> {
         if self.bias.is_some() { T::real(1.0) } else { self.scale }
     }
 
-    /// Applies the mask to rows of the numbers of a block, from `first` on.
-    fn hide(&self, block: Block, first: usize, numbers: &mut [T::Real]) {
-        let Some(mask) = &self.mask else { return };
-        let mask = block.of(mask);
-        let rows = numbers.len() / mask.cols();
-        hide(isa(), numbers, mask.slice_rows(first..first + rows));
-    }
-
     /// Applies mask and bias to the numbers of a block. With a bias, they are then score - max, and the result has the max of each
     /// line.
     fn apply(&self, block: Block, numbers: &mut [T::Real]) -> Vec<f64> {
         if numbers.is_empty() {
             return vec![0.0; block.count];
         }
-        self.hide(block, 0, numbers);
+        hide_in_block(self.mask.as_ref(), block, 0, numbers);
         let scale = T::real_to_f64(self.scale);
         match (&self.bias, block.lay) {
             (None, _) => vec![0.0; block.count],

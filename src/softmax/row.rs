@@ -26,9 +26,10 @@
 
 use super::buffers::{Buffers, Stored};
 use super::line_states::SMALL;
+use super::register_rows::{self, RegisterRows};
 use super::row_state::RowState;
 use super::scale::{Formula, One, Scale, Scaling, with_formula};
-use super::short_rows::{self, SHORT, ShortRows};
+use super::short_rows::{self, PAIR, SHORT, ShortRows};
 use crate::element::Element;
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
 use crate::simd::{Kernel, LINE, MAX_LANES, Part, Simd, Streaming};
@@ -39,9 +40,6 @@ pub(super) const ROW_TILE: usize = 16 * 1024;
 
 /// Vectors side by side in `fill`.
 const WIDE: usize = 4;
-
-/// Vectors side by side in `exp_tile`.
-pub(super) const PAIR: usize = 2;
 
 /// Additions in a chain before the partial sum is added to the total. The error grows with the longest chain.
 pub(super) const RUN: usize = 64;
@@ -65,11 +63,11 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Rows that are computed together, of `count`.
-    fn group(self, count: usize) -> usize {
+    /// Rows that are computed together, of `count`: a multiple of `unit` if there are enough.
+    fn group(self, count: usize, unit: usize) -> usize {
         // Columns of rows of less than a vector are padded.
         let len = self.len.max(8);
-        let most = if len <= GROUPED { (GROUP_TILE / len).next_multiple_of(MAX_LANES) } else { 1 };
+        let most = if len <= GROUPED { (GROUP_TILE / len).next_multiple_of(unit) } else { 1 };
         most.min(count)
     }
 
@@ -80,19 +78,28 @@ impl Rows<'_> {
             ..=MAX_KEPT => self.len,
             _ => ROW_TILE,
         };
-        self.scratch_with::<S>(count, tile)
+        if self.in_registers::<S, T>() {
+            return Self::scratch_with(self.group(count, register_rows::STEP), tile);
+        }
+        let group = self.group(count, MAX_LANES);
+        let blocks = if self.len > GROUPED { self.len.div_ceil(ROW_TILE) } else { 0 };
+        Self::scratch_with(group, tile) + blocks + self.columns::<S>(group)
     }
 
     /// Numbers of the scratch memory of [`states`].
     pub(super) fn scratch_of_states<S: Simd>(self, count: usize) -> usize {
-        self.scratch_with::<S>(count, self.len.min(ROW_TILE))
+        let group = self.group(count, MAX_LANES);
+        Self::scratch_with(group, self.len.min(ROW_TILE)) + self.columns::<S>(group)
     }
 
-    fn scratch_with<S: Simd>(self, count: usize, tile: usize) -> usize {
-        let group = self.group(count);
-        let states = if group > 1 { 2 * group } else { 0 };
-        let blocks = if self.len > GROUPED { self.len.div_ceil(ROW_TILE) } else { 0 };
-        states + blocks + self.columns::<S>(group) + group * tile
+    /// Whether `register_rows` computes them.
+    fn in_registers<S: Simd, T: Stored>(self) -> bool {
+        register_rows::fits::<S, T>(self.len, self.formula, self.upstream)
+    }
+
+    /// Numbers for the states and the tiles of a group.
+    fn scratch_with(group: usize, tile: usize) -> usize {
+        if group > 1 { group * (2 + tile) } else { tile }
     }
 
     /// Numbers for the columns of a group; 0 if its rows are not transposed.
@@ -113,7 +120,8 @@ pub(super) fn softmax<S: Simd, T: Stored>(
 ) {
     let Rows { len, formula, upstream } = rows;
     let count = buffers.input().len() / len;
-    let group = rows.group(count);
+    let in_registers = rows.in_registers::<S, T>();
+    let group = rows.group(count, if in_registers { register_rows::STEP } else { MAX_LANES });
     // The output of f32 can be the tile.
     let direct = T::IS_F32 && stream.is_none();
     for first in (0..count).step_by(group) {
@@ -125,20 +133,32 @@ pub(super) fn softmax<S: Simd, T: Stored>(
             continue;
         }
         let mut one = [0.0; 2];
-        let (columns, rest) = scratch.split_at_mut(rows.columns::<S>(range.len() / len));
+        let columns = if in_registers { 0 } else { rows.columns::<S>(range.len() / len) };
+        let (columns, rest) = scratch.split_at_mut(columns);
         let (tile, rest) = rest.split_at_mut(if direct { 0 } else { range.len() });
         let (maxima, sums) = states_of(range.len() / len, &mut one, rest);
         let states = [&mut *maxima, &mut *sums];
+        if in_registers {
+            let scale = formula.scale;
+            if direct && let Some((x, out)) = f32_rows(buffers, range.clone()) {
+                register_rows::softmax(simd, RegisterRows { x, out, len, states, scale });
+            } else {
+                let x = Some(&buffers.input()[range.clone()]);
+                register_rows::softmax(simd, RegisterRows { x, out: &mut *tile, len, states, scale });
+                simd.call(Write { tile, out: &mut buffers.output()[range], norm: 1.0, log: false, stream });
+            }
+            visit_rows(first, maxima, sums, &mut visit);
+            continue;
+        }
+        let group = Group { len, columns, states, upstream, finish: true };
         if direct && let Some((x, out)) = f32_rows(buffers, range.clone()) {
-            group_softmax(simd, x, out, Group { len, columns, states, upstream, finish: true }, formula);
+            group_softmax(simd, x, out, group, formula);
         } else {
             let x = as_f32(simd, &buffers.input()[range.clone()], tile);
-            group_softmax(simd, x, tile, Group { len, columns, states, upstream, finish: true }, formula);
+            group_softmax(simd, x, tile, group, formula);
             simd.call(Write { tile, out: &mut buffers.output()[range], norm: 1.0, log: false, stream });
         }
-        for (row, (&max, &sum)) in maxima.iter().zip(&*sums).enumerate() {
-            visit(first + row, RowState { max, sum });
-        }
+        visit_rows(first, maxima, sums, &mut visit);
     }
 }
 
@@ -153,7 +173,7 @@ pub(super) fn states<S: Simd, T: Stored>(
 ) {
     let Rows { len, formula, .. } = rows;
     let count = x.len() / len;
-    let group = rows.group(count);
+    let group = rows.group(count, MAX_LANES);
     for first in (0..count).step_by(group) {
         let x = &x[first * len..(first + group).min(count) * len];
         if len > GROUPED {
@@ -169,11 +189,18 @@ pub(super) fn states<S: Simd, T: Stored>(
         let (tile, rest) = rest.split_at_mut(x.len());
         let (maxima, sums) = states_of(x.len() / len, &mut one, rest);
         let states = [&mut *maxima, &mut *sums];
+        let group = Group { len, columns, states, upstream: None, finish: false };
         let x = as_f32(simd, x, tile);
-        group_softmax(simd, x, tile, Group { len, columns, states, upstream: None, finish: false }, formula);
-        for (row, (&max, &sum)) in maxima.iter().zip(&*sums).enumerate() {
-            visit(first + row, RowState { max, sum });
-        }
+        group_softmax(simd, x, tile, group, formula);
+        visit_rows(first, maxima, sums, &mut visit);
+    }
+}
+
+/// Hands over the states of rows from `first` on.
+#[inline(always)]
+fn visit_rows(first: usize, maxima: &[f32], sums: &[f32], visit: &mut impl FnMut(usize, RowState)) {
+    for (row, (&max, &sum)) in maxima.iter().zip(sums).enumerate() {
+        visit(first + row, RowState { max, sum });
     }
 }
 
@@ -239,6 +266,24 @@ fn blocks<S: Simd, T: Stored>(
         simd.call(Write { tile: part, out, norm, log: formula.log, stream });
     }
     state
+}
+
+/// Softmax of a row of no more than [`ROW_TILE`] elements, after [`Fill`] or [`FillVisible`]. Prefetches `tile.len()` elements from `next`.
+#[inline(always)]
+pub(super) fn softmax_of_filled<S: Simd, T: Element>(
+    simd: S,
+    (tile, max): (&mut [f32], f32),
+    next: *const T,
+    out: &mut [T],
+    formula: Formula,
+    stream: Option<&Streaming<S>>,
+) {
+    let sum = with_formula!(formula, |scale: C, LOG| {
+        simd.call(ExpTile::<T, C, LOG> { tile: &mut *tile, max, scale, next })
+    });
+    let state = RowState { max, sum };
+    let norm = if formula.log { state.log_sum() } else { norm_of(state) };
+    simd.call(Write { tile, out, norm, log: formula.log, stream });
 }
 
 /// Where the exponentials of a block are.
@@ -415,10 +460,10 @@ impl<T, C: Scaling, const LOG: bool> Kernel for ExpTile<'_, T, C, LOG> {
 }
 
 /// [`fill`] as a part.
-struct Fill<'a, T> {
-    x: &'a [T],
-    tile: &'a mut [f32],
-    scale: Scale,
+pub(super) struct Fill<'a, T> {
+    pub(super) x: &'a [T],
+    pub(super) tile: &'a mut [f32],
+    pub(super) scale: Scale,
 }
 
 impl<T: Element> Kernel for Fill<'_, T> {
@@ -427,6 +472,53 @@ impl<T: Element> Kernel for Fill<'_, T> {
     fn run<S: Simd>(self, simd: S) -> f32 {
         let Self { x, tile, scale } = self;
         if scale.factor == 1.0 { fill(simd, x, tile, One) } else { fill(simd, x, tile, scale) }
+    }
+}
+
+/// [`Fill`] of a row of which only some elements are visible: bytes other than 0. The others are -inf.
+pub(super) struct FillVisible<'a, T> {
+    pub(super) x: &'a [T],
+    pub(super) visible: &'a [u8],
+    pub(super) tile: &'a mut [f32],
+    pub(super) scale: Scale,
+}
+
+impl<T: Element> Kernel for FillVisible<'_, T> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let scale = self.scale;
+        if scale.factor == 1.0 { self.run_with(simd, One) } else { self.run_with(simd, scale) }
+    }
+}
+
+impl<T: Element> FillVisible<'_, T> {
+    #[inline(always)]
+    fn run_with<S: Simd, C: Scaling>(self, simd: S, scale: C) -> f32 {
+        let Self { x, visible, tile, .. } = self;
+        // The next row of a dense mask.
+        let (step, ahead) = (WIDE * S::LANES, visible.len());
+        let hidden = simd.splat(f32::NEG_INFINITY);
+        let mut max = [hidden; WIDE];
+        let (mut from, mut sees) = (x.chunks_exact(step), visible.chunks_exact(step));
+        let mut to = tile.chunks_exact_mut(step);
+        for ((x, visible), tile) in from.by_ref().zip(sees.by_ref()).zip(to.by_ref()) {
+            simd.prefetch_elements(visible.as_ptr().wrapping_add(ahead), step);
+            for i in 0..WIDE {
+                let y = scale.apply_factor(simd, simd.load_elements(&x[i * S::LANES..]));
+                let y = simd.select(simd.load_mask_slice(&visible[i * S::LANES..]), y, hidden);
+                simd.store_slice(&mut tile[i * S::LANES..], y);
+                max[i] = simd.max(y, max[i]);
+            }
+        }
+        let rest = from.remainder().chunks(S::LANES).zip(sees.remainder().chunks(S::LANES));
+        for ((x, visible), tile) in rest.zip(to.into_remainder().chunks_mut(S::LANES)) {
+            let y = scale.apply_factor(simd, simd.load_elements_part(x, f32::NEG_INFINITY));
+            let y = simd.select(simd.load_mask_part(visible), y, hidden);
+            simd.store_part(tile, y);
+            max[0] = simd.max(y, max[0]);
+        }
+        simd.max_lane(simd.max(simd.max(max[0], max[1]), simd.max(max[2], max[3])))
     }
 }
 

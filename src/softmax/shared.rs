@@ -5,6 +5,7 @@
 
 use super::buffers::Buffers;
 use super::lines::{LinePanel, Lines, PanelPlace};
+use crate::tensor::matrix::Matrix;
 use crate::tensor::strided::StridedMut;
 use crate::threads::Claims;
 use std::marker::PhantomData;
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A panel that is read: `len` rows of `width` elements, `stride` elements apart.
 ///
 /// Invariant: for `'a`, these elements may be read, and nothing writes them.
-pub(super) struct Panel<'a, T> {
+pub struct Panel<'a, T> {
     origin: *const T,
     stride: usize,
     len: usize,
@@ -43,6 +44,13 @@ impl<'a, T> Panel<'a, T> {
         Panel { origin: x.as_ptr().wrapping_add(first), stride, len, width, elements: PhantomData }
     }
 
+    /// `None` if the elements of a row are not neighbours, or the rows go backwards.
+    pub(super) fn of_matrix(x: Matrix<'a, T>) -> Option<Self> {
+        let stride = usize::try_from(x.row_stride()).ok().filter(|_| x.has_contiguous_rows())?;
+        // The invariant: a matrix may be read for 'a.
+        Some(Panel { origin: x.as_ptr(), stride, len: x.rows(), width: x.cols(), elements: PhantomData })
+    }
+
     /// One line of neighbouring elements.
     pub(super) fn line(x: &'a [T]) -> Self {
         Panel { origin: x.as_ptr(), stride: 1, len: x.len(), width: 1, elements: PhantomData }
@@ -68,6 +76,11 @@ impl<'a, T> Panel<'a, T> {
     /// Elements between two rows.
     pub(super) fn stride(self) -> usize {
         self.stride
+    }
+
+    /// All of its lines.
+    pub(super) fn all(self) -> LinePanel {
+        LinePanel { first: 0, len: self.len, width: self.width, head: 0 }
     }
 
     /// The number of rows.

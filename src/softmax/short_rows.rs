@@ -16,6 +16,9 @@ use crate::simd::{Kernel, MAX_LANES, Simd};
 /// The longest row that is transposed. It is shorter than a run of additions in `exp_tile` of `row.rs`.
 pub(super) const SHORT: usize = 128;
 
+/// Vectors side by side in `exp_tile` of `row.rs`, each with a sum of its own.
+pub(super) const PAIR: usize = 2;
+
 /// Elements of `LANES` rows, transposed into columns.
 fn group_len<S: Simd>(len: usize) -> usize {
     len.next_multiple_of(S::LANES) * S::LANES

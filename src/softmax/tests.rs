@@ -111,7 +111,7 @@ fn forward_functions() {
     });
 }
 
-/// Rows that are transposed have the bits of a row alone, in any group, in place or not, and with states handed out.
+/// Short rows have the bits of a row alone, in any group, in place or not, transposed or in registers, and with states handed out.
 #[test]
 fn short_rows() {
     fn check<T: Number<Real = f32> + PartialEq>(from: fn(f32) -> T, case: &str) {
@@ -125,6 +125,9 @@ fn short_rows() {
                 let x: Vec<T> = x.iter().map(|&x| from(x)).collect();
                 let (mut y, mut log, mut lse) = (x.clone(), x.clone(), vec![from(0.0); rows]);
                 softmax_into(&x, &mut y, axis, scale).unwrap();
+                let mut in_place = x.clone();
+                softmax_in_place(&mut in_place, axis, scale).unwrap();
+                assert!(in_place == y, "{case} {len} in place");
                 log_softmax_in_place(&mut log, axis, scale).unwrap();
                 logsumexp_into(&x, &mut lse, axis, scale).unwrap();
                 let upstream: Vec<T> = (0..rows).map(|row| from([1.0, -3e-5, 1e-33, 100.0][row % 4])).collect();
@@ -140,7 +143,11 @@ fn short_rows() {
                     assert_eq!(log[at.clone()], alone, "log_softmax {case}");
                     assert_eq!(lse[row], logsumexp(x, scale).unwrap(), "logsumexp {case}");
                     logsumexp_backward_into(x, &upstream[row..=row], &mut alone, Axis::row(len), scale).unwrap();
-                    assert_eq!(dx[at], alone, "gradient {case}");
+                    assert_eq!(dx[at.clone()], alone, "gradient {case}");
+                    // With an upstream gradient, rows are transposed at every level.
+                    if upstream[row] == from(1.0) && scale == 1.0 {
+                        assert_eq!(dx[at.clone()], y[at], "in registers and transposed {case}");
+                    }
                 }
             }
         }

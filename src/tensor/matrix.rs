@@ -137,6 +137,13 @@ impl<'a, T: Copy> Row<'a, T> {
         Row { origin, len: range.len(), ..*self }
     }
 
+    /// Element `k`; `None` past the end.
+    #[inline]
+    pub(crate) fn get(&self, k: usize) -> Option<T> {
+        // SAFETY: k is below `len`, so by the invariant the element is readable for 'a.
+        (k < self.len).then(|| unsafe { *self.origin.wrapping_offset((k as isize).wrapping_mul(self.stride)) })
+    }
+
     /// The row as a slice, if its elements are contiguous.
     #[inline]
     pub(crate) fn as_slice(&self) -> Option<&'a [T]> {
