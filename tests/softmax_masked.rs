@@ -364,6 +364,32 @@ fn every_type_and_length() {
     check_type::<f32, f32>([1, 20_000, 1, 2], 8);
 }
 
+/// Scales of both signs, whose factors are applied at different places, along rows of every way to compute them.
+#[test]
+fn scales_at_every_length() {
+    fn check<T: Tried, O: Number<Real = T::Real> + Tried>(len: usize, scale: f64) {
+        let mut rng = Rng(len as u64);
+        let mut case = std::iter::repeat_with(|| Case::<T>::random([1, 1, 2, len], 3, &mut rng))
+            .find(|case| case.bias.is_none())
+            .unwrap();
+        case.scale = scale;
+        let dense = case.run::<O>(&mut Layout::dense);
+        case.check(&dense, if size_of::<T::Real>() == 8 { U64 } else { U32 });
+        case.check_bits(&dense);
+        let ([y, log, _], in_place) = (case.run::<T>(&mut Layout::dense), case.run_in_place(&mut Layout::dense));
+        for (a, b) in in_place.iter().flatten().zip(y.iter().chain(&log)) {
+            assert_eq!(a.wide().to_bits(), b.wide().to_bits(), "{len} elements, scale {scale}: in place, other bits");
+        }
+    }
+    for len in [2, 5, 100, 128, 129, 1000, 16384, 16385] {
+        for scale in [-0.5, -0.3, 0.5, -1.0, 1.0, -2.0, 1e-35, -1e-35] {
+            check::<f32, f32>(len, scale);
+            check::<f16, bf16>(len, scale);
+            check::<f64, f64>(len, scale);
+        }
+    }
+}
+
 /// (softmax, log_softmax, logsumexp) of three elements: alone, and beside another line, which must be the same.
 fn of_three<T: Tried>(x: [T; 3], scale: f64, visible: [bool; 3], bias: [f32; 3]) -> ([T; 3], [T; 3], T) {
     let of_line = |lines: usize| {

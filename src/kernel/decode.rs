@@ -531,9 +531,9 @@ struct RowQueries<'t> {
     in_lanes: bool,
 }
 
-/// The fewest rows that lie in lanes. From there on, lanes are as fast as the loops for few rows, or faster. With 24 / 28 / 32 / 48 rows
-/// they take 1.03 to 1.25 / 0.97 to 1.09 / 0.90 to 0.99 / 0.91 to 0.96 of the time (AVX-512, Zen 4), and with AVX2 1.05 / 1.13 / 1.04 /
-/// 0.99 on average. Tasks of one sequence have fewer rows.
+/// The fewest rows that lie in lanes. With 24 / 28 / 32 / 48 rows, lanes take 1.03 to 1.25 / 0.97 to 1.09 / 0.90 to 0.99 / 0.91 to 0.96
+/// of the time of the loops for few rows (AVX-512, Zen 4), and with AVX2 1.05 / 1.13 / 1.04 / 0.99 on average. With 33 to 47 rows, a vector
+/// is partly empty, and they take up to 1.13. Tasks of one sequence have fewer rows.
 const LANE_ROWS: usize = 32;
 
 /// Whether the rows of a task lie in lanes when their scores are formed: many rows, of whole vectors.

@@ -222,7 +222,7 @@ impl NextBlock {
         Self { row: row.cast(), column: 0, stride, width: width * size_of::<T>(), mask: None }
     }
 
-    /// Also rows of a mask of `width` bytes, one after each row.
+    /// With rows of a mask, `width` bytes each: one is prefetched with each row of elements.
     pub(super) fn with_mask(self, row: *const u8, stride: isize, width: usize) -> Self {
         Self { mask: Some(MaskRow { row, stride, width }), ..self }
     }

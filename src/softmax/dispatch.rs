@@ -72,7 +72,9 @@ macro_rules! through_f32 {
                 true
             }
             fn filler() -> Option<Filler<Self, f32>> {
-                Some(|x, visible, tile, scale| filled_rows::fill(isa(), x, visible, tile, scale))
+                Some(|x, visible, tile, (scale, log)| {
+                    filled_rows::fill(isa(), x, visible, tile, Formula::new(scale, log))
+                })
             }
             fn softmax_of_filled(rows: FilledRows<'_, Self>, scale: f32, log: bool, scratch: &mut Scratch) -> bool {
                 filled_rows::softmax(isa(), rows, Formula::new(scale, log), scratch);

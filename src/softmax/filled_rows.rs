@@ -1,4 +1,4 @@
-//! Rows that something else reads, such as rows with a mask: it fills a tile, and the passes of `row.rs` compute it.
+//! Rows with a mask: it is applied while a row is copied to the tile, which the passes of `row.rs` then compute.
 #![forbid(unsafe_code)]
 
 use super::buffers::Stored;
@@ -15,8 +15,8 @@ pub(super) fn fits(len: usize) -> bool {
 }
 
 /// [`Filler`](super::sealed::Filler) for the types whose arithmetic is f32.
-pub(super) fn fill<T: Stored>(isa: Isa, x: &[T], visible: Option<&[u8]>, tile: &mut [f32], scale: f32) -> f32 {
-    let scale = Formula::new(scale, false).scale;
+pub(super) fn fill<T: Stored>(isa: Isa, x: &[T], visible: Option<&[u8]>, tile: &mut [f32], formula: Formula) -> f32 {
+    let scale = formula.scale;
     match visible {
         Some(visible) => isa.run(row::FillVisible { x, visible, tile, scale }),
         None => isa.run(row::Fill { x, tile, scale }),

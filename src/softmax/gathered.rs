@@ -344,7 +344,7 @@ impl<T: Sealed, O: Sealed<Real = T::Real>> Piece<'_, T, O> {
         let mut fill = |row: usize, tile: &mut [T::Real]| {
             let x = elements.row(row).as_slice().unwrap_or_default();
             let visible = mask.map(|mask| mask.row(row).as_slice().unwrap_or_default());
-            (fill(x, visible, tile, softmax.scale), x.as_ptr().cast::<u8>().wrapping_offset(stride))
+            (fill(x, visible, tile, (softmax.scale, softmax.log)), x.as_ptr().cast::<u8>().wrapping_offset(stride))
         };
         let rows = FilledRows { fill: &mut fill, out, at: [i0, i1], stream };
         O::softmax_of_filled(rows, softmax.scale, softmax.log, scratch)

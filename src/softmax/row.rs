@@ -21,7 +21,8 @@
 //! 7. Each of these passes is a [`Part`], compiled only for what it depends on: `exp_tile` for the formula, the others for the element type.
 //!    Neighbouring rows of f32 that are no longer than a block are one `Part`, because calls matter for short rows.
 //! 8. Short rows share a tile, so that what depends on the element type is done for many rows at once, and so that whole cache lines
-//!    are written past the caches. Rows of up to [`SHORT`] elements are transposed (`short_rows.rs`).
+//!    are written past the caches. Rows of up to [`SHORT`] elements are computed in registers where a level has enough
+//!    of them (`register_rows.rs`), and transposed elsewhere (`short_rows.rs`).
 #![forbid(unsafe_code)]
 
 use super::buffers::{Buffers, Stored};
@@ -496,6 +497,7 @@ impl<T: Element> FillVisible<'_, T> {
     #[inline(always)]
     fn run_with<S: Simd, C: Scaling>(self, simd: S, scale: C) -> f32 {
         let Self { x, visible, tile, .. } = self;
+        assert!(x.len() == tile.len() && visible.len() == tile.len());
         // The next row of a dense mask.
         let (step, ahead) = (WIDE * S::LANES, visible.len());
         let hidden = simd.splat(f32::NEG_INFINITY);

@@ -25,8 +25,9 @@ pub struct Made<'a, T: Sealed> {
 /// Writes a row to a tile, times the factor of the scale. The results are its maximum and the address of the row after it, for prefetching.
 pub(super) type FillRow<'a, R> = &'a mut dyn FnMut(usize, &mut [R]) -> (R, *const u8);
 
-/// [`FillRow`] for one row of a type, of which the elements that are not visible become -inf.
-pub(super) type Filler<T, R> = fn(x: &[T], visible: Option<&[u8]>, tile: &mut [R], scale: R) -> R;
+/// [`FillRow`] for one row of a type, of which the elements that are not visible become -inf. The scale and whether logarithms are
+/// computed from the tile decide about the factor.
+pub(super) type Filler<T, R> = fn(x: &[T], visible: Option<&[u8]>, tile: &mut [R], (R, bool)) -> R;
 
 /// Rows of an output, and what reads the input.
 pub struct FilledRows<'a, T: Sealed> {

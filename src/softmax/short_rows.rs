@@ -13,7 +13,7 @@ use super::scale::{Formula, One, Scale, Scaling, with_formula};
 use crate::simd::exp::{SCALED_ONE, exp_scaled};
 use crate::simd::{Kernel, MAX_LANES, Simd};
 
-/// The longest row that is transposed. It is shorter than a run of additions in `exp_tile` of `row.rs`.
+/// The longest row that is transposed, or computed in registers. It is shorter than a run of additions in `exp_tile` of `row.rs`.
 pub(super) const SHORT: usize = 128;
 
 /// Vectors side by side in `exp_tile` of `row.rs`, each with a sum of its own.
