@@ -593,6 +593,23 @@ fn forks_do_not_see_each_others_tokens() {
     assert_eq!((numbers(long), numbers(short)), (vec![1.0, 2.0, 3.0, 4.0, 5.0], vec![1.0, 2.0, 30.0]));
 }
 
+/// Without elements, any numbers of heads and tokens fit, and nothing takes time.
+#[test]
+fn caches_without_elements_may_have_any_numbers() {
+    for format in [
+        KvFormat::new(DType::F32, 1 << 62, 0).value_dim(0),
+        KvFormat::new(DType::F32, 0, 1 << 40),
+        KvFormat::new(DType::F16, 0, 0),
+    ] {
+        let KvFormat { heads_kv, head_dim, .. } = format;
+        let tokens = TensorRef::<f32, 4>::from_slice(&[], [1, heads_kv, 2, head_dim]).unwrap();
+        let mut cache = KvCache::new(format, 2, if heads_kv == 0 { 1 << 40 } else { 4 }).unwrap();
+        cache.append_to(0, tokens, tokens).unwrap();
+        cache.fork(0, 1).unwrap();
+        assert_eq!(cache.len(1), Ok(2));
+    }
+}
+
 #[test]
 fn bytes_are_those_of_the_format() {
     for dtype in TYPES {

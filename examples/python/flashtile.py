@@ -161,7 +161,7 @@ class CacheInfo(ctypes.Structure):
 class CacheView(ctypes.Structure):
     """The part of a cache that a call reads: `cache=` of the options. For a paged cache a layer and the sequences of the batch.
 
-    A prepared step reads its view in each run. So `view.layer = n`, or `view.cache = other.handle`, chooses the layer of the next run.
+    A prepared step reads its view in each run. So `view.layer = n`, or `view.use(other)`, chooses the layer of the next run.
     """
 
     _fields_ = [("cache", c_void_p), ("layer", c_int64), ("sequences", c_void_p), ("sequence_count", c_int64)]
@@ -173,6 +173,10 @@ class CacheView(ctypes.Structure):
             array = _integers(sequences).ravel()
             self.kept.append(array)
             self.sequences, self.sequence_count = array.ctypes.data, array.size
+
+    def use(self, cache):
+        """Reads another cache of the same kind from now on."""
+        self.cache, self.kept[0] = cache.handle, cache
 
 
 class Row(ctypes.Structure):

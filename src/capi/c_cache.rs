@@ -218,12 +218,11 @@ impl Cache {
 
     /// Appends tokens to a sequence, or to all.
     fn append(&mut self, sequence: Option<i64>, Tokens { k, v, rotation }: Tokens<'_>) -> Result<(), Failure> {
-        let layers = self.info().layers;
         match (&self.kind, sequence) {
             (Kind::Paged(_), None) => {
                 return Err(self.wrong("append", "flashtile_cache_append_to takes one of their sequences"));
             }
-            (Kind::Paged(_), _) if layers != 1 => {
+            (Kind::Paged(paged), _) if paged.cache.layers() != 1 => {
                 let instead = "with several layers, reserve tokens (flashtile_cache_reserve), and write them in each layer \
                                (flashtile_cache_write)";
                 return Err(self.wrong("append_to", instead));

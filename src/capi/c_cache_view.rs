@@ -69,6 +69,16 @@ impl<'a> CheckedView<'a> {
         matches!(self.cache.kind, Kind::Fixed(_))
     }
 
+    /// Refuses queries of no sequence.
+    pub(super) fn check_chosen(&self, q: &CheckedTensor) -> Result<(), Failure> {
+        if matches!(self.cache.kind, Kind::Paged(_)) && self.sequences.is_empty() && !q.shape().contains(&0) {
+            let message =
+                "sequences of the cache view are not set, and a call over a paged cache needs those of the batch";
+            return Err(Failure::option(message));
+        }
+        Ok(())
+    }
+
     /// Keys and values, and where those of each sequence lie.
     pub(super) fn keys_values(
         &self,

@@ -4,7 +4,7 @@ use super::c_cache_view::{CacheLists, CheckedView, Purpose};
 use super::c_options::{CheckedOpenSets, Lists, OpenSets, Options, ScoreTensors};
 use super::c_sequences::CheckedSequences;
 use super::c_tensor::{CheckedTensor, F32, Tensor};
-use super::failure::Failure;
+use super::failure::{Code, Failure};
 use crate::attention::Attention;
 use crate::driver::Workspace;
 use crate::kv::Places;
@@ -99,6 +99,10 @@ impl<'a> CheckedOptions<'a> {
         // SAFETY: the caller's promise, here and below.
         let q = unsafe { CheckedTensor::of_heads("queries", q, packed_q)? };
         if self.options.cache.is_null() {
+            if k.is_null() {
+                let message = "the pointer to the keys is null, and the option cache is not set";
+                return Err(Failure::new(Code::NullPointer, message));
+            }
             // SAFETY: as above.
             let (k, v) = unsafe {
                 (CheckedTensor::of_heads("keys", k, packed_kv)?, CheckedTensor::of_heads("values", v, packed_kv)?)
@@ -112,6 +116,7 @@ impl<'a> CheckedOptions<'a> {
         }
         // SAFETY: as above.
         let view = unsafe { CheckedView::new(self.options.cache)? };
+        view.check_chosen(&q)?;
         self.sequences.check_padding(&view)?;
         let ([k, v], places) = view.keys_values(lists, purpose)?;
         Ok(Inputs { tensors: [q, k, v], places, listed: view.sequences })

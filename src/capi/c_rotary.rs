@@ -184,7 +184,9 @@ pub unsafe extern "C" fn flashtile_rotate(rotation: *const Rotation, x: *const T
         // SAFETY: as above. Packed tokens are a batch of one.
         let (x, out) =
             unsafe { (CheckedTensor::of_heads("input", x, true)?, CheckedTensor::of_heads("output", out, true)?) };
-        let positions = rotation.positions(&x)?.ok_or_else(|| {
+        let [batch, _, count, _] = x.shape();
+        let nothing = (batch == 0 || count == 0).then(|| Positions::each(&[0_i64; 0]));
+        let positions = rotation.positions(&x)?.or(nothing).ok_or_else(|| {
             Failure::new(
                 Code::NullPointer,
                 "the pointer to the positions is null, but a rotation outside a cache needs them",

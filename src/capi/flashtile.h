@@ -49,7 +49,8 @@
  *             Each thread keeps its own scratch memory, so repeated calls of flashtile_attention with `threads = 1` don't
  *             allocate. flashtile_release() frees it. If scratch memory cannot be allocated, the process aborts.
  *             Before the library is unloaded, its threads must end: call flashtile_release() when no other call is running.
- * fork().     Threads don't survive a fork. In the child, use `threads = 1` and don't call flashtile_release().
+ * fork().     Threads don't survive a fork. If the parent has started some, the child's calls run on the calling thread alone; don't
+ *             call flashtile_release() there.
  * Floats.     Every thread must have the default floating-point environment. With another rounding mode, results are wrong.
  *             Flush-to-zero (-ffast-math links it in) costs accuracy. If it differs between threads, bits differ, too.
  * Results.    The bits of a row depend on its own inputs, the level and the form, not on threads or the rest of the batch.
@@ -232,7 +233,7 @@ int32_t flashtile_rotate(const flashtile_rotation *rotation, const flashtile_ten
 /* ---- Caches of keys and values ---- */
 
 /* A cache owns keys and values, and knows which are of which sequence. Attention reads them where they lie: see flashtile_cache_view.
- * There are three kinds, which share all functions but those that say "Paged":
+ * There are three kinds. Functions that are not for all of them say so:
  *
  *                                  memory                                           for
  *   flashtile_cache_new            a row for each token, up to a capacity           a batch of sequences
@@ -241,7 +242,7 @@ int32_t flashtile_rotate(const flashtile_rotation *rotation, const flashtile_ten
  *                                  share, for all layers of a model                 prefixes
  *
  * The first two are caches of one layer: make one for each. Their sequences are the numbers 0 .. batch - 1. The sequences of a paged
- * cache are numbers that flashtile_cache_new_sequence and flashtile_cache_fork give. No two sequences of any cache have the same, so
+ * cache are numbers that flashtile_cache_new_sequence and flashtile_cache_fork give. No two of these are the same in a process, so
  * the numbers of removed sequences and of other caches are refused (FLASHTILE_NOT_IN_CACHE).
  *
  * All memory is allocated when the cache is made, but for the tables of pages. A refused call has changed nothing.

@@ -187,7 +187,9 @@ impl Memory {
 
     fn copy_rows(&mut self, from: usize, to: usize, rows: Range<usize>) {
         let shape = self.shape;
-        with_elements!(&mut self.data, data => for h in 0..shape[1] {
+        // Without elements there may be any number of heads.
+        let heads = if rows.is_empty() || shape[3] == 0 { 0 } else { shape[1] };
+        with_elements!(&mut self.data, data => for h in 0..heads {
             let start = rows_of(shape, to, h, rows.clone()).start;
             data.copy_within(rows_of(shape, from, h, rows.clone()), start);
         });
@@ -217,9 +219,10 @@ fn heads_of<'a, U>(
     place: &Place,
 ) -> impl Iterator<Item = &'a mut [U]> + use<'a, U> {
     assert!(place.outer < outer && place.row + place.tokens.len() <= rows, "{place:?} of {outer} times {rows} rows");
+    // Without elements there is nothing to write, and the other numbers may be anything.
+    let dim = if to.is_empty() { 0 } else { dim };
     let (head, all) = (rows * dim, heads * (rows * dim));
     let written = place.row * dim..(place.row + place.tokens.len()) * dim;
-    // (Without elements there is nothing to write.)
     to[place.outer * all..][..all].chunks_exact_mut(head.max(1)).map(move |head| &mut head[written.clone()])
 }
 

@@ -12,5 +12,7 @@ impl Processors {
         Processors
     }
 
+    pub(super) fn set_free(&self, _threads: &[JoinHandle<()>]) {}
+
     pub(super) fn keep_from_mine(&self, _threads: &[JoinHandle<()>]) {}
 }

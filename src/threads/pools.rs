@@ -9,6 +9,7 @@
 use super::processors::Processors;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -38,6 +39,7 @@ impl Pool {
                     })
                     .build()?,
             );
+            pool.processors.set_free(&pool.started);
         }
         Ok(pool)
     }
@@ -85,14 +87,22 @@ fn start(thread: ThreadBuilder) -> io::Result<JoinHandle<()>> {
 
 static POOLS: Mutex<Vec<Arc<Pool>>> = Mutex::new(Vec::new());
 
-fn pools() -> MutexGuard<'static, Vec<Arc<Pool>>> {
+/// The process that uses [`POOLS`]; 0 before the first pool. In a child that was forked, another thread may have held the lock.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
+
+/// The pools of this process; `None` in a child of the one that has them.
+fn pools() -> Option<MutexGuard<'static, Vec<Arc<Pool>>>> {
+    let process = std::process::id();
+    let first = PROCESS.compare_exchange(0, process, Ordering::Relaxed, Ordering::Relaxed);
     // A panic while it was locked leaves a valid list.
-    POOLS.lock().unwrap_or_else(PoisonError::into_inner)
+    (first == Ok(0) || first == Err(process)).then(|| POOLS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The pool for calls on `threads` threads, started if it was not. A failure is not remembered, so the next call tries again.
+/// The pool for calls on `threads` threads, started if it was not. A failure is not remembered, so the next call tries again. A child
+/// of `fork` gets a pool without threads.
 pub(crate) fn pool(threads: usize) -> Result<Arc<Pool>, ThreadPoolBuildError> {
-    let (mut pools, helpers) = (pools(), threads.saturating_sub(1));
+    let Some(mut pools) = pools() else { return Pool::new(0).map(Arc::new) };
+    let helpers = threads.saturating_sub(1);
     if let Some(pool) = pools.iter().find(|pool| pool.helpers() == helpers) {
         return Ok(pool.clone());
     }
@@ -105,6 +115,6 @@ pub(crate) fn pool(threads: usize) -> Result<Arc<Pool>, ThreadPoolBuildError> {
 #[cfg(feature = "capi")]
 pub(crate) fn release() {
     // Dropped after the lock is released, because joining threads takes time.
-    let pools = std::mem::take(&mut *pools());
+    let pools = pools().map(|mut pools| std::mem::take(&mut *pools));
     drop(pools);
 }

@@ -6,7 +6,7 @@
 //! after the last call: 1.29 ms with a helper that may run anywhere, 0.94 ms with one that may not run here; after 2 ms 1.27
 //! and 0.90.
 
-use libc::{CPU_CLR, CPU_COUNT, cpu_set_t, pid_t, pthread_setaffinity_np, sched_getaffinity, sched_getcpu};
+use libc::{CPU_CLR, CPU_COUNT, cpu_set_t, pid_t, pthread_setaffinity_np, pthread_t, sched_getaffinity, sched_getcpu};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
@@ -32,6 +32,13 @@ impl Processors {
         Processors { all, avoided: AtomicI32::new(-1) }
     }
 
+    /// Lets the threads run on all of them: threads inherit the processors of the one that starts them.
+    pub(super) fn set_free(&self, threads: &[JoinHandle<()>]) {
+        if let Some(all) = &self.all {
+            threads.iter().for_each(|thread| run_on(thread, all));
+        }
+    }
+
     /// Keeps the threads from the caller's processor, if there are enough others.
     pub(super) fn keep_from_mine(&self, threads: &[JoinHandle<()>]) {
         let Some(mut others) = self.all else { return };
@@ -46,13 +53,17 @@ impl Processors {
         if count(&others) < threads.len() {
             return; // they would wait for each other
         }
-        for thread in threads {
-            // SAFETY: the thread has not been joined, and it is one of this process (the pool has checked), so its identifier is
-            // valid; `others` is a set of that size. A failure
-            // changes nothing, and the thread runs where it could run before.
-            unsafe { pthread_setaffinity_np(thread.as_pthread_t(), size_of::<cpu_set_t>(), &others) };
-        }
+        threads.iter().for_each(|thread| run_on(thread, &others));
     }
+}
+
+/// Has a thread of this process, which the pool has checked, run on these processors. A failure changes nothing: the thread runs where
+/// it could run before.
+fn run_on(thread: &JoinHandle<()>, processors: &cpu_set_t) {
+    #[allow(clippy::unnecessary_cast)] // an integer for std, and a pointer for musl
+    let id = thread.as_pthread_t() as pthread_t;
+    // SAFETY: the thread has not been joined, so its identifier is valid; `processors` is a set of that size.
+    unsafe { pthread_setaffinity_np(id, size_of::<cpu_set_t>(), processors) };
 }
 
 /// The processors that a thread may use, the calling one if `thread` is 0.
@@ -72,20 +83,51 @@ fn count(set: &cpu_set_t) -> usize {
 mod tests {
     use super::*;
     use libc::{CPU_SET, sched_setaffinity};
+    use std::sync::{Arc, Barrier};
+    use std::thread::spawn;
 
-    /// The helpers of a thread that is pinned may run on the other processors.
+    fn own() -> usize {
+        processors_of(0).map_or(0, |set| count(&set))
+    }
+
+    /// The helpers that a pinned thread starts may run on all processors, however many helpers they are.
     #[test]
     fn a_pinned_caller_pins_no_helpers() {
-        let before = processors_of(0).unwrap();
-        let pinned = std::thread::spawn(|| {
+        let all = own();
+        let pinned = spawn(|| {
             // SAFETY: a set is an array of bits; this thread runs on a processor of the set; a set of that size is read.
             unsafe {
                 let mut one: cpu_set_t = std::mem::zeroed();
                 CPU_SET(sched_getcpu() as usize, &mut one);
                 assert_eq!(sched_setaffinity(0, size_of::<cpu_set_t>(), &one), 0);
             }
-            (processors_of(0).map(|set| count(&set)), Processors::of_this_thread().all.map(|all| count(&all)))
+            let start = Arc::new(Barrier::new(MOST_HELPERS + 2));
+            let helper = || {
+                let start = start.clone();
+                spawn(move || drop(start.wait()))
+            };
+            let helpers: Vec<_> = (0..=MOST_HELPERS).map(|_| helper()).collect();
+            let processors = Processors::of_this_thread();
+            processors.set_free(&helpers);
+            let free = helpers.iter().map(|helper| processors_of_handle(helper)).collect::<Vec<_>>();
+            processors.keep_from_mine(&helpers[..1]);
+            let kept = processors_of_handle(&helpers[0]);
+            start.wait();
+            helpers.into_iter().for_each(|helper| helper.join().unwrap());
+            (own(), free, kept)
         });
-        assert_eq!(pinned.join().unwrap(), (Some(1), Some(count(&before))));
+        let kept = if all > 1 { all - 1 } else { 1 };
+        assert_eq!(pinned.join().unwrap(), (1, vec![all; MOST_HELPERS + 1], kept));
+    }
+
+    fn processors_of_handle(thread: &JoinHandle<()>) -> usize {
+        #[allow(clippy::unnecessary_cast)] // as in `run_on`
+        let id = thread.as_pthread_t() as pthread_t;
+        // SAFETY: a set is an array of bits; the thread has not been joined, and a set of that size is written.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            assert_eq!(libc::pthread_getaffinity_np(id, size_of::<cpu_set_t>(), &mut set), 0);
+            count(&set)
+        }
     }
 }

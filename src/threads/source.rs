@@ -29,6 +29,7 @@ impl Source {
             Err(_) => Source::Caller, // the thread ends
             Ok(Some(pool)) => Source::Own(pool),
             Ok(None) if is_in_rayon_pool() => Source::Rayon,
+            Ok(None) if cfg!(target_family = "wasm") => Source::Caller, // which may be unable to start threads
             Ok(None) => threads_of_global_pool()
                 .and_then(|threads| pools::pool(threads).ok())
                 .map_or(Source::Caller, Source::Own),
@@ -78,9 +79,6 @@ fn is_in_rayon_pool() -> bool {
 fn threads_of_global_pool() -> Option<usize> {
     static GLOBAL: OnceLock<bool> = OnceLock::new();
     let starts = || {
-        if cfg!(target_family = "wasm") {
-            return true; // without threads, rayon uses the calling one
-        }
         match rayon::ThreadPoolBuilder::new().build_global() {
             Ok(()) => true,
             // A thread did not start.

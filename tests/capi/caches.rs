@@ -758,6 +758,17 @@ fn steps_over_a_paged_cache_have_the_bits_of_rust() {
     for n in 0..3 {
         let rng = &mut Rng(n as u64);
         let mut pages = Pages::new(n, 2, 3);
+        // The sequences are forgotten, or there are none.
+        let whole = CacheView::new(pages.c.0);
+        for (count, code) in [(1, Code::InvalidOption), (0, Code::Ok)] {
+            let (queries, options) =
+                (Queries::new(&[count, HEADS, 1, DIM]), Options { cache: &whole, ..Options::new() });
+            let mut len = 0;
+            // SAFETY: all of these are what they say.
+            let got = unsafe { flashtile_plan(&queries.tensor(), null(), null(), &options, null_mut(), 0, &mut len) };
+            assert_eq!(got, code as i32, "{}", last_error());
+            assert!(code == Code::Ok || last_error().starts_with("sequences of the cache view are not set"));
+        }
         let mut step: *mut PreparedStep = null_mut();
         let (mut view, mut lists) = (pages.view(0), PageLists::new());
         for counts in [[7, 1, 4], [2, 5, 1], [1, 1, 1], [1, 1, 1]] {
@@ -1239,7 +1250,7 @@ fn wrong_views_are_refused() {
     let one = CacheView { sequences: sequences.as_ptr(), sequence_count: 1, ..CacheView::new(paged.0) };
     refuse(&CacheView { layer: 1, ..one }, plain, NotInCache, "there is no layer 1, counted from 0: the cache has 1");
     refuse(&CacheView { layer: -1, ..one }, plain, NotInCache, "there is no layer -1");
-    refuse(&CacheView::new(paged.0), plain, WrongCount, "0 sequences of the page table were given but there must be 1");
+    refuse(&CacheView::new(paged.0), plain, InvalidOption, "sequences of the cache view are not set");
     let stray = [sequences[0] + 1_000_000];
     refuse(&CacheView { sequences: stray.as_ptr(), ..one }, plain, NotInCache, "the cache has no sequence");
 

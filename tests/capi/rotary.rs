@@ -227,6 +227,9 @@ fn wrong_rotations_write_nothing() {
     refuse(&right, &Tensor { dtype: F64, ..input }, &out, BadDtype, "input");
     refuse(&right, &Tensor { rank: 2, ..input }, &out, BadRank, "rank of the input is 2 but must be 3 to 4");
     let narrow = |tensor: Tensor| Tensor { shape: [2, 3, 4, 7], ..tensor };
+    let none = Tensor { shape: [0, 3, 4, 10], ..out };
+    // SAFETY: there are no elements, and so no positions.
+    assert_eq!(unsafe { flashtile_rotate(&Rotation::new(table.0), &none, &none) }, Code::Ok as i32, "{}", last_error());
     refuse(&right, &narrow(input), &narrow(out), ShapeMismatch, "head_dim of the input is 7 but must be 8");
     refuse(&right, &input, &narrow(out), ShapeMismatch, "head_dim of the output is 7 but must be 10");
     refuse(&right, &input, &Tensor { strides: [0, 10, 30, 1], ..out }, OverlappingOutput, "axis 0");
