@@ -104,12 +104,14 @@ mod tests {
             let start = Arc::new(Barrier::new(MOST_HELPERS + 2));
             let helper = || {
                 let start = start.clone();
-                spawn(move || drop(start.wait()))
+                spawn(move || {
+                    start.wait();
+                })
             };
             let helpers: Vec<_> = (0..=MOST_HELPERS).map(|_| helper()).collect();
             let processors = Processors::of_this_thread();
             processors.set_free(&helpers);
-            let free = helpers.iter().map(|helper| processors_of_handle(helper)).collect::<Vec<_>>();
+            let free = helpers.iter().map(processors_of_handle).collect::<Vec<_>>();
             processors.keep_from_mine(&helpers[..1]);
             let kept = processors_of_handle(&helpers[0]);
             start.wait();
