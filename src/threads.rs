@@ -70,7 +70,7 @@ pub(crate) fn work_through<'c, M: Send, C: Claims<'c>>(
     });
     if worth != Worth::Caller {
         #[cfg(feature = "rayon")]
-        helpers::note_call();
+        source::note_call();
     }
 }
 

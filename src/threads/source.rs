@@ -22,8 +22,8 @@ thread_local! {
 }
 
 impl Source {
-    /// The threads for calls of this thread. Outside a rayon pool, they are as many as those of rayon's global pool, whose number
-    /// is the program's choice.
+    /// The threads for calls of this thread. Outside a rayon pool, their number is that of rayon's global pool, which the program
+    /// chooses.
     pub(super) fn of_this_thread() -> Self {
         match CHOSEN.try_with(|chosen| chosen.borrow().clone()) {
             Err(_) => Source::Caller, // the thread ends
@@ -47,8 +47,20 @@ impl Source {
 
 /// Whether the threads for calls of this thread are awake: those of a rayon pool that it belongs to, or that have just worked.
 pub(super) fn is_awake() -> bool {
+    uses_rayon_pool() || helpers::stay_awake()
+}
+
+/// Notes that a call of this thread has ended that was large enough for several threads. Those of a rayon pool tell nothing about
+/// whether the crate's are awake.
+pub(super) fn note_call() {
+    if !uses_rayon_pool() {
+        helpers::note_call();
+    }
+}
+
+fn uses_rayon_pool() -> bool {
     let has_chosen = CHOSEN.try_with(|chosen| chosen.borrow().is_some());
-    has_chosen == Ok(false) && is_in_rayon_pool() || helpers::stay_awake()
+    has_chosen == Ok(false) && is_in_rayon_pool()
 }
 
 /// Calls `work`, whose attention is computed by this thread and by those of `pool`.
