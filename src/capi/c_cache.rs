@@ -217,42 +217,42 @@ impl Cache {
     }
 
     /// Appends tokens to a sequence, or to all.
-    fn append(&mut self, sequence: Option<i64>, Tokens { k, v, rotation }: Tokens<'_>) -> Result<(), Failure> {
-        match (&self.kind, sequence) {
-            (Kind::Paged(_), None) => {
-                return Err(self.wrong("append", "flashtile_cache_append_to takes one of their sequences"));
-            }
-            (Kind::Paged(paged), _) if paged.cache.layers() != 1 => {
-                let instead = "with several layers, reserve tokens (flashtile_cache_reserve), and write them in each layer \
-                               (flashtile_cache_write)";
-                return Err(self.wrong("append_to", instead));
-            }
-            _ => {}
-        }
-        match (&mut self.kind, rotation) {
-            (Kind::Fixed(cache), None) => match sequence {
-                None => cache.append(k, v)?,
-                Some(sequence) => cache.append_to(index("sequence", sequence)?, k, v)?,
-            },
-            (Kind::Fixed(cache), Some((rotary, positions))) => match sequence {
-                None => cache.append_rotated(rotary, positions, k, v)?,
-                Some(sequence) => cache.append_rotated_to(index("sequence", sequence)?, rotary, positions, k, v)?,
-            },
-            (Kind::Rotating(cache), None) => match sequence {
-                None => cache.append(k, v)?,
-                Some(sequence) => cache.append_to(index("sequence", sequence)?, k, v)?,
-            },
-            (Kind::Rotating(cache), Some((rotary, positions))) => match sequence {
-                None => cache.append_rotated(rotary, positions, k, v)?,
-                Some(sequence) => cache.append_rotated_to(index("sequence", sequence)?, rotary, positions, k, v)?,
-            },
-            (Kind::Paged(paged), rotation) => {
-                let id = paged.id(sequence.unwrap_or(-1))?;
-                match rotation {
-                    None => paged.cache.append(id, k, v)?,
-                    Some((rotary, positions)) => paged.cache.append_rotated(id, rotary, positions, k, v)?,
+    fn append(&mut self, sequence: Option<i64>, tokens: Tokens<'_>) -> Result<(), Failure> {
+        /// The two kinds without pages have functions of the same names.
+        macro_rules! append_to_rows {
+            ($cache:expr) => {{
+                let Tokens { k, v, rotation } = tokens;
+                let sequence = sequence.map(|sequence| index("sequence", sequence)).transpose()?;
+                match (sequence, rotation) {
+                    (None, None) => $cache.append(k, v)?,
+                    (Some(n), None) => $cache.append_to(n, k, v)?,
+                    (None, Some((rotary, positions))) => $cache.append_rotated(rotary, positions, k, v)?,
+                    (Some(n), Some((rotary, positions))) => $cache.append_rotated_to(n, rotary, positions, k, v)?,
                 }
-            }
+            }};
+        }
+        match &mut self.kind {
+            Kind::Fixed(cache) => append_to_rows!(cache),
+            Kind::Rotating(cache) => append_to_rows!(cache),
+            Kind::Paged(_) => return self.append_to_pages(sequence, tokens),
+        }
+        Ok(())
+    }
+
+    fn append_to_pages(&mut self, sequence: Option<i64>, Tokens { k, v, rotation }: Tokens<'_>) -> Result<(), Failure> {
+        let Some(sequence) = sequence else {
+            return Err(self.wrong("append", "flashtile_cache_append_to takes one of their sequences"));
+        };
+        if self.paged("append_to")?.cache.layers() != 1 {
+            let instead = "with several layers, reserve tokens (flashtile_cache_reserve), and write them in each layer \
+                           (flashtile_cache_write)";
+            return Err(self.wrong("append_to", instead));
+        }
+        let paged = self.paged_mut("append_to")?;
+        let id = paged.id(sequence)?;
+        match rotation {
+            None => paged.cache.append(id, k, v)?,
+            Some((rotary, positions)) => paged.cache.append_rotated(id, rotary, positions, k, v)?,
         }
         Ok(())
     }
