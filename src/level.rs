@@ -6,7 +6,7 @@ use std::fmt;
 
 /// An instruction set that the kernels are compiled for.
 ///
-/// The best one that the processor has is picked at run time; [`Attention::level`](crate::Attention::level) forces
+/// The fastest one that the processor has is picked at run time; [`Attention::level`](crate::Attention::level) forces
 /// another, in tests and benches. Levels agree within the error bound of `docs/numerics.md`, not bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -21,8 +21,9 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL: Intel Skylake-SP (2017), AMD Zen 4 (2022) and later.
     Avx512,
-    /// [`Level::Avx512`] with BF16, which forms two products of bf16 in the time of one multiply-add: Intel Cooper Lake
-    /// (2020), AMD Zen 4 (2022) and later. It makes a difference where both queries and keys are bf16.
+    /// [`Level::Avx512`] with BF16, whose instruction forms two products of bf16: AMD Zen 4 (2022) and later, Intel Cooper Lake (2020) and
+    /// Sapphire Rapids (2023). It makes a difference where both queries and keys are bf16. On Intel's processors that instruction takes the
+    /// time of two multiply-adds, so there [`Level::best`] is [`Level::Avx512`].
     Avx512Bf16,
 }
 

@@ -38,7 +38,8 @@ fn expected() -> Vec<Level> {
 fn expected_levels_run() {
     let available: Vec<_> = Level::available().collect();
     assert_eq!(available, expected());
-    assert_eq!(Level::best(), *available.last().unwrap());
+    let fastest = available.iter().rev().find(|level| **level != Level::Avx512Bf16);
+    assert!([available.last(), fastest].contains(&Some(&Level::best())), "{}", Level::best());
     let inputs = Inputs::<f32>::random(Dims::new(1, 9, 9, 9), &mut Rng(1));
     for level in Level::ALL {
         for form in FORMS {

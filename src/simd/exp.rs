@@ -13,20 +13,23 @@ pub(crate) const ROUND: f32 = 12_582_912.0;
 /// bit for bit, with and without fused multiply-add. Running maxima rely on it (docs/numerics.md).
 const EXP2: [f32; 5] = [0.693_146_8, 0.240_222_38, 0.055_508_96, 0.009_671_721, 0.001_322_455_1];
 
-/// 2^r for |r| <= 1/2. The error is at most 1.8 ulp with fused multiply-add and 2.1 ulp without. For other finite r the result
-/// is finite and has no meaning; for NaN it is NaN.
+/// `unit` * 2^r for |r| <= 1/2. The error is at most 1.8 ulp with fused multiply-add and 2.1 ulp without. For other finite r the
+/// result is finite and has no meaning; for NaN it is NaN.
+///
+/// * `unit`: a power of two. It multiplies the coefficients, which takes no time, and changes no bit of the fraction.
 ///
 /// Each step is done for several vectors, so that the processor can overlap their chains.
 #[inline(always)]
 pub(crate) fn exp2_fractions<S: Simd, const V: usize, const N: usize>(
     simd: S,
     r: [[S::F32; V]; N],
+    unit: f32,
 ) -> [[S::F32; V]; N] {
-    let mut p = [[simd.splat(EXP2[4]); V]; N];
+    let mut p = [[simd.splat(unit * EXP2[4]); V]; N];
     for c in [EXP2[3], EXP2[2], EXP2[1], EXP2[0], 1.0] {
         for (p, r) in p.iter_mut().zip(&r) {
             for v in 0..V {
-                p[v] = simd.mul_add(p[v], r[v], simd.splat(c));
+                p[v] = simd.mul_add(p[v], r[v], simd.splat(unit * c));
             }
         }
     }

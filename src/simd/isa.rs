@@ -9,19 +9,21 @@ use crate::simd::avx512::{Avx512, Avx512Bf16};
 use crate::simd::bf16_dot::PairKernel;
 use crate::simd::entry::kernel;
 use crate::simd::portable::Portable;
+use crate::simd::processor::has_fast_pair_dots;
 use crate::simd::vector::Kernel;
 
 /// Detection. The rest of [`Level`] is plain data, in `level.rs`.
 impl Level {
-    /// The levels that this processor has, the best one last. (The type `Level` has no order, because levels of different
-    /// architectures have none.)
+    /// The levels that this processor has, each one after those whose instructions it includes. (The type `Level` has no order, because
+    /// levels of different architectures have none.)
     pub fn available() -> impl DoubleEndedIterator<Item = Level> {
         Self::ALL.iter().copied().filter(|level| Isa::detect(*level).is_some())
     }
 
-    /// The best level that this processor has: the last one of [`Level::available`].
+    /// The fastest level that this processor has: the last one of [`Level::available`], but for [`Level::Avx512Bf16`] where its
+    /// instruction is slow.
     pub fn best() -> Level {
-        Self::available().next_back().unwrap_or(Level::Portable)
+        Isa::best().level()
     }
 }
 
@@ -68,9 +70,11 @@ impl Isa {
         }
     }
 
-    /// The best level of this processor. It costs a few loads, because the standard library caches detection.
+    /// The fastest level of this processor. It costs a few loads, because the standard library caches detection.
     pub(crate) fn best() -> Isa {
-        Level::ALL.iter().rev().find_map(|level| Self::detect(*level)).unwrap_or(Isa::Portable(Portable))
+        let fast = |level: &&Level| **level != Level::Avx512Bf16 || has_fast_pair_dots();
+        let detected = Level::ALL.iter().rev().filter(fast).find_map(|level| Self::detect(*level));
+        detected.unwrap_or(Isa::Portable(Portable))
     }
 
     pub(crate) fn level(self) -> Level {

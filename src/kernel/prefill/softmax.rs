@@ -14,7 +14,7 @@
 //! exceeds 1.
 
 use crate::kernel::shape::MAX_PANEL_LANES;
-use crate::kernel::state::{FAR, PanelState, base, max_or_zero, power_of_two, raise_max};
+use crate::kernel::state::{FAR, PROB_UNIT, PanelState, base, max_or_zero, power_of_two, raise_max};
 use crate::simd::exp::{ROUND, exp2_fractions};
 use crate::simd::{Simd, kernel};
 
@@ -232,7 +232,7 @@ pub(in crate::kernel) fn probs_of<S: Simd, const V: usize, const KEYS: usize>(
             r[v] = simd.sub(s, simd.sub(t[v], bases[v]));
         }
     }
-    let mut p = exp2_fractions(simd, r);
+    let mut p = exp2_fractions(simd, r, PROB_UNIT);
     for (t, p) in t.iter().zip(&mut p) {
         for v in 0..V {
             let exponent = simd.max_i32(simd.bits(t[v]), simd.splat_i32(ROUND.to_bits() as i32));

@@ -45,7 +45,7 @@ struct Fraction;
 impl Function for Fraction {
     #[inline(always)]
     fn apply<S: Simd>(self, simd: S, x: S::F32) -> S::F32 {
-        let [[y]] = exp2_fractions(simd, [[x]]);
+        let [[y]] = exp2_fractions(simd, [[x]], 1.0);
         y
     }
 }
