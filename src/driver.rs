@@ -7,6 +7,7 @@
 //! output      hands each row of the output to the one task that writes it
 //! steps       a kernel's steps over the tiles of its keys
 //! forward     load, step over the tiles, finish
+//! short_heads the same in one call of the kernel, for heads of a few tokens
 //! reduce      the same with keys split between tasks: partial results, merged in the order of the keys
 //! inspect     scores as an output
 //! key_sums    sums of probabilities for each key: tasks of keys, not of rows
@@ -24,6 +25,7 @@ mod output;
 mod reduce;
 mod schedule;
 mod shared_prefix;
+mod short_heads;
 mod steps;
 mod task;
 mod workspace;

@@ -6,6 +6,7 @@ use super::output::{ClaimedTask, Output, TaskClaims};
 use super::reduce;
 use super::schedule::Schedule;
 use super::shared_prefix::SharedPrefixes;
+use super::short_heads;
 use super::steps::step_over;
 use super::workspace::Workspace;
 use crate::kernel::decode::Decode;
@@ -19,6 +20,7 @@ use crate::kernel::task::Piece;
 use crate::plan::{Form, KeySteps, Plan};
 use crate::problem::Problem;
 use crate::threads::{work_through, workers};
+use std::ops::Range;
 
 /// Computes `problem` into `output`, as `plan` says.
 pub(crate) fn run(problem: &Problem<'_>, plan: &Plan, output: Output<'_>, workspace: &mut Workspace) {
@@ -70,21 +72,39 @@ fn run_tasks(
 /// Computes a task, one head after the other, and writes its rows.
 fn compute(claims: &TaskClaims<'_>, prefixes: &SharedPrefixes, mut claimed: ClaimedTask<'_>, scratch: &mut Scratch) {
     let (problem, plan, task) = (claims.problem(), claims.plan(), claimed.task);
-    // The input of a head and that of the next one, by turns.
-    let mut inputs = [Some(task.input(problem, plan, task.heads.start)), None];
     let mut prefetch = Prefetch::none();
-    if let [Some(input), _] = &inputs {
-        match task.form {
-            Form::Prefill => Prefill::list_rows(input, scratch),
-            Form::Decode => Decode::list_rows(input, scratch),
+    let mut heads = task.heads.clone();
+    let input = task.input(problem, plan, heads.start);
+    match task.form {
+        Form::Prefill => {
+            Prefill::list_rows(&input, scratch);
+            heads.start = short_heads::compute(claims, &mut claimed, &input, &mut prefetch, scratch);
         }
+        Form::Decode => Decode::list_rows(&input, scratch),
+    }
+    if heads.is_empty() {
+        return;
     }
     if !task.tail.is_empty() {
-        Decode::list_rows(&task.tail_input(problem, plan, task.heads.start), scratch);
+        Decode::list_rows(&task.tail_input(problem, plan, heads.start), scratch);
     }
-    for head in task.heads.clone() {
+    compute_heads((claims, prefixes), &mut claimed, heads, &mut prefetch, scratch);
+}
+
+/// Computes the heads `heads` of a task whose rows have been listed.
+fn compute_heads(
+    (claims, prefixes): (&TaskClaims<'_>, &SharedPrefixes),
+    claimed: &mut ClaimedTask<'_>,
+    heads: Range<usize>,
+    prefetch: &mut Prefetch,
+    scratch: &mut Scratch,
+) {
+    let (problem, plan, task) = (claims.problem(), claims.plan(), claimed.task);
+    // The input of a head and that of the next one, by turns.
+    let mut inputs = [Some(task.input(problem, plan, heads.start)), None];
+    for head in heads.clone() {
         let [even, odd] = &mut inputs;
-        let (input, next) = if (head - task.heads.start).is_multiple_of(2) { (even, odd) } else { (odd, even) };
+        let (input, next) = if (head - heads.start).is_multiple_of(2) { (even, odd) } else { (odd, even) };
         *next = match claimed.next {
             _ if head + 1 < task.heads.end => Some(task.input(problem, plan, head + 1)),
             next => next.map(|next| next.input(problem, plan, next.heads.start)),
@@ -94,10 +114,10 @@ fn compute(claims: &TaskClaims<'_>, prefixes: &SharedPrefixes, mut claimed: Clai
         let pieces = (Piece { task: input, keys: prefixes.rest(&input.sequence, &input.span) }, next);
         let (steps, output) = (plan.steps(task.form), &mut claimed.output(head, &task.rows));
         match task.form {
-            Form::Prefill => compute_as::<Prefill<'_, '_>>(pieces, steps, output, &mut prefetch, scratch),
+            Form::Prefill => compute_as::<Prefill<'_, '_>>(pieces, steps, output, prefetch, scratch),
             Form::Decode => match prefixes.results_of(input, problem, head) {
-                Some(earlier) => compute_rest(pieces, &earlier, steps, output, &mut prefetch, scratch),
-                None => compute_as::<Decode<'_, '_>>(pieces, steps, output, &mut prefetch, scratch),
+                Some(earlier) => compute_rest(pieces, &earlier, steps, output, prefetch, scratch),
+                None => compute_as::<Decode<'_, '_>>(pieces, steps, output, prefetch, scratch),
             },
         }
         if !task.tail.is_empty() {
@@ -105,7 +125,7 @@ fn compute(claims: &TaskClaims<'_>, prefixes: &SharedPrefixes, mut claimed: Clai
             let input = task.tail_input(problem, plan, head);
             let pieces = (Piece { task: &input, keys: input.span.clone() }, None);
             let (steps, output) = (plan.steps(Form::Decode), &mut claimed.output(head, &task.tail));
-            compute_as::<Decode<'_, '_>>(pieces, steps, output, &mut prefetch, scratch);
+            compute_as::<Decode<'_, '_>>(pieces, steps, output, prefetch, scratch);
         }
     }
 }

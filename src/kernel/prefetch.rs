@@ -152,17 +152,25 @@ impl Cursor {
         Cursor { at: run.at, lines_left: lines_per_row, rows_left: run.rows - 1, lines_per_row, row_gap }
     }
 
-    /// Returns the next line, of which there must be one.
+    /// Prefetches `lines` lines of the current row, which has them.
     #[inline(always)]
-    fn next_line(&mut self) -> *const u8 {
-        let line = self.at;
-        self.at = self.at.wrapping_add(LINE);
-        self.lines_left -= 1;
-        if self.lines_left == 0 && self.rows_left > 0 {
+    fn issue<S: Simd>(&mut self, simd: S, lines: usize) {
+        for n in 0..lines {
+            simd.prefetch_near(self.at.wrapping_add(n * LINE));
+        }
+        self.at = self.at.wrapping_add(lines * LINE);
+        self.lines_left -= lines;
+    }
+
+    /// Moves to the next row of the run, at the end of one. Returns whether there is one.
+    #[inline(always)]
+    fn start_next_row(&mut self) -> bool {
+        let has_next = self.rows_left > 0;
+        if has_next {
             (self.at, self.lines_left) = (self.at.wrapping_offset(self.row_gap), self.lines_per_row);
             self.rows_left -= 1;
         }
-        line
+        has_next
     }
 }
 
@@ -179,28 +187,22 @@ impl ProductPrefetch {
     /// Issues the prefetches of one part, or the last ones of `of`, which made this.
     #[inline(always)]
     pub(in crate::kernel) fn issue<S: Simd>(&mut self, simd: S, of: &Prefetch) {
-        if self.lines_per_part < self.cursor.lines_left {
-            // The usual case: all lines are in one row, so its end is tested once.
-            for n in 0..self.lines_per_part {
-                simd.prefetch_near(self.cursor.at.wrapping_add(n * LINE));
-            }
-            self.cursor.at = self.cursor.at.wrapping_add(self.lines_per_part * LINE);
-            self.cursor.lines_left -= self.lines_per_part;
-        } else {
-            for _ in 0..self.lines_per_part {
-                let Some(line) = self.next_line(of) else { break };
-                simd.prefetch_near(line);
-            }
+        if self.lines_per_part <= self.cursor.lines_left {
+            // The usual case: all lines are in one row.
+            self.cursor.issue(simd, self.lines_per_part);
+            return;
         }
-    }
-
-    #[inline(always)]
-    fn next_line(&mut self, of: &Prefetch) -> Option<*const u8> {
-        if self.cursor.lines_left == 0 {
-            self.cursor = Cursor::start_of(of.all_runs().get(self.next_run)?);
-            self.next_run += 1;
+        let mut left = self.lines_per_part;
+        while left > 0 {
+            if self.cursor.lines_left == 0 && !self.cursor.start_next_row() {
+                let Some(run) = of.all_runs().get(self.next_run) else { return };
+                self.cursor = Cursor::start_of(run);
+                self.next_run += 1;
+            }
+            let lines = left.min(self.cursor.lines_left);
+            self.cursor.issue(simd, lines);
+            left -= lines;
         }
-        Some(self.cursor.next_line())
     }
 }
 

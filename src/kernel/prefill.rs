@@ -21,6 +21,7 @@ pub(super) mod finish;
 mod operands;
 pub(super) mod pack;
 pub(super) mod scores;
+pub(crate) mod short;
 pub(super) mod softmax;
 pub(super) mod values;
 

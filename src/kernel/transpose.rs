@@ -129,7 +129,11 @@ impl<'a, T: Copy> LaneRows<'a, T> {
     /// The elements `cols` of `rows`; lanes without a row repeat the last row. `None` if there are gaps between elements.
     #[inline(always)]
     pub(super) fn of_group(rows: GroupRows<'a, T>, cols: Range<usize>) -> Option<Self> {
-        Self::new(rows.count(), |n| rows.row(n).slice(cols.clone()).as_slice())
+        match rows.one_head() {
+            // Rows at one stride take a third of the instructions.
+            Some(head) => Self::new(head.rows(), |n| head.row(n).slice(cols.clone()).as_slice()),
+            None => Self::new(rows.count(), |n| rows.row(n).slice(cols.clone()).as_slice()),
+        }
     }
 
     /// Lane n has `row(n)`, for the first `count` lanes; the other lanes repeat the last row.
@@ -194,7 +198,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
 ///
 /// * `to`: `[steps rounded up][lanes]`
 #[inline(always)]
-fn transpose_rows<S: Simd, M: Multiply<S>>(
+pub(super) fn transpose_rows<S: Simd, M: Multiply<S>>(
     (simd, multiply): (S, M),
     rows: &LaneRows<'_, M::Step>,
     factor: Option<f32>,

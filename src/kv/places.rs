@@ -67,7 +67,7 @@ impl Places<'_> {
 
     /// The run that the keys `keys` of sequence `b` start with, where a sequence may have several: the batch index, and the rows.
     #[inline]
-    pub(super) fn first_run(&self, b: usize, keys: &Range<usize>) -> (usize, Range<usize>) {
+    pub(crate) fn first_run(&self, b: usize, keys: &Range<usize>) -> (usize, Range<usize>) {
         let (index, row) = self.of_key(b, keys.start);
         let end = match self {
             Places::Dense | Places::Filled(_) | Places::From(_) | Places::Packed(_) => usize::MAX,

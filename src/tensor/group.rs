@@ -71,6 +71,7 @@ impl<'a, T: Copy> GroupRows<'a, T> {
     ///
     /// # Panics
     /// If there is no such batch, or are no such heads.
+    #[inline]
     pub(crate) fn new(tensor: &Strided<'a, T, 4>, b: usize, heads: Range<usize>) -> Self {
         Self::of_batches(tensor, b..b + 1, heads, tensor.shape()[2])
     }
@@ -79,6 +80,7 @@ impl<'a, T: Copy> GroupRows<'a, T> {
     ///
     /// # Panics
     /// If there are no such batches, heads or queries.
+    #[inline]
     pub(crate) fn of_batches(
         tensor: &Strided<'a, T, 4>,
         batches: Range<usize>,
@@ -143,6 +145,17 @@ impl<'a, T: Copy> GroupRows<'a, T> {
         let origin = self.origin.wrapping_offset(self.layout.offset(self.first + n));
         // SAFETY: the invariant, and there is such a row.
         unsafe { Row::from_parts(origin, self.cols, self.col_stride) }
+    }
+
+    /// The rows as a matrix, if they are of one head and one batch.
+    #[inline(always)]
+    pub(crate) fn one_head(self) -> Option<Matrix<'a, T>> {
+        if self.layout.group != 1 || self.first + self.count > self.layout.queries {
+            return None;
+        }
+        let origin = self.origin.wrapping_offset(self.layout.offset(self.first));
+        // SAFETY: the invariant: these rows are a query stride apart.
+        Some(unsafe { Matrix::from_parts(origin, [self.count, self.cols], [self.layout.query_stride, self.col_stride]) })
     }
 
     /// The rows of each head in the group, as a matrix. They must be of one batch.
@@ -297,6 +310,16 @@ impl<'a, T> GroupRowsMut<'a, T> {
     #[inline]
     pub(crate) fn has_contiguous_rows(&self) -> bool {
         self.col_stride == 1 || self.cols <= 1
+    }
+
+    /// # Panics
+    /// If there is no such row.
+    #[inline(always)]
+    pub(crate) fn row_mut(&mut self, n: usize) -> RowMut<'_, T> {
+        assert!(n < self.count, "row {n} of {}", self.count);
+        let origin = self.origin.wrapping_offset(self.layout.offset(self.first + n));
+        // SAFETY: the invariant, and there is such a row; `self` is borrowed mutably.
+        unsafe { RowMut::from_parts(origin, self.cols, self.col_stride) }
     }
 
     /// Rows `rows.start` to `rows.end` of these, each once.

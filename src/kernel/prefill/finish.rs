@@ -86,7 +86,7 @@ kernel! {
 }
 
 #[inline(always)]
-fn divide_rows<S: Simd, T: Element>(
+pub(super) fn divide_rows<S: Simd, T: Element>(
     simd: S,
     to: &mut GroupRowsMut<'_, T>,
     rows: Range<usize>,
@@ -98,14 +98,19 @@ fn divide_rows<S: Simd, T: Element>(
         simd.store_slice(factors, simd.div(simd.splat(1.0), simd.load_slice(sums)));
     }
     let width = to.cols();
-    for ((lane, row), sums) in to.rows_mut(rows).enumerate().zip(panel.chunks_exact_mut(width.max(1))) {
+    for (lane, n) in rows.enumerate() {
+        let row = to.row_mut(n);
+        let sums = &mut panel[lane * width..][..width];
         let factor = match state.sum[lane] {
             0.0 => None, // the query sees no key, and its sums were not written
             _ => Some(simd.splat(factors[lane])),
         };
         match row.into_mut_slice() {
             Ok(row) => {
-                for (to, sums) in row.chunks_exact_mut(S::LANES).zip(sums.chunks_exact(S::LANES)) {
+                // Not `zip`, which the compiler leaves out of line.
+                let mut sums = sums.chunks_exact(S::LANES);
+                for to in row.chunks_exact_mut(S::LANES) {
+                    let Some(sums) = sums.next() else { break };
                     simd.store_elements(to, divided(simd, simd.load_slice(sums), factor));
                 }
             }

@@ -51,12 +51,12 @@ impl PanelKeys<'_> {
 }
 
 /// The arguments of [`scores`], which stay in this struct while the products run (see `AddValues` in `values.rs`).
-struct Scores<'a, K> {
-    keys: Matrix<'a, K>,
-    queries: &'a [f32],
-    scores: &'a mut [f32],
-    max: &'a mut [f32],
-    prefetch: &'a mut Prefetch,
+pub(super) struct Scores<'a, K> {
+    pub(super) keys: Matrix<'a, K>,
+    pub(super) queries: &'a [f32],
+    pub(super) scores: &'a mut [f32],
+    pub(super) max: &'a mut [f32],
+    pub(super) prefetch: &'a mut Prefetch,
 }
 
 impl Kernel for Scores<'_, f32> {
@@ -82,7 +82,7 @@ impl PairKernel for PairScores<'_> {
 
 impl<K> Scores<'_, K> {
     #[inline(always)]
-    fn panel_scores<S: Simd, M: Multiply<S, Step = K>>(self, simd: S, multiply: M) {
+    pub(super) fn panel_scores<S: Simd, M: Multiply<S, Step = K>>(self, simd: S, multiply: M) {
         let lanes = self.max.len();
         assert!(self.keys.has_contiguous_rows());
         assert!(

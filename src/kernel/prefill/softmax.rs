@@ -54,7 +54,7 @@ kernel! {
 }
 
 #[inline(always)]
-fn panel_softmax<S: Simd, const V: usize>(
+pub(super) fn panel_softmax<S: Simd, const V: usize>(
     simd: S,
     scores: &mut [f32],
     tile_max: &[f32],

@@ -176,7 +176,7 @@ impl Kernel for AddRows<'_> {
 
 /// Writes `sums[lane][d] = sum over j of probs[j][lane] * values[j][d]` and returns whether all are finite.
 #[inline(always)]
-fn sum_rows<S: Simd, T: Element>(
+pub(super) fn sum_rows<S: Simd, T: Element>(
     simd: S,
     (values, seen): (Matrix<'_, T>, Range<usize>),
     (probs, lanes): (&[f32], &LaneSpans),
