@@ -150,7 +150,7 @@ fn add_block<S: Simd, const V: usize, const KEYS: usize>(simd: S, scores: &[f32]
             key[v] = exponent(simd, key[v], lse[v]);
         }
     }
-    let keys = probs_of(simd, keys, [base(simd, simd.zero()); V]);
+    let keys = probs_of(simd, keys, [base(simd, simd.zero()); V], 1.0);
     for (k, key) in keys.into_iter().enumerate() {
         let sums = &mut sums[k * S::LANES..];
         let mut sum = simd.load_slice(sums);
@@ -173,7 +173,7 @@ kernel! {
     fn add_key_probs<'a, S: Simd>(simd: S, scores: &'a [f32], lse: f32, sums: &'a mut [f32]) {
         let (lse, base) = (simd.splat(lse), base(simd, simd.zero()));
         for (scores, sums) in scores.chunks_exact(S::LANES).zip(sums.chunks_exact_mut(S::LANES)) {
-            let [[prob]] = probs_of(simd, [[exponent(simd, simd.load_slice(scores), lse)]], [base]);
+            let [[prob]] = probs_of(simd, [[exponent(simd, simd.load_slice(scores), lse)]], [base], 1.0);
             simd.store_slice(sums, simd.add(simd.load_slice(sums), prob));
         }
     }

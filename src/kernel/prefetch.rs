@@ -451,6 +451,17 @@ mod tests {
         }
     }
 
+    fn next_line(product: &mut ProductPrefetch, of: &Prefetch) -> Option<*const u8> {
+        let cursor = &mut product.cursor;
+        if cursor.lines_left == 0 && !cursor.start_next_row() {
+            *cursor = Cursor::start_of(of.all_runs().get(product.next_run)?);
+            product.next_run += 1;
+        }
+        let line = cursor.at;
+        (cursor.at, cursor.lines_left) = (line.wrapping_add(LINE), cursor.lines_left - 1);
+        Some(line)
+    }
+
     /// The lines that products of `parts` parts prefetch, until none are left.
     fn prefetched(prefetch: &mut Prefetch, parts: usize) -> Vec<*const u8> {
         let mut lines = Vec::new();
@@ -458,7 +469,7 @@ mod tests {
             let (mut product, mut expected) = (prefetch.for_product(), prefetch.for_product());
             let before = lines.len();
             for _ in 0..parts {
-                lines.extend((0..expected.lines_per_part).map_while(|_| expected.next_line(prefetch)));
+                lines.extend((0..expected.lines_per_part).map_while(|_| next_line(&mut expected, prefetch)));
                 crate::simd::Isa::best().run(Issue(&mut product, prefetch));
                 let position = |of: &ProductPrefetch| (of.cursor.at, of.cursor.lines_left, of.next_run);
                 assert_eq!(position(&product), position(&expected), "`issue` moves the cursor line by line");

@@ -6,15 +6,13 @@ use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use std::f64::consts::LN_2;
 
 /// When the running maximum moves, it is set this far above the largest score, in powers of two. O and l are rescaled again
-/// only after scores have grown by this much, and probs keep 118 of their 126 binary orders of magnitude.
+/// only after scores have grown by this much.
 pub(crate) const SLACK: f32 = 8.0;
 
-/// 2^26: probs below `2^-126 * PROB_UNIT` = 2^-100 are exactly 0. So a prob, and its product with a value of ordinary size, is never a
-/// denormal number. Intel's processors take about 150 cycles for a multiply-add that meets one, and with ALiBi whole tiles would.
-pub(super) const PROB_UNIT: f32 = 67_108_864.0;
-
-/// The exponent of [`PROB_UNIT`].
-const PROB_UNIT_LOG2: f32 = 26.0;
+/// 2^[`SLACK`]: probs are `PROB_UNIT * 2^(s - m)`, so that the one which moved the maximum is about 1, and those that are not 0 are at
+/// least 2^-118. Then their products with values of ordinary size are not denormal. Intel's processors take some 150 cycles for a
+/// multiply-add that meets a denormal number, and far from the diagonal of ALiBi there are whole tiles of them: 1.8 times the time.
+pub(super) const PROB_UNIT: f32 = 256.0;
 
 /// Above this magnitude of m, `magic - m` is not exact. In such lanes, m is subtracted from the scores first.
 pub(super) const FAR: f32 = 2_097_152.0; // 2^21
@@ -28,7 +26,7 @@ pub(super) const FAR: f32 = 2_097_152.0; // 2^21
 pub(crate) struct State<const N: usize> {
     /// m: an integer in units of log2, or -inf before the first visible key.
     pub(crate) max: [f32; N],
-    /// l: the sum of 2^(s - m).
+    /// l: the sum of `PROB_UNIT * 2^(s - m)`.
     pub(crate) sum: [f32; N],
 }
 
@@ -42,7 +40,7 @@ impl<const N: usize> State<N> {
     /// The log-sum-exp of row `n`'s scores and its sink, natural logarithm; -inf over no keys.
     pub(crate) fn lse(&self, n: usize, sink: Option<f32>) -> f32 {
         // In f64, because the maximum may be much larger than the logarithm of the sum. It is computed once for each row.
-        let (max, sum) = (self.max[n] as f64, self.sum[n] as f64);
+        let (max, sum) = (self.max[n] as f64, self.sum[n] as f64 / PROB_UNIT as f64);
         let Some(sink) = sink.map(f64::from) else {
             return if sum == 0.0 { f32::NEG_INFINITY } else { ((max + sum.log2()) * LN_2) as f32 };
         };
@@ -52,13 +50,13 @@ impl<const N: usize> State<N> {
         if high == f64::NEG_INFINITY { f32::NEG_INFINITY } else { (high + (low - high).exp().ln_1p()) as f32 }
     }
 
-    /// What row `n`'s values, summed so far, are divided by: the sum, and the sink's share in units of 2^max. 0 over no keys,
+    /// What row `n`'s values, summed so far, are divided by: the sum, and the sink's share in the same unit. 0 over no keys,
     /// whatever the sink, because there is nothing to divide.
     pub(crate) fn divisor(&self, n: usize, sink: Option<f32>) -> f32 {
         let (max, sum) = (self.max[n] as f64, self.sum[n]);
         match sink {
             Some(sink) if sum != 0.0 => {
-                let divisor = sum as f64 + (sink as f64 / LN_2 - max).exp2();
+                let divisor = sum as f64 + PROB_UNIT as f64 * (sink as f64 / LN_2 - max).exp2();
                 // A sink far above all scores leaves nothing of the values. Their sum times 0 would be NaN if it is infinite.
                 if divisor > f32::MAX as f64 { f32::MAX } else { divisor as f32 }
             }
@@ -86,10 +84,10 @@ pub(super) fn max_or_zero<S: Simd>(simd: S, max: S::F32) -> S::F32 {
     simd.select(simd.eq(max, simd.splat(f32::NEG_INFINITY)), simd.zero(), max)
 }
 
-/// `magic + 127 - m - log2(PROB_UNIT)`.
+/// `magic + 127 - m`.
 #[inline(always)]
 pub(super) fn base<S: Simd>(simd: S, max: S::F32) -> S::F32 {
-    simd.sub(simd.splat(ROUND + 127.0 - PROB_UNIT_LOG2), max)
+    simd.sub(simd.splat(ROUND + 127.0), max)
 }
 
 /// Folds the state of later keys into that of earlier ones: rescales both to the larger maximum, exactly, and adds.

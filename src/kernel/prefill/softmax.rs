@@ -1,4 +1,4 @@
-//! `P = 2^(S - m)`, `l += sum P`: the online softmax of a panel, in units of log2.
+//! `P = 2^8 * 2^(S - m)`, `l += sum P`: the online softmax of a panel, in units of log2.
 //!
 //! **The running maximum m is an integer**, so that a rescale is by an exact power of two, and the fraction that the
 //! polynomial takes, `s - round(s)`, depends on the score alone. With `magic = 1.5 * 2^23` and `base = magic + 127 - m`,
@@ -7,11 +7,11 @@
 //! ```text
 //! t = s + base            rounds s to an integer n; the low bits of t hold n - m + 127, which is the exponent of 2^(n-m)
 //! r = s - (t - base)      s - n, in [-1/2, 1/2]
-//! P = 2^r * 2^(n - m)     the exponent held at 0 or above as an integer: below 2^-126, P is exactly 0
+//! P = (2^8 * 2^r) * 2^(n - m)     the exponent held at 0 or above as an integer: where 2^(n - m) is below 2^-126, P is exactly 0
 //! ```
 //!
-//! When m moves, it is set [`SLACK`](crate::kernel::state::SLACK) above the largest score. So it moves rarely, and P never
-//! exceeds 1.
+//! When m moves, it is set [`SLACK`](crate::kernel::state::SLACK), 8, above the largest score. So it moves rarely, and P never exceeds 2^8.
+//! The factor [`PROB_UNIT`], a part of the polynomial's coefficients, makes P about 1 where the score is about the largest.
 
 use crate::kernel::shape::MAX_PANEL_LANES;
 use crate::kernel::state::{FAR, PROB_UNIT, PanelState, base, max_or_zero, power_of_two, raise_max};
@@ -178,7 +178,7 @@ fn block_probs<S: Simd, const V: usize, const KEYS: usize>(
     for (k, key) in keys.iter_mut().enumerate() {
         *key = load(simd, &scores[k * V * S::LANES..]);
     }
-    let keys = probs_of(simd, keys, bases);
+    let keys = probs_of(simd, keys, bases, PROB_UNIT);
     for (k, key) in keys.into_iter().enumerate() {
         for v in 0..V {
             sum[v] = simd.add(sum[v], key[v]);
@@ -211,18 +211,19 @@ fn store<S: Simd, const V: usize>(simd: S, x: &mut [f32], values: [S::F32; V]) {
     }
 }
 
-/// 2^(s - m) for s <= m, at most 2 ulp off; exactly 0 below 2^-126 and for -inf; NaN for NaN.
+/// `PROB_UNIT * 2^(s - m)` for s <= m, at most 2 ulp off; exactly 0 where 2^(s - m) is below 2^-126, and for -inf; NaN for NaN.
 #[inline(always)]
 pub(in crate::kernel) fn prob<S: Simd>(simd: S, s: S::F32, base: S::F32) -> S::F32 {
-    probs_of(simd, [[s]], [base])[0][0]
+    probs_of(simd, [[s]], [base], PROB_UNIT)[0][0]
 }
 
-/// The same for several keys and vectors side by side, step by step.
+/// The same for several keys and vectors side by side, step by step, times `unit`, a power of two, instead of `PROB_UNIT`.
 #[inline(always)]
 pub(in crate::kernel) fn probs_of<S: Simd, const V: usize, const KEYS: usize>(
     simd: S,
     s: [[S::F32; V]; KEYS],
     bases: [S::F32; V],
+    unit: f32,
 ) -> [[S::F32; V]; KEYS] {
     let (mut t, mut r) = (s, s);
     for (t, r) in t.iter_mut().zip(&mut r) {
@@ -232,7 +233,7 @@ pub(in crate::kernel) fn probs_of<S: Simd, const V: usize, const KEYS: usize>(
             r[v] = simd.sub(s, simd.sub(t[v], bases[v]));
         }
     }
-    let mut p = exp2_fractions(simd, r, PROB_UNIT);
+    let mut p = exp2_fractions(simd, r, unit);
     for (t, p) in t.iter().zip(&mut p) {
         for v in 0..V {
             let exponent = simd.max_i32(simd.bits(t[v]), simd.splat_i32(ROUND.to_bits() as i32));
