@@ -329,54 +329,69 @@ impl<S: Simd> LaneVectors<'_, S> {
         let keys = self.scores.len() / self.place.0;
         let whole = keys / S::LANES * S::LANES;
         for first in (0..whole).step_by(S::LANES) {
-            self.tensor_block::<STEPS, T>(simd, (bias, mask), at + first, first..first + S::LANES);
+            self.tensor_block::<STEPS, T>(simd, (bias, mask), (at + first, 0), first..first + S::LANES);
         }
         if whole == keys {
             return;
         }
+        let rest = whole..keys;
         match (bias, mask) {
+            (Some(LaneElements::Columns(_)), _) | (_, Some(LaneElements::Columns(_))) => {
+                self.tensor_block::<STEPS, T>(simd, (bias, mask), (at + whole, 0), rest);
+            }
+            // The vector of each row that ends where the keys do.
+            _ if at + keys >= S::LANES => {
+                let skipped = S::LANES - rest.len();
+                self.tensor_block::<STEPS, T>(simd, (bias, mask), (at + keys - S::LANES, skipped), rest);
+            }
             (Some(LaneElements::Rows(rows)), _) => {
-                let rest = rows.rest(at + whole);
-                let rows = LaneElements::Rows(LaneRows::of_rest(&rest));
-                self.tensor_block::<STEPS, T>(simd, (Some(&rows), None), 0, whole..keys);
+                let copies = rows.rest(at + whole);
+                let rows = LaneElements::Rows(LaneRows::of_rest(&copies));
+                self.tensor_block::<STEPS, T>(simd, (Some(&rows), None), (0, 0), rest);
             }
             (_, Some(LaneElements::Rows(rows))) => {
-                let rest = rows.rest(at + whole);
-                let rows = LaneElements::Rows(LaneRows::of_rest(&rest));
-                self.tensor_block::<STEPS, T>(simd, (None, Some(&rows)), 0, whole..keys);
+                let copies = rows.rest(at + whole);
+                let rows = LaneElements::Rows(LaneRows::of_rest(&copies));
+                self.tensor_block::<STEPS, T>(simd, (None, Some(&rows)), (0, 0), rest);
             }
-            _ => self.tensor_block::<STEPS, T>(simd, (bias, mask), at + whole, whole..keys),
+            (None, None) => unreachable!("a pass without tensors"),
         }
     }
 
-    /// Applies steps to at most `LANES` keys. Rows have at least `LANES` elements from `at` on.
+    /// Applies steps to at most `LANES` keys.
+    ///
+    /// * `at`, `skipped`: the element of the tensors' rows that a vector starts with, and its elements before the first key; rows have
+    ///   `LANES` elements from there on
     #[inline(always)]
     fn tensor_block<const STEPS: u8, T: Element>(
         &mut self,
         simd: S,
         (bias, mask): (Option<&LaneElements<'_, T>>, Option<&LaneElements<'_, u8>>),
-        at: usize,
+        (at, skipped): (usize, usize),
         keys: Range<usize>,
     ) {
         let (lanes, lane) = self.place;
         let none = PairInputs::none(simd);
         let biases = match bias {
-            Some(bias) => bias.load(simd, lane, at..at + keys.len()),
+            Some(bias) => bias.load(simd, lane, at..at + skipped + keys.len()),
             None => [none.bias; MAX_LANES],
         };
         let masks = match mask {
-            Some(mask) => mask.load_masks(simd, lane, at..at + keys.len()),
+            Some(mask) => mask.load_masks(simd, lane, at..at + skipped + keys.len()),
             None => [none.attends; MAX_LANES],
         };
         let scores = &mut self.scores[keys.start * lanes..keys.end * lanes];
-        assert!(keys.len() <= S::LANES && lane + S::LANES <= lanes);
+        assert!(skipped + keys.len() <= S::LANES && lane + S::LANES <= lanes);
         for n in 0..S::LANES {
-            if n == keys.len() {
+            if n < skipped {
+                continue;
+            }
+            if n == skipped + keys.len() {
                 break;
             }
-            let to = scores.as_mut_ptr().wrapping_add(n * lanes + lane);
+            let to = scores.as_mut_ptr().wrapping_add((n - skipped) * lanes + lane);
             let pair = PairInputs { bias: biases[n], attends: masks[n], ..none };
-            // SAFETY: key n is one of `keys`, whose scores are `lanes` each, and `LANES` of them from `lane` on are within it
+            // SAFETY: key n - skipped is one of `keys`, whose scores are `lanes` each, and `LANES` of them from `lane` on are within it
             // (asserted above).
             let score = self.vectors.apply::<STEPS>(unsafe { simd.load(to) }, pair);
             self.max = simd.max(self.max, score);

@@ -205,16 +205,20 @@ pub(super) fn transpose_rows<S: Simd, M: Multiply<S>>(
     (to, lanes): (&mut [f32], usize),
 ) {
     assert!(lanes <= MAX_PANEL_LANES);
-    let block = S::LANES * lanes;
-    let whole = rows.len() / S::LANES;
-    let (whole, rest) = to.split_at_mut(whole * block);
-    for (b, to) in whole.chunks_exact_mut(block).enumerate() {
+    let (block, len) = (S::LANES * lanes, rows.len());
+    for (b, to) in to.chunks_exact_mut(block).take(len / S::LANES).enumerate() {
         transpose_blocks((simd, multiply), rows, b * S::LANES, factor, (to, lanes));
     }
-    if let Some((first, padding)) = rest.split_at_mut_checked(block) {
-        let rest = rows.rest(rows.len() / S::LANES * S::LANES);
-        transpose_blocks((simd, multiply), &LaneRows::of_rest(&rest), 0, factor, (first, lanes));
-        padding.fill(0.0);
+    if len * lanes < to.len() {
+        if len < S::LANES {
+            let rest = rows.rest(0);
+            transpose_blocks((simd, multiply), &LaneRows::of_rest(&rest), 0, factor, (&mut to[..block], lanes));
+        } else if !len.is_multiple_of(S::LANES) {
+            // The last vector of each row. Those of its elements that have been transposed come out the same again.
+            let at = len - S::LANES;
+            transpose_blocks((simd, multiply), rows, at, factor, (&mut to[at * lanes..len * lanes], lanes));
+        }
+        to[len * lanes..].fill(0.0);
     }
 }
 

@@ -356,7 +356,7 @@ fn add_row(exact: &mut Exact, row: &Row, values: &[f64], Dims { value_dim, seq_k
     }
 
     let rounding = gamma(2.0 * sum_steps as f64 + 2.0) + F64;
-    let denormal = (4.0 * seq_kv as f64 + 4.0) * ETA * (1u64 << 17) as f64;
+    let denormal = (4.0 * seq_kv as f64 + 4.0) * ETA * (1u64 << 9) as f64;
     for d in 0..value_dim {
         let value = |&j: &usize| if j == SINK { 0.0 } else { values[j * value_dim + d] };
         let out = row.keys.iter().map(value).zip(&shares).map(|(value, share)| value * share).sum::<f64>();
