@@ -13,7 +13,7 @@
 //! ```text
 //! scores    S[j][i]  = sum_e K[j][e] * Q[i][e]
 //! mods      S[j][i]  = softcap, bias, ALiBi, users' functions; -inf if hidden      only where there is something to modify
-//! softmax   P[j][i]  = 2^(S[j][i] - m[i])                           m: running maximum, an integer
+//! softmax   P[j][i]  = 2^(S[j][i] - m[i])                           m: running maximum, an integer; P in units of 2^-8
 //!           l[i]    += sum_j P[j][i]
 //! values    O[i][d] += sum_j P[j][i] * V[j][d]
 //! finish    out[i][d] = O[i][d] / l[i]                               a sink adds 2^(sink - m[i]) to l[i]

@@ -6,7 +6,7 @@
 
 mod support;
 
-use flashtile::{DType, Form, Level};
+use flashtile::{Attention, DType, Form, Level};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +14,9 @@ use support::any_problem::{Broadcast, Problem, Tensor};
 use support::bound::{Chains, exact, round_to};
 use support::check::{Found, check};
 use support::layouts::Layout;
+use support::problems::forms_and_levels;
 use support::random_problem::{large_dims, problem, small_dims};
-use support::{Dims, Rng};
+use support::{Dims, Inputs, Rng};
 
 #[test]
 fn small_problems() {
@@ -134,6 +135,24 @@ const LAST: usize = 1029;
 
 /// Models write -1e9 or the lowest finite number for "hidden". In a row of nothing else, every score rounds to that number.
 /// The row's output is the mean of the values, not the 0 of a row that sees no key.
+/// Values just below 2^120 / seq_kv, where probs are as large as they get: the later keys' scores are larger by just less than what
+/// moves the maximum, or so large that its distance from them is rounded away.
+#[test]
+fn values_near_the_limit_do_not_overflow() {
+    let dims = Dims { value_dim: 16, ..Dims::new(1, 4, 480, 1) };
+    let largest = 2f32.powi(120) / dims.seq_kv as f32 * 0.99;
+    for later in [0.0, 5.5, 1e9, 1e30] {
+        let first = if later > 1e3 { later } else { 0.0 };
+        let k: Vec<f32> = (0..dims.seq_kv).map(|j| if j < 240 { first } else { later }).collect();
+        let inputs = Inputs::<f32> { dims, q: vec![1.0; 4], k, v: vec![largest; 16 * dims.seq_kv] };
+        for (form, level) in forms_and_levels() {
+            let (out, _) = inputs.compute(&Attention::new().scale(1.0).form(form).level(level));
+            let wrong = out.iter().find(|out| (**out / largest - 1.0).abs() > 1e-4);
+            assert!(wrong.is_none(), "{wrong:?} for {largest:e}, scores of {later}: {form:?} {level}");
+        }
+    }
+}
+
 #[test]
 fn rows_of_one_huge_bias_are_uniform() {
     for (form, level) in [Form::Decode, Form::Prefill].into_iter().flat_map(|f| Level::available().map(move |l| (f, l)))

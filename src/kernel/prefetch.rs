@@ -132,7 +132,7 @@ fn iterations_per_line(bytes: usize) -> usize {
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
     at: *const u8,
-    /// Lines left in the current row; 0 after the last row.
+    /// Lines left in the current row; 0 at its end.
     lines_left: usize,
     /// Rows after the current one, and lines of each.
     rows_left: usize,

@@ -135,9 +135,10 @@ pub(super) fn task_heads(head_work: usize, tasks: usize) -> usize {
     (TASK_WORK / head_work.max(1)).min(tasks / ENOUGH_TASKS).max(1)
 }
 
-/// Multiply-adds of a task of several heads: some 0.2 ms. Claiming a task and listing its rows take 0.1 µs, half the time of a head of 4
-/// queries and keys; with spans that differ, as in causal order, 10 ns for each row, 4% of the time of a head of 128.
-const TASK_WORK: usize = 1 << 23;
+/// Multiply-adds of a task of several heads. They take 5 to 10 µs, against some 0.1 µs to claim a task and to list its rows, which
+/// is half the time of a head of 4 queries and keys. (With 2^23, causal heads of 128 took 0.95 of the time, but a long sequence among
+/// short ones was one task.)
+const TASK_WORK: usize = 1 << 18;
 
 /// Tiles of keys of a task that sums probabilities: up to four, because each task packs all queries, if 16 tasks remain: with two threads,
 /// one then waits for a 16th of the time at most.

@@ -155,7 +155,9 @@ impl<'a, T: Copy> GroupRows<'a, T> {
         }
         let origin = self.origin.wrapping_offset(self.layout.offset(self.first));
         // SAFETY: the invariant: these rows are a query stride apart.
-        Some(unsafe { Matrix::from_parts(origin, [self.count, self.cols], [self.layout.query_stride, self.col_stride]) })
+        Some(unsafe {
+            Matrix::from_parts(origin, [self.count, self.cols], [self.layout.query_stride, self.col_stride])
+        })
     }
 
     /// The rows of each head in the group, as a matrix. They must be of one batch.

@@ -1,5 +1,5 @@
-//! All steps of the prefill form in one call, for short sequences: heads whose keys are one tile, with nothing that modifies or hides
-//! scores.
+//! All steps of the prefill form in one call, for short sequences: heads in f32 whose keys are one tile, with nothing that modifies or
+//! hides scores, and sums by rows ([`sums_by_rows`]): one panel, or at most 64 keys.
 //!
 //! ```text
 //! for each panel:
@@ -104,7 +104,8 @@ impl<'t> ShortHeads<'t> {
 fn are_short(task: &TaskInput<'_>, panels: &[Panel]) -> bool {
     let span = &task.span;
     let unmodified = !task.has_score_mods() && task.score_mods.open.is_empty() && task.score_mods.sinks.is_none();
-    let sees_all = task.masks.with_holes().next().is_none() && panels.iter().all(|panel| panel.lanes.cover.is_full(span));
+    let sees_all =
+        task.masks.with_holes().next().is_none() && panels.iter().all(|panel| panel.lanes.cover.is_full(span));
     task.operands == Operands::F32
         && unmodified
         && sees_all
@@ -138,7 +139,8 @@ impl Kernel for ShortHead<'_, '_, '_, '_> {
             (state.max, state.sum) = ([f32::NEG_INFINITY; MAX_PANEL_LANES], [0.0; MAX_PANEL_LANES]);
 
             // 1. Scores.
-            let lanes_rows = LaneRows::of_group(queries.slice(rows.clone()), 0..queries.cols()).expect("rows without gaps");
+            let lanes_rows =
+                LaneRows::of_group(queries.slice(rows.clone()), 0..queries.cols()).expect("rows without gaps");
             transpose_rows((simd, F32Fma::new()), &lanes_rows, Some(*factor), (&mut *into, count));
             let of_panel = Scores { keys, queries: into, scores: &mut *scores, max: &mut max[..count], prefetch };
             of_panel.panel_scores(simd, F32Fma::new());
