@@ -257,24 +257,30 @@ fn heads_that_share_a_task() {
 /// some of their values are infinite or not.
 #[test]
 fn short_heads_have_the_bits_of_the_general_steps() {
+    short_heads::<f32>(60);
+    short_heads::<flashtile::f16>(30);
+    short_heads::<flashtile::bf16>(30);
+}
+
+fn short_heads<T: Bits>(rounds: usize) {
     let mut rng = Rng(11);
-    for round in 0..60 {
+    for round in 0..rounds {
         let (seq_q, seq_kv) = (1 + rng.below([9, 70][round % 2]), 1 + rng.below([20, 64, 200][round % 3]));
         let (head_dim, value_dim) = (1 + rng.below(80), 16 * (1 + rng.below(5)));
         let (heads_kv, group) = (1 + rng.below(3), 1 + rng.below(2));
         let batch = [1, 70][usize::from(rng.one_in(4))];
         let dims = Dims { batch, heads_kv, value_dim, ..Dims::new(heads_kv * group, seq_q, seq_kv, head_dim) };
-        let mut inputs = Inputs::<f32>::random(dims, &mut rng);
+        let mut inputs = Inputs::<T>::random(dims, &mut rng);
         if rng.one_in(3) {
             let at = rng.below(inputs.v.len());
-            inputs.v[at] = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY][rng.below(3)];
+            inputs.v[at] = T::from_f32([f32::INFINITY, f32::NAN, f32::NEG_INFINITY][rng.below(3)]);
         }
         let all = vec![true; seq_kv];
         let attend = TensorRef::from_slice(&all, [1, 1, 1, seq_kv]).unwrap();
         for level in Level::available() {
             let short = Attention::new().form(Form::Prefill).level(level);
             let general = short.clone().mask(attend);
-            assert!(inputs.bits(&short) == inputs.bits(&general), "{dims:?}, {level}, round {round}");
+            assert!(inputs.bits(&short) == inputs.bits(&general), "{} {dims:?}, {level}, round {round}", T::DTYPE);
         }
     }
 }

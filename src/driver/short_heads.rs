@@ -6,7 +6,7 @@ use super::output::{ClaimedTask, TaskClaims};
 use super::schedule::Task;
 use crate::element::ByElement;
 use crate::kernel::prefetch::Prefetch;
-use crate::kernel::prefill::short::{HeadRows, ShortHeads};
+use crate::kernel::prefill::short::{HeadRows, Key, ShortHeads};
 use crate::kernel::scratch::Scratch;
 use crate::kernel::task::TaskInput;
 use crate::plan::Form;
@@ -23,9 +23,33 @@ pub(super) fn compute(
     prefetch: &mut Prefetch,
     scratch: &mut Scratch,
 ) -> usize {
+    let (problem, task) = (claims.problem(), claimed.task);
+    if !task.tail.is_empty() {
+        return task.heads.start;
+    }
+    let Some(short) = ShortHeads::new(first, scratch) else { return task.heads.start };
+    match (&problem.q, &problem.k, &problem.v) {
+        (ByElement::F32(q), ByElement::F32(k), ByElement::F32(v)) => {
+            compute_heads(Tensors { problem, q, k, v }, claimed, short, prefetch)
+        }
+        (ByElement::F16(q), ByElement::F16(k), ByElement::F16(v)) => {
+            compute_heads(Tensors { problem, q, k, v }, claimed, short, prefetch)
+        }
+        (ByElement::Bf16(q), ByElement::Bf16(k), ByElement::Bf16(v)) => {
+            compute_heads(Tensors { problem, q, k, v }, claimed, short, prefetch)
+        }
+        _ => task.heads.start,
+    }
+}
+
+/// As [`compute`], for short heads of one element type.
+fn compute_heads<T: Key>(
+    tensors: Tensors<'_, T>,
+    claimed: &mut ClaimedTask<'_>,
+    mut short: ShortHeads<'_>,
+    prefetch: &mut Prefetch,
+) -> usize {
     let task = claimed.task;
-    let tensors = if task.tail.is_empty() { Tensors::new(claims.problem()) } else { None };
-    let Some((tensors, mut short)) = tensors.zip(ShortHeads::new(first, scratch)) else { return task.heads.start };
     let after = claimed.next.filter(|next| next.form == Form::Prefill && next.keys == task.keys);
     // The rows of a head and those of the next one, by turns.
     let mut rows = [tensors.rows(task, task.heads.start), None];
@@ -44,25 +68,18 @@ pub(super) fn compute(
     task.heads.end
 }
 
-/// Queries, keys and values in f32.
-struct Tensors<'a> {
+/// Queries, keys and values of one element type.
+struct Tensors<'a, T> {
     problem: &'a Problem<'a>,
-    q: &'a Strided<'a, f32, 4>,
-    k: &'a Strided<'a, f32, 4>,
-    v: &'a Strided<'a, f32, 4>,
+    q: &'a Strided<'a, T, 4>,
+    k: &'a Strided<'a, T, 4>,
+    v: &'a Strided<'a, T, 4>,
 }
 
-impl<'a> Tensors<'a> {
-    fn new(problem: &'a Problem<'a>) -> Option<Self> {
-        match (&problem.q, &problem.k, &problem.v) {
-            (ByElement::F32(q), ByElement::F32(k), ByElement::F32(v)) => Some(Tensors { problem, q, k, v }),
-            _ => None,
-        }
-    }
-
+impl<'a, T: Copy> Tensors<'a, T> {
     /// The rows of a head of a task; `None` if its keys lie in several runs.
     #[inline(always)]
-    fn rows(&self, task: &Task, head: usize) -> Option<HeadRows<'a>> {
+    fn rows(&self, task: &Task, head: usize) -> Option<HeadRows<'a, T>> {
         let problem = self.problem;
         let (b, head_kv) = problem.dims.batch_and_head(head);
         let heads = problem.dims.group_heads(head_kv);

@@ -1,10 +1,10 @@
-//! All steps of the prefill form in one call, for short sequences: heads in f32 whose keys are one tile, with nothing that modifies or
-//! hides scores, and sums by rows ([`sums_by_rows`]): one panel, or at most 64 keys.
+//! All steps of the prefill form in one call, for short sequences: heads of one element type whose keys are one tile, with nothing that
+//! modifies or hides scores, and sums by rows ([`sums_by_rows`]): one panel, or at most 64 keys.
 //!
 //! ```text
 //! for each panel:
 //!     Q[e][lane] = factor * q[lane][e]             transpose.rs
-//!     S[j][lane] = sum_e k[j][e] * Q[e][lane]      scores.rs
+//!     S[j][lane] = sum_e k[j][e] * Q[e][lane]      scores.rs, from k as f32
 //!     P, l       = softmax of S                    softmax.rs
 //!     O[lane][d] = sum_j P[j][lane] * v[j][d]      values.rs
 //!     out        = O / l                           finish.rs
@@ -18,7 +18,7 @@ use super::scores::Scores;
 use super::softmax::{Summed, panel_softmax};
 use super::values::sum_rows;
 use super::{next_tile_parts, sums_by_rows};
-use crate::element::with_elements;
+use crate::element::{Element, bf16, f16, with_elements};
 use crate::kernel::arithmetic::F32Fma;
 use crate::kernel::output::TaskOutput;
 use crate::kernel::panel::Panel;
@@ -27,8 +27,9 @@ use crate::kernel::scratch::Scratch;
 use crate::kernel::shape::{MAX_PANEL_LANES, panel_lanes, round_up_lanes};
 use crate::kernel::task::{Operands, TaskInput};
 use crate::kernel::transpose::{LaneRows, transpose_rows};
+use crate::kernel::widen::widen;
 use crate::simd::{Isa, Kernel, Simd};
-use crate::tensor::group::{AnyGroupRows, GroupRows};
+use crate::tensor::group::GroupRows;
 use crate::tensor::matrix::Matrix;
 use std::ops::Range;
 
@@ -42,6 +43,8 @@ pub(crate) struct ShortHeads<'t> {
     panels: &'t mut [Panel],
     /// `[head_dim rounded up][lanes]`.
     queries: &'t mut [f32],
+    /// `[keys][head_dim]`, for keys of half types.
+    keys: &'t mut [f32],
     /// `[keys][lanes]`.
     scores: &'t mut [f32],
     /// `[lanes][value_dim]`.
@@ -49,10 +52,47 @@ pub(crate) struct ShortHeads<'t> {
 }
 
 /// The rows of a head: its queries, and the keys and values of its span.
-pub(crate) struct HeadRows<'a> {
-    pub(crate) queries: GroupRows<'a, f32>,
-    pub(crate) keys: Matrix<'a, f32>,
-    pub(crate) values: Matrix<'a, f32>,
+pub(crate) struct HeadRows<'a, T> {
+    pub(crate) queries: GroupRows<'a, T>,
+    pub(crate) keys: Matrix<'a, T>,
+    pub(crate) values: Matrix<'a, T>,
+}
+
+/// Elements whose rows can be keys of a product.
+pub(crate) trait Key: Element {
+    /// The keys as f32, in place or in `copy`, which has as many elements or more.
+    fn as_f32<'k, S: Simd>(simd: S, keys: Matrix<'k, Self>, copy: &'k mut [f32]) -> Matrix<'k, f32>;
+}
+
+impl Key for f32 {
+    #[inline(always)]
+    fn as_f32<'k, S: Simd>(_: S, keys: Matrix<'k, f32>, _: &'k mut [f32]) -> Matrix<'k, f32> {
+        keys
+    }
+}
+
+impl Key for f16 {
+    #[inline(always)]
+    fn as_f32<'k, S: Simd>(simd: S, keys: Matrix<'k, f16>, copy: &'k mut [f32]) -> Matrix<'k, f32> {
+        widened(simd, keys, copy)
+    }
+}
+
+impl Key for bf16 {
+    #[inline(always)]
+    fn as_f32<'k, S: Simd>(simd: S, keys: Matrix<'k, bf16>, copy: &'k mut [f32]) -> Matrix<'k, f32> {
+        widened(simd, keys, copy)
+    }
+}
+
+#[inline(always)]
+fn widened<'k, S: Simd, T: Element>(simd: S, keys: Matrix<'k, T>, copy: &'k mut [f32]) -> Matrix<'k, f32> {
+    let (rows, cols) = (keys.rows(), keys.cols());
+    let copy = &mut copy[..rows * cols];
+    for (n, copy) in copy.chunks_exact_mut(cols.max(1)).enumerate() {
+        widen(simd, keys.row(n), 1.0, copy);
+    }
+    Matrix::from_slice(copy, rows, cols)
 }
 
 impl<'t> ShortHeads<'t> {
@@ -64,21 +104,22 @@ impl<'t> ShortHeads<'t> {
             return None;
         }
         let (span, lanes) = (task.span.clone(), panel_lanes(task.isa));
-        let [queries, scores, sums] = floats.buffers([
+        let [queries, keys, scores, sums] = floats.buffers([
             round_up_lanes(task.head_dim()) * lanes,
+            if task.keys.are_in_place() { 0 } else { span.len() * task.head_dim() },
             span.len() * lanes,
             round_up_lanes(task.value_dim()) * lanes,
         ]);
         let parts = panels.iter().map(|panel| next_tile_parts(task, &panel.lanes, &span, true)).sum();
-        Some(ShortHeads { isa: task.isa, factor: task.factor, span, parts, panels, queries, scores, sums })
+        Some(ShortHeads { isa: task.isa, factor: task.factor, span, parts, panels, queries, keys, scores, sums })
     }
 
     /// Computes a head and prefetches the next one's rows. Returns whether it is done: not if a sum is not finite, because a value that
     /// is not finite may have a prob of 0 and count for nothing.
-    pub(crate) fn compute(
+    pub(crate) fn compute<T: Key>(
         &mut self,
-        head: &HeadRows<'_>,
-        next: Option<&HeadRows<'_>>,
+        head: &HeadRows<'_, T>,
+        next: Option<&HeadRows<'_, T>>,
         prefetch: &mut Prefetch,
         output: &mut TaskOutput<'_>,
     ) -> bool {
@@ -87,7 +128,7 @@ impl<'t> ShortHeads<'t> {
         if let Some(next) = next {
             prefetch.add_rows(next.keys);
             prefetch.add_rows(next.values);
-            prefetch.add_group(AnyGroupRows::F32(next.queries));
+            next.queries.heads().for_each(|head| prefetch.add_rows(head));
         }
         prefetch.spread(self.parts);
         if !self.isa.run(ShortHead { heads: self, head, prefetch, output }) {
@@ -118,20 +159,21 @@ fn are_short(task: &TaskInput<'_>, panels: &[Panel]) -> bool {
 }
 
 /// A head. Its arguments stay in this struct while the products run (see `AddValues` in `values.rs`).
-struct ShortHead<'s, 't, 'a, 'o> {
+struct ShortHead<'s, 't, 'a, 'o, T> {
     heads: &'s mut ShortHeads<'t>,
-    head: &'s HeadRows<'a>,
+    head: &'s HeadRows<'a, T>,
     prefetch: &'s mut Prefetch,
     output: &'s mut TaskOutput<'o>,
 }
 
-impl Kernel for ShortHead<'_, '_, '_, '_> {
+impl<T: Key> Kernel for ShortHead<'_, '_, '_, '_, T> {
     type Output = bool;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
         let ShortHead { heads, head: &HeadRows { queries, keys, values }, prefetch, output } = self;
-        let ShortHeads { factor, span, panels, queries: into, scores, sums, .. } = heads;
+        let ShortHeads { factor, span, panels, queries: into, keys: copy, scores, sums, .. } = heads;
+        let keys = T::as_f32(simd, keys, copy);
         for Panel { lanes, state, .. } in &mut **panels {
             let (rows, count) = (lanes.rows.clone(), lanes.count);
             let (into, scores) = (&mut into[..round_up_lanes(keys.cols()) * count], &mut scores[..keys.rows() * count]);
