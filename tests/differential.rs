@@ -133,8 +133,6 @@ const ADVERSARIAL: Dims =
     Dims { batch: 1, heads_q: 2, heads_kv: 1, seq_q: 12, seq_kv: 1030, head_dim: 4, value_dim: 5 };
 const LAST: usize = 1029;
 
-/// Models write -1e9 or the lowest finite number for "hidden". In a row of nothing else, every score rounds to that number.
-/// The row's output is the mean of the values, not the 0 of a row that sees no key.
 /// Values just below 2^120 / seq_kv, where probs are as large as they get: the later keys' scores are larger by just less than what
 /// moves the maximum, or so large that its distance from them is rounded away.
 #[test]
@@ -153,6 +151,8 @@ fn values_near_the_limit_do_not_overflow() {
     }
 }
 
+/// Models write -1e9 or the lowest finite number for "hidden". In a row of nothing else, every score rounds to that number.
+/// The row's output is the mean of the values, not the 0 of a row that sees no key.
 #[test]
 fn rows_of_one_huge_bias_are_uniform() {
     for (form, level) in [Form::Decode, Form::Prefill].into_iter().flat_map(|f| Level::available().map(move |l| (f, l)))

@@ -11,7 +11,7 @@ pub(crate) const SLACK: f32 = 8.0;
 
 /// 2^[`SLACK`]: probs are `PROB_UNIT * 2^(s - m)`, at most 2^8. The one that moved the maximum is about 1, unless scores are so large that
 /// `SLACK` rounds away, and those that are not 0 are above 2^-119. Then their products with values of ordinary size are not denormal. Intel's processors take some 150 cycles for a
-/// multiply-add that meets a denormal number, and far from the diagonal of ALiBi there are whole tiles of them: 1.8 times the time.
+/// multiply-add that meets a denormal number, and far from the diagonal of ALiBi there are whole tiles of them: 1.7 times the time.
 pub(super) const PROB_UNIT: f32 = 256.0;
 
 /// Above this magnitude of m, `magic - m` is not exact. In such lanes, m is subtracted from the scores first.

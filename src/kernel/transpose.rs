@@ -130,7 +130,7 @@ impl<'a, T: Copy> LaneRows<'a, T> {
     #[inline(always)]
     pub(super) fn of_group(rows: GroupRows<'a, T>, cols: Range<usize>) -> Option<Self> {
         match rows.one_head() {
-            // Rows at one stride take a third of the instructions.
+            // Rows at one stride need no division and no test for each of them.
             Some(head) => Self::new(head.rows(), |n| head.row(n).slice(cols.clone()).as_slice()),
             None => Self::new(rows.count(), |n| rows.row(n).slice(cols.clone()).as_slice()),
         }

@@ -15,7 +15,7 @@ pub(crate) fn prefetches_into_second_cache() -> bool {
 /// Whether the dot products of pairs of bf16 that the processor has are as fast as multiply-adds of f32, so that they halve the time.
 ///
 /// On AMD's processors (Zen 4, Zen 5) they are. Intel's Emerald Rapids starts one where it starts two multiply-adds: prefill of bf16 took
-/// 1.3 times as long by pairs as by f32, decode 0.95 to 1.4 times. Elements that the instruction can't represent cost extra.
+/// 1.4 times as long by pairs as by f32, decode as long at best. Elements that the instruction can't represent cost extra.
 pub(crate) fn has_fast_pair_dots() -> bool {
     static IS_AMD: LazyLock<bool> = LazyLock::new(|| is(b"AuthenticAMD"));
     *IS_AMD

@@ -314,6 +314,8 @@ impl<'a, T> GroupRowsMut<'a, T> {
         self.col_stride == 1 || self.cols <= 1
     }
 
+    /// Row `n` of these, borrowed while it is written.
+    ///
     /// # Panics
     /// If there is no such row.
     #[inline(always)]

@@ -60,7 +60,7 @@ pub(crate) struct HeadRows<'a, T> {
 
 /// Elements whose rows can be keys of a product.
 pub(crate) trait Key: Element {
-    /// The keys as f32, in place or in `copy`, which has as many elements or more.
+    /// `keys` as f32, in place or copied to `copy`: `[keys.rows()][keys.cols()]`, or longer.
     fn as_f32<'k, S: Simd>(simd: S, keys: Matrix<'k, Self>, copy: &'k mut [f32]) -> Matrix<'k, f32>;
 }
 
