@@ -16,7 +16,7 @@ use crate::kernel::partial::EarlierResults;
 use crate::kernel::prefetch::Prefetch;
 use crate::kernel::prefill::Prefill;
 use crate::kernel::scratch::Scratch;
-use crate::kernel::task::Piece;
+use crate::kernel::task::{Piece, TaskInput};
 use crate::plan::{Form, KeySteps, Plan};
 use crate::problem::Problem;
 use crate::threads::{work_through, workers};
@@ -88,20 +88,21 @@ fn compute(claims: &TaskClaims<'_>, prefixes: &SharedPrefixes, mut claimed: Clai
     if !task.tail.is_empty() {
         Decode::list_rows(&task.tail_input(problem, plan, heads.start), scratch);
     }
-    compute_heads((claims, prefixes), &mut claimed, heads, &mut prefetch, scratch);
+    let input = if heads.start == task.heads.start { input } else { task.input(problem, plan, heads.start) };
+    compute_heads((claims, prefixes), &mut claimed, (heads, input), &mut prefetch, scratch);
 }
 
-/// Computes the heads `heads` of a task whose rows have been listed.
-fn compute_heads(
-    (claims, prefixes): (&TaskClaims<'_>, &SharedPrefixes),
+/// Computes the heads `heads` of a task whose rows have been listed; `first` is the input of the first of them.
+fn compute_heads<'c>(
+    (claims, prefixes): (&'c TaskClaims<'_>, &SharedPrefixes),
     claimed: &mut ClaimedTask<'_>,
-    heads: Range<usize>,
+    (heads, first): (Range<usize>, TaskInput<'c>),
     prefetch: &mut Prefetch,
     scratch: &mut Scratch,
 ) {
     let (problem, plan, task) = (claims.problem(), claims.plan(), claimed.task);
     // The input of a head and that of the next one, by turns.
-    let mut inputs = [Some(task.input(problem, plan, heads.start)), None];
+    let mut inputs = [Some(first), None];
     for head in heads.clone() {
         let [even, odd] = &mut inputs;
         let (input, next) = if (head - heads.start).is_multiple_of(2) { (even, odd) } else { (odd, even) };

@@ -147,14 +147,14 @@ impl<'a, T: Copy> GroupRows<'a, T> {
         unsafe { Row::from_parts(origin, self.cols, self.col_stride) }
     }
 
-    /// The rows as a matrix, if they are of one head and one batch.
+    /// The rows as a matrix, if there are any, and they are of one head and one batch.
     #[inline(always)]
     pub(crate) fn one_head(self) -> Option<Matrix<'a, T>> {
-        if self.layout.group != 1 || self.first + self.count > self.layout.queries {
+        if self.layout.group != 1 || self.count == 0 || self.first + self.count > self.layout.queries {
             return None;
         }
         let origin = self.origin.wrapping_offset(self.layout.offset(self.first));
-        // SAFETY: the invariant: these rows are a query stride apart.
+        // SAFETY: the invariant, for each of these rows. They are of one head and one batch, so a query stride apart.
         Some(unsafe {
             Matrix::from_parts(origin, [self.count, self.cols], [self.layout.query_stride, self.col_stride])
         })
